@@ -1,0 +1,114 @@
+"""`AlphaCallback`: α of every step, what was drawn so far, and the plan's mark in the checkpoint."""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
+
+from hf_interp.plan import MixturePlan
+
+logger = logging.get_logger(__name__)
+
+
+class AlphaCallback(TrainerCallback, ExportableState):
+    """Keeps `alpha` at the α of the step in progress, and logs it with the realised shares and passes.
+
+    It reads the plan from the training loader, so it needs no arguments and works in any `Trainer` whose training dataset
+    has a `plan`. α is not read by the data from here: data and callback compute the same function of the step, hence no
+    prefetching can bring them apart.
+
+    Attributes:
+        alpha (`float` or `None`): α of the step in progress or just ended; `None` before training.
+        plan (`MixturePlan` or `None`): the plan of the run.
+
+    Raises:
+        ValueError: on resume, if the checkpoint was written by a run that read other data in another order.
+    """
+
+    def __init__(self) -> None:
+        self.alpha: float | None = None
+        self.plan: MixturePlan | None = None
+        self.last_logged_step = 0
+
+    def state(self) -> dict[str, Any]:
+        """What goes into `trainer_state.json`."""
+        return {
+            "args": {},
+            "attributes": {
+                "last_logged_step": self.last_logged_step,
+                "saved_plan": self.plan.identity() if self.plan is not None else None,
+            },
+        }
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find the plan and compare it with the checkpoint's."""
+        self.plan = kwargs["train_dataloader"].dataset.plan
+        self.alpha = self.plan.alpha(state.global_step)
+        self.last_logged_step = state.global_step
+        if state.global_step > 0:
+            self._compare_with_checkpoint(state)
+        # The host looks its stateful callbacks up by name when it saves; a checkpoint written without this one lacks it.
+        state.stateful_callbacks[type(self).__name__] = self.state()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set α."""
+        if self.plan is not None:
+            self.alpha = self.plan.alpha(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add to the training logs of a trainer that does not ask for `metrics` itself."""
+        if logs is not None and "loss" in logs and "alpha" not in logs:
+            found = self.metrics(state.global_step)
+            logs.update(found)
+            state.log_history[-1].update(found)
+
+    def metrics(self, global_step: int) -> dict[str, float]:
+        """What to log after `global_step` steps.
+
+        `alpha` belongs to the step that has just ended; `share_<corpus>` is the realised share of the examples since the
+        last log; `passes_<corpus>` counts how often the corpus has been read (streams have none).
+        """
+        if self.plan is None or global_step <= self.last_logged_step:
+            return {}
+        before, after = self.plan.drawn_before([self.last_logged_step, global_step])
+        drawn = (after - before).tolist()
+        found = {"alpha": self.plan.alpha(global_step - 1)}
+        for corpus, count in zip(self.plan.corpora, drawn, strict=True):
+            found[f"share_{corpus.name}"] = count / sum(drawn)
+        for corpus, passes in zip(self.plan.corpora, self.plan.passes(global_step), strict=True):
+            if passes is not None:
+                found[f"passes_{corpus.name}"] = round(passes, 6)
+        self.last_logged_step = global_step
+        return found
+
+    def _compare_with_checkpoint(self, state: TrainerState) -> None:
+        stored: Any = state.stateful_callbacks.get(type(self).__name__, {})
+        attributes = stored.get("attributes", {}) if isinstance(stored, dict) else {}
+        saved = attributes.get("saved_plan")
+        if saved is None or self.plan is None:
+            logger.warning(
+                f"The checkpoint was written without a mixture. The mixture begins at step {state.global_step} of its plan."
+            )
+            return
+        self.last_logged_step = attributes["last_logged_step"]
+        current = self.plan.identity()
+        changed = [f"{key}: {saved.get(key)} -> {current[key]}" for key in current if saved.get(key) != current[key]]
+        if changed:
+            raise ValueError(
+                "The checkpoint belongs to another mixture, so examples would be lost or read again: "
+                + "; ".join(changed)
+                + ". Resume with the settings of the first run, or start a new run from the checkpoint's weights "
+                "(from_pretrained)."
+            )

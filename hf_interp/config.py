@@ -1,0 +1,334 @@
+"""What a run is told: `InterpolationConfig` for the trainer, and recipes (YAML), whose keys are its fields and theirs.
+
+A recipe is one mapping. Its keys are the fields of `Recipe` and of `InterpolationConfig`, hence of `TrainingArguments`;
+every key is also a command-line flag, with dots to reach inside: `--learning_rate 1e-4 --corpora.domain.path my.csv`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_interp.plan import SIDES, Side
+from hf_interp.schedules import AlphaSchedule, did_you_mean, get_alpha_schedule
+
+
+@dataclass
+class InterpolationConfig(TrainingArguments):
+    """[`~transformers.TrainingArguments`] with the settings of α.
+
+    α(step) is the share of domain examples in the global batch of a step. It is held at `alpha_start` for
+    `alpha_initial_steps`, moves to `alpha_end`, and is held there for `alpha_target_steps`. The settings take effect when
+    the trainer's `train_dataset` is a mixture; `max_steps` must then be set.
+
+    Args:
+        alpha_schedule_type (`str`, *optional*, defaults to `"linear"`): constant, linear, exponential, cosine, sigmoid,
+            polynomial, steps or piecewise (see `hf_interp.schedules`).
+        alpha_schedule_kwargs (`dict`, *optional*): further arguments of the schedule, such as `{"rate": 3.0}`.
+        alpha_start (`float`, *optional*, defaults to 0.0): α at the start, in [0, 1].
+        alpha_end (`float`, *optional*, defaults to 1.0): α at the end, in [0, 1]; the value of a constant schedule.
+        alpha_initial_steps (`float`, *optional*, defaults to 0): steps of the initial phase, or its share of the run if
+            below 1.
+        alpha_target_steps (`float`, *optional*, defaults to 0): the same for the target phase.
+        log_corpus_loss (`bool`, *optional*, defaults to `True`): log the training loss of every corpus.
+
+    Raises:
+        ValueError: for an unknown schedule or argument, or an α or a phase out of range.
+    """
+
+    alpha_schedule_type: str = field(
+        default="linear",
+        metadata={
+            "help": "How α moves: constant, linear, exponential, cosine, sigmoid, polynomial, steps or piecewise."
+        },
+    )
+    alpha_schedule_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Further arguments of the schedule, such as {"rate": 3.0}.'}
+    )
+    alpha_start: float = field(default=0.0, metadata={"help": "α at the start, in [0, 1]."})
+    alpha_end: float = field(
+        default=1.0, metadata={"help": "α at the end, in [0, 1]; the value of a constant schedule."}
+    )
+    alpha_initial_steps: float = field(
+        default=0.0, metadata={"help": "Steps for which α is held at its start, or a share of the run if below 1."}
+    )
+    alpha_target_steps: float = field(
+        default=0.0, metadata={"help": "Steps for which α is held at its end, or a share of the run if below 1."}
+    )
+    log_corpus_loss: bool = field(default=True, metadata={"help": "Log the training loss of every corpus."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.alpha_schedule_kwargs, str):
+            self.alpha_schedule_kwargs = _parse_mapping("alpha_schedule_kwargs", self.alpha_schedule_kwargs)
+        for name in ("alpha_start", "alpha_end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be an α in [0, 1], got {getattr(self, name)}.")
+        self.build_alpha_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
+
+    def build_alpha_schedule(self, max_steps: int | None = None) -> AlphaSchedule:
+        """The schedule that the fields describe, for a run of `max_steps` (default: this configuration's)."""
+        return get_alpha_schedule(
+            self.alpha_schedule_type,
+            start=self.alpha_start,
+            end=self.alpha_end,
+            max_steps=self.max_steps if max_steps is None else max_steps,
+            initial_steps=self.alpha_initial_steps,
+            target_steps=self.alpha_target_steps,
+            **dict(self.alpha_schedule_kwargs or {}),  # type: ignore[arg-type]
+        )
+
+
+@dataclass(kw_only=True)
+class CorpusConfig:
+    """One corpus of a recipe.
+
+    Args:
+        path: a dataset's name on the Hub, a local file or list of files (.json, .jsonl, .csv, .tsv, .parquet, .txt, each
+            also as .gz), or a local folder.
+        side: "general" or "domain"; may be left out where the corpus is itself called so.
+        config_name, split, revision: passed to `datasets.load_dataset`.
+        text_column, text_pair_column, label_column: where the inputs and the label are.
+        label_map: from the values found in `label_column` to the recipe's `label_names`; `null` drops the rows.
+        where: keep the rows whose column has the given value, or one of the given values.
+        max_examples: keep at most this many rows, drawn with `sample_seed`.
+        share: share of the side (see `hf_interp.plan.PlannedCorpus`).
+        max_passes: refuse to read the corpus more often.
+        streaming: read it as a stream, without downloading it first.
+    """
+
+    path: str | list[str]
+    side: Side | None = None
+    config_name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    label_map: dict[Any, Any] | None = None
+    where: dict[str, Any] | None = None
+    max_examples: int | None = None
+    sample_seed: int = 0
+    share: float | None = None
+    max_passes: float | None = None
+    streaming: bool = False
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """What a recipe says beside the fields of `InterpolationConfig`.
+
+    Args:
+        model_name_or_path: the pretrained model M₀, on the Hub or in a folder.
+        corpora: training corpora by name.
+        eval_corpora: evaluation sets by name; metrics are called `eval_<name>_<metric>`.
+        task: an entry of `hf_interp.tasks.TASKS`.
+        label_names: the labels of the task, in the order of their ids.
+        max_length: inputs are cut to this many tokens.
+        peft: an adapter: a preset of `hf_interp.adapters`, or a PEFT configuration as a mapping with `peft_type`.
+        model_revision: branch, tag or commit of the model.
+        trust_remote_code: allow code from the model's repository to run.
+    """
+
+    model_name_or_path: str
+    corpora: dict[str, CorpusConfig]
+    eval_corpora: dict[str, CorpusConfig] = field(default_factory=dict)
+    task: str = "sequence-classification"
+    label_names: list[str] | None = None
+    max_length: int = 128
+    peft: str | dict[str, Any] | None = None
+    model_revision: str = "main"
+    trust_remote_code: bool = False
+
+
+def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a recipe's YAML and lay command-line flags over it.
+
+    Returns:
+        the recipe as a plain mapping, for `parse_recipe`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a mapping, or a flag cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no recipe {str(path)!r}.")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"Recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"Recipe {str(path)!r} must be a mapping of fields, got {_kind(recipe)}.")
+    for key, value in read_flags(flags):
+        _set(recipe, key, value)
+    return recipe
+
+
+def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig]:
+    """Check a recipe and turn it into its two halves.
+
+    Raises:
+        ValueError: for an unknown field (the nearest is named), a missing one, or a value of the wrong kind.
+    """
+    recipe_fields = _field_names(Recipe)
+    known = {*recipe_fields, *_field_names(InterpolationConfig)}
+    for key in recipe:
+        if key not in known:
+            raise ValueError(f"Unknown field {key!r} in the recipe." + did_you_mean(key, known))
+    training = {key: value for key, value in recipe.items() if key not in recipe_fields}
+    own = {key: value for key, value in recipe.items() if key in recipe_fields and value is not None}
+    for group in ("corpora", "eval_corpora"):
+        if group in own:
+            own[group] = _corpora(group, own[group])
+    parsed: Recipe = _build(Recipe, own, "the recipe")
+    if not parsed.corpora:
+        raise ValueError("`corpora` must name at least one corpus, got none.")
+    return parsed, parse_training_arguments(training)
+
+
+def parse_training_arguments(values: Mapping[str, Any]) -> InterpolationConfig:
+    """`InterpolationConfig` from plain values, converted as the host's own command-line parser converts them."""
+    parser = _Parser(InterpolationConfig)
+    flags: list[str] = []
+    for key, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        flags += [f"--{key}", *map(str, value)] if isinstance(value, (list, tuple)) else [f"--{key}={value}"]
+    (config,) = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    return config
+
+
+def read_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
+    """`--key value`, `--key=value` and a bare `--key` (true); values are read as YAML.
+
+    >>> read_flags(["--learning_rate", "0.1", "--bf16", "--corpora.domain.where={label: [a, b]}"])
+    [('learning_rate', 0.1), ('bf16', True), ('corpora.domain.where', {'label': ['a', 'b']})]
+    """
+    found: list[tuple[str, Any]] = []
+    rest = list(flags)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--") or flag == "--":
+            raise ValueError(f"Expected a flag such as --learning_rate 1e-4, got {flag!r}.")
+        key, equals, text = flag[2:].partition("=")
+        if not equals and rest and not rest[0].startswith("--"):
+            equals, text = "=", rest.pop(0)
+        try:
+            found.append((key, yaml.safe_load(text) if equals else True))
+        except yaml.YAMLError as error:
+            raise ValueError(f"The value of --{key} is not YAML: {text!r}.") from error
+    return found
+
+
+class _Parser(HfArgumentParser):
+    """The host's parser, which raises where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message[:1].upper()}{message[1:]}.")
+
+
+def _corpora(group: str, entries: Any) -> dict[str, CorpusConfig]:
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"`{group}` must be a mapping from names to corpora, got {_kind(entries)}.")
+    corpora = {}
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"`{group}.{name}` must be a mapping of fields, got {_kind(entry)}.")
+        corpus: CorpusConfig = _build(CorpusConfig, entry, f"`{group}.{name}`")
+        if corpus.side is None and name in SIDES:
+            corpus.side = name
+        if group == "corpora" and corpus.side not in SIDES:
+            raise ValueError(f"`{group}.{name}.side` must be general or domain, got {corpus.side!r}.")
+        corpora[str(name)] = corpus
+    return corpora
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    names = _field_names(cls)
+    for key in values:
+        if key not in names:
+            raise ValueError(f"Unknown field {key!r} in {where}." + did_you_mean(key, names))
+    converted = {key: _convert(cls, key, value, where) for key, value in values.items() if value is not None}
+    missing = [name for name in _required(cls) if name not in converted]
+    if missing:
+        raise ValueError(f"{where[0].upper()}{where[1:]} must give {', '.join(missing)}.")
+    return cls(**converted)
+
+
+_SCALARS = {"str": str, "int": int, "float": float, "bool": bool, "Side": str}
+
+
+def _convert(cls: type, key: str, value: Any, where: str) -> Any:
+    """`value` as the field's annotation wants it: YAML reads 1e-4 as a text and 3 as a whole number."""
+    annotation = str(cls.__annotations__[key]).replace("typing.", "")
+    kinds = [getattr(kind, "__name__", str(kind)) for kind in _alternatives(cls.__annotations__[key])]
+    if type(value).__name__ in kinds:
+        return value
+    if "float" in kinds and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if "Literal" in kinds and isinstance(value, str):
+        return value
+    if "str" in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"`{key}` in {where} must be {annotation}, got {value!r}.")
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, each without its parameters: `list[str] | None` gives list and NoneType."""
+    import types
+    import typing
+
+    origin = typing.get_origin(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return [kind for member in typing.get_args(annotation) for kind in _alternatives(member)]
+    return [origin or annotation]
+
+
+def _set(recipe: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; a top-level key may be written with dashes, as the host's flags may."""
+    head, *path = key.split(".")
+    keys = [head.replace("-", "_"), *path]
+    place = recipe
+    for step in keys[:-1]:
+        inner = place.setdefault(step, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"--{key} reaches into {step!r}, which is {_kind(inner)} in the recipe.")
+        place = inner
+    place[keys[-1]] = value
+
+
+def _parse_mapping(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if not isinstance(value, dict):
+        raise ValueError(f"`{name}` must be a mapping such as {{rate: 3.0}}, got {text!r}.")
+    return value
+
+
+def _field_names(cls: type) -> list[str]:
+    return [entry.name for entry in dataclasses.fields(cls) if entry.init]
+
+
+def _required(cls: type) -> Iterable[str]:
+    return (
+        entry.name
+        for entry in dataclasses.fields(cls)
+        if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+    )
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,46 @@
+"""What the commands share on the terminal: tables, and errors in one line."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+EXPECTED = (ValueError, TypeError, OSError, ImportError)
+"""Kinds of errors that bad input raises; anything else is a fault of ours and keeps its traceback."""
+
+
+def run_command(command: Callable[[], None], *, traceback: bool = False) -> int:
+    """Run a command and return its exit status: 0, or 2 with one line on stderr for bad input, or 130 when interrupted."""
+    try:
+        command()
+    except KeyboardInterrupt:
+        print("hf-interp: interrupted", file=sys.stderr)
+        return 130
+    except EXPECTED as error:
+        if traceback:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"hf-interp: error: {message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, padded so that it also reads well as plain text; the first column is flush left.
+
+    >>> print(format_table(["name", "n"], [["a", "10"], ["bcd", "2"]]))
+    | name |  n |
+    | :--- | -: |
+    | a    | 10 |
+    | bcd  |  2 |
+    """
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    widths = [max(width, 2) for width in widths]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [":" + "-" * (width - 1) if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *map(line, rows)])

@@ -1,0 +1,335 @@
+"""Corpora: the parts of a mixture, where they come from, and how their examples are read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from hf_interp.config import CorpusConfig
+from hf_interp.plan import SIDES, IntArray, PlannedCorpus, Side
+from hf_interp.schedules import did_you_mean
+
+FILE_BUILDERS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+"""What `datasets.load_dataset` calls the readers of local files."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A named part of a mixture.
+
+    Args:
+        name: how it is called in logs and files; unique.
+        dataset: a `datasets.Dataset`, any map-style torch dataset, or a stream (a `datasets.IterableDataset` or another
+            torch `IterableDataset`), which is read in its own order.
+        side: "general" (drawn with share 1 − α) or "domain" (drawn with share α).
+        share: share of the side; give it to all corpora of a side or to none (then in proportion to their lengths).
+        max_passes: refuse to read the corpus more often than this; `None` for as often as it takes.
+    """
+
+    name: str
+    dataset: Any
+    side: Side = "domain"
+    share: float | None = None
+    max_passes: float | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the corpus can only be read from its beginning on."""
+        return isinstance(self.dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
+
+    def planned(self) -> PlannedCorpus:
+        """What the plan must know of it."""
+        return PlannedCorpus(
+            name=self.name,
+            side=self.side,
+            num_examples=None if self.is_stream else len(self.dataset),
+            share=self.share,
+            max_passes=self.max_passes,
+        )
+
+
+def is_mixture(train_dataset: Any) -> bool:
+    """Whether a `train_dataset` is of a form that `as_corpora` takes; anything else is left to the host."""
+    if isinstance(train_dataset, Mapping):
+        return True
+    return (
+        isinstance(train_dataset, (list, tuple))
+        and len(train_dataset) > 0
+        and all(isinstance(part, Corpus) for part in train_dataset)
+    )
+
+
+def as_corpora(train_dataset: Mapping[str, Any] | Sequence[Corpus]) -> list[Corpus]:
+    """The corpora of a mixture, however it is written.
+
+    Args:
+        train_dataset: `{"general": dataset, "domain": dataset}`, `{"general": {"web": dataset, ...}, ...}`, or a list of
+            `Corpus`.
+
+    Raises:
+        ValueError: for a key that is not a side.
+        TypeError: for a value that is not a dataset.
+    """
+    if not isinstance(train_dataset, Mapping):
+        return [_check_dataset(corpus) for corpus in train_dataset]
+    corpora = []
+    for side, part in train_dataset.items():
+        if side not in SIDES:
+            raise ValueError(
+                f"A mixture must have the keys 'general' and 'domain', got {list(train_dataset)}."
+                + did_you_mean(side, SIDES)
+            )
+        parts = part if isinstance(part, Mapping) else {side: part}
+        corpora += [_check_dataset(Corpus(name, dataset, side)) for name, dataset in parts.items()]
+    return corpora
+
+
+def check_columns(corpora: Sequence[Corpus]) -> None:
+    """Refuse corpora whose examples could not sit in one batch.
+
+    Raises:
+        ValueError: if a corpus lacks a column that another has, or class labels have other names.
+    """
+    known = {corpus.name: corpus.dataset for corpus in corpora if _columns(corpus.dataset) is not None}
+    for name, dataset in known.items():
+        for other, their in known.items():
+            missing = sorted(set(_columns(their) or ()) - set(_columns(dataset) or ()))
+            if missing:
+                raise ValueError(
+                    f"Corpus {name!r} lacks the columns {missing} that corpus {other!r} has; it has "
+                    f"{_columns(dataset)}. Give all corpora the same columns, or remove those from {other!r}."
+                )
+            _check_class_names(name, dataset, other, their)
+
+
+def check_labels(corpora: Sequence[Corpus], num_labels: int) -> None:
+    """Refuse class labels that a model with `num_labels` classes does not have.
+
+    Raises:
+        ValueError: naming the corpus and the label.
+    """
+    for corpus in corpora:
+        columns = _columns(corpus.dataset) or []
+        column = next((name for name in ("labels", "label") if name in columns), None)
+        if column is None or corpus.is_stream or corpus.dataset.features[column].dtype not in ("int64", "int32"):
+            continue
+        wrong = sorted(label for label in corpus.dataset.unique(column) if label is None or not 0 <= label < num_labels)
+        if wrong:
+            raise ValueError(
+                f"Corpus {corpus.name!r} has the label {wrong[0]} in column {column!r}, but the model has {num_labels} "
+                f"labels (0 … {num_labels - 1}). Map the labels, or load the model with num_labels={wrong[-1] + 1}."
+            )
+
+
+def load_corpus(name: str, config: CorpusConfig, label_names: Sequence[str] | None) -> Any:
+    """Load one corpus of a recipe with the columns `text`, `text_pair` (if named) and `label` (if labels are named).
+
+    Labels come out as indices into `label_names`; rows are dropped and limited as `config` says.
+
+    Raises:
+        FileNotFoundError: for a local path that does not exist.
+        ValueError: for a column that is not there or a label that `label_names` does not have.
+    """
+    dataset = _load(name, config)
+    wanted = {"text": config.text_column, "text_pair": config.text_pair_column}
+    wanted["label"] = config.label_column if label_names is not None else None
+    columns = {new: old for new, old in wanted.items() if old is not None}
+    _check_present(name, dataset, [*columns.values(), *(config.where or {})])
+    if config.where:
+        keep = {column: value if isinstance(value, list) else [value] for column, value in config.where.items()}
+        dataset = dataset.filter(lambda row: all(row[column] in values for column, values in keep.items()))
+    if label_names is not None:
+        dataset = _map_labels(name, dataset, config, list(label_names))
+        columns["label"] = "label"
+    dataset = dataset.select_columns(list(columns.values()))
+    dataset = dataset.rename_columns({old: new for new, old in columns.items() if old != new})
+    if config.max_examples is not None:
+        shuffled = dataset.shuffle(seed=config.sample_seed)
+        dataset = shuffled.take(config.max_examples) if config.streaming else _first(shuffled, config.max_examples)
+    if not config.streaming and len(dataset) == 0:
+        raise ValueError(f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where` and `label_map`.")
+    return dataset
+
+
+class StreamReader:
+    """Random access, forwards, to a stream that begins anew at its end.
+
+    An ordinal counts examples from the first of the first pass on. The slots of a batch are shuffled, so examples are
+    asked for slightly out of order: what is passed over is kept until it is asked for or falls behind.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self._rewind()
+
+    def read(self, ordinals: Sequence[int], oldest: int) -> list[Any]:
+        """The examples with these ordinals; none below `oldest` will be asked for again."""
+        if min(ordinals) < self._next and not all(ordinal in self._kept for ordinal in ordinals if ordinal < self._next):
+            self._rewind()  # a new run over the data
+        self._kept = {ordinal: example for ordinal, example in self._kept.items() if ordinal >= oldest}
+        for ordinal in range(self._next, max(ordinals) + 1):
+            example = self._advance()
+            if ordinal >= oldest:
+                self._kept[ordinal] = example
+        self._next = max(self._next, max(ordinals) + 1)
+        return [self._kept[ordinal] for ordinal in ordinals]
+
+    def _rewind(self) -> None:
+        self._next, self._passes = 0, 0
+        self._kept: dict[int, Any] = {}
+        self._iterator = iter(())
+
+    def _advance(self) -> Any:
+        for example in self._iterator:
+            return example
+        self._begin_pass()
+        for example in self._iterator:
+            return example
+        raise ValueError(f"Corpus {self.corpus.name!r} is an empty stream. Check its path, split and filters.")
+
+    def _begin_pass(self) -> None:
+        limit = self.corpus.max_passes
+        if limit is not None and self._passes >= limit:
+            raise ValueError(
+                f"Corpus {self.corpus.name!r} has ended after {self._passes} passes and its `max_passes` is {limit:g}. "
+                "Take fewer steps, lower its share, or raise `max_passes`."
+            )
+        if isinstance(self.corpus.dataset, datasets.IterableDataset):
+            self.corpus.dataset.set_epoch(self._passes)  # a stream with a shuffle buffer gets a new order
+        self._passes += 1
+        self._iterator = iter(self.corpus.dataset)
+
+
+def read_examples(dataset: Any, indices: IntArray) -> list[Any]:
+    """Examples of a map-style dataset, in one call where it can read several at once."""
+    if hasattr(dataset, "__getitems__"):
+        return list(dataset.__getitems__(indices.tolist()))
+    return [dataset[index] for index in indices.tolist()]
+
+
+def reads_plainly(dataset: Any) -> bool:
+    """Whether reading surely draws no random numbers: a `datasets.Dataset` without a transform of the user's."""
+    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+
+
+def _check_dataset(corpus: Corpus) -> Corpus:
+    if not corpus.is_stream and not (hasattr(corpus.dataset, "__getitem__") and hasattr(corpus.dataset, "__len__")):
+        raise TypeError(
+            f"Corpus {corpus.name!r} must be a dataset with a length and random access, or an IterableDataset, got "
+            f"{type(corpus.dataset).__name__}."
+        )
+    return corpus
+
+
+def _columns(dataset: Any) -> list[str] | None:
+    """Column names where a dataset knows them."""
+    if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)) and dataset.column_names is not None:
+        return list(dataset.column_names)
+    return None
+
+
+def _check_class_names(name: str, dataset: Any, other: str, their: Any) -> None:
+    for column, feature in (dataset.features or {}).items():
+        theirs = (their.features or {}).get(column)
+        if isinstance(feature, datasets.ClassLabel) and isinstance(theirs, datasets.ClassLabel):
+            if feature.names != theirs.names:
+                raise ValueError(
+                    f"The labels of corpora {name!r} and {other!r} differ in column {column!r}: {feature.names} and "
+                    f"{theirs.names}. Map both to one list of labels."
+                )
+
+
+def _load(name: str, config: CorpusConfig) -> Any:
+    paths = [config.path] if isinstance(config.path, str) else list(config.path)
+    if not paths:
+        raise ValueError(f"`path` of corpus {name!r} must name at least one file, got an empty list.")
+    builders = {_builder(path) for path in paths}
+    if len(paths) == 1 and builders == {None}:
+        if paths[0].startswith((".", "/", "~")) and not Path(paths[0]).expanduser().exists():
+            raise FileNotFoundError(f"There is no {paths[0]!r} (corpus {name!r}).")
+        options: dict[str, Any] = {"path": paths[0], "name": config.config_name}
+    elif len(builders) == 1:
+        missing = [path for path in paths if not Path(path).expanduser().is_file()]
+        if missing:
+            raise FileNotFoundError(f"There is no file {missing[0]!r} (corpus {name!r}).")
+        files = [str(Path(path).expanduser()) for path in paths]
+        options = {"path": builders.pop(), "data_files": {config.split: files}}
+        if any(_suffix(path) == ".tsv" for path in paths):
+            options["sep"] = "\t"
+    else:
+        raise ValueError(f"The files of corpus {name!r} must be of one kind, got {paths}.")
+    return datasets.load_dataset(
+        **options, split=config.split, revision=config.revision, streaming=config.streaming
+    )
+
+
+def _suffix(path: str) -> str:
+    return Path(path.removesuffix(".gz")).suffix.lower()
+
+
+def _builder(path: str) -> str | None:
+    return FILE_BUILDERS.get(_suffix(path))
+
+
+def _check_present(name: str, dataset: Any, columns: Sequence[str]) -> None:
+    present = _columns(dataset)
+    for column in columns:
+        if present is not None and column not in present:
+            raise ValueError(f"Corpus {name!r} has no column {column!r}; it has {present}." + did_you_mean(column, present))
+
+
+def _map_labels(name: str, dataset: Any, config: CorpusConfig, label_names: list[str]) -> Any:
+    """Replace the label column by `label`, an index into `label_names`, and drop rows mapped to nothing."""
+    column = config.label_column
+    feature = (dataset.features or {}).get(column)
+    class_names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    mapping = {str(key): value for key, value in config.label_map.items()} if config.label_map else None
+
+    def resolve(value: Any) -> int | None:
+        found = class_names[value] if class_names is not None and isinstance(value, int) and value >= 0 else value
+        if mapping is not None:
+            key = next((str(key) for key in (value, found) if str(key) in mapping), None)
+            if key is None:
+                raise ValueError(
+                    f"Corpus {name!r} has the label {value!r}, which its `label_map` does not hold ({config.label_map}). "
+                    "Map it to a label, or to null to drop its rows."
+                )
+            found = mapping[key]
+            if found is None:
+                return None
+        if found in label_names:
+            return label_names.index(found)
+        if isinstance(found, int) and 0 <= found < len(label_names):
+            return found
+        raise ValueError(
+            f"Corpus {name!r} has the label {found!r}, which is not in `label_names` ({label_names}). Add a `label_map`."
+        )
+
+    if isinstance(dataset, datasets.Dataset):  # every value is checked now, not in the middle of a run
+        for value in dataset.unique(column):
+            resolve(value)
+    dataset = dataset.filter(lambda row: resolve(row[column]) is not None)
+    # A column of the same name keeps its old type, so the new one is made beside it.
+    dataset = dataset.map(lambda row: {"_label": resolve(row[column])}, remove_columns=[column])
+    if "label" in (_columns(dataset) or []):
+        dataset = dataset.remove_columns("label")
+    return dataset.rename_column("_label", "label")
+
+
+def _first(dataset: Any, count: int) -> Any:
+    return dataset.select(range(min(count, len(dataset))))
+
+
+def with_dataset(corpus: Corpus, dataset: Any) -> Corpus:
+    """The same corpus over another dataset, such as its tokenised form."""
+    return replace(corpus, dataset=dataset)

@@ -1,0 +1,53 @@
+"""Losses: what an example costs, seen one by one."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+IGNORE_INDEX = -100
+
+
+def per_example_loss(outputs: Any, labels: torch.Tensor, *, shift_labels: bool) -> torch.Tensor | None:
+    """The loss of each example of a batch, for reports; the model's own loss is what is trained.
+
+    Args:
+        outputs: a model's outputs with `logits`: (batch, classes), (batch, length, classes), or (batch, 1) and (batch,)
+            for regression.
+        labels: class ids (batch,) or (batch, length) with −100 where there is none, multi-hot (batch, classes), or
+            numbers for regression.
+        shift_labels: whether position i predicts label i + 1, as in causal language models.
+
+    Returns:
+        a float32 tensor (batch,): cross-entropy in nats (a sequence's mean over its labels), binary cross-entropy (mean
+        over classes), or squared error; `None` where the shapes tell of another kind of model.
+
+    >>> from types import SimpleNamespace
+    >>> logits = torch.tensor([[0.0, 0.0], [100.0, 0.0]])
+    >>> per_example_loss(SimpleNamespace(logits=logits), torch.tensor([1, 0]), shift_labels=False)
+    tensor([0.6931, 0.0000])
+    """
+    logits = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
+    if not isinstance(logits, torch.Tensor):
+        return None
+    logits = logits.detach().float()
+    if labels.is_floating_point():
+        return _float_label_loss(logits, labels.float())
+    if logits.dim() == labels.dim() + 1 == 2:
+        return nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORE_INDEX)
+    if logits.dim() == labels.dim() + 1 == 3:
+        if shift_labels:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        losses = nn.functional.cross_entropy(
+            logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORE_INDEX
+        )
+        return losses.sum(dim=1) / labels.ne(IGNORE_INDEX).sum(dim=1).clamp(min=1)
+    return None
+
+
+def _float_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
+    if logits.shape == labels.shape and labels.dim() == 2:
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
+    if logits.numel() == labels.numel():
+        return (logits.reshape(-1) - labels.reshape(-1)).square()
+    return None

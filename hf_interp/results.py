@@ -1,0 +1,198 @@
+"""What a run or a comparison found: plain dataclasses ↔ JSON. No torch."""
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+RESULTS_NAME = "results.json"
+PACKAGES = ("hf_interp", "transformers", "accelerate", "datasets", "evaluate", "peft", "torch", "numpy")
+SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+@dataclass(kw_only=True)
+class RunResults:
+    """One run.
+
+    Args:
+        config: the training arguments; tokens are masked by the host.
+        plan: `MixturePlan.summary()`.
+        base_metrics: metrics of M₀, evaluated before the first step (`eval_on_start`), by evaluation set.
+        final_metrics: metrics of the last evaluation, by evaluation set.
+        forgetting: how much of each metric on the general side was lost (see `forgetting`).
+        log_history: everything the trainer logged.
+        versions: versions of the packages in use.
+        machine: processor and platform.
+        recipe: the recipe that the run followed, if any.
+    """
+
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    base_metrics: dict[str, dict[str, float]]
+    final_metrics: dict[str, dict[str, float]]
+    forgetting: dict[str, float]
+    log_history: list[dict[str, Any]]
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
+    recipe: dict[str, Any] | None = None
+
+    @classmethod
+    def from_log(
+        cls, *, config: dict[str, Any], plan: dict[str, Any], log_history: Sequence[Mapping[str, Any]]
+    ) -> "RunResults":
+        """Gather base and final metrics from a trainer's `log_history`."""
+        base = evaluations(entry for entry in log_history if entry.get("step") == 0)
+        final = evaluations(log_history)
+        return cls(
+            config=config,
+            plan=plan,
+            base_metrics=base,
+            final_metrics=final,
+            forgetting=forgetting(base.get("general", {}), final.get("general", {})),
+            log_history=[dict(entry) for entry in log_history],
+        )
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """Several methods on the same data at equal steps, each over the same seeds.
+
+    Args:
+        rows: one entry per (method, seed): `method`, `seed`, `metrics` (by evaluation set), `forgetting`, `curve`.
+        settings: what all runs share.
+    """
+
+    rows: list[dict[str, Any]]
+    settings: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
+
+    def methods(self) -> list[str]:
+        """Names of the methods, in the order in which they were run."""
+        return list(dict.fromkeys(row["method"] for row in self.rows))
+
+    def values(self, method: str, dataset: str, metric: str) -> list[float]:
+        """The metric of a method on an evaluation set, one value a seed."""
+        return [row["metrics"][dataset][metric] for row in self.rows if row["method"] == method]
+
+    def table(self, metric: str) -> list[dict[str, Any]]:
+        """Mean and standard deviation over seeds of the metric on both sides, and of the forgetting, by method."""
+        table = []
+        for method in self.methods():
+            lost = [row["forgetting"].get(metric) for row in self.rows if row["method"] == method]
+            table.append(
+                {
+                    "method": method,
+                    "domain": spread(self.values(method, "domain", metric)),
+                    "general": spread(self.values(method, "general", metric)),
+                    "forgetting": spread([value for value in lost if value is not None]),
+                }
+            )
+        return table
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Mean and (sample) standard deviation; `None` without values.
+
+    >>> spread([1.0, 3.0])
+    {'mean': 2.0, 'std': 1.4142135623730951, 'num': 2}
+    """
+    if not values:
+        return None
+    return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0, "num": len(values)}
+
+
+def forgetting(base: Mapping[str, float], final: Mapping[str, float]) -> dict[str, float]:
+    """Base metric minus final metric on the general side; for losses the other way round, so that above 0 is lost skill.
+
+    >>> forgetting({"accuracy": 0.75, "loss": 1.0}, {"accuracy": 0.5, "loss": 1.25})
+    {'accuracy': 0.25, 'loss': 0.25}
+    """
+    return {
+        name: (final[name] - base[name]) if name.endswith("loss") else (base[name] - final[name])
+        for name in base
+        if name in final
+    }
+
+
+def evaluations(log_history: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The last value of every evaluation metric by evaluation set, from entries such as `{"eval_domain_loss": 0.4}`.
+
+    Metrics of a single, unnamed evaluation set stand under the empty name.
+
+    >>> evaluations([{"eval_domain_loss": 0.5}, {"eval_domain_loss": 0.4, "eval_domain_runtime": 2.0, "step": 9}])
+    {'domain': {'loss': 0.4}}
+    """
+    found: dict[str, dict[str, float]] = {}
+    for entry in log_history:
+        # The host logs one evaluation set at a time, and gives each its run time: that key tells the set's name.
+        names = [key[len("eval") : -len("_runtime")] for key in entry if key.startswith("eval") and key.endswith("_runtime")]
+        for prefix in (f"eval{name}_" for name in names or _guess_names(entry)):
+            metrics = found.setdefault(prefix[len("eval_") :].rstrip("_"), {})
+            for key, value in entry.items():
+                metric = key.removeprefix(prefix)
+                if key.startswith(prefix) and metric not in SPEED_METRICS:
+                    metrics[metric] = value
+    return found
+
+
+def save_results(results: Any, path: str | os.PathLike[str]) -> None:
+    """Write a results dataclass as JSON: whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(asdict(results), file, indent=2, default=str, ensure_ascii=False)
+            file.write("\n")
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load_run_results(path: str | os.PathLike[str]) -> RunResults:
+    """Read what `save_results` wrote for a run."""
+    return RunResults(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def load_comparison(path: str | os.PathLike[str]) -> Comparison:
+    """Read what `save_results` wrote for a comparison."""
+    return Comparison(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers; those not installed are left out."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, number of usable cores and system; nothing that names the host or its user."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": _processor(), "cores": usable, "system": platform.system(), "architecture": platform.machine()}
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _guess_names(entry: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(key[len("eval") : -len("_loss")] for key in entry if key.startswith("eval") and key.endswith("_loss")))
