@@ -23,9 +23,9 @@ def per_example_loss(outputs: Any, labels: torch.Tensor, *, shift_labels: bool) 
         over classes), or squared error; `None` where the shapes tell of another kind of model.
 
     >>> from types import SimpleNamespace
-    >>> logits = torch.tensor([[0.0, 0.0], [100.0, 0.0]])
+    >>> logits = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     >>> per_example_loss(SimpleNamespace(logits=logits), torch.tensor([1, 0]), shift_labels=False)
-    tensor([0.6931, 0.0000])
+    tensor([0.6931, 0.3133])
     """
     logits = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
     if not isinstance(logits, torch.Tensor):

@@ -1,0 +1,42 @@
+"""Move a pretrained model into a domain without losing what it knew."""
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_interp.callbacks import AlphaCallback as AlphaCallback
+    from hf_interp.config import InterpolationConfig as InterpolationConfig
+    from hf_interp.corpora import Corpus as Corpus
+    from hf_interp.dataset import InterpolatedDataset as InterpolatedDataset
+    from hf_interp.plan import MixturePlan as MixturePlan
+    from hf_interp.schedules import get_alpha_schedule as get_alpha_schedule
+    from hf_interp.trainer import InterpolationMixin as InterpolationMixin
+    from hf_interp.trainer import InterpolationSeq2SeqTrainer as InterpolationSeq2SeqTrainer
+    from hf_interp.trainer import InterpolationTrainer as InterpolationTrainer
+
+__version__ = metadata.version("hf_interp")
+
+# Imported when asked for (PEP 562): schedules and plans need no torch, and `hf-interp --help` need not wait for it.
+_HOMES = {
+    "AlphaCallback": "callbacks",
+    "Corpus": "corpora",
+    "InterpolatedDataset": "dataset",
+    "InterpolationConfig": "config",
+    "InterpolationMixin": "trainer",
+    "InterpolationSeq2SeqTrainer": "trainer",
+    "InterpolationTrainer": "trainer",
+    "MixturePlan": "plan",
+    "get_alpha_schedule": "schedules",
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

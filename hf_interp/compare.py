@@ -1,0 +1,143 @@
+"""Compare ways of moving a model into a domain, at equal steps, over several seeds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_interp.config import parse_recipe
+from hf_interp.console import format_table
+from hf_interp.plots import main_metric, plot_comparison
+from hf_interp.results import RESULTS_NAME, Comparison, RunResults, forgetting, save_results
+from hf_interp.schedules import did_you_mean
+from hf_interp.train import build_trainer, check_recipe, evaluate_at_end, load_data
+
+BASE = "M₀"
+METHODS: dict[str, dict[str, Any]] = {
+    "domain only": {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 1.0}},
+    "general → domain": {"alpha_schedule_type": "steps", "alpha_schedule_kwargs": {"values": [0.0, 1.0]}},
+    "constant 0.5": {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 0.5}},
+    "scheduled α": {},
+}
+"""What is laid over the recipe for each method."""
+
+PLOT_NAME = "comparison.png"
+
+
+def compare(
+    recipe: Mapping[str, Any], *, seeds: Sequence[int] = (0, 1), methods: Sequence[str] | None = None
+) -> Comparison:
+    """Run every method with every seed; `results.json` and a picture go to the recipe's `output_dir`.
+
+    Args:
+        recipe: a recipe with evaluation sets `general` and `domain`.
+        seeds: seeds of the runs: order of the data, dropout, and a new head if the model needs one.
+        methods: some of `METHODS`; all by default.
+
+    Returns:
+        the metrics of M₀ and of every method, by seed.
+
+    Raises:
+        ValueError: for an unknown method, or a recipe without the two evaluation sets.
+    """
+    chosen = list(METHODS) if methods is None else list(methods)
+    for method in chosen:
+        if method not in METHODS:
+            raise ValueError(f"`methods` must be of {', '.join(METHODS)}, got {method!r}." + did_you_mean(method, METHODS))
+    parsed, args = parse_recipe(recipe)
+    if not {"general", "domain"} <= set(parsed.eval_corpora):
+        raise ValueError(
+            f"A comparison needs the evaluation sets general and domain, got {list(parsed.eval_corpora)}. "
+            "Name them under `eval_corpora`."
+        )
+    task = check_recipe(parsed)
+    data = load_data(parsed, task)
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=len(chosen) * len(seeds) * args.max_steps, unit="step", disable=args.disable_tqdm or None) as bar:
+        for method in chosen:
+            for seed in seeds:
+                bar.set_description(f"{method}, seed {seed}")
+                _, run_args = parse_recipe({**recipe, **_QUIET, **METHODS[method], "seed": seed})
+                trainer = build_trainer(parsed, task, run_args, data, callbacks=[_Steps(bar)])
+                for callback in (PrinterCallback, ProgressCallback):
+                    trainer.remove_callback(callback)
+                trainer.train()
+                evaluate_at_end(trainer)
+                rows.append(_row(method, seed, trainer.results()))
+    settings = {"recipe": dict(recipe), "seeds": list(seeds), "steps": args.max_steps}
+    comparison = Comparison(rows=_base_rows(rows, seeds) + rows, settings=settings)
+    folder = Path(args.output_dir or ".")
+    save_results(comparison, folder / RESULTS_NAME)
+    plot_comparison(comparison, folder / PLOT_NAME, _metric(comparison))
+    return comparison
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """Mean ± standard deviation over seeds of the main metric, by method."""
+    metric = _metric(comparison)
+
+    def cell(found: dict[str, float] | None) -> str:
+        return "" if found is None else f"{found['mean']:.3f} ± {found['std']:.3f}"
+
+    rows = [
+        [row["method"], cell(row["domain"]), cell(row["general"]), cell(row["forgetting"])]
+        for row in comparison.table(metric)
+    ]
+    return format_table(["method", f"domain {metric}", f"general {metric}", "forgetting"], rows)
+
+
+_QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+
+
+class _Steps(TrainerCallback):
+    """Moves one bar over the steps of all runs."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.bar.update(1)
+
+
+def _row(method: str, seed: int, results: RunResults) -> dict[str, Any]:
+    return {
+        "method": method,
+        "seed": seed,
+        "metrics": results.final_metrics,
+        "base_metrics": results.base_metrics,
+        "forgetting": results.forgetting,
+        "drawn": {corpus["name"]: corpus["drawn"] for corpus in results.plan["corpora"]},
+        "curve": _curve(results),
+    }
+
+
+def _base_rows(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """M₀ as the runs of each seed began with it."""
+    base = []
+    for seed in seeds:
+        metrics = next(row["base_metrics"] for row in rows if row["seed"] == seed)
+        lost = forgetting(metrics["general"], metrics["general"])
+        base.append({"method": BASE, "seed": seed, "metrics": metrics, "forgetting": lost, "curve": []})
+    return base
+
+
+def _curve(results: RunResults) -> list[dict[str, Any]]:
+    """What the picture needs of the log: α, the domain's share and the evaluation metrics, by step."""
+    domain = [corpus["name"] for corpus in results.plan["corpora"] if corpus["side"] == "domain"]
+    curve = []
+    for entry in results.log_history:
+        point = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
+        if "alpha" in entry:
+            point["alpha"] = entry["alpha"]
+            point["domain_share"] = sum(entry[f"share_{name}"] for name in domain)
+        if point:
+            curve.append({"step": entry["step"], **point})
+    return curve
+
+
+def _metric(comparison: Comparison) -> str:
+    metric = main_metric(comparison.rows[0]["metrics"])
+    assert metric is not None
+    return metric

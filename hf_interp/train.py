@@ -1,0 +1,186 @@
+"""Train what a recipe describes: `accelerate launch -m hf_interp.train recipe.yaml --learning_rate 1e-4`."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+from accelerate import PartialState
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.utils import logging
+
+from hf_interp.adapters import get_peft_config
+from hf_interp.config import InterpolationConfig, Recipe, load_recipe, parse_recipe
+from hf_interp.console import format_table, run_command
+from hf_interp.corpora import Corpus, load_corpus
+from hf_interp.plots import plot_run
+from hf_interp.results import RESULTS_NAME, RunResults, save_results
+from hf_interp.tasks import Task, get_task, load_model
+from hf_interp.trainer import InterpolationTrainer
+
+logger = logging.get_logger(__name__)
+
+PLOT_NAME = "run.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A recipe's data, tokenised.
+
+    Args:
+        tokenizer: the tokenizer of the model.
+        corpora: training corpora.
+        eval_sets: evaluation sets by name.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    corpora: list[Corpus]
+    eval_sets: dict[str, datasets.Dataset]
+
+
+def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
+    """Load, train, evaluate and save; the model, `results.json` and a picture go to `output_dir`.
+
+    Args:
+        recipe: a recipe as a plain mapping (see `hf_interp.config.load_recipe`).
+
+    Returns:
+        what the run found.
+
+    Raises:
+        ValueError, OSError: for bad input, before anything is trained.
+    """
+    parsed, args = parse_recipe(recipe)
+    task = check_recipe(parsed)
+    with args.main_process_first(desc="loading and tokenising the corpora"):
+        data = load_data(parsed, task)
+    trainer = build_trainer(parsed, task, args, data)
+    trainer.train(resume_from_checkpoint=read_resume(args.resume_from_checkpoint))
+    evaluate_at_end(trainer)
+    trainer.save_model()
+    results = replace(trainer.results(), recipe=dict(recipe))
+    if trainer.is_world_process_zero():
+        folder = Path(args.output_dir or ".")
+        save_results(results, folder / RESULTS_NAME)
+        plot_run(results, folder / PLOT_NAME)
+    return results
+
+
+def check_recipe(recipe: Recipe) -> Task:
+    """What can be checked before anything is loaded."""
+    task = get_task(recipe.task)
+    if task.has_labels and not recipe.label_names:
+        raise ValueError(f"A recipe for {recipe.task} must list `label_names`, in the order of the label ids.")
+    if recipe.peft is not None:
+        get_peft_config(recipe.peft, task.peft_type)
+    return task
+
+
+def load_data(recipe: Recipe, task: Task) -> Data:
+    """Load and tokenise the corpora and evaluation sets of a recipe."""
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(
+        recipe.model_name_or_path, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
+    )
+    label_names = recipe.label_names if task.has_labels else None
+    encode = task.encode(tokenizer, recipe.max_length)
+
+    def tokenised(name: str, group: Mapping[str, Any]) -> Any:
+        raw = load_corpus(name, group[name], label_names)
+        return raw.map(encode, batched=True, remove_columns=raw.column_names)
+
+    corpora = [
+        Corpus(name, tokenised(name, recipe.corpora), config.side or "domain", config.share, config.max_passes)
+        for name, config in recipe.corpora.items()
+    ]
+    return Data(
+        tokenizer=tokenizer,
+        corpora=corpora,
+        eval_sets={name: tokenised(name, recipe.eval_corpora) for name in recipe.eval_corpora},
+    )
+
+
+def build_trainer(
+    recipe: Recipe,
+    task: Task,
+    args: InterpolationConfig,
+    data: Data,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> InterpolationTrainer:
+    """The model, with its adapter if there is one, in a trainer; `args.seed` decides a new head."""
+    if data.eval_sets:
+        args.eval_on_start = True  # M₀'s metrics, without which nothing can be said about forgetting
+    set_seed(args.seed)
+    model = load_model(
+        task,
+        recipe.model_name_or_path,
+        recipe.label_names if task.has_labels else None,
+        revision=recipe.model_revision,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    if recipe.peft is not None:
+        import peft
+
+        model = peft.get_peft_model(model, get_peft_config(recipe.peft, task.peft_type))
+    return InterpolationTrainer(
+        model=model,
+        args=args,
+        train_dataset=data.corpora,
+        eval_dataset=data.eval_sets or None,
+        processing_class=data.tokenizer,
+        data_collator=task.collator(data.tokenizer),
+        compute_metrics=task.metrics() if data.eval_sets else None,
+        callbacks=list(callbacks),
+    )
+
+
+def evaluate_at_end(trainer: InterpolationTrainer) -> None:
+    """Evaluate the trained model, unless the last evaluation of the run was already of it."""
+    if not trainer.eval_dataset:
+        return
+    evaluated = [entry["step"] for entry in trainer.state.log_history if any(key.startswith("eval_") for key in entry)]
+    if trainer.args.load_best_model_at_end or max(evaluated, default=-1) < trainer.state.global_step:
+        trainer.evaluate()
+
+
+def read_resume(value: str | None) -> str | bool | None:
+    """`resume_from_checkpoint` as the host wants it: a folder, or True for the last checkpoint of `output_dir`."""
+    return {"true": True, "false": None}.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def format_results(results: RunResults) -> str:
+    """M₀ against the trained model, by evaluation set and metric."""
+    rows = []
+    for name, final in results.final_metrics.items():
+        for metric, value in final.items():
+            base = results.base_metrics.get(name, {}).get(metric)
+            rows.append([f"{name} {metric}", "" if base is None else f"{base:.4f}", f"{value:.4f}"])
+    return format_table(["metric", "M₀", "trained"], rows)
+
+
+def train_and_report(path: str, flags: Sequence[str] = ()) -> None:
+    """Train a recipe from a file with flags laid over it, and print what came of it."""
+    recipe = load_recipe(path, flags)
+    results = run_recipe(recipe)
+    if PartialState().is_main_process:
+        print(format_results(results))
+        print(f"The model, {RESULTS_NAME} and {PLOT_NAME} are in {results.config['output_dir']}.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command behind `accelerate launch`; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_interp.train", description="Train what a recipe describes.", allow_abbrev=False
+    )
+    parser.add_argument("recipe", help="the recipe, a YAML file; any other flag sets a field of it")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    args, flags = parser.parse_known_args(argv)
+    return run_command(lambda: train_and_report(args.recipe, flags), traceback=args.traceback)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
