@@ -94,7 +94,8 @@ class CorpusConfig:
         side: "general" or "domain"; may be left out where the corpus is itself called so.
         config_name, split, revision: passed to `datasets.load_dataset`.
         text_column, text_pair_column, label_column: where the inputs and the label are.
-        label_map: from the values found in `label_column` to the recipe's `label_names`; `null` drops the rows.
+        label_map: from values found in `label_column` to the recipe's `label_names`; `null` drops the rows. Label names
+            themselves need no entry, nor do ids if there is no map.
         where: keep the rows whose column has the given value, or one of the given values.
         max_examples: keep at most this many rows, drawn with `sample_seed`.
         share: share of the side (see `hf_interp.plan.PlannedCorpus`).

@@ -263,7 +263,7 @@ def _load(name: str, config: CorpusConfig) -> Any:
         if missing:
             raise FileNotFoundError(f"There is no file {missing[0]!r} (corpus {name!r}).")
         files = [str(Path(path).expanduser()) for path in paths]
-        options = {"path": builders.pop(), "data_files": {config.split: files}}
+        options = {"path": builders.pop(), "data_files": {config.split.partition("[")[0]: files}}
         if any(_suffix(path) == ".tsv" for path in paths):
             options["sep"] = "\t"
     else:
@@ -293,26 +293,22 @@ def _map_labels(name: str, dataset: Any, config: CorpusConfig, label_names: list
     column = config.label_column
     feature = (dataset.features or {}).get(column)
     class_names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    mapping = {str(key): value for key, value in config.label_map.items()} if config.label_map else None
+    mapping = {str(key): value for key, value in (config.label_map or {}).items()}
 
     def resolve(value: Any) -> int | None:
         found = class_names[value] if class_names is not None and isinstance(value, int) and value >= 0 else value
-        if mapping is not None:
-            key = next((str(key) for key in (value, found) if str(key) in mapping), None)
-            if key is None:
-                raise ValueError(
-                    f"Corpus {name!r} has the label {value!r}, which its `label_map` does not hold ({config.label_map}). "
-                    "Map it to a label, or to null to drop its rows."
-                )
+        key = next((str(key) for key in (value, found) if str(key) in mapping), None)
+        if key is not None:
             found = mapping[key]
             if found is None:
                 return None
         if found in label_names:
             return label_names.index(found)
-        if isinstance(found, int) and 0 <= found < len(label_names):
+        if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < len(label_names) and not mapping:
             return found
         raise ValueError(
-            f"Corpus {name!r} has the label {found!r}, which is not in `label_names` ({label_names}). Add a `label_map`."
+            f"Corpus {name!r} has the label {found!r}, which is not in `label_names` ({label_names}). Map it to one of "
+            f"them in `label_map`, or to null to drop its rows; `label_map` is {config.label_map}."
         )
 
     if isinstance(dataset, datasets.Dataset):  # every value is checked now, not in the middle of a run

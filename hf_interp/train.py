@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.utils import logging
@@ -114,6 +115,8 @@ def build_trainer(
     """The model, with its adapter if there is one, in a trainer; `args.seed` decides a new head."""
     if data.eval_sets:
         args.eval_on_start = True  # M₀'s metrics, without which nothing can be said about forgetting
+    if not torch.accelerator.is_available():
+        args.dataloader_pin_memory = False  # there is nothing to pin for, and torch would warn at every loader
     set_seed(args.seed)
     model = load_model(
         task,
