@@ -23,7 +23,7 @@ class AlphaCallback(TrainerCallback, ExportableState):
         plan (`MixturePlan` or `None`): the plan of the run.
 
     Raises:
-        ValueError: on resume, if the checkpoint was written by a run that read other data in another order.
+        ValueError: when training begins, if the training dataset has no plan; on resume, if the checkpoint was written by a run that read other data in another order.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,13 @@ class AlphaCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Find the plan and compare it with the checkpoint's."""
-        self.plan = kwargs["train_dataloader"].dataset.plan
+        dataset = kwargs["train_dataloader"].dataset
+        if not isinstance(getattr(dataset, "plan", None), MixturePlan):
+            raise ValueError(
+                f"AlphaCallback needs a training dataset with a `plan`, got {type(dataset).__name__}. Train over a mixture, "
+                "an `InterpolatedDataset` or a `SlotDataset`, or leave the callback out."
+            )
+        self.plan = dataset.plan
         self.alpha = self.plan.alpha(state.global_step)
         self.last_logged_step = state.global_step
         if state.global_step > 0:

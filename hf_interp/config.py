@@ -6,6 +6,8 @@ every key is also a command-line flag, with dots to reach inside: `--learning_ra
 
 import dataclasses
 import json
+import types
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,16 +197,15 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
 
 def parse_training_arguments(values: Mapping[str, Any]) -> InterpolationConfig:
     """`InterpolationConfig` from plain values, converted as the host's own command-line parser converts them."""
-    parser = _Parser(InterpolationConfig)
+    kinds = typing.get_type_hints(InterpolationConfig)
+    whole: dict[str, Any] = {}
     flags: list[str] = []
     for key, value in values.items():
-        if value is None:
-            continue
-        if isinstance(value, dict):
-            value = json.dumps(value)
-        flags += [f"--{key}", *map(str, value)] if isinstance(value, (list, tuple)) else [f"--{key}={value}"]
-    (config,) = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-    return config
+        if isinstance(value, (dict, list)) and type(value) in _alternatives(kinds[key]):
+            whole[key] = value  # the command-line parser would take it as a text only
+        elif value is not None:
+            flags.append(f"--{key}={value}")
+    return InterpolationConfig(**{**vars(_Parser(InterpolationConfig).parse_args(flags)), **whole})
 
 
 def read_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
@@ -264,13 +265,11 @@ def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
     return cls(**converted)
 
 
-_SCALARS = {"str": str, "int": int, "float": float, "bool": bool, "Side": str}
-
-
 def _convert(cls: type, key: str, value: Any, where: str) -> Any:
     """`value` as the field's annotation wants it: YAML reads 1e-4 as a text and 3 as a whole number."""
-    annotation = str(cls.__annotations__[key]).replace("typing.", "")
-    kinds = [getattr(kind, "__name__", str(kind)) for kind in _alternatives(cls.__annotations__[key])]
+    annotation = cls.__annotations__[key]
+    expected = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    kinds = [getattr(kind, "__name__", str(kind)) for kind in _alternatives(annotation)]
     if type(value).__name__ in kinds:
         return value
     if "float" in kinds and isinstance(value, (int, str)) and not isinstance(value, bool):
@@ -282,14 +281,11 @@ def _convert(cls: type, key: str, value: Any, where: str) -> Any:
         return value
     if "str" in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(f"`{key}` in {where} must be {annotation}, got {value!r}.")
+    raise ValueError(f"`{key}` in {where} must be {expected}, got {value!r}.")
 
 
 def _alternatives(annotation: Any) -> list[Any]:
     """The members of a union, each without its parameters: `list[str] | None` gives list and NoneType."""
-    import types
-    import typing
-
     origin = typing.get_origin(annotation)
     if origin in (types.UnionType, typing.Union):
         return [kind for member in typing.get_args(annotation) for kind in _alternatives(member)]

@@ -9,7 +9,7 @@ import datasets
 import torch
 
 from hf_interp.config import CorpusConfig
-from hf_interp.plan import SIDES, IntArray, PlannedCorpus, Side
+from hf_interp.plan import SIDES, PlannedCorpus, Side
 from hf_interp.schedules import did_you_mean
 
 FILE_BUILDERS = {
@@ -159,67 +159,6 @@ def load_corpus(name: str, config: CorpusConfig, label_names: Sequence[str] | No
     if not config.streaming and len(dataset) == 0:
         raise ValueError(f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where` and `label_map`.")
     return dataset
-
-
-class StreamReader:
-    """Random access, forwards, to a stream that begins anew at its end.
-
-    An ordinal counts examples from the first of the first pass on. The slots of a batch are shuffled, so examples are
-    asked for slightly out of order: what is passed over is kept until it is asked for or falls behind.
-    """
-
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
-        self._rewind()
-
-    def read(self, ordinals: Sequence[int], oldest: int) -> list[Any]:
-        """The examples with these ordinals; none below `oldest` will be asked for again."""
-        if min(ordinals) < self._next and not all(ordinal in self._kept for ordinal in ordinals if ordinal < self._next):
-            self._rewind()  # a new run over the data
-        self._kept = {ordinal: example for ordinal, example in self._kept.items() if ordinal >= oldest}
-        for ordinal in range(self._next, max(ordinals) + 1):
-            example = self._advance()
-            if ordinal >= oldest:
-                self._kept[ordinal] = example
-        self._next = max(self._next, max(ordinals) + 1)
-        return [self._kept[ordinal] for ordinal in ordinals]
-
-    def _rewind(self) -> None:
-        self._next, self._passes = 0, 0
-        self._kept: dict[int, Any] = {}
-        self._iterator = iter(())
-
-    def _advance(self) -> Any:
-        for example in self._iterator:
-            return example
-        self._begin_pass()
-        for example in self._iterator:
-            return example
-        raise ValueError(f"Corpus {self.corpus.name!r} is an empty stream. Check its path, split and filters.")
-
-    def _begin_pass(self) -> None:
-        limit = self.corpus.max_passes
-        if limit is not None and self._passes >= limit:
-            raise ValueError(
-                f"Corpus {self.corpus.name!r} has ended after {self._passes} passes and its `max_passes` is {limit:g}. "
-                "Take fewer steps, lower its share, or raise `max_passes`."
-            )
-        if isinstance(self.corpus.dataset, datasets.IterableDataset):
-            self.corpus.dataset.set_epoch(self._passes)  # a stream with a shuffle buffer gets a new order
-        self._passes += 1
-        self._iterator = iter(self.corpus.dataset)
-
-
-def read_examples(dataset: Any, indices: IntArray) -> list[Any]:
-    """Examples of a map-style dataset, in one call where it can read several at once."""
-    if hasattr(dataset, "__getitems__"):
-        return list(dataset.__getitems__(indices.tolist()))
-    return [dataset[index] for index in indices.tolist()]
-
-
-def reads_plainly(dataset: Any) -> bool:
-    """Whether reading surely draws no random numbers: a `datasets.Dataset` without a transform of the user's."""
-    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
 
 
 def _check_dataset(corpus: Corpus) -> Corpus:

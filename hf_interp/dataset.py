@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from hf_interp.corpora import Corpus, StreamReader, as_corpora, read_examples, reads_plainly
+from hf_interp.corpora import Corpus, as_corpora
 from hf_interp.plan import IntArray, MixturePlan
+from hf_interp.readers import StreamReader, open_reader, reads_plainly
 from hf_interp.schedules import AlphaSchedule, linear
 
 CORPUS_KEY = "corpus_index"
@@ -44,7 +45,9 @@ class SlotDataset(Dataset[Any]):
     def __init__(self, plan: MixturePlan, corpora: Sequence[Corpus]) -> None:
         self.plan = plan
         self.corpora = list(corpora)
-        self._streams = {index: StreamReader(corpus) for index, corpus in enumerate(corpora) if corpus.is_stream}
+        self._readers = [
+            StreamReader(corpus) if corpus.is_stream else open_reader(corpus.dataset) for corpus in self.corpora
+        ]
         # Setting and restoring random states takes some 0.1 ms a batch: only for datasets that may augment at random.
         self._may_draw = not all(reads_plainly(corpus.dataset) for corpus in corpora)
 
@@ -66,10 +69,11 @@ class SlotDataset(Dataset[Any]):
         return SlotBatch(examples, slots[0], draw.corpus)
 
     def _read(self, index: int, wanted: IntArray, first_slot: int) -> list[Any]:
-        if index not in self._streams:
-            return read_examples(self.corpora[index].dataset, wanted)
+        reader = self._readers[index]
+        if not isinstance(reader, StreamReader):
+            return reader.read(wanted)
         oldest = self.plan.drawn_before(first_slot // self.plan.batch_size)[index]
-        return self._streams[index].read(wanted.tolist(), int(oldest))
+        return reader.read(wanted.tolist(), int(oldest))
 
 
 class SlotSampler(Sampler[range]):
@@ -162,7 +166,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         self.slots = SlotDataset(plan, parts)
         self.num_processes, self.process_index = num_processes, process_index
         self.local_batch_size = batch_size // (num_processes * gradient_accumulation_steps)
-        self._num_yielded = 0
+        self._num_yielded, self._start_at = 0, 0
 
     @property
     def plan(self) -> MixturePlan:
@@ -179,19 +183,18 @@ class InterpolatedDataset(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         slots = self._own_slots()
-        while self._num_yielded < len(slots):
-            ahead = slots[self._num_yielded : self._num_yielded + READ_AHEAD]
-            for example in self.slots.__getitems__(ahead.tolist()):
+        self._num_yielded, self._start_at = self._start_at, 0
+        for first in range(self._num_yielded, len(slots), READ_AHEAD):
+            for example in self.slots.__getitems__(slots[first : first + READ_AHEAD].tolist()):
                 self._num_yielded += 1
                 yield example
-        self._num_yielded = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The position of this (process, worker), for `load_state_dict`; `torchdata.StatefulDataLoader` calls it."""
         return {"num_yielded": self._num_yielded, "fingerprint": self.plan.fingerprint()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken; nothing is read again.
+        """Let the next iteration go on where `state` was taken; nothing is read again.
 
         Raises:
             ValueError: if the state belongs to another mixture.
@@ -201,7 +204,7 @@ class InterpolatedDataset(IterableDataset[Any]):
                 f"The state belongs to another mixture: its fingerprint is {state['fingerprint']}, this one's "
                 f"{self.plan.fingerprint()}. Build the dataset from the same corpora and settings."
             )
-        self._num_yielded = int(state["num_yielded"])
+        self._start_at = int(state["num_yielded"])
 
     def _own_slots(self) -> IntArray:
         """The slots of this process and `DataLoader` worker: loaders take local batch b from worker b mod num_workers."""

@@ -1,0 +1,89 @@
+"""Fixtures: no network, caches in a folder of their own, a tiny model and a tiny recipe."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Before anything imports transformers or datasets, which read these once.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_interp_tests_")
+os.environ["HF_DATASETS_CACHE"] = os.path.join(os.environ["HF_HOME"], "datasets")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or every process that loader workers are forked from warns
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hf_interp.demo import LABEL_NAMES, ToyShift, _write_untrained_model
+
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+SIZES = {("general", "train"): 40, ("domain", "train"): 12, ("general", "test"): 16, ("domain", "test"): 16}
+"""Rows of the files of `toy_data_dir`."""
+
+
+@pytest.fixture(scope="session")
+def toy_shift() -> ToyShift:
+    """A toy language of 52 words."""
+    return ToyShift(num_neutral=20, num_judging=8, num_turned=4, num_domain=8, num_domain_judging=4, label_noise=0.0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, toy_shift: ToyShift) -> Path:
+    """A folder with an untrained BERT classifier of two labels and its word-level tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    _write_untrained_model(folder, toy_shift)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_data_dir(tmp_path_factory: pytest.TempPathFactory, toy_shift: ToyShift) -> Path:
+    """A folder with general_train.jsonl, general_test.jsonl, domain_train.jsonl and domain_test.jsonl."""
+    folder = tmp_path_factory.mktemp("toy_data")
+    for (side, split), count in SIZES.items():
+        rows = toy_shift.sentences(side, count, split=split, noisy=False)
+        (folder / f"{side}_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return folder
+
+
+@pytest.fixture
+def toy_recipe(tmp_path: Path, tiny_model_dir: Path, toy_data_dir: Path) -> dict[str, Any]:
+    """A recipe of four steps of four examples; its `output_dir` is `tmp_path / "out"`."""
+
+    def corpora(split: str) -> dict[str, Any]:
+        return {side: {"path": str(toy_data_dir / f"{side}_{split}.jsonl")} for side in ("general", "domain")}
+
+    return {
+        "model_name_or_path": str(tiny_model_dir),
+        "label_names": list(LABEL_NAMES),
+        "max_length": 16,
+        "corpora": corpora("train"),
+        "eval_corpora": corpora("test"),
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 16,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[[Mapping[str, Any]], Path]:
+    """A function that writes a recipe to a YAML file and returns its path."""
+
+    def write(recipe: Mapping[str, Any]) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,94 @@
+"""Small things that several test files build: integer corpora, a tiny model, a trainer that notes what it reads."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, set_seed
+
+from hf_interp import InterpolationConfig, InterpolationTrainer
+
+DOMAIN_FIRST = 1000  # ids from here on belong to the domain
+
+
+def corpus(first: int, count: int) -> datasets.Dataset:
+    """Example i is a text of three tokens whose first is the number first + i."""
+    ids = range(first, first + count)
+    rows = {"input_ids": [[number, 1 + number % 7, 2] for number in ids], "labels": [number % 2 for number in ids]}
+    return datasets.Dataset.from_dict(rows)
+
+
+def mixture(general: int = 40, domain: int = 12) -> dict[str, datasets.Dataset]:
+    """A general corpus with the numbers from 0 on and a domain corpus with those from 1000 on."""
+    return {"general": corpus(0, general), "domain": corpus(DOMAIN_FIRST, domain)}
+
+
+def tiny_model(dropout: float = 0.1) -> BertForSequenceClassification:
+    """A BERT of one layer that sees 2,000 numbers; always with the same weights."""
+    set_seed(7)
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=2000,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=16,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+    )
+
+
+def config(output_dir: Path | str, **kwargs: Any) -> InterpolationConfig:
+    """A configuration for short runs on the CPU."""
+    defaults = {
+        "max_steps": 8,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return InterpolationConfig(output_dir=str(output_dir), **{**defaults, **kwargs})
+
+
+class NotingMixin:
+    """Notes the first token of every example that a training step gets, by optimizer step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.seen: dict[int, list[int]] = {}
+        self.alphas: dict[int, float] = {}
+        super().__init__(*args, **kwargs)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
+        step = self.state.global_step
+        self.seen.setdefault(step, []).extend(inputs["input_ids"][:, 0].tolist())
+        self.alphas[step] = getattr(self, "alpha", None)
+        return super().training_step(model, inputs, *args)
+
+
+class NotingTrainer(NotingMixin, InterpolationTrainer):
+    """`InterpolationTrainer` that notes what it reads."""
+
+
+class NotingHost(NotingMixin, Trainer):
+    """The host's trainer that notes what it reads."""
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """A copy of the model's weights."""
+    return {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two models agree bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def losses(trainer: Trainer) -> list[float]:
+    """The logged training losses."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
