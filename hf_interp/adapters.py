@@ -15,7 +15,8 @@ def get_peft_config(adapter: str | Mapping[str, Any], task_type: str) -> Any:
     """A PEFT configuration from a preset's name or a mapping.
 
     Args:
-        adapter: a name in `PRESETS`, or a mapping with `peft_type` (LORA, IA3, ...) and the fields of its configuration.
+        adapter: a name in `PRESETS`, or a mapping with `peft_type` (LORA, IA3, ...) and the fields of its
+            configuration.
         task_type: PEFT's name for the task, such as "SEQ_CLS"; for classification PEFT then trains the head in full.
 
     Raises:
@@ -25,7 +26,9 @@ def get_peft_config(adapter: str | Mapping[str, Any], task_type: str) -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ImportError("`peft` is set, but PEFT is not installed. Install it with `pip install hf_interp[peft]`.") from error
+        raise ImportError(
+            "`peft` is set, but PEFT is not installed. Install it with `pip install hf_interp[peft]`."
+        ) from error
     if isinstance(adapter, str):
         if adapter not in PRESETS:
             raise ValueError(
@@ -37,7 +40,9 @@ def get_peft_config(adapter: str | Mapping[str, Any], task_type: str) -> Any:
     kinds = {kind.value: cls for kind, cls in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = str(fields.pop("peft_type", None)).upper()
     if kind not in kinds:
-        raise ValueError(f"`peft_type` must be one of {', '.join(sorted(kinds))}, got {kind!r}." + did_you_mean(kind, kinds))
+        raise ValueError(
+            f"`peft_type` must be one of {', '.join(sorted(kinds))}, got {kind!r}." + did_you_mean(kind, kinds)
+        )
     known = kinds[kind].__dataclass_fields__
     for name in fields:
         if name not in known:

@@ -14,16 +14,17 @@ logger = logging.get_logger(__name__)
 class AlphaCallback(TrainerCallback, ExportableState):
     """Keeps `alpha` at the α of the step in progress, and logs it with the realised shares and passes.
 
-    It reads the plan from the training loader, so it needs no arguments and works in any `Trainer` whose training dataset
-    has a `plan`. α is not read by the data from here: data and callback compute the same function of the step, hence no
-    prefetching can bring them apart.
+    It reads the plan from the training loader, so it needs no arguments and works in any `Trainer` whose training
+    dataset has a `plan`. α is not read by the data from here: data and callback compute the same function of the step,
+    hence no prefetching can bring them apart.
 
     Attributes:
         alpha (`float` or `None`): α of the step in progress or just ended; `None` before training.
         plan (`MixturePlan` or `None`): the plan of the run.
 
     Raises:
-        ValueError: when training begins, if the training dataset has no plan; on resume, if the checkpoint was written by a run that read other data in another order.
+        ValueError: when training begins, if the training dataset has no plan; on resume, if the checkpoint was written
+        by a run that read other data in another order.
     """
 
     def __init__(self) -> None:
@@ -48,15 +49,15 @@ class AlphaCallback(TrainerCallback, ExportableState):
         dataset = kwargs["train_dataloader"].dataset
         if not isinstance(getattr(dataset, "plan", None), MixturePlan):
             raise ValueError(
-                f"AlphaCallback needs a training dataset with a `plan`, got {type(dataset).__name__}. Train over a mixture, "
-                "an `InterpolatedDataset` or a `SlotDataset`, or leave the callback out."
+                f"AlphaCallback needs a training dataset with a `plan`, got {type(dataset).__name__}. Train over a "
+                "mixture, an `InterpolatedDataset` or a `SlotDataset`, or leave the callback out."
             )
         self.plan = dataset.plan
         self.alpha = self.plan.alpha(state.global_step)
         self.last_logged_step = state.global_step
         if state.global_step > 0:
             self._compare_with_checkpoint(state)
-        # The host looks its stateful callbacks up by name when it saves; a checkpoint written without this one lacks it.
+        # The host looks up stateful callbacks by name when it saves; a checkpoint written without this one lacks it.
         state.stateful_callbacks[type(self).__name__] = self.state()
 
     def on_step_begin(
@@ -83,8 +84,8 @@ class AlphaCallback(TrainerCallback, ExportableState):
     def metrics(self, global_step: int) -> dict[str, float]:
         """What to log after `global_step` steps.
 
-        `alpha` belongs to the step that has just ended; `share_<corpus>` is the realised share of the examples since the
-        last log; `passes_<corpus>` counts how often the corpus has been read (streams have none).
+        `alpha` belongs to the step that has just ended; `share_<corpus>` is the realised share of the examples since
+        the last log; `passes_<corpus>` counts how often the corpus has been read (streams have none).
         """
         if self.plan is None or global_step <= self.last_logged_step:
             return {}
@@ -105,7 +106,8 @@ class AlphaCallback(TrainerCallback, ExportableState):
         saved = attributes.get("saved_plan")
         if saved is None or self.plan is None:
             logger.warning(
-                f"The checkpoint was written without a mixture. The mixture begins at step {state.global_step} of its plan."
+                "The checkpoint was written without a mixture. The mixture begins at step "
+                f"{state.global_step} of its plan."
             )
             return
         self.last_logged_step = attributes["last_logged_step"]

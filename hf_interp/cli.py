@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from hf_interp.console import format_table, run_command
+from hf_interp.console import run_command
+from hf_interp.results import RESULTS_NAME
 
 DESCRIPTION = """Move a pretrained model into a domain without losing what it knew.
 
@@ -33,7 +34,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hf_interp {metadata.version('hf_interp')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    _add(commands, "demo", _demo, "an example that needs no network: corpora, a model, a comparison, a picture", recipe=False)
+    _add(
+        commands,
+        "demo",
+        _demo,
+        "an example that needs no network: corpora, a model, a comparison, a picture",
+        recipe=False,
+    )
     _add(commands, "train", _train, "train what a recipe describes")
     _add(commands, "plan", _plan, "say what a recipe will read, without training")
     _add(commands, "compare", _compare, "compare α schedules on a recipe at equal steps")
@@ -41,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = True) -> None:
-    command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False)
+    command = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+    )
     command.add_argument("--traceback", action="store_true", help="show where an error comes from")
     command.set_defaults(run=run, takes_flags=recipe)
     if recipe:
@@ -51,7 +60,9 @@ def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = Tru
         command.add_argument("--plot", metavar="FILE", help="draw the plan into this file (.png, .svg, .pdf)")
         command.add_argument("--json", action="store_true", help="print the plan as JSON")
     if name == "compare":
-        command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs (default: 0 1 2)")
+        command.add_argument(
+            "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs (default: 0 1 2)"
+        )
         command.add_argument("--methods", nargs="+", help="some of the methods (default: all)")
     if name == "demo":
         command.add_argument("--folder", default="hf_interp_demo", help="where to write (default: %(default)s)")
@@ -83,28 +94,26 @@ def _plan(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 def _compare(args: argparse.Namespace, flags: Sequence[str]) -> None:
     from hf_interp import compare
-    from hf_interp.config import load_recipe
+    from hf_interp.config import load_recipe, parse_recipe
 
     recipe = load_recipe(args.recipe, flags)
     comparison = compare.compare(recipe, seeds=args.seeds, methods=args.methods)
     print(compare.format_comparison(comparison))
-    print(f"{compare.RESULTS_NAME} and {compare.PLOT_NAME} are in {recipe.get('output_dir')}.")
+    print(f"{RESULTS_NAME} and {compare.PLOT_NAME} are in {parse_recipe(recipe)[1].output_dir}.")
 
 
 def _demo(args: argparse.Namespace, flags: Sequence[str]) -> None:
     print("Loading the libraries, then training a small model on a general corpus ...", flush=True)
     from hf_interp import compare, demo
 
-    comparison = demo.run_demo(
-        args.folder, seeds=args.seeds, max_steps=args.max_steps, label_noise=args.label_noise
-    )
+    comparison = demo.run_demo(args.folder, seeds=args.seeds, max_steps=args.max_steps, label_noise=args.label_noise)
     print(f"\nAccuracy on unseen sentences after {args.max_steps} steps, mean ± standard deviation over seeds:\n")
     print(compare.format_comparison(comparison))
     print(
         f"""
 In {args.folder}/:
   comparison/{compare.PLOT_NAME}   α and realised share over steps; both metrics over steps
-  comparison/{compare.RESULTS_NAME}     every number, with settings and versions
+  comparison/{RESULTS_NAME}     every number, with settings and versions
   recipe.yaml, *.jsonl, base/  what was run: the recipe, the corpora, M₀
 
 Next: change the recipe, look at what it would read, and train:

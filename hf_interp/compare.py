@@ -1,18 +1,26 @@
 """Compare ways of moving a model into a domain, at equal steps, over several seeds."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from hf_interp.config import parse_recipe
 from hf_interp.console import format_table
 from hf_interp.plots import main_metric, plot_comparison
 from hf_interp.results import RESULTS_NAME, Comparison, RunResults, forgetting, save_results
 from hf_interp.schedules import did_you_mean
-from hf_interp.train import build_trainer, check_recipe, evaluate_at_end, load_data
+from hf_interp.train import build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
 
 BASE = "M₀"
 METHODS: dict[str, dict[str, Any]] = {
@@ -29,7 +37,7 @@ PLOT_NAME = "comparison.png"
 def compare(
     recipe: Mapping[str, Any], *, seeds: Sequence[int] = (0, 1), methods: Sequence[str] | None = None
 ) -> Comparison:
-    """Run every method with every seed; `results.json` and a picture go to the recipe's `output_dir`.
+    """Run every method with every seed; `results.json` and a picture go to the recipe's `output_dir`, each run below it.
 
     Args:
         recipe: a recipe with evaluation sets `general` and `domain`.
@@ -45,30 +53,41 @@ def compare(
     chosen = list(METHODS) if methods is None else list(methods)
     for method in chosen:
         if method not in METHODS:
-            raise ValueError(f"`methods` must be of {', '.join(METHODS)}, got {method!r}." + did_you_mean(method, METHODS))
+            raise ValueError(
+                f"`methods` must be of {', '.join(METHODS)}, got {method!r}." + did_you_mean(method, METHODS)
+            )
     parsed, args = parse_recipe(recipe)
     if not {"general", "domain"} <= set(parsed.eval_corpora):
         raise ValueError(
             f"A comparison needs the evaluation sets general and domain, got {list(parsed.eval_corpora)}. "
             "Name them under `eval_corpora`."
         )
-    task = check_recipe(parsed)
+    task = check_recipe(parsed, args)
     data = load_data(parsed, task)
+    for method in chosen:  # now, so that none fails after hours of others
+        plan_data(data, parse_recipe({**recipe, **METHODS[method]})[1])
+    folder = Path(args.output_dir or ".")
     rows: list[dict[str, Any]] = []
+    base: dict[int, dict[str, dict[str, float]]] = {}  # M₀'s metrics by seed: with the same seed all runs begin alike
     with tqdm(total=len(chosen) * len(seeds) * args.max_steps, unit="step", disable=args.disable_tqdm or None) as bar:
         for method in chosen:
             for seed in seeds:
                 bar.set_description(f"{method}, seed {seed}")
-                _, run_args = parse_recipe({**recipe, **_QUIET, **METHODS[method], "seed": seed})
+                run_folder = folder / re.sub(r"\W+", "-", method) / f"seed-{seed}"
+                own = {"seed": seed, "output_dir": str(run_folder)}
+                _, run_args = parse_recipe({**recipe, **_QUIET, **METHODS[method], **own})
                 trainer = build_trainer(parsed, task, run_args, data, callbacks=[_Steps(bar)])
+                trainer.args.eval_on_start = seed not in base
                 for callback in (PrinterCallback, ProgressCallback):
                     trainer.remove_callback(callback)
                 trainer.train()
                 evaluate_at_end(trainer)
-                rows.append(_row(method, seed, trainer.results()))
+                results = trainer.results()
+                base.setdefault(seed, results.base_metrics)
+                rows.append(_row(method, seed, results, base[seed]))
     settings = {"recipe": dict(recipe), "seeds": list(seeds), "steps": args.max_steps}
-    comparison = Comparison(rows=_base_rows(rows, seeds) + rows, settings=settings)
-    folder = Path(args.output_dir or ".")
+    first_rows = [_row_of(BASE, seed, metrics, metrics, curve=[]) for seed, metrics in base.items()]
+    comparison = Comparison(rows=first_rows + rows, settings=settings)
     save_results(comparison, folder / RESULTS_NAME)
     plot_comparison(comparison, folder / PLOT_NAME, _metric(comparison))
     return comparison
@@ -101,26 +120,18 @@ class _Steps(TrainerCallback):
         self.bar.update(1)
 
 
-def _row(method: str, seed: int, results: RunResults) -> dict[str, Any]:
-    return {
-        "method": method,
-        "seed": seed,
-        "metrics": results.final_metrics,
-        "base_metrics": results.base_metrics,
-        "forgetting": results.forgetting,
-        "drawn": {corpus["name"]: corpus["drawn"] for corpus in results.plan["corpora"]},
-        "curve": _curve(results),
-    }
+def _row(method: str, seed: int, results: RunResults, base: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    drawn = {corpus["name"]: corpus["drawn"] for corpus in results.plan["corpora"]}
+    first = {"step": 0, **{f"{name}_{key}": value for name, found in base.items() for key, value in found.items()}}
+    curve = [first, *(point for point in _curve(results) if point["step"] > 0)]
+    return _row_of(method, seed, results.final_metrics, base, curve=curve, drawn=drawn)
 
 
-def _base_rows(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """M₀ as the runs of each seed began with it."""
-    base = []
-    for seed in seeds:
-        metrics = next(row["base_metrics"] for row in rows if row["seed"] == seed)
-        lost = forgetting(metrics["general"], metrics["general"])
-        base.append({"method": BASE, "seed": seed, "metrics": metrics, "forgetting": lost, "curve": []})
-    return base
+def _row_of(
+    method: str, seed: int, metrics: Mapping[str, Any], base: Mapping[str, Mapping[str, float]], **more: Any
+) -> dict[str, Any]:
+    lost = forgetting(base["general"], metrics["general"])
+    return {"method": method, "seed": seed, "metrics": metrics, "forgetting": lost, **more}
 
 
 def _curve(results: RunResults) -> list[dict[str, Any]]:

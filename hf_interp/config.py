@@ -5,7 +5,7 @@ every key is also a command-line flag, with dots to reach inside: `--learning_ra
 """
 
 import dataclasses
-import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +25,8 @@ class InterpolationConfig(TrainingArguments):
     """[`~transformers.TrainingArguments`] with the settings of α.
 
     α(step) is the share of domain examples in the global batch of a step. It is held at `alpha_start` for
-    `alpha_initial_steps`, moves to `alpha_end`, and is held there for `alpha_target_steps`. The settings take effect when
-    the trainer's `train_dataset` is a mixture; `max_steps` must then be set.
+    `alpha_initial_steps`, moves to `alpha_end`, and is held there for `alpha_target_steps`. The settings take effect
+    when the trainer's `train_dataset` is a mixture; `max_steps` must then be set.
 
     Args:
         alpha_schedule_type (`str`, *optional*, defaults to `"linear"`): constant, linear, exponential, cosine, sigmoid,
@@ -68,6 +68,7 @@ class InterpolationConfig(TrainingArguments):
         super().__post_init__()
         if isinstance(self.alpha_schedule_kwargs, str):
             self.alpha_schedule_kwargs = _parse_mapping("alpha_schedule_kwargs", self.alpha_schedule_kwargs)
+        self.alpha_schedule_kwargs = _with_numbers(self.alpha_schedule_kwargs)
         for name in ("alpha_start", "alpha_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be an α in [0, 1], got {getattr(self, name)}.")
@@ -75,6 +76,10 @@ class InterpolationConfig(TrainingArguments):
 
     def build_alpha_schedule(self, max_steps: int | None = None) -> AlphaSchedule:
         """The schedule that the fields describe, for a run of `max_steps` (default: this configuration's)."""
+        kwargs: dict[str, Any] = dict(self.alpha_schedule_kwargs or {})  # type: ignore[arg-type]
+        for name in kwargs:
+            if name in _FIELD_OF:
+                raise ValueError(f"`alpha_schedule_kwargs` must not hold {name!r}; set `{_FIELD_OF[name]}` instead.")
         return get_alpha_schedule(
             self.alpha_schedule_type,
             start=self.alpha_start,
@@ -82,8 +87,19 @@ class InterpolationConfig(TrainingArguments):
             max_steps=self.max_steps if max_steps is None else max_steps,
             initial_steps=self.alpha_initial_steps,
             target_steps=self.alpha_target_steps,
-            **dict(self.alpha_schedule_kwargs or {}),  # type: ignore[arg-type]
+            **kwargs,
         )
+
+
+_FIELD_OF = {
+    "alpha_schedule_type": "alpha_schedule_type",
+    "start": "alpha_start",
+    "end": "alpha_end",
+    "max_steps": "max_steps",
+    "initial_steps": "alpha_initial_steps",
+    "target_steps": "alpha_target_steps",
+}
+"""Arguments of `get_alpha_schedule` that have fields of their own."""
 
 
 @dataclass(kw_only=True)
@@ -91,8 +107,8 @@ class CorpusConfig:
     """One corpus of a recipe.
 
     Args:
-        path: a dataset's name on the Hub, a local file or list of files (.json, .jsonl, .csv, .tsv, .parquet, .txt, each
-            also as .gz), or a local folder.
+        path: a dataset's name on the Hub, a local file or list of files (.json, .jsonl, .csv, .tsv, .parquet, .txt,
+            each also as .gz), or a local folder.
         side: "general" or "domain"; may be left out where the corpus is itself called so.
         config_name, split, revision: passed to `datasets.load_dataset`.
         text_column, text_pair_column, label_column: where the inputs and the label are.
@@ -201,8 +217,10 @@ def parse_training_arguments(values: Mapping[str, Any]) -> InterpolationConfig:
     whole: dict[str, Any] = {}
     flags: list[str] = []
     for key, value in values.items():
-        if isinstance(value, (dict, list)) and type(value) in _alternatives(kinds[key]):
-            whole[key] = value  # the command-line parser would take it as a text only
+        if isinstance(value, (dict, list)):
+            if type(value) not in _alternatives(kinds[key]):
+                raise ValueError(f"`{key}` must not be {_kind(value)}, got {value!r}.")
+            whole[key] = _with_numbers(value)  # the command-line parser would take it as a text only
         elif value is not None:
             flags.append(f"--{key}={value}")
     return InterpolationConfig(**{**vars(_Parser(InterpolationConfig).parse_args(flags)), **whole})
@@ -313,6 +331,15 @@ def _parse_mapping(name: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"`{name}` must be a mapping such as {{rate: 3.0}}, got {text!r}.")
     return value
+
+
+def _with_numbers(value: Any) -> Any:
+    """`value` with texts such as 1e-4, which YAML takes for numbers only with a dot, made into numbers."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(inner) for inner in value]
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else value
 
 
 def _field_names(cls: type) -> list[str]:

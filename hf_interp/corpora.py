@@ -1,5 +1,6 @@
 """Corpora: the parts of a mixture, where they come from, and how their examples are read."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,8 +74,8 @@ def as_corpora(train_dataset: Mapping[str, Any] | Sequence[Corpus]) -> list[Corp
     """The corpora of a mixture, however it is written.
 
     Args:
-        train_dataset: `{"general": dataset, "domain": dataset}`, `{"general": {"web": dataset, ...}, ...}`, or a list of
-            `Corpus`.
+        train_dataset: `{"general": dataset, "domain": dataset}`, `{"general": {"web": dataset, ...}, ...}`, or a list
+            of `Corpus`.
 
     Raises:
         ValueError: for a key that is not a side.
@@ -121,13 +122,18 @@ def check_labels(corpora: Sequence[Corpus], num_labels: int) -> None:
     for corpus in corpora:
         columns = _columns(corpus.dataset) or []
         column = next((name for name in ("labels", "label") if name in columns), None)
-        if column is None or corpus.is_stream or corpus.dataset.features[column].dtype not in ("int64", "int32"):
+        if column is None or corpus.is_stream:
             continue
-        wrong = sorted(label for label in corpus.dataset.unique(column) if label is None or not 0 <= label < num_labels)
+        if getattr(corpus.dataset.features[column], "dtype", None) not in ("int64", "int32"):
+            continue  # a list of labels, or no classes at all
+        labels = corpus.dataset.unique(column)
+        wrong = [label for label in labels if label is None or not 0 <= label < num_labels]
         if wrong:
+            below = any(label is None or label < 0 for label in wrong)  # which no number of classes would help
+            remedy = "" if below else f", or load the model with num_labels={max(wrong) + 1}"
             raise ValueError(
                 f"Corpus {corpus.name!r} has the label {wrong[0]} in column {column!r}, but the model has {num_labels} "
-                f"labels (0 … {num_labels - 1}). Map the labels, or load the model with num_labels={wrong[-1] + 1}."
+                f"labels (0 … {num_labels - 1}). Map the labels{remedy}."
             )
 
 
@@ -144,20 +150,20 @@ def load_corpus(name: str, config: CorpusConfig, label_names: Sequence[str] | No
     wanted = {"text": config.text_column, "text_pair": config.text_pair_column}
     wanted["label"] = config.label_column if label_names is not None else None
     columns = {new: old for new, old in wanted.items() if old is not None}
-    _check_present(name, dataset, [*columns.values(), *(config.where or {})])
+    present = _columns(dataset) or list(next(iter(dataset), {}))  # a stream may not know its columns, but shows them
+    _check_present(name, present, [*columns.values(), *(config.where or {})])
     if config.where:
         keep = {column: value if isinstance(value, list) else [value] for column, value in config.where.items()}
         dataset = dataset.filter(lambda row: all(row[column] in values for column, values in keep.items()))
     if label_names is not None:
-        dataset = _map_labels(name, dataset, config, list(label_names))
+        dataset = _map_labels(name, dataset, present, config, list(label_names))
         columns["label"] = "label"
     dataset = dataset.select_columns(list(columns.values()))
     dataset = dataset.rename_columns({old: new for new, old in columns.items() if old != new})
     if config.max_examples is not None:
         shuffled = dataset.shuffle(seed=config.sample_seed)
         dataset = shuffled.take(config.max_examples) if config.streaming else _first(shuffled, config.max_examples)
-    if not config.streaming and len(dataset) == 0:
-        raise ValueError(f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where` and `label_map`.")
+    _check_rows(name, dataset, config)
     return dataset
 
 
@@ -196,8 +202,8 @@ def _load(name: str, config: CorpusConfig) -> Any:
     if len(paths) == 1 and builders == {None}:
         if paths[0].startswith((".", "/", "~")) and not Path(paths[0]).expanduser().exists():
             raise FileNotFoundError(f"There is no {paths[0]!r} (corpus {name!r}).")
-        options: dict[str, Any] = {"path": paths[0], "name": config.config_name}
-    elif len(builders) == 1:
+        options: dict[str, Any] = {"path": os.path.expanduser(paths[0]), "name": config.config_name}
+    elif None not in builders and len(builders) == len({_suffix(path) == ".tsv" for path in paths}) == 1:
         missing = [path for path in paths if not Path(path).expanduser().is_file()]
         if missing:
             raise FileNotFoundError(f"There is no file {missing[0]!r} (corpus {name!r}).")
@@ -206,10 +212,15 @@ def _load(name: str, config: CorpusConfig) -> Any:
         if any(_suffix(path) == ".tsv" for path in paths):
             options["sep"] = "\t"
     else:
-        raise ValueError(f"The files of corpus {name!r} must be of one kind, got {paths}.")
-    return datasets.load_dataset(
-        **options, split=config.split, revision=config.revision, streaming=config.streaming
-    )
+        raise ValueError(f"The files of corpus {name!r} must be of one kind ({', '.join(FILE_BUILDERS)}), got {paths}.")
+    try:
+        return datasets.load_dataset(
+            **options, split=config.split, revision=config.revision, streaming=config.streaming
+        )
+    except StopIteration:  # raised for an empty JSON file
+        raise ValueError(f"Corpus {name!r} ({config.path}) has no rows.") from None
+    except (datasets.exceptions.DatasetsError, ValueError) as error:
+        raise ValueError(f"Corpus {name!r} ({config.path}) cannot be loaded: {error.__cause__ or error}") from error
 
 
 def _suffix(path: str) -> str:
@@ -220,14 +231,20 @@ def _builder(path: str) -> str | None:
     return FILE_BUILDERS.get(_suffix(path))
 
 
-def _check_present(name: str, dataset: Any, columns: Sequence[str]) -> None:
-    present = _columns(dataset)
+def _check_rows(name: str, dataset: Any, config: CorpusConfig) -> None:
+    if not config.streaming and len(dataset) == 0:
+        raise ValueError(f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where` and `label_map`.")
+
+
+def _check_present(name: str, present: Sequence[str], columns: Sequence[str]) -> None:
     for column in columns:
-        if present is not None and column not in present:
-            raise ValueError(f"Corpus {name!r} has no column {column!r}; it has {present}." + did_you_mean(column, present))
+        if column not in present:
+            raise ValueError(
+                f"Corpus {name!r} has no column {column!r}; it has {present}." + did_you_mean(column, present)
+            )
 
 
-def _map_labels(name: str, dataset: Any, config: CorpusConfig, label_names: list[str]) -> Any:
+def _map_labels(name: str, dataset: Any, present: Sequence[str], config: CorpusConfig, label_names: list[str]) -> Any:
     """Replace the label column by `label`, an index into `label_names`, and drop rows mapped to nothing."""
     column = config.label_column
     feature = (dataset.features or {}).get(column)
@@ -254,10 +271,10 @@ def _map_labels(name: str, dataset: Any, config: CorpusConfig, label_names: list
         for value in dataset.unique(column):
             resolve(value)
     dataset = dataset.filter(lambda row: resolve(row[column]) is not None)
+    _check_rows(name, dataset, config)
     # A column of the same name keeps its old type, so the new one is made beside it.
-    dataset = dataset.map(lambda row: {"_label": resolve(row[column])}, remove_columns=[column])
-    if "label" in (_columns(dataset) or []):
-        dataset = dataset.remove_columns("label")
+    old = [other for other in present if other in (column, "label")]
+    dataset = dataset.map(lambda row: {"_label": resolve(row[column])}, remove_columns=old)
     return dataset.rename_column("_label", "label")
 
 

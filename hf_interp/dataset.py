@@ -76,7 +76,7 @@ class SlotDataset(Dataset[Any]):
         return reader.read(wanted.tolist(), int(oldest))
 
 
-class SlotSampler(Sampler[range]):
+class SlotSampler(Sampler[Any]):
     """All slots in order, a batch at a time. A batch is a `range`, so that passing over a million costs little."""
 
     drop_last = True  # read by accelerate; batches are never short
@@ -95,15 +95,16 @@ class SlotSampler(Sampler[range]):
 class SlotCollator:
     """A collator that also tells the corpus of each example, and whose random choices depend on the slot alone.
 
-    A collator that masks or augments at random draws from the generators of whatever process runs it, and on resume from
-    another point of their stream. Here they are set from (seed, first slot) for the duration of the call.
+    A collator that masks or augments at random draws from the generators of whatever process runs it, and on resume
+    from another point of their stream. Here they are set from (seed, first slot) for the duration of the call.
     """
 
     def __init__(self, collator: Any, seed: int) -> None:
         self.collator = collator
         self.seed = seed
 
-    def __call__(self, batch: SlotBatch) -> Any:
+    def __call__(self, batch: Any) -> Any:
+        """Collate a `SlotBatch`."""
         with random_state_of_slot(self.seed, batch.first_slot):
             collated = self.collator(list(batch))
         if isinstance(collated, Mapping):
@@ -207,7 +208,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         self._start_at = int(state["num_yielded"])
 
     def _own_slots(self) -> IntArray:
-        """The slots of this process and `DataLoader` worker: loaders take local batch b from worker b mod num_workers."""
+        """The slots of this process and worker: a `DataLoader` takes local batch b from worker b mod num_workers."""
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         local = np.arange(first, len(self) // self.local_batch_size, stride, dtype=np.int64)

@@ -1,9 +1,9 @@
 """The embedded demo: two small corpora with a real shift between them, a small model, and a comparison. No network.
 
 The general corpus is a toy language: neutral words, and words of praise and of blame that decide the label. The domain
-speaks of other things (domain words that the general corpus never shows) and judges differently: some words of praise are
-blame there and the other way round, and some domain words carry a judgement of their own. A model that learns the domain
-alone learns the turned words at the price of their general sense; what keeps both apart is the context.
+speaks of other things (domain words that the general corpus never shows) and judges differently: some words of praise
+are blame there and the other way round, and some domain words carry a judgement of their own. A model that learns the
+domain alone learns the turned words at the price of their general sense; what keeps both apart is the context.
 """
 
 import json
@@ -117,7 +117,11 @@ def run_demo(
     recipe = _write_data(folder, shift, num_domain_examples)
     _write_untrained_model(folder / "untrained", shift)
     _train_base_model(folder, recipe, max_steps)
-    recipe |= {"model_name_or_path": str(folder / "base"), "output_dir": str(folder / "comparison"), "max_steps": max_steps}
+    recipe |= {
+        "model_name_or_path": str(folder / "base"),
+        "output_dir": str(folder / "comparison"),
+        "max_steps": max_steps,
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return compare(recipe, seeds=seeds, methods=["domain only", "constant 0.5", "scheduled α"])
 

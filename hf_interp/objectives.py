@@ -33,9 +33,11 @@ def per_example_loss(outputs: Any, labels: torch.Tensor, *, shift_labels: bool) 
     logits = logits.detach().float()
     if labels.is_floating_point():
         return _float_label_loss(logits, labels.float())
-    if logits.dim() == labels.dim() + 1 == 2:
+    if logits.shape[:-1] != labels.shape:
+        return None
+    if logits.dim() == 2:
         return nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORE_INDEX)
-    if logits.dim() == labels.dim() + 1 == 3:
+    if logits.dim() == 3:
         if shift_labels:
             logits, labels = logits[:, :-1], labels[:, 1:]
         losses = nn.functional.cross_entropy(
@@ -46,8 +48,8 @@ def per_example_loss(outputs: Any, labels: torch.Tensor, *, shift_labels: bool) 
 
 
 def _float_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
-    if logits.shape == labels.shape and labels.dim() == 2:
+    if logits.shape == labels.shape and labels.dim() == 2 and labels.shape[1] > 1:
         return nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
-    if logits.numel() == labels.numel():
+    if logits.numel() == labels.numel() == labels.shape[0]:
         return (logits.reshape(-1) - labels.reshape(-1)).square()
     return None

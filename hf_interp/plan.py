@@ -1,17 +1,18 @@
 """Which example of which corpus sits in which slot of which optimizer step: a pure function of integers.
 
 A run of `max_steps` steps with a global batch of `batch_size` has `max_steps * batch_size` slots. Step s owns the slots
-s·B … s·B + B − 1, and a share α(s) of them belongs to the domain side. `MixturePlan` answers for any slot, at once and in
-any process, which example it holds; nothing is drawn at random while training, so workers, ranks, accumulation and
+s·B … s·B + B − 1, and a share α(s) of them belongs to the domain side. `MixturePlan` answers for any slot, at once and
+in any process, which example it holds; nothing is drawn at random while training, so workers, ranks, accumulation and
 restarts cannot change the order.
 
 How it is exact:
 
 - α(s) is rounded once to a multiple of 2⁻³⁰; everything after that is integer arithmetic.
-- Counts: up to step s the domain side has had round(B·Σα) slots and the general side the rest. Inside a side the slots go
-  down a Huffman tree of the corpora's shares: at a node with N slots the left child gets round(N·w) and the right one the
-  rest. Each rounding errs by ½ at the most and is damped by the shares below it, and in a Huffman tree every second level
-  halves the share, so each corpus stays within 2 slots of its target at every step (within 1 for two corpora).
+- Counts: up to step s the domain side has had round(B·Σα) slots and the general side the rest. Inside a side the slots
+  go down a Huffman tree of the corpora's shares: at a node with N slots the left child gets round(N·w) and the right
+  one the rest. Each rounding errs by ½ at the most and is damped by the shares below it, and in a Huffman tree every
+  second level halves the share, so each corpus stays within 2 slots of its target at every step (within 1 for two
+  corpora).
 - Order inside a global batch: a permutation keyed by (seed, step).
 - Order inside a pass over a corpus: a permutation keyed by (seed, corpus, pass), computed per index (a Feistel network
   with cycle walking, Black & Rogaway 2002), so that no index array is held.
@@ -22,9 +23,8 @@ Only NumPy is imported here.
 import hashlib
 import heapq
 import json
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -156,7 +156,7 @@ class MixturePlan:
     def locate(self, slots: range | Sequence[int] | IntArray) -> Draw:
         """What the given slots hold."""
         slots = np.asarray(slots, np.int64)
-        if slots.size and not (0 <= slots.min() and slots.max() < len(self)):
+        if slots.size and not (slots.min() >= 0 and slots.max() < len(self)):
             raise IndexError(f"Slots must lie in [0, {len(self)}), got {slots.min()} … {slots.max()}.")
         block_of, offset = np.divmod(slots, self._block_steps * self.batch_size)
         found = Draw(np.empty_like(slots), np.empty_like(slots), np.empty_like(slots))
@@ -202,10 +202,11 @@ class MixturePlan:
                     "gains little and begins to memorise. Lower its share of the run, or take fewer steps."
                 )
             most = self._largest_expected_count(index)
-            if 0 < most < 1:
+            if 0 < most < 0.999:  # not 1, which a rounded share or α may miss
                 found.append(
-                    f"A global batch of {self.batch_size} holds {most:.2g} examples of corpus {corpus.name!r} at the most, "
-                    "so that many steps hold none. Raise the batch size or accumulate gradients to have it in every step."
+                    f"A global batch of {self.batch_size} holds {most:.2g} examples of corpus {corpus.name!r} at the "
+                    "most, so that many steps hold none. Raise the batch size or accumulate gradients to have it in "
+                    "every step."
                 )
         return found
 
@@ -213,7 +214,12 @@ class MixturePlan:
         """All that decides the reading order, as plain values."""
         return {
             "corpora": [
-                {**asdict(corpus), "share": units / (1 << ALPHA_BITS)}
+                {
+                    "name": corpus.name,
+                    "side": corpus.side,
+                    "num_examples": corpus.num_examples,
+                    "share": units / (1 << ALPHA_BITS),
+                }
                 for corpus, units in zip(self.corpora, self._share_units, strict=True)
             ],
             "batch_size": self.batch_size,
@@ -246,9 +252,7 @@ class MixturePlan:
                     "passes": count / corpus.num_examples if corpus.num_examples else None,
                     "exhausted_at": self.exhausted_at(index),
                 }
-                for index, (corpus, units, count) in enumerate(
-                    zip(self.corpora, self._share_units, drawn, strict=True)
-                )
+                for index, (corpus, units, count) in enumerate(zip(self.corpora, self._share_units, drawn, strict=True))
             ],
             "domain_share": sum(
                 count for corpus, count in zip(self.corpora, drawn, strict=True) if corpus.side == "domain"
@@ -259,7 +263,7 @@ class MixturePlan:
         }
 
     def alpha_landmarks(self, most: int = 12) -> list[int]:
-        """The steps that tell the schedule: both ends, the borders of phases in which α is held, even points between."""
+        """The steps that tell the schedule: both ends, the borders of phases, even points between."""
         units = self._alpha_units
         moves = np.flatnonzero(np.diff(units))
         marks = {0, self.max_steps - 1}
@@ -326,14 +330,14 @@ class MixturePlan:
 
 
 def permute(position: IntArray, size: IntArray, key: npt.NDArray[np.uint64]) -> IntArray:
-    """Keyed permutations: entry i is the image of `position[i]` under the permutation of range(size[i]) that `key[i]` picks.
+    """Keyed permutations: entry i is `position[i]` after the permutation of range(size[i]) that `key[i]` picks.
 
     >>> size, key = np.full(5, 5), np.full(5, 7, np.uint64)
     >>> sorted(permute(np.arange(5), size, key).tolist())
     [0, 1, 2, 3, 4]
     """
-    # The grid rows × columns covers range(size). The square root is rounded alike on every IEEE platform. An even number
-    # of rows, because shifts along odd lengths alone make even permutations only.
+    # The grid rows × columns covers range(size). The square root is rounded alike on every IEEE platform. An even
+    # number of rows, because shifts along odd lengths alone make even permutations only.
     rows = 2 * np.ceil(np.sqrt(size) / 2).astype(np.int64)
     columns = -(-size // rows)
     result = _feistel(position, rows, columns, key)
@@ -347,9 +351,10 @@ def permute(position: IntArray, size: IntArray, key: npt.NDArray[np.uint64]) -> 
 def _feistel(value: IntArray, rows: IntArray, columns: IntArray, key: npt.NDArray[np.uint64]) -> IntArray:
     """Keyed permutations of range(rows · columns): the two digits of `value` shift each other in turn."""
     left, right = np.divmod(value, columns)
+    # Two bits are dropped: a sum beyond 2⁶³ would wrap around, and then two digits could shift to the same place.
     for turn in range(0, FEISTEL_ROUNDS, 2):
-        left = (left + (_mix(right, key + np.uint64(turn)) >> np.uint64(1)).astype(np.int64)) % rows
-        right = (right + (_mix(left, key + np.uint64(turn + 1)) >> np.uint64(1)).astype(np.int64)) % columns
+        left = (left + (_mix(right, key + np.uint64(turn)) >> np.uint64(2)).astype(np.int64)) % rows
+        right = (right + (_mix(left, key + np.uint64(turn + 1)) >> np.uint64(2)).astype(np.int64)) % columns
     return left * columns + right
 
 

@@ -29,7 +29,11 @@ def plot_plan(plan: MixturePlan, path: str | os.PathLike[str]) -> None:
         size = corpus.num_examples
         label = f"{corpus.name} ({corpus.side})"
         right.plot(ends, drawn[:, index] / size if size else drawn[:, index], label=label, color=_colour(index))
-    unit = "passes over the corpus" if all(corpus.num_examples for corpus in plan.corpora) else "passes (streams: examples)"
+    unit = (
+        "passes over the corpus"
+        if all(corpus.num_examples for corpus in plan.corpora)
+        else "passes (streams: examples)"
+    )
     _finish(right, "what is read", unit)
     _save(figure, path)
 
@@ -49,7 +53,8 @@ def plot_run(results: RunResults, path: str | os.PathLike[str]) -> None:
     _finish(middle, "training loss by corpus", "loss")
     metric = main_metric(results.final_metrics)
     for index, name in enumerate(results.final_metrics):
-        _line(right, results.log_history, f"eval_{name}_{metric}", name, _colour(index), marker="o")
+        key = f"eval_{name}_{metric}" if name else f"eval_{metric}"
+        _line(right, results.log_history, key, name or "evaluation set", _colour(index), marker="o")
     _finish(right, "evaluation", metric or "")
     _save(figure, path)
 
@@ -86,7 +91,10 @@ def _rows(comparison: Comparison, method: str) -> list[dict[str, Any]]:
 def _alpha_of(axes: Axes, comparison: Comparison, method: str, colour: str) -> None:
     entries = [entry for entry in _rows(comparison, method)[0]["curve"] if "alpha" in entry]
     _line(axes, entries, "alpha", method, colour)
-    _line(axes, entries, "domain_share", None, colour, marker=".", linestyle="")
+    # A share is that of the steps since the last log: it belongs in their middle.
+    befores = [0, *(entry["step"] for entry in entries)]
+    middles = [{**entry, "step": (entry["step"] + before) / 2} for entry, before in zip(entries, befores, strict=False)]
+    _line(axes, middles, "domain_share", None, colour, marker=".", linestyle="")
 
 
 def _band(axes: Axes, comparison: Comparison, method: str, dataset: str, metric: str, colour: str) -> None:
@@ -103,7 +111,9 @@ def _band(axes: Axes, comparison: Comparison, method: str, dataset: str, metric:
     )
 
 
-def _line(axes: Axes, entries: Sequence[Mapping[str, Any]], key: str, label: str | None, colour: str, **style: Any) -> None:
+def _line(
+    axes: Axes, entries: Sequence[Mapping[str, Any]], key: str, label: str | None, colour: str, **style: Any
+) -> None:
     points = [(entry["step"], entry[key]) for entry in entries if key in entry]
     if points:
         axes.plot(*zip(*points, strict=True), color=colour, label=label, **style)

@@ -1,14 +1,12 @@
 """`hf-interp plan`: what a recipe will read, before anything is trained."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_interp.config import load_recipe, parse_recipe
 from hf_interp.console import format_table
-from hf_interp.corpora import check_columns
 from hf_interp.plan import MixturePlan
-from hf_interp.train import check_recipe, load_data
+from hf_interp.train import check_recipe, load_data, plan_data
 
 TOKEN_SAMPLE = 1000  # examples of a corpus whose lengths are averaged
 
@@ -20,19 +18,10 @@ def plan_recipe(path: str, flags: Sequence[str] = ()) -> tuple[MixturePlan, dict
         ValueError, OSError: as training would raise.
     """
     recipe, args = parse_recipe(load_recipe(path, flags))
-    if args.max_steps <= 0:
-        raise ValueError(f"A mixture needs `max_steps`, got {args.max_steps}. Set it in the recipe or with --max_steps.")
-    data = load_data(recipe, check_recipe(recipe))
-    check_columns(data.corpora)
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    plan = MixturePlan(
-        [corpus.planned() for corpus in data.corpora],
-        alpha_schedule=args.build_alpha_schedule(),
-        batch_size=args.train_batch_size * args.gradient_accumulation_steps * num_processes,
-        max_steps=args.max_steps,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-    )
-    return plan, {corpus.name: _mean_tokens(corpus.dataset) for corpus in data.corpora if not corpus.is_stream}
+    data = load_data(recipe, check_recipe(recipe, args))
+    return plan_data(data, args), {
+        corpus.name: _mean_tokens(corpus.dataset) for corpus in data.corpora if not corpus.is_stream
+    }
 
 
 def summarise(plan: MixturePlan, mean_tokens: Mapping[str, float]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """How examples are read from a corpus: by index, by index through Arrow, or in order from a stream."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import datasets
@@ -26,8 +27,8 @@ class MapReader:
 class ArrowReader:
     """Reads rows of plain numbers, texts and lists of numbers from a `datasets.Dataset` in its default format.
 
-    The rows are those of the dataset itself. They are made from whole columns by NumPy, where the dataset asks Arrow for
-    one Python object a value, which is most of the time that reading tokenised rows takes.
+    The rows are those of the dataset itself. They are made from whole columns by NumPy, where the dataset asks Arrow
+    for one Python object a value, which is most of the time that reading tokenised rows takes.
     """
 
     def __init__(self, dataset: datasets.Dataset) -> None:
@@ -70,7 +71,9 @@ class StreamReader:
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
-        self._rewind()
+        self._next, self._passes = 0, 0
+        self._kept: dict[int, Any] = {}
+        self._iterator: Iterator[Any] = iter(())
 
     def read(self, ordinals: Sequence[int], oldest: int) -> list[Any]:
         """The examples with these ordinals; none below `oldest` will be asked for again."""
@@ -85,9 +88,7 @@ class StreamReader:
         return [self._kept[ordinal] for ordinal in ordinals]
 
     def _rewind(self) -> None:
-        self._next, self._passes = 0, 0
-        self._kept: dict[int, Any] = {}
-        self._iterator = iter(())
+        self._next, self._passes, self._kept, self._iterator = 0, 0, {}, iter(())
 
     def _advance(self) -> Any:
         for example in self._iterator:
@@ -135,4 +136,4 @@ def _to_python(column: pa.Array) -> list[Any]:
     if (lengths == lengths[0]).all():
         return values.to_numpy().reshape(len(lengths), lengths[0]).tolist()
     flat, borders = values.to_numpy().tolist(), (offsets - offsets[0]).tolist()
-    return [flat[begin:end] for begin, end in zip(borders, borders[1:], strict=False)]
+    return [flat[begin:end] for begin, end in pairwise(borders)]

@@ -132,7 +132,9 @@ def evaluations(log_history: Iterable[Mapping[str, Any]]) -> dict[str, dict[str,
     found: dict[str, dict[str, float]] = {}
     for entry in log_history:
         # The host logs one evaluation set at a time, and gives each its run time: that key tells the set's name.
-        names = [key[len("eval") : -len("_runtime")] for key in entry if key.startswith("eval") and key.endswith("_runtime")]
+        names = [
+            key[len("eval") : -len("_runtime")] for key in entry if key.startswith("eval") and key.endswith("_runtime")
+        ]
         for prefix in (f"eval{name}_" for name in names or _guess_names(entry)):
             metrics = found.setdefault(prefix[len("eval_") :].rstrip("_"), {})
             for key, value in entry.items():
@@ -195,4 +197,8 @@ def _processor() -> str:
 
 
 def _guess_names(entry: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys(key[len("eval") : -len("_loss")] for key in entry if key.startswith("eval") and key.endswith("_loss")))
+    return list(
+        dict.fromkeys(
+            key[len("eval") : -len("_loss")] for key in entry if key.startswith("eval") and key.endswith("_loss")
+        )
+    )

@@ -79,7 +79,10 @@ def sigmoid(start: float = 0.0, end: float = 1.0, *, steepness: float = 10.0, mi
 
     low, high = logistic(0.0), logistic(1.0)
     if high - low < 1e-9:
-        raise ValueError(f"`midpoint` must be near [0, 1], got {midpoint}: the curve is flat between progress 0 and 1.")
+        raise ValueError(
+            f"With `steepness` {steepness} and `midpoint` {midpoint} the curve is flat between progress 0 and 1. Move "
+            "`midpoint` towards [0, 1] or change `steepness`."
+        )
     return _between(start, end, lambda progress: (logistic(progress) - low) / (high - low))
 
 
@@ -94,7 +97,9 @@ def polynomial(start: float = 0.0, end: float = 1.0, *, power: float = 2.0) -> A
     return _between(start, end, lambda progress: progress**power)
 
 
-def steps(values: Sequence[float] = (0.0, 0.2, 0.5, 0.8, 1.0), *, boundaries: Sequence[float] | None = None) -> AlphaSchedule:
+def steps(
+    values: Sequence[float] = (0.0, 0.2, 0.5, 0.8, 1.0), *, boundaries: Sequence[float] | None = None
+) -> AlphaSchedule:
     """α takes each of `values` in turn, as in Gradual Fine-Tuning (arXiv 2103.02205).
 
     `boundaries` are the len(values) − 1 points of progress at which the next value takes over, rising within (0, 1);

@@ -76,11 +76,23 @@ def get_task(name: str) -> Task:
 
 
 def load_model(task: Task, name_or_path: str, label_names: Sequence[str] | None, **kwargs: Any) -> PreTrainedModel:
-    """A pretrained model with the task's head; heads that the checkpoint lacks are new."""
+    """A pretrained model with the task's head; heads that the checkpoint lacks are new.
+
+    Raises:
+        ValueError: if the checkpoint has a head for another number of labels.
+    """
     if label_names is not None:
         kwargs |= {
             "num_labels": len(label_names),
             "id2label": dict(enumerate(label_names)),
             "label2id": {label: index for index, label in enumerate(label_names)},
         }
-    return getattr(transformers, task.model_class).from_pretrained(name_or_path, **kwargs)
+    try:
+        return getattr(transformers, task.model_class).from_pretrained(name_or_path, **kwargs)
+    except RuntimeError as error:
+        if label_names is None or "mismatched" not in str(error):
+            raise
+        raise ValueError(
+            f"The head of {name_or_path!r} does not fit the {len(label_names)} labels {list(label_names)}. List the labels "
+            "that the model was trained with, in its order, or start from a model without a head."
+        ) from error

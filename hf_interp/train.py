@@ -16,7 +16,8 @@ from transformers.utils import logging
 from hf_interp.adapters import get_peft_config
 from hf_interp.config import InterpolationConfig, Recipe, load_recipe, parse_recipe
 from hf_interp.console import format_table, run_command
-from hf_interp.corpora import Corpus, load_corpus
+from hf_interp.corpora import Corpus, check_columns, load_corpus
+from hf_interp.plan import MixturePlan
 from hf_interp.plots import plot_run
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
 from hf_interp.tasks import Task, get_task, load_model
@@ -55,9 +56,10 @@ def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
         ValueError, OSError: for bad input, before anything is trained.
     """
     parsed, args = parse_recipe(recipe)
-    task = check_recipe(parsed)
+    task = check_recipe(parsed, args)
     with args.main_process_first(desc="loading and tokenising the corpora"):
         data = load_data(parsed, task)
+    plan_data(data, args)  # now, so that bad input leaves nothing behind
     trainer = build_trainer(parsed, task, args, data)
     trainer.train(resume_from_checkpoint=read_resume(args.resume_from_checkpoint))
     evaluate_at_end(trainer)
@@ -70,9 +72,13 @@ def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
     return results
 
 
-def check_recipe(recipe: Recipe) -> Task:
+def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
     """What can be checked before anything is loaded."""
     task = get_task(recipe.task)
+    if args.max_steps <= 0:
+        raise ValueError(
+            f"A mixture needs `max_steps`, got {args.max_steps}. Set it in the recipe or with --max_steps."
+        )
     if task.has_labels and not recipe.label_names:
         raise ValueError(f"A recipe for {recipe.task} must list `label_names`, in the order of the label ids.")
     if recipe.peft is not None:
@@ -92,7 +98,8 @@ def load_data(recipe: Recipe, task: Task) -> Data:
 
     def tokenised(name: str, group: Mapping[str, Any]) -> Any:
         raw = load_corpus(name, group[name], label_names)
-        return raw.map(encode, batched=True, remove_columns=raw.column_names)
+        columns = raw.column_names or [*task.columns, *(["text_pair"] if group[name].text_pair_column else [])]
+        return raw.map(encode, batched=True, remove_columns=columns)
 
     corpora = [
         Corpus(name, tokenised(name, recipe.corpora), config.side or "domain", config.share, config.max_passes)
@@ -102,6 +109,22 @@ def load_data(recipe: Recipe, task: Task) -> Data:
         tokenizer=tokenizer,
         corpora=corpora,
         eval_sets={name: tokenised(name, recipe.eval_corpora) for name in recipe.eval_corpora},
+    )
+
+
+def plan_data(data: Data, args: InterpolationConfig) -> MixturePlan:
+    """The plan that the trainer will make, before there is a model.
+
+    Raises:
+        ValueError: if the corpora do not fit together or cannot be planned.
+    """
+    check_columns(data.corpora)
+    return MixturePlan(
+        [corpus.planned() for corpus in data.corpora],
+        alpha_schedule=args.build_alpha_schedule(),
+        batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        max_steps=args.max_steps,
+        seed=args.seed if args.data_seed is None else args.data_seed,
     )
 
 

@@ -1,7 +1,7 @@
 """`InterpolationTrainer`: `transformers.Trainer` with a mixture whose share of domain examples follows α."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
@@ -21,7 +21,17 @@ from hf_interp.schedules import AlphaSchedule, get_alpha_schedule
 logger = logging.get_logger(__name__)
 
 
-class InterpolationMixin:
+# For type checkers alone: the host's attributes are there whichever trainer stands behind the mixin.
+if TYPE_CHECKING:
+
+    class _Host(Trainer):
+        """Any trainer of the host's."""
+
+else:
+    _Host = object
+
+
+class InterpolationMixin(_Host):
     """Gives a `Trainer` a mixture for its `train_dataset`; put it before the trainer in the bases.
 
     With an ordinary `train_dataset` nothing is different from the host. A mixture is `{"general": dataset, "domain":
@@ -40,6 +50,8 @@ class InterpolationMixin:
             columns or labels, shares that do not sum to 1, an α outside [0, 1] at any step.
     """
 
+    train_dataset: Any
+    loss_is_scaled_for_ga: bool | None
     plan: MixturePlan | None = None
     corpora: list[Corpus] | None = None
     _corpus_losses: torch.Tensor | None = None
@@ -47,6 +59,7 @@ class InterpolationMixin:
     def __init__(self, *args: Any, alpha_schedule: AlphaSchedule | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._alpha_schedule = alpha_schedule
+        self._host_loss_is_scaled = self.loss_is_scaled_for_ga
         self._given_plan: MixturePlan | None = None
         if isinstance(self.train_dataset, InterpolatedDataset):
             self._given_plan, self.train_dataset = self.train_dataset.plan, self.train_dataset.corpora
@@ -194,20 +207,24 @@ class InterpolationMixin:
         args: TrainingArguments = self.args
         if args.max_steps <= 0:
             raise ValueError(
-                f"A mixture needs `max_steps`, because α is a function of step / (max_steps - 1); got {args.max_steps}. "
-                "Set it to (number of examples to train on) / (global batch size)."
+                "A mixture needs `max_steps`, because α is a function of step / (max_steps - 1); got "
+                f"{args.max_steps}. Set it to (number of examples to train on) / (global batch size)."
             )
         if not args.dataloader_in_order:
-            raise ValueError("A mixture needs `dataloader_in_order=True`: a batch that overtakes another has the wrong α.")
+            raise ValueError(
+                "A mixture needs `dataloader_in_order=True`: a batch that overtakes another has the wrong α."
+            )
         if args.accelerator_config is not None and args.accelerator_config.split_batches:
             raise ValueError("A mixture needs `split_batches=False`: `per_device_train_batch_size` is per process.")
         if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             logger.warning(
-                f"`train_sampling_strategy={args.train_sampling_strategy!r}` is ignored: the plan of the mixture sets the order."
+                f"`train_sampling_strategy={args.train_sampling_strategy!r}` is ignored: the plan of the mixture sets "
+                "the order."
             )
         if self._has_streams() and args.dataloader_num_workers > 0:
             logger.warning(
-                "`dataloader_num_workers` is taken as 0, because a corpus is a stream: workers would each read all of it."
+                "`dataloader_num_workers` is taken as 0, because a corpus is a stream: every worker would read all of "
+                "it."
             )
 
     def _resolve_alpha_schedule(self) -> AlphaSchedule:
@@ -223,13 +240,13 @@ class InterpolationMixin:
         """Make the loss independent of how a global batch is split into micro-batches.
 
         The host takes a loss for normalised over the whole accumulated batch as soon as the model's forward has
-        `**kwargs`, but heads with one label per example (BERT's, for one) ignore `num_items_in_batch` and return the mean
-        of the micro-batch, which makes loss and gradient too large by the number of accumulation steps
+        `**kwargs`, but heads with one label per example (BERT's, for one) ignore `num_items_in_batch` and return the
+        mean of the micro-batch, which makes loss and gradient too large by the number of accumulation steps
         (huggingface/transformers#47688). Micro-batches of a mixture are equally long, so with one label per example the
         mean over micro-batches is exact, and that is what the host computes when told that the loss is not scaled.
         """
         one_label_each = labels is not None and labels.dim() == 1 and self.compute_loss_func is None
-        self.loss_is_scaled_for_ga = False if one_label_each else type(self).loss_is_scaled_for_ga
+        self.loss_is_scaled_for_ga = False if one_label_each else self._host_loss_is_scaled
         return None if one_label_each else num_items_in_batch
 
     def _note_corpus_loss(self, corpus: torch.Tensor, losses: torch.Tensor | None) -> None:
@@ -241,7 +258,7 @@ class InterpolationMixin:
         self._corpus_losses[1].index_add_(0, corpus, torch.ones_like(losses))
 
     def _take_corpus_losses(self) -> dict[str, float]:
-        """Mean loss of every corpus since the last log, over all processes; corpora that were not drawn are left out."""
+        """Mean loss of every corpus since the last log, over all processes, without corpora that were not drawn."""
         if self._corpus_losses is None:
             return {}
         sums, counts = self.accelerator.reduce(self._corpus_losses, "sum").tolist()

@@ -51,20 +51,20 @@ def toy_data_dir(tmp_path_factory: pytest.TempPathFactory, toy_shift: ToyShift) 
     return folder
 
 
-@pytest.fixture
-def toy_recipe(tmp_path: Path, tiny_model_dir: Path, toy_data_dir: Path) -> dict[str, Any]:
-    """A recipe of four steps of four examples; its `output_dir` is `tmp_path / "out"`."""
+@pytest.fixture(scope="session")
+def make_recipe(tiny_model_dir: Path, toy_data_dir: Path) -> Callable[[Path], dict[str, Any]]:
+    """A function from an `output_dir` to a recipe of four steps of four examples."""
 
     def corpora(split: str) -> dict[str, Any]:
         return {side: {"path": str(toy_data_dir / f"{side}_{split}.jsonl")} for side in ("general", "domain")}
 
-    return {
+    return lambda output_dir: {
         "model_name_or_path": str(tiny_model_dir),
         "label_names": list(LABEL_NAMES),
         "max_length": 16,
         "corpora": corpora("train"),
         "eval_corpora": corpora("test"),
-        "output_dir": str(tmp_path / "out"),
+        "output_dir": str(output_dir),
         "max_steps": 4,
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 16,
@@ -75,6 +75,12 @@ def toy_recipe(tmp_path: Path, tiny_model_dir: Path, toy_data_dir: Path) -> dict
         "disable_tqdm": True,
         "report_to": "none",
     }
+
+
+@pytest.fixture
+def toy_recipe(tmp_path: Path, make_recipe: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """A recipe of four steps of four examples; its `output_dir` is `tmp_path / "out"`."""
+    return make_recipe(tmp_path / "out")
 
 
 @pytest.fixture

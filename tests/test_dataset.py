@@ -22,7 +22,9 @@ NUMBERS = {"general": list(range(40)), "domain": list(range(DOMAIN_FIRST, DOMAIN
 def slots(parts: dict[str, Any], batch_size: int = 4, max_steps: int = 6) -> SlotDataset:
     corpora = [Corpus(name, dataset, name) for name, dataset in parts.items()]
     planned = [part.planned() for part in corpora]
-    return SlotDataset(MixturePlan(planned, alpha_schedule=linear(), batch_size=batch_size, max_steps=max_steps), corpora)
+    return SlotDataset(
+        MixturePlan(planned, alpha_schedule=linear(), batch_size=batch_size, max_steps=max_steps), corpora
+    )
 
 
 def numbers(**kwargs: Any) -> InterpolatedDataset:

@@ -35,7 +35,9 @@ from hf_interp import Corpus, InterpolatedDataset, InterpolationSeq2SeqTrainer, 
 from hf_interp.schedules import constant, linear
 
 
-def run(output_dir: Path, *, dropout: float = 0.1, train_dataset: Any = None, resume: Any = None, **kwargs: Any) -> NotingTrainer:
+def run(
+    output_dir: Path, *, dropout: float = 0.1, train_dataset: Any = None, resume: Any = None, **kwargs: Any
+) -> NotingTrainer:
     dataset = mixture() if train_dataset is None else train_dataset
     trainer = NotingTrainer(tiny_model(dropout), config(output_dir, **kwargs), train_dataset=dataset)
     trainer.train(resume_from_checkpoint=resume)
@@ -60,7 +62,9 @@ def run(output_dir: Path, *, dropout: float = 0.1, train_dataset: Any = None, re
 def test_an_ordinary_dataset_trains_as_with_the_host(tmp_path: Path, arguments: dict[str, Any]) -> None:
     def train(kind: Any) -> Any:
         args = config(tmp_path / kind.__name__, **arguments)
-        trainer = kind(tiny_model(), args, train_dataset=corpus(0, 22), eval_dataset={"a": corpus(30, 6), "b": corpus(50, 6)})
+        trainer = kind(
+            tiny_model(), args, train_dataset=corpus(0, 22), eval_dataset={"a": corpus(30, 6), "b": corpus(50, 6)}
+        )
         trainer.train()
         return trainer
 
@@ -125,7 +129,9 @@ def test_order_does_not_depend_on_workers_or_accumulation(tmp_path: Path, worker
 
 
 def test_plain_training_arguments_give_a_linear_rise(tmp_path: Path) -> None:
-    plain = TrainingArguments(str(tmp_path), max_steps=5, per_device_train_batch_size=4, use_cpu=True, dataloader_pin_memory=False)
+    plain = TrainingArguments(
+        str(tmp_path), max_steps=5, per_device_train_batch_size=4, use_cpu=True, dataloader_pin_memory=False
+    )
     trainer = NotingTrainer(tiny_model(), plain, train_dataset=mixture())
     trainer.train()
     assert [trainer.alphas[step] for step in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -190,9 +196,15 @@ def test_several_corpora_a_side_with_shares(tmp_path: Path) -> None:
         Corpus("books", corpus(100, 40), "general", share=0.25),
         Corpus("law", corpus(DOMAIN_FIRST, 40), "domain"),
     ]
-    trainer = run(tmp_path, train_dataset=parts, alpha_schedule_type="constant", alpha_end=0.5, per_device_train_batch_size=8)
+    trainer = run(
+        tmp_path, train_dataset=parts, alpha_schedule_type="constant", alpha_end=0.5, per_device_train_batch_size=8
+    )
     numbers = [number for seen in trainer.seen.values() for number in seen]
-    assert [sum(low <= number < high for number in numbers) for low, high in ((0, 100), (100, 200), (1000, 2000))] == [24, 8, 32]
+    assert [sum(low <= number < high for number in numbers) for low, high in ((0, 100), (100, 200), (1000, 2000))] == [
+        24,
+        8,
+        32,
+    ]
 
 
 # How the global batch is split does not matter.
@@ -243,7 +255,9 @@ def test_resume_equals_no_interruption(tmp_path: Path, workers: int, accumulatio
     assert resumed.seen == {late: whole.seen[late] for late in range(step, 8)}
     assert same_weights(weights(resumed), weights(whole))
     keys = ("alpha", "share_domain", "passes_domain", "loss", "loss_general", "epoch", "step")
-    logged = [[[entry.get(key) for key in keys] for entry in trainer.state.log_history[:8]] for trainer in (whole, resumed)]
+    logged = [
+        [[entry.get(key) for key in keys] for entry in trainer.state.log_history[:8]] for trainer in (whole, resumed)
+    ]
     assert logged[0] == logged[1]
     assert resumed.state.epoch == whole.state.epoch == 1.0
 
@@ -331,7 +345,8 @@ def test_checkpoints_pass_between_host_and_trainer(tmp_path: Path, caplog: pytes
     ours = run(tmp_path / "ours", resume=str(tmp_path / "host" / "checkpoint-4"), save_strategy="steps", save_steps=4)
     assert sorted(ours.seen) == [4, 5, 6, 7]
     assert "written without a mixture" in caplog.text
-    assert host(tmp_path / "back", str(tmp_path / "ours" / "checkpoint-4")).state.global_step == 8
+    run(tmp_path / "first", save_strategy="steps", save_steps=4)
+    assert host(tmp_path / "back", str(tmp_path / "first" / "checkpoint-4")).state.global_step == 8
 
 
 # Logs and results.
@@ -446,7 +461,11 @@ def test_a_smaller_batch_found_by_the_host_is_planned_anew(tmp_path: Path) -> No
 
 def test_hyperparameter_search_over_alpha(tmp_path: Path) -> None:
     trainer = NotingTrainer(
-        None, config(tmp_path, max_steps=4), train_dataset=mixture(), eval_dataset=corpus(DOMAIN_FIRST, 6), model_init=lambda: tiny_model()
+        None,
+        config(tmp_path, max_steps=4),
+        train_dataset=mixture(),
+        eval_dataset=corpus(DOMAIN_FIRST, 6),
+        model_init=lambda trial: tiny_model(),
     )
     ends: list[float] = []
 
@@ -483,7 +502,12 @@ def test_the_seq2seq_trainer_mixes_too(tmp_path: Path) -> None:
     from transformers import Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration
 
     args = Seq2SeqTrainingArguments(
-        str(tmp_path), max_steps=3, per_device_train_batch_size=4, use_cpu=True, logging_steps=1, dataloader_pin_memory=False
+        str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        logging_steps=1,
+        dataloader_pin_memory=False,
     )
     sizes = {"vocab_size": 2000, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
@@ -516,7 +540,9 @@ def test_the_seq2seq_trainer_mixes_too(tmp_path: Path) -> None:
         ({}, [Corpus("a", corpus(0, 4), "general"), Corpus("b", corpus(9, 4), max_passes=2)], "read 4.00 times"),
     ],
 )
-def test_bad_mixtures_are_refused_at_once(tmp_path: Path, arguments: dict[str, Any], dataset: Any, message: str) -> None:
+def test_bad_mixtures_are_refused_at_once(
+    tmp_path: Path, arguments: dict[str, Any], dataset: Any, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         NotingTrainer(tiny_model(), config(tmp_path, **arguments), train_dataset=dataset or mixture())
 

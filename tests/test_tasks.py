@@ -1,0 +1,82 @@
+"""Tasks: what a text becomes, and what a model knows of its labels."""
+
+from pathlib import Path
+
+import pytest
+import transformers
+from transformers import AutoTokenizer, DataCollatorWithPadding
+
+from hf_interp.tasks import TASKS, get_task, load_model
+
+CLASSIFICATION = TASKS["sequence-classification"]
+
+
+def test_a_task_is_found_by_its_name() -> None:
+    assert get_task("sequence-classification") is CLASSIFICATION
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sequence-clasification", r"got 'sequence-clasification'\. Did you mean 'sequence-classification'\?"),
+        ("regression", r"`task` must be one of sequence-classification, got 'regression'\.$"),
+    ],
+)
+def test_an_unknown_task_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        get_task(name)
+
+
+def test_every_task_names_parts_that_exist() -> None:
+    for task in TASKS.values():
+        assert hasattr(transformers, task.model_class)
+        assert task.columns
+        assert callable(task.metrics())
+
+
+def test_encoding_cuts_texts_and_keeps_labels(tiny_model_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    batch = {"text": ["good0 word1 bad2 word3", "word0", ""], "label": [1, 0, 1]}
+    encoded = CLASSIFICATION.encode(tokenizer, 3)(batch)
+    ids = tokenizer.convert_tokens_to_ids
+    assert encoded["input_ids"] == [ids(["good0", "word1", "bad2"]), ids(["word0"]), []]
+    assert encoded["attention_mask"] == [[1, 1, 1], [1], []]
+    assert encoded["labels"] == [1, 0, 1]
+    assert set(encoded) <= {"input_ids", "attention_mask", "token_type_ids", "labels"}
+
+
+def test_pairs_are_encoded_together(tiny_model_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    encode = CLASSIFICATION.encode(tokenizer, 4)
+    both = encode({"text": ["good0 good1"], "text_pair": ["bad0"], "label": [0]})
+    assert tokenizer.convert_ids_to_tokens(both["input_ids"][0]) == ["good0", "good1", "bad0"]
+    cut = encode({"text": ["good0 good1 good2"], "text_pair": ["bad0 bad1 bad2"], "label": [0]})
+    assert tokenizer.convert_ids_to_tokens(cut["input_ids"][0]) == ["good0", "good1", "bad0", "bad1"]
+
+
+def test_the_collator_pads_to_the_longest(tiny_model_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    collator = CLASSIFICATION.collator(tokenizer)
+    assert isinstance(collator, DataCollatorWithPadding)
+    batch = collator([{"input_ids": [5, 6, 7], "labels": 1}, {"input_ids": [8], "labels": 0}])
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert batch["labels"].tolist() == [1, 0]
+
+
+def test_a_model_learns_the_names_of_its_labels(tiny_model_dir: Path) -> None:
+    model = load_model(CLASSIFICATION, str(tiny_model_dir), ["negative", "positive"])
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert model.config.label2id == {"negative": 0, "positive": 1}
+    assert model.config.num_labels == model.classifier.out_features == 2
+
+
+def test_a_model_without_names_keeps_its_own(tiny_model_dir: Path) -> None:
+    assert load_model(CLASSIFICATION, str(tiny_model_dir), None).config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+
+
+def test_a_head_for_another_number_of_labels_is_refused(tiny_model_dir: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"The head of '.*' does not fit the 3 labels \['a', 'b', 'c'\]\. List the labels"
+    ):
+        load_model(CLASSIFICATION, str(tiny_model_dir), ["a", "b", "c"])
