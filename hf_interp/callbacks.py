@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from accelerate.logging import get_logger
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from transformers.utils import logging
 
 from hf_interp.plan import MixturePlan
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 
 
 class AlphaCallback(TrainerCallback, ExportableState):

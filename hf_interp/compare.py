@@ -1,7 +1,9 @@
 """Compare ways of moving a model into a domain, at equal steps, over several seeds."""
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.utils import logging as host_logging
 
 from hf_interp.config import parse_recipe
 from hf_interp.console import format_table
@@ -22,10 +25,17 @@ from hf_interp.results import RESULTS_NAME, Comparison, RunResults, forgetting, 
 from hf_interp.schedules import did_you_mean
 from hf_interp.train import build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
 
+logger = logging.getLogger(__name__)
+
 BASE = "M₀"
 METHODS: dict[str, dict[str, Any]] = {
     "domain only": {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 1.0}},
-    "general → domain": {"alpha_schedule_type": "steps", "alpha_schedule_kwargs": {"values": [0.0, 1.0]}},
+    "general → domain": {
+        "alpha_schedule_type": "steps",
+        "alpha_schedule_kwargs": {"values": [0.0, 1.0]},
+        "alpha_initial_steps": 0,
+        "alpha_target_steps": 0,
+    },
     "constant 0.5": {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 0.5}},
     "scheduled α": {},
 }
@@ -37,7 +47,7 @@ PLOT_NAME = "comparison.png"
 def compare(
     recipe: Mapping[str, Any], *, seeds: Sequence[int] = (0, 1), methods: Sequence[str] | None = None
 ) -> Comparison:
-    """Run every method with every seed; `results.json` and a picture go to the recipe's `output_dir`, each run below it.
+    """Run every method with every seed; `results.json` and a picture go to `output_dir`, the runs into folders below.
 
     Args:
         recipe: a recipe with evaluation sets `general` and `domain`.
@@ -66,10 +76,15 @@ def compare(
     data = load_data(parsed, task)
     for method in chosen:  # now, so that none fails after hours of others
         plan_data(data, parse_recipe({**recipe, **METHODS[method]})[1])
+    for warning in plan_data(data, args).warnings():
+        logger.warning(warning)
     folder = Path(args.output_dir or ".")
     rows: list[dict[str, Any]] = []
     base: dict[int, dict[str, dict[str, float]]] = {}  # M₀'s metrics by seed: with the same seed all runs begin alike
-    with tqdm(total=len(chosen) * len(seeds) * args.max_steps, unit="step", disable=args.disable_tqdm or None) as bar:
+    with (
+        _quiet(),
+        tqdm(total=len(chosen) * len(seeds) * args.max_steps, unit="step", disable=args.disable_tqdm or None) as bar,
+    ):
         for method in chosen:
             for seed in seeds:
                 bar.set_description(f"{method}, seed {seed}")
@@ -107,7 +122,23 @@ def format_comparison(comparison: Comparison) -> str:
     return format_table(["method", f"domain {metric}", f"general {metric}", "forgetting"], rows)
 
 
-_QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+_QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "log_level": "error"}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what every run would say again, and the bars that it would draw, off the terminal."""
+    ours, verbosity = logging.getLogger("hf_interp"), host_logging.get_verbosity()
+    level = ours.level
+    ours.setLevel(logging.ERROR)
+    host_logging.set_verbosity_error()
+    host_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        host_logging.set_verbosity(verbosity)
+        host_logging.enable_progress_bar()
 
 
 class _Steps(TrainerCallback):

@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import EnumMeta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -217,6 +218,10 @@ def parse_training_arguments(values: Mapping[str, Any]) -> InterpolationConfig:
     whole: dict[str, Any] = {}
     flags: list[str] = []
     for key, value in values.items():
+        if value is False and any(
+            "no" in list(kind) for kind in _alternatives(kinds[key]) if isinstance(kind, EnumMeta)
+        ):
+            value = "no"  # as in `save_strategy: no`, which is false in YAML
         if isinstance(value, (dict, list)):
             if type(value) not in _alternatives(kinds[key]):
                 raise ValueError(f"`{key}` must not be {_kind(value)}, got {value!r}.")

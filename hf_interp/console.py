@@ -8,7 +8,7 @@ EXPECTED = (ValueError, TypeError, OSError, ImportError)
 
 
 def run_command(command: Callable[[], None], *, traceback: bool = False) -> int:
-    """Run a command and return its exit status: 0, or 2 with one line on stderr for bad input, or 130 when interrupted."""
+    """Run a command and return its exit status: 0, 2 with one line on stderr for bad input, 130 when interrupted."""
     try:
         command()
     except KeyboardInterrupt:

@@ -186,12 +186,12 @@ def _columns(dataset: Any) -> list[str] | None:
 def _check_class_names(name: str, dataset: Any, other: str, their: Any) -> None:
     for column, feature in (dataset.features or {}).items():
         theirs = (their.features or {}).get(column)
-        if isinstance(feature, datasets.ClassLabel) and isinstance(theirs, datasets.ClassLabel):
-            if feature.names != theirs.names:
-                raise ValueError(
-                    f"The labels of corpora {name!r} and {other!r} differ in column {column!r}: {feature.names} and "
-                    f"{theirs.names}. Map both to one list of labels."
-                )
+        both_named = isinstance(feature, datasets.ClassLabel) and isinstance(theirs, datasets.ClassLabel)
+        if both_named and feature.names != theirs.names:
+            raise ValueError(
+                f"The labels of corpora {name!r} and {other!r} differ in column {column!r}: {feature.names} and "
+                f"{theirs.names}. Map both to one list of labels."
+            )
 
 
 def _load(name: str, config: CorpusConfig) -> Any:

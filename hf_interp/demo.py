@@ -112,6 +112,9 @@ def run_demo(
     """
     if len(seeds) < 2:
         raise ValueError(f"`seeds` must be at least two, to see a spread; got {list(seeds)}.")
+    for name, count in (("max_steps", max_steps), ("num_domain_examples", num_domain_examples)):
+        if count < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {count}.")
     folder = Path(folder)
     shift = ToyShift(label_noise=label_noise)
     recipe = _write_data(folder, shift, num_domain_examples)

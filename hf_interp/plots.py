@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def _shares(axes: Axes, plan: MixturePlan, steps: Sequence[int]) -> None:
     borders = [0, *(step + 1 for step in steps[1:])]
     drawn = plan.drawn_before(borders)
     domain = drawn[:, [index for index, corpus in enumerate(plan.corpora) if corpus.side == "domain"]].sum(axis=1)
-    middles = [(first + last) / 2 for first, last in zip(borders, borders[1:], strict=False)]
+    middles = [(first + last) / 2 for first, last in pairwise(borders)]
     shares = [
         (after - before) / ((last - first) * plan.batch_size)
         for before, after, first, last in zip(domain, domain[1:], borders, borders[1:], strict=False)

@@ -38,7 +38,8 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     tokens = [corpus["tokens"] for corpus in summary["corpora"]]
     total = f", about {sum(tokens):,} tokens" if None not in tokens else ""
     lines = [
-        f"{summary['max_steps']:,} steps of {summary['batch_size']:,} examples: {summary['num_examples']:,} examples{total}",
+        f"{summary['max_steps']:,} steps of {summary['batch_size']:,} examples: "
+        f"{summary['num_examples']:,} examples{total}",
         f"domain share over the whole run: {summary['domain_share']:.1%}",
         f"fingerprint: {summary['fingerprint']}",
         "",

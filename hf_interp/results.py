@@ -109,7 +109,7 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def forgetting(base: Mapping[str, float], final: Mapping[str, float]) -> dict[str, float]:
-    """Base metric minus final metric on the general side; for losses the other way round, so that above 0 is lost skill.
+    """Base metric minus final metric on the general side; losses the other way round, so that above 0 is lost skill.
 
     >>> forgetting({"accuracy": 0.75, "loss": 1.0}, {"accuracy": 0.5, "loss": 1.25})
     {'accuracy': 0.25, 'loss': 0.25}

@@ -10,8 +10,15 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
-from transformers.utils import logging
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from hf_interp.adapters import get_peft_config
 from hf_interp.config import InterpolationConfig, Recipe, load_recipe, parse_recipe
@@ -21,9 +28,7 @@ from hf_interp.plan import MixturePlan
 from hf_interp.plots import plot_run
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
 from hf_interp.tasks import Task, get_task, load_model
-from hf_interp.trainer import InterpolationTrainer
-
-logger = logging.get_logger(__name__)
+from hf_interp.trainer import InterpolationTrainer, plan_mixture
 
 PLOT_NAME = "run.png"
 
@@ -119,13 +124,8 @@ def plan_data(data: Data, args: InterpolationConfig) -> MixturePlan:
         ValueError: if the corpora do not fit together or cannot be planned.
     """
     check_columns(data.corpora)
-    return MixturePlan(
-        [corpus.planned() for corpus in data.corpora],
-        alpha_schedule=args.build_alpha_schedule(),
-        batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        max_steps=args.max_steps,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-    )
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return plan_mixture(data.corpora, args, batch_size=batch_size)
 
 
 def build_trainer(
@@ -160,8 +160,18 @@ def build_trainer(
         processing_class=data.tokenizer,
         data_collator=task.collator(data.tokenizer),
         compute_metrics=task.metrics() if data.eval_sets else None,
-        callbacks=list(callbacks),
+        callbacks=[_SeedFirstStep(), *callbacks],
     )
+
+
+class _SeedFirstStep(TrainerCallback):
+    """Seeds the first step: loaders draw random numbers, so a run would depend on whether M₀ was evaluated before it."""
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0:
+            set_seed(args.seed)
 
 
 def evaluate_at_end(trainer: InterpolationTrainer) -> None:

@@ -1,13 +1,14 @@
 """`InterpolationTrainer`: `transformers.Trainer` with a mixture whose share of domain examples follows α."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
+from accelerate.logging import get_logger
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
-from transformers.utils import logging
 
 from hf_interp.callbacks import AlphaCallback
 from hf_interp.config import InterpolationConfig
@@ -18,7 +19,7 @@ from hf_interp.plan import MixturePlan
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
 from hf_interp.schedules import AlphaSchedule, get_alpha_schedule
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 
 
 # For type checkers alone: the host's attributes are there whichever trainer stands behind the mixin.
@@ -128,10 +129,15 @@ class InterpolationMixin(_Host):
             logs.update(self._take_corpus_losses())
         super().log(logs, start_time)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
         """The host's training; at the end of a run over a mixture, `results.json` is written to `output_dir`."""
         self._corpus_losses = None
-        output = super().train(*args, **kwargs)
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self.corpora is not None and not self.state.is_hyper_param_search:
             self.save_results()
         return output
@@ -170,10 +176,9 @@ class InterpolationMixin(_Host):
             for corpus in corpora
         ]
         check_columns(prepared)
-        config = getattr(self.model, "config", None)
-        if config is not None and config.num_labels > 1 and self.label_names == ["labels"]:
-            if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
-                check_labels(prepared, config.num_labels)
+        # By name, which holds for the classifiers of transformers and for the PEFT models around them.
+        if type(self.model).__name__.endswith("ForSequenceClassification") and self.model.config.num_labels > 1:
+            check_labels(prepared, self.model.config.num_labels)
         return prepared
 
     def _plan_mixture(self) -> MixturePlan:
@@ -181,21 +186,15 @@ class InterpolationMixin(_Host):
         args: TrainingArguments = self.args
         self._check_loader_arguments()
         batch_size = self.get_total_train_batch_size(args)
-        if self._given_plan is not None:
+        if self._given_plan is None:
+            plan = plan_mixture(self.corpora or [], args, batch_size=batch_size, alpha_schedule=self._alpha_schedule)
+        else:
             plan = self._given_plan
             if (plan.batch_size, plan.max_steps) != (batch_size, args.max_steps):
                 raise ValueError(
                     f"The `InterpolatedDataset` was planned for batch_size={plan.batch_size} and max_steps="
                     f"{plan.max_steps}, but the trainer runs with {batch_size} and {args.max_steps}. Make them equal."
                 )
-        else:
-            plan = MixturePlan(
-                [corpus.planned() for corpus in self.corpora or []],
-                alpha_schedule=self._resolve_alpha_schedule(),
-                batch_size=batch_size,
-                max_steps=args.max_steps,
-                seed=args.seed if args.data_seed is None else args.data_seed,
-            )
         if self.plan is None:
             for warning in plan.warnings():
                 logger.warning(warning)
@@ -205,11 +204,6 @@ class InterpolationMixin(_Host):
 
     def _check_loader_arguments(self) -> None:
         args: TrainingArguments = self.args
-        if args.max_steps <= 0:
-            raise ValueError(
-                "A mixture needs `max_steps`, because α is a function of step / (max_steps - 1); got "
-                f"{args.max_steps}. Set it to (number of examples to train on) / (global batch size)."
-            )
         if not args.dataloader_in_order:
             raise ValueError(
                 "A mixture needs `dataloader_in_order=True`: a batch that overtakes another has the wrong α."
@@ -226,13 +220,6 @@ class InterpolationMixin(_Host):
                 "`dataloader_num_workers` is taken as 0, because a corpus is a stream: every worker would read all of "
                 "it."
             )
-
-    def _resolve_alpha_schedule(self) -> AlphaSchedule:
-        if self._alpha_schedule is not None:
-            return self._alpha_schedule
-        if isinstance(self.args, InterpolationConfig):
-            return self.args.build_alpha_schedule()
-        return get_alpha_schedule("linear")
 
     def _settle_loss_scale(
         self, labels: torch.Tensor | None, num_items_in_batch: torch.Tensor | int | None
@@ -268,6 +255,42 @@ class InterpolationMixin(_Host):
             for corpus, total, count in zip(self.corpora or [], sums, counts, strict=True)
             if count
         }
+
+
+def plan_mixture(
+    corpora: Sequence[Corpus],
+    args: TrainingArguments,
+    *,
+    batch_size: int,
+    alpha_schedule: AlphaSchedule | None = None,
+) -> MixturePlan:
+    """The plan of a run.
+
+    Args:
+        corpora: what is mixed.
+        args: `max_steps`, the seed of the data and, in an `InterpolationConfig`, the schedule; with plain
+            `TrainingArguments` α goes linearly from 0 to 1.
+        batch_size: the global batch.
+        alpha_schedule: a schedule that wins over that of `args`.
+
+    Raises:
+        ValueError: if `max_steps` is not set, or the mixture cannot be planned.
+    """
+    if args.max_steps <= 0:
+        raise ValueError(
+            "A mixture needs `max_steps`, because α is a function of step / (max_steps - 1); got "
+            f"{args.max_steps}. Set it to (number of examples to train on) / (global batch size)."
+        )
+    if alpha_schedule is None:
+        of_args = isinstance(args, InterpolationConfig)
+        alpha_schedule = args.build_alpha_schedule() if of_args else get_alpha_schedule("linear")
+    return MixturePlan(
+        [corpus.planned() for corpus in corpora],
+        alpha_schedule=alpha_schedule,
+        batch_size=batch_size,
+        max_steps=args.max_steps,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+    )
 
 
 class InterpolationTrainer(InterpolationMixin, Trainer):

@@ -144,7 +144,7 @@ BAD_RECIPES = {
     "unknown label": (corpus(label_map={"negative": "bad"}), "has the label 'bad', which is not in `label_names`"),
     "no rows": (corpus(where={"label": "meh"}), "has no rows left. Check its split, `where` and `label_map`."),
     "shares": (corpus(share=0.5), "shares of the domain corpora must lie in [0, 1] and sum to 1, got {'domain': 0.5}."),
-    "passes": (corpus(max_passes=0.5), "Corpus 'domain' would be read 0.67 times, but its `max_passes` is 0.5."),
+    "passes": (corpus(max_passes=0.5), "times, but its `max_passes` is 0.5. Take fewer steps"),
     "side": (lambda recipe: recipe["corpora"].pop("general"), "α is 0 at step 0, which asks for general examples"),
     "head": (field(label_names=["negative", "positive", "mixed"]), "does not fit the 3 labels"),
     "model": (field(model_name_or_path="absent/model"), "couldn't find them in the cached files"),

@@ -163,6 +163,15 @@ def test_schedule_arguments_hold_lists() -> None:
     assert [schedule(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.1, 0.3, 0.5, 1.0])
 
 
+@pytest.mark.parametrize(("word", "expected"), [("no", "no"), ("false", "no"), ("'no'", "no"), ("steps", "steps")])
+def test_a_bare_no_is_the_strategy_of_that_name(write_recipe: Callable[..., Path], word: str, expected: str) -> None:
+    path = write_recipe(MINIMAL)
+    path.write_text(path.read_text() + f"save_strategy: {word}\nresume_from_checkpoint: no\n")
+    _, args = parse_recipe(load_recipe(path, [f"--eval_strategy={word}"]))
+    assert (args.save_strategy, args.eval_strategy) == (expected, expected)
+    assert args.resume_from_checkpoint == "False"
+
+
 # Files.
 
 

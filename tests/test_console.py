@@ -78,5 +78,5 @@ def test_tables(header: list[str], rows: list[list[str]], expected: list[str]) -
 
 
 def test_a_row_with_a_cell_too_many_is_refused() -> None:
-    with pytest.raises(ValueError, match="longer"):
+    with pytest.raises(ValueError, match="shorter"):
         format_table(["a", "b"], [["1", "2", "3"]])

@@ -127,6 +127,20 @@ def test_batches_hold_what_is_counted(seed: int) -> None:
     assert (held == np.diff(plan.drawn_before(range(plan.max_steps + 1)), axis=0)).all()
 
 
+def test_two_equal_corpora_take_turns() -> None:
+    plan = plan_of(*split_side([0.5, 0.5], "domain"), alpha=1.0, batch_size=1)
+    first, second = plan.drawn_before(range(11)).T.tolist()
+    assert sorted([first, second]) == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5], [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]]
+
+
+def test_a_positive_share_is_never_rounded_to_nothing() -> None:
+    sides = split_side([1 - 1e-12, 1e-12], "general")
+    plan = plan_of(*sides, alpha=0.0, batch_size=2**20, max_steps=2**10)
+    assert plan.drawn_before([0, 2**8, 2**10])[:, 1].tolist() == [0, 0, 1]
+    none = plan_of(*split_side([1.0, 0.0], "general"), alpha=0.0, batch_size=2**20, max_steps=2**12)
+    assert none.drawn_before(2**12)[1] == 0
+
+
 def test_counts_of_a_line() -> None:
     plan = plan_of(alpha=linear(), batch_size=10, max_steps=11)
     assert plan.drawn_before(range(12))[:, 1].tolist() == [0, 0, 1, 3, 6, 10, 15, 21, 28, 36, 45, 55]
@@ -252,15 +266,27 @@ def test_permute_is_a_bijection_where_the_hash_is_largest(size: int) -> None:
     assert sorted(image.tolist()) == list(range(size))
 
 
-def test_every_order_of_four_is_equally_likely() -> None:
-    keys = np.random.default_rng(0).integers(0, 2**64, 24_000, np.uint64)
-    images = permute(np.tile(np.arange(4), 24_000), np.full(96_000, 4), np.repeat(keys, 4)).reshape(-1, 4)
-    passes = np.array(reads_of(plan_of(general(4), alpha=0.0, max_steps=24_000), 0)).reshape(-1, 4)
-    for orders in (images, passes):
-        counts = Counter(map(tuple, orders.tolist()))
-        assert len(counts) == 24
-        # 23 degrees of freedom: above 64.6 in one of 100,000 draws
-        assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 64.6
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_every_order_is_equally_likely(size: int) -> None:
+    ways, times = math.factorial(size), 12_000
+    keys = np.repeat(np.random.default_rng(0).integers(0, 2**64, times, np.uint64), size)
+    images = permute(np.tile(np.arange(size), times), np.full(times * size, size), keys)
+    passes = reads_of(plan_of(general(size), alpha=0.0, batch_size=size, max_steps=times), 0)
+    for orders in (images, np.array(passes)):
+        counts = Counter(map(tuple, orders.reshape(-1, size).tolist()))
+        expected = times / ways
+        chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
+        assert len(counts) == ways
+        assert chi_square < ways - 1 + 6 * math.sqrt(2 * (ways - 1))  # mean and six standard deviations
+
+
+@pytest.mark.parametrize("size", [8, 9, 10, 15, 25, 36])
+def test_half_of_all_orders_are_odd(size: int) -> None:
+    keys = np.repeat(np.random.default_rng(1).integers(0, 2**64, 1000, np.uint64), size)
+    images = permute(np.tile(np.arange(size), 1000), np.full(1000 * size, size), keys).reshape(-1, size)
+    pairs = np.triu_indices(size, 1)
+    odd = (images[:, pairs[0]] > images[:, pairs[1]]).sum(axis=1) % 2  # an odd number of pairs the wrong way round
+    assert abs(odd.sum() - 500) < 95  # six standard deviations
 
 
 def test_nothing_overflows() -> None:
@@ -433,7 +459,7 @@ def test_a_run_has_steps_and_examples(name: str, value: int) -> None:
         ([0.5, 0.5], r"must return a number, got \[0\.5, 0\.5\] at step 3"),
     ],
 )
-def test_an_alpha_that_is_none_is_refused_with_its_step(value: Any, message: str) -> None:
+def test_what_is_no_alpha_is_refused_with_its_step(value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan_of(alpha=lambda progress: value if progress >= 0.75 else 0.5, max_steps=5)
 
@@ -450,7 +476,7 @@ def test_an_alpha_that_is_none_is_refused_with_its_step(value: Any, message: str
         (domain(), linear(1, 0), "α is 0.75 at step 1, which asks for general examples"),
     ],
 )
-def test_a_side_without_a_corpus_cannot_be_asked_for(corpus: PlannedCorpus, alpha: AlphaSchedule, message: str) -> None:
+def test_a_side_without_a_corpus_is_refused(corpus: PlannedCorpus, alpha: AlphaSchedule, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan_of(corpus, alpha=alpha, max_steps=5)
 
@@ -601,3 +627,16 @@ def test_a_long_plan_holds_no_slots() -> None:
         tracemalloc.stop()
     assert len(plan) == 25_600_000  # 195 MiB for one array of them
     assert peak < 32 * 2**20
+
+
+def test_reading_on_does_not_fill_memory() -> None:
+    plan = plan_of(alpha=linear(), batch_size=512, max_steps=1000)
+    plan.locate([0, 512, 1024])
+    tracemalloc.start()
+    try:
+        for step in range(500):
+            plan.locate([step * 512])
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2**20  # the 500 batches together are 6 MiB

@@ -1,0 +1,55 @@
+"""What the README shows works as written."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import corpus, mixture, tiny_model
+
+from hf_interp.cli import _parser
+from hf_interp.config import load_recipe, parse_recipe
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator:UserWarning")
+def test_the_python_snippet_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = blocks("python")
+    names: dict[str, Any] = {
+        "model": tiny_model(),
+        "tokenizer": None,
+        "compute_metrics": lambda prediction: {"mean": float(prediction.predictions.mean())},
+        **mixture(),
+        "general_test": corpus(0, 4),
+        "domain_test": corpus(1000, 4),
+    }
+    assert "max_steps=1000" in snippet
+    exec(snippet.replace("max_steps=1000", "max_steps=4"), names)
+    trainer = names["trainer"]
+    assert trainer.alpha == 1.0
+    assert {"eval_general_mean", "eval_domain_mean"} <= trainer.evaluate().keys()
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("bash") for line in block.splitlines() if "hf-interp" in line])
+def test_the_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = line.split("#")[0].split("hf-interp", 1)[1].split()
+    args, flags = _parser().parse_known_args(words)
+    if args.takes_flags:
+        parse_recipe(load_recipe(args.recipe, flags))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_is_valid(path: Path) -> None:
+    recipe, args = parse_recipe(load_recipe(path))
+    assert {config.side for config in recipe.corpora.values()} == {"general", "domain"}
+    assert args.max_steps > 0
+    assert set(recipe.eval_corpora) == {"general", "domain"}

@@ -1,0 +1,289 @@
+"""Recipes from their file to a model that can be used."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, pipeline
+
+from hf_interp import train
+from hf_interp.config import parse_recipe
+from hf_interp.preview import plan_recipe
+from hf_interp.results import RunResults, load_run_results
+from hf_interp.train import check_recipe, format_results, load_data, read_resume, run_recipe
+
+METRICS = {"loss", "accuracy", "f1", "matthews_correlation"}
+
+
+def accuracy(classify: Any, data: str) -> float:
+    """Share of the rows of a file whose label a text-classification pipeline finds."""
+    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    found = classify([row["text"] for row in rows])
+    return sum(row["label"] == guess["label"] for row, guess in zip(rows, found, strict=True)) / len(rows)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, make_recipe: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The recipe of a run that was started from the command line, with flags for `max_steps` and `learning_rate`."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = {**make_recipe(folder / "out"), "save_strategy": "steps", "save_steps": 2}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "max_steps": 2}, sort_keys=False))
+    assert train.main([str(folder / "recipe.yaml"), "--max_steps", "4", "--learning_rate=1e-2"]) == 0
+    return {**recipe, "learning_rate": "1e-2"}  # which YAML takes for a text
+
+
+# What a run leaves behind.
+
+
+def test_a_run_leaves_model_tokenizer_results_and_picture(trained: dict[str, Any]) -> None:
+    folder = Path(trained["output_dir"])
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "training_args.bin",
+        "results.json",
+        "run.png",
+        "checkpoint-2",
+        "checkpoint-4",
+    }
+    assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_tell_settings_plan_and_versions(trained: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    results = load_run_results(Path(trained["output_dir"]) / "results.json")
+    assert results.recipe == trained
+    assert (results.config["max_steps"], results.config["learning_rate"], results.config["alpha_end"]) == (4, 0.01, 1.0)
+    plan, _ = plan_recipe(str(write_recipe(trained)))
+    assert results.plan == json.loads(json.dumps(plan.summary()))
+    assert results.plan["fingerprint"] == plan.fingerprint()
+    assert {"python", "hf_interp", "transformers", "datasets", "torch"} <= set(results.versions)
+    assert {"processor", "cores"} <= set(results.machine)
+
+
+def test_results_hold_alpha_and_losses_of_every_step(trained: dict[str, Any]) -> None:
+    results = load_run_results(Path(trained["output_dir"]) / "results.json")
+    steps = [entry for entry in results.log_history if "loss" in entry]
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
+    assert [entry["alpha"] for entry in steps] == pytest.approx([0, 1 / 3, 2 / 3, 1], abs=1e-8)
+    assert [entry["share_domain"] for entry in steps] == [0, 0.25, 0.75, 1]
+    assert ["loss_domain" in entry for entry in steps] == [False, True, True, True]
+    assert ["loss_general" in entry for entry in steps] == [True, True, True, False]
+
+
+def test_metrics_before_and_after_are_those_of_the_models(trained: dict[str, Any]) -> None:
+    results = load_run_results(Path(trained["output_dir"]) / "results.json")
+    for found, folder in (
+        (results.base_metrics, trained["model_name_or_path"]),
+        (results.final_metrics, trained["output_dir"]),
+    ):
+        classify = pipeline("text-classification", model=folder, device=-1)
+        classify.model.config.id2label = {0: "negative", 1: "positive"}  # the pretrained model has no names for them
+        assert set(found) == {"general", "domain"}
+        for side, metrics in found.items():
+            assert set(metrics) == METRICS
+            assert metrics["accuracy"] == accuracy(classify, trained["eval_corpora"][side]["path"])
+    base, final = results.base_metrics["general"], results.final_metrics["general"]
+    assert results.forgetting == pytest.approx(
+        {"loss": final["loss"] - base["loss"], **{name: base[name] - final[name] for name in METRICS - {"loss"}}}
+    )
+
+
+def test_the_saved_model_answers_with_label_names(trained: dict[str, Any]) -> None:
+    classify = pipeline("text-classification", model=trained["output_dir"], device=-1)
+    answers = classify(["good1 word2 word3", "bad1 word2 word3"], top_k=None)
+    assert [{guess["label"] for guess in answer} for answer in answers] == [{"negative", "positive"}] * 2
+    assert classify.model.config.label2id == {"negative": 0, "positive": 1}
+
+
+def test_the_report_sets_the_model_beside_the_pretrained(
+    trained: dict[str, Any], write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = {**trained, "max_steps": 1, "output_dir": str(tmp_path / "other"), "save_strategy": "no"}
+    assert train.main([str(write_recipe(recipe))]) == 0
+    results = load_run_results(tmp_path / "other" / "results.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"The model, results.json and run.png are in {tmp_path / 'other'}."
+    table = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[-11:-1]]
+    assert table[0] == ["metric", "M₀", "trained"]
+    rows = {row[0]: row[1:] for row in table[2:]}
+    for side in ("general", "domain"):
+        base, final = results.base_metrics[side], results.final_metrics[side]
+        assert rows[f"{side} accuracy"] == [f"{base['accuracy']:.4f}", f"{final['accuracy']:.4f}"]
+    assert len(rows) == 8
+
+
+def test_a_run_says_where_it_failed_and_returns_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(tmp_path / "absent.yaml")]) == 2
+    assert capsys.readouterr().err.startswith("hf-interp: error: There is no recipe")
+
+
+# Evaluation.
+
+
+def evaluated_steps(results: RunResults) -> list[int]:
+    return [entry["step"] for entry in results.log_history if "eval_domain_accuracy" in entry]
+
+
+@pytest.mark.parametrize(("eval_steps", "expected"), [(2, [0, 2, 4]), (3, [0, 3, 4])])
+def test_the_last_model_is_evaluated_once(toy_recipe: dict[str, Any], eval_steps: int, expected: list[int]) -> None:
+    results = run_recipe({**toy_recipe, "eval_strategy": "steps", "eval_steps": eval_steps})
+    assert evaluated_steps(results) == expected
+
+
+def test_the_best_model_is_evaluated_again(toy_recipe: dict[str, Any]) -> None:
+    best = {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_domain_loss",
+        "learning_rate": 1.0,  # so that the first evaluation is the better one
+        "max_grad_norm": 1e9,
+        "save_only_model": True,
+    }
+    results = run_recipe({**toy_recipe, **best})
+    entries = [entry for entry in results.log_history if "eval_domain_loss" in entry]
+    assert [entry["step"] for entry in entries] == [0, 2, 4, 4]
+    assert results.final_metrics["domain"]["loss"] == min(entry["eval_domain_loss"] for entry in entries[1:])
+
+
+def test_a_run_without_evaluation_sets(toy_recipe: dict[str, Any]) -> None:
+    del toy_recipe["eval_corpora"]
+    results = run_recipe({**toy_recipe, "max_steps": 1, "alpha_schedule_type": "constant", "alpha_end": 0.5})
+    assert (results.base_metrics, results.final_metrics, results.forgetting) == ({}, {}, {})
+    assert (Path(toy_recipe["output_dir"]) / "run.png").exists()
+    assert format_results(results).splitlines()[0] == "| metric | M₀ | trained |"
+
+
+# Adapters.
+
+
+def test_a_run_with_an_adapter_saves_the_adapter(toy_recipe: dict[str, Any]) -> None:
+    results = run_recipe({**toy_recipe, "peft": "lora", "learning_rate": 0.05})
+    folder = toy_recipe["output_dir"]
+    assert {"adapter_model.safetensors", "adapter_config.json", "results.json"} <= set(os.listdir(folder))
+    assert "model.safetensors" not in os.listdir(folder)
+    names = load_file(Path(folder) / "adapter_model.safetensors").keys()
+    assert all("lora_" in name or "classifier" in name for name in names)
+    assert any("classifier" in name for name in names)
+    model = peft.AutoPeftModelForSequenceClassification.from_pretrained(folder)
+    model.config.id2label = {0: "negative", 1: "positive"}
+    merged = model.merge_and_unload()
+    classify = pipeline("text-classification", model=merged, tokenizer=AutoTokenizer.from_pretrained(folder), device=-1)
+    for side, metrics in results.final_metrics.items():
+        assert metrics["accuracy"] == accuracy(classify, toy_recipe["eval_corpora"][side]["path"])
+
+
+# Resuming.
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_resumed_run_ends_as_one_without_interruption(trained: dict[str, Any], tmp_path: Path, named: bool) -> None:
+    whole, folder = Path(trained["output_dir"]), tmp_path / "out"
+    shutil.copytree(whole / "checkpoint-2", folder / "checkpoint-2")
+    resume = str(folder / "checkpoint-2") if named else True
+    resumed = run_recipe({**trained, "output_dir": str(folder), "resume_from_checkpoint": resume})
+    assert (folder / "checkpoint-4").is_dir()
+    weights, expected = (load_file(each / "model.safetensors") for each in (folder, whole))
+    assert weights.keys() == expected.keys()
+    assert all(weights[name].equal(tensor) for name, tensor in expected.items())
+    before = load_run_results(whole / "results.json")
+    assert resumed.base_metrics == before.base_metrics
+    assert resumed.final_metrics == before.final_metrics
+    assert [entry["loss"] for entry in resumed.log_history if "loss" in entry] == [
+        entry["loss"] for entry in before.log_history if "loss" in entry
+    ]
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([str(write_recipe(toy_recipe)), "--resume_from_checkpoint"]) == 2
+    assert "No valid checkpoint found in output directory" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, None), ("True", True), ("true", True), ("False", None), ("false", None), ("out/checkpoint-2",) * 2],
+)
+def test_how_a_checkpoint_is_named(value: str | None, expected: str | bool | None) -> None:
+    assert read_resume(value) == expected
+
+
+# Data.
+
+
+def loaded(recipe: dict[str, Any]) -> Any:
+    parsed, args = parse_recipe(recipe)
+    return load_data(parsed, check_recipe(parsed, args))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("pair", [None, "more"])
+def test_examples_hold_model_inputs_and_labels_only(
+    toy_recipe: dict[str, Any], tmp_path: Path, streaming: bool, pair: str | None
+) -> None:
+    path = tmp_path / "law.jsonl"
+    path.write_text(json.dumps({"text": "good1", "more": "word1", "label": "positive", "id": 7}))
+    toy_recipe["corpora"]["domain"] = {"path": str(path), "streaming": streaming, "text_pair_column": pair}
+    data = loaded(toy_recipe)
+    inputs = set(data.tokenizer.model_input_names)
+    for corpus in data.corpora:
+        example = next(iter(corpus.dataset))
+        assert set(example) - {"labels"} <= inputs
+        assert {"input_ids", "attention_mask", "labels"} <= set(example)
+    assert len(example["input_ids"]) == (1 if pair is None else 2)
+    assert [corpus.is_stream for corpus in data.corpora] == [False, streaming]
+    assert {name: len(dataset) for name, dataset in data.eval_sets.items()} == {"general": 16, "domain": 16}
+
+
+def test_corpora_bring_their_settings(toy_recipe: dict[str, Any]) -> None:
+    path = toy_recipe["corpora"]["domain"]["path"]
+    toy_recipe["corpora"] = {
+        "general": toy_recipe["corpora"]["general"],
+        "law": {"path": path, "side": "domain", "share": 0.25, "max_passes": 3},
+        "acts": {"path": path, "side": "domain", "share": 0.75},
+    }
+    found = [(corpus.name, corpus.side, corpus.share, corpus.max_passes) for corpus in loaded(toy_recipe).corpora]
+    assert found == [("general", "general", None, None), ("law", "domain", 0.25, 3.0), ("acts", "domain", 0.75, None)]
+
+
+def test_a_stream_trains(toy_recipe: dict[str, Any]) -> None:
+    toy_recipe["corpora"]["domain"]["streaming"] = True
+    results = run_recipe({**toy_recipe, "alpha_schedule_type": "constant", "alpha_end": 0.5, "eval_corpora": {}})
+    assert [corpus["drawn"] for corpus in results.plan["corpora"]] == [8, 8]
+
+
+@pytest.mark.slow
+def test_under_accelerate_launch(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "hf_interp.train"]
+    path = str(write_recipe(toy_recipe))
+    done = subprocess.run([*launch, path, "--seed", "3"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"The model, results.json and run.png are in {toy_recipe['output_dir']}."
+    assert load_run_results(Path(toy_recipe["output_dir"]) / "results.json").config["seed"] == 3
+    failed = subprocess.run([*launch, path, "--alpha_end", "2"], capture_output=True, text=True, check=False)
+    assert "hf-interp: error: `alpha_end` must be an α in [0, 1], got 2.0." in failed.stderr
+    assert failed.returncode != 0
