@@ -186,11 +186,11 @@ def _columns(dataset: Any) -> list[str] | None:
 def _check_class_names(name: str, dataset: Any, other: str, their: Any) -> None:
     for column, feature in (dataset.features or {}).items():
         theirs = (their.features or {}).get(column)
-        both_named = isinstance(feature, datasets.ClassLabel) and isinstance(theirs, datasets.ClassLabel)
-        if both_named and feature.names != theirs.names:
+        named = [kind.names for kind in (feature, theirs) if isinstance(kind, datasets.ClassLabel)]
+        if len(named) == 2 and named[0] != named[1]:
             raise ValueError(
-                f"The labels of corpora {name!r} and {other!r} differ in column {column!r}: {feature.names} and "
-                f"{theirs.names}. Map both to one list of labels."
+                f"The labels of corpora {name!r} and {other!r} differ in column {column!r}: {named[0]} and "
+                f"{named[1]}. Map both to one list of labels."
             )
 
 

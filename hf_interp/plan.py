@@ -466,7 +466,9 @@ def _tabulate(alpha_schedule: AlphaSchedule, max_steps: int) -> IntArray:
     for step in range(max_steps):
         alpha = alpha_schedule(progress_of(step, max_steps))
         try:
-            alphas[step] = alpha
+            if isinstance(alpha, str):  # which float() would read
+                raise TypeError
+            alphas[step] = float(alpha)
         except (TypeError, ValueError):
             raise ValueError(f"The α schedule must return a number, got {alpha!r} at step {step}.") from None
     wrong = np.flatnonzero(~((alphas >= 0) & (alphas <= 1)))  # NaN compares false

@@ -1,6 +1,7 @@
 """What a run or a comparison found: plain dataclasses ↔ JSON. No torch."""
 
 import json
+import math
 import os
 import platform
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 
 RESULTS_NAME = "results.json"
 PACKAGES = ("hf_interp", "transformers", "accelerate", "datasets", "evaluate", "peft", "torch", "numpy")
+LESS_IS_BETTER = ("loss", "perplexity", "error", "mse", "mae", "wer", "cer", "ter")
 SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -109,13 +111,15 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def forgetting(base: Mapping[str, float], final: Mapping[str, float]) -> dict[str, float]:
-    """Base metric minus final metric on the general side; losses the other way round, so that above 0 is lost skill.
+    """Base metric minus final metric on the general side, so that above 0 is lost skill.
+
+    Metrics of which less is better (losses, error rates, perplexity) are taken the other way round.
 
     >>> forgetting({"accuracy": 0.75, "loss": 1.0}, {"accuracy": 0.5, "loss": 1.25})
     {'accuracy': 0.25, 'loss': 0.25}
     """
     return {
-        name: (final[name] - base[name]) if name.endswith("loss") else (base[name] - final[name])
+        name: (final[name] - base[name]) if name.endswith(LESS_IS_BETTER) else (base[name] - final[name])
         for name in base
         if name in final
     }
@@ -151,7 +155,7 @@ def save_results(results: Any, path: str | os.PathLike[str]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(asdict(results), file, indent=2, default=str, ensure_ascii=False)
+            json.dump(_without_nan(asdict(results)), file, indent=2, default=str, ensure_ascii=False)
             file.write("\n")
         os.chmod(temporary, 0o644)  # mkstemp makes it private
         os.replace(temporary, path)
@@ -185,6 +189,15 @@ def describe_machine() -> dict[str, Any]:
     """Processor, number of usable cores and system; nothing that names the host or its user."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"processor": _processor(), "cores": usable, "system": platform.system(), "architecture": platform.machine()}
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN and infinities, which JSON does not know, as nothing."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _processor() -> str:

@@ -131,8 +131,8 @@ def piecewise(points: Iterable[Sequence[float]]) -> AlphaSchedule:
     >>> [piecewise([(0.0, 0.1), (0.5, 0.9), (1.0, 0.9)])(p) for p in (0.0, 0.25, 0.75)]
     [0.1, 0.5, 0.9]
     """
-    knots = [tuple(point) for point in points]
-    if not knots or any(len(knot) != 2 for knot in knots):
+    knots = list(points)
+    if not knots or any(not isinstance(knot, Sequence) or len(knot) != 2 for knot in knots):
         raise ValueError(f"`points` must be a list of (progress, α) pairs, got {knots}.")
     places, values = [knot[0] for knot in knots], [knot[1] for knot in knots]
     for place, value in knots:
@@ -247,7 +247,7 @@ def get_alpha_schedule(
         )
     accepted = inspect.signature(factory).parameters
     for name in kwargs:
-        if name not in accepted or name in ("start", "end"):
+        if name not in accepted:
             options = [option for option in accepted if option not in ("start", "end")]
             raise ValueError(
                 f"The {alpha_schedule_type} schedule takes {', '.join(options) or 'no arguments'}, got {name!r}."

@@ -93,6 +93,6 @@ def load_model(task: Task, name_or_path: str, label_names: Sequence[str] | None,
         if label_names is None or "mismatched" not in str(error):
             raise
         raise ValueError(
-            f"The head of {name_or_path!r} does not fit the {len(label_names)} labels {list(label_names)}. List the labels "
-            "that the model was trained with, in its order, or start from a model without a head."
+            f"The head of {name_or_path!r} does not fit the {len(label_names)} labels {list(label_names)}. List the "
+            "labels that the model was trained with, in its order, or start from a model without a head."
         ) from error

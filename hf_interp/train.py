@@ -165,7 +165,7 @@ def build_trainer(
 
 
 class _SeedFirstStep(TrainerCallback):
-    """Seeds the first step: loaders draw random numbers, so a run would depend on whether M₀ was evaluated before it."""
+    """Seeds the first step: evaluation draws random numbers, and a run must not depend on whether M₀ was evaluated."""
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -208,6 +208,11 @@ class InterpolationMixin(_Host):
             raise ValueError(
                 "A mixture needs `dataloader_in_order=True`: a batch that overtakes another has the wrong α."
             )
+        if args.ignore_data_skip:
+            raise ValueError(
+                "A mixture needs `ignore_data_skip=False`: on resume it would begin again with the data of step 0. "
+                "Skipping costs nothing here, because it reads nothing."
+            )
         if args.accelerator_config is not None and args.accelerator_config.split_batches:
             raise ValueError("A mixture needs `split_batches=False`: `per_device_train_batch_size` is per process.")
         if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):

@@ -9,6 +9,7 @@ import tempfile
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_interp_tests_")
 os.environ["HF_DATASETS_CACHE"] = os.path.join(os.environ["HF_HOME"], "datasets")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # models this small only wait for further threads
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or every process that loader workers are forked from warns
 
 import json

@@ -1,5 +1,6 @@
 """The toy corpora have the shift they promise, and the demo writes what it says."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -153,14 +154,19 @@ def test_bad_settings_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Cap
 
 def test_the_demo_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "demo"
-    assert cli.main(["demo", "--folder", str(folder), "--seeds", "0", "1", "--max_steps", "3"]) == 0
+    argv = ["demo", "--folder", str(folder), "--seeds", "0", "1", "--max_steps", "3", "--label_noise", "0.2"]
+    assert cli.main(argv) == 0
     out = capsys.readouterr().out
     comparison = load_comparison(folder / "comparison" / "results.json")
     assert comparison.methods() == ["M₀", "domain only", "constant 0.5", "scheduled α"]
     assert all(f"| {method} " in out for method in comparison.methods())
     assert (folder / "comparison" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     for name, count in {"general_train": 4000, "general_test": 1000, "domain_train": 300, "domain_test": 1000}.items():
-        assert len((folder / f"{name}.jsonl").read_text().splitlines()) == count
+        found = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        side, _, split = name.partition("_")
+        noise = sum(verdict(row["text"], side) != row["label"] for row in found) / len(found)
+        assert len(found) == count
+        assert noise == pytest.approx(0.2 if split == "train" else 0.0, abs=0.07 if split == "train" else 0)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert recipe["model_name_or_path"] == str(folder / "base")
     assert (folder / "base" / "model.safetensors").exists()

@@ -38,7 +38,9 @@ def test_the_python_snippet_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "out" / "results.json").is_file()
 
 
-@pytest.mark.parametrize("line", [line for block in blocks("bash") for line in block.splitlines() if "hf-interp" in line])
+@pytest.mark.parametrize(
+    "line", [line for block in blocks("bash") for line in block.splitlines() if "hf-interp" in line]
+)
 def test_the_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = line.split("#")[0].split("hf-interp", 1)[1].split()

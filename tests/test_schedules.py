@@ -283,7 +283,7 @@ def test_nothing_is_suggested_for_a_name_unlike_any() -> None:
         ("sigmoid", {"mid_point": 0.4}, r"takes steepness, midpoint, got 'mid_point'\. Did you mean 'midpoint'\?"),
         ("steps", {"boundary": []}, r"takes values, boundaries, got 'boundary'"),
         ("piecewise", {}, r"piecewise schedule cannot be built from {}: .*points"),
-        ("piecewise", {"points": [0.5]}, r"cannot be built from .*\[0\.5\]"),
+        ("piecewise", {"points": [0.5]}, r"`points` must be a list of .*got \[0\.5\]"),
         ("polynomial", {"power": "two"}, r"cannot be built from .*'two'"),
         ("steps", {"values": 0.5}, r"cannot be built from .*0\.5"),
     ],

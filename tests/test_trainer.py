@@ -530,6 +530,7 @@ def test_the_seq2seq_trainer_mixes_too(tmp_path: Path) -> None:
         ({"max_steps": -1}, None, r"needs `max_steps`.*got -1.*Set it"),
         ({"dataloader_in_order": False}, None, "dataloader_in_order=True"),
         ({"accelerator_config": {"split_batches": True}}, None, "split_batches=False"),
+        ({"ignore_data_skip": True}, None, "ignore_data_skip=False"),
         ({"alpha_initial_steps": 5, "alpha_target_steps": 4}, None, "must fit into max_steps=8"),
         ({}, {"general": corpus(0, 4), "domian": corpus(9, 4)}, "Did you mean 'domain'"),
         ({}, {"general": corpus(0, 4)}, "no corpus has side 'domain'"),

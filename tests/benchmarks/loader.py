@@ -1,4 +1,4 @@
-"""Examples per second out of the dataset: a scheduled mixture beside `datasets.interleave_datasets`, same data, one run.
+"""Examples per second out of the dataset: a scheduled mixture beside `datasets.interleave_datasets`, same data.
 
     python tests/benchmarks/loader.py
 
