@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from hf_interp.corpora import Corpus, as_corpora
-from hf_interp.plan import IntArray, MixturePlan
+from hf_interp.permutations import IntArray
+from hf_interp.plan import MixturePlan
 from hf_interp.readers import StreamReader, open_reader, reads_plainly
 from hf_interp.schedules import AlphaSchedule, linear
 

@@ -14,8 +14,7 @@ How it is exact:
   second level halves the share, so each corpus stays within 2 slots of its target at every step (within 1 for two
   corpora).
 - Order inside a global batch: a permutation keyed by (seed, step).
-- Order inside a pass over a corpus: a permutation keyed by (seed, corpus, pass), computed per index (a Feistel network
-  with cycle walking, Black & Rogaway 2002), so that no index array is held.
+- Order inside a pass over a corpus: a permutation keyed by (seed, corpus, pass).
 
 Only NumPy is imported here.
 """
@@ -28,18 +27,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from hf_interp.permutations import IntArray, batch_orders, key_of, mix, permute
 from hf_interp.schedules import AlphaSchedule, progress_of
 
 Side = Literal["general", "domain"]
 SIDES: tuple[Side, Side] = ("general", "domain")
 
-IntArray = npt.NDArray[np.int64]
-
+ORDER_VERSION = 1  # raise it with any change of this module that makes the same settings read in another order
 ALPHA_BITS = 30  # α is counted in units of 2⁻³⁰; Σα of 2³³ steps still fits 64 bits
 MANY_PASSES = 4  # repeating data up to about four times costs little (Muennighoff et al. 2023, arXiv 2305.16264)
-FEISTEL_ROUNDS = 12  # with 8, permutations of 5 or 6 things are visibly uneven
 BLOCK_SLOTS = 512  # slots laid out at a time: enough to hide the overhead of NumPy calls, few enough to seek fast
 
 
@@ -121,10 +118,10 @@ class MixturePlan:
         self._check_sides_asked_for()
         self._share_units = _share_units(self.corpora)
         self._trees = {side: _huffman(self._share_units, self._side(side)) for side in SIDES}
-        self._corpus_keys = np.array([_key(self.seed, corpus.name) for corpus in self.corpora], np.uint64)
+        self._corpus_keys = np.array([key_of(self.seed, corpus.name) for corpus in self.corpora], np.uint64)
         # 0 for a stream, which is read in its own order
         self._sizes = np.array([corpus.num_examples or 0 for corpus in self.corpora], np.int64)
-        self._order_key = _key(self.seed, "order of a batch")
+        self._order_key = key_of(self.seed, "order of a batch")
         self._block_steps = max(1, BLOCK_SLOTS // self.batch_size)
         self._blocks: dict[int, Draw] = {}
         self._check_max_passes()
@@ -225,6 +222,7 @@ class MixturePlan:
             "batch_size": self.batch_size,
             "max_steps": self.max_steps,
             "seed": self.seed,
+            "order_version": ORDER_VERSION,
             "alpha_sha256": hashlib.sha256(self._alpha_units.astype("<i8").tobytes()).hexdigest(),
         }
 
@@ -315,7 +313,7 @@ class MixturePlan:
         corpus = np.repeat(np.tile(np.arange(len(self.corpora)), len(steps)), counts)
         first_rank = np.cumsum(counts) - counts
         ordinal = np.arange(counts.sum()) + np.repeat(before[:-1].reshape(-1) - first_rank, counts)
-        rank = _batch_orders(self._order_key, steps, self.batch_size)
+        rank = batch_orders(self._order_key, steps, self.batch_size)
         flat = (rank + (np.arange(len(steps)) * self.batch_size)[:, None]).reshape(-1)
         corpus, ordinal = corpus[flat], ordinal[flat]
         return Draw(corpus, ordinal, self._examples(corpus, ordinal))
@@ -325,58 +323,8 @@ class MixturePlan:
         shuffled = np.flatnonzero(self._sizes[corpus])
         size = self._sizes[corpus[shuffled]]
         passes, position = np.divmod(ordinal[shuffled], size)
-        example[shuffled] = permute(position, size, _mix(passes, self._corpus_keys[corpus[shuffled]]))
+        example[shuffled] = permute(position, size, mix(passes, self._corpus_keys[corpus[shuffled]]))
         return example
-
-
-def permute(position: IntArray, size: IntArray, key: npt.NDArray[np.uint64]) -> IntArray:
-    """Keyed permutations: entry i is `position[i]` after the permutation of range(size[i]) that `key[i]` picks.
-
-    >>> size, key = np.full(5, 5), np.full(5, 7, np.uint64)
-    >>> sorted(permute(np.arange(5), size, key).tolist())
-    [0, 1, 2, 3, 4]
-    """
-    # The grid rows × columns covers range(size). The square root is rounded alike on every IEEE platform. An even
-    # number of rows, because shifts along odd lengths alone make even permutations only.
-    rows = 2 * np.ceil(np.sqrt(size) / 2).astype(np.int64)
-    columns = -(-size // rows)
-    result = _feistel(position, rows, columns, key)
-    outside = np.flatnonzero(result >= size)
-    while outside.size:  # walk the cycle until back inside range(size)
-        result[outside] = _feistel(result[outside], rows[outside], columns[outside], key[outside])
-        outside = outside[result[outside] >= size[outside]]
-    return result
-
-
-def _feistel(value: IntArray, rows: IntArray, columns: IntArray, key: npt.NDArray[np.uint64]) -> IntArray:
-    """Keyed permutations of range(rows · columns): the two digits of `value` shift each other in turn."""
-    left, right = np.divmod(value, columns)
-    # Two bits are dropped: a sum beyond 2⁶³ would wrap around, and then two digits could shift to the same place.
-    for turn in range(0, FEISTEL_ROUNDS, 2):
-        left = (left + (_mix(right, key + np.uint64(turn)) >> np.uint64(2)).astype(np.int64)) % rows
-        right = (right + (_mix(left, key + np.uint64(turn + 1)) >> np.uint64(2)).astype(np.int64)) % columns
-    return left * columns + right
-
-
-def _batch_orders(key: int, steps: IntArray, batch_size: int) -> IntArray:
-    """One permutation of range(batch_size) for every step: shape (num_steps, batch_size)."""
-    step_keys = _mix(steps, key)[:, None]
-    return np.argsort(_mix(np.arange(batch_size)[None, :], step_keys), axis=1)
-
-
-def _mix(value: IntArray, key: int | npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea & Flood 2014) over key + value·γ: a bijection of `value` for every key."""
-    mixed = value.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.asarray(key, np.uint64)
-    mixed ^= mixed >> np.uint64(30)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed
-
-
-def _key(seed: int, purpose: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little")
 
 
 @dataclass(frozen=True)

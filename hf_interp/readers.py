@@ -8,7 +8,7 @@ import datasets
 import pyarrow as pa
 
 from hf_interp.corpora import Corpus
-from hf_interp.plan import IntArray
+from hf_interp.permutations import IntArray
 
 
 class MapReader:

@@ -71,7 +71,6 @@ def test_each_step_has_its_share() -> None:
     assert counts == list(range(11))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # on machines with fewer cores
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_order_does_not_depend_on_workers(workers: int) -> None:
     loader = DataLoader(numbers(gradient_accumulation_steps=2), batch_size=4, num_workers=workers)

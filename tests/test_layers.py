@@ -12,6 +12,7 @@ import hf_interp
 FOLDER = Path(hf_interp.__file__).parent
 LAYERS = (
     "schedules",
+    "permutations",
     "plan",
     "objectives",
     "results",

@@ -112,7 +112,6 @@ def test_alpha_of_a_step_is_the_schedule_at_that_very_step(tmp_path: Path) -> No
         assert abs(realised - drawn) <= 0.5 + 1e-6
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # on machines with fewer cores
 @pytest.mark.parametrize("workers", [0, 2, 4])
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_order_does_not_depend_on_workers_or_accumulation(tmp_path: Path, workers: int, accumulation: int) -> None:
