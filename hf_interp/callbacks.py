@@ -1,14 +1,14 @@
 """`AlphaCallback`: α of every step, what was drawn so far, and the plan's mark in the checkpoint."""
 
+import logging
 from typing import Any
 
-from accelerate.logging import get_logger
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from hf_interp.plan import MixturePlan
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class AlphaCallback(TrainerCallback, ExportableState):
@@ -105,10 +105,11 @@ class AlphaCallback(TrainerCallback, ExportableState):
         attributes = stored.get("attributes", {}) if isinstance(stored, dict) else {}
         saved = attributes.get("saved_plan")
         if saved is None or self.plan is None:
-            logger.warning(
-                "The checkpoint was written without a mixture. The mixture begins at step "
-                f"{state.global_step} of its plan."
-            )
+            if state.is_world_process_zero:
+                logger.warning(
+                    "The checkpoint was written without a mixture. The mixture begins at step %d of its plan.",
+                    state.global_step,
+                )
             return
         self.last_logged_step = attributes["last_logged_step"]
         current = self.plan.identity()

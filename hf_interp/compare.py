@@ -61,6 +61,8 @@ def compare(
         ValueError: for an unknown method, or a recipe without the two evaluation sets.
     """
     chosen = list(METHODS) if methods is None else list(methods)
+    if not chosen or not seeds:
+        raise ValueError(f"`methods` and `seeds` must not be empty, got {chosen} and {list(seeds)}.")
     for method in chosen:
         if method not in METHODS:
             raise ValueError(

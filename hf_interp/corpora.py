@@ -90,6 +90,10 @@ def as_corpora(train_dataset: Mapping[str, Any] | Sequence[Corpus]) -> list[Corp
                 f"A mixture must have the keys 'general' and 'domain', got {list(train_dataset)}."
                 + did_you_mean(side, SIDES)
             )
+        if isinstance(part, datasets.DatasetDict):
+            raise TypeError(
+                f"The {side} side must be a dataset, got a DatasetDict with the splits {list(part)}. Choose one."
+            )
         parts = part if isinstance(part, Mapping) else {side: part}
         corpora += [_check_dataset(Corpus(name, dataset, side)) for name, dataset in parts.items()]
     return corpora
@@ -164,6 +168,7 @@ def load_corpus(name: str, config: CorpusConfig, label_names: Sequence[str] | No
         shuffled = dataset.shuffle(seed=config.sample_seed)
         dataset = shuffled.take(config.max_examples) if config.streaming else _first(shuffled, config.max_examples)
     _check_rows(name, dataset, config)
+    _check_texts(name, dataset, config)
     return dataset
 
 
@@ -236,6 +241,20 @@ def _check_rows(name: str, dataset: Any, config: CorpusConfig) -> None:
         raise ValueError(f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where` and `label_map`.")
 
 
+def _check_texts(name: str, dataset: Any, config: CorpusConfig) -> None:
+    """Texts must be texts; CSV files bring empty cells as nothing. Streams are not read ahead for it."""
+    if config.streaming:
+        return
+    for column, source in (("text", config.text_column), ("text_pair", config.text_pair_column)):
+        if source is not None:
+            row = next((row for row, value in enumerate(dataset[column]) if not isinstance(value, str)), None)
+            if row is not None:
+                raise ValueError(
+                    f"Corpus {name!r} has {dataset[row][column]!r} where a text belongs: column {source!r}, row {row} "
+                    "of what is kept. Remove such rows from the file, or name another column."
+                )
+
+
 def _check_present(name: str, present: Sequence[str], columns: Sequence[str]) -> None:
     for column in columns:
         if column not in present:
@@ -258,8 +277,8 @@ def _map_labels(name: str, dataset: Any, present: Sequence[str], config: CorpusC
             found = mapping[key]
             if found is None:
                 return None
-        if found in label_names:
-            return label_names.index(found)
+        if str(found) in label_names:
+            return label_names.index(str(found))
         if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < len(label_names) and not mapping:
             return found
         raise ValueError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import transformers
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, DataCollatorWithPadding, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_interp.schedules import did_you_mean
 
@@ -79,9 +79,15 @@ def load_model(task: Task, name_or_path: str, label_names: Sequence[str] | None,
     """A pretrained model with the task's head; heads that the checkpoint lacks are new.
 
     Raises:
-        ValueError: if the checkpoint has a head for another number of labels.
+        ValueError: if the checkpoint has a head for another number of labels, or for the same labels in another order.
     """
     if label_names is not None:
+        trained = list(AutoConfig.from_pretrained(name_or_path, **kwargs).id2label.values())
+        if trained != list(label_names) and sorted(trained) == sorted(label_names):
+            raise ValueError(
+                f"`label_names` must have the order in which {name_or_path!r} was trained, {trained}, got "
+                f"{list(label_names)}."
+            )
         kwargs |= {
             "num_labels": len(label_names),
             "id2label": dict(enumerate(label_names)),

@@ -86,8 +86,15 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
         )
     if task.has_labels and not recipe.label_names:
         raise ValueError(f"A recipe for {recipe.task} must list `label_names`, in the order of the label ids.")
+    if recipe.label_names and not all(isinstance(label, str) for label in recipe.label_names):
+        raise ValueError(
+            f"`label_names` must be texts, got {recipe.label_names}. Put those into quotes that YAML reads otherwise."
+        )
     if recipe.peft is not None:
         get_peft_config(recipe.peft, task.peft_type)
+    folder = Path(recipe.model_name_or_path).expanduser()
+    if recipe.model_name_or_path.startswith((".", "/", "~")) and not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {recipe.model_name_or_path!r} (`model_name_or_path`).")
     return task
 
 
@@ -195,7 +202,8 @@ def format_results(results: RunResults) -> str:
         for metric, value in final.items():
             base = results.base_metrics.get(name, {}).get(metric)
             rows.append([f"{name} {metric}", "" if base is None else f"{base:.4f}", f"{value:.4f}"])
-    return format_table(["metric", "M₀", "trained"], rows)
+    lost = [["forgetting (general " + metric + ")", "", f"{value:.4f}"] for metric, value in results.forgetting.items()]
+    return format_table(["metric", "M₀", "trained"], rows + lost)
 
 
 def train_and_report(path: str, flags: Sequence[str] = ()) -> None:

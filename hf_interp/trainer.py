@@ -1,12 +1,12 @@
 """`InterpolationTrainer`: `transformers.Trainer` with a mixture whose share of domain examples follows α."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
-from accelerate.logging import get_logger
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
@@ -19,7 +19,7 @@ from hf_interp.plan import MixturePlan
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
 from hf_interp.schedules import AlphaSchedule, get_alpha_schedule
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 # For type checkers alone: the host's attributes are there whichever trainer stands behind the mixin.
@@ -160,6 +160,10 @@ class InterpolationMixin(_Host):
         found = (callback for callback in self.callback_handler.callbacks if isinstance(callback, AlphaCallback))
         return next(found, None)
 
+    def _warn(self, message: str) -> None:
+        if self.is_world_process_zero():
+            logger.warning(message)
+
     def _has_streams(self) -> bool:
         return any(corpus.is_stream for corpus in self.corpora or [])
 
@@ -197,7 +201,7 @@ class InterpolationMixin(_Host):
                 )
         if self.plan is None:
             for warning in plan.warnings():
-                logger.warning(warning)
+                self._warn(warning)
         self.plan = plan
         self.train_dataset = SlotDataset(plan, self.corpora or [])
         return plan
@@ -216,12 +220,12 @@ class InterpolationMixin(_Host):
         if args.accelerator_config is not None and args.accelerator_config.split_batches:
             raise ValueError("A mixture needs `split_batches=False`: `per_device_train_batch_size` is per process.")
         if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
-            logger.warning(
+            self._warn(
                 f"`train_sampling_strategy={args.train_sampling_strategy!r}` is ignored: the plan of the mixture sets "
                 "the order."
             )
         if self._has_streams() and args.dataloader_num_workers > 0:
-            logger.warning(
+            self._warn(
                 "`dataloader_num_workers` is taken as 0, because a corpus is a stream: every worker would read all of "
                 "it."
             )

@@ -172,3 +172,9 @@ def test_a_method_that_cannot_be_planned_stops_all_before_the_first(toy_recipe: 
     with pytest.raises(ValueError, match=r"Corpus 'domain' would be read 1\.33 times, but its `max_passes` is 1\."):
         compare(toy_recipe, methods=["scheduled α", "domain only"])
     assert not Path(toy_recipe["output_dir"]).exists()
+
+
+@pytest.mark.parametrize("nothing", [{"seeds": []}, {"methods": []}])
+def test_a_comparison_of_nothing_is_refused(toy_recipe: dict[str, Any], nothing: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must not be empty"):
+        compare(toy_recipe, **nothing)

@@ -426,3 +426,25 @@ def test_labels_that_are_no_classes_are_left_alone() -> None:
     check_labels([Corpus("law", datasets.Dataset.from_dict({"other": [9]}))], 3)
     with pytest.raises(ValueError, match="in column 'label'"):
         check_labels([Corpus("law", datasets.Dataset.from_dict({"label": [9]}))], 3)
+
+
+@pytest.mark.parametrize("column", ["text", "pair"])
+def test_a_cell_without_a_text_is_refused(tmp_path: Path, column: str) -> None:
+    rows = [{"text": "one", "pair": "two", "label": 0}, {"text": "three", "pair": "four", "label": 1}]
+    rows[1] = {**rows[1], column: None}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = CorpusConfig(path=str(tmp_path / "rows.jsonl"), text_pair_column="pair")
+    with pytest.raises(ValueError, match=rf"Corpus 'here' has None .* column '{column}', row 1 .*Remove such rows"):
+        load_corpus("here", config, ["a", "b"])
+
+
+def test_numbers_that_are_label_names_go_by_name(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": "t", "label": n}) + "\n" for n in (1, 2, 3)))
+    dataset = load_corpus("here", CorpusConfig(path=str(tmp_path / "rows.jsonl")), ["1", "2", "3"])
+    assert dataset["label"][:] == [0, 1, 2]
+
+
+def test_a_side_is_one_split() -> None:
+    splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})})
+    with pytest.raises(TypeError, match=r"general side must be .* got a DatasetDict .*\['train'\]\. Choose"):
+        as_corpora({"general": splits})

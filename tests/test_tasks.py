@@ -80,3 +80,10 @@ def test_a_head_for_another_number_of_labels_is_refused(tiny_model_dir: Path) ->
         ValueError, match=r"The head of '.*' does not fit the 3 labels \['a', 'b', 'c'\]\. List the labels"
     ):
         load_model(CLASSIFICATION, str(tiny_model_dir), ["a", "b", "c"])
+
+
+def test_labels_in_another_order_than_the_heads_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    load_model(CLASSIFICATION, str(tiny_model_dir), ["negative", "positive"]).save_pretrained(tmp_path)
+    assert load_model(CLASSIFICATION, str(tmp_path), ["negative", "positive"]).config.id2label[1] == "positive"
+    with pytest.raises(ValueError, match=r"was trained, \['negative', 'positive'\], got \['positive', 'negative'\]"):
+        load_model(CLASSIFICATION, str(tmp_path), ["positive", "negative"])

@@ -114,13 +114,14 @@ def test_the_report_sets_the_model_beside_the_pretrained(
     results = load_run_results(tmp_path / "other" / "results.json")
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"The model, results.json and run.png are in {tmp_path / 'other'}."
-    table = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[-11:-1]]
+    table = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[-15:-1]]
     assert table[0] == ["metric", "M₀", "trained"]
     rows = {row[0]: row[1:] for row in table[2:]}
     for side in ("general", "domain"):
         base, final = results.base_metrics[side], results.final_metrics[side]
         assert rows[f"{side} accuracy"] == [f"{base['accuracy']:.4f}", f"{final['accuracy']:.4f}"]
-    assert len(rows) == 8
+    assert rows["forgetting (general accuracy)"] == ["", f"{results.forgetting['accuracy']:.4f}"]
+    assert len(rows) == 12
 
 
 def test_a_run_says_where_it_failed_and_returns_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,3 +288,17 @@ def test_under_accelerate_launch(toy_recipe: dict[str, Any], write_recipe: Calla
     failed = subprocess.run([*launch, path, "--alpha_end", "2"], capture_output=True, text=True, check=False)
     assert "hf-interp: error: `alpha_end` must be an α in [0, 1], got 2.0." in failed.stderr
     assert failed.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("label_names", [False, True], r"`label_names` must be texts, got \[False, True\]\. Put .* quotes"),
+        ("model_name_or_path", "./nowhere", r"There is no folder './nowhere' \(`model_name_or_path`\)"),
+    ],
+)
+def test_what_can_be_seen_before_loading_is_refused(
+    toy_recipe: dict[str, Any], field: str, value: Any, message: str
+) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        run_recipe({**toy_recipe, field: value})
