@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from hf_interp.console import format_table
 from hf_interp.plots import main_metric, plot_comparison
 from hf_interp.results import RESULTS_NAME, Comparison, RunResults, forgetting, save_results
 from hf_interp.schedules import did_you_mean
-from hf_interp.train import build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
+from hf_interp.tasks import get_task
+from hf_interp.train import Data, build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
+from hf_interp.trainer import InterpolationTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -83,25 +86,14 @@ def compare(
     folder = Path(args.output_dir or ".")
     rows: list[dict[str, Any]] = []
     base: dict[int, dict[str, dict[str, float]]] = {}  # M₀'s metrics by seed: with the same seed all runs begin alike
-    with (
-        _quiet(),
-        tqdm(total=len(chosen) * len(seeds) * args.max_steps, unit="step", disable=args.disable_tqdm or None) as bar,
-    ):
-        for method in chosen:
-            for seed in seeds:
-                bar.set_description(f"{method}, seed {seed}")
-                run_folder = folder / re.sub(r"\W+", "-", method) / f"seed-{seed}"
-                own = {"seed": seed, "output_dir": str(run_folder)}
-                _, run_args = parse_recipe({**recipe, **_QUIET, **METHODS[method], **own})
-                trainer = build_trainer(parsed, task, run_args, data, callbacks=[_Steps(bar)])
-                trainer.args.eval_on_start = seed not in base
-                for callback in (PrinterCallback, ProgressCallback):
-                    trainer.remove_callback(callback)
-                trainer.train()
-                evaluate_at_end(trainer)
-                results = trainer.results()
-                base.setdefault(seed, results.base_metrics)
-                rows.append(_row(method, seed, results, base[seed]))
+    with quiet_bar(len(chosen) * len(seeds) * args.max_steps, shown=not args.disable_tqdm) as bar:
+        for method, seed in product(chosen, seeds):
+            bar.set_description(f"{method}, seed {seed}")
+            own = {"seed": seed, "output_dir": str(folder / re.sub(r"\W+", "-", method) / f"seed-{seed}")}
+            trainer = train_quietly({**recipe, **METHODS[method], **own}, data, bar, evaluate_base=seed not in base)
+            results = trainer.results()
+            base.setdefault(seed, results.base_metrics)
+            rows.append(_row(method, seed, results, base[seed]))
     settings = {"recipe": dict(recipe), "seeds": list(seeds), "steps": args.max_steps}
     first_rows = [_row_of(BASE, seed, metrics, metrics, curve=[]) for seed, metrics in base.items()]
     comparison = Comparison(rows=first_rows + rows, settings=settings)
@@ -124,23 +116,38 @@ def format_comparison(comparison: Comparison) -> str:
     return format_table(["method", f"domain {metric}", f"general {metric}", "forgetting"], rows)
 
 
-_QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "log_level": "error"}
+def train_quietly(
+    recipe: Mapping[str, Any], data: Data, bar: Any, *, evaluate_base: bool = True
+) -> InterpolationTrainer:
+    """Train a recipe on data that is loaded already, saying nothing but moving a bar; returns the trained trainer."""
+    parsed, args = parse_recipe({**recipe, **_QUIET})
+    trainer = build_trainer(parsed, get_task(parsed.task), args, data, callbacks=[_Steps(bar)])
+    trainer.args.eval_on_start = evaluate_base and bool(data.eval_sets)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.train()
+    evaluate_at_end(trainer)
+    return trainer
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what every run would say again, and the bars that it would draw, off the terminal."""
+def quiet_bar(total: int, *, shown: bool = True) -> Iterator[Any]:
+    """One bar for several runs (on a terminal), and silence about what each of them would say again."""
     ours, verbosity = logging.getLogger("hf_interp"), host_logging.get_verbosity()
     level = ours.level
     ours.setLevel(logging.ERROR)
     host_logging.set_verbosity_error()
     host_logging.disable_progress_bar()
     try:
-        yield
+        with tqdm(total=total, unit="step", disable=None if shown else True) as bar:
+            yield bar
     finally:
         ours.setLevel(level)
         host_logging.set_verbosity(verbosity)
         host_logging.enable_progress_bar()
+
+
+_QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "log_level": "error"}
 
 
 class _Steps(TrainerCallback):

@@ -18,9 +18,10 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
-from hf_interp.compare import compare
+from hf_interp.compare import BASE, compare, quiet_bar, train_quietly
+from hf_interp.config import parse_recipe
 from hf_interp.results import Comparison
-from hf_interp.train import run_recipe
+from hf_interp.train import check_recipe, load_data
 
 LABEL_NAMES = ["negative", "positive"]
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -182,13 +183,18 @@ def _write_untrained_model(folder: Path, shift: ToyShift) -> None:
 def _train_base_model(folder: Path, recipe: dict[str, Any], max_steps: int) -> None:
     """M₀: the small model, trained on the general corpus."""
     general_only = {
+        **recipe,
         "model_name_or_path": str(folder / "untrained"),
         "output_dir": str(folder / "base"),
         "corpora": {"general": recipe["corpora"]["general"]},
+        "eval_corpora": {},
         "alpha_schedule_type": "constant",
         "alpha_end": 0.0,
         "max_steps": 2 * max_steps,
         "eval_strategy": "no",
-        "save_strategy": "no",
     }
-    run_recipe({**recipe, **general_only})
+    parsed, args = parse_recipe(general_only)
+    data = load_data(parsed, check_recipe(parsed, args))
+    with quiet_bar(args.max_steps) as bar:
+        bar.set_description(BASE)
+        train_quietly(general_only, data, bar).save_model()
