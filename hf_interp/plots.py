@@ -23,7 +23,7 @@ def plot_plan(plan: MixturePlan, path: str | os.PathLike[str]) -> None:
     left, right = figure.subplots(1, 2)
     steps = _spread_over(plan.max_steps)
     left.plot(steps, [plan.alpha(step) for step in steps], color="black", label="α (planned)")
-    _shares(left, plan, steps)
+    _shares(left, plan, _spread_over(plan.max_steps, 60))  # wide enough apart to see more than whole examples
     ends = [step + 1 for step in steps]
     drawn = plan.drawn_before(ends)
     for index, corpus in enumerate(plan.corpora):
@@ -47,7 +47,7 @@ def plot_run(results: RunResults, path: str | os.PathLike[str]) -> None:
     names = [corpus["name"] for corpus in results.plan["corpora"]]
     _line(left, logs, "alpha", "α", "black")
     for index, name in enumerate(names):
-        _line(left, logs, f"share_{name}", f"share of {name}", _colour(index), marker=".", linestyle="")
+        _line(left, _centred(logs), f"share_{name}", f"share of {name}", _colour(index), marker=".", linestyle="")
         _line(middle, logs, f"loss_{name}", name, _colour(index))
     _finish(left, "data", "share of the batch")
     left.set_ylim(-0.03, 1.03)
@@ -92,10 +92,7 @@ def _rows(comparison: Comparison, method: str) -> list[dict[str, Any]]:
 def _alpha_of(axes: Axes, comparison: Comparison, method: str, colour: str) -> None:
     entries = [entry for entry in _rows(comparison, method)[0]["curve"] if "alpha" in entry]
     _line(axes, entries, "alpha", method, colour)
-    # A share is that of the steps since the last log: it belongs in their middle.
-    befores = [0, *(entry["step"] for entry in entries)]
-    middles = [{**entry, "step": (entry["step"] + before) / 2} for entry, before in zip(entries, befores, strict=False)]
-    _line(axes, middles, "domain_share", None, colour, marker=".", linestyle="")
+    _line(axes, _centred(entries), "domain_share", None, colour, marker=".", linestyle="")
 
 
 def _band(axes: Axes, comparison: Comparison, method: str, dataset: str, metric: str, colour: str) -> None:
@@ -120,6 +117,12 @@ def _line(
         axes.plot(*zip(*points, strict=True), color=colour, label=label, **style)
 
 
+def _centred(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Logs moved to the middle of the steps since the log before, where the share of those steps belongs."""
+    befores = [0, *(entry["step"] for entry in entries)]
+    return [{**entry, "step": (entry["step"] + before) / 2} for entry, before in zip(entries, befores, strict=False)]
+
+
 def _shares(axes: Axes, plan: MixturePlan, steps: Sequence[int]) -> None:
     """Realised share of the domain between neighbouring points."""
     borders = [0, *(step + 1 for step in steps[1:])]
@@ -135,8 +138,8 @@ def _shares(axes: Axes, plan: MixturePlan, steps: Sequence[int]) -> None:
     axes.set_ylim(-0.03, 1.03)
 
 
-def _spread_over(max_steps: int) -> list[int]:
-    count = min(max_steps, MAX_POINTS)
+def _spread_over(max_steps: int, most: int = MAX_POINTS) -> list[int]:
+    count = min(max_steps, most)
     return sorted({round(point * (max_steps - 1) / max(count - 1, 1)) for point in range(count)})
 
 
