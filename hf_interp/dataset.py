@@ -46,9 +46,7 @@ class SlotDataset(Dataset[Any]):
     def __init__(self, plan: MixturePlan, corpora: Sequence[Corpus]) -> None:
         self.plan = plan
         self.corpora = list(corpora)
-        self._readers = [
-            StreamReader(corpus) if corpus.is_stream else open_reader(corpus.dataset) for corpus in self.corpora
-        ]
+        self._readers: dict[int, Any] = {}  # opened when first read, in the process that reads
         # Setting and restoring random states takes some 0.1 ms a batch: only for datasets that may augment at random.
         self._may_draw = not all(reads_plainly(corpus.dataset) for corpus in corpora)
 
@@ -70,11 +68,13 @@ class SlotDataset(Dataset[Any]):
         return SlotBatch(examples, slots[0], draw.corpus)
 
     def _read(self, index: int, wanted: IntArray, first_slot: int) -> list[Any]:
-        reader = self._readers[index]
-        if not isinstance(reader, StreamReader):
-            return reader.read(wanted)
+        corpus = self.corpora[index]
+        if index not in self._readers:
+            self._readers[index] = StreamReader(corpus) if corpus.is_stream else open_reader(corpus.dataset)
+        if not corpus.is_stream:
+            return self._readers[index].read(wanted)
         oldest = self.plan.drawn_before(first_slot // self.plan.batch_size)[index]
-        return reader.read(wanted.tolist(), int(oldest))
+        return self._readers[index].read(wanted.tolist(), int(oldest))
 
 
 class SlotSampler(Sampler[Any]):

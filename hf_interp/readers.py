@@ -10,6 +10,8 @@ import pyarrow as pa
 from hf_interp.corpora import Corpus
 from hf_interp.permutations import IntArray
 
+HELD_IN_MEMORY = 32 * 2**20  # bytes of a corpus, at the most
+
 
 class MapReader:
     """Reads any map-style dataset, in one call where it can read several examples at once."""
@@ -28,11 +30,14 @@ class ArrowReader:
     """Reads rows of plain numbers, texts and lists of numbers from a `datasets.Dataset` in its default format.
 
     The rows are those of the dataset itself. They are made from whole columns by NumPy, where the dataset asks Arrow
-    for one Python object a value, which is most of the time that reading tokenised rows takes.
+    for one Python object a value, which is most of the time that reading tokenised rows takes. A small corpus is held
+    in memory in one piece, from which Arrow picks rows several times faster than from a large one's many.
     """
 
     def __init__(self, dataset: datasets.Dataset) -> None:
         self.tables = dataset.with_format("arrow")
+        size = dataset.data.nbytes * len(dataset) / max(dataset.data.num_rows, 1)  # the rest may be selected away
+        self.held = self.tables[:].combine_chunks() if size <= HELD_IN_MEMORY else None
 
     @staticmethod
     def suits(dataset: Any) -> bool:
@@ -46,9 +51,10 @@ class ArrowReader:
 
     def read(self, indices: IntArray) -> list[dict[str, Any]]:
         """The rows at `indices`."""
-        table = self.tables[indices.tolist()].combine_chunks()
-        columns = [_to_python(column.chunk(0)) for column in table.columns]
+        picked = self.tables[indices.tolist()] if self.held is None else self.held.take(pa.array(indices))
+        table = picked.combine_chunks()
         names = table.column_names
+        columns = [_to_python(column.chunk(0)) for column in table.columns]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 

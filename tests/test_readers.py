@@ -57,6 +57,18 @@ def test_rows_are_those_of_the_dataset(columns: dict[str, Any], fast: bool) -> N
         assert [list(map(type, row.values())) for row in found] == [list(map(type, row.values())) for row in expected]
 
 
+def test_a_large_corpus_is_not_held_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = datasets.Dataset.from_dict(
+        {"ids": [[n, n + 1] for n in range(100)], "text": [str(n) for n in range(100)]}
+    )
+    indices = np.array([99, 0, 42, 42])
+    assert ArrowReader(dataset).held is not None
+    monkeypatch.setattr("hf_interp.readers.HELD_IN_MEMORY", 100)
+    assert ArrowReader(dataset).held is None
+    assert ArrowReader(dataset).read(indices) == [dataset[index] for index in indices.tolist()]
+    assert ArrowReader(dataset.select([7])).held is not None  # little is left of it
+
+
 def test_rows_of_a_selection_are_those_of_the_selection() -> None:
     whole = datasets.Dataset.from_dict({"ids": [[number] * (number % 3) for number in range(50)]})
     for dataset in (whole.select([7, 3, 3, 11]), whole.shuffle(seed=1), datasets.concatenate_datasets([whole, whole])):
