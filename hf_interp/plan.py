@@ -156,6 +156,8 @@ class MixturePlan:
         if slots.size and not (slots.min() >= 0 and slots.max() < len(self)):
             raise IndexError(f"Slots must lie in [0, {len(self)}), got {slots.min()} … {slots.max()}.")
         block_of, offset = np.divmod(slots, self._block_steps * self.batch_size)
+        if slots.size and block_of.min() == block_of.max():  # the usual case, a batch of one step
+            return Draw(*(source[offset] for source in self._lay_out(int(block_of[0]))))
         found = Draw(np.empty_like(slots), np.empty_like(slots), np.empty_like(slots))
         for block in np.unique(block_of):
             here = block_of == block

@@ -51,8 +51,10 @@ class ArrowReader:
 
     def read(self, indices: IntArray) -> list[dict[str, Any]]:
         """The rows at `indices`."""
-        picked = self.tables[indices.tolist()] if self.held is None else self.held.take(pa.array(indices))
-        table = picked.combine_chunks()
+        if self.held is None:
+            table = self.tables[indices.tolist()].combine_chunks()
+        else:
+            table = self.held.take(pa.array(indices))  # in one piece, as what it is taken from
         names = table.column_names
         columns = [_to_python(column.chunk(0)) for column in table.columns]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import torch
 from torch.utils.data import DataLoader
-from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    DefaultDataCollator,
+    Seq2SeqTrainer,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from hf_interp.callbacks import AlphaCallback
 from hf_interp.config import InterpolationConfig
@@ -21,6 +30,14 @@ from hf_interp.schedules import AlphaSchedule, get_alpha_schedule
 
 logger = logging.getLogger(__name__)
 
+
+PLAIN_COLLATORS = (
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    DefaultDataCollator,
+)
+"""Collators of the host's that draw no random numbers."""
 
 # For type checkers alone: the host's attributes are there whichever trainer stands behind the mixin.
 if TYPE_CHECKING:
@@ -90,9 +107,7 @@ class InterpolationMixin(_Host):
         loader = DataLoader(
             self.train_dataset,
             batch_sampler=SlotSampler(len(plan), self._train_batch_size),
-            collate_fn=SlotCollator(
-                self._get_collator_with_removed_columns(self.data_collator, description="training"), plan.seed
-            ),
+            collate_fn=self._slot_collator(plan.seed),
             num_workers=0 if self._has_streams() else args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers and not self._has_streams(),
@@ -159,6 +174,14 @@ class InterpolationMixin(_Host):
         # Looked up, not kept: `restore_callback_states_from_checkpoint` replaces the object.
         found = (callback for callback in self.callback_handler.callbacks if isinstance(callback, AlphaCallback))
         return next(found, None)
+
+    def _slot_collator(self, seed: int) -> SlotCollator:
+        collator = self.data_collator
+        may_draw = type(collator) not in PLAIN_COLLATORS and collator is not default_data_collator
+        if not all(isinstance(corpus.dataset, datasets.Dataset) for corpus in self.corpora or []):
+            # Other datasets still have the columns that the model does not take.
+            collator = self._get_collator_with_removed_columns(collator, description="training")
+        return SlotCollator(collator, seed, may_draw=may_draw)
 
     def _warn(self, message: str) -> None:
         if self.is_world_process_zero():

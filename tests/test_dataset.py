@@ -217,6 +217,18 @@ def test_the_collator_adds_the_corpus_and_nothing_else() -> None:
     assert SlotCollator(tuple, seed=0)(batch) == tuple(batch)
 
 
+def test_a_collator_that_draws_depends_on_the_slot_alone() -> None:
+    dataset = slots(NUMBERS)
+    batches = [dataset.__getitems__(range(first, first + 4)) for first in (0, 4, 0)]
+    drawing = SlotCollator(lambda examples: float(torch.rand(())), seed=0)
+    first, second, again = [drawing(batch) for batch in batches]
+    assert first == again != second
+    torch.manual_seed(1)
+    expected = float(torch.rand(()))
+    torch.manual_seed(1)
+    assert SlotCollator(lambda examples: float(torch.rand(())), seed=0, may_draw=False)(batches[0]) == expected
+
+
 def test_a_transform_of_a_dataset_is_applied() -> None:
     parts = {"general": corpus(0, 8).with_transform(lambda rows: {"first": [ids[0] for ids in rows["input_ids"]]})}
     dataset = InterpolatedDataset(parts, batch_size=4, max_steps=2, alpha_schedule=constant(0.0))
