@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_interp.callbacks import AlphaCallback as AlphaCallback
     from hf_interp.config import InterpolationConfig as InterpolationConfig
+    from hf_interp.controllers import AlphaController as AlphaController
     from hf_interp.corpora import Corpus as Corpus
     from hf_interp.dataset import InterpolatedDataset as InterpolatedDataset
     from hf_interp.plan import MixturePlan as MixturePlan
     from hf_interp.schedules import get_alpha_schedule as get_alpha_schedule
+    from hf_interp.tokens import pack as pack
     from hf_interp.trainer import InterpolationMixin as InterpolationMixin
     from hf_interp.trainer import InterpolationSeq2SeqTrainer as InterpolationSeq2SeqTrainer
     from hf_interp.trainer import InterpolationTrainer as InterpolationTrainer
@@ -19,6 +21,7 @@ __version__ = metadata.version("hf_interp")
 # Imported when asked for (PEP 562): schedules and plans need no torch, and `hf-interp --help` need not wait for it.
 _HOMES = {
     "AlphaCallback": "callbacks",
+    "AlphaController": "controllers",
     "Corpus": "corpora",
     "InterpolatedDataset": "dataset",
     "InterpolationConfig": "config",
@@ -27,6 +30,7 @@ _HOMES = {
     "InterpolationTrainer": "trainer",
     "MixturePlan": "plan",
     "get_alpha_schedule": "schedules",
+    "pack": "tokens",
 }
 
 __all__ = [*_HOMES]

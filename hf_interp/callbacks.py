@@ -1,11 +1,13 @@
 """`AlphaCallback`: α of every step, what was drawn so far, and the plan's mark in the checkpoint."""
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from hf_interp.ledger import continue_plan
 from hf_interp.plan import MixturePlan
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,7 @@ class AlphaCallback(TrainerCallback, ExportableState):
     Attributes:
         alpha (`float` or `None`): α of the step in progress or just ended; `None` before training.
         plan (`MixturePlan` or `None`): the plan of the run.
+        mixture (`dict`): what the trainer wants kept in the checkpoint beside the plan.
 
     Raises:
         ValueError: when training begins, if the training dataset has no plan; on resume, if the checkpoint was written
@@ -30,6 +33,7 @@ class AlphaCallback(TrainerCallback, ExportableState):
     def __init__(self) -> None:
         self.alpha: float | None = None
         self.plan: MixturePlan | None = None
+        self.mixture: dict[str, Any] = {}
         self.last_logged_step = 0
 
     def state(self) -> dict[str, Any]:
@@ -38,7 +42,7 @@ class AlphaCallback(TrainerCallback, ExportableState):
             "args": {},
             "attributes": {
                 "last_logged_step": self.last_logged_step,
-                "saved_plan": self.plan.identity() if self.plan is not None else None,
+                "mixture": {**self.mixture, "plan": self.plan.to_dict()} if self.plan is not None else None,
             },
         }
 
@@ -66,6 +70,11 @@ class AlphaCallback(TrainerCallback, ExportableState):
         """Set α."""
         if self.plan is not None:
             self.alpha = self.plan.alpha(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Set the epoch, which the host counts from the first batch of the loader, wherever that begins."""
+        if self.plan is not None and self.plan.max_steps == state.max_steps:
+            state.epoch = state.global_step / state.max_steps
 
     def on_log(
         self,
@@ -103,21 +112,57 @@ class AlphaCallback(TrainerCallback, ExportableState):
     def _compare_with_checkpoint(self, state: TrainerState) -> None:
         stored: Any = state.stateful_callbacks.get(type(self).__name__, {})
         attributes = stored.get("attributes", {}) if isinstance(stored, dict) else {}
-        saved = attributes.get("saved_plan")
+        saved = (attributes.get("mixture") or {}).get("plan")
         if saved is None or self.plan is None:
             if state.is_world_process_zero:
                 logger.warning(
-                    "The checkpoint was written without a mixture. The mixture begins at step %d of its plan.",
-                    state.global_step,
+                    "The checkpoint was written without a mixture. The mixture begins at step %d.", state.global_step
                 )
             return
         self.last_logged_step = attributes["last_logged_step"]
-        current = self.plan.identity()
-        changed = [f"{key}: {saved.get(key)} -> {current[key]}" for key in current if saved.get(key) != current[key]]
-        if changed:
+        expected = MixturePlan.from_dict(saved).fingerprint()
+        goes_on = self.plan.previous if self.plan.start_step == state.global_step else None
+        if expected not in (plan.fingerprint() for plan in (self.plan, goes_on) if plan is not None):
+            _, changes = continue_plan(self.plan, saved, state.global_step)
             raise ValueError(
                 "The checkpoint belongs to another mixture, so examples would be lost or read again: "
-                + "; ".join(changed)
-                + ". Resume with the settings of the first run, or start a new run from the checkpoint's weights "
-                "(from_pretrained)."
+                + "; ".join(changes)
+                + ". Resume with the settings of the first run, or with an InterpolationTrainer, which carries over "
+                "what has been read."
             )
+
+
+class ControllerCallback(TrainerCallback):
+    """Calls the trainer when α may have to be decided, and hands it the metrics of evaluations.
+
+    Args:
+        decide: called after every optimizer step.
+        note: called with the metrics of an evaluation.
+    """
+
+    def __init__(self, decide: Callable[[], None], note: Callable[[Mapping[str, Any]], None]) -> None:
+        self.decide = decide
+        self.note = note
+        self.first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember where this run, or what is resumed of it, begins."""
+        self.first_step = state.global_step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Give the trainer the occasion to decide."""
+        self.decide()
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Hand on the metrics, but not those of `eval_on_start` after a restart: the first run did not have them."""
+        if not state.global_step == self.first_step > 0:
+            self.note(metrics or {})

@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add(commands, "train", _train, "train what a recipe describes")
     _add(commands, "plan", _plan, "say what a recipe will read, without training")
+    _add(commands, "verify", _verify, "say whether two runs read the same, and where they part", recipe=False)
     _add(commands, "compare", _compare, "compare α schedules on a recipe at equal steps")
     return parser
 
@@ -59,6 +60,16 @@ def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = Tru
     if name == "plan":
         command.add_argument("--plot", metavar="FILE", help="draw the plan into this file (.png, .svg, .pdf)")
         command.add_argument("--json", action="store_true", help="print the plan as JSON")
+        command.add_argument(
+            "--resume", metavar="CHECKPOINT", help="go on from this checkpoint, or from the last one of this folder"
+        )
+        command.add_argument(
+            "--num_processes", type=int, help="plan for so many processes (default: the checkpoint's, or 1)"
+        )
+    if name == "verify":
+        command.add_argument("first", metavar="RUN", help="the folder of a run, a checkpoint, or a results.json")
+        command.add_argument("second", metavar="RUN", nargs="?", help="another; without it, check RUN against its plan")
+        command.epilog = "Exit status: 0 if they read the same, 1 if not, 2 for bad input."
     if name == "compare":
         command.add_argument(
             "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs (default: 0 1 2)"
@@ -82,14 +93,22 @@ def _train(args: argparse.Namespace, flags: Sequence[str]) -> None:
 def _plan(args: argparse.Namespace, flags: Sequence[str]) -> None:
     from hf_interp import preview
 
-    plan, tokens = preview.plan_recipe(args.recipe, flags)
-    summary = preview.summarise(plan, tokens)
+    plan, tokens, resumed = preview.plan_recipe(args.recipe, flags, args.resume, args.num_processes)
+    summary = preview.summarise(plan, tokens, resumed)
     print(json.dumps(summary, indent=2, ensure_ascii=False) if args.json else preview.format_plan(summary))
     if args.plot:
         from hf_interp.plots import plot_plan
 
         plot_plan(plan, args.plot)
         print(f"Drawn into {args.plot}.", file=sys.stderr)
+
+
+def _verify(args: argparse.Namespace, flags: Sequence[str]) -> int:
+    from hf_interp import verify
+
+    verdict = verify.verify(args.first, args.second)
+    print(verdict.text)
+    return 0 if verdict.agrees else 1
 
 
 def _compare(args: argparse.Namespace, flags: Sequence[str]) -> None:

@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from hf_interp.plan import SIDES, Side
+from hf_interp.controllers import AlphaController, get_controller
 from hf_interp.schedules import AlphaSchedule, did_you_mean, get_alpha_schedule
+from hf_interp.shares import SIDES, UNITS, Side, Unit
 
 
 @dataclass
@@ -38,6 +39,12 @@ class InterpolationConfig(TrainingArguments):
         alpha_initial_steps (`float`, *optional*, defaults to 0): steps of the initial phase, or its share of the run if
             below 1.
         alpha_target_steps (`float`, *optional*, defaults to 0): the same for the target phase.
+        mixture_unit (`str`, *optional*, defaults to `"examples"`): what α and the shares count: "examples" or "tokens".
+        alpha_controller (`str`, *optional*): let α answer to training: guard or balance (see `hf_interp.controllers`).
+        alpha_controller_kwargs (`dict`, *optional*): arguments of the controller, such as `{"tolerance": 0.1}`.
+        alpha_update_steps (`int`, *optional*, defaults to 10): steps from one decision of the controller to the next.
+        alpha_update_lag (`int`, *optional*, defaults to 10): steps from a decision until it is in force. It must exceed
+            `dataloader_num_workers * dataloader_prefetch_factor / gradient_accumulation_steps`, which are on their way.
         log_corpus_loss (`bool`, *optional*, defaults to `True`): log the training loss of every corpus.
 
     Raises:
@@ -63,17 +70,46 @@ class InterpolationConfig(TrainingArguments):
     alpha_target_steps: float = field(
         default=0.0, metadata={"help": "Steps for which α is held at its end, or a share of the run if below 1."}
     )
+    mixture_unit: Unit = field(
+        default="examples", metadata={"help": "What α and the shares count: examples or tokens."}
+    )
+    alpha_controller: str | None = field(default=None, metadata={"help": "Let α answer to training: guard or balance."})
+    alpha_controller_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Arguments of the controller, such as {"tolerance": 0.1}.'}
+    )
+    alpha_update_steps: int = field(
+        default=10, metadata={"help": "Steps from one decision of the controller to the next."}
+    )
+    alpha_update_lag: int = field(default=10, metadata={"help": "Steps from a decision until it is in force."})
     log_corpus_loss: bool = field(default=True, metadata={"help": "Log the training loss of every corpus."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.alpha_schedule_kwargs, str):
-            self.alpha_schedule_kwargs = _parse_mapping("alpha_schedule_kwargs", self.alpha_schedule_kwargs)
-        self.alpha_schedule_kwargs = _with_numbers(self.alpha_schedule_kwargs)
+        for name in ("alpha_schedule_kwargs", "alpha_controller_kwargs"):
+            value = getattr(self, name)
+            setattr(self, name, _with_numbers(_parse_mapping(name, value) if isinstance(value, str) else value))
         for name in ("alpha_start", "alpha_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be an α in [0, 1], got {getattr(self, name)}.")
+        for name in ("alpha_update_steps", "alpha_update_lag"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.mixture_unit not in UNITS:
+            raise ValueError(f"`mixture_unit` must be 'examples' or 'tokens', got {self.mixture_unit!r}.")
         self.build_alpha_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
+        self.build_alpha_controller()
+
+    def build_alpha_controller(self) -> AlphaController | None:
+        """The controller that the fields describe; `None` without one."""
+        if self.alpha_controller is None:
+            if self.alpha_controller_kwargs:
+                raise ValueError(
+                    f"`alpha_controller_kwargs` ({self.alpha_controller_kwargs}) need an `alpha_controller`: guard or "
+                    "balance."
+                )
+            return None
+        kwargs: dict[str, Any] = dict(self.alpha_controller_kwargs or {})  # type: ignore[arg-type]
+        return get_controller(self.alpha_controller, **kwargs)
 
     def build_alpha_schedule(self, max_steps: int | None = None) -> AlphaSchedule:
         """The schedule that the fields describe, for a run of `max_steps` (default: this configuration's)."""
@@ -119,6 +155,7 @@ class CorpusConfig:
         max_examples: keep at most this many rows, drawn with `sample_seed`.
         share: share of the side (see `hf_interp.plan.PlannedCorpus`).
         max_passes: refuse to read the corpus more often.
+        mean_tokens: mean number of tokens of an example, for a stream in a mixture by tokens.
         streaming: read it as a stream, without downloading it first.
     """
 
@@ -136,6 +173,7 @@ class CorpusConfig:
     sample_seed: int = 0
     share: float | None = None
     max_passes: float | None = None
+    mean_tokens: float | None = None
     streaming: bool = False
 
 

@@ -7,10 +7,13 @@ EXPECTED = (ValueError, TypeError, OSError, ImportError)
 """Kinds of errors that bad input raises; anything else is a fault of ours and keeps its traceback."""
 
 
-def run_command(command: Callable[[], None], *, traceback: bool = False) -> int:
-    """Run a command and return its exit status: 0, 2 with one line on stderr for bad input, 130 when interrupted."""
+def run_command(command: Callable[[], int | None], *, traceback: bool = False) -> int:
+    """Run a command and return its exit status: what it returns, 0 for nothing.
+
+    It is 2, with one line on stderr, for bad input, and 130 when interrupted.
+    """
     try:
-        command()
+        return command() or 0
     except KeyboardInterrupt:
         print("hf-interp: interrupted", file=sys.stderr)
         return 130
@@ -20,7 +23,6 @@ def run_command(command: Callable[[], None], *, traceback: bool = False) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"hf-interp: error: {message}", file=sys.stderr)
         return 2
-    return 0
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

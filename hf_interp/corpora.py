@@ -1,5 +1,6 @@
 """Corpora: the parts of a mixture, where they come from, and how their examples are read."""
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +12,9 @@ import torch
 from datasets.arrow_writer import SchemaInferenceError
 
 from hf_interp.config import CorpusConfig
-from hf_interp.plan import SIDES, PlannedCorpus, Side
 from hf_interp.schedules import did_you_mean
+from hf_interp.shares import SIDES, PlannedCorpus, Side, Unit
+from hf_interp.tokens import mean_tokens
 
 FILE_BUILDERS = {
     ".json": "json",
@@ -23,6 +25,8 @@ FILE_BUILDERS = {
     ".txt": "text",
 }
 """What `datasets.load_dataset` calls the readers of local files."""
+
+CONTENT_ROWS = 64  # rows by which a corpus is known again
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Corpus:
         side: "general" (drawn with share 1 − α) or "domain" (drawn with share α).
         share: share of the side; give it to all corpora of a side or to none (then in proportion to their lengths).
         max_passes: refuse to read the corpus more often than this; `None` for as often as it takes.
+        mean_tokens: mean number of tokens of an example, for a mixture by tokens; measured where it is not given and
+            the corpus has a length and a column `input_ids`.
     """
 
     name: str
@@ -43,21 +49,44 @@ class Corpus:
     side: Side = "domain"
     share: float | None = None
     max_passes: float | None = None
+    mean_tokens: float | None = None
 
     @property
     def is_stream(self) -> bool:
         """Whether the corpus can only be read from its beginning on."""
         return isinstance(self.dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
 
-    def planned(self) -> PlannedCorpus:
-        """What the plan must know of it."""
+    def planned(self, unit: Unit = "examples") -> PlannedCorpus:
+        """What a plan that counts `unit` must know of it."""
+        length = self.mean_tokens
+        if unit == "tokens" and length is None and not self.is_stream:
+            length = mean_tokens(self.dataset)
         return PlannedCorpus(
             name=self.name,
             side=self.side,
             num_examples=None if self.is_stream else len(self.dataset),
             share=self.share,
             max_passes=self.max_passes,
+            mean_tokens=length,
+            content=content_fingerprint(self.dataset),
         )
+
+
+def content_fingerprint(dataset: Any) -> str | None:
+    """12 hexadecimal digits over up to 64 rows of a `datasets.Dataset`, spaced evenly; `None` for other datasets.
+
+    The rows' token ids and labels decide, or all columns if there are no token ids: not how the dataset was made.
+    """
+    if not isinstance(dataset, datasets.Dataset) or len(dataset) == 0:
+        return None
+    columns = [name for name in ("input_ids", "labels", "label") if name in dataset.column_names]
+    if "input_ids" not in columns:
+        columns = sorted(dataset.column_names)
+    count = min(len(dataset), CONTENT_ROWS)
+    rows = [index * (len(dataset) - 1) // max(count - 1, 1) for index in range(count)]
+    sample = dataset.with_format(None).select_columns(columns).with_format("arrow")[rows]
+    text = repr((len(dataset), [[name, sample[name].to_pylist()] for name in columns]))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def is_mixture(train_dataset: Any) -> bool:

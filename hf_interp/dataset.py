@@ -1,38 +1,97 @@
 """The mixture as a dataset: plan + corpora → examples.
 
-`SlotDataset` is map-style, its index is the slot; the trainer uses it, because samplers, sharding over processes and
-skipping on resume are then arithmetic on integers. `InterpolatedDataset` is the same reading order as a torch
-`IterableDataset`, for other training loops.
+The trainer uses `SlotSampler`, which asks the plan in the main process what the next batch of this process holds, and
+`SlotDataset`, which reads that, in whatever process the loader asks it to. `InterpolatedDataset` is the same reading
+order as a torch `IterableDataset`, for other training loops.
 """
 
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import fsspec.asyn
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from hf_interp.corpora import Corpus, as_corpora
 from hf_interp.permutations import IntArray
-from hf_interp.plan import MixturePlan
+from hf_interp.plan import MixturePlan, hash_of_reads
 from hf_interp.readers import StreamReader, open_reader, reads_plainly
 from hf_interp.schedules import AlphaSchedule, linear
+from hf_interp.shares import Unit
 
 CORPUS_KEY = "corpus_index"
 """Under this key a batch tells which corpus each of its examples is from (an index into `plan.corpora`)."""
 
+ORDER_KEY = "order_hash"
+"""Under this key a batch holds the hash of what was read for it, as two halves of 32 bits."""
+
+STREAMS_KEY = "stream_states"
+"""Under this key a batch holds the states of the streams after it, as JSON; absent without streams."""
+
 READ_AHEAD = 512  # examples that `InterpolatedDataset` reads at a time
 
 
-class SlotBatch(list):  # type: ignore[type-arg]
-    """A list of examples that knows its first slot and the corpus of each example."""
+@dataclass(frozen=True)
+class Split:
+    """How the examples of a global batch are divided.
 
-    def __init__(self, examples: Sequence[Any], first_slot: int, corpus: IntArray) -> None:
+    Args:
+        batch_size: examples of a micro-batch of one process.
+        num_processes, process_index: of how many processes this is which.
+        num_workers: worker processes of its loader; they take micro-batches in turns.
+    """
+
+    batch_size: int
+    num_processes: int = 1
+    process_index: int = 0
+    num_workers: int = 0
+
+    @property
+    def num_readers(self) -> int:
+        """Readers over all processes; each reads its own part of a stream."""
+        return self.num_processes * max(self.num_workers, 1)
+
+    def first_slot(self, batch: int) -> int:
+        """The first slot of micro-batch number `batch` of this process."""
+        return (batch * self.num_processes + self.process_index) * self.batch_size
+
+    def reader_of(self, first_slot: int) -> int:
+        """The reader, 0 … num_readers − 1, of the micro-batch of this process that begins at `first_slot`."""
+        workers = max(self.num_workers, 1)
+        # by the number of the batch, not by the worker that happens to read it, which is another one after a restart
+        batch = first_slot // (self.batch_size * self.num_processes)
+        return self.process_index * workers + batch % workers
+
+
+class SlotRequest(NamedTuple):
+    """What is to be read for some consecutive slots."""
+
+    first_slot: int
+    corpus: IntArray
+    example: IntArray
+
+
+class SlotBatch(list):  # type: ignore[type-arg]
+    """A list of examples that knows its first slot, the corpus of each example, and what was read.
+
+    Attributes:
+        order_hash (`int`): `hash_of_reads` of the examples.
+        streams (`str` or `None`): the states of the streams of its reader, as JSON.
+    """
+
+    def __init__(
+        self, examples: Sequence[Any], first_slot: int, corpus: IntArray, order_hash: int, streams: str | None
+    ) -> None:
         super().__init__(examples)
         self.first_slot = first_slot
         self.corpus = corpus
+        self.order_hash = order_hash
+        self.streams = streams
 
 
 class SlotDataset(Dataset[Any]):
@@ -41,12 +100,24 @@ class SlotDataset(Dataset[Any]):
     Args:
         plan: the reading order.
         corpora: the corpora of the plan, in its order.
+        split: who reads which part of the streams; one reader reads all by default.
+        streams: states of the streams to begin with, by reader and corpus name, from `SlotBatch.streams`.
     """
 
-    def __init__(self, plan: MixturePlan, corpora: Sequence[Corpus]) -> None:
+    def __init__(
+        self,
+        plan: MixturePlan,
+        corpora: Sequence[Corpus],
+        split: Split | None = None,
+        streams: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self.plan = plan
         self.corpora = list(corpora)
-        self._readers: dict[int, Any] = {}  # opened when first read, in the process that reads
+        self.split = split or Split(plan.batch_size)
+        self.has_streams = any(corpus.is_stream for corpus in corpora)
+        self._streams = {int(reader): dict(states) for reader, states in (streams or {}).items()}
+        # by (reader, corpus), opened when first read, in the process that reads
+        self._readers: dict[tuple[int, int], Any] = {}
         # Setting and restoring random states takes some 0.1 ms a batch: only for datasets that may augment at random.
         self._may_draw = not all(reads_plainly(corpus.dataset) for corpus in corpora)
 
@@ -56,45 +127,83 @@ class SlotDataset(Dataset[Any]):
     def __getitem__(self, slot: int) -> Any:
         return self.__getitems__([slot])[0]
 
-    def __getitems__(self, slots: range | Sequence[int]) -> SlotBatch:
-        draw = self.plan.locate(slots)
-        examples: list[Any] = [None] * len(slots)
-        with random_state_of_slot(self.plan.seed, slots[0]) if self._may_draw else nullcontext():
-            for index in np.unique(draw.corpus).tolist():
-                places = np.flatnonzero(draw.corpus == index)
-                found = self._read(index, draw.example[places], slots[0])
-                for place, example in zip(places.tolist(), found, strict=True):
-                    examples[place] = example
-        return SlotBatch(examples, slots[0], draw.corpus)
+    def __getitems__(self, slots: SlotRequest | Sequence[int]) -> SlotBatch:
+        if isinstance(slots, SlotRequest):
+            first_slot, corpus, example = slots
+            numbers = np.arange(first_slot, first_slot + len(corpus))
+        else:
+            first_slot, (corpus, _, example) = slots[0], self.plan.locate(slots)
+            numbers = np.asarray(slots)
+        reader = self.split.reader_of(first_slot)
+        if self.has_streams:
+            example = example.copy()  # the plan's own; what a stream gives is numbered below
+        examples: list[Any] = [None] * len(corpus)
+        with random_state_of_slot(self.plan.seed, first_slot) if self._may_draw else nullcontext():
+            for index in np.unique(corpus).tolist():
+                places = np.flatnonzero(corpus == index)
+                if self.corpora[index].is_stream:
+                    found, example[places] = self._read_stream(reader, index, len(places))
+                else:
+                    found = self._read(index, example[places])
+                for place, one in zip(places.tolist(), found, strict=True):
+                    examples[place] = one
+        order_hash = hash_of_reads(numbers, self.plan.name_keys[corpus], example)
+        streams = json.dumps({reader: self.stream_states(reader)}) if self.has_streams else None
+        return SlotBatch(examples, first_slot, corpus, order_hash, streams)
 
-    def _read(self, index: int, wanted: IntArray, first_slot: int) -> list[Any]:
-        corpus = self.corpora[index]
-        if index not in self._readers:
-            self._readers[index] = StreamReader(corpus) if corpus.is_stream else open_reader(corpus.dataset)
-        if not corpus.is_stream:
-            return self._readers[index].read(wanted)
-        oldest = self.plan.drawn_before(first_slot // self.plan.batch_size)[index]
-        return self._readers[index].read(wanted.tolist(), int(oldest))
+    def stream_states(self, reader: int) -> dict[str, Any]:
+        """Where the streams of a reader in this process are: corpus name → state."""
+        states = self._streams.setdefault(reader, {})
+        for (owner, index), stream in self._readers.items():
+            if owner == reader and isinstance(stream, StreamReader):
+                states[self.corpora[index].name] = stream.state_dict()
+        return dict(states)
+
+    def _read(self, index: int, wanted: IntArray) -> list[Any]:
+        if (0, index) not in self._readers:
+            self._readers[0, index] = open_reader(self.corpora[index])
+        return self._readers[0, index].read(wanted)
+
+    def _read_stream(self, reader: int, index: int, count: int) -> tuple[list[Any], IntArray]:
+        """The next examples of a stream for one of its readers, and numbers for them that no other reader gives."""
+        if (reader, index) not in self._readers:
+            if get_worker_info() is not None:
+                fsspec.asyn.reset_lock()  # or a fork of a process with open remote files may hang
+            corpus = self.corpora[index]
+            state = self._streams.get(reader, {}).get(corpus.name)
+            self._readers[reader, index] = StreamReader(corpus, reader, self.split.num_readers, state)
+        stream = self._readers[reader, index]
+        numbers = (stream.num_read + np.arange(count)) * self.split.num_readers + reader
+        return stream.read(count), numbers
 
 
 class SlotSampler(Sampler[Any]):
-    """All slots in order, a batch at a time. A batch is a `range`, so that passing over a million costs little."""
+    """What this process reads, a micro-batch at a time, from micro-batch number `first_batch` on.
+
+    It runs in the main process: worker processes are told what to read, and need not know α.
+    """
 
     drop_last = True  # read by accelerate; batches are never short
 
-    def __init__(self, num_slots: int, batch_size: int) -> None:
-        self.num_slots = num_slots
-        self.batch_size = batch_size
+    def __init__(self, plan: MixturePlan, split: Split, first_batch: int = 0) -> None:
+        self.plan = plan
+        self.split = split
+        self.first_batch = first_batch
+        self.batch_size = split.batch_size
 
-    def __iter__(self) -> Iterator[range]:
-        return (range(first, first + self.batch_size) for first in range(0, self.num_slots, self.batch_size))
+    def __iter__(self) -> Iterator[SlotRequest]:
+        for batch in range(self.first_batch, len(self)):
+            first = self.split.first_slot(batch)
+            corpus, _, example = self.plan.locate(range(first, first + self.batch_size))
+            yield SlotRequest(first, corpus, example)
 
     def __len__(self) -> int:
-        return self.num_slots // self.batch_size
+        """Micro-batches of this process in the whole run."""
+        return len(self.plan) // (self.split.num_processes * self.split.batch_size)
 
 
 class SlotCollator:
-    """A collator that also tells the corpus of each example, and whose random choices depend on the slot alone.
+    """A collator that also tells what a batch is made of, and whose random choices depend on the slot alone.
 
     A collator that masks or augments at random draws from the generators of whatever process runs it, and on resume
     from another point of their stream. Here they are set from (seed, first slot) for the duration of the call. That
@@ -111,7 +220,10 @@ class SlotCollator:
         with random_state_of_slot(self.seed, batch.first_slot) if self.may_draw else nullcontext():
             collated = self.collator(list(batch))
         if isinstance(collated, Mapping):
-            collated[CORPUS_KEY] = torch.from_numpy(batch.corpus.copy())  # type: ignore[index]
+            extra = {CORPUS_KEY: torch.from_numpy(batch.corpus.copy()), ORDER_KEY: _halves(batch.order_hash)}
+            if batch.streams is not None:
+                extra[STREAMS_KEY] = batch.streams
+            collated.update(extra)  # type: ignore[attr-defined]
         return collated
 
 
@@ -128,6 +240,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         max_steps: optimizer steps of the run.
         alpha_schedule: α over progress; linear from 0 to 1 by default.
         seed: another seed, another order.
+        unit: whether α and the shares count examples or tokens.
         gradient_accumulation_steps, num_processes, process_index: how a global batch is split; this process gets its
             part only.
 
@@ -148,6 +261,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         max_steps: int,
         alpha_schedule: AlphaSchedule | None = None,
         seed: int = 0,
+        unit: Unit = "examples",
         gradient_accumulation_steps: int = 1,
         num_processes: int = 1,
         process_index: int = 0,
@@ -159,6 +273,7 @@ class InterpolatedDataset(IterableDataset[Any]):
             batch_size=batch_size,
             max_steps=max_steps,
             seed=seed,
+            unit=unit,
         )
         if batch_size % (num_processes * gradient_accumulation_steps):
             raise ValueError(
@@ -167,10 +282,12 @@ class InterpolatedDataset(IterableDataset[Any]):
             )
         if not 0 <= process_index < num_processes:
             raise ValueError(f"`process_index` must lie in [0, {num_processes}), got {process_index}.")
-        self.slots = SlotDataset(plan, parts)
-        self.num_processes, self.process_index = num_processes, process_index
-        self.local_batch_size = batch_size // (num_processes * gradient_accumulation_steps)
+        self.split = Split(batch_size // (num_processes * gradient_accumulation_steps), num_processes, process_index)
+        self.slots = SlotDataset(plan, parts, self.split)
+        self._chunk = self.split.batch_size if self.slots.has_streams else READ_AHEAD
+        self._fingerprint = plan.fingerprint()
         self._num_yielded, self._start_at = 0, 0
+        self._streams: dict[str, Any] = {}  # at the border before the position, by reader
 
     @property
     def plan(self) -> MixturePlan:
@@ -183,40 +300,59 @@ class InterpolatedDataset(IterableDataset[Any]):
         return self.slots.corpora
 
     def __len__(self) -> int:
-        return len(self.plan) // self.num_processes
+        return len(self.plan) // self.split.num_processes
 
     def __iter__(self) -> Iterator[Any]:
-        slots = self._own_slots()
-        self._num_yielded, self._start_at = self._start_at, 0
-        for first in range(self._num_yielded, len(slots), READ_AHEAD):
-            for example in self.slots.__getitems__(slots[first : first + READ_AHEAD].tolist()):
+        worker = get_worker_info()
+        workers, own = (worker.num_workers, worker.id) if worker is not None else (1, 0)
+        split = replace(self.split, num_workers=workers)
+        begin, self._start_at = self._start_at, 0
+        if self.slots.has_streams:
+            self.slots = SlotDataset(self.plan, self.corpora, split, self._streams if begin else None)
+        num_examples = len(range(own, len(self) // split.batch_size, workers)) * split.batch_size
+        for first in range(self._border(begin), num_examples, self._chunk):
+            self._num_yielded = first
+            self._note_streams(split)
+            position = np.arange(first, min(first + self._chunk, num_examples))
+            batch, offset = np.divmod(position, split.batch_size)
+            slots = ((own + batch * workers) * split.num_processes + split.process_index) * split.batch_size + offset
+            for example in self.slots.__getitems__(slots.tolist()):
                 self._num_yielded += 1
-                yield example
+                if self._num_yielded % self._chunk == 0:
+                    self._note_streams(split)
+                if self._num_yielded > begin:
+                    yield example
 
     def state_dict(self) -> dict[str, Any]:
         """The position of this (process, worker), for `load_state_dict`; `torchdata.StatefulDataLoader` calls it."""
-        return {"num_yielded": self._num_yielded, "fingerprint": self.plan.fingerprint()}
+        state = {"num_yielded": self._num_yielded, "fingerprint": self._fingerprint}
+        return {**state, "streams": dict(self._streams)} if self.slots.has_streams else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on where `state` was taken; nothing is read again.
+        """Let the next iteration go on where `state` was taken.
+
+        Nothing is read again, but for streams what lies between the border of the micro-batch and the position.
 
         Raises:
             ValueError: if the state belongs to another mixture.
         """
-        if state["fingerprint"] != self.plan.fingerprint():
+        if state["fingerprint"] != self._fingerprint:
             raise ValueError(
                 f"The state belongs to another mixture: its fingerprint is {state['fingerprint']}, this one's "
-                f"{self.plan.fingerprint()}. Build the dataset from the same corpora and settings."
+                f"{self._fingerprint}. Build the dataset from the same corpora and settings."
             )
         self._start_at = int(state["num_yielded"])
+        self._streams = dict(state.get("streams", {}))
 
-    def _own_slots(self) -> IntArray:
-        """The slots of this process and worker: a `DataLoader` takes local batch b from worker b mod num_workers."""
-        worker = get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        local = np.arange(first, len(self) // self.local_batch_size, stride, dtype=np.int64)
-        begins = (local * self.num_processes + self.process_index) * self.local_batch_size
-        return (begins[:, None] + np.arange(self.local_batch_size)).reshape(-1)
+    def _border(self, position: int) -> int:
+        """Where reading begins: streams keep their place only between micro-batches."""
+        return position - position % self._chunk if self.slots.has_streams else position
+
+    def _note_streams(self, split: Split) -> None:
+        if self.slots.has_streams:
+            workers = max(split.num_workers, 1)
+            readers = range(split.process_index * workers, (split.process_index + 1) * workers)
+            self._streams = {str(reader): self.slots.stream_states(reader) for reader in readers}
 
 
 @contextmanager
@@ -233,3 +369,13 @@ def random_state_of_slot(seed: int, slot: int) -> Iterator[None]:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
+
+
+def _halves(order_hash: int) -> torch.Tensor:
+    """Two numbers whose sums over many batches do not overflow."""
+    return torch.tensor([order_hash >> 32, order_hash & 0xFFFFFFFF])
+
+
+def whole_hash(halves: Sequence[int]) -> int:
+    """The hash of many batches, from the sums of their halves."""
+    return ((int(halves[0]) << 32) + int(halves[1])) % (1 << 64)

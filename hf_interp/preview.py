@@ -1,35 +1,65 @@
 """`hf-interp plan`: what a recipe will read, before anything is trained."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from hf_interp.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
 from hf_interp.config import load_recipe, parse_recipe
 from hf_interp.console import format_table
+from hf_interp.ledger import continue_plan
 from hf_interp.plan import MixturePlan
+from hf_interp.tokens import mean_tokens
 from hf_interp.train import check_recipe, load_data, plan_data
 
-TOKEN_SAMPLE = 1000  # examples of a corpus whose lengths are averaged
+COUNTS = ("drawn", "tokens", "passes", "all read at step")
 
 
-def plan_recipe(path: str, flags: Sequence[str] = ()) -> tuple[MixturePlan, dict[str, float]]:
+class Resumed(NamedTuple):
+    """From where a plan goes on."""
+
+    step: int
+    changes: list[str]
+
+
+def plan_recipe(
+    path: str, flags: Sequence[str] = (), resume: str | None = None, num_processes: int | None = None
+) -> tuple[MixturePlan, dict[str, float], Resumed | None]:
     """The plan of a recipe, and the mean number of tokens of an example of each corpus.
+
+    Args:
+        path, flags: as for training.
+        resume: a checkpoint to go on from, or a folder whose last whole checkpoint is meant.
+        num_processes: processes to plan for; those of the checkpoint by default, or 1.
+
+    Returns:
+        plan, mean tokens by corpus, and from where a run that is resumed goes on.
 
     Raises:
         ValueError, OSError: as training would raise.
     """
     recipe, args = parse_recipe(load_recipe(path, flags))
+    saved = None if resume is None else _read_checkpoint(resume)
     data = load_data(recipe, check_recipe(recipe, args))
-    return plan_data(data, args), {
-        corpus.name: _mean_tokens(corpus.dataset) for corpus in data.corpora if not corpus.is_stream
-    }
+    plan = plan_data(data, args, num_processes or (saved or {}).get("num_processes"))
+    lengths = {corpus.name: mean_tokens(corpus.dataset) for corpus in data.corpora}
+    known = {name: length for name, length in lengths.items() if length is not None}
+    if saved is None:
+        return plan, known, None
+    plan, changes = continue_plan(plan, saved["plan"], saved["global_step"])
+    return plan, known, Resumed(saved["global_step"], changes)
 
 
-def summarise(plan: MixturePlan, mean_tokens: Mapping[str, float]) -> dict[str, Any]:
-    """`MixturePlan.summary()` with the tokens that each corpus gives."""
+def summarise(plan: MixturePlan, mean_tokens: Mapping[str, float], resumed: Resumed | None = None) -> dict[str, Any]:
+    """`MixturePlan.summary()` with the tokens that each corpus gives and, for a resumed run, what was read before."""
     summary = plan.summary()
     for corpus in summary["corpora"]:
         mean = mean_tokens.get(corpus["name"])
         corpus["tokens"] = None if mean is None else round(mean * corpus["drawn"])
+    if resumed is not None:
+        summary["resumed"] = resumed._asdict()
+        for corpus, count in zip(summary["corpora"], plan.drawn_before(resumed.step).tolist(), strict=True):
+            corpus["read_before"] = count
     return summary
 
 
@@ -37,10 +67,15 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     """The plan as a text for the terminal."""
     tokens = [corpus["tokens"] for corpus in summary["corpora"]]
     total = f", about {sum(tokens):,} tokens" if None not in tokens else ""
-    lines = [
-        f"{summary['max_steps']:,} steps of {summary['batch_size']:,} examples: "
+    resumed = summary.get("resumed")
+    lines = []
+    if resumed is not None:
+        changes = "; ".join(resumed["changes"]) or "none, so the order stays that of the first run"
+        lines += [f"goes on from step {resumed['step']:,}; changes: {changes}"]
+    lines += [
+        f"{summary['max_steps']:,} steps of {summary['batch_size']:,} examples{_from_start(summary)}: "
         f"{summary['num_examples']:,} examples{total}",
-        f"domain share over the whole run: {summary['domain_share']:.1%}",
+        f"domain share over {'these steps' if summary['start_step'] else 'the whole run'}: {summary['domain_share']:.1%}",
         f"fingerprint: {summary['fingerprint']}",
         "",
         format_table(
@@ -49,12 +84,16 @@ def format_plan(summary: Mapping[str, Any]) -> str:
         ),
         "",
         format_table(
-            ["corpus", "side", "examples", "share of side", "drawn", "tokens", "passes", "all read at step"],
+            ["corpus", "side", "examples", "share of side", *(["read before"] if resumed else []), *COUNTS],
             [_corpus_row(corpus) for corpus in summary["corpora"]],
         ),
     ]
     lines += ["", *(f"Warning: {warning}" for warning in summary["warnings"])] if summary["warnings"] else []
     return "\n".join(lines)
+
+
+def _from_start(summary: Mapping[str, Any]) -> str:
+    return f" (from step {summary['start_step']:,} on)" if summary["start_step"] else ""
 
 
 def _corpus_row(corpus: Mapping[str, Any]) -> list[str]:
@@ -66,6 +105,7 @@ def _corpus_row(corpus: Mapping[str, Any]) -> list[str]:
         corpus["side"],
         cell(corpus["num_examples"], absent="stream"),
         f"{corpus['share']:.1%}",
+        *([cell(corpus["read_before"])] if "read_before" in corpus else []),
         cell(corpus["drawn"]),
         cell(corpus["tokens"]),
         cell(corpus["passes"], ".2f"),
@@ -73,8 +113,16 @@ def _corpus_row(corpus: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _mean_tokens(dataset: Any) -> float:
-    """Mean length of `input_ids` over evenly spaced examples."""
-    count = min(len(dataset), TOKEN_SAMPLE)
-    sample = dataset.select([index * len(dataset) // count for index in range(count)])
-    return sum(len(row["input_ids"]) for row in sample) / count
+def _read_checkpoint(path: str) -> dict[str, Any]:
+    """What a checkpoint, or the last whole one of a folder, says of the mixture."""
+    folder = Path(path)
+    checkpoint = folder if (folder / STATE_NAME).exists() else find_checkpoint(folder, weights_only=True).path
+    if checkpoint is None:
+        raise ValueError(f"{path!r} is no checkpoint and holds no whole one.")
+    fault = find_fault(checkpoint, weights_only=True)
+    if fault is not None:
+        raise ValueError(f"The checkpoint {str(checkpoint)!r} cannot be resumed: {fault}.")
+    saved = read_mixture(checkpoint)
+    if saved is None:
+        raise ValueError(f"The checkpoint {str(checkpoint)!r} was written without a mixture.")
+    return saved

@@ -4,13 +4,14 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from hf_interp.files import write_json
 
 RESULTS_NAME = "results.json"
 PACKAGES = ("hf_interp", "transformers", "accelerate", "datasets", "evaluate", "peft", "torch", "numpy")
@@ -29,6 +30,7 @@ class RunResults:
         final_metrics: metrics of the last evaluation, by evaluation set.
         forgetting: how much of each metric on the general side was lost (see `forgetting`).
         log_history: everything the trainer logged.
+        order: what was read: `MixturePlan.to_dict()` under `plan`, and the `decisions` of an adaptive α.
         versions: versions of the packages in use.
         machine: processor and platform.
         recipe: the recipe that the run followed, if any.
@@ -40,13 +42,19 @@ class RunResults:
     final_metrics: dict[str, dict[str, float]]
     forgetting: dict[str, float]
     log_history: list[dict[str, Any]]
+    order: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
     recipe: dict[str, Any] | None = None
 
     @classmethod
     def from_log(
-        cls, *, config: dict[str, Any], plan: dict[str, Any], log_history: Sequence[Mapping[str, Any]]
+        cls,
+        *,
+        config: dict[str, Any],
+        plan: dict[str, Any],
+        log_history: Sequence[Mapping[str, Any]],
+        order: Mapping[str, Any] | None = None,
     ) -> "RunResults":
         """Gather base and final metrics from a trainer's `log_history`."""
         base = evaluations(entry for entry in log_history if entry.get("step") == 0)
@@ -58,6 +66,7 @@ class RunResults:
             final_metrics=final,
             forgetting=forgetting(base.get("general", {}), final.get("general", {})),
             log_history=[dict(entry) for entry in log_history],
+            order=dict(order or {}),
         )
 
 
@@ -150,18 +159,7 @@ def evaluations(log_history: Iterable[Mapping[str, Any]]) -> dict[str, dict[str,
 
 def save_results(results: Any, path: str | os.PathLike[str]) -> None:
     """Write a results dataclass as JSON: whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(_without_nan(asdict(results)), file, indent=2, default=str, ensure_ascii=False)
-            file.write("\n")
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_json(path, _without_nan(asdict(results)), indent=2)
 
 
 def load_run_results(path: str | os.PathLike[str]) -> RunResults:

@@ -114,7 +114,14 @@ def load_data(recipe: Recipe, task: Task) -> Data:
         return raw.map(encode, batched=True, remove_columns=columns)
 
     corpora = [
-        Corpus(name, tokenised(name, recipe.corpora), config.side or "domain", config.share, config.max_passes)
+        Corpus(
+            name,
+            tokenised(name, recipe.corpora),
+            config.side or "domain",
+            share=config.share,
+            max_passes=config.max_passes,
+            mean_tokens=config.mean_tokens,
+        )
         for name, config in recipe.corpora.items()
     ]
     return Data(
@@ -124,15 +131,15 @@ def load_data(recipe: Recipe, task: Task) -> Data:
     )
 
 
-def plan_data(data: Data, args: InterpolationConfig) -> MixturePlan:
-    """The plan that the trainer will make, before there is a model.
+def plan_data(data: Data, args: InterpolationConfig, num_processes: int | None = None) -> MixturePlan:
+    """The plan that the trainer will make for a new run, before there is a model; for this world by default.
 
     Raises:
         ValueError: if the corpora do not fit together or cannot be planned.
     """
     check_columns(data.corpora)
-    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return plan_mixture(data.corpora, args, batch_size=batch_size)
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps * (num_processes or args.world_size)
+    return plan_mixture(data.corpora, args, batch_size=batch_size, is_adaptive=args.alpha_controller is not None)
 
 
 def build_trainer(

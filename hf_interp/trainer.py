@@ -1,12 +1,17 @@
 """`InterpolationTrainer`: `transformers.Trainer` with a mixture whose share of domain examples follows α."""
 
+import copy
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -19,14 +24,38 @@ from transformers import (
     default_data_collator,
 )
 
-from hf_interp.callbacks import AlphaCallback
+from hf_interp.callbacks import AlphaCallback, ControllerCallback
+from hf_interp.checkpoints import (
+    PREFIX_CHECKPOINT_DIR,
+    STATE_NAME,
+    find_checkpoint,
+    find_fault,
+    rank_file,
+    read_mixture,
+)
 from hf_interp.config import InterpolationConfig
+from hf_interp.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.corpora import Corpus, as_corpora, check_columns, check_labels, is_mixture, with_dataset
-from hf_interp.dataset import CORPUS_KEY, InterpolatedDataset, SlotCollator, SlotDataset, SlotSampler
+from hf_interp.dataset import (
+    CORPUS_KEY,
+    ORDER_KEY,
+    STREAMS_KEY,
+    InterpolatedDataset,
+    SlotCollator,
+    SlotDataset,
+    SlotSampler,
+    Split,
+    whole_hash,
+)
+from hf_interp.files import read_json, write_json
+from hf_interp.ledger import continue_plan
 from hf_interp.objectives import per_example_loss
 from hf_interp.plan import MixturePlan
+from hf_interp.readers import stream_warnings
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
 from hf_interp.schedules import AlphaSchedule, get_alpha_schedule
+from hf_interp.shares import SIDES
+from hf_interp.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +87,8 @@ class InterpolationMixin(_Host):
     Args:
         alpha_schedule (`Callable[[float], float]`, *optional*): α over progress. By default it is built from `args` if
             they are an [`InterpolationConfig`], and linear from 0 to 1 if they are plain `TrainingArguments`.
+        alpha_controller (`AlphaController`, *optional*): lets α answer to training (see `hf_interp.controllers`). By
+            default what `args.alpha_controller` names.
 
     Attributes:
         plan (`MixturePlan` or `None`): what is read at which step; `None` without a mixture.
@@ -72,25 +103,39 @@ class InterpolationMixin(_Host):
     loss_is_scaled_for_ga: bool | None
     plan: MixturePlan | None = None
     corpora: list[Corpus] | None = None
-    _corpus_losses: torch.Tensor | None = None
+    _checkpoint: Path | None = None
+    _saved: dict[str, Any] | None = None
+    _adaptive: AdaptiveAlpha | None = None
+    _batch_corpus: torch.Tensor | None = None
+    _tally: Tally
 
-    def __init__(self, *args: Any, alpha_schedule: AlphaSchedule | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        alpha_schedule: AlphaSchedule | None = None,
+        alpha_controller: AlphaController | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._alpha_schedule = alpha_schedule
+        self._alpha_controller = alpha_controller
         self._host_loss_is_scaled = self.loss_is_scaled_for_ga
         self._given_plan: MixturePlan | None = None
         if isinstance(self.train_dataset, InterpolatedDataset):
             self._given_plan, self.train_dataset = self.train_dataset.plan, self.train_dataset.corpora
         if not is_mixture(self.train_dataset):
-            if alpha_schedule is not None:
-                raise ValueError("`alpha_schedule` needs a mixture as `train_dataset`, got an ordinary dataset.")
+            for name, value in (("alpha_schedule", alpha_schedule), ("alpha_controller", alpha_controller)):
+                if value is not None:
+                    raise ValueError(f"`{name}` needs a mixture as `train_dataset`, got an ordinary dataset.")
             return
         self.corpora = self._prepare_corpora(as_corpora(self.train_dataset))
+        self._start_afresh()
         self._plan_mixture()  # now, so that nothing is computed for a mixture that cannot be read
         self.add_callback(AlphaCallback)
+        self.add_callback(ControllerCallback(self._decide_alpha, self._note_evaluation))
         # First in line, so that callbacks of the user's see this step's α and not the last one's.
         callbacks = self.callback_handler.callbacks
-        callbacks.insert(0, callbacks.pop())
+        callbacks[:0] = [callbacks.pop(-2), callbacks.pop()]
 
     @property
     def alpha(self) -> float | None:
@@ -99,23 +144,49 @@ class InterpolationMixin(_Host):
         return callback.alpha if callback is not None else None
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The host's loader, or one over the slots of the plan."""
+        """The host's loader, or one over the slots of the plan that belong to this process."""
         if self.corpora is None:
             return super().get_train_dataloader()
         plan = self._plan_mixture()  # anew: a hyper-parameter search or a smaller batch may have changed it
-        args = self.args
+        args, split = self.args, self._split()
+        streams = self._load_rank_state(split)
+        self.train_dataset = SlotDataset(plan, self.corpora, split, streams)
+        has_workers = split.num_workers > 0
+        first_step = self._saved["global_step"] if self._saved is not None else 0
         loader = DataLoader(
             self.train_dataset,
-            batch_sampler=SlotSampler(len(plan), self._train_batch_size),
+            batch_sampler=SlotSampler(plan, split, first_step * args.gradient_accumulation_steps),
             collate_fn=self._slot_collator(plan.seed),
-            num_workers=0 if self._has_streams() else args.dataloader_num_workers,
+            num_workers=split.num_workers,
             pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers and not self._has_streams(),
-            multiprocessing_context=None if self._has_streams() else args.dataloader_multiprocessing_context,
-            prefetch_factor=None if self._has_streams() else args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers and has_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context if has_workers else None,
+            prefetch_factor=args.dataloader_prefetch_factor if has_workers else None,
+            # Of its own, so that starting the loader draws nothing from the generator that dropout uses.
+            generator=torch.Generator().manual_seed(plan.seed % (1 << 63)),
         )
-        # accelerate splits the sampler's ranges over processes; no process reads another's examples.
-        return self.accelerator.prepare(loader)
+        # The sampler gives this process its own examples, from the right place on: accelerate is to move them only.
+        return prepare_data_loader(
+            loader,
+            self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=self.accelerator.device_placement,
+            dispatch_batches=False,
+            non_blocking=self.accelerator.non_blocking,
+        )
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """The host's step; what the batch tells of itself is noted and kept from the model."""
+        self._batch_corpus = inputs.pop(CORPUS_KEY, None)
+        if self._batch_corpus is not None:
+            self._note_batch(self._batch_corpus, inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self,
@@ -125,24 +196,29 @@ class InterpolationMixin(_Host):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The host's loss; on the way, what each corpus contributes to it is noted."""
-        corpus = inputs.pop(CORPUS_KEY, None)
+        corpus, self._batch_corpus = self._batch_corpus, None
         if corpus is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.get("labels")
         num_items_in_batch = self._settle_loss_scale(labels, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self._log_corpus_loss and labels is not None:
-            self._note_corpus_loss(corpus, per_example_loss(outputs, labels, shift_labels=self._loss_shifts_labels))
+        if self._needs_corpus_loss and labels is not None:
+            losses = per_example_loss(outputs, labels, shift_labels=self._loss_shifts_labels)
+            if losses is not None and losses.shape == corpus.shape:
+                self._tally.add_losses(corpus, losses.detach())
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The host's log; training logs gain α, realised shares, passes and the loss of every corpus."""
-        if self.corpora is not None and "loss" in logs:
+        is_training_log = self.corpora is not None and "loss" in logs
+        if is_training_log:
             callback = self._alpha_callback()
             if callback is not None:
                 logs.update(callback.metrics(self.state.global_step))
-            logs.update(self._take_corpus_losses())
+            logs.update(self._tally.take_log(self._sum_over_processes))
         super().log(logs, start_time)
+        if is_training_log:
+            self._log_fingerprint()
 
     def train(
         self,
@@ -150,10 +226,31 @@ class InterpolationMixin(_Host):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        """The host's training; at the end of a run over a mixture, `results.json` is written to `output_dir`."""
-        self._corpus_losses = None
-        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        if self.corpora is not None and not self.state.is_hyper_param_search:
+        """The host's training; at the end of a run over a mixture, `results.json` is written to `output_dir`.
+
+        `resume_from_checkpoint=True` takes the last checkpoint that is whole. The data goes on where the checkpoint
+        stands, without reading or counting again what came before. If settings have changed, what has been read stays
+        read (see `hf_interp.ledger`).
+
+        Raises:
+            ValueError: if the checkpoint is not whole, or the mixture cannot go on from it.
+        """
+        if self.corpora is None:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._start_afresh()
+        self._checkpoint = self._choose_checkpoint(resume_from_checkpoint)
+        if self._checkpoint is not None:
+            step = read_json(self._checkpoint / STATE_NAME)["global_step"]
+            self._saved = read_mixture(self._checkpoint) or {"global_step": step}
+        skips, self.args.ignore_data_skip = self.args.ignore_data_skip, True  # our loader begins at the right place
+        try:
+            resumed = None if self._checkpoint is None else str(self._checkpoint)
+            output = super().train(resumed, trial, ignore_keys_for_eval)
+            self._log_fingerprint()
+        finally:
+            self.args.ignore_data_skip = skips
+            self._checkpoint, self._saved = None, None
+        if not self.state.is_hyper_param_search:
             self.save_results()
         return output
 
@@ -162,7 +259,10 @@ class InterpolationMixin(_Host):
         if self.plan is None:
             raise ValueError("Results describe a run over a mixture; this trainer has an ordinary `train_dataset`.")
         return RunResults.from_log(
-            config=self.args.to_dict(), plan=self.plan.summary(), log_history=self.state.log_history
+            config=self.args.to_dict(),
+            plan=self.plan.summary(),
+            log_history=self.state.log_history,
+            order={"plan": self.plan.to_dict(), "decisions": self._adaptive.decisions if self._adaptive else []},
         )
 
     def save_results(self) -> None:
@@ -174,6 +274,170 @@ class InterpolationMixin(_Host):
         # Looked up, not kept: `restore_callback_states_from_checkpoint` replaces the object.
         found = (callback for callback in self.callback_handler.callbacks if isinstance(callback, AlphaCallback))
         return next(found, None)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """The host's, with what the mixture must keep; a disk that is full is said in words."""
+        if self.corpora is None:
+            super()._save_checkpoint(model, trial)
+            return
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._log_fingerprint()
+        callback = self._alpha_callback()
+        if callback is not None:
+            callback.mixture = {
+                "num_processes": self.args.world_size,
+                "num_workers": self._split().num_workers,
+                "eval_metrics": self._eval_metrics,
+                "controller": self._adaptive.state_dict() if self._adaptive is not None else None,
+            }
+        try:
+            # What stands under this name from an earlier life of the run is no whole checkpoint from here on.
+            if self.is_world_process_zero():
+                (folder / STATE_NAME).unlink(missing_ok=True)
+            self.accelerator.wait_for_everyone()
+            write_json(rank_file(folder, self.args.process_index), self._rank_state())
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            last = find_checkpoint(folder.parent).path
+            remedy = (
+                f"The last whole checkpoint is {str(last)!r}; resume from it with `resume_from_checkpoint=True` once "
+                "there is room and permission to write."
+                if last is not None
+                else "There is no earlier checkpoint."
+            )
+            raise OSError(f"The checkpoint {str(folder)!r} could not be written: {error}. {remedy}") from error
+
+    def _rank_state(self) -> dict[str, Any]:
+        """What only this process knows."""
+        return {"global_step": self.state.global_step, "tally": self._tally.state_dict(), "streams": self._streams}
+
+    def _start_afresh(self) -> None:
+        """Forget what an earlier run of this trainer has read."""
+        self._tally = Tally([corpus.name for corpus in self.corpora or []], self.args.device)
+        self._streams: dict[str, Any] = {}
+        self._eval_metrics: dict[str, float] = {}
+        self._batch_corpus = None
+
+    def _choose_checkpoint(self, resume_from_checkpoint: str | bool | None) -> Path | None:
+        """The checkpoint to resume from: the same on all processes, and whole."""
+        if not resume_from_checkpoint:
+            return None
+        if resume_from_checkpoint is not True:
+            fault = find_fault(resume_from_checkpoint, weights_only=True)
+            if fault is not None:
+                last = find_checkpoint(Path(resume_from_checkpoint).parent).path
+                raise ValueError(
+                    f"The checkpoint {str(resume_from_checkpoint)!r} cannot be resumed: {fault}. "
+                    + (
+                        f"The last whole one beside it is {str(last)!r}."
+                        if last
+                        else "There is no whole one beside it."
+                    )
+                )
+            return Path(resume_from_checkpoint)
+        folder = self.args.output_dir or "."
+        found: list[Any] = [None]
+        if self.is_world_process_zero():
+            found = [find_checkpoint(folder, weights_only=self.args.save_only_model)]
+        broadcast_object_list(found)
+        path, skipped = found[0]
+        if path is None:
+            faults = f" There are only parts of some: {', '.join(skipped)}." if skipped else ""
+            raise ValueError(f"No valid checkpoint found in output directory ({folder}).{faults} Start a new run.")
+        if skipped:
+            self._warn(f"Passed over what is not a whole checkpoint: {', '.join(skipped)}. Going on from {path.name}.")
+        return Path(path)
+
+    def _load_rank_state(self, split: Split) -> dict[str, Any] | None:
+        """Take up this process' sums; the states of its streams are returned."""
+        if self._saved is None or "plan" not in self._saved or self._checkpoint is None:
+            return None
+        before = {"processes": self._saved.get("num_processes", 0), "workers": self._saved.get("num_workers", 0)}
+        now = {"processes": self.args.world_size, "workers": split.num_workers}
+        if any(corpus.is_stream for corpus in self.corpora or []) and before != now:
+            raise ValueError(
+                f"The checkpoint was written by {before['processes']} processes with {before['workers']} loader "
+                f"workers each, and now there are {now['processes']} with {now['workers']}. Each of them reads its own "
+                "part of a stream, so its place cannot be carried over. Resume with as many, or use corpora with a "
+                "length."
+            )
+        self._tally = Tally(self._tally.names, self.args.device)
+        self._eval_metrics = dict(self._saved.get("eval_metrics", {}))
+        if before["processes"] == now["processes"]:
+            ranks: Sequence[int] = [self.args.process_index]
+        else:  # sums may be anybody's
+            ranks = range(before["processes"]) if self.args.process_index == 0 else []
+        states = [read_json(rank_file(self._checkpoint, rank)) for rank in ranks]
+        self._tally.load_state_dicts([state["tally"] for state in states])
+        self._streams = {reader: place for state in states for reader, place in state["streams"].items()}
+        return self._streams
+
+    def _split(self) -> Split:
+        """Which part of a global batch is this process'; processes of one model replica share theirs."""
+        args = self.args
+        local = self._train_batch_size * args.gradient_accumulation_steps
+        replicas = self.get_total_train_batch_size(args) // local
+        workers = args.dataloader_num_workers
+        if any(
+            corpus.is_stream and not isinstance(corpus.dataset, datasets.IterableDataset)
+            for corpus in self.corpora or []
+        ):
+            workers = 0  # nothing says how to divide such a stream among workers
+        return Split(self._train_batch_size, replicas, args.process_index // (args.world_size // replicas), workers)
+
+    def _note_batch(self, corpus: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """What the batch tells beside what the model takes."""
+        halves, streams = inputs.pop(ORDER_KEY), inputs.pop(STREAMS_KEY, None)
+        split = self._split()
+        if self.args.process_index % (self.args.world_size // split.num_processes) == 0:  # one of each replica counts
+            self._tally.add_order(halves)
+        if streams is not None:
+            self._streams.update(json.loads(streams))
+        if self.plan is not None and self.plan.unit == "tokens":
+            mask = inputs.get("attention_mask")
+            ids = inputs.get("input_ids")
+            if mask is not None:
+                self._tally.add_tokens(corpus, mask.sum(-1))
+            elif ids is not None:
+                self._tally.add_tokens(corpus, torch.full_like(corpus, ids.shape[-1]))
+
+    def _sum_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(tensor, "sum")
+
+    def _log_fingerprint(self) -> None:
+        """Note in `log_history` the hash of all that has been read, over all processes."""
+        text = f"{whole_hash(self._sum_over_processes(self._tally.order).tolist()):016x}"
+        history, step = self.state.log_history, self.state.global_step
+        if history and history[-1].get("step") == step and "loss" in history[-1]:
+            history[-1]["order_fingerprint"] = text  # not through `log`, whose trackers take numbers only
+        elif not any(entry.get("step") == step and "order_fingerprint" in entry for entry in history[-3:]):
+            history.append({"epoch": self.state.epoch, "order_fingerprint": text, "step": step})
+
+    def _decide_alpha(self) -> None:
+        """Ask the controller, if there is one and it is time."""
+        adaptive = self._adaptive
+        if adaptive is None or self.plan is None or not adaptive.is_due(self.state.global_step):
+            return
+        sides: dict[str, list[int]] = {
+            side: [index for index, corpus in enumerate(self.plan.corpora) if corpus.side == side] for side in SIDES
+        }
+        metrics = [{**self._eval_metrics, **self._tally.take_decision(self._sum_over_processes, sides)}]
+        broadcast_object_list(metrics)  # times and rates of evaluations differ between processes
+        decision = adaptive.decide(self.state.global_step, metrics[0])
+        if self.is_world_process_zero():
+            logger.info(
+                "After step %d: α %.4f for the steps %d to %d (%s).",
+                decision["step"],
+                decision["alpha"],
+                decision["from_step"],
+                decision["to_step"] - 1,
+                decision["reason"],
+            )
+
+    def _note_evaluation(self, metrics: Mapping[str, Any]) -> None:
+        if self.corpora is not None:
+            numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+            self._eval_metrics.update(numbers)
 
     def _slot_collator(self, seed: int) -> SlotCollator:
         collator = self.data_collator
@@ -187,12 +451,9 @@ class InterpolationMixin(_Host):
         if self.is_world_process_zero():
             logger.warning(message)
 
-    def _has_streams(self) -> bool:
-        return any(corpus.is_stream for corpus in self.corpora or [])
-
     @property
-    def _log_corpus_loss(self) -> bool:
-        return getattr(self.args, "log_corpus_loss", True)
+    def _needs_corpus_loss(self) -> bool:
+        return self._adaptive is not None or getattr(self.args, "log_corpus_loss", True)
 
     def _prepare_corpora(self, corpora: list[Corpus]) -> list[Corpus]:
         """Drop the columns that the model does not take, as the host does, and check that the corpora fit together."""
@@ -209,12 +470,19 @@ class InterpolationMixin(_Host):
         return prepared
 
     def _plan_mixture(self) -> MixturePlan:
-        """Plan for the present arguments and set `train_dataset` to the slots of the plan."""
+        """Plan for the present arguments, going on from the checkpoint if there is one."""
         args: TrainingArguments = self.args
         self._check_loader_arguments()
         batch_size = self.get_total_train_batch_size(args)
+        controller = self._make_controller()
         if self._given_plan is None:
-            plan = plan_mixture(self.corpora or [], args, batch_size=batch_size, alpha_schedule=self._alpha_schedule)
+            plan = plan_mixture(
+                self.corpora or [],
+                args,
+                batch_size=batch_size,
+                alpha_schedule=self._alpha_schedule,
+                is_adaptive=controller is not None,
+            )
         else:
             plan = self._given_plan
             if (plan.batch_size, plan.max_steps) != (batch_size, args.max_steps):
@@ -222,23 +490,58 @@ class InterpolationMixin(_Host):
                     f"The `InterpolatedDataset` was planned for batch_size={plan.batch_size} and max_steps="
                     f"{plan.max_steps}, but the trainer runs with {batch_size} and {args.max_steps}. Make them equal."
                 )
+            if controller is not None:
+                raise ValueError("A controller of α needs corpora as `train_dataset`, not an `InterpolatedDataset`.")
         if self.plan is None:
-            for warning in plan.warnings():
+            for warning in plan.warnings() + stream_warnings(self.corpora or [], self._split().num_readers):
                 self._warn(warning)
+        if self._saved is not None:
+            plan = self._go_on(plan, self._saved)
         self.plan = plan
+        self._adaptive = None
+        if controller is not None and plan.is_adaptive:
+            self._adaptive = AdaptiveAlpha(plan, controller, *_update_steps_and_lag(args))
+            if self._saved is not None and self._saved.get("controller"):
+                self._adaptive.load_state_dict(self._saved["controller"])
         self.train_dataset = SlotDataset(plan, self.corpora or [])
         return plan
+
+    def _go_on(self, plan: MixturePlan, saved: Mapping[str, Any]) -> MixturePlan:
+        if "plan" not in saved:  # `AlphaCallback` warns
+            return plan.after(None, saved["global_step"])
+        plan, changes = continue_plan(plan, saved["plan"], saved["global_step"])
+        if changes:
+            self._warn(
+                f"Going on from step {saved['global_step']} with other settings: {'; '.join(changes)}. What has been "
+                "read stays read; every corpus goes on inside its pass."
+            )
+        return plan
+
+    def _make_controller(self) -> AlphaController | None:
+        """A new controller for a new run, checked against what the loader fetches ahead."""
+        args = self.args
+        controller = copy.deepcopy(self._alpha_controller)
+        if controller is None and isinstance(args, InterpolationConfig):
+            controller = args.build_alpha_controller()
+        if controller is None:
+            return None
+        workers = self._split().num_workers
+        ahead = workers * (args.dataloader_prefetch_factor or 2)
+        needed = ahead // args.gradient_accumulation_steps + 1
+        _, lag = _update_steps_and_lag(args)
+        if lag < needed:
+            raise ValueError(
+                f"`alpha_update_lag` must be at least {needed}, got {lag}: {workers} loader workers fetch {ahead} "
+                "batches ahead, whose α must be fixed. Raise it, or use fewer workers or a smaller "
+                "`dataloader_prefetch_factor`."
+            )
+        return controller
 
     def _check_loader_arguments(self) -> None:
         args: TrainingArguments = self.args
         if not args.dataloader_in_order:
             raise ValueError(
                 "A mixture needs `dataloader_in_order=True`: a batch that overtakes another has the wrong α."
-            )
-        if args.ignore_data_skip:
-            raise ValueError(
-                "A mixture needs `ignore_data_skip=False`: on resume it would begin again with the data of step 0. "
-                "Skipping costs nothing here, because it reads nothing."
             )
         if args.accelerator_config is not None and args.accelerator_config.split_batches:
             raise ValueError("A mixture needs `split_batches=False`: `per_device_train_batch_size` is per process.")
@@ -247,10 +550,10 @@ class InterpolationMixin(_Host):
                 f"`train_sampling_strategy={args.train_sampling_strategy!r}` is ignored: the plan of the mixture sets "
                 "the order."
             )
-        if self._has_streams() and args.dataloader_num_workers > 0:
+        if args.dataloader_num_workers > self._split().num_workers:
             self._warn(
-                "`dataloader_num_workers` is taken as 0, because a corpus is a stream: every worker would read all of "
-                "it."
+                "`dataloader_num_workers` is taken as 0, because a corpus is a stream that cannot be divided by shards "
+                "as a `datasets.IterableDataset` can."
             )
 
     def _settle_loss_scale(
@@ -268,26 +571,6 @@ class InterpolationMixin(_Host):
         self.loss_is_scaled_for_ga = False if one_label_each else self._host_loss_is_scaled
         return None if one_label_each else num_items_in_batch
 
-    def _note_corpus_loss(self, corpus: torch.Tensor, losses: torch.Tensor | None) -> None:
-        if losses is None or losses.shape != corpus.shape:
-            return
-        if self._corpus_losses is None:
-            self._corpus_losses = losses.new_zeros(2, len(self.corpora or []))
-        self._corpus_losses[0].index_add_(0, corpus, losses)
-        self._corpus_losses[1].index_add_(0, corpus, torch.ones_like(losses))
-
-    def _take_corpus_losses(self) -> dict[str, float]:
-        """Mean loss of every corpus since the last log, over all processes, without corpora that were not drawn."""
-        if self._corpus_losses is None:
-            return {}
-        sums, counts = self.accelerator.reduce(self._corpus_losses, "sum").tolist()
-        self._corpus_losses.zero_()
-        return {
-            f"loss_{corpus.name}": total / count
-            for corpus, total, count in zip(self.corpora or [], sums, counts, strict=True)
-            if count
-        }
-
 
 def plan_mixture(
     corpora: Sequence[Corpus],
@@ -295,6 +578,7 @@ def plan_mixture(
     *,
     batch_size: int,
     alpha_schedule: AlphaSchedule | None = None,
+    is_adaptive: bool = False,
 ) -> MixturePlan:
     """The plan of a run.
 
@@ -304,6 +588,7 @@ def plan_mixture(
             `TrainingArguments` α goes linearly from 0 to 1.
         batch_size: the global batch.
         alpha_schedule: a schedule that wins over that of `args`.
+        is_adaptive: leave α open where a controller will decide it.
 
     Raises:
         ValueError: if `max_steps` is not set, or the mixture cannot be planned.
@@ -316,13 +601,23 @@ def plan_mixture(
     if alpha_schedule is None:
         of_args = isinstance(args, InterpolationConfig)
         alpha_schedule = args.build_alpha_schedule() if of_args else get_alpha_schedule("linear")
+    unit = args.mixture_unit if isinstance(args, InterpolationConfig) else "examples"
     return MixturePlan(
-        [corpus.planned() for corpus in corpora],
+        [corpus.planned(unit) for corpus in corpora],
         alpha_schedule=alpha_schedule,
         batch_size=batch_size,
         max_steps=args.max_steps,
         seed=args.seed if args.data_seed is None else args.data_seed,
+        unit=unit,
+        num_committed=sum(_update_steps_and_lag(args)) if is_adaptive else None,
     )
+
+
+def _update_steps_and_lag(args: TrainingArguments) -> tuple[int, int]:
+    """Steps between decisions on α, and from a decision until it is in force."""
+    if isinstance(args, InterpolationConfig):
+        return args.alpha_update_steps, args.alpha_update_lag
+    return InterpolationConfig.alpha_update_steps, InterpolationConfig.alpha_update_lag
 
 
 class InterpolationTrainer(InterpolationMixin, Trainer):

@@ -1,0 +1,87 @@
+"""What one process has read and what it cost: sums that are added up over processes when they are asked for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+"""Adds up a tensor over all processes."""
+
+LOSS, EXAMPLES, TOKENS = range(3)  # rows of the sums, whose columns are corpora
+
+
+class Tally:
+    """Losses, examples and tokens by corpus, since the last log and since the last decision on α; the order's hash.
+
+    Args:
+        names: names of the corpora.
+        device: where batches are; nothing is moved to the CPU before it is asked for.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.names = list(names)
+        kind = torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
+        self.since_log = torch.zeros(3, len(names), dtype=kind, device=device)
+        self.since_decision = torch.zeros(3, len(names), dtype=kind, device=device)
+        self.order = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def add_order(self, halves: torch.Tensor) -> None:
+        """Add the hash of a batch, in two halves."""
+        self.order += halves
+
+    def add_losses(self, corpus: torch.Tensor, losses: torch.Tensor) -> None:
+        """Add the loss of every example of a batch."""
+        for sums in (self.since_log, self.since_decision):
+            sums[LOSS].index_add_(0, corpus, losses.to(sums.dtype))
+            sums[EXAMPLES].index_add_(0, corpus, torch.ones_like(losses, dtype=sums.dtype))
+
+    def add_tokens(self, corpus: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Add the number of tokens of every example of a batch."""
+        self.since_log[TOKENS].index_add_(0, corpus, tokens.to(self.since_log.dtype))
+
+    def take_log(self, reduce: Reduce) -> dict[str, float]:
+        """`loss_<corpus>` and, if tokens were counted, `token_share_<corpus>`; what was not drawn is left out."""
+        sums = reduce(self.since_log).tolist()
+        self.since_log.zero_()
+        found = {
+            f"loss_{name}": loss / count
+            for name, loss, count in zip(self.names, sums[LOSS], sums[EXAMPLES], strict=True)
+            if count
+        }
+        total = sum(sums[TOKENS])
+        if total:
+            found |= {
+                f"token_share_{name}": tokens / total for name, tokens in zip(self.names, sums[TOKENS], strict=True)
+            }
+        return found
+
+    def take_decision(self, reduce: Reduce, sides: Mapping[str, Sequence[int]]) -> dict[str, float]:
+        """`<side>_loss`, the mean loss of each side since the last decision; what was not drawn is left out."""
+        sums = reduce(self.since_decision).tolist()
+        self.since_decision.zero_()
+        found = {}
+        for side, members in sides.items():
+            count = sum(sums[EXAMPLES][index] for index in members)
+            if count:
+                found[f"{side}_loss"] = sum(sums[LOSS][index] for index in members) / count
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """All sums as plain values, by the names of the corpora."""
+        return {
+            "order": self.order.tolist(),
+            **{
+                key: dict(zip(self.names, getattr(self, key).T.tolist(), strict=True))
+                for key in ("since_log", "since_decision")
+            },
+        }
+
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Begin with the sums of these states; corpora that are no longer there are left out."""
+        for state in states:
+            self.order += torch.tensor(state["order"], device=self.order.device)
+            for key in ("since_log", "since_decision"):
+                sums = getattr(self, key)
+                rows = [state[key].get(name, [0.0, 0.0, 0.0]) for name in self.names]
+                sums += torch.tensor(rows, dtype=sums.dtype, device=sums.device).T
