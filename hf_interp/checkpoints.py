@@ -17,8 +17,10 @@ from hf_interp.files import read_json
 PREFIX_CHECKPOINT_DIR = "checkpoint"
 STATE_NAME = "trainer_state.json"
 CALLBACK_NAME = "AlphaCallback"
-OPTIMIZER_NAMES = ("optimizer.pt", "optimizer.bin", "scheduler.pt")
-WEIGHT_PATTERNS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*", "adapter_model*.bin")
+STATES = {"optimizer.pt": "optimizer*", "scheduler.pt": "scheduler.pt", "rng_state.pth": "rng_state*.pth"}
+"""What `save_only_model` leaves out, and how else it may be called."""
+ADAPTER_NAME, ADAPTER_CONFIG_NAME = "adapter_model", "adapter_config.json"
+WEIGHT_PATTERNS = ("model*.safetensors", f"{ADAPTER_NAME}*.safetensors", "pytorch_model*.bin", f"{ADAPTER_NAME}*.bin")
 
 
 class Found(NamedTuple):
@@ -52,7 +54,13 @@ def find_fault(checkpoint: str | Path, *, weights_only: bool = False) -> str | N
     """What is wrong with a checkpoint, in a few words; `None` if it is whole.
 
     It is whole if its `trainer_state.json`, which is written last, can be read, and every file of weights, optimizer
-    and random states is there from its first byte to its last. File headers and directories are read, not contents.
+    and random states is there from its first byte to its last. Of all but JSON files, headers and directories are read
+    and not contents.
+
+    Args:
+        checkpoint: the folder.
+        weights_only: whether it may be without any state of optimizer, scheduler and random numbers; never without
+            some of them.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -62,25 +70,11 @@ def find_fault(checkpoint: str | Path, *, weights_only: bool = False) -> str | N
         return f"{STATE_NAME} is missing or cut short"
     if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
         return f"{STATE_NAME} is not a trainer's state"
-    sharded = any(path.is_dir() for path in folder.iterdir())  # FSDP and DeepSpeed keep weights in folders
-    if not sharded:
-        if not any(any(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS):
-            return "no weights"
-        if not weights_only and not any((folder / name).is_file() for name in OPTIMIZER_NAMES[:2]):
-            return f"no {OPTIMIZER_NAMES[0]}"
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors" and not _is_whole_safetensors(path):
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        if not _is_whole(path):
             return f"{path.name} is cut short"
-        if path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):  # the directory of a zip file is its end
-            return f"{path.name} is cut short"
-        if path.name.endswith(".index.json"):
-            index = read_json(path)
-            missing = [
-                name for name in set((index or {}).get("weight_map", {}).values()) if not (folder / name).exists()
-            ]
-            if index is None or missing:
-                return f"{path.name} is cut short" if index is None else f"{missing[0]} is missing"
-    return _fault_of_ranks(folder, state)
+    missing = _missing(folder, weights_only)
+    return f"no {missing}" if missing is not None else _fault_of_ranks(folder, state)
 
 
 def read_mixture(checkpoint: str | Path) -> dict[str, Any] | None:
@@ -96,25 +90,62 @@ def rank_file(checkpoint: str | Path, process_index: int) -> Path:
     return Path(checkpoint) / f"mixture_state_{process_index}.json"
 
 
+def random_file(checkpoint: str | Path, process_index: int, num_processes: int) -> Path:
+    """Where the host keeps the random states of a process."""
+    return Path(checkpoint) / ("rng_state.pth" if num_processes == 1 else f"rng_state_{process_index}.pth")
+
+
 def _step_of(path: Path) -> int:
     step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
     return int(step) if step.isdecimal() and path.is_dir() else -1
 
 
+def _missing(folder: Path, weights_only: bool) -> str | None:
+    """What a run that is to go on needs and a checkpoint does not have."""
+    names = {path.name for path in folder.iterdir()}
+    for index in folder.glob("*.index.json"):
+        missing = sorted(set(read_json(index).get("weight_map", {}).values()) - names)
+        if missing:
+            return missing[0]
+    for shard in folder.glob("*-00001-of-*"):
+        index_name = f"{shard.name.partition('-')[0]}{shard.suffix}.index.json"
+        if index_name not in names:
+            return index_name
+    needed = ["rng_state.pth"]
+    if not any(path.is_dir() for path in folder.iterdir()):  # FSDP and DeepSpeed keep weights and optimizer in folders
+        if not any(any(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+            return "weights"
+        if any(folder.glob(f"{ADAPTER_NAME}*")) and ADAPTER_CONFIG_NAME not in names:
+            return ADAPTER_CONFIG_NAME
+        needed = list(STATES)
+    lacking = [name for name in needed if not any(folder.glob(STATES[name]))]
+    return None if not lacking or (weights_only and lacking == needed) else lacking[0]
+
+
 def _fault_of_ranks(folder: Path, state: Mapping[str, Any]) -> str | None:
-    """Other processes write while the main one does: their files may be missing or cut short for themselves."""
+    """Other processes write while the main one does: their files may be missing for themselves."""
     mixture = read_mixture(folder)
     if mixture is None:
         return None
     world = mixture.get("num_processes", 0)  # by a trainer without our mixin there are none
+    has_random_states = any(folder.glob(STATES["rng_state.pth"]))
     for rank in range(world):
         found = read_json(rank_file(folder, rank))
         if found is None or found.get("global_step") != state["global_step"]:
             return f"{rank_file(folder, rank).name} is missing or of another step"
-    random_states = list(folder.glob("rng_state*.pth"))
-    if random_states and len(random_states) < world:
-        return f"{len(random_states)} of {world} files of random states"
+        if has_random_states and not random_file(folder, rank, world).is_file():
+            return f"no {random_file(folder, rank, world).name}"
     return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file ends where it should, as far as its kind tells."""
+    if path.suffix == ".json":
+        return read_json(path) is not None
+    if path.suffix == ".safetensors":
+        return _is_whole_safetensors(path)
+    # what torch saves is a zip file, whose directory is its end
+    return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
 
 
 def _is_whole_safetensors(path: Path) -> bool:

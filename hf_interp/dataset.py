@@ -268,7 +268,7 @@ class InterpolatedDataset(IterableDataset[Any]):
     ) -> None:
         parts = as_corpora(corpora)
         plan = MixturePlan(
-            [corpus.planned() for corpus in parts],
+            [corpus.planned(unit) for corpus in parts],
             alpha_schedule=linear() if alpha_schedule is None else alpha_schedule,
             batch_size=batch_size,
             max_steps=max_steps,
@@ -341,7 +341,7 @@ class InterpolatedDataset(IterableDataset[Any]):
                 f"The state belongs to another mixture: its fingerprint is {state['fingerprint']}, this one's "
                 f"{self._fingerprint}. Build the dataset from the same corpora and settings."
             )
-        self._start_at = int(state["num_yielded"])
+        self._start_at = self._num_yielded = int(state["num_yielded"])
         self._streams = dict(state.get("streams", {}))
 
     def _border(self, position: int) -> int:

@@ -502,14 +502,7 @@ def hash_of_reads(slots: IntArray, name_keys: npt.NDArray[np.uint64], examples: 
 
 def _to_units(alphas: Sequence[Any], first: int, max_steps: int) -> IntArray:
     """α of the steps from `first` on in units of 2⁻³⁰."""
-    values = np.empty(len(alphas), np.float64)
-    for index, alpha in enumerate(alphas):
-        try:
-            if isinstance(alpha, str):  # which float() would read
-                raise TypeError
-            values[index] = float(alpha)
-        except (TypeError, ValueError):
-            raise ValueError(f"The α schedule must return a number, got {alpha!r} at step {first + index}.") from None
+    values = _as_floats(alphas, first)
     wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))  # NaN compares false
     if wrong.size:
         step = first + int(wrong[0])
@@ -520,8 +513,24 @@ def _to_units(alphas: Sequence[Any], first: int, max_steps: int) -> IntArray:
     return np.rint(values * (1 << ALPHA_BITS)).astype(np.int64)
 
 
+def _as_floats(alphas: Sequence[Any], first: int) -> npt.NDArray[np.float64]:
+    if all(type(alpha) is float for alpha in alphas):  # which is fast, and the usual case
+        return np.array(alphas, np.float64)
+    values = np.empty(len(alphas), np.float64)
+    for index, alpha in enumerate(alphas):
+        try:
+            if isinstance(alpha, str):  # which float() would read
+                raise TypeError
+            values[index] = float(alpha)
+        except (TypeError, ValueError):
+            raise ValueError(f"The α schedule must return a number, got {alpha!r} at step {first + index}.") from None
+    return values
+
+
 def _tabulate(alpha_schedule: AlphaSchedule, max_steps: int) -> IntArray:
-    return _to_units([alpha_schedule(progress_of(step, max_steps)) for step in range(max_steps)], 0, max_steps)
+    # `progress_of` all steps; both divisions are rounded alike
+    progress = (np.arange(max_steps) / max(max_steps - 1, 1)).tolist()
+    return _to_units(list(map(alpha_schedule, progress)), 0, max_steps)
 
 
 def _sha256(units: IntArray) -> str:

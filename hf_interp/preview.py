@@ -75,7 +75,8 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     lines += [
         f"{summary['max_steps']:,} steps of {summary['batch_size']:,} examples{_from_start(summary)}: "
         f"{summary['num_examples']:,} examples{total}",
-        f"domain share over {'these steps' if summary['start_step'] else 'the whole run'}: {summary['domain_share']:.1%}",
+        f"domain share over {'these' if summary['start_step'] else 'all'} steps: {summary['domain_share']:.1%}",
+        *(["α is a share of tokens, the shares of a side are of examples"] if summary["unit"] == "tokens" else []),
         f"fingerprint: {summary['fingerprint']}",
         "",
         format_table(

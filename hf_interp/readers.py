@@ -100,6 +100,7 @@ class StreamReader:
         self.num_read, self._passes, self._in_pass = 0, 0, 0
         self._source = _part(corpus.dataset, reader, num_readers)
         self._iterator: Iterator[Any] = iter(())
+        self._loaded = state  # until something is read, as a stream that has not begun cannot tell its place
         if state is not None:
             self.num_read, self._passes, self._in_pass = state["num_read"], state["passes"], state["in_pass"]
             if self._passes:
@@ -111,6 +112,8 @@ class StreamReader:
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the last example read, as plain values."""
+        if self._loaded is not None:
+            return dict(self._loaded)
         keeps_state = hasattr(self._source, "state_dict") and self._passes
         return {
             "num_read": self.num_read,
@@ -132,6 +135,7 @@ class StreamReader:
             )
         self.num_read += 1
         self._in_pass += 1
+        self._loaded = None
         return example
 
     def _next(self) -> Any:

@@ -1,6 +1,7 @@
 """Train what a recipe describes: `accelerate launch -m hf_interp.train recipe.yaml --learning_rate 1e-4`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,6 +62,7 @@ def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
         ValueError, OSError: for bad input, before anything is trained.
     """
     parsed, args = parse_recipe(recipe)
+    check_processes(args)
     task = check_recipe(parsed, args)
     with args.main_process_first(desc="loading and tokenising the corpora"):
         data = load_data(parsed, task)
@@ -75,6 +77,16 @@ def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
         save_results(results, folder / RESULTS_NAME)
         plot_run(results, folder / PLOT_NAME)
     return results
+
+
+def check_processes(args: InterpolationConfig) -> None:
+    """Refuse processes that a launcher has started, but that have not found each other."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if args.world_size < started:
+        raise ValueError(
+            f"The launcher has started {started} processes, but each would train alone on all of the data, because "
+            "there is no GPU. Set `use_cpu: true` in the recipe (--use_cpu true), or start one process."
+        )
 
 
 def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:

@@ -30,6 +30,7 @@ from hf_interp.checkpoints import (
     STATE_NAME,
     find_checkpoint,
     find_fault,
+    random_file,
     rank_file,
     read_mixture,
 )
@@ -49,7 +50,7 @@ from hf_interp.dataset import (
 )
 from hf_interp.files import read_json, write_json
 from hf_interp.ledger import continue_plan
-from hf_interp.objectives import per_example_loss
+from hf_interp.objectives import IGNORE_INDEX, per_example_loss
 from hf_interp.plan import MixturePlan
 from hf_interp.readers import stream_warnings
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
@@ -101,6 +102,7 @@ class InterpolationMixin(_Host):
 
     train_dataset: Any
     loss_is_scaled_for_ga: bool | None
+    _head_takes_mean: bool | None = None
     plan: MixturePlan | None = None
     corpora: list[Corpus] | None = None
     _checkpoint: Path | None = None
@@ -198,10 +200,15 @@ class InterpolationMixin(_Host):
         """The host's loss; on the way, what each corpus contributes to it is noted."""
         corpus, self._batch_corpus = self._batch_corpus, None
         if corpus is None:
+            if self.corpora is not None and not model.training and self.compute_loss_func is None:
+                # Each evaluation batch stands for itself. Told of the items of all processes, the host multiplies by
+                # the number of processes, also where the model has not divided by that of the items.
+                num_items_in_batch = None
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.get("labels")
         num_items_in_batch = self._settle_loss_scale(labels, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = self._share_of_batch(loss, outputs, labels, num_items_in_batch)
         if self._needs_corpus_loss and labels is not None:
             losses = per_example_loss(outputs, labels, shift_labels=self._loss_shifts_labels)
             if losses is not None and losses.shape == corpus.shape:
@@ -292,13 +299,15 @@ class InterpolationMixin(_Host):
             }
         try:
             # What stands under this name from an earlier life of the run is no whole checkpoint from here on.
-            if self.is_world_process_zero():
-                (folder / STATE_NAME).unlink(missing_ok=True)
+            rank, world = self.args.process_index, self.args.world_size
+            for path in [folder / STATE_NAME] * self.args.should_save + [random_file(folder, rank, world)]:
+                path.unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
-            write_json(rank_file(folder, self.args.process_index), self._rank_state())
+            write_json(rank_file(folder, rank), self._rank_state())
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
-            last = find_checkpoint(folder.parent).path
+            last = find_checkpoint(folder.parent, weights_only=self.args.save_only_model).path
             remedy = (
                 f"The last whole checkpoint is {str(last)!r}; resume from it with `resume_from_checkpoint=True` once "
                 "there is room and permission to write."
@@ -306,6 +315,12 @@ class InterpolationMixin(_Host):
                 else "There is no earlier checkpoint."
             )
             raise OSError(f"The checkpoint {str(folder)!r} could not be written: {error}. {remedy}") from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The host's; the state of the trainer, which is written next, is to be the last file of all processes."""
+        super()._save_rng_state(output_dir)
+        if self.corpora is not None:
+            self.accelerator.wait_for_everyone()
 
     def _rank_state(self) -> dict[str, Any]:
         """What only this process knows."""
@@ -325,7 +340,8 @@ class InterpolationMixin(_Host):
         if resume_from_checkpoint is not True:
             fault = find_fault(resume_from_checkpoint, weights_only=True)
             if fault is not None:
-                last = find_checkpoint(Path(resume_from_checkpoint).parent).path
+                beside = Path(resume_from_checkpoint).parent
+                last = find_checkpoint(beside, weights_only=self.args.save_only_model).path
                 raise ValueError(
                     f"The checkpoint {str(resume_from_checkpoint)!r} cannot be resumed: {fault}. "
                     + (
@@ -567,9 +583,41 @@ class InterpolationMixin(_Host):
         (huggingface/transformers#47688). Micro-batches of a mixture are equally long, so with one label per example the
         mean over micro-batches is exact, and that is what the host computes when told that the loss is not scaled.
         """
-        one_label_each = labels is not None and labels.dim() == 1 and self.compute_loss_func is None
+        # numbers are the labels of a regression, or one for each class: of either every example has as many
+        one_label_each = labels is not None and (labels.dim() == 1 or labels.is_floating_point())
+        one_label_each = one_label_each and self.compute_loss_func is None
         self.loss_is_scaled_for_ga = False if one_label_each else self._host_loss_is_scaled
         return None if one_label_each else num_items_in_batch
+
+    def _share_of_batch(
+        self,
+        loss: torch.Tensor,
+        outputs: Any,
+        labels: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        """A micro-batch's share of the global batch's mean over labels, also where the head does not know the latter.
+
+        Heads for token classification, masked language modelling (BERT's) and sequence to sequence (T5's, BART's)
+        return the mean over the micro-batch, whatever `num_items_in_batch` they get. Which kind a head is shows in the
+        first loss that the two kinds would not agree about.
+        """
+        if num_items_in_batch is None or labels is None or labels.dim() != 2 or self._loss_shifts_labels:
+            return loss
+        if self.compute_loss_func is not None or self.label_smoother is not None:
+            return loss
+        share = labels.ne(IGNORE_INDEX).sum() / num_items_in_batch
+        if self._head_takes_mean is None and float(share) < 1.0:
+            logits = outputs.get("logits") if isinstance(outputs, dict) else outputs[1]
+            if logits.shape[:-1] != labels.shape:
+                return loss
+            mean = torch.nn.functional.cross_entropy(
+                logits.detach().float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX
+            )
+            scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            found = loss.detach().float() / scale
+            self._head_takes_mean = bool((found - mean).abs() < (found - mean * share).abs())
+        return loss * share if self._head_takes_mean else loss
 
 
 def plan_mixture(

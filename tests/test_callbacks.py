@@ -45,16 +45,20 @@ def test_before_training_there_is_no_alpha() -> None:
     callback = AlphaCallback()
     assert callback.alpha is None
     assert callback.metrics(3) == {}
-    assert callback.state() == {"args": {}, "attributes": {"last_logged_step": 0, "saved_plan": None}}
+    assert callback.state() == {"args": {}, "attributes": {"last_logged_step": 0, "mixture": None}}
 
 
-def test_its_state_is_the_plans_identity(tmp_path: Path) -> None:
+def test_its_state_holds_the_plan_and_what_the_trainer_adds(tmp_path: Path) -> None:
     callback = AlphaCallback()
     callback.plan = planned()
+    callback.mixture = {"num_processes": 2}
     state = TrainerState(stateful_callbacks=[callback, TrainerControl()])
     state.save_to_json(str(tmp_path / "state.json"))
     loaded = TrainerState.load_from_json(str(tmp_path / "state.json"))
-    assert loaded.stateful_callbacks["AlphaCallback"]["attributes"]["saved_plan"] == planned().identity()
+    assert loaded.stateful_callbacks["AlphaCallback"]["attributes"]["mixture"] == {
+        "num_processes": 2,
+        "plan": planned().to_dict(),
+    }
 
 
 def test_evaluation_logs_are_left_alone(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_plan_as_text(
     path = str(write_recipe({**toy_recipe, "max_steps": 40}))
     assert cli.main(["plan", path, "--alpha_end", "0.5"]) == 0
     out, err = capsys.readouterr()
-    plan, _ = plan_recipe(path, ["--alpha_end", "0.5"])
+    plan, *_ = plan_recipe(path, ["--alpha_end", "0.5"])
     assert out.splitlines()[0].startswith("40 steps of 4 examples: 160 examples, about ")
     assert f"fingerprint: {plan.fingerprint()}\n" in out
     assert "| α    | 0.000 |" in out
@@ -94,7 +94,7 @@ def test_plan_as_json(
     path = str(write_recipe({**toy_recipe, "max_steps": 100}))
     assert cli.main(["plan", path, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    plan, mean_tokens = plan_recipe(path)
+    plan, mean_tokens, _ = plan_recipe(path)
     assert found == summarise(plan, mean_tokens)
     for corpus in found["corpora"]:
         assert corpus.pop("tokens") == round(corpus["drawn"] * mean_tokens[corpus["name"]])
@@ -114,6 +114,60 @@ def test_plan_as_picture(
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert json.loads(out)["max_steps"] == 4
     assert err == f"Drawn into {picture}.\n"
+
+
+def test_a_plan_that_goes_on_from_a_checkpoint(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_recipe({**toy_recipe, "save_strategy": "steps", "save_steps": 2}))
+    assert cli.main(["train", path]) == 0
+    folder = toy_recipe["output_dir"]
+    capsys.readouterr()
+    same = ["plan", path, "--resume", f"{folder}/checkpoint-2"]
+    assert cli.main(same) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "goes on from step 2; changes: none, so the order stays that of the first run"
+    assert lines[1].startswith("4 steps of 4 examples: 16 examples")
+    assert [line for line in lines if line.startswith("| corpus") and "| read before |" in line]
+    assert cli.main([*same, "--json", "--max_steps", "6", "--num_processes", "2", "--data_seed", "42"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["resumed"] == {"step": 2, "changes": ["global batch: 4 -> 8", "`max_steps`: 4 -> 6"]}
+    assert [corpus["read_before"] for corpus in found["corpora"]] == [7, 1]
+    assert (found["start_step"], found["num_examples"]) == (2, 2 * 4 + 4 * 8)
+    assert sum(corpus["drawn"] for corpus in found["corpora"]) == 40
+    # the last whole checkpoint of a folder, and what cannot be resumed
+    (Path(folder) / "checkpoint-4" / "trainer_state.json").unlink()
+    assert cli.main(["plan", path, "--resume", folder]) == 0
+    assert capsys.readouterr().out.startswith("goes on from step 2;")
+    for resume, message in (
+        (f"{folder}/checkpoint-4", "is no checkpoint and holds no whole one"),
+        (f"{folder}/checkpoint-9", "is no checkpoint and holds no whole one"),
+    ):
+        assert cli.main(["plan", path, "--resume", resume]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main([*same, "--seed", "7"]) == 2
+    assert "seed of the data was 42 and is now 7" in capsys.readouterr().err
+
+
+# verify
+
+
+def test_two_runs_are_verified(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_recipe(toy_recipe))
+    for name, flags in (("a", []), ("b", ["--gradient_accumulation_steps=2", "--per_device_train_batch_size=2"])):
+        assert cli.main(["train", path, "--output_dir", str(tmp_path / name), *flags]) == 0
+    assert cli.main(["train", path, "--output_dir", str(tmp_path / "c"), "--data_seed", "1"]) == 0
+    capsys.readouterr()
+    assert cli.main(["verify", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert capsys.readouterr().out == "The runs read the same examples in the same order up to step 4 (of 4).\n"
+    assert cli.main(["verify", str(tmp_path / "a")]) == 0
+    assert capsys.readouterr().out == "The run read what its plan says up to step 4 (4 records).\n"
+    assert cli.main(["verify", str(tmp_path / "a"), str(tmp_path / "c")]) == 1
+    assert "part before step 1. By their plans it is at step 0, slot 0" in capsys.readouterr().out
+    assert cli.main(["verify", str(tmp_path / "nowhere")]) == 2
+    assert "There is no" in capsys.readouterr().err
 
 
 # Bad input.

@@ -18,6 +18,7 @@ from hf_interp.config import (
     parse_training_arguments,
     read_flags,
 )
+from hf_interp.controllers import Balance, Guard
 
 MINIMAL: dict[str, Any] = {
     "model_name_or_path": "model",
@@ -365,6 +366,31 @@ def test_alpha_end_is_the_value_of_a_constant_schedule() -> None:
     assert args.build_alpha_schedule()(0.7) == 0.4
 
 
+def test_the_fields_build_the_controller_they_describe() -> None:
+    assert arguments().build_alpha_controller() is None
+    guard = arguments(alpha_controller="guard", alpha_controller_kwargs="{tolerance: 1e-1}").build_alpha_controller()
+    assert (type(guard), guard.tolerance) == (Guard, 0.1)
+    balance = arguments(alpha_controller="balance", alpha_controller_kwargs={"target": 2.0}).build_alpha_controller()
+    assert (type(balance), balance.target) == (Balance, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"alpha_controller": "gaurd"}, "Unknown controller 'gaurd'.*Did you mean 'guard'"),
+        ({"alpha_controller": "guard", "alpha_controller_kwargs": {"tolerance": 0}}, "`tolerance`.*positive, got 0"),
+        ({"alpha_controller": "guard", "alpha_controller_kwargs": {"gain": 1}}, "Wrong arguments.*'gain'"),
+        ({"alpha_controller_kwargs": {"gain": 1}}, "need an `alpha_controller`"),
+        ({"alpha_update_steps": 0}, "`alpha_update_steps` must be at least 1, got 0"),
+        ({"alpha_update_lag": 0}, "`alpha_update_lag` must be at least 1, got 0"),
+        ({"mixture_unit": "words"}, "`mixture_unit` must be 'examples' or 'tokens', got 'words'"),
+    ],
+)
+def test_a_controller_or_unit_that_cannot_be_is_refused_at_once(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        arguments(**values)
+
+
 # The configuration as the host's.
 
 
@@ -391,6 +417,11 @@ def test_added_fields_have_help_and_documentation() -> None:
         "alpha_end",
         "alpha_initial_steps",
         "alpha_target_steps",
+        "mixture_unit",
+        "alpha_controller",
+        "alpha_controller_kwargs",
+        "alpha_update_steps",
+        "alpha_update_lag",
         "log_corpus_loss",
     ]
     for entry in added:

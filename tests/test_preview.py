@@ -41,7 +41,7 @@ def test_the_plan_is_the_trainers(
     toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], changes: dict[str, Any]
 ) -> None:
     recipe = {**toy_recipe, **{key: value(toy_recipe) if callable(value) else value for key, value in changes.items()}}
-    plan, _ = plan_recipe(str(write_recipe(recipe)))
+    plan, *_ = plan_recipe(str(write_recipe(recipe)))
     trained = trainer_of(recipe).plan
     assert trained is not None
     assert plan.fingerprint() == trained.fingerprint()
@@ -49,12 +49,12 @@ def test_the_plan_is_the_trainers(
 
 
 def test_flags_change_the_plan(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
-    plan, _ = plan_recipe(str(write_recipe(toy_recipe)), ["--max_steps", "7", "--alpha_end", "0.5", "--seed=3"])
+    plan, *_ = plan_recipe(str(write_recipe(toy_recipe)), ["--max_steps", "7", "--alpha_end", "0.5", "--seed=3"])
     assert (plan.max_steps, plan.alpha(6), plan.seed) == (7, 0.5, 3)
 
 
 def test_tokens_are_those_of_the_examples(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
-    plan, mean_tokens = plan_recipe(str(write_recipe({**toy_recipe, "max_length": 8})))
+    plan, mean_tokens, _ = plan_recipe(str(write_recipe({**toy_recipe, "max_length": 8})))
     tokenizer = AutoTokenizer.from_pretrained(toy_recipe["model_name_or_path"])
     for side in ("general", "domain"):
         rows = [json.loads(line) for line in Path(toy_recipe["corpora"][side]["path"]).read_text().splitlines()]
@@ -89,13 +89,13 @@ def test_streams_have_no_tokens_and_no_passes(toy_recipe: dict[str, Any], write_
 
 
 def test_the_text_tells_every_number(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
-    plan, mean_tokens = plan_recipe(str(write_recipe({**toy_recipe, "max_steps": 1000})))
+    plan, mean_tokens, _ = plan_recipe(str(write_recipe({**toy_recipe, "max_steps": 1000})))
     summary = summarise(plan, mean_tokens)
     general, domain = summary["corpora"]
     lines = format_plan(summary).splitlines()
     total = general["tokens"] + domain["tokens"]
     assert lines[0] == f"1,000 steps of 4 examples: 4,000 examples, about {total:,} tokens"
-    assert lines[1] == "domain share over the whole run: 50.0%"
+    assert lines[1] == "domain share over all steps: 50.0%"
     assert lines[2] == f"fingerprint: {plan.fingerprint()}"
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
     assert ["step", "0", "250", "500", "749", "999"] in cells

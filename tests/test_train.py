@@ -64,7 +64,7 @@ def test_results_tell_settings_plan_and_versions(trained: dict[str, Any], write_
     results = load_run_results(Path(trained["output_dir"]) / "results.json")
     assert results.recipe == trained
     assert (results.config["max_steps"], results.config["learning_rate"], results.config["alpha_end"]) == (4, 0.01, 1.0)
-    plan, _ = plan_recipe(str(write_recipe(trained)))
+    plan, *_ = plan_recipe(str(write_recipe(trained)))
     assert results.plan == json.loads(json.dumps(plan.summary()))
     assert results.plan["fingerprint"] == plan.fingerprint()
     assert {"python", "hf_interp", "transformers", "datasets", "torch"} <= set(results.versions)

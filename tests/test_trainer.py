@@ -1,12 +1,15 @@
 """The trainer against its host, against itself under other splits of the work, and against interruptions."""
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from toys import (
     DOMAIN_FIRST,
     NotingHost,
@@ -22,7 +25,9 @@ from toys import (
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForTokenClassification,
     DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
     EarlyStoppingCallback,
     PreTrainedTokenizerFast,
     TrainerCallback,
@@ -182,11 +187,32 @@ def test_every_form_of_mixture_reads_the_same(tmp_path: Path) -> None:
 def test_a_stream_is_read_in_its_own_order(tmp_path: Path, workers: int) -> None:
     dataset = {"general": corpus(0, 40), "domain": corpus(DOMAIN_FIRST, 6).to_iterable_dataset()}
     trainer = run(tmp_path, train_dataset=dataset, dataloader_num_workers=workers, gradient_accumulation_steps=2)
-    plan = trainer.plan
+    # two workers take the micro-batches in turns, and the examples of the stream's one shard too
+    read: list[list[int]] = [[] for _ in range(max(workers, 1))]
     for step, seen in trainer.seen.items():
-        before, after = plan.drawn_before([step, step + 1])[:, 1].tolist()
-        expected = sorted(DOMAIN_FIRST + ordinal % 6 for ordinal in range(before, after))
-        assert sorted(number for number in seen if number >= DOMAIN_FIRST) == expected
+        drawn = trainer.plan.drawn_before([step, step + 1])[:, 1]
+        assert sum(number >= DOMAIN_FIRST for number in seen) == drawn[1] - drawn[0]
+        for micro_batch in (0, 1):
+            part = seen[4 * micro_batch : 4 * micro_batch + 4]
+            read[micro_batch % len(read)] += [number for number in part if number >= DOMAIN_FIRST]
+    for reader, numbers in enumerate(read):
+        own = range(DOMAIN_FIRST + reader, DOMAIN_FIRST + 6, len(read))
+        assert numbers == [own[place % len(own)] for place in range(len(numbers))]
+
+
+def test_a_stream_that_cannot_be_divided_is_read_by_the_main_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Numbers(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            assert torch.utils.data.get_worker_info() is None
+            yield from corpus(DOMAIN_FIRST, 100)
+
+    trainer = run(tmp_path, train_dataset={"general": corpus(0, 40), "domain": Numbers()}, dataloader_num_workers=2)
+    read = [number for step in range(8) for number in trainer.seen[step] if number >= DOMAIN_FIRST]
+    assert read == list(range(DOMAIN_FIRST, DOMAIN_FIRST + len(read)))
+    assert "`dataloader_num_workers` is taken as 0" in caplog.text
+    assert "without `state_dict`" in caplog.text
 
 
 def test_several_corpora_a_side_with_shares(tmp_path: Path) -> None:
@@ -271,8 +297,6 @@ def test_resume_reads_nothing_again(tmp_path: Path) -> None:
 
 def test_a_collator_that_masks_at_random_resumes_exactly(tmp_path: Path) -> None:
     words = {"[MASK]": 0, "[PAD]": 1, **{f"w{number}": number for number in range(2, 2000)}}
-    from tokenizers import Tokenizer, models
-
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="[PAD]")), mask_token="[MASK]", pad_token="[PAD]"
     )
@@ -305,19 +329,185 @@ def test_resume_with_restored_callbacks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"seed": 43}, "seed: 42 -> 43"),
-        ({"alpha_end": 0.5}, "alpha_sha256"),
-        ({"per_device_train_batch_size": 2}, "batch_size: 4 -> 2"),
-        ({"max_steps": 9}, "max_steps: 8 -> 9"),
-        ({"train_dataset": mixture(domain=13)}, "num_examples': 13"),
+        ({"seed": 43}, "seed of the data was 42 and is now 43"),
+        ({"max_steps": 4}, "`max_steps` is now 4: no step is left"),
+        ({"train_dataset": mixture(domain=13)}, "Corpus 'domain' had 12 examples .* has 13 examples now"),
+        ({"train_dataset": {"general": corpus(0, 40), "domain": corpus(999, 12)}}, "'domain' .* but others"),
     ],
 )
-def test_a_checkpoint_of_another_mixture_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+def test_what_cannot_go_on_is_refused_before_a_step(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     settings = {"save_strategy": "steps", "save_steps": 4, "seed": 42}
     run(tmp_path, **settings)
-    with pytest.raises(ValueError, match="belongs to another mixture") as error:
-        run(tmp_path, resume=str(tmp_path / "checkpoint-4"), **{**settings, **change})
-    assert named in str(error.value)
+    trainer = NotingTrainer(
+        tiny_model(),
+        config(tmp_path, **{**settings, **{key: value for key, value in change.items() if key != "train_dataset"}}),
+        train_dataset=change.get("train_dataset", mixture()),
+    )
+    with pytest.raises(ValueError, match=named):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert trainer.seen == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"alpha_end": 0.5}, "the schedule of α"),
+        ({"per_device_train_batch_size": 6}, "global batch: 4 -> 6"),
+        ({"max_steps": 10}, "`max_steps`: 8 -> 10"),
+        ({"train_dataset": {**mixture(), "general": {"general": corpus(0, 40), "new": corpus(500, 8)}}}, "'new' added"),
+        ({"train_dataset": {"general": {"new": corpus(500, 20)}, "domain": corpus(1000, 12)}}, "'general' removed"),
+        (
+            {
+                "train_dataset": [
+                    Corpus("general", corpus(0, 40), "general"),
+                    Corpus("domain", corpus(1000, 12), "domain", share=0.25),
+                    Corpus("law", corpus(700, 10), "domain", share=0.75),
+                ]
+            },
+            "share of corpus 'domain': 1 -> 0.25",
+        ),
+    ],
+)
+def test_a_run_goes_on_with_other_settings_and_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], named: str
+) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 4}
+    first = run(tmp_path, **settings)
+    second = run(tmp_path / "on", resume=str(tmp_path / "checkpoint-4"), **{**settings, **change})
+    assert named in caplog.text
+    assert sorted(second.seen) == list(range(4, second.state.max_steps))
+    assert all(len(seen) == second.plan.batch_size for seen in second.seen.values())
+    read: Counter[int] = Counter()
+    for step in range(second.state.max_steps):
+        read.update((first if step < 4 else second).seen[step])
+        for numbers in (range(40), range(DOMAIN_FIRST, DOMAIN_FIRST + 12)):
+            times = [read[number] for number in numbers]
+            assert max(times) - min(times) <= 1  # none twice before all have been read once, and so on
+    expected = second.plan.read_hash(0, second.state.max_steps)
+    assert second.state.log_history[-2]["order_fingerprint"] == f"{expected:016x}"
+    assert second.plan.consumed(second.state.max_steps)["general"] == sum(read[number] for number in range(40))
+
+
+def test_ignoring_the_skip_changes_nothing(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 4}
+    whole = run(tmp_path, **settings)
+    resumed = run(tmp_path, resume=str(tmp_path / "checkpoint-4"), ignore_data_skip=True, **settings)
+    assert resumed.seen == {step: whole.seen[step] for step in range(4, 8)}
+    assert same_weights(weights(whole), weights(resumed))
+    assert resumed.args.ignore_data_skip is True
+    assert run(tmp_path, resume=str(tmp_path / "checkpoint-4"), **settings).args.ignore_data_skip is False
+
+
+def test_the_order_is_logged_and_does_not_depend_on_workers_or_accumulation(tmp_path: Path) -> None:
+    def fingerprints(**kwargs: Any) -> dict[int, str]:
+        history = run(tmp_path, save_strategy="steps", save_steps=3, **kwargs).state.log_history
+        return {entry["step"]: entry["order_fingerprint"] for entry in history if "order_fingerprint" in entry}
+
+    plain = fingerprints(logging_steps=2)
+    assert list(plain) == [2, 3, 4, 6, 8]
+    assert len(set(plain.values())) == 5
+    for arguments in (
+        {"dataloader_num_workers": 2, "logging_steps": 2},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "logging_steps": 2},
+    ):
+        assert fingerprints(**arguments) == plain
+    assert fingerprints(logging_steps=2, seed=43)[8] != plain[8]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("controller", ["guard", "balance"])
+def test_an_adaptive_alpha_is_replayed_on_resume(tmp_path: Path, controller: str, workers: int) -> None:
+    settings = {
+        "max_steps": 24,
+        "save_strategy": "steps",
+        "save_steps": 7,  # between two decisions
+        "alpha_controller": controller,
+        "alpha_controller_kwargs": {"tolerance": 0.001} if controller == "guard" else {"gain": 5.0},
+        "alpha_update_steps": 2,
+        "alpha_update_lag": 5,
+        "learning_rate": 3e-2,
+    }
+    whole = run(tmp_path, **settings)
+    resumed = run(tmp_path, resume=str(tmp_path / "checkpoint-14"), dataloader_num_workers=workers, **settings)
+    assert resumed.seen == {step: whole.seen[step] for step in range(14, 24)}
+    assert same_weights(weights(whole), weights(resumed))
+    decisions = whole.results().order["decisions"]
+    assert resumed.results().order["decisions"] == decisions
+    assert [decision["from_step"] for decision in decisions] == list(range(7, 24, 2))
+    assert [decision["step"] for decision in decisions] == list(range(2, 19, 2))
+    assert len({decision["reason"].split(":")[0] for decision in decisions}) > 1  # it did not only follow the schedule
+    assert whole.alphas == {step: whole.plan.alpha(step) for step in range(24)}
+    assert resumed.plan.fingerprint() == whole.plan.fingerprint()
+
+
+def test_a_guard_with_patience_is_the_schedule(tmp_path: Path) -> None:
+    plain = run(tmp_path, max_steps=20)
+    guarded = run(
+        tmp_path,
+        max_steps=20,
+        alpha_controller="guard",
+        alpha_controller_kwargs={"tolerance": 100.0},
+        alpha_update_lag=1,
+    )
+    assert guarded.seen == plain.seen
+    assert same_weights(weights(plain), weights(guarded))
+
+
+def test_a_controller_of_ones_own_gets_metrics_of_both_sides_and_of_evaluations(tmp_path: Path) -> None:
+    class Noting:
+        def __init__(self) -> None:
+            self.calls: list[tuple[range, list[str]]] = []
+
+        def decide(self, steps: range, metrics: Any, schedule: Any) -> tuple[float, str]:
+            self.calls.append((steps, sorted(key for key in metrics if key.endswith("loss"))))
+            return 0.25, "because"
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: Any) -> None:
+            """There is nothing to remember."""
+
+    args = config(tmp_path, max_steps=12, alpha_update_steps=4, alpha_update_lag=2, eval_strategy="steps", eval_steps=6)
+    trainer = NotingTrainer(
+        tiny_model(), args, train_dataset=mixture(), eval_dataset=corpus(0, 4), alpha_controller=Noting()
+    )
+    trainer.train()
+    assert [trainer.plan.alpha(step) for step in range(6, 12)] == [0.25] * 6
+    calls = trainer._adaptive.controller.calls
+    assert calls == [
+        (range(6, 10), ["domain_loss", "general_loss"]),
+        (range(10, 12), ["domain_loss", "eval_loss", "general_loss"]),
+    ]
+
+
+def test_a_share_of_tokens_is_a_share_of_tokens(tmp_path: Path) -> None:
+    def rows(first: int, count: int, length: int) -> datasets.Dataset:
+        return datasets.Dataset.from_dict(
+            {
+                "input_ids": [[number] * length for number in range(first, first + count)],
+                "attention_mask": [[1] * length] * count,
+                "labels": [0] * count,
+            }
+        )
+
+    data = {"general": rows(0, 200, 4), "domain": rows(DOMAIN_FIRST, 200, 12)}
+    arguments = {"max_steps": 10, "alpha_schedule_type": "constant", "alpha_end": 0.5, "logging_steps": 5}
+    words = Tokenizer(models.WordLevel({"[PAD]": 0}, unk_token="[PAD]"))
+    padding = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
+    trainer = NotingTrainer(
+        tiny_model(),
+        config(tmp_path, mixture_unit="tokens", per_device_train_batch_size=16, **arguments),
+        train_dataset=data,
+        data_collator=DataCollatorWithPadding(padding),
+    )
+    trainer.train()
+    # a quarter of the examples, three times as long, makes half of the tokens
+    assert trainer.plan.drawn_before(10).tolist() == [120, 40]
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [(entry["alpha"], entry["token_share_domain"], entry["share_domain"]) for entry in logs] == [
+        (0.5, 0.5, 0.25)
+    ] * 2
 
 
 def test_another_split_of_the_same_global_batch_resumes(tmp_path: Path) -> None:
@@ -529,7 +719,8 @@ def test_the_seq2seq_trainer_mixes_too(tmp_path: Path) -> None:
         ({"max_steps": -1}, None, r"needs `max_steps`.*got -1.*Set it"),
         ({"dataloader_in_order": False}, None, "dataloader_in_order=True"),
         ({"accelerator_config": {"split_batches": True}}, None, "split_batches=False"),
-        ({"ignore_data_skip": True}, None, "ignore_data_skip=False"),
+        ({"alpha_controller": "guard", "alpha_update_lag": 2, "dataloader_num_workers": 2}, None, "at least 5, got 2"),
+        ({"mixture_unit": "tokens"}, {"general": corpus(0, 4), "domain": [{"labels": 1}]}, "length of corpus 'domain'"),
         ({"alpha_initial_steps": 5, "alpha_target_steps": 4}, None, "must fit into max_steps=8"),
         ({}, {"general": corpus(0, 4), "domian": corpus(9, 4)}, "Did you mean 'domain'"),
         ({}, {"general": corpus(0, 4)}, "no corpus has side 'domain'"),
@@ -580,3 +771,38 @@ def test_a_planned_dataset_must_fit_the_arguments(tmp_path: Path) -> None:
     planned = InterpolatedDataset(mixture(), batch_size=8, max_steps=8)
     with pytest.raises(ValueError, match="batch_size=8 and max_steps=8, but the trainer runs with 4 and 8"):
         NotingTrainer(tiny_model(), config(tmp_path), train_dataset=planned)
+
+
+def token_corpus(first: int, count: int) -> datasets.Dataset:
+    """Five tokens an example, of which the first one to four have a label."""
+    rows = range(first, first + count)
+    return datasets.Dataset.from_dict(
+        {
+            "input_ids": [[1 + number * place % 1999 for place in range(1, 6)] for number in rows],
+            "labels": [[number % 2 if place <= number % 4 else -100 for place in range(5)] for number in rows],
+        }
+    )
+
+
+def test_a_mean_over_tokens_does_not_depend_on_accumulation(tmp_path: Path) -> None:
+    # BERT's head for tokens returns the mean over the micro-batch, whatever number of labels it is told of
+    def trained(batch_size: int, accumulation: int) -> InterpolationTrainer:
+        set_seed(7)
+        model = BertForTokenClassification(tiny_model(0.0).config)
+        args = config(
+            tmp_path,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            optim="sgd",
+        )
+        data = {"general": token_corpus(0, 40), "domain": token_corpus(1000, 12)}
+        trainer = InterpolationTrainer(model, args, train_dataset=data)
+        trainer.train()
+        return trainer
+
+    whole, split = trained(8, 1), trained(2, 4)
+    assert losses(split) == pytest.approx(losses(whole), rel=1e-5)
+    grad_norms = [[entry["grad_norm"] for entry in trainer.state.log_history[:8]] for trainer in (whole, split)]
+    assert grad_norms[1] == pytest.approx(grad_norms[0], rel=1e-4)
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(split)[name], tensor, rtol=1e-4, atol=1e-6)

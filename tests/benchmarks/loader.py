@@ -19,7 +19,7 @@ import torch
 
 from hf_interp import Corpus, InterpolatedDataset
 from hf_interp.console import format_table
-from hf_interp.dataset import SlotDataset, SlotSampler
+from hf_interp.dataset import SlotDataset, SlotSampler, Split
 
 LENGTH = 64
 
@@ -41,12 +41,14 @@ def rate(examples: Iterable[Any], count: int) -> float:
 
 
 def batches(dataset: SlotDataset, batch_size: int) -> Iterable[Any]:
-    return itertools.chain.from_iterable(dataset.__getitems__(slots) for slots in SlotSampler(len(dataset), batch_size))
+    requests = SlotSampler(dataset.plan, Split(batch_size))
+    return itertools.chain.from_iterable(dataset.__getitems__(request) for request in requests)
 
 
 def host_batches(dataset: datasets.Dataset, batch_size: int) -> Iterable[Any]:
     return itertools.chain.from_iterable(
-        dataset.__getitems__(list(slots)) for slots in SlotSampler(len(dataset), batch_size)
+        dataset.__getitems__(list(range(first, first + batch_size)))
+        for first in range(0, len(dataset) - batch_size + 1, batch_size)
     )
 
 
