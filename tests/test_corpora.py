@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from hf_interp.config import CorpusConfig
-from hf_interp.corpora import Corpus, as_corpora, check_columns, check_labels, is_mixture, load_corpus, with_dataset
+from hf_interp.corpora import (
+    Corpus,
+    as_corpora,
+    check_columns,
+    check_labels,
+    content_fingerprint,
+    is_mixture,
+    load_corpus,
+    with_dataset,
+)
 
 LABELS = ["bad", "good"]
 ROWS = [{"text": f"text {number}", "label": LABELS[number % 2], "kind": "abc"[number % 3]} for number in range(6)]
@@ -448,3 +457,100 @@ def test_a_side_is_one_split() -> None:
     splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})})
     with pytest.raises(TypeError, match=r"general side must be .* got a DatasetDict .*\['train'\]\. Choose"):
         as_corpora({"general": splits})
+
+
+# What a plan must know.
+
+
+def tokenised(count: int, label: str = "labels", **kwargs: Any) -> datasets.Dataset:
+    """Row i has the tokens i and 2, or what else is given by row."""
+    ids = {number: [number, 2] for number in range(count)}
+    ids.update(kwargs.pop("ids", {}))
+    labels = {number: number % 2 for number in range(count)}
+    labels.update(kwargs.pop("labels", {}))
+    return datasets.Dataset.from_dict({"input_ids": list(ids.values()), label: list(labels.values()), **kwargs})
+
+
+def test_lengths_in_tokens_are_measured_only_for_a_mixture_by_tokens() -> None:
+    dataset = datasets.Dataset.from_dict({"input_ids": [[1, 2, 3], [4]]})
+    assert Corpus("law", dataset).planned().mean_tokens is None
+    assert Corpus("law", dataset).planned("tokens").mean_tokens == 2.0
+    assert Corpus("law", dataset, mean_tokens=7.5).planned("tokens").mean_tokens == 7.5
+    assert Corpus("law", dataset, mean_tokens=7.5).planned().mean_tokens == 7.5
+    assert Corpus("law", dataset.to_iterable_dataset()).planned("tokens").mean_tokens is None
+    assert Corpus("law", dataset.to_iterable_dataset(), mean_tokens=3).planned("tokens").mean_tokens == 3
+
+
+def test_the_content_is_told_to_the_plan() -> None:
+    dataset = tokenised(5)
+    assert Corpus("law", dataset).planned().content == content_fingerprint(dataset)
+    assert Corpus("law", range(5)).planned().content is None
+
+
+def test_the_same_rows_made_in_another_way_are_the_same_content(tmp_path: Path) -> None:
+    dataset = tokenised(200)
+    found = content_fingerprint(dataset)
+    assert found is not None
+    assert len(found) == 12
+    assert int(found, 16) >= 0
+    dataset.to_parquet(tmp_path / "rows.parquet")
+    dataset.to_json(tmp_path / "rows.jsonl")
+    same = [
+        tokenised(200),
+        dataset.map(lambda row: row),
+        dataset.select(range(200)),
+        tokenised(400).select(range(200)),
+        datasets.concatenate_datasets([dataset.select(range(70)), dataset.select(range(70, 200))]),
+        dataset.add_column("text", ["a"] * 200),
+        dataset.select_columns(["labels", "input_ids"]),
+        dataset.with_format("torch"),
+        dataset.with_transform(lambda rows: {"x": rows["labels"]}),
+        datasets.Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache")),
+        datasets.Dataset.from_json(str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache")),
+        dataset.cast_column("labels", datasets.Value("int8")),
+        dataset.cast_column("input_ids", datasets.List(datasets.Value("int32"))),
+        dataset.cast_column("labels", datasets.ClassLabel(names=["bad", "good"])),
+    ]
+    assert [content_fingerprint(each) for each in same] == [found] * len(same)
+
+
+def test_other_rows_are_another_content() -> None:
+    dataset = tokenised(60)
+    others = [
+        tokenised(59),
+        tokenised(61),
+        *(tokenised(60, ids={row: [row, 3]}) for row in (0, 1, 30, 59)),
+        tokenised(60, ids={30: [30]}),
+        tokenised(60, ids={30: [30, 2, 2]}),
+        *(tokenised(60, labels={row: 5}) for row in (0, 1, 30, 59)),
+        tokenised(60, label="label"),
+        tokenised(60, label="other"),
+        dataset.select(range(59, -1, -1)),
+    ]
+    assert len({content_fingerprint(each) for each in [dataset, *others]}) == 1 + len(others)
+
+
+def test_long_corpora_are_told_apart_by_rows_spaced_evenly() -> None:
+    whole = tokenised(64 * 63 + 1)  # every 64th row is looked at, and the last
+    for row, told in ((0, True), (64, True), (64 * 63, True), (1, False), (63, False), (64 * 63 - 1, False)):
+        other = tokenised(64 * 63 + 1, ids={row: [7]})
+        assert (content_fingerprint(other) != content_fingerprint(whole)) == told
+
+
+def test_without_token_ids_all_columns_are_the_content() -> None:
+    def build(**columns: Any) -> str | None:
+        return content_fingerprint(datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1], **columns}))
+
+    assert (
+        build()
+        == build(text=["a", "b"])
+        == content_fingerprint(datasets.Dataset.from_dict({"label": [0, 1], "text": ["a", "b"]}))
+    )
+    assert len({build(), build(text=["a", "c"]), build(label=[0, 0]), build(more=[1, 2])}) == 4
+
+
+@pytest.mark.parametrize(
+    "dataset", [range(3), [{"input_ids": [1]}], tokenised(3).to_iterable_dataset(), tokenised(3).select([])]
+)
+def test_other_datasets_have_no_known_content(dataset: Any) -> None:
+    assert content_fingerprint(dataset) is None

@@ -516,13 +516,13 @@ def test_identity_and_summary_are_ready_for_json(corpora: tuple[PlannedCorpus, .
 def test_the_summary_agrees_with_the_plan() -> None:
     plan = plan_of(general(8), domain(None), alpha=linear(), max_steps=5)
     found = plan.summary()
-    assert found["num_examples"] == 20
+    assert (found["num_examples"], found["unit"], found["start_step"]) == (20, "examples", 0)
     assert found["alpha"] == [{"step": step, "alpha": step / 4} for step in range(5)]
     assert found["corpora"] == [
         {"name": "general", "side": "general", "num_examples": 8, "share": 1.0}
-        | {"drawn": 10, "passes": 1.25, "exhausted_at": 2},
+        | {"drawn_at_start": 0, "drawn": 10, "passes": 1.25, "exhausted_at": 2},
         {"name": "domain", "side": "domain", "num_examples": None, "share": 1.0}
-        | {"drawn": 10, "passes": None, "exhausted_at": None},
+        | {"drawn_at_start": 0, "drawn": 10, "passes": None, "exhausted_at": None},
     ]
     assert found["domain_share"] == 0.5
     assert found["warnings"] == plan.warnings() == []

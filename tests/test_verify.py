@@ -110,9 +110,7 @@ def test_what_tells_no_order_is_refused(tmp_path: Path) -> None:
     second = trained(tmp_path / "second", logging_steps=4, save_strategy="no")
     orders = load_order(first), load_order(second)
     assert compare_runs(*orders).agrees  # the last step of both is on record
-    early = [
-        type(order)(order.source, order.plan, {k: v for k, v in order.fingerprints.items() if k < 8})
-        for order in orders
-    ]
+    for order in orders:
+        del order.fingerprints[8]
     with pytest.raises(ValueError, match=r"no step on record in common: 3, 6 in .*, 4 in"):
-        compare_runs(*early)
+        compare_runs(*orders)
