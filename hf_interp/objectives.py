@@ -53,3 +53,23 @@ def _float_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     if logits.numel() == labels.numel() == labels.shape[0]:
         return (logits.reshape(-1) - labels.reshape(-1)).square()
     return None
+
+
+def is_plain_mean(loss: torch.Tensor, outputs: Any, labels: torch.Tensor, share: float) -> bool | None:
+    """Whether a model's loss is the mean cross entropy over its labels, rather than `share` times that.
+
+    Args:
+        loss: what the model returned, a scalar.
+        outputs: the model's outputs, with logits of shape (batch, length, num_labels).
+        labels: shape (batch, length), with −100 where there is none.
+        share: the share that the labels have in those of the whole batch.
+
+    Returns:
+        `None` if it cannot be told, because the logits are not one row for each label.
+    """
+    logits = outputs.get("logits") if isinstance(outputs, dict) else outputs[1]
+    if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != labels.shape:
+        return None
+    with torch.no_grad():
+        mean = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
+        return bool((loss.float() - mean).abs() < (loss.float() - mean * share).abs())

@@ -514,7 +514,7 @@ def _to_units(alphas: Sequence[Any], first: int, max_steps: int) -> IntArray:
 
 
 def _as_floats(alphas: Sequence[Any], first: int) -> npt.NDArray[np.float64]:
-    if all(type(alpha) is float for alpha in alphas):  # which is fast, and the usual case
+    if set(map(type, alphas)) == {float}:  # which is fast, and the usual case
         return np.array(alphas, np.float64)
     values = np.empty(len(alphas), np.float64)
     for index, alpha in enumerate(alphas):

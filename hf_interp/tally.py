@@ -30,9 +30,9 @@ class Tally:
         """Add the hash of a batch, in two halves."""
         self.order += halves
 
-    def add_losses(self, corpus: torch.Tensor, losses: torch.Tensor) -> None:
-        """Add the loss of every example of a batch."""
-        for sums in (self.since_log, self.since_decision):
+    def add_losses(self, corpus: torch.Tensor, losses: torch.Tensor, *, for_decision: bool = True) -> None:
+        """Add the loss of every example of a batch; also to what the next decision needs, unless there is none."""
+        for sums in (self.since_log, self.since_decision) if for_decision else (self.since_log,):
             sums[LOSS].index_add_(0, corpus, losses.to(sums.dtype))
             sums[EXAMPLES].index_add_(0, corpus, torch.ones_like(losses, dtype=sums.dtype))
 

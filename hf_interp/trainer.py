@@ -50,7 +50,7 @@ from hf_interp.dataset import (
 )
 from hf_interp.files import read_json, write_json
 from hf_interp.ledger import continue_plan
-from hf_interp.objectives import IGNORE_INDEX, per_example_loss
+from hf_interp.objectives import IGNORE_INDEX, is_plain_mean, per_example_loss
 from hf_interp.plan import MixturePlan
 from hf_interp.readers import stream_warnings
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
@@ -109,6 +109,7 @@ class InterpolationMixin(_Host):
     _saved: dict[str, Any] | None = None
     _adaptive: AdaptiveAlpha | None = None
     _batch_corpus: torch.Tensor | None = None
+    _is_first_of_replica: bool = True
     _tally: Tally
 
     def __init__(
@@ -212,7 +213,7 @@ class InterpolationMixin(_Host):
         if self._needs_corpus_loss and labels is not None:
             losses = per_example_loss(outputs, labels, shift_labels=self._loss_shifts_labels)
             if losses is not None and losses.shape == corpus.shape:
-                self._tally.add_losses(corpus, losses.detach())
+                self._tally.add_losses(corpus, losses.detach(), for_decision=self._adaptive is not None)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -399,13 +400,14 @@ class InterpolationMixin(_Host):
             for corpus in self.corpora or []
         ):
             workers = 0  # nothing says how to divide such a stream among workers
-        return Split(self._train_batch_size, replicas, args.process_index // (args.world_size // replicas), workers)
+        size = args.world_size // replicas
+        self._is_first_of_replica = args.process_index % size == 0
+        return Split(self._train_batch_size, replicas, args.process_index // size, workers)
 
     def _note_batch(self, corpus: torch.Tensor, inputs: dict[str, Any]) -> None:
         """What the batch tells beside what the model takes."""
         halves, streams = inputs.pop(ORDER_KEY), inputs.pop(STREAMS_KEY, None)
-        split = self._split()
-        if self.args.process_index % (self.args.world_size // split.num_processes) == 0:  # one of each replica counts
+        if self._is_first_of_replica:  # the others read the same
             self._tally.add_order(halves)
         if streams is not None:
             self._streams.update(json.loads(streams))
@@ -607,16 +609,9 @@ class InterpolationMixin(_Host):
         if self.compute_loss_func is not None or self.label_smoother is not None:
             return loss
         share = labels.ne(IGNORE_INDEX).sum() / num_items_in_batch
-        if self._head_takes_mean is None and float(share) < 1.0:
-            logits = outputs.get("logits") if isinstance(outputs, dict) else outputs[1]
-            if logits.shape[:-1] != labels.shape:
-                return loss
-            mean = torch.nn.functional.cross_entropy(
-                logits.detach().float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX
-            )
+        if self._head_takes_mean is None and 0 < float(share) < 1:
             scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            found = loss.detach().float() / scale
-            self._head_takes_mean = bool((found - mean).abs() < (found - mean * share).abs())
+            self._head_takes_mean = is_plain_mean(loss / scale, outputs, labels, float(share))
         return loss * share if self._head_takes_mean else loss
 
 
