@@ -6,7 +6,7 @@ resumed reads on as if it had not stopped, with any number of workers. Neither t
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from hf_interp.plan import MixturePlan
@@ -86,6 +86,8 @@ class Guard:
         value = metrics.get(self.metric)
         if value is None or not math.isfinite(value):
             pace, reason = (1, f"on: {self.metric} is not known") if value is None else (-1, f"back: it is {value}")
+        elif self.baseline is None and value <= 0:
+            pace, reason = 1, f"on: {self.metric} {value:.4g} is not positive and no start to compare with"
         else:
             if self.baseline is None:
                 self.baseline = value
@@ -152,10 +154,11 @@ class Balance:
             return Decision(self.alpha, f"kept: the loss of the {missing[0]} side is not known")
         gained = {}
         for side, loss in losses.items():
-            self.start.setdefault(side, loss)  # type: ignore[arg-type]
-            gained[side] = 1 - loss / self.start[side]  # type: ignore[operator]
+            if loss > 0:  # type: ignore[operator]
+                self.start.setdefault(side, loss)  # type: ignore[arg-type]
+            gained[side] = 1 - loss / self.start[side] if side in self.start else 0.0  # type: ignore[operator]
         push = self.gain * (self.target * gained["general"] - gained["domain"])
-        logit = math.log(self.alpha / (1 - self.alpha)) + push
+        logit = max(math.log(self.alpha / (1 - self.alpha)) + push, -700.0)  # or the exponential would overflow
         self.alpha = min(max(1 / (1 + math.exp(-logit)), self.low), self.high)
         word = "raised" if push > 0 else "lowered" if push < 0 else "kept"
         return Decision(
@@ -228,7 +231,7 @@ class AdaptiveAlpha:
         first = self.plan.num_committed
         steps = range(first, min(first + self.update_steps, self.plan.max_steps))
         found, reason = self.controller.decide(steps, metrics, self.plan.scheduled_alpha)
-        alphas = [found] * len(steps) if isinstance(found, (int, float)) else list(found)
+        alphas = list(found) if isinstance(found, Iterable) else [found] * len(steps)
         if len(alphas) != len(steps):
             raise ValueError(f"The controller must give α for {len(steps)} steps, got {len(alphas)}: {alphas}.")
         self.plan.commit(alphas)

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 from hf_interp.corpora import Corpus, as_corpora
 from hf_interp.permutations import IntArray
 from hf_interp.plan import MixturePlan, hash_of_reads
-from hf_interp.readers import StreamReader, open_reader, reads_plainly
+from hf_interp.readers import Readers, StreamReader, reads_plainly
 from hf_interp.schedules import AlphaSchedule, linear
 from hf_interp.shares import Unit
 
@@ -33,7 +33,7 @@ ORDER_KEY = "order_hash"
 STREAMS_KEY = "stream_states"
 """Under this key a batch holds the states of the streams after it, as JSON; absent without streams."""
 
-READ_AHEAD = 512  # examples that `InterpolatedDataset` reads at a time
+READ_AHEAD = 512  # examples that `InterpolatedDataset` reads at a time, at the most
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,9 @@ class SlotDataset(Dataset[Any]):
         self.split = split or Split(plan.batch_size)
         self.has_streams = any(corpus.is_stream for corpus in corpora)
         self._streams = {int(reader): dict(states) for reader, states in (streams or {}).items()}
-        # by (reader, corpus), opened when first read, in the process that reads
-        self._readers: dict[tuple[int, int], Any] = {}
+        # opened when first read, in the process that reads; streams by (reader, corpus)
+        self._readers: Readers | None = None
+        self._stream_readers: dict[tuple[int, int], StreamReader] = {}
         # Setting and restoring random states takes some 0.1 ms a batch: only for datasets that may augment at random.
         self._may_draw = not all(reads_plainly(corpus.dataset) for corpus in corpora)
 
@@ -137,14 +138,13 @@ class SlotDataset(Dataset[Any]):
         reader = self.split.reader_of(first_slot)
         if self.has_streams:
             example = example.copy()  # the plan's own; what a stream gives is numbered below
-        examples: list[Any] = [None] * len(corpus)
         with random_state_of_slot(self.plan.seed, first_slot) if self._may_draw else nullcontext():
-            for index in np.unique(corpus).tolist():
+            if self._readers is None:
+                self._readers = Readers(self.corpora)
+            examples = self._readers.read(corpus, example)
+            for index in self._streams_among(corpus):
                 places = np.flatnonzero(corpus == index)
-                if self.corpora[index].is_stream:
-                    found, example[places] = self._read_stream(reader, index, len(places))
-                else:
-                    found = self._read(index, example[places])
+                found, example[places] = self._read_stream(reader, index, len(places))
                 for place, one in zip(places.tolist(), found, strict=True):
                     examples[place] = one
         order_hash = hash_of_reads(numbers, self.plan.name_keys[corpus], example)
@@ -154,25 +154,25 @@ class SlotDataset(Dataset[Any]):
     def stream_states(self, reader: int) -> dict[str, Any]:
         """Where the streams of a reader in this process are: corpus name → state."""
         states = self._streams.setdefault(reader, {})
-        for (owner, index), stream in self._readers.items():
-            if owner == reader and isinstance(stream, StreamReader):
+        for (owner, index), stream in self._stream_readers.items():
+            if owner == reader:
                 states[self.corpora[index].name] = stream.state_dict()
         return dict(states)
 
-    def _read(self, index: int, wanted: IntArray) -> list[Any]:
-        if (0, index) not in self._readers:
-            self._readers[0, index] = open_reader(self.corpora[index])
-        return self._readers[0, index].read(wanted)
+    def _streams_among(self, corpus: IntArray) -> list[int]:
+        return (
+            [index for index in np.unique(corpus).tolist() if self.corpora[index].is_stream] if self.has_streams else []
+        )
 
     def _read_stream(self, reader: int, index: int, count: int) -> tuple[list[Any], IntArray]:
         """The next examples of a stream for one of its readers, and numbers for them that no other reader gives."""
-        if (reader, index) not in self._readers:
+        if (reader, index) not in self._stream_readers:
             if get_worker_info() is not None:
                 fsspec.asyn.reset_lock()  # or a fork of a process with open remote files may hang
             corpus = self.corpora[index]
             state = self._streams.get(reader, {}).get(corpus.name)
-            self._readers[reader, index] = StreamReader(corpus, reader, self.split.num_readers, state)
-        stream = self._readers[reader, index]
+            self._stream_readers[reader, index] = StreamReader(corpus, reader, self.split.num_readers, state)
+        stream = self._stream_readers[reader, index]
         numbers = (stream.num_read + np.arange(count)) * self.split.num_readers + reader
         return stream.read(count), numbers
 
@@ -284,7 +284,6 @@ class InterpolatedDataset(IterableDataset[Any]):
             raise ValueError(f"`process_index` must lie in [0, {num_processes}), got {process_index}.")
         self.split = Split(batch_size // (num_processes * gradient_accumulation_steps), num_processes, process_index)
         self.slots = SlotDataset(plan, parts, self.split)
-        self._chunk = self.split.batch_size if self.slots.has_streams else READ_AHEAD
         self._fingerprint = plan.fingerprint()
         self._num_yielded, self._start_at = 0, 0
         self._streams: dict[str, Any] = {}  # at the border before the position, by reader
@@ -310,18 +309,22 @@ class InterpolatedDataset(IterableDataset[Any]):
         if self.slots.has_streams:
             self.slots = SlotDataset(self.plan, self.corpora, split, self._streams if begin else None)
         num_examples = len(range(own, len(self) // split.batch_size, workers)) * split.batch_size
-        for first in range(self._border(begin), num_examples, self._chunk):
+        first, count = self._border(begin), split.batch_size  # the first examples soon, then many at a time
+        while first < num_examples:
             self._num_yielded = first
             self._note_streams(split)
-            position = np.arange(first, min(first + self._chunk, num_examples))
+            position = np.arange(first, min(first + count, num_examples))
             batch, offset = np.divmod(position, split.batch_size)
             slots = ((own + batch * workers) * split.num_processes + split.process_index) * split.batch_size + offset
             for example in self.slots.__getitems__(slots.tolist()):
                 self._num_yielded += 1
-                if self._num_yielded % self._chunk == 0:
+                if self._num_yielded % split.batch_size == 0:
                     self._note_streams(split)
                 if self._num_yielded > begin:
                     yield example
+            first += count
+            if not self.slots.has_streams:  # which keep their place only between micro-batches
+                count = min(2 * count, max(READ_AHEAD, split.batch_size))
 
     def state_dict(self) -> dict[str, Any]:
         """The position of this (process, worker), for `load_state_dict`; `torchdata.StatefulDataLoader` calls it."""
@@ -345,8 +348,8 @@ class InterpolatedDataset(IterableDataset[Any]):
         self._streams = dict(state.get("streams", {}))
 
     def _border(self, position: int) -> int:
-        """Where reading begins: streams keep their place only between micro-batches."""
-        return position - position % self._chunk if self.slots.has_streams else position
+        """Where reading begins."""
+        return position - position % self.split.batch_size if self.slots.has_streams else position
 
     def _note_streams(self, split: Split) -> None:
         if self.slots.has_streams:

@@ -92,7 +92,8 @@ def plan_changes(old: MixturePlan, new: MixturePlan) -> list[str]:
             found.append(f"corpus {name!r} added")
         else:
             for key in ("side", "num_examples", "share", "content"):
-                if before[name][key] != after[name][key]:
+                unknown = key == "content" and None in (before[name][key], after[name][key])
+                if before[name][key] != after[name][key] and not unknown:
                     found.append(f"{key} of corpus {name!r}: {_show(before[name][key])} -> {_show(after[name][key])}")
     if not found and list(before) != list(after):
         found.append(f"order of the corpora: {list(before)} -> {list(after)}")

@@ -148,8 +148,14 @@ class MixturePlan:
         first, last = self.num_committed, self.num_committed + len(alphas)
         if last > self.max_steps:
             raise ValueError(f"α of steps {first} … {last - 1} cannot be fixed: the run has {self.max_steps} steps.")
-        self._alpha_units[first:last] = _to_units(alphas, first, self.max_steps)
-        self._check_sides_asked_for(first)
+        before, fixed = self._alpha_units, _to_units(alphas, first, self.max_steps)
+        self._alpha_units = before.copy()
+        self._alpha_units[first:last] = fixed
+        try:
+            self._check_sides_asked_for(first)
+        except ValueError:
+            self._alpha_units = before
+            raise
         self.num_committed = last
         self._sum_up(first)
 
@@ -169,6 +175,7 @@ class MixturePlan:
                 fixed = slice(step, plan.num_committed)
                 plan._alpha_units[fixed] = previous._alpha_units[fixed]
         plan._set_up()
+        plan._check_sides_asked_for(step)
         plan._check_max_passes()
         return plan
 
@@ -203,7 +210,7 @@ class MixturePlan:
             self._check_slots(slots[0], slots[-1])
             block, offset = divmod(slots[0] - self._first_slot, self._block_steps * self.batch_size)
             if offset + len(slots) <= self._block_steps * self.batch_size:
-                return Draw(*(source[offset : offset + len(slots)] for source in self._lay_out(block)))
+                return self._draw(block, slice(offset, offset + len(slots)))
         slots = np.asarray(slots, np.int64)
         if slots.size:
             self._check_slots(int(slots.min()), int(slots.max()))
@@ -211,8 +218,8 @@ class MixturePlan:
         found = Draw(np.empty_like(slots), np.empty_like(slots), np.empty_like(slots))
         for block in np.unique(block_of):
             here = block_of == block
-            for target, source in zip(found, self._lay_out(int(block)), strict=True):
-                target[here] = source[offsets[here]]
+            for target, source in zip(found, self._draw(int(block), offsets[here]), strict=True):
+                target[here] = source
         return found
 
     def read_hash(self, first_step: int, last_step: int) -> int:
@@ -397,7 +404,7 @@ class MixturePlan:
         self._order_key = key_of(self.seed, "order of a batch")
         # An adaptive α is fixed step by step, and a block must be fixed as a whole.
         self._block_steps = 1 if self.is_adaptive else max(1, BLOCK_SLOTS // self.batch_size)
-        self._blocks: dict[int, Draw] = {}
+        self._blocks: dict[int, tuple[IntArray, IntArray, IntArray | None]] = {}
         self._first_slot = self.start_step * self.batch_size
         before = self.previous.consumed(self.start_step) if self.previous is not None else {}
         self._start_drawn = np.array([before.get(corpus.name, 0) for corpus in self.corpora], np.int64)
@@ -460,15 +467,25 @@ class MixturePlan:
         units = domain if self.corpora[index].side == "domain" else (1 << ALPHA_BITS) - domain
         return float(units.max()) / (1 << ALPHA_BITS) * self._share_units[index] / (1 << ALPHA_BITS) * self.batch_size
 
-    def _lay_out(self, block: int) -> Draw:
-        """The contents of a block of steps; the last two blocks are remembered."""
+    def _draw(self, block: int, places: slice | IntArray) -> Draw:
+        """What some places of a block hold."""
+        corpus, ordinal, example = self._lay_out(block)
+        if example is not None:
+            return Draw(corpus[places], ordinal[places], example[places])
+        return Draw(corpus[places], ordinal[places], self._examples(corpus[places], ordinal[places]))
+
+    def _lay_out(self, block: int) -> tuple[IntArray, IntArray, IntArray | None]:
+        """The contents of a block of steps; the last two blocks are remembered.
+
+        Without the examples where a batch is large: one process of many needs a few of them only.
+        """
         if block not in self._blocks:
             while len(self._blocks) >= 2:
                 del self._blocks[next(iter(self._blocks))]
             self._blocks[block] = self._lay_out_anew(block)
         return self._blocks[block]
 
-    def _lay_out_anew(self, block: int) -> Draw:
+    def _lay_out_anew(self, block: int) -> tuple[IntArray, IntArray, IntArray | None]:
         first = self.start_step + block * self._block_steps
         steps = np.arange(first, min(first + self._block_steps, self.max_steps))
         before = self.drawn_before(np.append(steps, steps[-1] + 1))
@@ -480,7 +497,7 @@ class MixturePlan:
         rank = batch_orders(self._order_key, steps, self.batch_size)
         flat = (rank + (np.arange(len(steps)) * self.batch_size)[:, None]).reshape(-1)
         corpus, ordinal = corpus[flat], ordinal[flat]
-        return Draw(corpus, ordinal, self._examples(corpus, ordinal))
+        return corpus, ordinal, self._examples(corpus, ordinal) if len(corpus) <= BLOCK_SLOTS else None
 
     def _examples(self, corpus: IntArray, ordinal: IntArray) -> IntArray:
         example = ordinal.copy()

@@ -73,7 +73,7 @@ def pack(dataset: Any, length: int, *, separator: int | None = None) -> Any:
             for name, tokens in packed.items()
         }
 
-    return dataset.map(pack_rows, batched=True, batch_size=ROWS, remove_columns=columns)
+    return dataset.with_format(None).map(pack_rows, batched=True, batch_size=ROWS, remove_columns=columns)
 
 
 def _goes_along(values: Sequence[Any], tokens: Sequence[Any]) -> bool:

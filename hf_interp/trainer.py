@@ -69,6 +69,9 @@ PLAIN_COLLATORS = (
 )
 """Collators of the host's that draw no random numbers."""
 
+TORCH_WRITES = ("inline_container", "Parent directory")
+"""What the `RuntimeError` says by which torch tells that it could not write a file."""
+
 # For type checkers alone: the host's attributes are there whichever trainer stands behind the mixin.
 if TYPE_CHECKING:
 
@@ -308,6 +311,8 @@ class InterpolationMixin(_Host):
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and not any(text in str(error) for text in TORCH_WRITES):
+                raise  # a loader worker or another process has died meanwhile
             last = find_checkpoint(folder.parent, weights_only=self.args.save_only_model).path
             remedy = (
                 f"The last whole checkpoint is {str(last)!r}; resume from it with `resume_from_checkpoint=True` once "
