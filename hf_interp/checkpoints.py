@@ -90,6 +90,14 @@ def rank_file(checkpoint: str | Path, process_index: int) -> Path:
     return Path(checkpoint) / f"mixture_state_{process_index}.json"
 
 
+def break_up(checkpoint: str | Path) -> None:
+    """Make sure that a checkpoint, if there is one, is not whole before it is written anew from first to last."""
+    for pattern in (STATE_NAME, *STATES.values()):
+        for path in Path(checkpoint).glob(pattern):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+
 def random_file(checkpoint: str | Path, process_index: int, num_processes: int) -> Path:
     """Where the host keeps the random states of a process."""
     return Path(checkpoint) / ("rng_state.pth" if num_processes == 1 else f"rng_state_{process_index}.pth")

@@ -220,10 +220,10 @@ class SlotCollator:
         with random_state_of_slot(self.seed, batch.first_slot) if self.may_draw else nullcontext():
             collated = self.collator(list(batch))
         if isinstance(collated, Mapping):
-            extra = {CORPUS_KEY: torch.from_numpy(batch.corpus.copy()), ORDER_KEY: _halves(batch.order_hash)}
+            collated[CORPUS_KEY] = torch.from_numpy(batch.corpus.copy())  # type: ignore[index]
+            collated[ORDER_KEY] = _halves(batch.order_hash)  # type: ignore[index]
             if batch.streams is not None:
-                extra[STREAMS_KEY] = batch.streams
-            collated.update(extra)  # type: ignore[attr-defined]
+                collated[STREAMS_KEY] = batch.streams  # type: ignore[index]
         return collated
 
 

@@ -253,11 +253,20 @@ _END = object()
 
 
 def stream_warnings(corpora: Sequence[Corpus], num_readers: int) -> list[str]:
-    """What a user should know of the streams of a run that is read by `num_readers` readers."""
+    """What a user should know of the streams of a run that is read by `num_readers` readers.
+
+    Raises:
+        ValueError: for a stream that is divided among processes already, which would be divided once more.
+    """
     found = []
     for corpus in corpora:
         stream = corpus.dataset
         if isinstance(stream, datasets.IterableDataset):
+            if getattr(stream, "_distributed", None) is not None:
+                raise ValueError(
+                    f"Corpus {corpus.name!r} has been divided by `split_dataset_by_node`. Give the whole stream: its "
+                    "examples are divided among processes and workers here, and a part would be divided once more."
+                )
             if stream.num_shards < num_readers:
                 found.append(
                     f"Corpus {corpus.name!r} has {stream.num_shards} shards for {num_readers} readers (processes times "

@@ -28,9 +28,9 @@ from hf_interp.callbacks import AlphaCallback, ControllerCallback
 from hf_interp.checkpoints import (
     PREFIX_CHECKPOINT_DIR,
     STATE_NAME,
+    break_up,
     find_checkpoint,
     find_fault,
-    random_file,
     rank_file,
     read_mixture,
 )
@@ -302,17 +302,17 @@ class InterpolationMixin(_Host):
                 "controller": self._adaptive.state_dict() if self._adaptive is not None else None,
             }
         try:
-            # What stands under this name from an earlier life of the run is no whole checkpoint from here on.
-            rank, world = self.args.process_index, self.args.world_size
-            for path in [folder / STATE_NAME] * self.args.should_save + [random_file(folder, rank, world)]:
-                path.unlink(missing_ok=True)
+            if self.args.should_save:
+                break_up(folder)  # what stands under this name from an earlier life of the run
             self.accelerator.wait_for_everyone()
-            write_json(rank_file(folder, rank), self._rank_state())
+            write_json(rank_file(folder, self.args.process_index), self._rank_state())
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
             if isinstance(error, RuntimeError) and not any(text in str(error) for text in TORCH_WRITES):
                 raise  # a loader worker or another process has died meanwhile
+            if find_fault(folder, weights_only=self.args.save_only_model) is None:
+                raise  # it has been written; what failed came after, such as a push to the Hub
             last = find_checkpoint(folder.parent, weights_only=self.args.save_only_model).path
             remedy = (
                 f"The last whole checkpoint is {str(last)!r}; resume from it with `resume_from_checkpoint=True` once "
