@@ -172,5 +172,5 @@ def test_the_demo_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (folder / "base" / "model.safetensors").exists()
     # The command that it proposes next works.
     assert f"hf-interp plan {folder}/recipe.yaml" in out
-    plan, _ = plan_recipe(str(folder / "recipe.yaml"))
+    plan, *_ = plan_recipe(str(folder / "recipe.yaml"))
     assert (plan.max_steps, plan.alpha(0), plan.alpha(2)) == (3, 0.0, 1.0)

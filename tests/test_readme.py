@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator:UserWarning")
 def test_the_python_snippet_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (snippet,) = blocks("python")
+    snippet, _ = blocks("python")
     names: dict[str, Any] = {
         "model": tiny_model(),
         "tokenizer": None,
@@ -36,6 +37,15 @@ def test_the_python_snippet_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert trainer.alpha == 1.0
     assert {"eval_general_mean", "eval_domain_mean"} <= trainer.evaluate().keys()
     assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_the_packing_snippet_packs() -> None:
+    _, snippet = blocks("python")
+    names: dict[str, Any] = {"tokenizer": SimpleNamespace(eos_token_id=9), **mixture()}
+    exec(snippet.replace("1024", "6"), names)
+    rows = names["train_dataset"]["domain"]
+    assert [len(row) for row in rows["input_ids"]] == [6] * 8  # 12 examples of 3 tokens and an end
+    assert rows[0]["input_ids"] == [1000, 1 + 1000 % 7, 2, 9, 1001, 1 + 1001 % 7]
 
 
 @pytest.mark.parametrize(
