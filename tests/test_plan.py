@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hf_interp.permutations import IntArray
-from hf_interp.plan import MixturePlan, PlannedCorpus
+from hf_interp.plan import MixturePlan, PlannedCorpus, hash_of_reads
 from hf_interp.schedules import (
     AlphaSchedule,
     constant,
@@ -597,3 +597,337 @@ def test_reading_on_does_not_fill_memory() -> None:
     finally:
         tracemalloc.stop()
     assert held < 2**20  # the 500 batches together are 6 MiB
+
+
+# Chains of plans.
+
+
+def chain() -> MixturePlan:
+    """Four examples a step up to step 3, six up to step 7, then five of the domain alone."""
+    first = plan_of(general(7), domain(5), alpha=linear())
+    second = plan_of(general(7), domain(5), alpha=0.5, batch_size=6).after(first, 3)
+    return plan_of(domain(5), alpha=1.0, batch_size=5, max_steps=12).after(second, 7)
+
+
+def test_each_step_is_ruled_by_its_plan() -> None:
+    last = chain()
+    assert [last.plan_of(step).batch_size for step in range(13)] == [4] * 3 + [6] * 4 + [5] * 6
+    assert [last.alpha(step) for step in (0, 3, 6, 7, 11)] == [0.0, 0.5, 0.5, 1.0, 1.0]
+    assert last.alpha(2) == pytest.approx(2 / 9, abs=2**-31)
+    assert last.plan_of(12) is last
+    assert last.plan_of(6) is last.previous
+    assert last.plan_of(0).start_step == 0
+
+
+def test_a_chain_goes_on_from_what_was_consumed() -> None:
+    last = chain()
+    assert [last.consumed(step) for step in (0, 3, 5, 7, 8, 12)] == [
+        {"general": 0, "domain": 0},
+        {"general": 11, "domain": 1},
+        {"general": 17, "domain": 7},
+        {"general": 23, "domain": 13},
+        {"general": 23, "domain": 18},
+        {"general": 23, "domain": 38},
+    ]
+    assert last.drawn_before([0, 3, 5, 7, 8, 12]).tolist() == [[0], [1], [7], [13], [18], [38]]
+    assert last.passes(12) == [38 / 5]
+    assert last.exhausted_at(0) == 4  # in the step that draws the fifth
+    summary = last.summary()
+    assert summary["num_examples"] == 3 * 4 + 4 * 6 + 5 * 5
+    assert summary["corpora"][0]["drawn_at_start"] == 13
+    assert summary["corpora"][0]["drawn"] == 38
+    assert summary["domain_share"] == 1.0
+    assert summary["start_step"] == 7
+    assert [mark["step"] for mark in summary["alpha"]] == [7, 11]
+
+
+def test_a_pass_goes_on_over_the_plans_of_a_chain() -> None:
+    last = chain()
+    found: dict[str, dict[int, int]] = {"general": {}, "domain": {}}
+    for step in range(12):
+        plan = last.plan_of(step)
+        draw = plan.locate(range(step * plan.batch_size, (step + 1) * plan.batch_size))
+        for index, ordinal, example in zip(*(part.tolist() for part in draw), strict=True):
+            assert ordinal not in found[plan.corpora[index].name]
+            found[plan.corpora[index].name][ordinal] = example
+    for name, length in (("general", 7), ("domain", 5)):
+        reads = [found[name][ordinal] for ordinal in range(len(found[name]))]
+        for begin in range(0, len(reads) - length + 1, length):
+            assert sorted(reads[begin : begin + length]) == list(range(length))
+
+
+def test_slots_before_the_first_step_of_a_plan_are_refused() -> None:
+    last = chain()
+    assert last.locate([35, 59]).corpus.tolist() == [0, 0]
+    assert np.stack(last.locate(range(35, 60))).shape == (3, 25)
+    for slots in ([34], [34, 35], range(30, 40), [60], range(58, 61)):
+        with pytest.raises(IndexError, match=rf"Slots must lie in \[35, 60\), got {min(slots)} … {max(slots)}"):
+            last.locate(slots)
+
+
+@pytest.mark.parametrize("start", [0, 1, 9])
+def test_a_plan_may_begin_late_with_nothing_read(start: int) -> None:
+    plan = plan_of(alpha=0.5).after(None, start)
+    assert plan.consumed(start) == {"general": 0, "domain": 0}
+    assert plan.consumed(10) == {"general": 2 * (10 - start), "domain": 2 * (10 - start)}
+    assert sorted(plan.locate(range(4 * start, 4 * start + 4)).ordinal.tolist()) == [0, 0, 1, 1]
+    assert plan.plan_of(0) is plan
+    with pytest.raises(IndexError, match="Slots must lie in"):
+        plan.locate([4 * start - 1])
+
+
+def test_a_plan_that_goes_on_after_itself_reads_the_same() -> None:
+    plain = plan_of(alpha=0.5, max_steps=40)
+    for step in (0, 1, 13, 39):
+        again = plan_of(alpha=0.5, max_steps=40).after(plain, step)
+        slots = range(4 * step, 160)
+        assert (np.stack(again.locate(slots)) == np.stack(plain.locate(slots))).all()
+        assert again.read_hash(0, 40) == plain.read_hash(0, 40)
+        assert again.fingerprint() != plain.fingerprint()
+
+
+def test_slots_of_a_late_plan_are_the_same_however_they_are_asked_for() -> None:
+    plan = plan_of(alpha=linear(), batch_size=3, max_steps=900).after(plan_of(batch_size=7, max_steps=900), 11)
+    whole = np.stack(plan.locate(range(33, 2700)))
+    shuffled = np.random.default_rng(0).permutation(np.arange(33, 2700))
+    assert (np.stack(plan.locate(shuffled)) == whole[:, shuffled - 33]).all()
+    for first in (33, 33 + 510, 33 + 1019, 2690):
+        assert (np.stack(plan.locate(range(first, first + 10))) == whole[:, first - 33 : first - 23]).all()
+
+
+def test_what_a_plan_of_another_side_has_fixed_needs_its_corpora() -> None:
+    adaptive = plan_of(num_committed=5)
+    with pytest.raises(ValueError, match=r"α is 0.5 at step 2, which asks for general examples"):
+        plan_of(domain(), alpha=1.0, num_committed=2).after(adaptive, 2)
+    assert plan_of(domain(), alpha=1.0, num_committed=2).after(adaptive, 5).consumed(10) == {
+        "general": 10,
+        "domain": 30,
+    }
+
+
+def test_passes_are_limited_over_a_whole_chain() -> None:
+    first = plan_of(alpha=0.9)  # 18 of 30 in five steps
+    assert plan_of(general(), domain(max_passes=28 / 30)).after(first, 5).passes(10) == [12 / 100, 28 / 30]
+    with pytest.raises(ValueError, match=r"'domain' would be read 0.93 times, but its `max_passes` is 0.9"):
+        plan_of(general(), domain(max_passes=0.9)).after(first, 5)
+
+
+# An α that is fixed while training goes on.
+
+
+def adaptive(num_committed: int = 3, **kwargs: Any) -> MixturePlan:
+    return plan_of(num_committed=num_committed, **{"alpha": linear(), "max_steps": 11, **kwargs})
+
+
+def test_only_steps_whose_alpha_is_fixed_can_be_read() -> None:
+    plan = adaptive()
+    assert plan.is_adaptive
+    assert plan.locate(range(12)).corpus.shape == (12,)
+    for slots in ([12], range(8, 16), [0, 43]):
+        message = r"α is fixed for the first 3 steps, so slots must lie below 12, got .*Decide further ahead"
+        with pytest.raises(IndexError, match=message):
+            plan.locate(slots)
+    with pytest.raises(IndexError, match=r"Slots must lie in \[0, 44\)"):
+        plan.locate([44])
+    with pytest.raises(IndexError, match="α is fixed for the first 3 steps"):
+        plan.read_hash(0, 4)
+    plan.commit([0.5])
+    assert plan.locate([12, 15]).corpus.shape == (2,)
+
+
+def test_what_is_fixed_never_changes() -> None:
+    plan = adaptive()
+    before, hashed = np.stack(plan.locate(range(12))), plan.read_hash(0, 3)
+    plan.commit([1.0, 0.0, 1.0])
+    assert [plan.alpha(step) for step in (2, 3, 4, 5)] == [plan.scheduled_alpha(2), 1.0, 0.0, 1.0]
+    assert plan.scheduled_alpha(3) == pytest.approx(0.3, abs=2**-31)
+    assert plan.alpha(6) == pytest.approx(0.6, abs=2**-31)  # a forecast
+    assert (np.stack(plan.locate(range(12))) == before).all()
+    assert plan.read_hash(0, 3) == hashed
+    assert np.diff(plan.drawn_before(range(3, 7)), axis=0).tolist() == [[0, 4], [4, 0], [0, 4]]
+    plan.commit([])
+    assert plan.num_committed == 6
+
+
+def test_a_plan_that_was_fixed_step_by_step_reads_as_one_made_at_once() -> None:
+    alphas = [0.0, 0.5, 1.0, 0.25, 0.25, 0.75, 0.0, 1.0, 0.5, 0.125, 0.5]
+    at_once = plan_of(alpha=lambda progress: alphas[round(10 * progress)], max_steps=11)
+    for size in (1, 2, 5, 11):
+        plan = adaptive(0)
+        for first in range(0, 11, size):
+            plan.commit(alphas[first : first + size])
+            slots = range(4 * first, 4 * plan.num_committed)
+            assert (np.stack(plan.locate(slots)) == np.stack(at_once.locate(slots))).all()
+        assert plan.read_hash(0, 11) == at_once.read_hash(0, 11)
+        assert (np.stack(plan.locate(range(44))) == np.stack(at_once.locate(range(44)))).all()
+
+
+@pytest.mark.parametrize(
+    ("alphas", "message"),
+    [
+        ([0.5] * 9, "α of steps 3 … 11 cannot be fixed: the run has 11 steps"),
+        ([0.5, 1.01], r"must stay in \[0, 1\], got 1\.01 at step 4 of 11"),
+        ([-0.01], r"must stay in \[0, 1\], got -0\.01 at step 3 of 11"),
+        ([math.nan], r"must stay in \[0, 1\], got nan at step 3"),
+        (["0.5"], "must return a number, got '0.5' at step 3"),
+        ([0.5, None], "must return a number, got None at step 4"),
+    ],
+)
+def test_what_cannot_be_fixed_changes_nothing(alphas: list[Any], message: str) -> None:
+    plan = adaptive()
+    before = plan.to_dict()
+    with pytest.raises(ValueError, match=message):
+        plan.commit(alphas)
+    assert plan.to_dict() == before
+    plan.commit([0.5] * 8)
+    assert plan.num_committed == 11
+    with pytest.raises(ValueError, match="cannot be fixed"):
+        plan.commit([0.5])
+
+
+def test_a_side_without_a_corpus_cannot_be_fixed() -> None:
+    plan = plan_of(domain(), alpha=1.0, num_committed=3)
+    before = plan.to_dict()
+    with pytest.raises(ValueError, match=r"α is 0.5 at step 4, which asks for general examples"):
+        plan.commit([1.0, 0.5])
+    assert plan.to_dict() == before
+    assert plan.consumed(10) == {"domain": 40}
+
+
+def test_a_plan_all_of_whose_steps_are_fixed_is_not_adaptive() -> None:
+    assert [plan_of(num_committed=count).is_adaptive for count in (0, 9, 10, 11)] == [True, True, False, False]
+    assert plan_of(num_committed=99).num_committed == 10
+
+
+# Plans as plain values.
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        plan_of(),
+        plan_of(alpha=cosine(), max_steps=57),
+        plan_of(alpha=0.0),
+        plan_of(alpha=steps([0.0, 1.0, 0.0, 1.0]), max_steps=12),
+        plan_of(alpha=lambda progress: 2**-30 * round(progress * 3), max_steps=20),
+        plan_of(general(None), domain(content="ab12")),
+        plan_of(*split_side([1 / 3, 1e-12, 2 / 3 - 1e-12], "general"), domain(), seed=2**40),
+        plan_of(general(mean_tokens=3.5), domain(mean_tokens=9), unit="tokens"),
+        adaptive(),
+        adaptive(0),
+        chain(),
+        plan_of(num_committed=2, batch_size=3).after(adaptive(7), 5),
+    ],
+)
+def test_a_plan_comes_back_from_json_as_it_was(plan: MixturePlan) -> None:
+    state = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
+    again = MixturePlan.from_dict(state)
+    assert again.to_dict() == plan.to_dict() == state
+    assert again.summary() == plan.summary()
+    slots = range(plan.start_step * plan.batch_size, plan.num_committed * plan.batch_size)
+    assert (np.stack(again.locate(slots)) == np.stack(plan.locate(slots))).all()
+    every = range(plan.max_steps)
+    assert [again.alpha(step) for step in every] == [plan.alpha(step) for step in every]
+    assert [again.scheduled_alpha(step) for step in every] == [plan.scheduled_alpha(step) for step in every]
+    if plan.num_committed < plan.max_steps:
+        again.commit([0.5])
+        assert again.num_committed == plan.num_committed + 1
+    if plan.previous is not None:
+        assert again.read_hash(0, plan.start_step) == plan.read_hash(0, plan.start_step)
+
+
+def test_a_long_plan_is_short_as_plain_values() -> None:
+    plan = plan_of(alpha=cosine(), max_steps=100_000)
+    assert len(json.dumps(plan.to_dict())) < 100_000
+
+
+# The hash of what is read.
+
+
+def test_the_hash_is_the_sum_over_any_parts() -> None:
+    plan = plan_of(alpha=linear(), batch_size=6, max_steps=30)
+    draw = plan.locate(range(180))
+    keys = plan.name_keys[draw.corpus]
+    whole = plan.read_hash(0, 30)
+    assert 0 <= whole < 2**64
+    assert hash_of_reads(np.arange(180), keys, draw.example) == whole
+    for seed in range(5):
+        part_of = np.random.default_rng(seed).integers(0, 7, 180)
+        parts = [
+            hash_of_reads(np.flatnonzero(part_of == part), keys[part_of == part], draw.example[part_of == part])
+            for part in range(7)
+        ]
+        assert sum(parts) % 2**64 == whole
+    assert (plan.read_hash(0, 11) + plan.read_hash(11, 30)) % 2**64 == whole
+    assert plan.read_hash(7, 7) == 0
+
+
+def test_the_hash_changes_with_any_one_example() -> None:
+    plan = plan_of(alpha=linear(), batch_size=6, max_steps=5)
+    draw = plan.locate(range(30))
+    slots, keys = np.arange(30), plan.name_keys[draw.corpus]
+    found = {hash_of_reads(slots, keys, draw.example)}
+    for place in range(30):
+        example, other_keys, other_slots = draw.example.copy(), keys.copy(), slots.copy()
+        example[place] += 1
+        other_keys[place] = plan.name_keys[1 - draw.corpus[place]]
+        other_slots[place] += 30
+        found |= {
+            hash_of_reads(slots, keys, example),
+            hash_of_reads(slots, other_keys, draw.example),
+            hash_of_reads(other_slots, keys, draw.example),
+        }
+    swapped = draw.example.copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert draw.example[0] != draw.example[1]
+    found.add(hash_of_reads(slots, keys, swapped))
+    assert len(found) == 1 + 3 * 30 + 1
+
+
+def test_the_hash_knows_a_corpus_by_its_name_alone() -> None:
+    one, other = plan_of(alpha=0.0), plan_of(domain(), general(), alpha=0.0)
+    assert one.read_hash(0, 10) == other.read_hash(0, 10)
+    assert one.read_hash(0, 10) != plan_of(general(name="web"), domain(), alpha=0.0).read_hash(0, 10)
+
+
+# A mixture by tokens.
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0.0, [40, 0]), (0.5, [30, 10]), (0.75, [20, 20]), (1.0, [0, 40])])
+def test_counts_are_corrected_by_the_mean_lengths(alpha: float, expected: list[int]) -> None:
+    plan = plan_of(general(mean_tokens=10.0), domain(mean_tokens=30.0), alpha=alpha, unit="tokens")
+    assert plan.drawn_before(10).tolist() == expected
+
+
+def test_equal_lengths_leave_counts_as_they_are() -> None:
+    for alpha in (linear(), 0.3):
+        by_tokens = plan_of(general(mean_tokens=7), domain(mean_tokens=7), alpha=alpha, unit="tokens", max_steps=50)
+        by_examples = plan_of(general(), domain(), alpha=alpha, max_steps=50)
+        assert (by_tokens.drawn_before(range(51)) == by_examples.drawn_before(range(51))).all()
+
+
+def test_at_the_ends_of_alpha_a_mixture_by_tokens_reads_one_side() -> None:
+    corpora = [general(mean_tokens=1.0), domain(mean_tokens=1000.0)]
+    plan = plan_of(*corpora, alpha=steps([0.0, 1.0]), unit="tokens", batch_size=64, max_steps=1000)
+    assert plan.drawn_before([500, 1000]).tolist() == [[32_000, 0], [32_000, 32_000]]
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("lengths", [(10.0, 10.0, 10.0, 10.0), (5.0, 50.0, 500.0, 20.0), (1.0, 300.0, 7.5, 2.0)])
+def test_shares_of_tokens_are_kept_at_every_step(alpha: float, lengths: tuple[float, ...]) -> None:
+    shares = [0.25, 0.75, 0.6, 0.4]
+    corpora = [
+        PlannedCorpus(name=f"c{i}", side=side, num_examples=1000, share=share, mean_tokens=length)  # type: ignore[arg-type]
+        for i, (side, share, length) in enumerate(
+            zip(["general", "general", "domain", "domain"], shares, lengths, strict=True)
+        )
+    ]
+    plan = plan_of(*corpora, alpha=alpha, unit="tokens", batch_size=32, max_steps=400)
+    drawn = plan.drawn_before(range(1, 401))
+    tokens = drawn * np.array(lengths)
+    found = tokens / tokens.sum(axis=1, keepdims=True)
+    wanted = np.array([(1 - alpha) * 0.25, (1 - alpha) * 0.75, alpha * 0.6, alpha * 0.4])
+    # each corpus is off by one example at the most, and the sum by one of each
+    bound = (np.array(lengths) + wanted * sum(lengths)) / tokens.sum(axis=1, keepdims=True)
+    assert (np.abs(found - wanted) <= bound + 1e-6).all()
+    assert np.abs(found[-1] - wanted).max() < 0.02
