@@ -9,7 +9,6 @@ from typing import Any
 
 import datasets
 import torch
-from datasets.arrow_writer import SchemaInferenceError
 
 from hf_interp.config import CorpusConfig
 from hf_interp.schedules import did_you_mean
@@ -252,11 +251,9 @@ def _load(name: str, config: CorpusConfig) -> Any:
         return datasets.load_dataset(
             **options, split=config.split, revision=config.revision, streaming=config.streaming
         )
-    except StopIteration:  # what datasets 5 raises for an empty JSON file
+    except StopIteration:  # what datasets raises for an empty JSON file
         raise ValueError(f"Corpus {name!r} ({config.path}) has no rows.") from None
     except (datasets.exceptions.DatasetsError, ValueError) as error:
-        if isinstance(error.__cause__, SchemaInferenceError):  # what datasets 4 raises
-            raise ValueError(f"Corpus {name!r} ({config.path}) has no rows.") from None
         raise ValueError(f"Corpus {name!r} ({config.path}) cannot be loaded: {error.__cause__ or error}") from error
 
 

@@ -231,6 +231,7 @@ def test_a_checkpoint_of_weights_alone_is_whole_for_who_asks_for_no_more(tmp_pat
     assert find_fault(last, weights_only=True) == "model.safetensors is cut short"
 
 
+@pytest.mark.filterwarnings("ignore:Could not find a config file")  # by older versions of peft
 @pytest.mark.parametrize(
     ("name", "missing"),
     [("adapter_model.safetensors", "no weights"), ("adapter_config.json", "no adapter_config.json")],
