@@ -100,9 +100,12 @@ class AlphaCallback(TrainerCallback, ExportableState):
             return {}
         before, after = self.plan.drawn_before([self.last_logged_step, global_step])
         drawn = (after - before).tolist()
+        # not their sum, which lacks corpora that a change of plan has removed since the last log
+        total = sum(self.plan.sides_before(global_step).values())
+        total -= sum(self.plan.sides_before(self.last_logged_step).values())
         found = {"alpha": self.plan.alpha(global_step - 1)}
         for corpus, count in zip(self.plan.corpora, drawn, strict=True):
-            found[f"share_{corpus.name}"] = count / sum(drawn)
+            found[f"share_{corpus.name}"] = count / total
         for corpus, passes in zip(self.plan.corpora, self.plan.passes(global_step), strict=True):
             if passes is not None:
                 found[f"passes_{corpus.name}"] = round(passes, 6)

@@ -200,6 +200,14 @@ class MixturePlan:
         names = [corpus.name for corpus in self.corpora]
         return {**earlier, **dict(zip(names, self.drawn_before(step).tolist(), strict=True))}
 
+    def sides_before(self, step: int) -> dict[Side, int]:
+        """Examples of each side in all steps before `step`, each counted to the side it was drawn for."""
+        if self.previous is not None and step < self.start_step:
+            return self.previous.sides_before(step)
+        counts = self._drawn_since_start(np.array([max(step, self.start_step)]))[0]
+        before = self.previous.sides_before(self.start_step) if self.previous is not None else dict.fromkeys(SIDES, 0)
+        return {side: before[side] + int(counts[self._side(side)].sum()) for side in SIDES}
+
     def locate(self, slots: range | Sequence[int] | IntArray) -> Draw:
         """What the given slots hold.
 

@@ -126,12 +126,11 @@ def _centred(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _shares(axes: Axes, plan: MixturePlan, steps: Sequence[int]) -> None:
     """Realised share of the domain between neighbouring points."""
     borders = [0, *(step + 1 for step in steps[1:])]
-    drawn = plan.drawn_before(borders)
-    domain = drawn[:, [index for index, corpus in enumerate(plan.corpora) if corpus.side == "domain"]].sum(axis=1)
     middles = [(first + last) / 2 for first, last in pairwise(borders)]
+    drawn = [plan.sides_before(step) for step in borders]
     shares = [
-        (after - before) / ((last - first) * plan.batch_size)
-        for before, after, first, last in zip(domain, domain[1:], borders, borders[1:], strict=False)
+        (after["domain"] - before["domain"]) / (sum(after.values()) - sum(before.values()))
+        for before, after in pairwise(drawn)
     ]
     axes.plot(middles, shares, color=COLOURS[1], linestyle="", marker=".", label="domain share (drawn)")
     _finish(axes, "α and what it draws", "share of the batch")

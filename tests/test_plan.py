@@ -931,3 +931,19 @@ def test_shares_of_tokens_are_kept_at_every_step(alpha: float, lengths: tuple[fl
     bound = (np.array(lengths) + wanted * sum(lengths)) / tokens.sum(axis=1, keepdims=True)
     assert (np.abs(found - wanted) <= bound + 1e-6).all()
     assert np.abs(found[-1] - wanted).max() < 0.02
+
+
+def test_sides_are_counted_over_a_chain() -> None:
+    web, law = PlannedCorpus(name="web", side="general", num_examples=50), domain(30)
+    moved = PlannedCorpus(name="web", side="domain", num_examples=50)
+    other = PlannedCorpus(name="news", side="general", num_examples=50)
+    old = MixturePlan([web, law], alpha_schedule=linear(), batch_size=4, max_steps=10)
+    new = MixturePlan([moved, other], alpha_schedule=constant(0.25), batch_size=8, max_steps=10).after(old, 5)
+    general_count, domain_count = old.drawn_before(5).tolist()
+    assert [tuple(new.sides_before(step).values()) for step in (0, 5, 6, 10)] == [
+        (0, 0),
+        (general_count, domain_count),
+        (general_count + 6, domain_count + 2),
+        (general_count + 30, domain_count + 10),
+    ]
+    assert all(old.sides_before(step) == new.sides_before(step) for step in range(6))
