@@ -247,9 +247,26 @@ class AdaptiveAlpha:
 
     def state_dict(self) -> dict[str, Any]:
         """The controller's state and all decisions; what is fixed is in the plan."""
-        return {"controller": self.controller.state_dict(), "decisions": list(self.decisions)}
+        return {
+            "name": type(self.controller).__name__,
+            "controller": self.controller.state_dict(),
+            "decisions": list(self.decisions),
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` has given."""
-        self.controller.load_state_dict(state["controller"])
+    def load_state_dict(self, state: Mapping[str, Any], global_step: int) -> None:
+        """Go on after `global_step` steps from what `state_dict` has given.
+
+        A controller of another kind begins anew. If the lag has grown, α is held for the steps that must be fixed now.
+        """
+        if state["name"] == type(self.controller).__name__:
+            self.controller.load_state_dict(state["controller"])
         self.decisions = list(state["decisions"])
+        # one step more than the lag, as after a decision: the next one is taken at the end of a step
+        first, last = self.plan.num_committed, min(global_step + self.lag + 1, self.plan.max_steps)
+        if first < last:
+            held = self.plan.alpha(first - 1)
+            self.plan.commit([held] * (last - first))
+            reason = "held: α is to be fixed further ahead than before"
+            self.decisions.append(
+                {"step": global_step, "from_step": first, "to_step": last, "alpha": held, "reason": reason}
+            )

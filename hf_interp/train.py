@@ -232,6 +232,7 @@ def train_and_report(path: str, flags: Sequence[str] = ()) -> None:
     if PartialState().is_main_process:
         print(format_results(results))
         print(f"The model, {RESULTS_NAME} and {PLOT_NAME} are in {results.config['output_dir']}.")
+    PartialState().destroy_process_group()  # or gloo's threads may abort a process that ends before the others
 
 
 def main(argv: Sequence[str] | None = None) -> int:

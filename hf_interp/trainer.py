@@ -153,7 +153,9 @@ class InterpolationMixin(_Host):
         """The host's loader, or one over the slots of the plan that belong to this process."""
         if self.corpora is None:
             return super().get_train_dataloader()
-        plan = self._plan_mixture()  # anew: a hyper-parameter search or a smaller batch may have changed it
+        # Anew: a hyper-parameter search may have changed the plan, or a smaller batch, for which the host starts over.
+        self._start_afresh()
+        plan = self._plan_mixture()
         args, split = self.args, self._split()
         streams = self._load_rank_state(split)
         self.train_dataset = SlotDataset(plan, self.corpora, split, streams)
@@ -248,7 +250,6 @@ class InterpolationMixin(_Host):
         """
         if self.corpora is None:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        self._start_afresh()
         self._checkpoint = self._choose_checkpoint(resume_from_checkpoint)
         if self._checkpoint is not None:
             step = read_json(self._checkpoint / STATE_NAME)["global_step"]
@@ -383,7 +384,6 @@ class InterpolationMixin(_Host):
                 "part of a stream, so its place cannot be carried over. Resume with as many, or use corpora with a "
                 "length."
             )
-        self._tally = Tally(self._tally.names, self.args.device)
         self._eval_metrics = dict(self._saved.get("eval_metrics", {}))
         if before["processes"] == now["processes"]:
             ranks: Sequence[int] = [self.args.process_index]
@@ -525,7 +525,7 @@ class InterpolationMixin(_Host):
         if controller is not None and plan.is_adaptive:
             self._adaptive = AdaptiveAlpha(plan, controller, *_update_steps_and_lag(args))
             if self._saved is not None and self._saved.get("controller"):
-                self._adaptive.load_state_dict(self._saved["controller"])
+                self._adaptive.load_state_dict(self._saved["controller"], self._saved["global_step"])
         self.train_dataset = SlotDataset(plan, self.corpora or [])
         return plan
 

@@ -380,7 +380,7 @@ def test_work_goes_on_from_a_state() -> None:
     first.decide(2, {})
     saved = json.loads(json.dumps({"plan": first.plan.to_dict(), "work": first.state_dict()}))
     second = AdaptiveAlpha(MixturePlan.from_dict(saved["plan"]), Answers(), update_steps=3, lag=2)
-    second.load_state_dict(saved["work"])
+    second.load_state_dict(saved["work"], 2)
     assert second.is_due(5)
     second.decide(5, {})
     second.decide(8, {})

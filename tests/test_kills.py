@@ -54,6 +54,7 @@ def live(folder: str, workers: int = 0, accumulation: int = 1, limit: int = 2) -
     torch.save(trainer.model.state_dict(), Path(folder) / f"weights{args.process_index}.pt")
     history = [{key: value for key, value in entry.items() if key not in TIMES} for entry in trainer.state.log_history]
     (Path(folder) / f"history{args.process_index}.json").write_text(json.dumps(history))
+    trainer.accelerator.end_training()  # or gloo's threads may abort a process that ends before the others
 
 
 def wait_for(condition: Callable[[], bool], alive: Callable[[], bool], timeout: float = 120) -> bool:

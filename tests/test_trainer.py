@@ -648,6 +648,48 @@ def test_a_smaller_batch_found_by_the_host_is_planned_anew(tmp_path: Path) -> No
     assert trainer.alphas[7] == 1.0
 
 
+def test_what_was_read_before_the_host_starts_over_is_not_counted(tmp_path: Path) -> None:
+    class TooLarge(InterpolationTrainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
+            count = len(inputs["input_ids"])
+            loss = super().training_step(model, inputs, *args)
+            if count > 4:
+                raise RuntimeError("CUDA out of memory.")
+            return loss
+
+    args = config(tmp_path, auto_find_batch_size=True, per_device_train_batch_size=8)
+    trainer = TooLarge(tiny_model(), args, train_dataset=mixture())
+    trainer.train()
+    fingerprints = [entry["order_fingerprint"] for entry in trainer.state.log_history if "order_fingerprint" in entry]
+    assert fingerprints == [f"{trainer.plan.read_hash(0, step):016x}" for step in range(1, 9)]
+
+
+def test_a_controller_goes_on_with_another_lag_or_gives_way_to_another(tmp_path: Path) -> None:
+    settings = {
+        "max_steps": 16,
+        "save_strategy": "steps",
+        "save_steps": 6,
+        "alpha_controller": "guard",
+        "alpha_update_steps": 2,
+        "alpha_update_lag": 2,
+    }
+    first = run(tmp_path, **settings)
+    change = {"alpha_update_lag": 7, "dataloader_num_workers": 3}  # three workers fetch six batches ahead
+    resumed = run(tmp_path / "lag", resume=str(tmp_path / "checkpoint-6"), **{**settings, **change})
+    decisions = resumed.results().order["decisions"]
+    assert decisions[:3] == first.results().order["decisions"][:3]
+    held = decisions[3]
+    assert (held["step"], held["from_step"], held["to_step"]) == (6, 10, 14)
+    assert held["reason"].startswith("held")
+    assert [resumed.plan.alpha(step) for step in range(10)] == [first.plan.alpha(step) for step in range(10)]
+    assert [resumed.plan.alpha(step) for step in range(9, 14)] == [first.plan.alpha(9)] * 5
+    assert [decision["from_step"] for decision in decisions[4:]] == [14]
+    change = {"alpha_controller": "balance"}
+    other = run(tmp_path / "other", resume=str(tmp_path / "checkpoint-6"), **{**settings, **change})
+    assert type(other._adaptive.controller).__name__ == "Balance"
+    assert "improved" in other.results().order["decisions"][-1]["reason"]
+
+
 def test_hyperparameter_search_over_alpha(tmp_path: Path) -> None:
     trainer = NotingTrainer(
         None,
