@@ -74,7 +74,8 @@ def _begin(
     if processes > 1:
         import torch.distributed
 
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():  # or gloo's threads may abort a process that ends before the others
+            torch.distributed.destroy_process_group()
 
 
 def _free_port() -> int:
