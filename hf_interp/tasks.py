@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 from transformers import AutoConfig, DataCollatorWithPadding, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
@@ -75,7 +75,15 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
-def load_model(task: Task, name_or_path: str, label_names: Sequence[str] | None, **kwargs: Any) -> PreTrainedModel:
+class Loaded(NamedTuple):
+    """A pretrained model with a task's head."""
+
+    model: PreTrainedModel
+    new_names: list[str]
+    """Parameters that the checkpoint lacks, hence new: those of an untrained head."""
+
+
+def load_model(task: Task, name_or_path: str, label_names: Sequence[str] | None, **kwargs: Any) -> Loaded:
     """A pretrained model with the task's head; heads that the checkpoint lacks are new.
 
     Raises:
@@ -94,7 +102,9 @@ def load_model(task: Task, name_or_path: str, label_names: Sequence[str] | None,
             "label2id": {label: index for index, label in enumerate(label_names)},
         }
     try:
-        return getattr(transformers, task.model_class).from_pretrained(name_or_path, **kwargs)
+        model, found = getattr(transformers, task.model_class).from_pretrained(
+            name_or_path, output_loading_info=True, **kwargs
+        )
     except RuntimeError as error:
         if label_names is None or "mismatched" not in str(error):
             raise
@@ -102,3 +112,4 @@ def load_model(task: Task, name_or_path: str, label_names: Sequence[str] | None,
             f"The head of {name_or_path!r} does not fit the {len(label_names)} labels {list(label_names)}. List the "
             "labels that the model was trained with, in its order, or start from a model without a head."
         ) from error
+    return Loaded(model, sorted(found["missing_keys"]))

@@ -167,7 +167,7 @@ def build_trainer(
     if not torch.accelerator.is_available():
         args.dataloader_pin_memory = False  # there is nothing to pin for, and torch would warn at every loader
     set_seed(args.seed)
-    model = load_model(
+    model, _ = load_model(
         task,
         recipe.model_name_or_path,
         recipe.label_names if task.has_labels else None,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from transformers import AutoTokenizer, DataCollatorWithPadding
+from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding
 
 from hf_interp.tasks import TASKS, get_task, load_model
 
@@ -64,7 +64,8 @@ def test_the_collator_pads_to_the_longest(tiny_model_dir: Path) -> None:
 
 
 def test_a_model_learns_the_names_of_its_labels(tiny_model_dir: Path) -> None:
-    model = load_model(CLASSIFICATION, str(tiny_model_dir), ["negative", "positive"])
+    model, new_names = load_model(CLASSIFICATION, str(tiny_model_dir), ["negative", "positive"])
+    assert new_names == []
     assert type(model).__name__ == "BertForSequenceClassification"
     assert model.config.id2label == {0: "negative", 1: "positive"}
     assert model.config.label2id == {"negative": 0, "positive": 1}
@@ -72,7 +73,14 @@ def test_a_model_learns_the_names_of_its_labels(tiny_model_dir: Path) -> None:
 
 
 def test_a_model_without_names_keeps_its_own(tiny_model_dir: Path) -> None:
-    assert load_model(CLASSIFICATION, str(tiny_model_dir), None).config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert load_model(CLASSIFICATION, str(tiny_model_dir), None).model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+
+
+def test_a_head_that_the_checkpoint_lacks_is_named(tiny_model_dir: Path, tmp_path: Path) -> None:
+    AutoModel.from_pretrained(tiny_model_dir).save_pretrained(tmp_path)
+    loaded = load_model(CLASSIFICATION, str(tmp_path), ["a", "b", "c"])
+    assert loaded.new_names == ["classifier.bias", "classifier.weight"]
+    assert loaded.model.classifier.out_features == 3
 
 
 def test_a_head_for_another_number_of_labels_is_refused(tiny_model_dir: Path) -> None:
@@ -83,7 +91,7 @@ def test_a_head_for_another_number_of_labels_is_refused(tiny_model_dir: Path) ->
 
 
 def test_labels_in_another_order_than_the_heads_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
-    load_model(CLASSIFICATION, str(tiny_model_dir), ["negative", "positive"]).save_pretrained(tmp_path)
-    assert load_model(CLASSIFICATION, str(tmp_path), ["negative", "positive"]).config.id2label[1] == "positive"
+    load_model(CLASSIFICATION, str(tiny_model_dir), ["negative", "positive"]).model.save_pretrained(tmp_path)
+    assert load_model(CLASSIFICATION, str(tmp_path), ["negative", "positive"]).model.config.id2label[1] == "positive"
     with pytest.raises(ValueError, match=r"was trained, \['negative', 'positive'\], got \['positive', 'negative'\]"):
         load_model(CLASSIFICATION, str(tmp_path), ["positive", "negative"])
