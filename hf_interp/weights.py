@@ -1,0 +1,242 @@
+"""Interpolated weights M_α = α·M_θ + (1 − α)·M₀ (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903), in memory."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_interp.adapter_weights import interpolate_adapter, is_peft_model
+from hf_interp.alphas import Alpha, resolve_alpha
+from hf_interp.matching import InterpolationReport, match_names
+from hf_interp.tensors import (
+    ANEW,
+    Interpolated,
+    Tensors,
+    Weights,
+    decide_tensors,
+    named_tensors,
+    write_tensors,
+)
+
+
+def interpolate_weights(
+    base: Weights | None,
+    finetuned: Weights,
+    alpha: Alpha,
+    *,
+    into: nn.Module | None = None,
+    finetuned_only: Sequence[str] = (),
+    extrapolate: bool = False,
+    dtype: torch.dtype | None = None,
+    recalibrate: Iterable[Any] | None = None,
+) -> Interpolated:
+    """M_α = α·M_θ + (1 − α)·M₀.
+
+    What cannot be interpolated is not: integer and boolean buffers, tables and masks with infinities are copied from
+    M_θ; a new head and new rows of the vocabulary come from M_θ; tensors that M₀ alone has are dropped. The report
+    says so of each. Tied weights are interpolated once and stay tied.
+
+    Args:
+        base: M₀, a state dict or a model. `None` if `finetuned` is a `PeftModel`, whose M₀ is the model without the
+            adapter.
+        finetuned: M_θ, of the same kind. For a `PeftModel` see `hf_interp.adapter_weights`.
+        alpha: a number; a mapping from name patterns to numbers, of which the first that matches counts; or an
+            `AlphaByDepth`.
+        into: a model to write M_α into; it may be `base` or `finetuned` itself. By default a new one is made.
+        finetuned_only: patterns of names to take from M_θ whole, such as a head that M₀ was given at random.
+        extrapolate: allow α outside [0, 1].
+        dtype: type of the result's floating-point tensors; by default M_θ's.
+        recalibrate: batches (mappings of a model's inputs) on which the statistics of batch norms are measured anew.
+
+    Returns:
+        M_α with a report. A result of state dicts shares no storage with them.
+
+    Raises:
+        TypeError: if `alpha` is not a number, or M₀ and M_θ are of different kinds.
+        ValueError: for an α out of range, different architectures or shapes, packed quantised weights, NaN, or
+            statistics of batch norms without `recalibrate`.
+
+    >>> interpolate_weights({"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([1.0, 4.0])}, 0.5).result
+    {'w': tensor([0.5000, 3.0000])}
+    """
+    if is_peft_model(finetuned):
+        return interpolate_adapter(
+            base, finetuned, alpha, into=into, finetuned_only=finetuned_only, extrapolate=extrapolate
+        )
+    if base is None:
+        raise TypeError("`base` must be given: only for a `PeftModel` M₀ is the model without its adapter.")
+    if isinstance(base, nn.Module) != isinstance(finetuned, nn.Module):
+        raise TypeError(
+            f"`base` and `finetuned` must both be models or both be state dicts, got {type(base).__name__} and "
+            f"{type(finetuned).__name__}."
+        )
+    if into is None and isinstance(finetuned, nn.Module):
+        into = copy.deepcopy(finetuned)
+    if into is not None and dtype is not None:
+        into.to(dtype)
+    if recalibrate is not None and into is None:
+        raise ValueError("`recalibrate` needs a model to run, got state dicts. Give `into`.")
+    source, target = named_tensors(base), named_tensors(finetuned)
+    decisions = decide_tensors(
+        source,
+        target,
+        alpha,
+        finetuned_only=finetuned_only,
+        extrapolate=extrapolate,
+        keeps_statistics=recalibrate is not None,
+    )
+    if into is None:
+        places = {name: torch.empty_like(tensor, dtype=_cast(tensor, dtype)) for name, tensor in target.unique.items()}
+        result: Any = {name: places[target.first[name]] for name in target.first}
+    else:
+        places, result = _places(into, target), into
+    write_tensors(decisions, source.unique, target.unique, places)
+    report = InterpolationReport(decisions=decisions + target.ties(), notes=[])
+    if recalibrate is not None and into is not None and any(decision.reason == ANEW for decision in decisions):
+        report.notes.append(recalibrate_batch_norm(into, recalibrate))
+    return Interpolated(result, report)
+
+
+class LiveInterpolation:
+    """M_α in a live model, for any α and as often as asked: what a search over α needs.
+
+    Of M_θ one copy is kept on the CPU; M₀ is read where it is. Every α is computed from these two. As a context
+    manager it puts M_θ back at the end.
+
+    Args:
+        base: M₀, a model or a state dict; left as it is.
+        model: M_θ; its weights are overwritten.
+        finetuned_only: see `interpolate_weights`.
+        extrapolate: allow α outside [0, 1].
+
+    Raises:
+        ValueError: as `interpolate_weights` does.
+    """
+
+    def __init__(
+        self, base: Weights, model: nn.Module, *, finetuned_only: Sequence[str] = (), extrapolate: bool = False
+    ) -> None:
+        self.base, self.live = named_tensors(base), named_tensors(model)
+        self.extrapolate = extrapolate
+        self.finetuned = {
+            name: tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+            for name, tensor in self.live.unique.items()
+        }
+        # not at an end, where even the statistics of batch norms are defined
+        self.decisions = decide_tensors(self.base, self.live, 0.5, finetuned_only=finetuned_only)
+        self.names = [decision.name for decision in self.decisions if decision.action == "interpolated"]
+
+    @property
+    def report(self) -> InterpolationReport:
+        """What is interpolated at the present α, and what is not and why."""
+        return InterpolationReport(decisions=self.decisions + self.live.ties(), notes=[])
+
+    def set_alpha(self, alpha: Alpha) -> None:
+        """Bring the model to M_α; what is not interpolated stays as it is in M_θ."""
+        alphas = resolve_alpha(alpha, self.names, extrapolate=self.extrapolate)
+        self.decisions = [replace(decision, alpha=alphas.get(decision.name)) for decision in self.decisions]
+        interpolated = (decision for decision in self.decisions if decision.action == "interpolated")
+        write_tensors(interpolated, self.base.unique, self.finetuned, self.live.unique)
+
+    def restore(self) -> None:
+        """Bring the model back to M_θ, bit for bit."""
+        with torch.no_grad():
+            for name, tensor in self.live.unique.items():
+                tensor.copy_(self.finetuned[name])
+
+    def directions(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Δ = M_θ − M₀ of every interpolated tensor by name, in float32, one at a time, where the model is."""
+        for decision in self.decisions:
+            if decision.action == "interpolated" and decision.base_name is not None:
+                place = self.live.unique[decision.name]
+                full = torch.zeros(place.shape, dtype=torch.float32, device=place.device)
+                theirs, mine = self.base.unique[decision.base_name], self.finetuned[decision.name]
+                axis = decision.vocabulary_axis
+                if axis is None:
+                    full.copy_(mine).sub_(theirs.to(place.device, torch.float32))
+                else:
+                    rows = min(theirs.shape[axis], mine.shape[axis])
+                    part = full.narrow(axis, 0, rows)
+                    part.copy_(mine.narrow(axis, 0, rows))
+                    part.sub_(theirs.narrow(axis, 0, rows).to(place.device, torch.float32))
+                yield decision.name, full
+
+    def __enter__(self) -> "LiveInterpolation":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
+
+
+def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> str:
+    """Measure the statistics of a model's batch norms anew, as plain means over batches; returns what was done.
+
+    Interpolated statistics are not those of the interpolated weights (REPAIR, Jordan et al. 2023, arXiv 2211.08403).
+
+    Args:
+        model: left in the modes it was in.
+        batches: mappings of the model's inputs, or what it takes as its one input; moved to the model's device.
+
+    Raises:
+        ValueError: if there are no batches, or no batch norms.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    if not norms:
+        raise ValueError("`recalibrate` needs a model with batch norms, got one without. Leave it out.")
+    momenta = [norm.momentum for norm in norms]
+    device = next(model.parameters()).device
+    count = 0
+    with _training_only(model, norms), torch.no_grad():
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over batches
+        for batch in batches:
+            if isinstance(batch, Mapping):
+                model(**{key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)})
+            else:
+                model(batch.to(device))
+            count += 1
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    if not count:
+        raise ValueError("`recalibrate` must hold at least one batch, got none.")
+    return f"statistics of {len(norms)} batch norms measured on {count} batches"
+
+
+@contextmanager
+def _training_only(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Evaluation mode for all of a model but some modules; modes are put back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    for module in modules:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _places(into: nn.Module, finetuned: Tensors) -> dict[str, torch.Tensor]:
+    """The tensors of a model to be written, by M_θ's names."""
+    live = named_tensors(into)
+    names = match_names(live.first, finetuned.first)
+    places = {}
+    for name, tensor in finetuned.unique.items():
+        place = live.unique[live.first[names[name]]] if name in names else None
+        if place is None or place.shape != tensor.shape:
+            found = "nothing" if place is None else str(tuple(place.shape))
+            raise ValueError(
+                f"`into` must have the tensors of M_θ, but has {found} for {name!r} {tuple(tensor.shape)}."
+            )
+        places[name] = place
+    return places
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
