@@ -23,6 +23,7 @@ LAYERS = (
     "verify",
     "console",
     "objectives",
+    "divergence",
     "alphas",
     "matching",
     "tensors",
