@@ -123,6 +123,7 @@ def decide_tensors(
         if decision.action == "interpolated" and decision.base_name is not None
         else decision
         for decision in decisions
+        if decision.action != "dropped" or decision.name not in names.values()  # else its twin stands for it
     ]
 
 

@@ -43,7 +43,7 @@ def interpolate_weights(
     Args:
         base: M₀, a state dict or a model. `None` if `finetuned` is a `PeftModel`, whose M₀ is the model without the
             adapter.
-        finetuned: M_θ, of the same kind. For a `PeftModel` see `hf_interp.adapter_weights`.
+        finetuned: M_θ, a state dict or a model. For a `PeftModel` see `hf_interp.adapter_weights`.
         alpha: a number; a mapping from name patterns to numbers, of which the first that matches counts; or an
             `AlphaByDepth`.
         into: a model to write M_α into; it may be `base` or `finetuned` itself. By default a new one is made.
@@ -53,10 +53,10 @@ def interpolate_weights(
         recalibrate: batches (mappings of a model's inputs) on which the statistics of batch norms are measured anew.
 
     Returns:
-        M_α with a report. A result of state dicts shares no storage with them.
+        M_α, of M_θ's kind and sharing no storage with it, and a report.
 
     Raises:
-        TypeError: if `alpha` is not a number, or M₀ and M_θ are of different kinds.
+        TypeError: if `alpha` is not a number, or `base` is missing.
         ValueError: for an α out of range, different architectures or shapes, packed quantised weights, NaN, or
             statistics of batch norms without `recalibrate`.
 
@@ -69,11 +69,6 @@ def interpolate_weights(
         )
     if base is None:
         raise TypeError("`base` must be given: only for a `PeftModel` M₀ is the model without its adapter.")
-    if isinstance(base, nn.Module) != isinstance(finetuned, nn.Module):
-        raise TypeError(
-            f"`base` and `finetuned` must both be models or both be state dicts, got {type(base).__name__} and "
-            f"{type(finetuned).__name__}."
-        )
     if into is None and isinstance(finetuned, nn.Module):
         into = copy.deepcopy(finetuned)
     if into is not None and dtype is not None:
