@@ -26,10 +26,11 @@ from hf_interp.config import InterpolationConfig, Recipe, load_recipe, parse_rec
 from hf_interp.console import format_table, run_command
 from hf_interp.corpora import Corpus, check_columns, load_corpus
 from hf_interp.plan import MixturePlan
+from hf_interp.planning import plan_mixture
 from hf_interp.plots import plot_run
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
 from hf_interp.tasks import Task, get_task, load_model
-from hf_interp.trainer import InterpolationTrainer, plan_mixture
+from hf_interp.trainer import InterpolationTrainer
 
 PLOT_NAME = "run.png"
 

@@ -1,9 +1,8 @@
 """`InterpolationTrainer`: `transformers.Trainer` with a mixture whose share of domain examples follows α."""
 
-import copy
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ import datasets
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -29,12 +27,9 @@ from hf_interp.checkpoints import (
     PREFIX_CHECKPOINT_DIR,
     STATE_NAME,
     break_up,
-    find_checkpoint,
-    find_fault,
     rank_file,
     read_mixture,
 )
-from hf_interp.config import InterpolationConfig
 from hf_interp.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.corpora import Corpus, as_corpora, check_columns, check_labels, is_mixture, with_dataset
 from hf_interp.dataset import (
@@ -52,9 +47,11 @@ from hf_interp.files import read_json, write_json
 from hf_interp.ledger import continue_plan
 from hf_interp.objectives import IGNORE_INDEX, is_plain_mean, per_example_loss
 from hf_interp.plan import MixturePlan
+from hf_interp.planning import make_controller, plan_mixture, update_steps_and_lag
 from hf_interp.readers import stream_warnings
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
-from hf_interp.schedules import AlphaSchedule, get_alpha_schedule
+from hf_interp.resuming import choose_checkpoint, explained_writing, read_rank_states
+from hf_interp.schedules import AlphaSchedule
 from hf_interp.shares import SIDES
 from hf_interp.tally import Tally
 
@@ -68,9 +65,6 @@ PLAIN_COLLATORS = (
     DefaultDataCollator,
 )
 """Collators of the host's that draw no random numbers."""
-
-TORCH_WRITES = ("inline_container", "Parent directory")
-"""What the `RuntimeError` says by which torch tells that it could not write a file."""
 
 # For type checkers alone: the host's attributes are there whichever trainer stands behind the mixin.
 if TYPE_CHECKING:
@@ -302,26 +296,13 @@ class InterpolationMixin(_Host):
                 "eval_metrics": self._eval_metrics,
                 "controller": self._adaptive.state_dict() if self._adaptive is not None else None,
             }
-        try:
+        with explained_writing(folder, weights_only=self.args.save_only_model):
             if self.args.should_save:
                 break_up(folder)  # what stands under this name from an earlier life of the run
             self.accelerator.wait_for_everyone()
             write_json(rank_file(folder, self.args.process_index), self._rank_state())
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, RuntimeError) and not any(text in str(error) for text in TORCH_WRITES):
-                raise  # a loader worker or another process has died meanwhile
-            if find_fault(folder, weights_only=self.args.save_only_model) is None:
-                raise  # it has been written; what failed came after, such as a push to the Hub
-            last = find_checkpoint(folder.parent, weights_only=self.args.save_only_model).path
-            remedy = (
-                f"The last whole checkpoint is {str(last)!r}; resume from it with `resume_from_checkpoint=True` once "
-                "there is room and permission to write."
-                if last is not None
-                else "There is no earlier checkpoint."
-            )
-            raise OSError(f"The checkpoint {str(folder)!r} could not be written: {error}. {remedy}") from error
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The host's; the state of the trainer, which is written next, is to be the last file of all processes."""
@@ -341,35 +322,15 @@ class InterpolationMixin(_Host):
         self._batch_corpus = None
 
     def _choose_checkpoint(self, resume_from_checkpoint: str | bool | None) -> Path | None:
-        """The checkpoint to resume from: the same on all processes, and whole."""
-        if not resume_from_checkpoint:
-            return None
-        if resume_from_checkpoint is not True:
-            fault = find_fault(resume_from_checkpoint, weights_only=True)
-            if fault is not None:
-                beside = Path(resume_from_checkpoint).parent
-                last = find_checkpoint(beside, weights_only=self.args.save_only_model).path
-                raise ValueError(
-                    f"The checkpoint {str(resume_from_checkpoint)!r} cannot be resumed: {fault}. "
-                    + (
-                        f"The last whole one beside it is {str(last)!r}."
-                        if last
-                        else "There is no whole one beside it."
-                    )
-                )
-            return Path(resume_from_checkpoint)
-        folder = self.args.output_dir or "."
-        found: list[Any] = [None]
-        if self.is_world_process_zero():
-            found = [find_checkpoint(folder, weights_only=self.args.save_only_model)]
-        broadcast_object_list(found)
-        path, skipped = found[0]
-        if path is None:
-            faults = f" There are only parts of some: {', '.join(skipped)}." if skipped else ""
-            raise ValueError(f"No valid checkpoint found in output directory ({folder}).{faults} Start a new run.")
-        if skipped:
+        path, skipped = choose_checkpoint(
+            resume_from_checkpoint,
+            self.args.output_dir or ".",
+            weights_only=self.args.save_only_model,
+            is_main_process=self.is_world_process_zero(),
+        )
+        if path is not None and skipped:
             self._warn(f"Passed over what is not a whole checkpoint: {', '.join(skipped)}. Going on from {path.name}.")
-        return Path(path)
+        return path
 
     def _load_rank_state(self, split: Split) -> dict[str, Any] | None:
         """Take up this process' sums; the states of its streams are returned."""
@@ -385,11 +346,12 @@ class InterpolationMixin(_Host):
                 "length."
             )
         self._eval_metrics = dict(self._saved.get("eval_metrics", {}))
-        if before["processes"] == now["processes"]:
-            ranks: Sequence[int] = [self.args.process_index]
-        else:  # sums may be anybody's
-            ranks = range(before["processes"]) if self.args.process_index == 0 else []
-        states = [read_json(rank_file(self._checkpoint, rank)) for rank in ranks]
+        states = read_rank_states(
+            self._checkpoint,
+            num_before=before["processes"],
+            num_processes=now["processes"],
+            process_index=self.args.process_index,
+        )
         self._tally.load_state_dicts([state["tally"] for state in states])
         self._streams = {reader: place for state in states for reader, place in state["streams"].items()}
         return self._streams
@@ -497,7 +459,7 @@ class InterpolationMixin(_Host):
         args: TrainingArguments = self.args
         self._check_loader_arguments()
         batch_size = self.get_total_train_batch_size(args)
-        controller = self._make_controller()
+        controller = make_controller(args, self._alpha_controller, num_workers=self._split().num_workers)
         if self._given_plan is None:
             plan = plan_mixture(
                 self.corpora or [],
@@ -523,7 +485,7 @@ class InterpolationMixin(_Host):
         self.plan = plan
         self._adaptive = None
         if controller is not None and plan.is_adaptive:
-            self._adaptive = AdaptiveAlpha(plan, controller, *_update_steps_and_lag(args))
+            self._adaptive = AdaptiveAlpha(plan, controller, *update_steps_and_lag(args))
             if self._saved is not None and self._saved.get("controller"):
                 self._adaptive.load_state_dict(self._saved["controller"], self._saved["global_step"])
         self.train_dataset = SlotDataset(plan, self.corpora or [])
@@ -539,26 +501,6 @@ class InterpolationMixin(_Host):
                 "read stays read; every corpus goes on inside its pass."
             )
         return plan
-
-    def _make_controller(self) -> AlphaController | None:
-        """A new controller for a new run, checked against what the loader fetches ahead."""
-        args = self.args
-        controller = copy.deepcopy(self._alpha_controller)
-        if controller is None and isinstance(args, InterpolationConfig):
-            controller = args.build_alpha_controller()
-        if controller is None:
-            return None
-        workers = self._split().num_workers
-        ahead = workers * (args.dataloader_prefetch_factor or 2)
-        needed = ahead // args.gradient_accumulation_steps + 1
-        _, lag = _update_steps_and_lag(args)
-        if lag < needed:
-            raise ValueError(
-                f"`alpha_update_lag` must be at least {needed}, got {lag}: {workers} loader workers fetch {ahead} "
-                "batches ahead, whose α must be fixed. Raise it, or use fewer workers or a smaller "
-                "`dataloader_prefetch_factor`."
-            )
-        return controller
 
     def _check_loader_arguments(self) -> None:
         args: TrainingArguments = self.args
@@ -618,54 +560,6 @@ class InterpolationMixin(_Host):
             scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             self._head_takes_mean = is_plain_mean(loss / scale, outputs, labels, float(share))
         return loss * share if self._head_takes_mean else loss
-
-
-def plan_mixture(
-    corpora: Sequence[Corpus],
-    args: TrainingArguments,
-    *,
-    batch_size: int,
-    alpha_schedule: AlphaSchedule | None = None,
-    is_adaptive: bool = False,
-) -> MixturePlan:
-    """The plan of a run.
-
-    Args:
-        corpora: what is mixed.
-        args: `max_steps`, the seed of the data and, in an `InterpolationConfig`, the schedule; with plain
-            `TrainingArguments` α goes linearly from 0 to 1.
-        batch_size: the global batch.
-        alpha_schedule: a schedule that wins over that of `args`.
-        is_adaptive: leave α open where a controller will decide it.
-
-    Raises:
-        ValueError: if `max_steps` is not set, or the mixture cannot be planned.
-    """
-    if args.max_steps <= 0:
-        raise ValueError(
-            "A mixture needs `max_steps`, because α is a function of step / (max_steps - 1); got "
-            f"{args.max_steps}. Set it to (number of examples to train on) / (global batch size)."
-        )
-    if alpha_schedule is None:
-        of_args = isinstance(args, InterpolationConfig)
-        alpha_schedule = args.build_alpha_schedule() if of_args else get_alpha_schedule("linear")
-    unit = args.mixture_unit if isinstance(args, InterpolationConfig) else "examples"
-    return MixturePlan(
-        [corpus.planned(unit) for corpus in corpora],
-        alpha_schedule=alpha_schedule,
-        batch_size=batch_size,
-        max_steps=args.max_steps,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-        unit=unit,
-        num_committed=sum(_update_steps_and_lag(args)) if is_adaptive else None,
-    )
-
-
-def _update_steps_and_lag(args: TrainingArguments) -> tuple[int, int]:
-    """Steps between decisions on α, and from a decision until it is in force."""
-    if isinstance(args, InterpolationConfig):
-        return args.alpha_update_steps, args.alpha_update_lag
-    return InterpolationConfig.alpha_update_steps, InterpolationConfig.alpha_update_lag
 
 
 class InterpolationTrainer(InterpolationMixin, Trainer):
