@@ -5,6 +5,7 @@ every key is also a command-line flag, with dots to reach inside: `--learning_ra
 """
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -12,14 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import EnumMeta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from hf_interp.choices import AlphaSearch
 from hf_interp.controllers import AlphaController, get_controller
+from hf_interp.divergence import DIRECTIONS, Direction
 from hf_interp.schedules import AlphaSchedule, did_you_mean, get_alpha_schedule
 from hf_interp.shares import SIDES, UNITS, Side, Unit
+
+ANCHORS = ("distill", "l2sp")
+AnchoredExamples = Literal["all", "general"]
 
 
 @dataclass
@@ -29,6 +35,9 @@ class InterpolationConfig(TrainingArguments):
     α(step) is the share of domain examples in the global batch of a step. It is held at `alpha_start` for
     `alpha_initial_steps`, moves to `alpha_end`, and is held there for `alpha_target_steps`. The settings take effect
     when the trainer's `train_dataset` is a mixture; `max_steps` must then be set.
+
+    An `anchor` ties the model to the pretrained M₀ with the weight (1 − α)·`anchor_strength`, over a mixture or an
+    ordinary dataset (see `hf_interp.anchors`).
 
     Args:
         alpha_schedule_type (`str`, *optional*, defaults to `"linear"`): constant, linear, exponential, cosine, sigmoid,
@@ -46,9 +55,26 @@ class InterpolationConfig(TrainingArguments):
         alpha_update_lag (`int`, *optional*, defaults to 10): steps from a decision until it is in force. It must exceed
             `dataloader_num_workers * dataloader_prefetch_factor / gradient_accumulation_steps`, which are on their way.
         log_corpus_loss (`bool`, *optional*, defaults to `True`): log the training loss of every corpus.
+        anchor (`str`, *optional*): "distill" adds the divergence from M₀'s predictions to the loss; "l2sp" pulls the
+            weights towards M₀'s after every optimizer step.
+        anchor_strength (`float`, *optional*, defaults to 1.0): weight of the anchor at α = 0. For l2sp it is γ: a step
+            at learning rate η moves the weights by the share ηγ / (1 + ηγ) of their way to M₀.
+        anchor_temperature (`float`, *optional*, defaults to 1.0): T by which distill divides the logits of both models;
+            the divergence is multiplied by T².
+        anchor_direction (`str`, *optional*, defaults to `"forward"`): of distill: "forward" is KL(M₀‖M_θ), "reverse" is
+            KL(M_θ‖M₀).
+        anchor_on (`str`, *optional*, defaults to `"all"`): the examples that distill looks at: "all", or those of
+            "general" corpora.
+        anchor_alpha_schedule (`dict`, *optional*): α of the anchor where it is not to be the data's: a schedule's name
+            or a mapping with its `type` and arguments, such as `{"type": "cosine", "end": 0.5}`. Without a mixture α
+            is otherwise what the fields above describe, over the steps of the run.
+        anchor_exclude (`list[str]`, *optional*): names of parameters that l2sp leaves alone, such as those of a new
+            head; `*` stands for any text.
+        log_loss_gap (`bool`, *optional*, defaults to `False`): log by how much the loss exceeds M₀'s, which costs a
+            forward pass of M₀.
 
     Raises:
-        ValueError: for an unknown schedule or argument, or an α or a phase out of range.
+        ValueError: for an unknown schedule, argument or anchor, or a value out of range.
     """
 
     alpha_schedule_type: str = field(
@@ -82,6 +108,29 @@ class InterpolationConfig(TrainingArguments):
     )
     alpha_update_lag: int = field(default=10, metadata={"help": "Steps from a decision until it is in force."})
     log_corpus_loss: bool = field(default=True, metadata={"help": "Log the training loss of every corpus."})
+    # What ties the model to M₀
+    anchor: str | None = field(
+        default=None,
+        metadata={"help": "What ties the model to M₀: distill (its predictions) or l2sp (its weights)."},
+    )
+    anchor_strength: float = field(default=1.0, metadata={"help": "Weight of the anchor at α = 0."})
+    anchor_temperature: float = field(default=1.0, metadata={"help": "Temperature of distill."})
+    anchor_direction: Direction = field(
+        default="forward", metadata={"help": "Of distill: forward is KL(M₀‖M_θ), reverse is KL(M_θ‖M₀)."}
+    )
+    anchor_on: AnchoredExamples = field(
+        default="all", metadata={"help": "Examples that distill looks at: all, or those of general corpora."}
+    )
+    anchor_alpha_schedule: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'α of the anchor, if not the data\'s: a schedule such as {"type": "cosine", "end": 0.5}.'},
+    )
+    anchor_exclude: list[str] | None = field(
+        default=None, metadata={"help": "Names of parameters that l2sp leaves alone; * stands for any text."}
+    )
+    log_loss_gap: bool = field(
+        default=False, metadata={"help": "Log by how much the loss exceeds M₀'s; costs a forward pass of M₀."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,6 +147,46 @@ class InterpolationConfig(TrainingArguments):
             raise ValueError(f"`mixture_unit` must be 'examples' or 'tokens', got {self.mixture_unit!r}.")
         self.build_alpha_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
         self.build_alpha_controller()
+        self._check_anchor()
+
+    def _check_anchor(self) -> None:
+        if self.anchor is not None and self.anchor not in ANCHORS:
+            raise ValueError(
+                f"`anchor` must be one of {', '.join(ANCHORS)}, got {self.anchor!r}."
+                + did_you_mean(str(self.anchor), ANCHORS)
+            )
+        for name, options in (("anchor_direction", DIRECTIONS), ("anchor_on", get_args(AnchoredExamples))):
+            if getattr(self, name) not in options:
+                raise ValueError(f"`{name}` must be {' or '.join(map(repr, options))}, got {getattr(self, name)!r}.")
+        if not 0 <= self.anchor_strength < math.inf:
+            raise ValueError(f"`anchor_strength` must be a finite number of at least 0, got {self.anchor_strength}.")
+        if not 0 < self.anchor_temperature < math.inf:
+            raise ValueError(f"`anchor_temperature` must be a finite number above 0, got {self.anchor_temperature}.")
+        if isinstance(self.anchor_alpha_schedule, str):
+            self.anchor_alpha_schedule = _parse_schedule("anchor_alpha_schedule", self.anchor_alpha_schedule)
+        self.anchor_alpha_schedule = _with_numbers(self.anchor_alpha_schedule)
+        if isinstance(self.anchor_exclude, str):
+            self.anchor_exclude = [self.anchor_exclude]
+        for entry in dataclasses.fields(self):
+            kinds = _ANCHORS_OF.get(entry.name, ())
+            if kinds and self.anchor not in kinds and getattr(self, entry.name) != entry.default:
+                raise ValueError(
+                    f"`{entry.name}` ({getattr(self, entry.name)}) needs `anchor` to be {' or '.join(kinds)}, got "
+                    f"{self.anchor!r}."
+                )
+        self.build_anchor_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
+
+    def build_anchor_schedule(self, max_steps: int) -> AlphaSchedule | None:
+        """The anchor's own schedule of α for a run of `max_steps`; `None` if it follows the data's."""
+        if self.anchor_alpha_schedule is None:
+            return None
+        kwargs: dict[str, Any] = dict(self.anchor_alpha_schedule)  # type: ignore[arg-type]
+        if "type" not in kwargs or "max_steps" in kwargs or "alpha_schedule_type" in kwargs:
+            raise ValueError(
+                "`anchor_alpha_schedule` must hold the `type` of a schedule and its arguments, such as "
+                f"{{type: cosine, end: 0.5}}, got {self.anchor_alpha_schedule}."
+            )
+        return get_alpha_schedule(str(kwargs.pop("type")), max_steps=max_steps, **kwargs)
 
     def build_alpha_controller(self) -> AlphaController | None:
         """The controller that the fields describe; `None` without one."""
@@ -137,6 +226,16 @@ _FIELD_OF = {
     "target_steps": "alpha_target_steps",
 }
 """Arguments of `get_alpha_schedule` that have fields of their own."""
+
+_ANCHORS_OF = {
+    "anchor_strength": ANCHORS,
+    "anchor_alpha_schedule": ANCHORS,
+    "anchor_temperature": ("distill",),
+    "anchor_direction": ("distill",),
+    "anchor_on": ("distill",),
+    "anchor_exclude": ("l2sp",),
+}
+"""Fields that only some anchors look at."""
 
 
 @dataclass(kw_only=True)
@@ -185,6 +284,9 @@ class Recipe:
         model_name_or_path: the pretrained model M₀, on the Hub or in a folder.
         corpora: training corpora by name.
         eval_corpora: evaluation sets by name; metrics are called `eval_<name>_<metric>`.
+        validation_corpora: sets by name on which the α of the weights is chosen; without them `eval_corpora` are.
+        alpha_search: search for the α of the interpolated weights after training: `true`, or settings (see
+            `hf_interp.choices.AlphaSearch`).
         task: an entry of `hf_interp.tasks.TASKS`.
         label_names: the labels of the task, in the order of their ids.
         max_length: inputs are cut to this many tokens.
@@ -196,6 +298,8 @@ class Recipe:
     model_name_or_path: str
     corpora: dict[str, CorpusConfig]
     eval_corpora: dict[str, CorpusConfig] = field(default_factory=dict)
+    validation_corpora: dict[str, CorpusConfig] = field(default_factory=dict)
+    alpha_search: AlphaSearch | None = None
     task: str = "sequence-classification"
     label_names: list[str] | None = None
     max_length: int = 128
@@ -223,6 +327,15 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
         raise ValueError(f"Recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"Recipe {str(path)!r} must be a mapping of fields, got {_kind(recipe)}.")
+    return lay_flags(recipe, flags)
+
+
+def lay_flags(recipe: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
+    """Lay command-line flags over a recipe, in place.
+
+    Raises:
+        ValueError: if a flag cannot be read.
+    """
     for key, value in read_flags(flags):
         _set(recipe, key, value)
     return recipe
@@ -241,9 +354,11 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
             raise ValueError(f"Unknown field {key!r} in the recipe." + did_you_mean(key, known))
     training = {key: value for key, value in recipe.items() if key not in recipe_fields}
     own = {key: value for key, value in recipe.items() if key in recipe_fields and value is not None}
-    for group in ("corpora", "eval_corpora"):
+    for group in ("corpora", "eval_corpora", "validation_corpora"):
         if group in own:
             own[group] = _corpora(group, own[group])
+    if "alpha_search" in own:
+        own["alpha_search"] = _alpha_search(own["alpha_search"])
     parsed: Recipe = _build(Recipe, own, "the recipe")
     if not parsed.corpora:
         raise ValueError("`corpora` must name at least one corpus, got none.")
@@ -314,6 +429,14 @@ def _corpora(group: str, entries: Any) -> dict[str, CorpusConfig]:
     return corpora
 
 
+def _alpha_search(settings: Any) -> AlphaSearch | None:
+    if isinstance(settings, bool):
+        return AlphaSearch() if settings else None
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"`alpha_search` must be true or a mapping of settings, got {settings!r}.")
+    return _build(AlphaSearch, settings, "`alpha_search`")
+
+
 def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
     names = _field_names(cls)
     for key in values:
@@ -374,6 +497,11 @@ def _parse_mapping(name: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"`{name}` must be a mapping such as {{rate: 3.0}}, got {text!r}.")
     return value
+
+
+def _parse_schedule(name: str, text: str) -> dict[str, Any]:
+    """A mapping, or the bare name of a schedule."""
+    return {"type": text} if text.isidentifier() else _parse_mapping(name, text)
 
 
 def _with_numbers(value: Any) -> Any:

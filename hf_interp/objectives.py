@@ -7,6 +7,9 @@ from torch import nn
 
 IGNORE_INDEX = -100
 
+SHIFTING_HEADS = ("BertLMHeadModel", "CTRLLMHeadModel", "GPT2LMHeadModel", "OpenAIGPTLMHeadModel")
+"""Causal language models of the host's whose names do not tell its trainer that they shift the labels."""
+
 
 def per_example_loss(outputs: Any, labels: torch.Tensor, *, shift_labels: bool) -> torch.Tensor | None:
     """The loss of each example of a batch, for reports; the model's own loss is what is trained.

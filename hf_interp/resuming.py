@@ -8,7 +8,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from hf_interp.checkpoints import Found, find_checkpoint, find_fault, rank_file
+from hf_interp.checkpoints import Found, find_checkpoint, find_fault, rank_file, read_mixture
 from hf_interp.files import read_json
 
 TORCH_WRITES = ("inline_container", "Parent directory")
@@ -49,17 +49,14 @@ def choose_checkpoint(
     return Found(Path(path), skipped)
 
 
-def read_rank_states(
-    checkpoint: Path, *, num_before: int, num_processes: int, process_index: int
-) -> list[dict[str, Any]]:
+def read_rank_states(checkpoint: Path, *, num_processes: int, process_index: int) -> list[dict[str, Any]]:
     """What the processes of the saved run have left for this one.
 
-    Args:
-        checkpoint: the folder.
-        num_before: how many processes wrote it. If there are as many now, each takes up its own state; else the first
-            takes up all, which is right for sums.
-        num_processes, process_index: of the run that goes on.
+    If there are as many now, each takes up its own state; else the first takes up all, which is right for sums. From a
+    checkpoint that another trainer has written, there is none.
     """
+    left = read_mixture(checkpoint) or read_json(rank_file(checkpoint, 0)) or {}
+    num_before = left.get("num_processes", 0)
     if num_before == num_processes:
         ranks: Sequence[int] = [process_index]
     else:

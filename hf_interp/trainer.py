@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from transformers import (
     default_data_collator,
 )
 
+from hf_interp.anchors import Anchor, check_anchor
 from hf_interp.callbacks import AlphaCallback, ControllerCallback
 from hf_interp.checkpoints import (
     PREFIX_CHECKPOINT_DIR,
@@ -30,6 +31,7 @@ from hf_interp.checkpoints import (
     rank_file,
     read_mixture,
 )
+from hf_interp.config import InterpolationConfig
 from hf_interp.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.corpora import Corpus, as_corpora, check_columns, check_labels, is_mixture, with_dataset
 from hf_interp.dataset import (
@@ -45,10 +47,11 @@ from hf_interp.dataset import (
 )
 from hf_interp.files import read_json, write_json
 from hf_interp.ledger import continue_plan
-from hf_interp.objectives import IGNORE_INDEX, is_plain_mean, per_example_loss
+from hf_interp.objectives import IGNORE_INDEX, SHIFTING_HEADS, is_plain_mean, per_example_loss
 from hf_interp.plan import MixturePlan
 from hf_interp.planning import make_controller, plan_mixture, update_steps_and_lag
 from hf_interp.readers import stream_warnings
+from hf_interp.reference import base_of
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
 from hf_interp.resuming import choose_checkpoint, explained_writing, read_rank_states
 from hf_interp.schedules import AlphaSchedule
@@ -87,6 +90,9 @@ class InterpolationMixin(_Host):
             they are an [`InterpolationConfig`], and linear from 0 to 1 if they are plain `TrainingArguments`.
         alpha_controller (`AlphaController`, *optional*): lets α answer to training (see `hf_interp.controllers`). By
             default what `args.alpha_controller` names.
+        ref_model (`nn.Module`, *optional*): the pretrained model M₀ for `args.anchor` and `args.log_loss_gap`; it is
+            frozen. By default it is the model as given here, or as `model_init` gives it when training begins: a
+            frozen copy, or a `PeftModel` with its adapters off. A checkpoint that is resumed does not change it.
 
     Attributes:
         plan (`MixturePlan` or `None`): what is read at which step; `None` without a mixture.
@@ -94,7 +100,8 @@ class InterpolationMixin(_Host):
 
     Raises:
         ValueError: when constructed, if the mixture cannot be planned: no `max_steps`, an empty corpus, differing
-            columns or labels, shares that do not sum to 1, an α outside [0, 1] at any step.
+            columns or labels, shares that do not sum to 1, an α outside [0, 1] at any step; or if the anchor cannot
+            work with the model or the way it is distributed.
     """
 
     train_dataset: Any
@@ -105,6 +112,7 @@ class InterpolationMixin(_Host):
     _checkpoint: Path | None = None
     _saved: dict[str, Any] | None = None
     _adaptive: AdaptiveAlpha | None = None
+    _anchor: Anchor | None = None
     _batch_corpus: torch.Tensor | None = None
     _is_first_of_replica: bool = True
     _tally: Tally
@@ -114,6 +122,7 @@ class InterpolationMixin(_Host):
         *args: Any,
         alpha_schedule: AlphaSchedule | None = None,
         alpha_controller: AlphaController | None = None,
+        ref_model: torch.nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -123,7 +132,14 @@ class InterpolationMixin(_Host):
         self._given_plan: MixturePlan | None = None
         if isinstance(self.train_dataset, InterpolatedDataset):
             self._given_plan, self.train_dataset = self.train_dataset.plan, self.train_dataset.corpora
-        if not is_mixture(self.train_dataset):
+        has_mixture = is_mixture(self.train_dataset)
+        self._set_anchor(ref_model, has_mixture)
+        if has_mixture or self._anchor is not None:
+            # Else the host counts a label too many in each sequence, and we look at the wrong positions.
+            self._loss_shifts_labels |= type(base_of(self.model)).__name__ in SHIFTING_HEADS
+        if not has_mixture:
+            if self._anchor is not None:
+                alpha_schedule = None  # the anchor has use for it
             for name, value in (("alpha_schedule", alpha_schedule), ("alpha_controller", alpha_controller)):
                 if value is not None:
                     raise ValueError(f"`{name}` needs a mixture as `train_dataset`, got an ordinary dataset.")
@@ -145,7 +161,10 @@ class InterpolationMixin(_Host):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The host's loader, or one over the slots of the plan that belong to this process."""
+        if self._anchor is not None:
+            self._anchor.clear()
         if self.corpora is None:
+            self._load_anchor(self._rank_states())
             return super().get_train_dataloader()
         # Anew: a hyper-parameter search may have changed the plan, or a smaller batch, for which the host starts over.
         self._start_afresh()
@@ -199,25 +218,49 @@ class InterpolationMixin(_Host):
     ) -> Any:
         """The host's loss; on the way, what each corpus contributes to it is noted."""
         corpus, self._batch_corpus = self._batch_corpus, None
-        if corpus is None:
+        anchor = self._anchor if model.training else None
+        if corpus is None and anchor is None:
             if self.corpora is not None and not model.training and self.compute_loss_func is None:
                 # Each evaluation batch stands for itself. Told of the items of all processes, the host multiplies by
                 # the number of processes, also where the model has not divided by that of the items.
                 num_items_in_batch = None
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.get("labels")
-        num_items_in_batch = self._settle_loss_scale(labels, num_items_in_batch)
+        targets, shift_labels = inputs.get("shift_labels"), False
+        if targets is None:
+            targets, shift_labels = labels, self._loss_shifts_labels
+        if self._settles_loss_scale:
+            num_items_in_batch = self._settle_loss_scale(labels, num_items_in_batch)
+        is_general = None if corpus is None else self._is_general(corpus)
+        step, ref_logits = self.state.global_step, None
+        if anchor is not None:
+            ref_logits = anchor.predict(self.model, inputs, is_general, step, self.accelerator.autocast())
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        loss = self._share_of_batch(loss, outputs, labels, num_items_in_batch)
-        if self._needs_corpus_loss and labels is not None:
+        if self._settles_loss_scale:
+            loss = self._share_of_batch(loss, outputs, labels, num_items_in_batch)
+        if corpus is not None and self._needs_corpus_loss and labels is not None:
             losses = per_example_loss(outputs, labels, shift_labels=self._loss_shifts_labels)
             if losses is not None and losses.shape == corpus.shape:
                 self._tally.add_losses(corpus, losses.detach(), for_decision=self._adaptive is not None)
+        if anchor is not None and ref_logits is not None:
+            assert targets is not None
+            loss = anchor.tie(
+                loss,
+                outputs,
+                ref_logits,
+                targets,
+                shift_labels=shift_labels,
+                is_general=is_general,
+                num_items=None if num_items_in_batch is None else num_items_in_batch / self._loss_factor,
+                step=step,
+            )
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The host's log; training logs gain α, realised shares, passes and the loss of every corpus."""
         is_training_log = self.corpora is not None and "loss" in logs
+        if self._anchor is not None and "loss" in logs:
+            logs.update(self._anchor.take_log(self.state.global_step - 1, self._sum_over_processes))
         if is_training_log:
             callback = self._alpha_callback()
             if callback is not None:
@@ -242,23 +285,33 @@ class InterpolationMixin(_Host):
         Raises:
             ValueError: if the checkpoint is not whole, or the mixture cannot go on from it.
         """
-        if self.corpora is None:
+        if self.corpora is None and self._anchor is None:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._checkpoint = self._choose_checkpoint(resume_from_checkpoint)
-        if self._checkpoint is not None:
-            step = read_json(self._checkpoint / STATE_NAME)["global_step"]
-            self._saved = read_mixture(self._checkpoint) or {"global_step": step}
-        skips, self.args.ignore_data_skip = self.args.ignore_data_skip, True  # our loader begins at the right place
+        skips = self.args.ignore_data_skip
+        if self.corpora is not None:
+            self.args.ignore_data_skip = True  # our loader begins at the right place
+            if self._checkpoint is not None:
+                step = read_json(self._checkpoint / STATE_NAME)["global_step"]
+                self._saved = read_mixture(self._checkpoint) or {"global_step": step}
         try:
             resumed = None if self._checkpoint is None else str(self._checkpoint)
             output = super().train(resumed, trial, ignore_keys_for_eval)
-            self._log_fingerprint()
+            if self.corpora is not None:
+                self._log_fingerprint()
         finally:
             self.args.ignore_data_skip = skips
             self._checkpoint, self._saved = None, None
-        if not self.state.is_hyper_param_search:
+        if self.corpora is not None and not self.state.is_hyper_param_search:
             self.save_results()
         return output
+
+    def call_model_init(self, trial: Any = None) -> torch.nn.Module:
+        """The host's; a model that is made when training begins is M₀, before any checkpoint is loaded into it."""
+        model = super().call_model_init(trial)
+        if self._anchor is not None:
+            self._anchor.capture(model)
+        return model
 
     def results(self) -> RunResults:
         """What the run was told, what it planned to read, and every metric it logged."""
@@ -283,11 +336,12 @@ class InterpolationMixin(_Host):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """The host's, with what the mixture must keep; a disk that is full is said in words."""
-        if self.corpora is None:
+        if self.corpora is None and self._anchor is None:
             super()._save_checkpoint(model, trial)
             return
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self._log_fingerprint()
+        if self.corpora is not None:
+            self._log_fingerprint()
         callback = self._alpha_callback()
         if callback is not None:
             callback.mixture = {
@@ -307,12 +361,47 @@ class InterpolationMixin(_Host):
     def _save_rng_state(self, output_dir: str) -> None:
         """The host's; the state of the trainer, which is written next, is to be the last file of all processes."""
         super()._save_rng_state(output_dir)
-        if self.corpora is not None:
+        if self.corpora is not None or self._anchor is not None:
             self.accelerator.wait_for_everyone()
 
     def _rank_state(self) -> dict[str, Any]:
         """What only this process knows."""
-        return {"global_step": self.state.global_step, "tally": self._tally.state_dict(), "streams": self._streams}
+        state: dict[str, Any] = {"global_step": self.state.global_step, "num_processes": self.args.world_size}
+        if self.corpora is not None:
+            state |= {"tally": self._tally.state_dict(), "streams": self._streams}
+        if self._anchor is not None:
+            state["anchor"] = self._anchor.state_dict()
+        return state
+
+    def _rank_states(self) -> list[dict[str, Any]]:
+        """What the processes of the run that is resumed have left for this one."""
+        if self._checkpoint is None:
+            return []
+        return read_rank_states(
+            self._checkpoint, num_processes=self.args.world_size, process_index=self.args.process_index
+        )
+
+    def _set_anchor(self, ref_model: torch.nn.Module | None, has_mixture: bool) -> None:
+        args = self.args
+        if not isinstance(args, InterpolationConfig) or (args.anchor is None and not args.log_loss_gap):
+            if ref_model is not None:
+                raise ValueError("`ref_model` needs an `InterpolationConfig` with an `anchor` or `log_loss_gap`.")
+            return
+        check_anchor(self, ref_model, has_mixture=has_mixture)
+        self._anchor = Anchor(args, self.model, ref_model, self._alpha_schedule)
+        self._anchor.capture(self.model)
+        if args.anchor == "l2sp":
+            self._anchor.find_pairs(self.model)
+        self.add_callback(self._anchor)
+
+    def _load_anchor(self, states: Sequence[Mapping[str, Any]]) -> None:
+        if self._anchor is not None:
+            self._anchor.load_state_dicts([state["anchor"] for state in states if "anchor" in state])
+
+    def _is_general(self, corpus: torch.Tensor) -> torch.Tensor:
+        """Which examples of a batch are of general corpora."""
+        sides = [each.side == "general" for each in self.corpora or []]
+        return torch.tensor(sides, device=corpus.device)[corpus]
 
     def _start_afresh(self) -> None:
         """Forget what an earlier run of this trainer has read."""
@@ -346,12 +435,8 @@ class InterpolationMixin(_Host):
                 "length."
             )
         self._eval_metrics = dict(self._saved.get("eval_metrics", {}))
-        states = read_rank_states(
-            self._checkpoint,
-            num_before=before["processes"],
-            num_processes=now["processes"],
-            process_index=self.args.process_index,
-        )
+        states = self._rank_states()
+        self._load_anchor(states)
         self._tally.load_state_dicts([state["tally"] for state in states])
         self._streams = {reader: place for state in states for reader, place in state["streams"].items()}
         return self._streams
@@ -521,6 +606,16 @@ class InterpolationMixin(_Host):
                 "as a `datasets.IterableDataset` can."
             )
 
+    @property
+    def _settles_loss_scale(self) -> bool:
+        """Whether the loss is more than the host's: over a mixture, and where an anchor is weighed against it."""
+        return self.corpora is not None or (self._anchor is not None and self.args.anchor is not None)
+
+    @property
+    def _loss_factor(self) -> int:
+        """By what the host multiplies a share of all processes' mean, because their gradients are averaged."""
+        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+
     def _settle_loss_scale(
         self, labels: torch.Tensor | None, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor | int | None:
@@ -557,8 +652,7 @@ class InterpolationMixin(_Host):
             return loss
         share = labels.ne(IGNORE_INDEX).sum() / num_items_in_batch
         if self._head_takes_mean is None and 0 < float(share) < 1:
-            scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            self._head_takes_mean = is_plain_mean(loss / scale, outputs, labels, float(share))
+            self._head_takes_mean = is_plain_mean(loss / self._loss_factor, outputs, labels, float(share))
         return loss * share if self._head_takes_mean else loss
 
 

@@ -391,6 +391,98 @@ def test_a_controller_or_unit_that_cannot_be_is_refused_at_once(values: dict[str
         arguments(**values)
 
 
+# The anchor.
+
+
+def test_anchors_are_fields_and_flags(write_recipe: Callable[..., Path]) -> None:
+    path = write_recipe({**MINIMAL, "anchor": "l2sp", "anchor_exclude": ["classifier.*", "head"]})
+    flags = ["--anchor_strength", "2e-1", "--anchor_alpha_schedule.type=cosine", "--anchor-alpha-schedule.end", "0.5"]
+    _, args = parse_recipe(load_recipe(path, [*flags, "--log_loss_gap"]))
+    assert (args.anchor, args.anchor_strength, args.anchor_exclude) == ("l2sp", 0.2, ["classifier.*", "head"])
+    assert (args.anchor_alpha_schedule, args.log_loss_gap) == ({"type": "cosine", "end": 0.5}, True)
+    _, args = parse_recipe(load_recipe(path, ["--anchor_exclude", "[a, b]"]))
+    assert args.anchor_exclude == ["a", "b"]
+    _, args = parse_recipe(load_recipe(path, ["--anchor_exclude", "classifier*"]))
+    assert args.anchor_exclude == ["classifier*"]
+    flags = ["--anchor", "distill", "--anchor_exclude=null", "--anchor_on=general", "--anchor_temperature=2"]
+    _, args = parse_recipe(load_recipe(path, [*flags, "--anchor_direction=reverse"]))
+    found = (args.anchor, args.anchor_exclude, args.anchor_on, args.anchor_temperature, args.anchor_direction)
+    assert found == ("distill", None, "general", 2.0, "reverse")
+
+
+@pytest.mark.parametrize("value", [{"type": "constant", "value": "5e-1"}, "{type: constant, value: 0.5}"])
+def test_an_anchor_may_have_a_schedule_of_its_own(value: Any) -> None:
+    for args in (
+        arguments(anchor="l2sp", anchor_alpha_schedule=value),
+        parse_training_arguments({"output_dir": "out", "use_cpu": True, "anchor": "l2sp"} | anchored(value)),
+    ):
+        schedule = args.build_anchor_schedule(max_steps=10)
+        assert schedule is not None
+        assert schedule(0.3) == 0.5
+        assert InterpolationConfig(**args.to_dict()).to_dict() == args.to_dict()
+
+
+def anchored(value: Any) -> dict[str, Any]:
+    return {"anchor_alpha_schedule": value}
+
+
+def test_a_schedule_may_be_named_alone_and_have_phases() -> None:
+    assert arguments().build_anchor_schedule(max_steps=10) is None
+    schedule = arguments(anchor="distill", anchor_alpha_schedule="linear").build_anchor_schedule(max_steps=10)
+    assert schedule is not None
+    assert schedule(0.3) == 0.3
+    phases = {"type": "linear", "initial_steps": 0.5}
+    schedule = arguments(anchor="distill", anchor_alpha_schedule=phases).build_anchor_schedule(max_steps=11)
+    assert schedule is not None
+    assert [schedule(step / 10) for step in (4, 5, 10)] == pytest.approx([0.0, 0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fits"),
+    [
+        ("anchor_strength", 0.0, True),
+        ("anchor_strength", 1e6, True),
+        ("anchor_strength", -1e-9, False),
+        ("anchor_strength", float("inf"), False),
+        ("anchor_strength", float("nan"), False),
+        ("anchor_temperature", 1e-9, True),
+        ("anchor_temperature", 0.0, False),
+        ("anchor_temperature", float("inf"), False),
+        ("anchor_direction", "reverse", True),
+        ("anchor_direction", "backward", False),
+        ("anchor_on", "general", True),
+        ("anchor_on", "domain", False),
+    ],
+)
+def test_values_of_an_anchor_have_bounds(field: str, value: Any, fits: bool) -> None:
+    if fits:
+        assert getattr(arguments(anchor="distill", **{field: value}), field) == value
+        return
+    with pytest.raises(ValueError, match=rf"`{field}` must be .*, got '?{value}"):
+        arguments(anchor="distill", **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"anchor": "destill"}, r"`anchor` must be one of distill, l2sp, got 'destill'\. Did you mean 'distill'\?"),
+        ({"anchor_strength": 2.0}, r"`anchor_strength` \(2\.0\) needs `anchor` to be distill or l2sp, got None"),
+        ({"anchor": "l2sp", "anchor_temperature": 2.0}, r"`anchor_temperature` \(2\.0\) needs .* distill, got 'l2sp'"),
+        ({"anchor": "l2sp", "anchor_on": "general"}, r"`anchor_on` \(general\) needs `anchor` to be distill"),
+        ({"anchor": "distill", "anchor_exclude": ["a"]}, r"`anchor_exclude` .* needs `anchor` to be l2sp"),
+        ({"anchor": "l2sp", "anchor_alpha_schedule": {"end": 1}}, "must hold the `type` of a schedule"),
+        ({"anchor": "l2sp", "anchor_alpha_schedule": {"type": "linear", "max_steps": 3}}, "must hold the `type`"),
+        ({"anchor": "l2sp", "anchor_alpha_schedule": "linaer"}, "'linaer'.*Did you mean 'linear'"),
+        ({"anchor": "l2sp", "anchor_alpha_schedule": "[linear]"}, "`anchor_alpha_schedule` must be a mapping"),
+        ({"anchor": "l2sp", "anchor_alpha_schedule": {"type": "linear", "pwer": 2}}, "takes no arguments, got 'pwer'"),
+        ({"anchor": "l2sp", "anchor_alpha_schedule": {"type": "linear", "initial_steps": 11}}, "must fit into"),
+    ],
+)
+def test_an_anchor_that_cannot_be_is_refused_at_once(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        arguments(**values)
+
+
 # The configuration as the host's.
 
 
@@ -423,6 +515,14 @@ def test_added_fields_have_help_and_documentation() -> None:
         "alpha_update_steps",
         "alpha_update_lag",
         "log_corpus_loss",
+        "anchor",
+        "anchor_strength",
+        "anchor_temperature",
+        "anchor_direction",
+        "anchor_on",
+        "anchor_alpha_schedule",
+        "anchor_exclude",
+        "log_loss_gap",
     ]
     for entry in added:
         assert entry.metadata["help"].endswith(".")

@@ -1,0 +1,126 @@
+"""The pull of l2sp: which parameters, to which values, and by how much."""
+
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_interp.reference import TRAINED_APART, check_base_is_kept, plain_name
+
+Pair = tuple[str, nn.Parameter, torch.Tensor]
+"""A parameter's name, the parameter, and what it is pulled to."""
+
+
+def pull(parameter: nn.Parameter, target: torch.Tensor, *, strength: float) -> None:
+    """θ ← θ + c·(θ₀ − θ) with c = strength / (1 + strength), in place; the rows that θ₀ has.
+
+    >>> parameter = nn.Parameter(torch.tensor([4.0, 0.0]))
+    >>> pull(parameter, torch.tensor([0.0, 2.0]), strength=1.0)
+    >>> parameter.tolist()
+    [2.0, 1.0]
+    """
+    if strength > 0:
+        with torch.no_grad():
+            _rows(parameter, target).lerp_(target, 1 / (1 + 1 / strength))
+
+
+def square_distance(parameter: nn.Parameter, target: torch.Tensor) -> float:
+    """‖θ − θ₀‖² over the rows that θ₀ has."""
+    return float((_rows(parameter, target).detach() - target).square().sum())
+
+
+def neutral_pairs(model: Any, excluded: Collection[str] = ()) -> list[Pair]:
+    """The parameters of a `PeftModel` whose way to a neutral value scales what the adapter adds to the pretrained
+    weights, each with that value.
+
+    Raises:
+        ValueError: for adapters of which no factor does so.
+    """
+    kind = model.active_peft_config.peft_type.value
+    linear = {"lora_E", "lora_embedding_A", *(["lora_B"] if kind == "LORA" else [])}  # factors that begin at 0
+    remedy = 'use `anchor="distill"` with the pretrained model as `ref_model`'
+    for config in model.peft_config.values():
+        check_base_is_kept(config, remedy)
+    found = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or name in excluded:
+            continue
+        path = set(name.split("."))
+        if any(mark in name for mark in TRAINED_APART):
+            found.append((name, parameter, _original(model, name)))
+        elif linear & path:
+            found.append((name, parameter, parameter.new_zeros(())))
+        elif "ia3_l" in path:
+            found.append((name, parameter, parameter.new_ones(())))
+        elif not {"lora_A", "lora_B", "lora_embedding_B"} & path:
+            raise ValueError(
+                f"l2sp pulls adapters of the types LORA (without DoRA), ADALORA and IA3, but {plain_name(name)!r} of a "
+                f"{kind} has no value at which it adds nothing. Use one of these types, or {remedy}."
+            )
+    return found
+
+
+def paired_weights(model: Any, weights: Mapping[str, torch.Tensor], excluded: Collection[str] = ()) -> list[Pair]:
+    """Each parameter that is trained and that M₀ has too; of a resized vocabulary, the rows that both have.
+
+    Raises:
+        ValueError: where the shapes differ otherwise.
+    """
+    found = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or name not in weights or name in excluded:
+            continue
+        target = weights[name].detach()
+        if target.shape != parameter.shape:
+            if target.shape[1:] != parameter.shape[1:] or not _is_of_vocabulary(model, parameter):
+                raise ValueError(
+                    f"l2sp needs weights of one shape, got {tuple(parameter.shape)} for {name!r} and "
+                    f"{tuple(target.shape)} in M₀. Name it in `anchor_exclude`."
+                )
+            target = target[: len(parameter)]
+        found.append((name, parameter, target))
+    return found
+
+
+def matching_names(model: nn.Module, patterns: Iterable[str]) -> set[str]:
+    """The parameters that any pattern names, with or without what PEFT puts around a name.
+
+    Raises:
+        ValueError: for a pattern that names none.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    found = set()
+    for pattern in patterns:
+        matched = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(plain_name(name), pattern)}
+        if not matched:
+            last = ", ".join(plain_name(name) for name in names[-4:])
+            raise ValueError(
+                f"`anchor_exclude` must name parameters of the model, got {pattern!r}, which names none. The last of "
+                f"them are {last}; `*` stands for any text."
+            )
+        found |= matched
+    return found
+
+
+def _original(model: nn.Module, name: str) -> torch.Tensor:
+    """What a parameter that an adapter trains instead of a pretrained one began as."""
+    if ".modules_to_save." in name:
+        before, _, after = name.partition(".modules_to_save.")
+        original: Any = model.get_submodule(before).original_module
+        return original.get_parameter(after.partition(".")[2]).detach()
+    before, _, adapter = name.partition(".trainable_tokens_delta.")
+    layer: Any = model.get_submodule(before)
+    found: torch.Tensor = layer.trainable_tokens_original[adapter]
+    return found
+
+
+def _is_of_vocabulary(model: Any, parameter: nn.Parameter) -> bool:
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    return any(parameter is other for layer in layers if layer is not None for other in layer.parameters())
+
+
+def _rows(parameter: nn.Parameter, target: torch.Tensor) -> torch.Tensor:
+    """The rows of a parameter that M₀ has too: all, unless its vocabulary has grown."""
+    return parameter[: len(target)] if target.dim() else parameter
