@@ -168,13 +168,14 @@ def build_trainer(
     if not torch.accelerator.is_available():
         args.dataloader_pin_memory = False  # there is nothing to pin for, and torch would warn at every loader
     set_seed(args.seed)
-    model, _ = load_model(
+    model, new_names = load_model(
         task,
         recipe.model_name_or_path,
         recipe.label_names if task.has_labels else None,
         revision=recipe.model_revision,
         trust_remote_code=recipe.trust_remote_code,
     )
+    settle_new_head(args, recipe.model_name_or_path, new_names)
     if recipe.peft is not None:
         import peft
 
@@ -189,6 +190,23 @@ def build_trainer(
         compute_metrics=task.metrics() if data.eval_sets else None,
         callbacks=[_SeedFirstStep(), *callbacks],
     )
+
+
+def settle_new_head(args: InterpolationConfig, name_or_path: str, new_names: Sequence[str]) -> None:
+    """Leave a head that the pretrained model does not have out of what is compared with it.
+
+    Raises:
+        ValueError: if that model's predictions are asked for.
+    """
+    if new_names and (args.anchor == "distill" or args.log_loss_gap):
+        asking = "anchor: distill" if args.anchor == "distill" else "log_loss_gap: true"
+        raise ValueError(
+            f"`{asking}` needs a pretrained model with a trained head, but {name_or_path!r} lacks "
+            f"{', '.join(new_names)}. Start from a model with a head for the task, or use `anchor: l2sp` without "
+            "`log_loss_gap`."
+        )
+    if new_names and args.anchor == "l2sp":
+        args.anchor_exclude = sorted({*(args.anchor_exclude or []), *new_names})
 
 
 class _SeedFirstStep(TrainerCallback):

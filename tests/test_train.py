@@ -13,10 +13,10 @@ import peft
 import pytest
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoModel, AutoTokenizer, pipeline
 
 from hf_interp import train
-from hf_interp.config import parse_recipe
+from hf_interp.config import load_recipe, parse_recipe
 from hf_interp.preview import plan_recipe
 from hf_interp.results import RunResults, load_run_results
 from hf_interp.train import check_recipe, format_results, load_data, read_resume, run_recipe
@@ -185,6 +185,55 @@ def test_a_run_with_an_adapter_saves_the_adapter(toy_recipe: dict[str, Any]) -> 
     classify = pipeline("text-classification", model=merged, tokenizer=AutoTokenizer.from_pretrained(folder), device=-1)
     for side, metrics in results.final_metrics.items():
         assert metrics["accuracy"] == accuracy(classify, toy_recipe["eval_corpora"][side]["path"])
+
+
+# Anchors.
+
+
+@pytest.mark.parametrize("peft_preset", [None, "lora"])
+@pytest.mark.parametrize("anchor", ["distill", "l2sp"])
+def test_a_recipe_sets_the_dial_of_the_loss(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], anchor: str, peft_preset: str | None
+) -> None:
+    path = write_recipe({**toy_recipe, "anchor": anchor, "peft": peft_preset, "log_loss_gap": True})
+    flags = ["--anchor_strength", "3.0", "--anchor_alpha_schedule", "{type: constant, value: 0.5}"]
+    results = run_recipe(load_recipe(path, flags))
+    entries = [entry for entry in results.log_history if "loss" in entry]
+    assert [entry["anchor_weight"] for entry in entries] == [1.5] * 4
+    assert all({"anchor_loss", "loss_gap"} <= set(entry) for entry in entries)
+    assert results.config["anchor"] == anchor
+
+
+def headless(tiny_model_dir: Path, folder: Path) -> str:
+    AutoModel.from_pretrained(tiny_model_dir).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("settings", [{"anchor": "distill"}, {"log_loss_gap": True}])
+def test_a_new_head_has_no_predictions_to_keep(
+    toy_recipe: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    toy_recipe["model_name_or_path"] = headless(tiny_model_dir, tmp_path / "headless")
+    with pytest.raises(
+        ValueError, match=r"lacks classifier\.bias, classifier\.weight\. Start from a model with a head"
+    ):
+        run_recipe({**toy_recipe, **settings})
+
+
+@pytest.mark.parametrize("peft_preset", [None, "lora"])
+def test_a_new_head_is_not_pulled(
+    toy_recipe: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, peft_preset: str | None
+) -> None:
+    toy_recipe["model_name_or_path"] = headless(tiny_model_dir, tmp_path / "headless")
+    settings = {"anchor": "l2sp", "anchor_strength": 1e9, "anchor_alpha_schedule": {"type": "constant", "value": 0.0}}
+    results = run_recipe({**toy_recipe, **settings, "peft": peft_preset, "learning_rate": 0.05})
+    assert results.config["anchor_exclude"] == ["classifier.bias", "classifier.weight"]
+    assert [entry["anchor_loss"] for entry in results.log_history if "loss" in entry] == pytest.approx([0.0] * 4)
+    folder = Path(toy_recipe["output_dir"])
+    trained = load_file(folder / ("model.safetensors" if peft_preset is None else "adapter_model.safetensors"))
+    (head,) = (tensor for name, tensor in trained.items() if name.endswith("classifier.weight"))
+    assert head.abs().max() > 0.1  # a new head begins at 0.02 times a normal number
 
 
 # Resuming.
