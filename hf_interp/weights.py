@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_interp.adapter_weights import interpolate_adapter, is_peft_model
+from hf_interp.adapter_kinds import is_peft_model
+from hf_interp.adapter_weights import AdapterInterpolation, interpolate_adapter
 from hf_interp.alphas import Alpha, resolve_alpha
 from hf_interp.matching import InterpolationReport, match_names
 from hf_interp.tensors import (
@@ -43,7 +44,9 @@ def interpolate_weights(
     Args:
         base: M₀, a state dict or a model. `None` if `finetuned` is a `PeftModel`, whose M₀ is the model without the
             adapter.
-        finetuned: M_θ, a state dict or a model. For a `PeftModel` see `hf_interp.adapter_weights`.
+        finetuned: M_θ, a state dict or a model. A `PeftModel` whose adapter can be scaled is interpolated in place, and
+            the result is an `AdapterInterpolation`: as a context manager it puts M_θ back. Other adapters are merged
+            into a new model.
         alpha: a number; a mapping from name patterns to numbers, of which the first that matches counts; or an
             `AlphaByDepth`.
         into: a model to write M_α into; it may be `base` or `finetuned` itself. By default a new one is made.
@@ -64,6 +67,8 @@ def interpolate_weights(
     {'w': tensor([0.5000, 3.0000])}
     """
     if is_peft_model(finetuned):
+        if dtype is not None or recalibrate is not None:
+            raise ValueError("`dtype` and `recalibrate` must be left out for a `PeftModel`. Merge its adapter first.")
         return interpolate_adapter(
             base, finetuned, alpha, into=into, finetuned_only=finetuned_only, extrapolate=extrapolate
         )
@@ -115,6 +120,7 @@ class LiveInterpolation:
     def __init__(
         self, base: Weights, model: nn.Module, *, finetuned_only: Sequence[str] = (), extrapolate: bool = False
     ) -> None:
+        self.model = model
         self.base, self.live = named_tensors(base), named_tensors(model)
         self.extrapolate = extrapolate
         self.finetuned = {
@@ -143,8 +149,9 @@ class LiveInterpolation:
             for name, tensor in self.live.unique.items():
                 tensor.copy_(self.finetuned[name])
 
-    def directions(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Δ = M_θ − M₀ of every interpolated tensor by name, in float32, one at a time, where the model is."""
+    def directions(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """What is interpolated: name, live parameter (or buffer), and Δ = M_θ − M₀ in float32, one at a time."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
         for decision in self.decisions:
             if decision.action == "interpolated" and decision.base_name is not None:
                 place = self.live.unique[decision.name]
@@ -158,13 +165,40 @@ class LiveInterpolation:
                     part = full.narrow(axis, 0, rows)
                     part.copy_(mine.narrow(axis, 0, rows))
                     part.sub_(theirs.narrow(axis, 0, rows).to(place.device, torch.float32))
-                yield decision.name, full
+                yield decision.name, parameters.get(decision.name, place), full
 
     def __enter__(self) -> "LiveInterpolation":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.restore()
+
+
+def open_interpolation(
+    base: Weights | None,
+    model: nn.Module,
+    *,
+    finetuned_only: Sequence[str] = (),
+    extrapolate: bool = False,
+) -> LiveInterpolation | AdapterInterpolation:
+    """M_α in a live model, of whichever kind it is, for any α and as often as asked.
+
+    Args:
+        base: M₀, a model or a state dict; `None` if `model` is a `PeftModel`, whose M₀ is the model without
+            its adapter.
+        model: M_θ; its weights are overwritten until they are restored.
+        finetuned_only: see `interpolate_weights`.
+        extrapolate: allow α outside [0, 1].
+
+    Raises:
+        TypeError: if M₀ is missing.
+        ValueError: as `interpolate_weights` does; for an adapter that cannot be scaled, which is to be merged first.
+    """
+    if is_peft_model(model):
+        return AdapterInterpolation(model, base, finetuned_only=finetuned_only, extrapolate=extrapolate)
+    if base is None:
+        raise TypeError("`base` must be given: only for a `PeftModel` M₀ is the model without its adapter.")
+    return LiveInterpolation(base, model, finetuned_only=finetuned_only, extrapolate=extrapolate)
 
 
 def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> str:
