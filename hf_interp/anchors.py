@@ -189,7 +189,8 @@ class Anchor(TrainerCallback):
         if self._schedule is None and self._plan is None:
             self._schedule = self._given_schedule or self.args.build_alpha_schedule(state.max_steps)
         if self.ref_model is not None:
-            if len(getattr(self.ref_model, "hf_device_map", None) or {}) <= 1:
+            is_spread = len(getattr(self.ref_model, "hf_device_map", None) or {}) > 1
+            if not is_spread and any(parameter.device != args.device for parameter in self.ref_model.parameters()):
                 self.ref_model.to(args.device)
             if args.world_size > 1:
                 broadcast([*self.ref_model.parameters(), *self.ref_model.buffers()])

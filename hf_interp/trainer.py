@@ -1,5 +1,6 @@
 """`InterpolationTrainer`: `transformers.Trainer` with a mixture whose share of domain examples follows α."""
 
+import inspect
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -106,6 +107,7 @@ class InterpolationMixin(_Host):
 
     train_dataset: Any
     loss_is_scaled_for_ga: bool | None
+    _loss_shifts_labels: bool
     _head_takes_mean: bool | None = None
     plan: MixturePlan | None = None
     corpora: list[Corpus] | None = None
@@ -125,7 +127,8 @@ class InterpolationMixin(_Host):
         ref_model: torch.nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        host_takes_it = "ref_model" in inspect.signature(super().__init__).parameters  # as TRL's trainers may
+        super().__init__(*args, **({"ref_model": ref_model} if host_takes_it else {}), **kwargs)
         self._alpha_schedule = alpha_schedule
         self._alpha_controller = alpha_controller
         self._host_loss_is_scaled = self.loss_is_scaled_for_ga
@@ -133,10 +136,13 @@ class InterpolationMixin(_Host):
         if isinstance(self.train_dataset, InterpolatedDataset):
             self._given_plan, self.train_dataset = self.train_dataset.plan, self.train_dataset.corpora
         has_mixture = is_mixture(self.train_dataset)
-        self._set_anchor(ref_model, has_mixture)
-        if has_mixture or self._anchor is not None:
-            # Else the host counts a label too many in each sequence, and we look at the wrong positions.
-            self._loss_shifts_labels |= type(base_of(self.model)).__name__ in SHIFTING_HEADS
+        if self._wants_anchor:
+            self._set_anchor(ref_model, has_mixture)
+        elif ref_model is not None and not host_takes_it:
+            raise ValueError("`ref_model` needs an `InterpolationConfig` with an `anchor` or `log_loss_gap`.")
+        self._shifts_labels = self._loss_shifts_labels or type(base_of(self.model)).__name__ in SHIFTING_HEADS
+        if has_mixture or (self._anchor is not None and self.args.anchor is not None):
+            self._loss_shifts_labels = self._shifts_labels  # or the host counts a label too many in each sequence
         if not has_mixture:
             if self._anchor is not None:
                 alpha_schedule = None  # the anchor has use for it
@@ -216,7 +222,7 @@ class InterpolationMixin(_Host):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The host's loss; on the way, what each corpus contributes to it is noted."""
+        """The host's loss and what the anchor adds; on the way, what each corpus contributes is noted."""
         corpus, self._batch_corpus = self._batch_corpus, None
         anchor = self._anchor if model.training else None
         if corpus is None and anchor is None:
@@ -228,7 +234,7 @@ class InterpolationMixin(_Host):
         labels = inputs.get("labels")
         targets, shift_labels = inputs.get("shift_labels"), False
         if targets is None:
-            targets, shift_labels = labels, self._loss_shifts_labels
+            targets, shift_labels = labels, self._shifts_labels
         if self._settles_loss_scale:
             num_items_in_batch = self._settle_loss_scale(labels, num_items_in_batch)
         is_general = None if corpus is None else self._is_general(corpus)
@@ -239,7 +245,7 @@ class InterpolationMixin(_Host):
         if self._settles_loss_scale:
             loss = self._share_of_batch(loss, outputs, labels, num_items_in_batch)
         if corpus is not None and self._needs_corpus_loss and labels is not None:
-            losses = per_example_loss(outputs, labels, shift_labels=self._loss_shifts_labels)
+            losses = per_example_loss(outputs, labels, shift_labels=self._shifts_labels)
             if losses is not None and losses.shape == corpus.shape:
                 self._tally.add_losses(corpus, losses.detach(), for_decision=self._adaptive is not None)
         if anchor is not None and ref_logits is not None:
@@ -278,9 +284,9 @@ class InterpolationMixin(_Host):
     ) -> Any:
         """The host's training; at the end of a run over a mixture, `results.json` is written to `output_dir`.
 
-        `resume_from_checkpoint=True` takes the last checkpoint that is whole. The data goes on where the checkpoint
-        stands, without reading or counting again what came before. If settings have changed, what has been read stays
-        read (see `hf_interp.ledger`).
+        With a mixture or an anchor, `resume_from_checkpoint=True` takes the last checkpoint that is whole. The data of
+        a mixture goes on where the checkpoint stands, without reading or counting again what came before. If settings
+        have changed, what has been read stays read (see `hf_interp.ledger`).
 
         Raises:
             ValueError: if the checkpoint is not whole, or the mixture cannot go on from it.
@@ -381,18 +387,19 @@ class InterpolationMixin(_Host):
             self._checkpoint, num_processes=self.args.world_size, process_index=self.args.process_index
         )
 
-    def _set_anchor(self, ref_model: torch.nn.Module | None, has_mixture: bool) -> None:
+    @property
+    def _wants_anchor(self) -> bool:
         args = self.args
-        if not isinstance(args, InterpolationConfig) or (args.anchor is None and not args.log_loss_gap):
-            if ref_model is not None:
-                raise ValueError("`ref_model` needs an `InterpolationConfig` with an `anchor` or `log_loss_gap`.")
-            return
+        return isinstance(args, InterpolationConfig) and (args.anchor is not None or args.log_loss_gap)
+
+    def _set_anchor(self, ref_model: torch.nn.Module | None, has_mixture: bool) -> None:
         check_anchor(self, ref_model, has_mixture=has_mixture)
-        self._anchor = Anchor(args, self.model, ref_model, self._alpha_schedule)
+        self._anchor = Anchor(self.args, self.model, ref_model, self._alpha_schedule)
         self._anchor.capture(self.model)
-        if args.anchor == "l2sp":
+        if self.args.anchor == "l2sp":
             self._anchor.find_pairs(self.model)
-        self.add_callback(self._anchor)
+        # First in line, so that callbacks of the user's see the weights after the pull.
+        self.callback_handler.callbacks.insert(0, self._anchor)
 
     def _load_anchor(self, states: Sequence[Mapping[str, Any]]) -> None:
         if self._anchor is not None:

@@ -22,14 +22,16 @@ from transformers import (
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
-from hf_interp import InterpolationTrainer
-from hf_interp.anchors import Anchor
+from hf_interp import InterpolationMixin, InterpolationTrainer
+from hf_interp.anchors import Anchor, check_anchor
 from hf_interp.reference import adapters_off, predict
 
 ANCHORS = ("distill", "l2sp")
@@ -512,11 +514,20 @@ def test_a_huge_pull_leaves_the_base_model(tmp_path: Path) -> None:
 
 # How the global batch is split does not matter.
 
+
+def seq2seq_model() -> Any:
+    """A head that makes its inputs from the labels."""
+    set_seed(7)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(vocab_size=100, dropout_rate=0.0, decoder_start_token_id=0, **sizes))
+
+
 SPLIT_MODELS: dict[str, Callable[[], Any]] = {
     "examples": lambda: tiny_model(0.0),
     "tokens": tokens_model,
     "masked": masked_model,
     "causal": causal_model,
+    "seq2seq": seq2seq_model,
 }
 
 
@@ -536,16 +547,16 @@ def test_eight_times_one_equals_one_times_eight(tmp_path: Path, anchor: str, kin
             model=model,
             ref_model=moved(model),
             train_dataset=mixture() if kind == "examples" else token_mixture(),
+            max_steps=5,
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=8 // batch_size,
             **split_settings(anchor),
         )
 
-    whole = trained(8)
-    for split in (trained(1), trained(4)):
-        close(whole, split)
-        for key in ("loss", "anchor_loss", "anchor_weight", "loss_gap", "loss_gap_general", "loss_gap_domain"):
-            assert logged(split, key) == pytest.approx(logged(whole, key), rel=1e-4, abs=1e-6), key
+    whole, split = trained(8), trained(1)
+    close(whole, split)
+    for key in ("loss", "anchor_loss", "anchor_weight", "loss_gap", "loss_gap_general", "loss_gap_domain"):
+        assert logged(split, key) == pytest.approx(logged(whole, key), rel=1e-4, abs=1e-6), key
 
 
 @pytest.mark.parametrize("kind", ["examples", "tokens"])
@@ -877,4 +888,55 @@ def test_an_anchor_adds_one_callback(tmp_path: Path) -> None:
     trainer = InterpolationTrainer(tiny_model(), args, train_dataset=mixture())
     kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
     assert kinds.count(Anchor) == 1
-    assert kinds.index(Anchor) > 1  # α is settled first
+    assert kinds.index(Anchor) == 2  # after those that settle α
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("is_fsdp_enabled", True, "which FSDP divides. Use DDP"),
+        ("is_deepspeed_enabled", True, "DeepSpeed keeps or divides the weights itself"),
+        ("get_tp_size", lambda: 2, "whole sequences and weights in every process"),
+        ("get_sp_size", lambda: 2, "whole sequences and weights in every process"),
+    ],
+)
+def test_a_model_that_is_divided_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anchor: str, attribute: str, value: Any, message: str
+) -> None:
+    trainer = InterpolationTrainer(tiny_model(), config(tmp_path, anchor=anchor), train_dataset=mixture())
+    check_anchor(trainer, None, has_mixture=True)
+    monkeypatch.setattr(trainer, attribute, value)
+    if (attribute, anchor) == ("is_deepspeed_enabled", "distill"):
+        check_anchor(trainer, None, has_mixture=True)  # up to stage 2
+        monkeypatch.setattr("hf_interp.anchors.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match=message):
+        check_anchor(trainer, None, has_mixture=True)
+
+
+def test_a_host_with_a_reference_of_its_own_gets_it(tmp_path: Path) -> None:
+    class Host(Trainer):
+        def __init__(self, *args: Any, ref_model: Any = None, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.given = ref_model
+
+    class Ours(InterpolationMixin, Host):
+        pass
+
+    reference = tiny_model()
+    assert Ours(tiny_model(), config(tmp_path), train_dataset=mixture(), ref_model=reference).given is reference
+
+
+def test_a_search_may_turn_the_dial(tmp_path: Path) -> None:
+    args = config(tmp_path, max_steps=2, anchor="l2sp")
+    trainer = InterpolationTrainer(
+        None, args, train_dataset=mixture(), eval_dataset=corpus(0, 4), model_init=lambda trial: tiny_model()
+    )
+    seen: list[float] = []
+    trainer.hyperparameter_search(
+        lambda trial: {"anchor_strength": trial.suggest_categorical("anchor_strength", [2.0, 5.0])},
+        lambda metrics: seen.append(logged(trainer, "anchor_weight")[0]) or metrics["eval_loss"],
+        n_trials=3,
+        backend="optuna",
+    )
+    assert set(seen) <= {2.0, 5.0}
