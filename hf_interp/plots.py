@@ -1,19 +1,24 @@
 """Pictures; they read plans and results only."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
+from hf_interp.curves import AlphaCurve, FloatArray, pareto_front, short_alpha
 from hf_interp.plan import MixturePlan
-from hf_interp.results import SPEED_METRICS, Comparison, RunResults, spread
+from hf_interp.results import Comparison, RunResults, less_is_better, main_metric, spread
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+ENDS: dict[float, str] = {0: "$M_0$", 1: "$M_\\theta$"}
 MAX_POINTS = 400
 
 
@@ -76,13 +81,16 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str], metric
     _save(figure, path)
 
 
-def main_metric(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
-    """The metric to draw: accuracy if there is one, else the first that is no loss, else the loss."""
-    names = [name for found in metrics.values() for name in found if name not in SPEED_METRICS]
-    for choice in ("accuracy", *(name for name in names if not name.endswith("loss")), *names):
-        if choice in names:
-            return choice
-    return None
+def plot_curve(curve: AlphaCurve, path: str | os.PathLike[str]) -> None:
+    """The metric of both sides over α, with 95% intervals; and the sides against each other, with the Pareto frontier.
+
+    Both show the examples that the choice of α has not seen.
+    """
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _over_alpha(left, curve)
+    _trade_off(right, curve)
+    _save(figure, path)
 
 
 def _rows(comparison: Comparison, method: str) -> list[dict[str, Any]]:
@@ -123,6 +131,111 @@ def _centred(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{**entry, "step": (entry["step"] + before) / 2} for entry, before in zip(entries, befores, strict=False)]
 
 
+def _over_alpha(axes: Axes, curve: AlphaCurve) -> None:
+    """Metrics over α with what was chosen."""
+    if _is_wide(np.concatenate([_reported(curve, side, "values") for side in ("domain", "general")]), curve.metric):
+        _make_logarithmic(axes, "y")
+    lines: list[Any] = []
+    for index, dataset in enumerate(("domain", "general")):
+        values, errors = _reported(curve, dataset, "values"), 1.96 * _reported(curve, dataset, "std_errors")
+        style: dict[str, Any] = {"color": _colour(index), "label": f"{dataset}, with 95% intervals"}
+        lines += axes.plot(curve.alphas, values, marker="o", markersize=4, **style)
+        axes.fill_between(curve.alphas, values - errors, values + errors, color=_colour(index), alpha=0.15, linewidth=0)
+        if curve.alpha in curve.alphas:
+            chosen = values[curve.alphas.index(curve.alpha)]
+            axes.plot(curve.alpha, chosen, color=_colour(index), marker="*", markersize=15, zorder=4)
+    if curve.confidence_interval:
+        low, high = curve.confidence_interval
+        label = f"95% interval of the best α: {short_alpha(low)} to {short_alpha(high)}"
+        lines.append(axes.axvspan(low, high, color="grey", alpha=0.15, linewidth=0, label=label))
+    label = f"chosen{' (the knee)' if curve.knee == curve.alpha else ''}: α = {short_alpha(curve.alpha)}"
+    lines.append(axes.axvline(curve.alpha, color="black", linewidth=1, label=label))
+    if curve.knee is not None and curve.knee != curve.alpha:
+        label = f"knee: α = {short_alpha(curve.knee)}"
+        lines.append(axes.axvline(curve.knee, color="black", linewidth=1.5, linestyle=":", label=label))
+    _finish(axes, f"{curve.metric} over α", curve.metric, "α")
+    fifths = range(math.ceil(5 * curve.alphas[0]), math.floor(5 * curve.alphas[-1]) + 1)
+    axes.set_xticks([fifth / 5 for fifth in fifths], [f"{fifth / 5:g}\n{ENDS.get(fifth / 5, '')}" for fifth in fifths])
+    axes.legend(handles=lines, fontsize="small", framealpha=0.95)
+
+
+def _trade_off(axes: Axes, curve: AlphaCurve) -> None:
+    """The general metric against the domain metric along α; the axes are turned so that the upper right is better."""
+    metric = curve.metric
+    general, domain = (_reported(curve, side, "values") for side in ("general", "domain"))
+    sign = -1 if less_is_better(metric) else 1
+    front = sorted(pareto_front(sign * domain, sign * general), key=lambda index: general[index])
+    axes.plot(
+        general, domain, color="grey", marker="o", markersize=4, markerfacecolor="white", label="$M_\\alpha$ along α"
+    )
+    axes.plot(general[front], domain[front], color=COLOURS[2], marker="o", linewidth=2.5, label="Pareto frontier")
+    names = {index: ENDS[alpha] for index, alpha in enumerate(curve.alphas) if alpha in ENDS}
+    for index in names:
+        axes.plot(general[index], domain[index], color="black", marker="s", linestyle="", zorder=3)
+    if curve.alpha in curve.alphas:
+        chosen = curve.alphas.index(curve.alpha)
+        style: dict[str, Any] = {"marker": "*", "markersize": 17, "color": COLOURS[1], "linestyle": "", "zorder": 4}
+        axes.plot(general[chosen], domain[chosen], label=f"chosen: α = {short_alpha(curve.alpha)}", **style)
+        names.setdefault(chosen, f"α = {short_alpha(curve.alpha)}")
+    if curve.group_metrics:
+        group: Any = [curve.group_metrics[side][metric]["value"] for side in ("general", "domain")]
+        style = {"marker": "D", "markersize": 8, "color": COLOURS[3], "linestyle": "", "zorder": 5}
+        axes.plot(*group, label="α by group", **style)
+        general, domain = np.append(general, group[0]), np.append(domain, group[1])
+        names[len(curve.alphas)] = "α by group"
+    for name, values in (("x", general), ("y", domain)):
+        if _is_wide(values, metric):
+            _make_logarithmic(axes, name)
+    for index in _apart(_scaled(general, metric), _scaled(domain, metric), list(names)):
+        text = names.get(index) or short_alpha(curve.alphas[index])
+        # the curve bends to the upper right: that side of it is free for α, and the other for the groups
+        place = {"xytext": (7, 7)} if index < len(curve.alphas) else {"xytext": (-9, -7), "ha": "right", "va": "top"}
+        style = (
+            {"color": "black", "fontsize": "medium"} if index in names else {"color": "dimgrey", "fontsize": "small"}
+        )
+        axes.annotate(text, (general[index], domain[index]), textcoords="offset points", **place, **style)
+    axes.margins(0.12)
+    _finish(axes, "domain against general: the upper right is better", f"domain {metric}", f"general {metric}")
+    axes.legend(fontsize="small", framealpha=0.95, markerscale=0.6)
+    if sign < 0:
+        axes.invert_xaxis()
+        axes.invert_yaxis()
+
+
+def _reported(curve: AlphaCurve, dataset: str, name: str) -> FloatArray:
+    """Values or standard errors of the curve's metric; NaN for unknown ones."""
+    return np.array(curve.report[dataset][curve.metric][name], dtype=np.float64)
+
+
+def _is_wide(values: FloatArray, metric: str) -> bool:
+    """Whether losses, or the like, need a logarithmic axis."""
+    return less_is_better(metric) and bool(np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values))
+
+
+def _make_logarithmic(axes: Axes, name: str) -> None:
+    """Make the x or y axis logarithmic, with plain numbers that keep apart."""
+    axes.set(**{f"{name}scale": "log"})
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+
+
+def _scaled(values: FloatArray, metric: str) -> FloatArray:
+    """Values as they lie along their axis, which is 1 long."""
+    places = np.log(values) if _is_wide(values, metric) else values
+    return (places - np.nanmin(places)) / (np.nanmax(places) - np.nanmin(places) or 1)
+
+
+def _apart(across: FloatArray, up: FloatArray, first: list[int]) -> list[int]:
+    """Indices of points to label: the first ones, then those that are a tenth of the picture from all labelled ones."""
+    labelled = list(first)
+    for index in range(len(across)):
+        if all(np.hypot(across[index] - across[other], up[index] - up[other]) > 0.1 for other in labelled):
+            labelled.append(index)
+    return labelled
+
+
 def _shares(axes: Axes, plan: MixturePlan, steps: Sequence[int]) -> None:
     """Realised share of the domain between neighbouring points."""
     borders = [0, *(step + 1 for step in steps[1:])]
@@ -146,9 +259,9 @@ def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _finish(axes: Axes, title: str, unit: str) -> None:
+def _finish(axes: Axes, title: str, unit: str, over: str = "optimizer step") -> None:
     axes.set_title(title)
-    axes.set_xlabel("optimizer step")
+    axes.set_xlabel(over)
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:

@@ -119,6 +119,15 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0, "num": len(values)}
 
 
+def less_is_better(metric: str) -> bool:
+    """Whether less of a metric is better, by its name: losses, error rates, perplexity.
+
+    >>> less_is_better("loss"), less_is_better("accuracy")
+    (True, False)
+    """
+    return metric.endswith(LESS_IS_BETTER)
+
+
 def forgetting(base: Mapping[str, float], final: Mapping[str, float]) -> dict[str, float]:
     """Base metric minus final metric on the general side, so that above 0 is lost skill.
 
@@ -128,10 +137,19 @@ def forgetting(base: Mapping[str, float], final: Mapping[str, float]) -> dict[st
     {'accuracy': 0.25, 'loss': 0.25}
     """
     return {
-        name: (final[name] - base[name]) if name.endswith(LESS_IS_BETTER) else (base[name] - final[name])
+        name: (final[name] - base[name]) if less_is_better(name) else (base[name] - final[name])
         for name in base
         if name in final
     }
+
+
+def main_metric(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
+    """The metric to show: accuracy if there is one, else the first that is no loss, else the loss."""
+    names = [name for found in metrics.values() for name in found if name not in SPEED_METRICS]
+    for choice in ("accuracy", *(name for name in names if not name.endswith("loss")), *names):
+        if choice in names:
+            return choice
+    return None
 
 
 def evaluations(log_history: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -7,8 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from hf_interp import plots
+from hf_interp.curves import AlphaCurve
 from hf_interp.plan import MixturePlan, PlannedCorpus
-from hf_interp.plots import main_metric, plot_comparison, plot_plan, plot_run
+from hf_interp.plots import main_metric, plot_comparison, plot_curve, plot_plan, plot_run
 from hf_interp.results import Comparison, RunResults
 from hf_interp.schedules import AlphaSchedule, constant, linear
 
@@ -46,6 +47,35 @@ def comparison() -> Comparison:
     return Comparison(rows=rows, settings={})
 
 
+def curve(metric: str = "accuracy", **changes: Any) -> AlphaCurve:
+    values = {
+        "domain": {"accuracy": [0.5, 0.8, 0.9, 0.85], "perplexity": [90.0, 8.0, 4.0, 5.0]},
+        "general": {"accuracy": [0.9, 0.88, 0.8, 0.4], "perplexity": [9.0, 10.0, 20.0, 99.0]},
+    }
+    report = {
+        side: {name: {"values": found, "std_errors": [0.01] * 4} for name, found in metrics.items()}
+        for side, metrics in values.items()
+    }
+    found: dict[str, Any] = {
+        "alphas": [0.0, 0.25, 0.5, 1.0],
+        "selection": report,
+        "report": report,
+        "metric": metric,
+        "objective": "mean",
+        "method": "grid",
+        "alpha": 0.5,
+        "best_alpha": 0.5,
+        "reason": "",
+        "knee": 0.25,
+        "confidence_interval": [0.25, 0.5],
+    }
+    return AlphaCurve(**found | changes)
+
+
+def texts(figure: Figure, axes: int) -> list[str]:
+    return [text.get_text() for text in figure.axes[axes].texts]
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures of the test, which are kept instead of written."""
@@ -64,6 +94,7 @@ def labels(figure: Figure, axes: int) -> list[str]:
         lambda path: plot_plan(plan(), path),
         lambda path: plot_run(run_results(), path),
         lambda path: plot_comparison(comparison(), path, "accuracy"),
+        lambda path: plot_curve(curve(), path),
     ],
 )
 def test_a_picture_is_written_whole(tmp_path: Path, draw: Any) -> None:
@@ -153,6 +184,68 @@ def test_a_comparison_shows_mean_and_range_of_the_trained(tmp_path: Path, drawn:
     assert list(general.lines[1].get_ydata()) == pytest.approx([0.9, 0.7])
     band = domain.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((0.5, 0.9))
+
+
+def test_a_curve_shows_both_sides_and_the_choice(tmp_path: Path, drawn: list[Figure]) -> None:
+    plot_curve(curve(), tmp_path / "curve.png")
+    left = drawn[0].axes[0]
+    legend = left.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "domain, with 95% intervals",
+        "general, with 95% intervals",
+        "95% interval of the best α: 0.25 to 0.5",
+        "chosen: α = 0.5",
+        "knee: α = 0.25",
+    ]
+    assert list(left.lines[0].get_ydata()) == [0.5, 0.8, 0.9, 0.85]
+    band = left.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((0.5 - 0.0196, 0.9 + 0.0196))
+    ticks = [label.get_text() for label in left.get_xticklabels()]
+    assert (ticks[0], ticks[-1]) == ("0\n$M_0$", "1\n$M_\\theta$")
+
+
+def test_a_curve_shows_the_sides_against_each_other(tmp_path: Path, drawn: list[Figure]) -> None:
+    groups = {side: {"accuracy": {"value": 0.7, "std_error": None}} for side in ("domain", "general")}
+    plot_curve(curve(group_metrics=groups), tmp_path / "curve.png")
+    assert labels(drawn[0], 1) == ["$M_\\alpha$ along α", "Pareto frontier", "chosen: α = 0.5", "α by group"]
+    path, front = drawn[0].axes[1].lines[:2]
+    assert list(path.get_xdata()) == [0.9, 0.88, 0.8, 0.4]
+    assert list(front.get_xdata()) == [0.8, 0.88, 0.9]
+    assert texts(drawn[0], 1) == ["$M_0$", "$M_\\theta$", "α = 0.5", "α by group", "0.25"]
+
+
+def test_losses_are_turned_and_wide_ones_drawn_on_logarithms(tmp_path: Path, drawn: list[Figure]) -> None:
+    plot_curve(curve(), tmp_path / "curve.png")
+    plot_curve(curve("perplexity"), tmp_path / "curve.png")
+    accuracy, perplexity = (figure.axes for figure in drawn)
+    assert [axes.yaxis_inverted() for axes in (*accuracy, *perplexity)] == [False, False, False, True]
+    assert [axes.xaxis_inverted() for axes in (*accuracy, *perplexity)] == [False, False, False, True]
+    assert [axes.get_yscale() for axes in (*accuracy, *perplexity)] == ["linear", "linear", "log", "log"]
+    assert list(perplexity[1].lines[1].get_xdata()) == [9.0, 10.0, 20.0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"knee": None, "confidence_interval": None},
+        {"knee": 0.5, "confidence_interval": [0.5, 0.5]},
+        {"alpha": 0.0},
+        {"alphas": [-0.5, 0.0, 0.9, 1.6], "alpha": 1.6},
+        {"alphas": [0.41, 0.42, 0.43, 0.44], "alpha": 0.42},
+    ],
+)
+def test_curves_of_all_kinds_are_drawn(tmp_path: Path, changes: dict[str, Any]) -> None:
+    plot_curve(curve("perplexity", **changes), tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_a_curve_without_standard_errors_or_with_one_alpha_is_drawn(tmp_path: Path) -> None:
+    for alphas in ([0.5], [0.0, 0.5, 1.0]):
+        flat = {"accuracy": {"values": [0.5] * len(alphas), "std_errors": [None] * len(alphas)}}
+        found = curve(alphas=alphas, report={"domain": flat, "general": flat})
+        plot_curve(found, tmp_path / "curve.png")
+        assert (tmp_path / "curve.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
