@@ -125,6 +125,8 @@ def parse_alpha(text: str) -> Alpha:
 
 
 def _by_pattern(alpha: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    if alpha.keys() == set(names):  # numbers by name: no need to match each with each
+        return dict(alpha)
     unused = set(alpha)
     found = {}
     for name in names:

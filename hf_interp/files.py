@@ -1,8 +1,12 @@
-"""JSON files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 import json
 import os
+import shutil
 import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +33,30 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill under a temporary name, renamed at the end; after an error nothing is left of it.
+
+    What a killed process leaves has the temporary name (see `unfinished_folders`).
+
+    Args:
+        path: where it is to be; there may be an empty folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rmdir()
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def unfinished_folders(path: Path) -> list[str]:
+    """Names of what killed processes, or processes still at work, have left of a folder."""
+    return sorted(found.name for found in path.parent.glob(f".{path.name}.*") if len(found.suffix) == 33)

@@ -171,6 +171,17 @@ def match_names(
     return {name: mine[plain] for name, plain in theirs.items() if plain in mine}
 
 
+def unwrap_names(names: Iterable[str]) -> dict[str, str]:
+    """Names → the same without what wrappers of whole models add.
+
+    >>> unwrap_names(["module._orig_mod.score.weight"])
+    {'module._orig_mod.score.weight': 'score.weight'}
+    """
+    names = list(names)
+    wrapped = all(name.startswith("module.") for name in names)
+    return {name: (name.removeprefix("module.") if wrapped else name).replace("_orig_mod.", "") for name in names}
+
+
 def _decide_one(
     name: str,
     info: TensorInfo,
@@ -203,9 +214,10 @@ def _decide_one(
 
 _POSITION_TABLES = re.compile(r"(^|\.)(inv_freq|rotary_emb\.\w+|(cos|sin)_cached|masked_bias|sinusoid_table)$")
 _HEADS = re.compile(r"(^|\.)(classifier|score|qa_outputs|cls|classification_head|head|heads|out_proj|pre_classifier)\.")
-_EMBEDDINGS = re.compile(
+EMBEDDINGS = re.compile(
     r"(^|\.)(word_embeddings|embed_tokens|tok_embeddings|wte|shared|embed_in|word_embedding|token_embedding|lm_head)\.weight$"
 )
+"""Tensors with a row for each token."""
 _PACKED = re.compile(r"\.(qweight|qzeros|absmax|nested_absmax|quant_map|SCB|weight_scale(_inv)?|weight_packed)$")
 _PACKED_BYTES = re.compile(r"_(blocks|scales)$")
 BATCH_NORM = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
@@ -266,7 +278,7 @@ def _vocabulary_sizes(
     sizes = set()
     for name, base_name in base_names.items():
         before, after = base[base_name].shape, finetuned[name].shape
-        if _EMBEDDINGS.search(name) and len(before) == len(after) == 2 and before[1] == after[1]:
+        if EMBEDDINGS.search(name) and len(before) == len(after) == 2 and before[1] == after[1]:
             sizes.add((before[0], after[0]))
     return {(before, after) for before, after in sizes if before != after}
 
@@ -292,12 +304,8 @@ def _with_alphas(decisions: Sequence[Decision], alpha: Alpha, extrapolate: bool)
 
 def _plain_names(names: Iterable[str]) -> dict[str, str]:
     """Names without wrappers and in their present form → the names as given."""
-    names = list(names)
-    wrapped = all(name.startswith("module.") for name in names)
     plain = {}
-    for name in names:
-        short = name.replace("_orig_mod.", "")
-        short = short.removeprefix("module.") if wrapped else short
+    for name, short in unwrap_names(names).items():
         short = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", short)
         short = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", short)
         plain[short] = name

@@ -192,6 +192,21 @@ def lerp(base: torch.Tensor, finetuned: torch.Tensor, alpha: float, out: torch.T
         out.copy_(flat.view(out.shape))
 
 
+def mean_of(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Mean of floating-point tensors in float32 or more, added up in their order; holds two of them at a time.
+
+    >>> mean_of(torch.tensor(number, dtype=torch.bfloat16) for number in (1.0, 2.0))
+    tensor(1.5000)
+    """
+    rest = iter(tensors)
+    first = next(rest)
+    total, count = first.to(torch.promote_types(first.dtype, torch.float32), copy=True), 1
+    for tensor in rest:
+        total += tensor
+        count += 1
+    return total / count
+
+
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether no number is infinite or NaN; in one pass without a mask in memory."""
     if not tensor.numel():

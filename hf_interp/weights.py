@@ -12,7 +12,7 @@ from torch import nn
 from hf_interp.adapter_kinds import is_peft_model
 from hf_interp.adapter_weights import AdapterInterpolation, interpolate_adapter
 from hf_interp.alphas import Alpha, resolve_alpha
-from hf_interp.matching import InterpolationReport, match_names
+from hf_interp.matching import BATCH_NORM, InterpolationReport, match_names
 from hf_interp.tensors import (
     ANEW,
     Interpolated,
@@ -107,20 +107,31 @@ class LiveInterpolation:
     Of M_θ one copy is kept on the CPU; M₀ is read where it is. Every α is computed from these two. As a context
     manager it puts M_θ back at the end.
 
+    The statistics of batch norms are measured anew at every α, but for α = 0 and 1, where they are those of the ends.
+
     Args:
         base: M₀, a model or a state dict; left as it is.
         model: M_θ; its weights are overwritten.
         finetuned_only: see `interpolate_weights`.
         extrapolate: allow α outside [0, 1].
+        recalibrate: batches on which to measure the statistics of batch norms; the same in every process.
 
     Raises:
         ValueError: as `interpolate_weights` does.
     """
 
     def __init__(
-        self, base: Weights, model: nn.Module, *, finetuned_only: Sequence[str] = (), extrapolate: bool = False
+        self,
+        base: Weights,
+        model: nn.Module,
+        *,
+        finetuned_only: Sequence[str] = (),
+        extrapolate: bool = False,
+        recalibrate: Iterable[Any] | None = None,
     ) -> None:
         self.model = model
+        self.batches = None if recalibrate is None else _check_batches(model, recalibrate)
+        self.notes: list[str] = []
         self.base, self.live = named_tensors(base), named_tensors(model)
         self.extrapolate = extrapolate
         self.finetuned = {
@@ -128,13 +139,15 @@ class LiveInterpolation:
             for name, tensor in self.live.unique.items()
         }
         # not at an end, where even the statistics of batch norms are defined
-        self.decisions = decide_tensors(self.base, self.live, 0.5, finetuned_only=finetuned_only)
+        self.decisions = decide_tensors(
+            self.base, self.live, 0.5, finetuned_only=finetuned_only, keeps_statistics=self.batches is not None
+        )
         self.names = [decision.name for decision in self.decisions if decision.action == "interpolated"]
 
     @property
     def report(self) -> InterpolationReport:
         """What is interpolated at the present α, and what is not and why."""
-        return InterpolationReport(decisions=self.decisions + self.live.ties(), notes=[])
+        return InterpolationReport(decisions=self.decisions + self.live.ties(), notes=list(self.notes))
 
     def set_alpha(self, alpha: Alpha) -> None:
         """Bring the model to M_α; what is not interpolated stays as it is in M_θ."""
@@ -142,9 +155,14 @@ class LiveInterpolation:
         self.decisions = [replace(decision, alpha=alphas.get(decision.name)) for decision in self.decisions]
         interpolated = (decision for decision in self.decisions if decision.action == "interpolated")
         write_tensors(interpolated, self.base.unique, self.finetuned, self.live.unique)
+        if self.batches is not None:
+            ends = {end for end in (0.0, 1.0) if set(alphas.values()) == {end}}
+            self._write_statistics(of_base=0.0 in ends)
+            self.notes = [] if ends else [recalibrate_batch_norm(self.model, self.batches)]
 
     def restore(self) -> None:
         """Bring the model back to M_θ, bit for bit."""
+        self.notes = []
         with torch.no_grad():
             for name, tensor in self.live.unique.items():
                 tensor.copy_(self.finetuned[name])
@@ -167,6 +185,17 @@ class LiveInterpolation:
                     part.sub_(theirs.narrow(axis, 0, rows).to(place.device, torch.float32))
                 yield decision.name, parameters.get(decision.name, place), full
 
+    def _write_statistics(self, *, of_base: bool) -> None:
+        """Write the statistics of batch norms that M₀ or M_θ has."""
+        with torch.no_grad():
+            for decision in self.decisions:
+                if not BATCH_NORM.search(decision.name):
+                    continue
+                source = self.finetuned[decision.name]
+                if of_base and decision.reason == ANEW and decision.base_name is not None:
+                    source = self.base.unique[decision.base_name]
+                self.live.unique[decision.name].copy_(source)
+
     def __enter__(self) -> "LiveInterpolation":
         return self
 
@@ -180,6 +209,7 @@ def open_interpolation(
     *,
     finetuned_only: Sequence[str] = (),
     extrapolate: bool = False,
+    recalibrate: Iterable[Any] | None = None,
 ) -> LiveInterpolation | AdapterInterpolation:
     """M_α in a live model, of whichever kind it is, for any α and as often as asked.
 
@@ -189,16 +219,21 @@ def open_interpolation(
         model: M_θ; its weights are overwritten until they are restored.
         finetuned_only: see `interpolate_weights`.
         extrapolate: allow α outside [0, 1].
+        recalibrate: batches on which to measure the statistics of batch norms; not for a `PeftModel`.
 
     Raises:
         TypeError: if M₀ is missing.
         ValueError: as `interpolate_weights` does; for an adapter that cannot be scaled, which is to be merged first.
     """
     if is_peft_model(model):
+        if recalibrate is not None:
+            raise ValueError("`recalibrate` must be left out for a `PeftModel`. Merge its adapter first.")
         return AdapterInterpolation(model, base, finetuned_only=finetuned_only, extrapolate=extrapolate)
     if base is None:
         raise TypeError("`base` must be given: only for a `PeftModel` M₀ is the model without its adapter.")
-    return LiveInterpolation(base, model, finetuned_only=finetuned_only, extrapolate=extrapolate)
+    return LiveInterpolation(
+        base, model, finetuned_only=finetuned_only, extrapolate=extrapolate, recalibrate=recalibrate
+    )
 
 
 def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> str:
@@ -213,42 +248,50 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> str:
     Raises:
         ValueError: if there are no batches, or no batch norms.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    if not norms:
-        raise ValueError("`recalibrate` needs a model with batch norms, got one without. Leave it out.")
-    momenta = [norm.momentum for norm in norms]
+    batches, norms = _check_batches(model, batches), _batch_norms(model)
     device = next(model.parameters()).device
-    count = 0
-    with _training_only(model, norms), torch.no_grad():
+    with _measuring(model, norms), torch.no_grad():
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over batches
         for batch in batches:
             if isinstance(batch, Mapping):
                 model(**{key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)})
             else:
                 model(batch.to(device))
-            count += 1
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-    if not count:
+    return f"statistics of {len(norms)} batch norms measured on {len(batches)} batches"
+
+
+def _check_batches(model: nn.Module, batches: Iterable[Any]) -> list[Any]:
+    """Batches, so that they can be read again; an error if there are none, or no batch norms."""
+    if not _batch_norms(model):
+        raise ValueError("`recalibrate` needs a model with batch norms, got one without. Leave it out.")
+    found = list(batches)
+    if not found:
         raise ValueError("`recalibrate` must hold at least one batch, got none.")
-    return f"statistics of {len(norms)} batch norms measured on {count} batches"
+    return found
+
+
+def _batch_norms(model: nn.Module) -> list[Any]:
+    """Batch norms that keep statistics."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in norms if norm.track_running_stats]
 
 
 @contextmanager
-def _training_only(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Evaluation mode for all of a model but some modules; modes are put back."""
+def _measuring(model: nn.Module, norms: Sequence[Any]) -> Iterator[None]:
+    """A model in evaluation mode but for its batch norms, which take plain means over batches; modes are put back."""
     modes = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
     model.eval()
-    for module in modules:
-        module.training = True
+    for norm in norms:
+        norm.training, norm.momentum = True, None
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _places(into: nn.Module, finetuned: Tensors) -> dict[str, torch.Tensor]:

@@ -1,0 +1,276 @@
+"""Time and memory of interpolating two checkpoints on disk: ours, plain safetensors, and mergekit.
+
+    python -m venv /tmp/mergekit && /tmp/mergekit/bin/pip install torch==2.13.0 mergekit
+    python tests/benchmarks/merge.py --mergekit /tmp/mergekit/bin/python
+
+Two checkpoints of a Llama-like model with random bfloat16 weights, in shards, α = 0.3. Every contestant runs in fresh
+processes, in turns, with the inputs in the page cache and nothing left to be written back. Medians with ranges. "Merge"
+is the call alone, without imports; "process" is all of it. Memory is the most that is anonymous at a time, sampled
+every two milliseconds: mapped files do not count. Before the contestants the parts of the work are timed alone: reading
+both inputs once through a small buffer, interpolating blocks that stay in the cache, writing one output from a small
+buffer. The result of the plain way is compared with ours bit by bit, mergekit's up to rounding.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ALPHA = 0.3
+PARTS = ("read both inputs", "interpolate", "write the output")
+PLAIN, OURS = "safetensors: load_file, lerp, save_file", "hf_interp: interpolate_checkpoints"
+MERGEKIT, FAVOURED = "mergekit linear, its defaults", "mergekit linear, small shards, lazy"
+
+
+class Run(NamedTuple):
+    """One process."""
+
+    merge: float
+    process: float
+    peak: float
+
+
+def child_parts(base: Path, finetuned: Path, out: Path) -> list[float]:
+    import torch
+
+    size, block = 0, 1 << 20
+    buffer = bytearray(2 * block)
+    times = []
+    begin = time.perf_counter()
+    for folder in (base, finetuned):
+        for path in sorted(folder.glob("*.safetensors")):
+            with path.open("rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    size += count
+    times.append(time.perf_counter() - begin)
+    first, second = torch.randn(block).bfloat16(), torch.randn(block).bfloat16()
+    result = torch.empty_like(first)
+    torch.lerp(first, second, ALPHA, out=result)
+    begin = time.perf_counter()
+    for _ in range(size // 2 // len(buffer)):
+        torch.lerp(first, second, ALPHA, out=result)
+    times.append(time.perf_counter() - begin)
+    out.mkdir()
+    begin = time.perf_counter()
+    with (out / "model.safetensors").open("wb", buffering=0) as file:
+        for _ in range(size // 2 // len(buffer)):
+            file.write(buffer)
+    times.append(time.perf_counter() - begin)
+    return times
+
+
+def child_ours(base: Path, finetuned: Path, out: Path) -> list[float]:
+    from hf_interp.merging import interpolate_checkpoints
+
+    begin = time.perf_counter()
+    interpolate_checkpoints(base, finetuned, out, ALPHA)
+    return [time.perf_counter() - begin]
+
+
+def child_plain(base: Path, finetuned: Path, out: Path) -> list[float]:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    begin = time.perf_counter()
+    tensors = []
+    for folder in (base, finetuned):
+        paths = sorted(folder.glob("*.safetensors"))
+        tensors.append({name: tensor for path in paths for name, tensor in load_file(path).items()})
+    merged = {name: torch.lerp(tensor, tensors[1][name], ALPHA) for name, tensor in tensors[0].items()}
+    out.mkdir()
+    save_file(merged, out / "model.safetensors", metadata={"format": "pt"})
+    return [time.perf_counter() - begin]
+
+
+def child_mergekit(base: Path, finetuned: Path, out: Path, *, favoured: bool = False) -> list[float]:
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import MergeOptions, run_merge
+
+    models = [(base, 1 - ALPHA), (finetuned, ALPHA)]
+    config = MergeConfiguration.model_validate(
+        {
+            "merge_method": "linear",
+            "dtype": "bfloat16",
+            "models": [{"model": str(folder), "parameters": {"weight": weight}} for folder, weight in models],
+        }
+    )
+    best = {"out_shard_size": 50_000_000, "lazy_unpickle": True, "async_write": True} if favoured else {}
+    options = MergeOptions(copy_tokenizer=False, quiet=True, **best)
+    begin = time.perf_counter()
+    run_merge(config, str(out), options)
+    return [time.perf_counter() - begin]
+
+
+CHILDREN: dict[str, Any] = {
+    "parts": child_parts,
+    OURS: child_ours,
+    PLAIN: child_plain,
+    MERGEKIT: child_mergekit,
+    FAVOURED: lambda *folders: child_mergekit(*folders, favoured=True),
+}
+
+
+def anonymous(process: int) -> float:
+    """Anonymous memory of a process, in MiB; 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), 0.0)
+
+
+def run(python: str, name: str, folders: tuple[Path, Path, Path]) -> tuple[list[float], Run]:
+    """Run a contestant in a fresh process."""
+    shutil.rmtree(folders[2], ignore_errors=True)
+    for folder in folders[:2]:
+        for path in folder.iterdir():
+            with path.open("rb") as file:
+                while file.read(1 << 24):
+                    pass
+    os.sync()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    begin, peak = time.perf_counter(), 0.0
+    command = [python, __file__, "--child", name, *map(str, folders)]
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        while process.poll() is None:
+            peak = max(peak, anonymous(process.pid))
+            time.sleep(0.002)
+        taken = time.perf_counter() - begin
+        assert process.stdout is not None
+        lines = process.stdout.read().splitlines()
+        process.stdout.close()
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"{name} failed:\n{errors.read()[-2000:]}")
+    times = json.loads(lines[-1])
+    return times, Run(times[0], taken, peak)
+
+
+def make_checkpoint(folder: Path, seed: int, gib: float) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=max(1, round(10.4 * gib - 1.4)),
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).bfloat16()
+    model = model.to_empty(device="cpu")
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            for piece in parameter.view(-1).split(1 << 22):
+                piece.copy_(torch.randn(piece.numel()).mul_(0.02))
+    model.save_pretrained(folder, max_shard_size="300MB")
+
+
+def compare(ours: Path, other: Path, inputs: tuple[Path, Path]) -> str:
+    """How two results differ, in words; the unit is the distance of neighbouring bfloat16 numbers."""
+    import torch
+
+    from hf_interp.tensor_files import Reader, find_tensors
+
+    found = [find_tensors(folder, "folder") for folder in (ours, other, *inputs)]
+    if found[0].keys() != found[1].keys():
+        return "other tensors"
+    num_equal, total, most = 0, 0, 0.0
+    readers = [Reader() for _ in found]
+    for name in found[0]:
+        one, two, base, tuned = (reader.read(part[name]).float() for reader, part in zip(readers, found, strict=True))
+        num_equal += int((one == two).sum())
+        total += one.numel()
+        scale = torch.maximum(base.abs(), tuned.abs()).clamp_min(1e-30) * 2**-8
+        most = max(most, float(((one - two).abs() / scale).max()))
+    for reader in readers:
+        reader.close()
+    if num_equal == total:
+        return "bit for bit ours"
+    return f"{num_equal / total:.0%} equal, at most {most:.1f} units of the larger input off"
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def contestants(mergekit: str | None) -> dict[str, str]:
+    """Name → interpreter."""
+    ours = {OURS: sys.executable, PLAIN: sys.executable}
+    return ours if mergekit is None else {**ours, MERGEKIT: mergekit, FAVOURED: mergekit}
+
+
+def tables(args: argparse.Namespace, folder: Path) -> Iterator[str]:
+    from hf_interp.console import format_table
+
+    inputs = (folder / "base", folder / "tuned")
+    for seed, path in enumerate(inputs):
+        make_checkpoint(path, seed, args.gib)
+    size = sum(path.stat().st_size for path in inputs[0].glob("*.safetensors"))
+    pythons = contestants(args.mergekit)
+    parts: list[list[float]] = []
+    runs: dict[str, list[Run]] = {name: [] for name in pythons}
+    results: dict[str, str] = {}
+    for round_ in range(args.rounds):
+        parts.append(run(sys.executable, "parts", (*inputs, folder / "parts"))[0])
+        shutil.rmtree(folder / "parts")
+        order = list(pythons) if round_ % 2 == 0 else list(reversed(pythons))
+        for name in order:
+            out = folder / name.partition(":")[0].replace(" ", "_").replace(",", "")
+            runs[name].append(run(pythons[name], name, (*inputs, out))[1])
+            if round_ < args.rounds - 1:
+                shutil.rmtree(out)
+            results[name] = str(out)
+    rows = [[name, spread(list(times), 3)] for name, times in zip(PARTS, zip(*parts, strict=True), strict=True)]
+    total = statistics.median(sum(times) for times in parts)
+    yield format_table(["part", "seconds"], [*rows, ["sum", f"{total:.3f}"]])
+    rows = []
+    for name, found in runs.items():
+        merge, process, peak = ([*values] for values in zip(*found, strict=True))
+        outcome = "" if name == OURS else compare(Path(results[OURS]), Path(results[name]), inputs)
+        rows.append(
+            [
+                name,
+                spread(merge),
+                f"{statistics.median(merge) / total:.2f}",
+                spread(process),
+                spread(peak, 0),
+                outcome,
+            ]
+        )
+    header = ["way", "merge, s", "of the parts", "process, s", "anonymous memory, MiB", "result"]
+    yield f"{size / 2**30:.2f} GiB each, {args.rounds} rounds\n\n" + format_table(header, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mergekit", metavar="PYTHON", help="the interpreter of an environment that has mergekit")
+    parser.add_argument("--gib", type=float, default=1.0, help="size of each checkpoint (default: 1)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", help="where to write; by default where temporary files go")
+    parser.add_argument("--child", nargs=4, metavar=("NAME", "BASE", "FINETUNED", "OUT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        name, *folders = args.child
+        print(json.dumps(CHILDREN[name](*map(Path, folders))), flush=True)
+        return
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        for table in tables(args, Path(folder)):
+            print(table + "\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
