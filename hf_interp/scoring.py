@@ -1,0 +1,265 @@
+"""What a model scores, example by example: the units by which one α is told from another.
+
+A unit is a number for each example whose mean is the metric. Of a mean over examples they are the examples' own values;
+of other metrics, such as F1, pseudo-values of a grouped jackknife. At every α they belong to the same examples, so that
+differences between two α are paired.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import EvalPrediction, Trainer
+
+from hf_interp.objectives import IGNORE_INDEX, per_example_loss
+from hf_interp.results import main_metric
+
+Units = npt.NDArray[np.float64]
+Scores = dict[str, dict[str, Units]]
+"""Dataset → metric → units."""
+
+JACKKNIFE_GROUPS = 20
+"""Times a metric that is no mean over examples is computed anew for its standard error."""
+
+
+class Parts(NamedTuple):
+    """Scores on the examples by which α is chosen, and on others that the choice has not seen."""
+
+    selection: Scores
+    report: Scores
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of a dataset.
+
+    Args:
+        losses: sum of the losses of each example's labels, in nats: (num_examples,); NaN where they are not known.
+        counts: how many labels each example has: (num_examples,).
+        outputs: what `compute_metrics` takes as predictions, whole; `None` without `compute_metrics`.
+        labels: the labels.
+    """
+
+    losses: Units
+    counts: Units
+    outputs: Any
+    labels: Any
+
+
+class TrainerScorer:
+    """Scores the present weights of a trainer's model.
+
+    Args:
+        trainer: its `compute_metrics`, collator, batch size and processes are used.
+        datasets: by name, what α is chosen by.
+        report_datasets: by name, what is reported; without them each dataset is halved.
+        metric: the metric that matters, by default the main one: if it is no mean over examples, its units are found
+            by a jackknife.
+        seed: decides the halves.
+
+    Raises:
+        ValueError: if a trainer cannot tell predictions.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        datasets: Mapping[str, Any],
+        report_datasets: Mapping[str, Any] | None,
+        metric: str | None,
+        seed: int,
+    ) -> None:
+        if trainer.args.prediction_loss_only or trainer.args.batch_eval_metrics:
+            raise ValueError(
+                "A search over α needs whole predictions, got `prediction_loss_only` or `batch_eval_metrics`. Switch "
+                "them off."
+            )
+        self.trainer = trainer
+        self.datasets = dict(datasets)
+        self.report_datasets = None if report_datasets is None else dict(report_datasets)
+        self.metric = metric
+        self.seed = seed
+
+    def __call__(self) -> Parts:
+        """Evaluate the model as it is."""
+        selection: Scores = {}
+        report: Scores = {}
+        for name, dataset in self.datasets.items():
+            found = predict(self.trainer, dataset)
+            if self.report_datasets is None:
+                first, second = halves(len(found.losses), self.seed, name)
+                selection[name], report[name] = self._score(found, first), self._score(found, second)
+            else:
+                others = predict(self.trainer, self.report_datasets[name])
+                selection[name], report[name] = self._score(found, None), self._score(others, None)
+        return Parts(selection, report)
+
+    def _score(self, found: Predictions, rows: npt.NDArray[np.intp] | None) -> dict[str, Units]:
+        rows = np.arange(len(found.losses)) if rows is None else rows
+        scores = {}
+        if not np.isnan(found.losses[rows]).any():
+            scores["loss"] = ratio_units(found.losses[rows], found.counts[rows])
+        compute = self.trainer.compute_metrics
+        if compute is None:
+            return scores
+
+        def value(chosen: npt.NDArray[np.intp]) -> Mapping[str, float]:
+            return compute(
+                EvalPrediction(predictions=_take(found.outputs, chosen), label_ids=_take(found.labels, chosen))
+            )
+
+        values = value(rows)
+        if self.metric is None:
+            self.metric = main_metric({"": {**values, **dict.fromkeys(scores, 0.0)}})
+        for name, whole in values.items():
+            if not isinstance(whole, (int, float)) or name in scores:
+                continue
+            hits = _hits(found, rows) if name == "accuracy" else None
+            if hits is not None and abs(hits.mean() - whole) < 1e-9:
+                scores[name] = hits
+            elif name == self.metric:
+                scores[name] = jackknife_units(partial(_value_of, value, name), rows)
+            else:
+                scores[name] = np.array([float(whole)])
+        return scores
+
+
+def predict(trainer: Trainer, dataset: Any) -> Predictions:
+    """Run a trainer's model over a dataset, keeping the loss of every example on the way."""
+    keeps_outputs = trainer.compute_metrics is not None
+
+    def keep(outputs: Any, labels: Any) -> Any:
+        losses, counts = _losses(outputs, labels, trainer._loss_shifts_labels)
+        if not keeps_outputs:
+            return losses, counts
+        return losses, counts, outputs if reduce is None else reduce(outputs, labels)
+
+    reduce = trainer.preprocess_logits_for_metrics
+    with _told(trainer, compute_metrics=None, preprocess_logits_for_metrics=keep):
+        output = trainer.predict(dataset)
+    if output.label_ids is None:
+        raise ValueError("A search over α needs labelled evaluation sets, got one without labels.")
+    losses, counts, *rest = output.predictions
+    return Predictions(
+        losses.astype(np.float64), counts.astype(np.float64), rest[0] if rest else None, output.label_ids
+    )
+
+
+def halves(size: int, seed: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Two disjoint halves of the numbers below `size`; the same for the same size, seed and name.
+
+    Raises:
+        ValueError: if there are fewer than two.
+
+    >>> [half.tolist() for half in halves(5, 0, "domain")]
+    [[0, 1], [2, 3, 4]]
+    """
+    if size < 2:
+        raise ValueError(f"The evaluation set {name!r} must have at least 2 examples to be halved, got {size}.")
+    order = np.random.default_rng([seed, *name.encode()]).permutation(size)
+    return np.sort(order[: size // 2]), np.sort(order[size // 2 :])
+
+
+def ratio_units(sums: Units, counts: Units) -> Units:
+    """Units of Σ sums / Σ counts, linear about it: their mean is the ratio, their spread tells its standard error.
+
+    >>> ratio_units(np.array([2.0, 6.0]), np.array([1.0, 3.0]))
+    array([2., 2.])
+    >>> ratio_units(np.array([1.0, 2.0]), np.array([1.0, 1.0]))
+    array([1., 2.])
+    """
+    total = counts.sum()
+    ratio = sums.sum() / total
+    return ratio + (sums - ratio * counts) * (len(counts) / total)
+
+
+def jackknife_units(value: Callable[[npt.NDArray[np.intp]], float], rows: npt.NDArray[np.intp]) -> Units:
+    """Pseudo-values of any metric by leaving out one group of rows after the other (Quenouille 1956, Tukey 1958).
+
+    Args:
+        value: the metric on some rows.
+        rows: all rows; the groups take them in turns.
+
+    Returns:
+        one unit a group; their mean is the metric itself, without the correction of its bias.
+
+    >>> units = jackknife_units(lambda rows: float(rows.mean()), np.arange(4))
+    >>> units.tolist()
+    [0.0, 1.0, 2.0, 3.0]
+    """
+    groups = min(JACKKNIFE_GROUPS, len(rows))
+    whole = float(value(rows))
+    if groups < 2:
+        return np.array([whole])
+    group_of = np.arange(len(rows)) % groups
+    without = np.array([float(value(rows[group_of != group])) for group in range(groups)])
+    pseudo = groups * whole - (groups - 1) * without
+    return pseudo + (whole - pseudo.mean())
+
+
+def summarise(units: Units) -> tuple[float, float | None]:
+    """A metric and its standard error, which one unit alone does not tell.
+
+    >>> summarise(np.array([1.0, 3.0]))
+    (2.0, 1.0)
+    >>> summarise(np.array([0.5]))
+    (0.5, None)
+    """
+    error = float(units.std(ddof=1) / np.sqrt(len(units))) if len(units) > 1 else None
+    return float(units.mean()), error
+
+
+def _value_of(value: Callable[[Any], Mapping[str, float]], name: str, rows: npt.NDArray[np.intp]) -> float:
+    return value(rows)[name]
+
+
+def _losses(outputs: Any, labels: Any, shift_labels: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of losses and number of labels of each example; NaN where logits and labels do not fit together."""
+    logits = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+    labels = labels[0] if isinstance(labels, (tuple, list)) else labels
+    found = per_example_loss(SimpleNamespace(logits=logits), labels, shift_labels=shift_labels)
+    if found is None:
+        nothing = torch.full((len(labels),), float("nan"), device=labels.device)
+        return nothing, torch.ones_like(nothing)
+    counts = torch.ones_like(found)
+    if labels.dim() == 2 and not labels.is_floating_point():
+        counts = (labels[:, 1:] if shift_labels else labels).ne(IGNORE_INDEX).sum(1).to(found)
+    return found * counts, counts
+
+
+def _hits(found: Predictions, rows: npt.NDArray[np.intp]) -> Units | None:
+    """Whether the highest logit is the label, of each example; `None` for other shapes."""
+    logits = found.outputs[0] if isinstance(found.outputs, (tuple, list)) else found.outputs
+    if not isinstance(logits, np.ndarray) or not isinstance(found.labels, np.ndarray):
+        return None
+    if logits.ndim == 2 and found.labels.ndim == 1:
+        return (logits[rows].argmax(-1) == found.labels[rows]).astype(np.float64)
+    return None
+
+
+def _take(tree: Any, rows: npt.NDArray[np.intp]) -> Any:
+    """Some rows of an array, or of every array in tuples and dictionaries."""
+    if isinstance(tree, Mapping):
+        return {key: _take(value, rows) for key, value in tree.items()}
+    if isinstance(tree, Sequence):
+        return tuple(_take(value, rows) for value in tree)
+    return tree[rows]
+
+
+@contextmanager
+def _told(trainer: Trainer, **settings: Any) -> Iterator[None]:
+    """A trainer with other arguments than it was made with, for a while."""
+    before = {name: getattr(trainer, name) for name in settings}
+    for name, value in settings.items():
+        setattr(trainer, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(trainer, name, value)
