@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "plan", _plan, "say what a recipe will read, without training")
     _add(commands, "verify", _verify, "say whether two runs read the same, and where they part", recipe=False)
     _add(commands, "compare", _compare, "compare α schedules on a recipe at equal steps")
+    _add(commands, "curve", _curve, "evaluate a trained run at every α between M₀ and M_θ, and choose", recipe=False)
+    _add(commands, "merge", _merge, "write M_α = α·M_θ + (1 − α)·M₀ of checkpoints", recipe=False)
     return parser
 
 
@@ -75,6 +77,17 @@ def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = Tru
             "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs (default: 0 1 2)"
         )
         command.add_argument("--methods", nargs="+", help="some of the methods (default: all)")
+    if name == "curve":
+        command.set_defaults(takes_flags=True)
+        command.add_argument("place", metavar="RUN", help="the folder of a trained run, or its recipe")
+        command.add_argument(
+            "--save_model", action="store_true", help="write M_α into the folder interpolated of the run"
+        )
+        command.add_argument("--json", action="store_true", help="print the curve as JSON")
+        command.epilog = "Any other flag sets a field of the recipe, such as --alpha_search.objective constrained."
+    if name == "merge":
+        command.set_defaults(takes_flags=True)
+        _add_merge_arguments(command)
     if name == "demo":
         command.add_argument("--folder", default="hf_interp_demo", help="where to write (default: %(default)s)")
         command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="at least two (default: 0 1 2)")
@@ -82,6 +95,27 @@ def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = Tru
         command.add_argument(
             "--label_noise", type=float, default=0.1, help="share of flipped training labels (default: %(default)s)"
         )
+
+
+def _add_merge_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("base", metavar="BASE", help="M₀: a folder, or a name on the Hub")
+    command.add_argument("finetuned", metavar="FINETUNED", nargs="+", help="M_θ; of several models, their mean")
+    command.add_argument("output", metavar="OUT", help="where to write; must not exist, or be empty")
+    command.add_argument(
+        "--alpha",
+        help="a number; SHALLOW..DEEP over the layers; or a mapping of name patterns. Without it, see --recipe",
+    )
+    command.add_argument("--recipe", help="choose α (and a greedy soup) on the validation sets of this recipe or run")
+    command.add_argument("--soup", choices=["uniform", "greedy"], default="uniform", help="how to take several models")
+    command.add_argument("--extrapolate", action="store_true", help="allow α outside [0, 1]")
+    command.add_argument(
+        "--finetuned_only", nargs="+", default=[], metavar="PATTERN", help="tensors to take from M_θ whole"
+    )
+    command.add_argument("--dtype", help="type of the result, such as bfloat16 (default: M_θ's)")
+    command.add_argument("--max_shard_size", help="size of the files, such as 5GB")
+    command.add_argument("--merge_adapter", action="store_true", help="write a whole model where M_θ is an adapter")
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
+    command.epilog = "Any other flag sets a field of the recipe."
 
 
 def _train(args: argparse.Namespace, flags: Sequence[str]) -> None:
@@ -121,9 +155,69 @@ def _compare(args: argparse.Namespace, flags: Sequence[str]) -> None:
     print(f"{RESULTS_NAME} and {compare.PLOT_NAME} are in {parse_recipe(recipe)[1].output_dir}.")
 
 
+def _curve(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    from hf_interp import revisit
+    from hf_interp.curves import format_curve
+    from hf_interp.interpolated import CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATED_NAME
+
+    curve, folder = revisit.curve_run(args.place, flags, save_model=args.save_model)
+    if args.json:
+        print((folder / CURVE_NAME).read_text(encoding="utf-8"), end="")
+        return
+    print(format_curve(curve))
+    print(f"{CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.")
+    if args.save_model:
+        print(f"M_α is in {folder / INTERPOLATED_NAME}.")
+
+
+def _merge(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    if flags and not args.recipe:
+        raise ValueError(f"Unrecognized arguments: {' '.join(flags)}. Fields of a recipe need --recipe.")
+    from hf_interp import revisit
+    from hf_interp.alphas import parse_alpha
+    from hf_interp.curves import format_curve
+
+    merged = revisit.merge_runs(
+        args.base,
+        args.finetuned,
+        args.output,
+        recipe=revisit.load_run_recipe(args.recipe, flags) if args.recipe else None,
+        soup=args.soup,
+        alpha=None if args.alpha is None else parse_alpha(args.alpha),
+        extrapolate=args.extrapolate,
+        finetuned_only=args.finetuned_only,
+        **_given(
+            dtype=_dtype(args.dtype), max_shard_size=args.max_shard_size, merge_adapter=args.merge_adapter or None
+        ),
+    )
+    if args.json:
+        print(json.dumps(merged.report.to_dict(), indent=2, ensure_ascii=False))
+        return
+    if merged.curve is not None:
+        print(format_curve(merged.curve))
+    if len(args.finetuned) > 1:
+        print(f"{args.soup} soup of {', '.join(merged.members)}")
+    print(f"{merged.report}\nThe model is in {args.output}.")
+
+
+def _dtype(name: str | None) -> Any:
+    """A floating-point type by its name in torch."""
+    import torch
+
+    dtype = None if name is None else getattr(torch, name, name)
+    if name is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"`dtype` must be a floating-point type such as float32, bfloat16 or float16, got {name!r}.")
+    return dtype
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def _demo(args: argparse.Namespace, flags: Sequence[str]) -> None:
     print("Loading the libraries, then training a small model on a general corpus ...", flush=True)
     from hf_interp import compare, demo
+    from hf_interp.interpolated import CURVE_NAME, CURVE_PLOT_NAME
 
     comparison = demo.run_demo(args.folder, seeds=args.seeds, max_steps=args.max_steps, label_noise=args.label_noise)
     print(f"\nAccuracy on unseen sentences after {args.max_steps} steps, mean ± standard deviation over seeds:\n")
@@ -132,6 +226,7 @@ def _demo(args: argparse.Namespace, flags: Sequence[str]) -> None:
         f"""
 In {args.folder}/:
   comparison/{compare.PLOT_NAME}   α and realised share over steps; both metrics over steps
+  comparison/*/seed-*/         of every run: its results, and M_α over α ({CURVE_NAME}, {CURVE_PLOT_NAME})
   comparison/{RESULTS_NAME}     every number, with settings and versions
   recipe.yaml, *.jsonl, base/  what was run: the recipe, the corpora, M₀
 

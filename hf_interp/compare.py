@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,23 @@ from transformers import (
 )
 from transformers.utils import logging as host_logging
 
-from hf_interp.config import parse_recipe
+from hf_interp.choices import AlphaSearch
+from hf_interp.config import Recipe, parse_recipe
 from hf_interp.console import format_table
-from hf_interp.plots import main_metric, plot_comparison
-from hf_interp.results import RESULTS_NAME, Comparison, RunResults, forgetting, save_results
+from hf_interp.interpolated import save_curve, search_run
+from hf_interp.plots import plot_comparison
+from hf_interp.results import (
+    RESULTS_NAME,
+    Comparison,
+    RunResults,
+    evaluations,
+    forgetting,
+    main_metric,
+    save_results,
+    spread,
+)
 from hf_interp.schedules import did_you_mean
+from hf_interp.scoring import halves
 from hf_interp.tasks import get_task
 from hf_interp.train import Data, build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
 from hf_interp.trainer import InterpolationTrainer
@@ -31,6 +44,8 @@ from hf_interp.trainer import InterpolationTrainer
 logger = logging.getLogger(__name__)
 
 BASE = "M₀"
+PLUS = " + M_α"
+"""After a method: its weights, interpolated with M₀'s."""
 METHODS: dict[str, dict[str, Any]] = {
     "domain only": {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 1.0}},
     "general → domain": {
@@ -51,6 +66,10 @@ def compare(
     recipe: Mapping[str, Any], *, seeds: Sequence[int] = (0, 1), methods: Sequence[str] | None = None
 ) -> Comparison:
     """Run every method with every seed; `results.json` and a picture go to `output_dir`, the runs into folders below.
+
+    Of every trained model M_α is evaluated too, at the α that the validation sets choose (`alpha_search` says how). A
+    recipe without `validation_corpora` has half of each evaluation set taken for that; all methods are then compared on
+    the other half.
 
     Args:
         recipe: a recipe with evaluation sets `general` and `domain`.
@@ -77,8 +96,9 @@ def compare(
             f"A comparison needs the evaluation sets general and domain, got {list(parsed.eval_corpora)}. "
             "Name them under `eval_corpora`."
         )
+    parsed.alpha_search = parsed.alpha_search or AlphaSearch()
     task = check_recipe(parsed, args)
-    data = load_data(parsed, task)
+    data = _with_validation(load_data(parsed, task))
     for method in chosen:  # now, so that none fails after hours of others
         plan_data(data, parse_recipe({**recipe, **METHODS[method]})[1])
     for warning in plan_data(data, args).warnings():
@@ -89,12 +109,21 @@ def compare(
     with quiet_bar(len(chosen) * len(seeds) * args.max_steps, shown=not args.disable_tqdm) as bar:
         for method, seed in product(chosen, seeds):
             bar.set_description(f"{method}, seed {seed}")
-            own = {"seed": seed, "output_dir": str(folder / re.sub(r"\W+", "-", method) / f"seed-{seed}")}
+            place = folder / re.sub(r"\W+", "-", method) / f"seed-{seed}"
+            own = {"seed": seed, "output_dir": str(place)}
             trainer = train_quietly({**recipe, **METHODS[method], **own}, data, bar, evaluate_base=seed not in base)
             results = trainer.results()
             base.setdefault(seed, results.base_metrics)
             rows.append(_row(method, seed, results, base[seed]))
-    settings = {"recipe": dict(recipe), "seeds": list(seeds), "steps": args.max_steps}
+            bar.set_description(f"{method}, seed {seed}: searching for α of the weights")
+            rows.append(_interpolated_row(method, seed, trainer, parsed, data, base[seed], place))
+    settings = {
+        "recipe": dict(recipe),
+        "seeds": list(seeds),
+        "steps": args.max_steps,
+        "alpha_search": parsed.alpha_search.to_dict(),
+        "halved_eval_sets": not parsed.validation_corpora,
+    }
     first_rows = [_row_of(BASE, seed, metrics, metrics, curve=[]) for seed, metrics in base.items()]
     comparison = Comparison(rows=first_rows + rows, settings=settings)
     save_results(comparison, folder / RESULTS_NAME)
@@ -106,14 +135,23 @@ def format_comparison(comparison: Comparison) -> str:
     """Mean ± standard deviation over seeds of the main metric, by method."""
     metric = _metric(comparison)
 
-    def cell(found: dict[str, float] | None) -> str:
-        return "" if found is None else f"{found['mean']:.3f} ± {found['std']:.3f}"
+    def cell(found: dict[str, float] | None, digits: int = 3) -> str:
+        return "" if found is None else f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f}"
 
     rows = [
-        [row["method"], cell(row["domain"]), cell(row["general"]), cell(row["forgetting"])]
+        [
+            row["method"],
+            cell(
+                spread([one["alpha"] for one in comparison.rows if one["method"] == row["method"] and "alpha" in one]),
+                2,
+            ),
+            cell(row["domain"]),
+            cell(row["general"]),
+            cell(row["forgetting"]),
+        ]
         for row in comparison.table(metric)
     ]
-    return format_table(["method", f"domain {metric}", f"general {metric}", "forgetting"], rows)
+    return format_table(["method", "α of weights", f"domain {metric}", f"general {metric}", "forgetting"], rows)
 
 
 def train_quietly(
@@ -165,6 +203,34 @@ def _row(method: str, seed: int, results: RunResults, base: Mapping[str, Mapping
     first = {"step": 0, **{f"{name}_{key}": value for name, found in base.items() for key, value in found.items()}}
     curve = [first, *(point for point in _curve(results) if point["step"] > 0)]
     return _row_of(method, seed, results.final_metrics, base, curve=curve, drawn=drawn)
+
+
+def _interpolated_row(
+    method: str,
+    seed: int,
+    trainer: InterpolationTrainer,
+    recipe: Recipe,
+    data: Data,
+    base: Mapping[str, Mapping[str, float]],
+    folder: Path,
+) -> dict[str, Any]:
+    """M_α of a trained model at the α that the validation sets choose; its curve is saved in the run's folder."""
+    curve = search_run(trainer, recipe, data.validation_sets, apply=True)
+    save_curve(curve, folder)
+    metrics = evaluations([trainer.evaluate()])
+    return _row_of(f"{method}{PLUS}", seed, metrics, base, curve=[], alpha=curve.alpha)
+
+
+def _with_validation(data: Data) -> Data:
+    """The data, with half of each evaluation set as its validation set if there are no others."""
+    if data.validation_sets:
+        return data
+    parts = {name: halves(len(dataset), 0, name) for name, dataset in data.eval_sets.items()}
+    return replace(
+        data,
+        eval_sets={name: dataset.select(parts[name][1]) for name, dataset in data.eval_sets.items()},
+        validation_sets={name: dataset.select(parts[name][0]) for name, dataset in data.eval_sets.items()},
+    )
 
 
 def _row_of(

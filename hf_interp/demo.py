@@ -134,8 +134,10 @@ def _write_data(folder: Path, shift: ToyShift, num_domain_examples: int) -> dict
     """The corpora, and the part of the recipe that names them."""
     sizes = {
         ("general", "train"): 4000,
+        ("general", "validation"): 500,
         ("general", "test"): 1000,
         ("domain", "train"): num_domain_examples,
+        ("domain", "validation"): 500,
         ("domain", "test"): 1000,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,12 +145,16 @@ def _write_data(folder: Path, shift: ToyShift, num_domain_examples: int) -> dict
         rows = shift.sentences(side, count, split=split, noisy=split == "train")
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{side}_{split}.jsonl").write_text(text, encoding="utf-8")
+    groups = {"corpora": "train", "eval_corpora": "test", "validation_corpora": "validation"}
     return {
         "task": "sequence-classification",
         "label_names": LABEL_NAMES,
         "max_length": 24,
-        "corpora": {side: {"path": str(folder / f"{side}_train.jsonl")} for side in ("general", "domain")},
-        "eval_corpora": {side: {"path": str(folder / f"{side}_test.jsonl")} for side in ("general", "domain")},
+        **{
+            group: {side: {"path": str(folder / f"{side}_{split}.jsonl")} for side in ("general", "domain")}
+            for group, split in groups.items()
+        },
+        "alpha_search": True,
         "alpha_schedule_type": "linear",
         "alpha_start": 0.0,
         "alpha_end": 1.0,
@@ -188,6 +194,8 @@ def _train_base_model(folder: Path, recipe: dict[str, Any], max_steps: int) -> N
         "output_dir": str(folder / "base"),
         "corpora": {"general": recipe["corpora"]["general"]},
         "eval_corpora": {},
+        "validation_corpora": {},
+        "alpha_search": False,
         "alpha_schedule_type": "constant",
         "alpha_end": 0.0,
         "max_steps": 2 * max_steps,

@@ -54,6 +54,8 @@ class MatthewsCorrelation(_ClassificationMetric):
     """
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        if len({*references, *predictions}) < 2:  # scikit-learn warns and says 0 too
+            return {"matthews_correlation": 0.0}
         return {"matthews_correlation": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
 
 

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,15 @@ from hf_interp.adapters import get_peft_config
 from hf_interp.config import InterpolationConfig, Recipe, load_recipe, parse_recipe
 from hf_interp.console import format_table, run_command
 from hf_interp.corpora import Corpus, check_columns, load_corpus
+from hf_interp.curves import format_curve, load_curve
+from hf_interp.interpolated import (
+    CURVE_NAME,
+    CURVE_PLOT_NAME,
+    INTERPOLATED_NAME,
+    check_search,
+    save_curve,
+    search_run,
+)
 from hf_interp.plan import MixturePlan
 from hf_interp.planning import plan_mixture
 from hf_interp.plots import plot_run
@@ -43,15 +52,19 @@ class Data:
         tokenizer: the tokenizer of the model.
         corpora: training corpora.
         eval_sets: evaluation sets by name.
+        validation_sets: sets by name on which the α of the weights is chosen, if they are others.
     """
 
     tokenizer: PreTrainedTokenizerBase
     corpora: list[Corpus]
     eval_sets: dict[str, datasets.Dataset]
+    validation_sets: dict[str, datasets.Dataset] = field(default_factory=dict)
 
 
 def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
     """Load, train, evaluate and save; the model, `results.json` and a picture go to `output_dir`.
+
+    With `alpha_search` the curve of M_α goes there too, and M_α at the chosen α into `interpolated` inside.
 
     Args:
         recipe: a recipe as a plain mapping (see `hf_interp.config.load_recipe`).
@@ -73,10 +86,15 @@ def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
     evaluate_at_end(trainer)
     trainer.save_model()
     results = replace(trainer.results(), recipe=dict(recipe))
+    folder = Path(args.output_dir or ".")
     if trainer.is_world_process_zero():
-        folder = Path(args.output_dir or ".")
         save_results(results, folder / RESULTS_NAME)
         plot_run(results, folder / PLOT_NAME)
+    if parsed.alpha_search is not None:
+        curve = search_run(trainer, parsed, data.validation_sets or data.eval_sets, apply=True)
+        trainer.save_model(str(folder / INTERPOLATED_NAME))
+        if trainer.is_world_process_zero():
+            save_curve(curve, folder)
     return results
 
 
@@ -105,6 +123,7 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
         )
     if recipe.peft is not None:
         get_peft_config(recipe.peft, task.peft_type)
+    check_search(recipe)
     folder = Path(recipe.model_name_or_path).expanduser()
     if recipe.model_name_or_path.startswith((".", "/", "~")) and not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {recipe.model_name_or_path!r} (`model_name_or_path`).")
@@ -141,6 +160,7 @@ def load_data(recipe: Recipe, task: Task) -> Data:
         tokenizer=tokenizer,
         corpora=corpora,
         eval_sets={name: tokenised(name, recipe.eval_corpora) for name in recipe.eval_corpora},
+        validation_sets={name: tokenised(name, recipe.validation_corpora) for name in recipe.validation_corpora},
     )
 
 
@@ -248,9 +268,13 @@ def train_and_report(path: str, flags: Sequence[str] = ()) -> None:
     """Train a recipe from a file with flags laid over it, and print what came of it."""
     recipe = load_recipe(path, flags)
     results = run_recipe(recipe)
+    folder = results.config["output_dir"]
     if PartialState().is_main_process:
         print(format_results(results))
-        print(f"The model, {RESULTS_NAME} and {PLOT_NAME} are in {results.config['output_dir']}.")
+        print(f"The model, {RESULTS_NAME} and {PLOT_NAME} are in {folder}.")
+        if parse_recipe(recipe)[0].alpha_search is not None:
+            print(f"\n{format_curve(load_curve(Path(folder) / CURVE_NAME))}")
+            print(f"M_α is in {folder}/{INTERPOLATED_NAME}; {CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.")
     PartialState().destroy_process_group()  # or gloo's threads may abort a process that ends before the others
 
 

@@ -24,7 +24,14 @@ from hf_interp.demo import LABEL_NAMES, ToyShift, _write_untrained_model
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
-SIZES = {("general", "train"): 40, ("domain", "train"): 12, ("general", "test"): 16, ("domain", "test"): 16}
+SIZES = {
+    ("general", "train"): 40,
+    ("domain", "train"): 12,
+    ("general", "validation"): 12,
+    ("domain", "validation"): 12,
+    ("general", "test"): 16,
+    ("domain", "test"): 16,
+}
 """Rows of the files of `toy_data_dir`."""
 
 
@@ -44,7 +51,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, toy_shift: ToyShift
 
 @pytest.fixture(scope="session")
 def toy_data_dir(tmp_path_factory: pytest.TempPathFactory, toy_shift: ToyShift) -> Path:
-    """A folder with general_train.jsonl, general_test.jsonl, domain_train.jsonl and domain_test.jsonl."""
+    """A folder with general_train.jsonl, general_validation.jsonl, general_test.jsonl and the same for domain."""
     folder = tmp_path_factory.mktemp("toy_data")
     for (side, split), count in SIZES.items():
         rows = toy_shift.sentences(side, count, split=split, noisy=False)
@@ -65,6 +72,7 @@ def make_recipe(tiny_model_dir: Path, toy_data_dir: Path) -> Callable[[Path], di
         "max_length": 16,
         "corpora": corpora("train"),
         "eval_corpora": corpora("test"),
+        "validation_corpora": corpora("validation"),
         "output_dir": str(output_dir),
         "max_steps": 4,
         "per_device_train_batch_size": 4,

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from hf_interp import cli
+from hf_interp.choices import AlphaSearch
 from hf_interp.compare import METHODS, compare, format_comparison
+from hf_interp.curves import load_curve
 from hf_interp.results import Comparison, load_comparison
 from hf_interp.train import run_recipe
 
@@ -34,8 +36,10 @@ def rows(comparison: Comparison, method: str) -> list[dict[str, Any]]:
 
 
 def test_there_is_a_row_for_every_method_and_seed(compared: Comparison) -> None:
-    assert [(row["method"], row["seed"]) for row in compared.rows] == [
-        (method, seed) for method in ("M₀", *METHODS) for seed in SEEDS
+    base, runs = compared.rows[:2], compared.rows[2:]
+    assert [(row["method"], row["seed"]) for row in base] == [("M₀", 0), ("M₀", 1)]
+    assert [(row["method"], row["seed"]) for row in runs] == [
+        (f"{method}{plus}", seed) for method in METHODS for seed in SEEDS for plus in ("", " + M_α")
     ]
     for row in compared.rows:
         assert set(row["metrics"]) == {"general", "domain"}
@@ -99,7 +103,7 @@ def test_seeds_give_other_runs(compared: Comparison) -> None:
 def test_the_table_holds_mean_and_deviation_over_seeds(compared: Comparison) -> None:
     table = {row["method"]: row for row in compared.table("loss")}
     base = rows(compared, "M₀")[0]["metrics"]["general"]["loss"]
-    assert list(table) == ["M₀", *METHODS]
+    assert list(table) == ["M₀", *(f"{method}{plus}" for method in METHODS for plus in ("", " + M_α"))]
     for method in METHODS:
         for side in ("domain", "general"):
             values = [row["metrics"][side]["loss"] for row in rows(compared, method)]
@@ -111,17 +115,48 @@ def test_the_table_holds_mean_and_deviation_over_seeds(compared: Comparison) -> 
 def test_the_text_tells_the_table(compared: Comparison) -> None:
     lines = format_comparison(compared).splitlines()
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
-    assert cells[0] == ["method", "domain accuracy", "general accuracy", "forgetting"]
+    assert cells[0] == ["method", "α of weights", "domain accuracy", "general accuracy", "forgetting"]
     for row, shown in zip(compared.table("accuracy"), cells[2:], strict=True):
         values = [row[name] for name in ("domain", "general", "forgetting")]
-        assert shown == [row["method"], *(f"{value['mean']:.3f} ± {value['std']:.3f}" for value in values)]
+        alphas = [one["alpha"] for one in rows(compared, row["method"]) if "alpha" in one]
+        alpha = f"{mean(alphas):.2f} ± {stdev(alphas):.2f}" if alphas else ""
+        assert shown == [row["method"], alpha, *(f"{value['mean']:.3f} ± {value['std']:.3f}" for value in values)]
+
+
+def test_interpolated_weights_are_those_of_the_curve(compared: Comparison, settings: dict[str, Any]) -> None:
+    for method, folder in zip(METHODS, RUN_FOLDERS, strict=True):
+        row = rows(compared, f"{method} + M_α")[1]
+        curve = load_curve(Path(settings["output_dir"]) / folder / "seed-1" / "curve.json")
+        assert row["alpha"] == curve.alpha
+        assert (curve.base, curve.num_examples["domain"]) == (
+            settings["model_name_or_path"],
+            {"selection": 6, "report": 6},
+        )
+        if curve.alpha in (0.0, 1.0):  # the ends are M₀ and the trained model
+            end = rows(compared, "M₀" if curve.alpha == 0 else method)[1]["metrics"]
+            assert row["metrics"]["domain"]["loss"] == end["domain"]["loss"]
+
+
+def test_without_validation_sets_the_evaluation_sets_are_halved(toy_recipe: dict[str, Any]) -> None:
+    del toy_recipe["validation_corpora"]
+    found = compare(toy_recipe, seeds=[0], methods=["constant 0.5"])
+    curve = load_curve(Path(toy_recipe["output_dir"]) / "constant-0-5" / "seed-0" / "curve.json")
+    assert found.settings["halved_eval_sets"]
+    assert curve.num_examples == {side: {"selection": 4, "report": 4} for side in ("domain", "general")}
+    assert {row["metrics"]["general"]["accuracy"] * 8 % 1 for row in found.rows} == {0.0}
 
 
 def test_results_and_picture_are_written(compared: Comparison, settings: dict[str, Any]) -> None:
     folder = Path(settings["output_dir"])
     written = load_comparison(folder / "results.json")
     assert written == compared
-    assert written.settings == {"recipe": settings, "seeds": list(SEEDS), "steps": 4}
+    assert written.settings == {
+        "recipe": settings,
+        "seeds": list(SEEDS),
+        "steps": 4,
+        "alpha_search": AlphaSearch().to_dict(),
+        "halved_eval_sets": False,
+    }
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     runs = {str(path.parent.relative_to(folder)) for path in folder.rglob("results.json")} - {"."}
     assert runs == {f"{name}/seed-{seed}" for seed in SEEDS for name in RUN_FOLDERS}
@@ -140,7 +175,11 @@ def test_the_command_prints_the_table(
     argv = ["compare", path, "--methods", "scheduled α", "--seeds", "5", "--max_steps", "1", "--eval_strategy", "no"]
     assert cli.main([*argv, "--alpha_schedule_type", "constant"]) == 0
     found = load_comparison(tmp_path / "out" / "results.json")
-    assert [(row["method"], row["seed"]) for row in found.rows] == [("M₀", 5), ("scheduled α", 5)]
+    assert [(row["method"], row["seed"]) for row in found.rows] == [
+        ("M₀", 5),
+        ("scheduled α", 5),
+        ("scheduled α + M_α", 5),
+    ]
     assert found.rows[1]["drawn"] == {"general": 2, "domain": 2}
     out = capsys.readouterr().out
     assert out.startswith(format_comparison(found))

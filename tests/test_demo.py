@@ -158,10 +158,12 @@ def test_the_demo_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
     comparison = load_comparison(folder / "comparison" / "results.json")
-    assert comparison.methods() == ["M₀", "domain only", "constant 0.5", "scheduled α"]
+    methods = ["domain only", "constant 0.5", "scheduled α"]
+    assert comparison.methods() == ["M₀", *(f"{method}{plus}" for method in methods for plus in ("", " + M_α"))]
     assert all(f"| {method} " in out for method in comparison.methods())
     assert (folder / "comparison" / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    for name, count in {"general_train": 4000, "general_test": 1000, "domain_train": 300, "domain_test": 1000}.items():
+    counts = {"general_train": 4000, "general_test": 1000, "domain_train": 300, "domain_test": 1000}
+    for name, count in {**counts, "general_validation": 500, "domain_validation": 500}.items():
         found = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
         side, _, split = name.partition("_")
         noise = sum(verdict(row["text"], side) != row["label"] for row in found) / len(found)
