@@ -157,7 +157,7 @@ SCALED: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "LoRA": (bert, lambda: lora(*LINEARS, task_type="SEQ_CLS")),
     "LoRA on a decoder": (llama, lambda: peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")),
     "LoRA on Conv1D": (gpt2, lambda: lora("c_attn", "c_proj", fan_in_fan_out=True, task_type="CAUSAL_LM")),
-    "LoRA on an encoder and decoder": (t5, lambda: lora("q", "v", "wo", task_type="SEQ_2_SEQ_LM")),
+    "LoRA on an encoder and decoder": (t5, lambda: lora("q", "v", "wo")),
     "LoRA on embeddings": (llama, lambda: lora("embed_tokens", "v_proj")),
     "LoRA on tokens and positions": (bert, lambda: lora("word_embeddings", "position_embeddings")),
     "LoRA on convolutions": (ConvNet, lambda: lora("conv")),
