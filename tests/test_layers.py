@@ -47,6 +47,7 @@ LAYERS = (
     "corpora",
     "readers",
     "dataset",
+    "loaders",
     "callbacks",
     "reference",
     "proximal",

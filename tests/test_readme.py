@@ -6,12 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from toys import corpus, mixture, tiny_model
+import torch
+from toys import config, corpus, mixture, tiny_model, weights
 
+from hf_interp import InterpolationTrainer
 from hf_interp.cli import _parser
 from hf_interp.config import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parent.parent
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -22,7 +25,7 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator:UserWarning")
 def test_the_python_snippet_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    snippet, _ = blocks("python")
+    snippet, *_ = blocks("python")
     names: dict[str, Any] = {
         "model": tiny_model(),
         "tokenizer": None,
@@ -40,12 +43,31 @@ def test_the_python_snippet_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_packing_snippet_packs() -> None:
-    _, snippet = blocks("python")
+    snippet = next(block for block in blocks("python") if "import pack" in block)
     names: dict[str, Any] = {"tokenizer": SimpleNamespace(eos_token_id=9), **mixture()}
     exec(snippet.replace("1024", "6"), names)
     rows = names["train_dataset"]["domain"]
     assert [len(row) for row in rows["input_ids"]] == [6] * 8  # 12 examples of 3 tokens and an end
     assert rows[0]["input_ids"] == [1000, 1 + 1000 % 7, 2, 9, 1001, 1 + 1001 % 7]
+
+
+def test_the_snippet_on_weights_chooses_and_interpolates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snippet = next(block for block in blocks("python") if "search_alpha" in block)
+    trainer = InterpolationTrainer(
+        model=tiny_model(),
+        args=config(tmp_path),
+        train_dataset=mixture(),
+        eval_dataset={"general": corpus(0, 8), "domain": corpus(1000, 8)},
+    )
+    trainer.train()
+    pretrained, trained = tiny_model(), weights(trainer)
+    names: dict[str, Any] = {"trainer": trainer, "pretrained": pretrained}
+    exec(snippet, names)
+    alpha = names["curve"].alpha
+    assert capsys.readouterr().out.endswith(f"{alpha} {names['curve'].reason}\n")
+    for name, tensor in pretrained.state_dict().items():
+        expected = torch.lerp(tensor, trained[name], alpha) if tensor.is_floating_point() else tensor
+        assert torch.equal(trainer.model.state_dict()[name], expected)
 
 
 @pytest.mark.parametrize(
@@ -55,11 +77,13 @@ def test_the_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = line.split("#")[0].split("hf-interp", 1)[1].split()
     args, flags = _parser().parse_known_args(words)
-    if args.takes_flags:
-        parse_recipe(load_recipe(args.recipe, flags))
-
-
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
+    recipe = getattr(args, "recipe", None)
+    if args.command in ("train", "plan", "compare"):
+        parse_recipe(load_recipe(recipe, flags))
+    elif args.command == "curve":  # a trained run
+        parse_recipe(load_recipe(RECIPES[0], flags))
+    else:
+        assert not flags
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
