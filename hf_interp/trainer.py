@@ -9,29 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
-from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
-    DefaultDataCollator,
-    Seq2SeqTrainer,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-)
+from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_interp.anchors import Anchor, check_anchor
 from hf_interp.callbacks import AlphaCallback, ControllerCallback
-from hf_interp.checkpoints import (
-    PREFIX_CHECKPOINT_DIR,
-    STATE_NAME,
-    break_up,
-    rank_file,
-    read_mixture,
-)
+from hf_interp.checkpoints import PREFIX_CHECKPOINT_DIR, STATE_NAME, break_up, rank_file, read_mixture
 from hf_interp.config import InterpolationConfig
 from hf_interp.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.corpora import Corpus, as_corpora, check_columns, check_labels, is_mixture, with_dataset
@@ -48,6 +32,7 @@ from hf_interp.dataset import (
 )
 from hf_interp.files import read_json, write_json
 from hf_interp.ledger import continue_plan
+from hf_interp.loaders import check_loader_arguments, may_draw_numbers, slot_loader
 from hf_interp.objectives import IGNORE_INDEX, SHIFTING_HEADS, is_plain_mean, per_example_loss
 from hf_interp.plan import MixturePlan
 from hf_interp.planning import make_controller, plan_mixture, update_steps_and_lag
@@ -60,15 +45,6 @@ from hf_interp.shares import SIDES
 from hf_interp.tally import Tally
 
 logger = logging.getLogger(__name__)
-
-
-PLAIN_COLLATORS = (
-    DataCollatorForSeq2Seq,
-    DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
-    DefaultDataCollator,
-)
-"""Collators of the host's that draw no random numbers."""
 
 # For type checkers alone: the host's attributes are there whichever trainer stands behind the mixin.
 if TYPE_CHECKING:
@@ -175,32 +151,19 @@ class InterpolationMixin(_Host):
         # Anew: a hyper-parameter search may have changed the plan, or a smaller batch, for which the host starts over.
         self._start_afresh()
         plan = self._plan_mixture()
-        args, split = self.args, self._split()
+        split = self._split()
         streams = self._load_rank_state(split)
         self.train_dataset = SlotDataset(plan, self.corpora, split, streams)
-        has_workers = split.num_workers > 0
         first_step = self._saved["global_step"] if self._saved is not None else 0
-        loader = DataLoader(
+        sampler = SlotSampler(plan, split, first_step * self.args.gradient_accumulation_steps)
+        return slot_loader(
             self.train_dataset,
-            batch_sampler=SlotSampler(plan, split, first_step * args.gradient_accumulation_steps),
-            collate_fn=self._slot_collator(plan.seed),
+            sampler,
+            self._slot_collator(plan.seed),
+            self.args,
+            self.accelerator,
             num_workers=split.num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers and has_workers,
-            multiprocessing_context=args.dataloader_multiprocessing_context if has_workers else None,
-            prefetch_factor=args.dataloader_prefetch_factor if has_workers else None,
-            # Of its own, so that starting the loader draws nothing from the generator that dropout uses.
-            generator=torch.Generator().manual_seed(plan.seed % (1 << 63)),
-        )
-        # The sampler gives this process its own examples, from the right place on: accelerate is to move them only.
-        return prepare_data_loader(
-            loader,
-            self.accelerator.device,
-            num_processes=1,
-            process_index=0,
-            put_on_device=self.accelerator.device_placement,
-            dispatch_batches=False,
-            non_blocking=self.accelerator.non_blocking,
+            seed=plan.seed,
         )
 
     def training_step(
@@ -518,7 +481,7 @@ class InterpolationMixin(_Host):
 
     def _slot_collator(self, seed: int) -> SlotCollator:
         collator = self.data_collator
-        may_draw = type(collator) not in PLAIN_COLLATORS and collator is not default_data_collator
+        may_draw = may_draw_numbers(collator)
         if not all(isinstance(corpus.dataset, datasets.Dataset) for corpus in self.corpora or []):
             # Other datasets still have the columns that the model does not take.
             collator = self._get_collator_with_removed_columns(collator, description="training")
@@ -549,7 +512,8 @@ class InterpolationMixin(_Host):
     def _plan_mixture(self) -> MixturePlan:
         """Plan for the present arguments, going on from the checkpoint if there is one."""
         args: TrainingArguments = self.args
-        self._check_loader_arguments()
+        for warning in check_loader_arguments(args, num_workers=self._split().num_workers):
+            self._warn(warning)
         batch_size = self.get_total_train_batch_size(args)
         controller = make_controller(args, self._alpha_controller, num_workers=self._split().num_workers)
         if self._given_plan is None:
@@ -593,25 +557,6 @@ class InterpolationMixin(_Host):
                 "read stays read; every corpus goes on inside its pass."
             )
         return plan
-
-    def _check_loader_arguments(self) -> None:
-        args: TrainingArguments = self.args
-        if not args.dataloader_in_order:
-            raise ValueError(
-                "A mixture needs `dataloader_in_order=True`: a batch that overtakes another has the wrong α."
-            )
-        if args.accelerator_config is not None and args.accelerator_config.split_batches:
-            raise ValueError("A mixture needs `split_batches=False`: `per_device_train_batch_size` is per process.")
-        if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
-            self._warn(
-                f"`train_sampling_strategy={args.train_sampling_strategy!r}` is ignored: the plan of the mixture sets "
-                "the order."
-            )
-        if args.dataloader_num_workers > self._split().num_workers:
-            self._warn(
-                "`dataloader_num_workers` is taken as 0, because a corpus is a stream that cannot be divided by shards "
-                "as a `datasets.IterableDataset` can."
-            )
 
     @property
     def _settles_loss_scale(self) -> bool:
