@@ -20,11 +20,12 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from hf_interp.adapter_kinds import is_peft_model
 from hf_interp.config import InterpolationConfig
 from hf_interp.divergence import kl_divergence
 from hf_interp.objectives import IGNORE_INDEX, per_example_loss
 from hf_interp.plan import MixturePlan
-from hf_interp.proximal import Pair, matching_names, neutral_pairs, paired_weights, pull, square_distance
+from hf_interp.proximal import Pair, adapter_pairs, matching_names, paired_weights, pull, square_distance
 from hf_interp.reference import (
     base_of,
     broadcast,
@@ -32,7 +33,6 @@ from hf_interp.reference import (
     fingerprint,
     freeze,
     frozen_copy,
-    is_adapted,
     logits_of,
     predict,
 )
@@ -66,7 +66,7 @@ class Anchor(TrainerCallback):
         self.args = args
         self.ref_model = freeze(ref_model) if ref_model is not None else None
         self.is_own_model = ref_model is None  # M₀ comes from the trained model itself
-        self.without_adapters = self.is_own_model and is_adapted(model)
+        self.without_adapters = self.is_own_model and is_peft_model(model)
         self.start_weights: dict[str, torch.Tensor] = {}
         self.targets: dict[int, Pair] = {}  # by the identity of the parameter
         self._given_schedule = alpha_schedule
@@ -87,7 +87,7 @@ class Anchor(TrainerCallback):
             return
         if self.needs_predictions:
             self.ref_model = frozen_copy(model)
-        elif not is_adapted(model):
+        elif not is_peft_model(model):
             self.start_weights = {
                 name: parameter.detach().clone()
                 for name, parameter in model.named_parameters()
@@ -197,7 +197,7 @@ class Anchor(TrainerCallback):
         if self.args.anchor == "l2sp":
             pairs = self.find_pairs(kwargs["model"])
             self.targets = {id(parameter): (name, parameter, target.to(parameter)) for name, parameter, target in pairs}
-            if args.world_size > 1 and not is_adapted(kwargs["model"]):
+            if args.world_size > 1 and not is_peft_model(kwargs["model"]):
                 broadcast(target for _, _, target in self.targets.values())
             self._check_optimizer(kwargs["optimizer"], pairs)
         self._compare_with_checkpoints()
@@ -222,8 +222,8 @@ class Anchor(TrainerCallback):
             ValueError: if something cannot be pulled, or a name to be left out is none of the model's.
         """
         excluded = matching_names(model, self.args.anchor_exclude or [])
-        if is_adapted(model):
-            pairs = neutral_pairs(model, excluded)
+        if is_peft_model(model):
+            pairs = adapter_pairs(model, excluded)
         else:
             weights = self.start_weights if self.ref_model is None else dict(self.ref_model.named_parameters())
             pairs = paired_weights(model, weights, excluded)
@@ -341,18 +341,18 @@ def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: 
     _check_strategy(trainer)
     model = trainer.model
     if kind == "l2sp":
-        if ref_model is not None and not has_gap and is_adapted(model):
+        if ref_model is not None and not has_gap and is_peft_model(model):
             raise ValueError(
                 'anchor="l2sp" pulls adapters to where they add nothing and has no use for a `ref_model`. Leave it out.'
             )
-        if not is_adapted(model) and getattr(model, "_hf_peft_config_loaded", False):
+        if not is_peft_model(model) and getattr(model, "_hf_peft_config_loaded", False):
             raise ValueError('anchor="l2sp" needs a `PeftModel`. Use `peft.get_peft_model` in place of `add_adapter`.')
         if str(args.optim).rpartition(".")[2].lower().startswith("schedule_free"):
             raise ValueError(
                 'anchor="l2sp" cannot pull the averages of a schedule-free optimizer. Use another `optim`.'
             )
     if kind == "distill" or has_gap:
-        if ref_model is None and is_adapted(model):
+        if ref_model is None and is_peft_model(model):
             check_adapters_off(model)
         if ref_model is not None and not _is_language_model(model):
             before, now = (getattr(each.config, "num_labels", None) for each in (ref_model, model))

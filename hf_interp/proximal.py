@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_interp.reference import TRAINED_APART, check_base_is_kept, plain_name
+from hf_interp.adapter_weights import neutral_pairs
+from hf_interp.reference import check_base_is_frozen, plain_name
 
 Pair = tuple[str, nn.Parameter, torch.Tensor]
 """A parameter's name, the parameter, and what it is pulled to."""
@@ -31,35 +32,26 @@ def square_distance(parameter: nn.Parameter, target: torch.Tensor) -> float:
     return float((_rows(parameter, target).detach() - target).square().sum())
 
 
-def neutral_pairs(model: Any, excluded: Collection[str] = ()) -> list[Pair]:
+def adapter_pairs(model: Any, excluded: Collection[str] = ()) -> list[Pair]:
     """The parameters of a `PeftModel` whose way to a neutral value scales what the adapter adds to the pretrained
     weights, each with that value.
 
     Raises:
         ValueError: for adapters of which no factor does so.
     """
-    kind = model.active_peft_config.peft_type.value
-    linear = {"lora_E", "lora_embedding_A", *(["lora_B"] if kind == "LORA" else [])}  # factors that begin at 0
     remedy = 'use `anchor="distill"` with the pretrained model as `ref_model`'
-    for config in model.peft_config.values():
-        check_base_is_kept(config, remedy)
-    found = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or name in excluded:
-            continue
-        path = set(name.split("."))
-        if any(mark in name for mark in TRAINED_APART):
-            found.append((name, parameter, _original(model, name)))
-        elif linear & path:
-            found.append((name, parameter, parameter.new_zeros(())))
-        elif "ia3_l" in path:
-            found.append((name, parameter, parameter.new_ones(())))
-        elif not {"lora_A", "lora_B", "lora_embedding_B"} & path:
-            raise ValueError(
-                f"l2sp pulls adapters of the types LORA (without DoRA), ADALORA and IA3, but {plain_name(name)!r} of a "
-                f"{kind} has no value at which it adds nothing. Use one of these types, or {remedy}."
-            )
-    return found
+    check_base_is_frozen(model, remedy)
+    try:
+        pairs = neutral_pairs(model)
+    except ValueError as error:
+        raise ValueError(f'anchor="l2sp" pulls adapters that can be scaled. {error} Or {remedy}.') from error
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [(names[id(pair.parameter)], pair.parameter, pair.neutral) for pair in pairs]
+    return [
+        (name, parameter, torch.as_tensor(neutral).to(parameter))
+        for name, parameter, neutral in found
+        if parameter.requires_grad and name not in excluded
+    ]
 
 
 def paired_weights(model: Any, weights: Mapping[str, torch.Tensor], excluded: Collection[str] = ()) -> list[Pair]:
@@ -101,18 +93,6 @@ def matching_names(model: nn.Module, patterns: Iterable[str]) -> set[str]:
                 f"them are {last}; `*` stands for any text."
             )
         found |= matched
-    return found
-
-
-def _original(model: nn.Module, name: str) -> torch.Tensor:
-    """What a parameter that an adapter trains instead of a pretrained one began as."""
-    if ".modules_to_save." in name:
-        before, _, after = name.partition(".modules_to_save.")
-        original: Any = model.get_submodule(before).original_module
-        return original.get_parameter(after.partition(".")[2]).detach()
-    before, _, adapter = name.partition(".trainable_tokens_delta.")
-    layer: Any = model.get_submodule(before)
-    found: torch.Tensor = layer.trainable_tokens_original[adapter]
     return found
 
 

@@ -8,27 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.utils import is_peft_available
 
-BASE_IS_KEPT = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of LoRA's `init_lora_weights` that leave the pretrained weights as they are."""
+from hf_interp.adapter_kinds import KEEPING_INITS, is_peft_model
 
 TRAINED_APART = (".modules_to_save.", ".trainable_tokens_delta.")
 """What stands in the names of parameters that adapters train instead of pretrained ones."""
 
 
-def is_adapted(model: nn.Module) -> bool:
-    """Whether a model is a `PeftModel`."""
-    if not is_peft_available():
-        return False
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
-
-
 def base_of(model: Any) -> Any:
     """A model without the adapter around it."""
-    return model.get_base_model() if is_adapted(model) else model
+    return model.get_base_model() if is_peft_model(model) else model
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -112,6 +101,11 @@ def check_adapters_off(model: Any) -> None:
                 f"Adapters of the type {config.peft_type.value} cannot be turned off here, because they put tokens "
                 f"before the input. Use another type, such as LORA, or {remedy}."
             )
+    check_base_is_frozen(model, remedy)
+
+
+def check_base_is_frozen(model: Any, remedy: str) -> None:
+    """Refuse a `PeftModel` of which training changes pretrained weights in place."""
     for name, parameter in model.named_parameters():
         is_own = model.base_model.prefix in name or any(mark in name for mark in TRAINED_APART)
         if parameter.requires_grad and not is_own:
@@ -123,8 +117,8 @@ def check_adapters_off(model: Any) -> None:
 
 def check_base_is_kept(config: Any, remedy: str) -> None:
     """Refuse initialisations of LoRA that move a part of the pretrained weights into the adapter."""
-    init = getattr(config, "init_lora_weights", None)
-    if init not in BASE_IS_KEPT:
+    init = getattr(config, "init_lora_weights", True)
+    if init not in KEEPING_INITS:
         raise ValueError(
             f"`init_lora_weights={init!r}` changes the pretrained weights, so the model without its adapter is not the "
             f"pretrained one. Use `init_lora_weights=True`, or {remedy}."

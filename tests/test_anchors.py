@@ -476,6 +476,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "tokens": lambda: adapted(task_type=None, trainable_token_indices={"word_embeddings": [0, 1, 2, 5]}),
     "adalora": lambda: adapted("adalora"),
     "ia3": lambda: adapted("ia3"),
+    "loha": lambda: adapted("loha"),
 }
 
 
@@ -822,11 +823,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "biases": (lambda: adapted(bias="all"), {"anchor": "distill"}, r"'.*bias' is trained in place.*`ref_model`"),
     "unfrozen": (unfrozen_adapter, {"anchor": "distill"}, r"'bert.pooler.dense.weight' is trained in place"),
     "pissa": (lambda: adapted(init_lora_weights="pissa"), {"anchor": "distill"}, "'pissa'` changes the pretrained"),
-    "pissa pulled": (lambda: adapted(init_lora_weights="pissa"), {"anchor": "l2sp"}, "'pissa'` changes the pretrained"),
+    "pissa pulled": (
+        lambda: adapted(init_lora_weights="pissa"),
+        {"anchor": "l2sp"},
+        "can be scaled, got LORA .*'pissa'",
+    ),
     "prefix": (lambda: adapted("prefix"), {"anchor": "distill"}, "PREFIX_TUNING cannot be turned off"),
-    "dora": (lambda: adapted(use_dora=True), {"anchor": "l2sp"}, "lora_magnitude_vector.* no value at which it adds"),
-    "loha": (lambda: adapted("loha"), {"anchor": "l2sp"}, "of a LOHA has no value"),
-    "biases pulled": (lambda: adapted(bias="all"), {"anchor": "l2sp"}, "bias' of a LORA has no value"),
+    "dora": (lambda: adapted(use_dora=True), {"anchor": "l2sp"}, "can be scaled, got DoRA.*distill"),
+    "biases pulled": (lambda: adapted(bias="all"), {"anchor": "l2sp"}, r"'.*bias' is trained in place"),
+    "unfrozen pulled": (unfrozen_adapter, {"anchor": "l2sp"}, r"'bert.pooler.dense.weight' is trained in place"),
     "liger": (tiny_model, {"anchor": "distill", "use_liger_kernel": True}, "fused cross entropy leaves no logits"),
 }
 
