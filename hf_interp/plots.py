@@ -193,6 +193,7 @@ def _trade_off(axes: Axes, curve: AlphaCurve) -> None:
         style = (
             {"color": "black", "fontsize": "medium"} if index in names else {"color": "dimgrey", "fontsize": "small"}
         )
+        style["bbox"] = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
         axes.annotate(text, (general[index], domain[index]), textcoords="offset points", **place, **style)
     axes.margins(0.12)
     _finish(axes, "domain against general: the upper right is better", f"domain {metric}", f"general {metric}")

@@ -56,6 +56,7 @@ LAYERS = (
     "resuming",
     "trainer",
     "scoring",
+    "groups",
     "selection",
     "soups",
     "plots",
@@ -121,7 +122,7 @@ def test_all_forms_of_imports_are_seen(source: str, expected: set[str]) -> None:
 
 def test_plans_and_results_need_neither_torch_nor_transformers() -> None:
     check = (
-        "import hf_interp.plan, hf_interp.results, hf_interp.schedules, hf_interp.console, sys; "
+        "import hf_interp.plan, hf_interp.results, hf_interp.schedules, hf_interp.console, hf_interp.choices, sys; "
         "print(*[name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, check=False)

@@ -18,6 +18,7 @@ from hf_interp.results import (
     evaluations,
     forgetting,
     installed_versions,
+    less_is_better,
     load_comparison,
     load_run_results,
     save_results,
@@ -168,6 +169,21 @@ def test_a_table_counts_the_seeds_that_measured_forgetting() -> None:
         row["forgetting"] = {}
     assert [entry["forgetting"] for entry in found.table("accuracy")] == [{"mean": 0.5, "std": 0.0, "num": 1}, None]
     assert [entry["domain"]["num"] for entry in found.table("accuracy")] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("loss", True),
+        ("next_token_loss", True),
+        ("wer", True),
+        ("perplexity", True),
+        ("accuracy", False),
+        ("f1", False),
+    ],
+)
+def test_the_name_tells_whether_less_is_better(metric: str, expected: bool) -> None:
+    assert less_is_better(metric) is expected
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
