@@ -1,4 +1,4 @@
-"""JSON files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hf_interp.files import read_json, write_json
+from hf_interp.files import new_folder, read_json, unfinished_folders, write_json
 
 
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, None, True]}, [], "ä α", 7, None, {}])
@@ -62,3 +62,28 @@ def test_a_file_that_is_not_whole_is_none(tmp_path: Path, content: bytes) -> Non
 def test_a_missing_file_or_a_folder_is_none(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json") is None
     assert read_json(tmp_path) is None
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path, exists: bool) -> None:
+    path = tmp_path / "new" / "folder"
+    if exists:
+        path.mkdir(parents=True)
+    with new_folder(path) as folder:
+        (folder / "a").touch()
+        assert unfinished_folders(path) == [folder.name]
+        assert not path.exists() or not any(path.iterdir())
+    assert [found.name for found in path.iterdir()] == ["a"]
+    assert unfinished_folders(path) == []
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_folder_that_fails_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail() -> None:
+        with new_folder(tmp_path / "folder") as folder:
+            (folder / "a").touch()
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert list(tmp_path.iterdir()) == []

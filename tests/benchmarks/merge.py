@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 ALPHA = 0.3
 PARTS = ("read both inputs", "interpolate", "write the output")
 PLAIN, OURS = "safetensors: load_file, lerp, save_file", "hf_interp: interpolate_checkpoints"
-MERGEKIT, FAVOURED = "mergekit linear, its defaults", "mergekit linear, small shards, lazy"
+MERGEKIT, FAVOURED = "mergekit linear, its defaults", "mergekit linear, small pieces, lazy"
 
 
 class Run(NamedTuple):
@@ -36,6 +36,13 @@ class Run(NamedTuple):
     merge: float
     process: float
     peak: float
+    imports: float
+    """Anonymous memory when the merge begins."""
+
+
+def start() -> tuple[float, float]:
+    """The time, and the anonymous memory of this process."""
+    return time.perf_counter(), anonymous(os.getpid())
 
 
 def child_parts(base: Path, finetuned: Path, out: Path) -> list[float]:
@@ -70,16 +77,16 @@ def child_parts(base: Path, finetuned: Path, out: Path) -> list[float]:
 def child_ours(base: Path, finetuned: Path, out: Path) -> list[float]:
     from hf_interp.merging import interpolate_checkpoints
 
-    begin = time.perf_counter()
+    begin, imports = start()
     interpolate_checkpoints(base, finetuned, out, ALPHA)
-    return [time.perf_counter() - begin]
+    return [time.perf_counter() - begin, imports]
 
 
 def child_plain(base: Path, finetuned: Path, out: Path) -> list[float]:
     import torch
     from safetensors.torch import load_file, save_file
 
-    begin = time.perf_counter()
+    begin, imports = start()
     tensors = []
     for folder in (base, finetuned):
         paths = sorted(folder.glob("*.safetensors"))
@@ -87,7 +94,7 @@ def child_plain(base: Path, finetuned: Path, out: Path) -> list[float]:
     merged = {name: torch.lerp(tensor, tensors[1][name], ALPHA) for name, tensor in tensors[0].items()}
     out.mkdir()
     save_file(merged, out / "model.safetensors", metadata={"format": "pt"})
-    return [time.perf_counter() - begin]
+    return [time.perf_counter() - begin, imports]
 
 
 def child_mergekit(base: Path, finetuned: Path, out: Path, *, favoured: bool = False) -> list[float]:
@@ -104,9 +111,9 @@ def child_mergekit(base: Path, finetuned: Path, out: Path, *, favoured: bool = F
     )
     best = {"out_shard_size": 50_000_000, "lazy_unpickle": True, "async_write": True} if favoured else {}
     options = MergeOptions(copy_tokenizer=False, quiet=True, **best)
-    begin = time.perf_counter()
+    begin, imports = start()
     run_merge(config, str(out), options)
-    return [time.perf_counter() - begin]
+    return [time.perf_counter() - begin, imports]
 
 
 CHILDREN: dict[str, Any] = {
@@ -152,7 +159,7 @@ def run(python: str, name: str, folders: tuple[Path, Path, Path]) -> tuple[list[
             errors.seek(0)
             raise RuntimeError(f"{name} failed:\n{errors.read()[-2000:]}")
     times = json.loads(lines[-1])
-    return times, Run(times[0], taken, peak)
+    return times, Run(times[0], taken, peak, times[1])
 
 
 def make_checkpoint(folder: Path, seed: int, gib: float) -> None:
@@ -200,7 +207,7 @@ def compare(ours: Path, other: Path, inputs: tuple[Path, Path]) -> str:
         reader.close()
     if num_equal == total:
         return "bit for bit ours"
-    return f"{num_equal / total:.0%} equal, at most {most:.1f} units of the larger input off"
+    return f"{num_equal / total:.2%} equal, at most {most:.1f} units of the larger input off"
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -239,7 +246,7 @@ def tables(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     yield format_table(["part", "seconds"], [*rows, ["sum", f"{total:.3f}"]])
     rows = []
     for name, found in runs.items():
-        merge, process, peak = ([*values] for values in zip(*found, strict=True))
+        merge, process, peak, imports = ([*values] for values in zip(*found, strict=True))
         outcome = "" if name == OURS else compare(Path(results[OURS]), Path(results[name]), inputs)
         rows.append(
             [
@@ -247,11 +254,12 @@ def tables(args: argparse.Namespace, folder: Path) -> Iterator[str]:
                 spread(merge),
                 f"{statistics.median(merge) / total:.2f}",
                 spread(process),
-                spread(peak, 0),
+                f"{statistics.median(peak):.0f}",
+                f"{statistics.median(imports):.0f}",
                 outcome,
             ]
         )
-    header = ["way", "merge, s", "of the parts", "process, s", "anonymous memory, MiB", "result"]
+    header = ["way", "merge, s", "of the parts", "process, s", "anonymous, MiB", "of it imports", "result"]
     yield f"{size / 2**30:.2f} GiB each, {args.rounds} rounds\n\n" + format_table(header, rows)
 
 
