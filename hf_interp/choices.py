@@ -26,6 +26,8 @@ Objective = Literal["domain", "constrained", "mean", "harmonic", "knee"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 Method = Literal["auto", "grid", "golden", "groups"]
 METHODS: tuple[Method, ...] = get_args(Method)
+SMOOTH_OBJECTIVES = ("domain", "mean")
+"""Objectives that are smooth in α if the metric is a loss."""
 
 CHUNK = 2**22  # resampled units that are held in memory at once
 
@@ -39,8 +41,8 @@ class AlphaSearch:
         metric: the metric that is compared, such as accuracy or loss; by default accuracy, else the first that is no
             loss, else the loss.
         method: "grid" evaluates `alphas`; "golden" does golden section on the loss, and a grid where that is not
-            unimodal; "groups" finds an α for each group of parameters by gradient, from the α of a grid on; "auto" is
-            golden section where the metric is a loss and the objective domain or mean, and else a grid.
+            unimodal; "groups" finds an α for each group of parameters by gradient, from the best α of a grid on; "auto"
+            is golden section where the metric is a loss and the objective domain or mean, and else a grid.
         alphas: the grid: α, or how many at equal distances in [0, 1]. 0 and 1 are always evaluated.
         max_forgetting: by how much the general metric may be worse than M₀'s, for "constrained".
         domain_weight: weight of the domain, for "mean" and "harmonic".
@@ -74,10 +76,10 @@ class AlphaSearch:
                 f"`method` must be one of {', '.join(METHODS)}, got {self.method!r}."
                 + did_you_mean(self.method, METHODS)
             )
-        if self.method == "groups" and self.objective not in ("domain", "mean"):
+        if self.method in ("golden", "groups") and self.objective not in SMOOTH_OBJECTIVES:
             raise ValueError(
-                f"`method` 'groups' minimises a loss and needs the objective 'domain' or 'mean', got "
-                f"{self.objective!r}."
+                f"`method` {self.method!r} minimises a loss and needs the objective 'domain' or 'mean', got "
+                f"{self.objective!r}. Take 'grid'."
             )
         if not 0 < self.tolerance < 1:
             raise ValueError(f"`tolerance` must lie in (0, 1), got {self.tolerance}.")
@@ -95,7 +97,7 @@ class AlphaSearch:
             for alpha in self.alphas:
                 check_alpha(alpha, extrapolate=self.extrapolate)
             return [float(alpha) for alpha in self.alphas]
-        if self.alphas < 2:
+        if isinstance(self.alphas, bool) or not isinstance(self.alphas, int) or self.alphas < 2:
             raise ValueError(f"`alphas` must be at least 2 α, or a list of them, got {self.alphas}.")
         return [index / (self.alphas - 1) for index in range(self.alphas)]
 

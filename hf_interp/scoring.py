@@ -5,6 +5,7 @@ of other metrics, such as F1, pseudo-values of a grouped jackknife. At every α 
 differences between two α are paired.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import EvalPrediction, Trainer
+from transformers import DefaultFlowCallback, EvalPrediction, Trainer
+from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import denumpify_detensorize
 
 from hf_interp.objectives import IGNORE_INDEX, per_example_loss
 from hf_interp.results import main_metric
@@ -40,23 +44,26 @@ class Predictions:
     """What a model said of a dataset.
 
     Args:
-        losses: sum of the losses of each example's labels, in nats: (num_examples,); NaN where they are not known.
-        counts: how many labels each example has: (num_examples,).
-        outputs: what `compute_metrics` takes as predictions, whole; `None` without `compute_metrics`.
-        labels: the labels.
+        losses: sum of the losses of each example's labels, in nats: (num_examples,).
+        counts: how many labels each example has: (num_examples,); NaN where logits and labels do not tell a loss.
+        whole: what `compute_metrics` takes; without `compute_metrics` nothing is kept as predictions.
     """
 
     losses: Units
     counts: Units
-    outputs: Any
-    labels: Any
+    whole: EvalPrediction
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether the losses are known."""
+        return not bool(np.isnan(self.counts).any())
 
 
 class TrainerScorer:
     """Scores the present weights of a trainer's model.
 
     Args:
-        trainer: its `compute_metrics`, collator, batch size and processes are used.
+        trainer: its `compute_metrics`, collator, batch size and processes are used; it is left as it was.
         datasets: by name, what α is chosen by.
         report_datasets: by name, what is reported; without them each dataset is halved.
         metric: the metric that matters, by default the main one: if it is no mean over examples, its units are found
@@ -64,7 +71,7 @@ class TrainerScorer:
         seed: decides the halves.
 
     Raises:
-        ValueError: if a trainer cannot tell predictions.
+        ValueError: for a trainer that does not keep whole predictions, or changes the model to evaluate it.
     """
 
     def __init__(
@@ -75,11 +82,7 @@ class TrainerScorer:
         metric: str | None,
         seed: int,
     ) -> None:
-        if trainer.args.prediction_loss_only or trainer.args.batch_eval_metrics:
-            raise ValueError(
-                "A search over α needs whole predictions, got `prediction_loss_only` or `batch_eval_metrics`. Switch "
-                "them off."
-            )
+        _check_arguments(trainer)
         self.trainer = trainer
         self.datasets = dict(datasets)
         self.report_datasets = None if report_datasets is None else dict(report_datasets)
@@ -103,16 +106,17 @@ class TrainerScorer:
     def _score(self, found: Predictions, rows: npt.NDArray[np.intp] | None) -> dict[str, Units]:
         rows = np.arange(len(found.losses)) if rows is None else rows
         scores = {}
-        if not np.isnan(found.losses[rows]).any():
+        if found.has_losses and found.counts[rows].sum() > 0:
             scores["loss"] = ratio_units(found.losses[rows], found.counts[rows])
         compute = self.trainer.compute_metrics
         if compute is None:
             return scores
 
         def value(chosen: npt.NDArray[np.intp]) -> Mapping[str, float]:
-            return compute(
-                EvalPrediction(predictions=_take(found.outputs, chosen), label_ids=_take(found.labels, chosen))
-            )
+            whole = found.whole
+            parts = (whole.predictions, whole.label_ids, whole.inputs, whole.losses)
+            taken = (None if part is None else _take(part, chosen) for part in parts)
+            return denumpify_detensorize(dict(compute(EvalPrediction(*taken))))
 
         values = value(rows)
         if self.metric is None:
@@ -131,8 +135,19 @@ class TrainerScorer:
 
 
 def predict(trainer: Trainer, dataset: Any) -> Predictions:
-    """Run a trainer's model over a dataset, keeping the loss of every example on the way."""
+    """Run a trainer's model over a dataset, keeping the loss of every example on the way.
+
+    The trainer is left as it was, and its callbacks are not told.
+
+    Raises:
+        ValueError: for a dataset without labels.
+    """
     keeps_outputs = trainer.compute_metrics is not None
+    found: list[EvalPrediction] = []
+
+    def take(prediction: EvalPrediction) -> dict[str, float]:
+        found.append(prediction)
+        return {}
 
     def keep(outputs: Any, labels: Any) -> Any:
         losses, counts = _losses(outputs, labels, trainer._loss_shifts_labels)
@@ -141,14 +156,21 @@ def predict(trainer: Trainer, dataset: Any) -> Predictions:
         return losses, counts, outputs if reduce is None else reduce(outputs, labels)
 
     reduce = trainer.preprocess_logits_for_metrics
-    with _told(trainer, compute_metrics=None, preprocess_logits_for_metrics=keep):
-        output = trainer.predict(dataset)
-    if output.label_ids is None:
-        raise ValueError("A search over α needs labelled evaluation sets, got one without labels.")
-    losses, counts, *rest = output.predictions
-    return Predictions(
-        losses.astype(np.float64), counts.astype(np.float64), rest[0] if rest else None, output.label_ids
-    )
+    nobody = CallbackHandler([DefaultFlowCallback], trainer.model, None, None, None)
+    with _told(
+        trainer,
+        compute_metrics=take,
+        preprocess_logits_for_metrics=keep,
+        callback_handler=nobody,
+        control=copy.copy(trainer.control),
+    ):
+        trainer.predict(dataset)
+    if not found:
+        raise ValueError("A search over α needs labelled evaluation sets, got one that is empty or without labels.")
+    whole = found[0]
+    losses, counts, *outputs = whole.predictions
+    whole = EvalPrediction(outputs[0] if outputs else None, whole.label_ids, whole.inputs, whole.losses)
+    return Predictions(losses.astype(np.float64), counts.astype(np.float64), whole)
 
 
 def halves(size: int, seed: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -219,28 +241,77 @@ def _value_of(value: Callable[[Any], Mapping[str, float]], name: str, rows: npt.
     return value(rows)[name]
 
 
+def count_labels(labels: torch.Tensor, *, shift_labels: bool) -> torch.Tensor:
+    """How many labels each example has, over which its loss is a mean: (num_examples,), float32.
+
+    >>> count_labels(torch.tensor([[5, 5, -100], [5, 5, 5]]), shift_labels=True)
+    tensor([1., 2.])
+    >>> count_labels(torch.tensor([0, -100]), shift_labels=False)
+    tensor([1., 0.])
+    """
+    if labels.is_floating_point() or labels.dim() > 2:
+        return torch.ones(len(labels), device=labels.device)
+    counted = labels[:, 1:] if shift_labels and labels.dim() == 2 else labels
+    return counted.ne(IGNORE_INDEX).reshape(len(labels), -1).sum(dim=1).float()
+
+
 def _losses(outputs: Any, labels: Any, shift_labels: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of losses and number of labels of each example; NaN where logits and labels do not fit together."""
-    logits = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-    labels = labels[0] if isinstance(labels, (tuple, list)) else labels
-    found = per_example_loss(SimpleNamespace(logits=logits), labels, shift_labels=shift_labels)
-    if found is None:
-        nothing = torch.full((len(labels),), float("nan"), device=labels.device)
-        return nothing, torch.ones_like(nothing)
-    counts = torch.ones_like(found)
-    if labels.dim() == 2 and not labels.is_floating_point():
-        counts = (labels[:, 1:] if shift_labels else labels).ne(IGNORE_INDEX).sum(1).to(found)
-    return found * counts, counts
+    """Sum of losses and number of labels of each example; NaN where logits and labels do not fit together.
+
+    Of several labels, such as the first and last token of an answer, the mean counts, as in the host's models.
+    """
+    outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+    targets = labels if isinstance(labels, (tuple, list)) else (labels,)
+    found = [
+        per_example_loss(SimpleNamespace(logits=logits), target, shift_labels=shift_labels)
+        for logits, target in zip(outputs, targets, strict=False)
+        if isinstance(target, torch.Tensor)
+    ]
+    known = [loss for loss in found if loss is not None]
+    if len(known) < len(targets):
+        nothing = torch.full((find_batch_size(outputs) or 0,), float("nan"), device=_device_of(outputs))
+        return nothing, nothing
+    losses = torch.stack(known).mean(dim=0)
+    if len(targets) > 1:
+        return losses, torch.ones_like(losses)
+    counts = count_labels(targets[0], shift_labels=shift_labels)
+    return losses * counts, counts
+
+
+def _device_of(outputs: Sequence[Any]) -> torch.device:
+    return next((one.device for one in outputs if isinstance(one, torch.Tensor)), torch.device("cpu"))
 
 
 def _hits(found: Predictions, rows: npt.NDArray[np.intp]) -> Units | None:
     """Whether the highest logit is the label, of each example; `None` for other shapes."""
-    logits = found.outputs[0] if isinstance(found.outputs, (tuple, list)) else found.outputs
-    if not isinstance(logits, np.ndarray) or not isinstance(found.labels, np.ndarray):
+    logits, labels = found.whole.predictions, found.whole.label_ids
+    logits = logits[0] if isinstance(logits, (tuple, list)) else logits
+    if not isinstance(logits, np.ndarray) or not isinstance(labels, np.ndarray):
         return None
-    if logits.ndim == 2 and found.labels.ndim == 1:
-        return (logits[rows].argmax(-1) == found.labels[rows]).astype(np.float64)
+    if logits.ndim == 2 and labels.ndim == 1:
+        return (logits[rows].argmax(-1) == labels[rows]).astype(np.float64)
     return None
+
+
+def _check_arguments(trainer: Trainer) -> None:
+    """Refuse arguments under which predictions are not whole, or evaluation changes the weights' type."""
+    args = trainer.args
+    given = {
+        "prediction_loss_only": args.prediction_loss_only,
+        "batch_eval_metrics": args.batch_eval_metrics,
+        "eval_do_concat_batches": not args.eval_do_concat_batches,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise ValueError(
+                f"`{name}` must be left at its default for a search over α, which needs whole predictions."
+            )
+    for name in ("fp16_full_eval", "bf16_full_eval"):
+        if getattr(args, name):
+            raise ValueError(
+                f"`{name}` must be off for a search over α: it casts the model, so that M_θ could not be put back. "
+                "Load M_θ in 16 bits instead."
+            )
 
 
 def _take(tree: Any, rows: npt.NDArray[np.intp]) -> Any:

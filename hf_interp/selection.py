@@ -1,7 +1,9 @@
 """Choose the α of M_α = α·M_θ + (1 − α)·M₀ by what it does to both sides: `search_alpha`."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
@@ -9,18 +11,18 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import nn
-from torch.utils.data import Subset
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from hf_interp.adapter_kinds import is_peft_model
 from hf_interp.adapter_weights import AdapterInterpolation
-from hf_interp.alphas import find_layer
 from hf_interp.checkpoint_folders import find_folder
 from hf_interp.checkpoint_names import find_places
-from hf_interp.choices import AlphaSearch, Choice, choose_alpha
+from hf_interp.choices import SMOOTH_OBJECTIVES, AlphaSearch, Choice, choose_alpha
 from hf_interp.curves import AlphaCurve, find_knee, golden_section, is_unimodal, loss_barrier
+from hf_interp.groups import parameter_groups, search_groups, spread_alphas, take_rows
 from hf_interp.results import less_is_better, main_metric
-from hf_interp.scoring import Parts, Scores, TrainerScorer, Units, halves, predict, summarise
+from hf_interp.schedules import did_you_mean
+from hf_interp.scoring import Parts, Scores, TrainerScorer, Units, halves, summarise
 from hf_interp.tensor_files import find_tensors
 from hf_interp.tensors import Weights
 from hf_interp.weights import LiveInterpolation, open_interpolation
@@ -31,18 +33,17 @@ Interpolation = LiveInterpolation | AdapterInterpolation
 Evaluate = Callable[[nn.Module], Mapping[str, Mapping[str, Any]]]
 
 SIDES = ("domain", "general")
-GROUP_STEPS = 20
-"""Gradients that a search over groups takes at most."""
 
 
 def search_alpha(
     subject: Trainer | Evaluate,
-    base_model: Weights | str | None = None,
+    base_model: Weights | str | os.PathLike[str] | None = None,
     *,
     model: Any = None,
     eval_dataset: Mapping[str, Any] | None = None,
     report_dataset: Mapping[str, Any] | None = None,
     finetuned_only: Sequence[str] = (),
+    recalibrate: Iterable[Any] | None = None,
     apply: bool = False,
     **settings: Any,
 ) -> AlphaCurve:
@@ -56,11 +57,12 @@ def search_alpha(
             metrics, `{"domain": {"loss": ..., ...}, "general": {...}}`, each a number, or an array with the value of
             every example, whose mean is the metric. Numbers alone have no standard errors, and no halves.
         base_model: M₀: a model, a state dict, or a folder or name of a checkpoint. `None` for PEFT models, whose M₀ is
-            the model without the adapter.
+            the model without the adapter. What it lacks, such as a head, is M_θ's at every α.
         model: M_θ, if `subject` is a function.
         eval_dataset: validation sets by name; by default the trainer's.
         report_dataset: sets to report on; then α is chosen on all of `eval_dataset`.
         finetuned_only: patterns of names to take from M_θ whole, such as a head that M₀ was given at random.
+        recalibrate: batches on which the statistics of batch norms are measured anew at every α but 0 and 1.
         apply: leave M_α at the chosen α in the model.
         settings: fields of [`AlphaSearch`], such as `objective="constrained", max_forgetting=0.02`.
 
@@ -71,10 +73,14 @@ def search_alpha(
         TypeError, ValueError: for settings that are none, evaluation sets that are missing, and what cannot be
             interpolated (see `interpolate_weights`).
     """
-    search = AlphaSearch(**settings)
+    search = _make_search(settings)
     trainer = subject if isinstance(subject, Trainer) else None
     score: Callable[[], Parts]
     if trainer is not None:
+        if model is not None:
+            raise TypeError("`model` must be left out with a trainer, whose model is M_θ.")
+        if search.method == "groups" and trainer.args.world_size > 1:
+            raise ValueError("`method` 'groups' must run on one process, whose gradients are those of all examples.")
         model = trainer.model
         sets = _pick(eval_dataset if eval_dataset is not None else trainer.eval_dataset, search, "eval_dataset")
         reports = None if report_dataset is None else _pick(report_dataset, search, "report_dataset")
@@ -82,25 +88,29 @@ def search_alpha(
     else:
         if model is None:
             raise TypeError("`model` must be given with a function: the model whose weights are M_θ.")
+        if eval_dataset is not None or report_dataset is not None:
+            raise TypeError("`eval_dataset` and `report_dataset` must be left out with a function, which has its own.")
         if search.method == "groups":
             raise ValueError("`method` 'groups' needs a trainer, whose loss has gradients; got a function.")
-        sets, score = {}, _function_scorer(subject, model, search)
-    base = open_base(base_model, model) if isinstance(base_model, str) else base_model
-    live = open_interpolation(base, model, finetuned_only=finetuned_only, extrapolate=search.extrapolate)
-    was_training = model.training
+        sets, reports, score = {}, None, _function_scorer(subject, model, search)
+    base = open_base(base_model, model) if isinstance(base_model, (str, os.PathLike)) else base_model
+    live = open_interpolation(
+        base, model, finetuned_only=finetuned_only, extrapolate=search.extrapolate, recalibrate=recalibrate
+    )
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         run = _Run(live, score, search)
         choice = run.choose()
         curve = run.curve(choice)
         if trainer is not None and search.method == "groups":
-            groups = search_groups(trainer, live, sets, choice.alpha, search)
-            run.add_groups(curve, groups)
-        curve.base = base_model if isinstance(base_model, str) else getattr(base_model, "name_or_path", None) or None
-        curve.finetuned = getattr(model, "name_or_path", None) or None
+            chosen_on = sets if reports is not None else _selection_rows(sets, search.seed)
+            run.add_groups(curve, _search_groups(trainer, live, chosen_on, choice.best_alpha, search))
+        curve.base, curve.finetuned = _name_ends(base_model, model)
     finally:
         live.restore()
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
     if apply:
         live.set_alpha(chosen_alpha(curve))
     for warning in curve.warnings:
@@ -112,11 +122,12 @@ def chosen_alpha(curve: AlphaCurve) -> Any:
     """What a curve has chosen, as an α for `interpolate_weights`: a number, or numbers by name if by groups."""
     if curve.group_alphas is None:
         return curve.alpha
-    members: Mapping[str, list[str]] = curve.settings["groups"]
-    return {name: curve.group_alphas[group] for group, names in members.items() for name in names}
+    return spread_alphas(curve.group_alphas, curve.settings["groups"])
 
 
-def open_base(name: str, model: nn.Module, *, revision: str | None = None) -> dict[str, torch.Tensor]:
+def open_base(
+    name: str | os.PathLike[str], model: nn.Module, *, revision: str | None = None
+) -> dict[str, torch.Tensor]:
     """The tensors of M₀'s checkpoint by the names that M_θ has for them, mapped into memory and not loaded.
 
     Args:
@@ -125,16 +136,23 @@ def open_base(name: str, model: nn.Module, *, revision: str | None = None) -> di
         revision: branch, tag or commit of a model on the Hub.
 
     Raises:
+        TypeError: for a model that is not of transformers.
         ValueError: if there is no such checkpoint, or it is not whole, or has tensors of another layout.
     """
+    peft_model: Any = model
+    inner: Any = peft_model.get_base_model() if is_peft_model(model) else model
+    if not isinstance(inner, PreTrainedModel):
+        raise TypeError(
+            f"`base_model` must be a model or a state dict for a {type(inner).__name__}, got {str(name)!r}: only "
+            "models of transformers are known by their checkpoints."
+        )
     folder = find_folder(name, "base_model", revision=revision)
     stored = find_tensors(folder, "base_model")
-    inner: Any = model.get_base_model() if is_peft_model(model) else model
     places = find_places(inner, stored)
     converted = [name for name, place in places.items() if place.name != place.target]
     if converted:
         raise ValueError(
-            f"`base_model` {name!r} has another layout than the model in memory ({converted[0]!r}). Load it with "
+            f"`base_model` {str(name)!r} has another layout than the model in memory ({converted[0]!r}). Load it with "
             "`from_pretrained` and give the model."
         )
     tensors = {}
@@ -146,104 +164,21 @@ def open_base(name: str, model: nn.Module, *, revision: str | None = None) -> di
     return tensors
 
 
-def parameter_groups(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names of a model's weights by place: embeddings, lower, middle and upper third of the layers, the rest.
-
-    >>> parameter_groups(["wte.weight", "h.0.w", "h.1.w", "h.2.w", "ln_f.weight"])
-    {'embeddings': ['wte.weight'], 'lower': ['h.0.w'], 'middle': ['h.1.w'], 'upper': ['h.2.w'], 'rest': ['ln_f.weight']}
-    """
-    places = {name: find_layer(name) for name in names}
-    last: dict[str, int] = {}
-    for place in places.values():
-        if place is not None:
-            last[place[0]] = max(place[1], last.get(place[0], 0))
-    groups: dict[str, list[str]] = {group: [] for group in ("embeddings", "lower", "middle", "upper", "rest")}
-    for name, place in places.items():
-        if place is not None:
-            group = ("lower", "middle", "upper")[3 * place[1] // (last[place[0]] + 1)]
-        else:
-            group = "embeddings" if any(word in name for word in ("embed", "wte", "wpe", "shared")) else "rest"
-        groups[group].append(name)
-    return {group: members for group, members in groups.items() if members}
-
-
-def search_groups(
-    trainer: Trainer, live: Interpolation, datasets: Mapping[str, Any], start: float, search: AlphaSearch
-) -> dict[str, float]:
-    """α of every group of parameters, by projected gradient descent on the validation loss from one α for all.
-
-    θ_α = θ₀ + Σ_g α_g·Δ_g, hence ∂f/∂α_g = ⟨∇_{θ_g} f(θ_α), Δ_g⟩: one backward pass gives the derivative for every
-    group. Gradients are taken on one half of the examples by which α is chosen; a step is kept if the loss on the
-    other half falls, and halved if not.
-
-    Args:
-        trainer: the trainer of M_θ.
-        live: M_α in its model.
-        datasets: the sides' validation sets.
-        start: α to start from.
-        search: its objective decides what is minimised: the domain's loss, or the weighted mean of both.
-
-    Returns:
-        group (see `parameter_groups`) → α.
-
-    Raises:
-        ValueError: for another objective, or several processes.
-    """
-    if trainer.args.world_size > 1:
-        raise ValueError("`method` 'groups' must run on one process, whose gradients are those of all examples.")
-    weight = {"domain": 1.0, "mean": search.domain_weight}[search.objective]
-    shares = {name: share for name, share in zip(SIDES, (weight, 1 - weight), strict=True) if share > 0}
-    fit, check = {}, {}
-    for name in shares:
-        rows = halves(len(datasets[name]), search.seed, name)[0]
-        first, second = halves(len(rows), search.seed, f"{name}, groups")
-        fit[name], check[name] = _rows_of(datasets[name], rows[first]), _rows_of(datasets[name], rows[second])
-    groups = parameter_groups(live.names)
-    group_of = {name: group for group, members in groups.items() for name in members}
-
-    def bring(alphas: Mapping[str, float]) -> None:
-        live.set_alpha({name: alphas[group] for name, group in group_of.items()})
-
-    def loss() -> float:
-        found = {name: predict(trainer, check[name]) for name in shares}
-        return sum(shares[name] * float(one.losses.sum() / one.counts.sum()) for name, one in found.items())
-
-    alphas = dict.fromkeys(groups, start)
-    bring(alphas)
-    best, size = loss(), 0.2
-    for _ in range(GROUP_STEPS):
-        slopes = _slopes(trainer, live, fit, shares, group_of)
-        steepest = max(abs(slope) for slope in slopes.values())
-        if steepest == 0:
-            break
-        tried = {group: min(max(alphas[group] - size * slopes[group] / steepest, 0.0), 1.0) for group in alphas}
-        bring(tried)
-        found = loss()
-        if found < best:
-            alphas, best = tried, found
-            continue
-        size /= 2
-        bring(alphas)
-        if size < search.tolerance:
-            break
-    return alphas
-
-
 class _Run:
     """The evaluations of one search."""
 
     def __init__(self, live: Interpolation, score: Callable[[], Parts], search: AlphaSearch) -> None:
         self.live, self.score, self.search = live, score, search
         self.parts: dict[float, Parts] = {}
-        self.warnings: list[str] = []
+        self.warnings = _notes(live)
         self.method = "grid"
-        for alpha in (1.0, 0.0):
-            self.evaluate(alpha)
+        self.evaluate(1.0)
         names = self._metrics()
         metric = search.metric or main_metric({"": dict.fromkeys(names, 0.0)})
         if metric is None or metric not in names:
             raise ValueError(f"`metric` must be one of {', '.join(names)}, which both sides have; got {metric!r}.")
         self.metric = metric
+        self.evaluate(0.0)
 
     def evaluate(self, alpha: float) -> Parts:
         """Metrics at an α; evaluated once."""
@@ -256,7 +191,7 @@ class _Run:
     def choose(self) -> Choice:
         """Evaluate what the method asks for, and choose."""
         search = self.search
-        is_smooth = less_is_better(self.metric) and search.objective in ("domain", "mean")
+        is_smooth = self.metric.endswith("loss") and search.objective in SMOOTH_OBJECTIVES
         if search.method == "golden" or (search.method == "auto" and is_smooth):
             self._golden()
         else:
@@ -315,7 +250,7 @@ class _Run:
     def add_groups(self, curve: AlphaCurve, groups: dict[str, float]) -> None:
         """Evaluate α by groups and note it in the curve."""
         members = parameter_groups(self.live.names)
-        self.live.set_alpha({name: groups[group] for group, names in members.items() for name in names})
+        self.live.set_alpha(spread_alphas(groups, members))
         report = self.score().report
         curve.group_alphas = groups
         curve.method = f"{curve.method}, then groups by gradient"
@@ -335,17 +270,19 @@ class _Run:
     def _golden(self) -> None:
         """Golden section on the loss, which is smooth; a grid if the loss is not unimodal."""
         search, self.method = self.search, "golden section"
-        if "loss" not in self._metrics():
+        name = self.metric if self.metric.endswith("loss") else "loss"
+        if name not in self._metrics():
             raise ValueError("`method` 'golden' needs a loss on both sides, and there is none. Take 'grid'.")
-        weight = search.domain_weight if search.objective == "mean" else 1.0
+        shares = _shares(search)
 
         def loss(alpha: float) -> float:
             found = self.evaluate(alpha).selection
-            return float(weight * found["domain"]["loss"].mean() + (1 - weight) * found["general"]["loss"].mean())
+            return sum(share * float(found[side][name].mean()) for side, share in shares.items())
 
-        golden_section(loss, tolerance=search.tolerance)
-        sides = [side for side, share in zip(SIDES, (weight, 1 - weight), strict=True) if share > 0]
-        if not all(is_unimodal(self.alphas, self.units(side, "loss")) for side in sides):
+        grid = search.grid()
+        golden_section(loss, low=min(0.0, *grid), high=max(1.0, *grid), tolerance=search.tolerance)
+        units = _weighted([self.units(side, name) for side in shares], list(shares.values()))
+        if not is_unimodal(self.alphas, units):
             self.method = "grid, because the loss is not unimodal in α"
             self._grid()
 
@@ -382,6 +319,8 @@ class _Run:
         return barriers
 
     def _sizes(self, parts: Parts) -> dict[str, dict[str, int]]:
+        if self._is_of_numbers():
+            return {}
         return {
             side: {
                 part: max(len(units) for units in scores[side].values())
@@ -393,7 +332,85 @@ class _Run:
     def _warn_if_flat(self) -> None:
         values = [self.units(side, name) for side in SIDES for name in self._metrics()]
         if all((first == second).all() for units in values for first, second in pairwise(units)):
-            self.warnings.append("The metrics are the same at every α: are M₀ and M_θ the same model?")
+            self.warnings.append(
+                "The metrics are the same at every α: are M₀ and M_θ the same model? A `state_dict()` is no copy: it "
+                "goes with its model."
+            )
+        if self._is_of_numbers():
+            self.warnings.append(
+                "Each metric is a single number: α is chosen and reported on the same examples, and nothing is known "
+                "of its standard error. Return an array with the value of every example."
+            )
+
+    def _is_of_numbers(self) -> bool:
+        """Whether all metrics are single numbers."""
+        scores = next(iter(self.parts.values())).selection
+        return all(len(units) == 1 for side in SIDES for units in scores[side].values())
+
+
+def _make_search(settings: Mapping[str, Any]) -> AlphaSearch:
+    names = [field.name for field in fields(AlphaSearch)]
+    for name in settings:
+        if name not in names:
+            raise TypeError(
+                f"`search_alpha` has no setting {name!r}; they are {', '.join(names)}." + did_you_mean(name, names)
+            )
+    return AlphaSearch(**settings)
+
+
+def _shares(search: AlphaSearch) -> dict[str, float]:
+    """The sides' shares in the loss that is minimised."""
+    weight = search.domain_weight if search.objective == "mean" else 1.0
+    return {side: share for side, share in zip(SIDES, (weight, 1 - weight), strict=True) if share > 0}
+
+
+def _weighted(sides: Sequence[Units], shares: Sequence[float]) -> Units:
+    """Units of a weighted sum of metrics over different examples: their mean is the sum, and their spread is its.
+
+    >>> units = _weighted([np.array([[1.0, 3.0]]), np.array([[4.0, 4.0]])], [0.5, 0.5])
+    >>> units.mean(), round(units.std() / np.sqrt(4), 6), round(0.5 * 1.0 / np.sqrt(2), 6)
+    (np.float64(3.0), np.float64(0.353553), np.float64(0.353553))
+    """
+    means = [units.mean(axis=1, keepdims=True) for units in sides]
+    size = sum(units.shape[1] for units in sides)
+    parts = [
+        share * (units - mean) * (size / units.shape[1])
+        for units, mean, share in zip(sides, means, shares, strict=True)
+    ]
+    total = sum(share * mean for mean, share in zip(means, shares, strict=True))
+    return np.concatenate(parts, axis=1) + total
+
+
+def _search_groups(
+    trainer: Trainer, live: Interpolation, sets: Mapping[str, Any], start: float, search: AlphaSearch
+) -> dict[str, float]:
+    return search_groups(
+        trainer, live, sets, _shares(search), start=start, tolerance=search.tolerance, seed=search.seed
+    )
+
+
+def _selection_rows(sets: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The halves by which α is chosen."""
+    return {name: take_rows(dataset, halves(len(dataset), seed, name)[0]) for name, dataset in sets.items()}
+
+
+def _notes(live: Interpolation) -> list[str]:
+    """What a reader should know of M₀."""
+    names = [decision.name for decision in live.report.decisions if decision.action == "finetuned"]
+    if not names:
+        return []
+    shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    return [f"M₀ has no head of its own ({shown}): at α = 0 its backbone is read by M_θ's head."]
+
+
+def _name_ends(base_model: Any, model: Any) -> tuple[str | None, str | None]:
+    """Names or folders of M₀ and M_θ, where they are known."""
+    own = getattr(model, "name_or_path", None) or None
+    if isinstance(base_model, (str, os.PathLike)):
+        return str(base_model), None if is_peft_model(model) else own
+    if is_peft_model(model):  # it goes by the name of its base model
+        return own, None
+    return getattr(base_model, "name_or_path", None) or None, own
 
 
 def _function_scorer(evaluate: Evaluate, model: nn.Module, search: AlphaSearch) -> Callable[[], Parts]:
@@ -427,39 +444,3 @@ def _pick(datasets: Any, search: AlphaSearch, argument: str) -> dict[str, Any]:
             "sets with `domain=` and `general=` if they are called otherwise."
         )
     return {side: datasets[name] for side, name in zip(SIDES, names, strict=True)}
-
-
-def _rows_of(dataset: Any, rows: Any) -> Any:
-    return dataset.select(rows) if hasattr(dataset, "select") else Subset(dataset, rows.tolist())
-
-
-def _slopes(
-    trainer: Trainer,
-    live: Interpolation,
-    datasets: Mapping[str, Any],
-    shares: Mapping[str, float],
-    group_of: Mapping[str, str],
-) -> dict[str, float]:
-    """∂f/∂α_g at the present α, f being the weighted mean of the sides' losses."""
-    model = trainer.model
-    wanted = {id(parameter) for _, parameter, _ in live.directions()}
-    frozen = [parameter for parameter in model.parameters() if id(parameter) in wanted and not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    model.zero_grad(set_to_none=True)
-    try:
-        for name, dataset in datasets.items():
-            for inputs in trainer.get_eval_dataloader(dataset):
-                size = len(next(value for value in inputs.values() if isinstance(value, torch.Tensor)))
-                with trainer.compute_loss_context_manager():
-                    loss = trainer.compute_loss(model, trainer._prepare_inputs(inputs))
-                (loss * (shares[name] * size / len(dataset))).backward()
-        slopes = dict.fromkeys(group_of.values(), 0.0)
-        for name, parameter, direction in live.directions():
-            if parameter.grad is not None:
-                slopes[group_of[name]] += float((parameter.grad.float() * direction).sum())
-    finally:
-        model.zero_grad(set_to_none=True)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-    return slopes

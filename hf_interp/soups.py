@@ -77,13 +77,13 @@ def average_weights(states: Sequence[Weights]) -> dict[str, torch.Tensor]:
             raise ValueError(f"`states` must have the same tensors, but {name!r} is in {has} and not in {lacks}.")
         for name, first in found[0].first.items():
             if one.first[name] != one.first[first] and not torch.equal(_of(one, name), _of(one, first)):
-                raise ValueError(f"`states` must be tied alike, but {name!r} and {first!r} are one in 0 and not {index}.")
+                raise ValueError(
+                    f"`states` must be tied alike, but {name!r} and {first!r} are one in 0 and not {index}."
+                )
     runs = {str(index): {name: _of(one, name) for name in found[0].unique} for index, one in enumerate(found)}
     _check_shapes("states", runs)
     copied = _copied(runs)
-    unique = {
-        name: _mean(name, runs, copied).to(tensor.dtype, copy=True) for name, tensor in found[0].unique.items()
-    }
+    unique = {name: _mean(name, runs, copied).to(tensor.dtype, copy=True) for name, tensor in found[0].unique.items()}
     return {name: unique[first] for name, first in found[0].first.items()}
 
 
