@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import find_batch_size
 
 from hf_interp.adapter_weights import AdapterInterpolation
 from hf_interp.alphas import find_layer
+from hf_interp.reference import shifts_labels
 from hf_interp.scoring import count_labels, halves, predict
 from hf_interp.weights import LiveInterpolation
 
@@ -168,4 +169,4 @@ def _num_labels(trainer: Trainer, inputs: Mapping[str, Any]) -> float:
     labels = [inputs.get(name) for name in trainer.label_names]
     if len(labels) != 1 or not isinstance(labels[0], torch.Tensor):
         return float(find_batch_size(inputs) or 0)
-    return float(count_labels(labels[0], shift_labels=trainer._loss_shifts_labels).sum())
+    return float(count_labels(labels[0], shift_labels=shifts_labels(trainer)).sum())

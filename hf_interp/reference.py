@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Trainer
 
 from hf_interp.adapter_kinds import KEEPING_INITS, is_peft_model
+from hf_interp.objectives import SHIFTING_HEADS
 
 TRAINED_APART = (".modules_to_save.", ".trainable_tokens_delta.")
 """What stands in the names of parameters that adapters train instead of pretrained ones."""
@@ -18,6 +20,11 @@ TRAINED_APART = (".modules_to_save.", ".trainable_tokens_delta.")
 def base_of(model: Any) -> Any:
     """A model without the adapter around it."""
     return model.get_base_model() if is_peft_model(model) else model
+
+
+def shifts_labels(trainer: Trainer) -> bool:
+    """Whether position i of a trainer's model predicts label i + 1, which the host does not know of all its models."""
+    return trainer._loss_shifts_labels or type(base_of(trainer.model)).__name__ in SHIFTING_HEADS
 
 
 def freeze(model: nn.Module) -> nn.Module:

@@ -22,6 +22,7 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import denumpify_detensorize
 
 from hf_interp.objectives import IGNORE_INDEX, per_example_loss
+from hf_interp.reference import shifts_labels
 from hf_interp.results import main_metric
 
 Units = npt.NDArray[np.float64]
@@ -150,7 +151,7 @@ def predict(trainer: Trainer, dataset: Any) -> Predictions:
         return {}
 
     def keep(outputs: Any, labels: Any) -> Any:
-        losses, counts = _losses(outputs, labels, trainer._loss_shifts_labels)
+        losses, counts = _losses(outputs, labels, shifts_labels(trainer))
         if not keeps_outputs:
             return losses, counts
         return losses, counts, outputs if reduce is None else reduce(outputs, labels)

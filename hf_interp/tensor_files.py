@@ -205,6 +205,8 @@ def create_shards(
 def run_in_threads(jobs: Iterable[Job], start: Callable[[], AbstractContextManager[Callable[[Job], None]]]) -> None:
     """Do jobs, each by the next thread that is free; the first error stops all and is raised.
 
+    Meanwhile torch divides no operation of its own among threads: these would wait for one another.
+
     Args:
         jobs: what is to be done.
         start: gives a thread what does a job.
@@ -223,12 +225,17 @@ def run_in_threads(jobs: Iterable[Job], start: Callable[[], AbstractContextManag
                 do(job)
 
     num_threads = min(NUM_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else NUM_THREADS)
-    with ThreadPoolExecutor(num_threads) as pool:
-        futures = [pool.submit(work) for _ in range(num_threads)]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            stopped.set()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(num_threads) as pool:
+            futures = [pool.submit(work) for _ in range(num_threads)]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                stopped.set()
+    finally:
+        torch.set_num_threads(before)
     for future in futures:
         future.result()
 

@@ -33,11 +33,11 @@ from hf_interp.dataset import (
 from hf_interp.files import read_json, write_json
 from hf_interp.ledger import continue_plan
 from hf_interp.loaders import check_loader_arguments, may_draw_numbers, slot_loader
-from hf_interp.objectives import IGNORE_INDEX, SHIFTING_HEADS, is_plain_mean, per_example_loss
+from hf_interp.objectives import IGNORE_INDEX, is_plain_mean, per_example_loss
 from hf_interp.plan import MixturePlan
 from hf_interp.planning import make_controller, plan_mixture, update_steps_and_lag
 from hf_interp.readers import stream_warnings
-from hf_interp.reference import base_of
+from hf_interp.reference import shifts_labels
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
 from hf_interp.resuming import choose_checkpoint, explained_writing, read_rank_states
 from hf_interp.schedules import AlphaSchedule
@@ -116,7 +116,7 @@ class InterpolationMixin(_Host):
             self._set_anchor(ref_model, has_mixture)
         elif ref_model is not None and not host_takes_it:
             raise ValueError("`ref_model` needs an `InterpolationConfig` with an `anchor` or `log_loss_gap`.")
-        self._shifts_labels = self._loss_shifts_labels or type(base_of(self.model)).__name__ in SHIFTING_HEADS
+        self._shifts_labels = shifts_labels(self)
         if has_mixture or (self._anchor is not None and self.args.anchor is not None):
             self._loss_shifts_labels = self._shifts_labels  # or the host counts a label too many in each sequence
         if not has_mixture:

@@ -259,3 +259,21 @@ def test_the_first_error_stops_all_threads() -> None:
 def test_an_error_in_the_list_of_jobs_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         run_in_threads((1 // job for job in (1, 0, 1)), lambda: nullcontext(lambda job: None))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_torch_gets_its_threads_back(fails: bool) -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def do(job: int) -> None:
+        seen.append(torch.get_num_threads())
+        if fails:
+            raise ValueError("no")
+
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="no") if fails else nullcontext():
+            run_in_threads([1], lambda: nullcontext(do))
+        assert (torch.get_num_threads(), seen) == (2, [1])
+    finally:
+        torch.set_num_threads(before)
