@@ -132,7 +132,8 @@ class _Worker:
             lerp(base, finetuned, decision.alpha, result)
         else:
             base = self.base.read(stored)
-            write_one(decision, base.view(stored.info.shape), finetuned.view(info.shape), result.view(info.shape))
+            parts = base.view(stored.info.shape), finetuned.view(info.shape), result.view(info.shape)
+            write_one(decision.alpha, decision.vocabulary_axis, *parts)
         _inspect(decision, base, finetuned, result, self.findings)
         return result
 

@@ -150,22 +150,22 @@ def write_tensors(
         for decision in decisions:
             if decision.action == "interpolated":
                 assert decision.base_name is not None
-                write_one(decision, base[decision.base_name], finetuned[decision.name], places[decision.name])
+                assert decision.alpha is not None
+                source, target, place = base[decision.base_name], finetuned[decision.name], places[decision.name]
+                write_one(decision.alpha, decision.vocabulary_axis, source, target, place)
             elif decision.action != "dropped":
                 places[decision.name].copy_(finetuned[decision.name])
 
 
-def write_one(decision: Decision, base: torch.Tensor, finetuned: torch.Tensor, place: torch.Tensor) -> None:
-    """Write one interpolated tensor; of two vocabularies the common rows, with further rows from M_θ."""
-    assert decision.alpha is not None
-    axis = decision.vocabulary_axis
+def write_one(alpha: float, axis: int | None, base: torch.Tensor, finetuned: torch.Tensor, place: torch.Tensor) -> None:
+    """Write one interpolated tensor; of two vocabularies, along `axis`, the common rows, with further rows from M_θ."""
     if axis is None:
-        lerp(base, finetuned, decision.alpha, place)
+        lerp(base, finetuned, alpha, place)
         return
     size = finetuned.shape[axis]
     rows = min(base.shape[axis], size)
     common = [tensor.narrow(axis, 0, rows) for tensor in (base, finetuned, place)]
-    lerp(common[0], common[1], decision.alpha, common[2])
+    lerp(common[0], common[1], alpha, common[2])
     place.narrow(axis, rows, size - rows).copy_(finetuned.narrow(axis, rows, size - rows))
 
 

@@ -20,6 +20,7 @@ from hf_interp.tensors import (
     Weights,
     decide_tensors,
     named_tensors,
+    write_one,
     write_tensors,
 )
 
@@ -143,26 +144,32 @@ class LiveInterpolation:
             self.base, self.live, 0.5, finetuned_only=finetuned_only, keeps_statistics=self.batches is not None
         )
         self.names = [decision.name for decision in self.decisions if decision.action == "interpolated"]
+        self._alphas = dict.fromkeys(self.names, 1.0)
 
     @property
     def report(self) -> InterpolationReport:
         """What is interpolated at the present α, and what is not and why."""
-        return InterpolationReport(decisions=self.decisions + self.live.ties(), notes=list(self.notes))
+        decisions = [replace(decision, alpha=self._alphas.get(decision.name)) for decision in self.decisions]
+        return InterpolationReport(decisions=decisions + self.live.ties(), notes=list(self.notes))
 
     def set_alpha(self, alpha: Alpha) -> None:
         """Bring the model to M_α; what is not interpolated stays as it is in M_θ."""
-        alphas = resolve_alpha(alpha, self.names, extrapolate=self.extrapolate)
-        self.decisions = [replace(decision, alpha=alphas.get(decision.name)) for decision in self.decisions]
-        interpolated = (decision for decision in self.decisions if decision.action == "interpolated")
-        write_tensors(interpolated, self.base.unique, self.finetuned, self.live.unique)
+        self._alphas = resolve_alpha(alpha, self.names, extrapolate=self.extrapolate)
+        with torch.no_grad():
+            for decision in self.decisions:
+                if decision.action == "interpolated" and decision.base_name is not None:
+                    place, finetuned = self.live.unique[decision.name], self.finetuned[decision.name]
+                    number = self._alphas[decision.name]
+                    write_one(number, decision.vocabulary_axis, self.base.unique[decision.base_name], finetuned, place)
         if self.batches is not None:
-            ends = {end for end in (0.0, 1.0) if set(alphas.values()) == {end}}
+            ends = {end for end in (0.0, 1.0) if set(self._alphas.values()) == {end}}
             self._write_statistics(of_base=0.0 in ends)
             self.notes = [] if ends else [recalibrate_batch_norm(self.model, self.batches)]
 
     def restore(self) -> None:
         """Bring the model back to M_θ, bit for bit."""
         self.notes = []
+        self._alphas = dict.fromkeys(self.names, 1.0)
         with torch.no_grad():
             for name, tensor in self.live.unique.items():
                 tensor.copy_(self.finetuned[name])

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from hf_interp.matching import Decision
 from hf_interp.tensors import decide_tensors, is_finite, lerp, named_tensors, write_one
 
 KINDS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -72,8 +71,7 @@ def test_rows_beyond_the_common_vocabulary_are_the_finetuned_ones(before: int, a
     if axis:
         base, finetuned = base.t(), finetuned.t()
     out = torch.empty_like(finetuned)
-    decision = Decision(name="w", action="interpolated", base_name="w", alpha=0.25, vocabulary_axis=axis)
-    write_one(decision, base, finetuned, out)
+    write_one(0.25, axis, base, finetuned, out)
     rows = out.t() if axis else out
     assert rows[:, 0].tolist() == [0.25] * 3 + [1.0] * (after - 3)
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hf_interp.alphas import AlphaByDepth
-from hf_interp.weights import LiveInterpolation, interpolate_weights, recalibrate_batch_norm
+from hf_interp.weights import LiveInterpolation, interpolate_weights, open_interpolation, recalibrate_batch_norm
 
 BERT: dict[str, Any] = {
     "vocab_size": 40,
@@ -328,6 +328,54 @@ def test_a_live_interpolation_refuses_and_stays_where_it_is(alpha: Any) -> None:
     with pytest.raises(ValueError, match="`alpha`"):
         live.set_alpha(alpha)
     assert same_weights(state(finetuned), before)
+
+
+def test_a_live_interpolation_measures_statistics_between_the_ends() -> None:
+    base, finetuned, batches = normed()
+    before = state(finetuned)
+    live = LiveInterpolation(base, finetuned, recalibrate=iter(batches))
+    for alpha in (0.5, 0.0, 0.5, 1.0, 0.3):
+        live.set_alpha(alpha)
+        kept = copy.deepcopy(finetuned)
+        kept.load_state_dict(before)
+        expected = interpolate_weights(base, kept, alpha, recalibrate=batches).result
+        assert same_weights(state(finetuned), state(expected))
+        measured = ["statistics of 1 batch norms measured on 4 batches"]
+        assert live.report.notes == (measured if 0 < alpha < 1 else [])
+    live.restore()
+    assert same_weights(state(finetuned), before)
+    assert finetuned[1].momentum == 0.1
+
+
+def test_a_live_interpolation_puts_batch_norms_back_after_a_bad_batch() -> None:
+    base, finetuned, batches = normed()
+    before = state(finetuned)
+    with (
+        pytest.raises(RuntimeError),
+        LiveInterpolation(base, finetuned, recalibrate=[*batches, torch.ones(2, 9)]) as live,
+    ):
+        live.set_alpha(0.5)
+    assert same_weights(state(finetuned), before)
+    assert finetuned[1].momentum == 0.1
+    assert not finetuned[1].training
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"), [([], "at least one batch, got none"), (None, "those of M₀ and M_θ say nothing")]
+)
+def test_a_live_interpolation_needs_batches_for_batch_norms(batches: Any, message: str) -> None:
+    base, finetuned, _ = normed()
+    with pytest.raises(ValueError, match=message):
+        open_interpolation(base, finetuned, recalibrate=batches)
+
+
+def test_the_report_of_a_live_interpolation_tells_its_alpha() -> None:
+    base, finetuned = two(bert)
+    live = LiveInterpolation(base, finetuned)
+    live.set_alpha(0.3)
+    assert set(live.report.alphas().values()) == {0.3}
+    live.restore()
+    assert set(live.report.alphas().values()) == {1.0}
 
 
 def test_a_live_interpolation_leaves_gradients_to_the_parameters() -> None:
