@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 from toys import config, corpus, tiny_model
-from transformers import EvalPrediction, GPT2Config, GPT2LMHeadModel, Trainer, set_seed
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    EvalPrediction,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    set_seed,
+)
 
 from hf_interp.metrics import classification_metrics
 from hf_interp.scoring import TrainerScorer, halves, jackknife_units, predict, ratio_units, summarise
@@ -114,6 +123,84 @@ def test_a_trainer_is_left_as_it_was(tmp_path: Path) -> None:
     for name in ("compute_metrics", "preprocess_logits_for_metrics", "callback_handler", "control", "state"):
         assert getattr(host, name) is before[name]
     assert host.state.log_history == []
+
+
+def test_labels_padded_to_different_lengths_count_alike(tmp_path: Path) -> None:
+    host = language_trainer(tmp_path)
+    rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {"input_ids": [4, 5, 6, 7, 8], "labels": [4, 5, 6, 7, 8]}]
+
+    def pad(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        size = max(len(row["input_ids"]) for row in batch)
+        fill = {"input_ids": 0, "labels": -100}
+        return {
+            key: torch.tensor([row[key] + [value] * (size - len(row[key])) for row in batch])
+            for key, value in fill.items()
+        }
+
+    host.data_collator = pad
+    together = predict(host, datasets.Dataset.from_list(rows))
+    host.args.per_device_eval_batch_size = 1
+    apart = predict(host, datasets.Dataset.from_list(rows))
+    assert together.counts.tolist() == apart.counts.tolist() == [2, 4]
+    assert together.losses == pytest.approx(apart.losses, rel=1e-5)
+
+
+def test_the_f1_has_the_jackknife_of_its_groups(tmp_path: Path) -> None:
+    host, rows = trainer(tmp_path), corpus(0, 30)
+    units = TrainerScorer(host, {"domain": rows}, {"domain": rows}, "f1", 0)().selection["domain"]["f1"]
+    whole = host.evaluate(rows)["eval_f1"]
+    without = [
+        host.evaluate(rows.select([row for row in range(30) if row % 20 != group]))["eval_f1"] for group in range(20)
+    ]
+    assert units.mean() == pytest.approx(whole)
+    assert units.std(ddof=1) == pytest.approx(19 * np.std(without, ddof=1))
+
+
+def test_without_metrics_there_are_losses_alone(tmp_path: Path) -> None:
+    host = Trainer(tiny_model(), config(tmp_path))
+    found = TrainerScorer(host, {"domain": corpus(0, 8)}, None, None, 0)()
+    assert [*found.selection["domain"]] == ["loss"]
+    assert predict(host, corpus(0, 8)).whole.predictions is None
+
+
+def test_the_loss_of_two_labels_is_their_mean(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    set_seed(0)
+    model = BertForQuestionAnswering(BertConfig(vocab_size=20, **sizes))
+    rows = {"input_ids": [[1, 2, 3, 4]] * 3, "start_positions": [0, 1, 2], "end_positions": [1, 1, 3]}
+    data = datasets.Dataset.from_dict(rows)
+    host = Trainer(model, config(tmp_path))
+    assert predict(host, data).losses.mean() == pytest.approx(host.evaluate(data)["eval_loss"], abs=1e-6)
+
+
+def test_a_loss_that_logits_do_not_tell_is_left_out(tmp_path: Path) -> None:
+    class Odd(BertForSequenceClassification):
+        def forward(self, input_ids: Any, labels: Any) -> Any:
+            found = super().forward(input_ids=input_ids, labels=labels)
+            found.logits = found.logits[:, None, None]
+            return found
+
+    host = Trainer(Odd(tiny_model().config), config(tmp_path), compute_metrics=lambda _: {"seen": np.float32(0.5)})
+    found = TrainerScorer(host, {"domain": corpus(0, 8)}, None, None, 0)()
+    assert [*found.selection["domain"]] == ["seen"]
+    assert found.selection["domain"]["seen"].tolist() == [0.5] * 4
+
+
+def test_metrics_may_see_inputs(tmp_path: Path) -> None:
+    def first(prediction: EvalPrediction) -> dict[str, float]:
+        return {"first": float(prediction.inputs[:, 0].mean())}
+
+    host = Trainer(tiny_model(), config(tmp_path, include_for_metrics=["inputs"]), compute_metrics=first)
+    found = TrainerScorer(host, {"domain": corpus(0, 8)}, None, None, 0)()
+    assert found.selection["domain"]["first"].mean() == np.mean(halves(8, 0, "domain")[0])
+
+
+@pytest.mark.parametrize("name", ["bf16_full_eval", "batch_eval_metrics"])
+def test_arguments_that_a_search_cannot_keep_are_refused(tmp_path: Path, name: str) -> None:
+    host = trainer(tmp_path)
+    setattr(host.args, name, True)
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        TrainerScorer(host, {"domain": corpus(0, 4)}, None, None, 0)
 
 
 def test_what_keeps_no_predictions_is_refused(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import torch
 from processes import run as run_processes
 from torch import nn
 from toys import config, corpus, mixture, same_weights, tiny_model, weights
-from transformers import BertModel, Trainer, set_seed
+from transformers import BertModel, Trainer, TrainerCallback, set_seed
 
 from hf_interp import InterpolationTrainer
-from hf_interp.groups import group_slopes, mean_loss, parameter_groups, spread_alphas
+from hf_interp.groups import group_slopes, mean_loss, parameter_groups, search_groups, spread_alphas
 from hf_interp.metrics import classification_metrics
+from hf_interp.scoring import halves
 from hf_interp.selection import chosen_alpha, search_alpha
 from hf_interp.weights import interpolate_weights, open_interpolation
 
@@ -145,6 +146,49 @@ def test_an_error_puts_the_model_back() -> None:
     assert alpha_of(model) == 1.0
 
 
+def test_the_harmonic_mean_and_what_it_refuses() -> None:
+    evaluate = by_alpha(lambda alpha: alpha, lambda alpha: 1 - alpha**2, "accuracy")
+    curve = search(evaluate, objective="harmonic")
+    values = {index / 10: (index / 10) * (1 - (index / 10) ** 2) for index in range(11)}
+    values = {alpha: 2 * value / (alpha + 1 - alpha**2) for alpha, value in values.items()}
+    assert curve.alpha == max(values, key=lambda alpha: values[alpha])
+    with pytest.raises(ValueError, match="must not be 'harmonic' where less of a metric is better"):
+        search(by_alpha(lambda alpha: alpha, lambda alpha: alpha), objective="harmonic")
+
+
+def test_golden_section_goes_beyond_the_ends_where_it_may() -> None:
+    evaluate = by_alpha(lambda alpha: (alpha - 1.3) ** 2, lambda alpha: alpha)
+    curve = search(evaluate, extrapolate=True, alphas=[0.0, 1.5])
+    assert abs(curve.alpha - 1.3) <= 0.02
+    assert search(evaluate).alpha == 1.0
+
+
+def test_two_losses_may_have_one_valley_together() -> None:
+    dip = by_alpha(lambda alpha: alpha - abs(alpha - 0.5) / 2, lambda alpha: (alpha - 0.5) ** 2 + abs(alpha - 0.5) / 2)
+    assert search(dip, objective="mean").method == "golden section"
+
+
+def test_batch_norms_are_measured_anew() -> None:
+    set_seed(0)
+    base = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+    model = copy.deepcopy(base)
+    nn.init.constant_(model[0].bias, 3.0)
+    before, batches = copy.deepcopy(model.state_dict()), [torch.randn(8, 2) for _ in range(2)]
+    seen: list[float] = []
+
+    def evaluate(model: Any) -> Any:
+        seen.append(float(model[1].running_mean[0]))
+        return {side: {"accuracy": 1.0} for side in ("domain", "general")}
+
+    with pytest.raises(ValueError, match="needs a model with batch norms"):
+        search_alpha(evaluate, linear(0.0), model=linear(1.0), recalibrate=batches)
+    search_alpha(evaluate, base, model=model, alphas=3, recalibrate=iter(batches))
+    with torch.no_grad():
+        expected = torch.stack([batch @ base[0].weight.T + base[0].bias / 2 + 1.5 for batch in batches]).mean((0, 1))
+    assert seen == [0.0, 0.0, pytest.approx(float(expected[0]), abs=1e-5)]
+    assert same_weights(model.state_dict(), before)
+
+
 # Trainers.
 
 
@@ -205,6 +249,32 @@ def test_an_adapter_is_searched_like_the_models_that_it_merges_into(tmp_path: Pa
         assert values[0] == pytest.approx(values[1], abs=1e-5)
 
 
+def test_an_adapter_copies_no_weights_and_takes_no_batches(tmp_path: Path) -> None:
+    model = adapted()
+    live = open_interpolation(None, model)
+    kept = sum(tensor.numel() for tensor in live._trained)
+    assert kept == sum(parameter.numel() for name, parameter in model.named_parameters() if "lora_B" in name)
+    with pytest.raises(ValueError, match="`recalibrate` must be left out for a `PeftModel`"):
+        search_alpha(host(tmp_path, model), recalibrate=[])
+
+
+def test_a_trainer_keeps_its_modes_log_and_callbacks(tmp_path: Path) -> None:
+    class Loud(TrainerCallback):
+        def on_predict(self, *args: Any, **kwargs: Any) -> None:
+            raise AssertionError
+
+    model = moved()
+    model.train()
+    model.bert.eval()
+    trainer = host(tmp_path, model, callbacks=[Loud])
+    callbacks = list(trainer.callback_handler.callbacks)
+    search_alpha(trainer, tiny_model(), alphas=2)
+    assert trainer.callback_handler.callbacks == callbacks
+    assert trainer.state.log_history == []
+    assert model.training
+    assert not any(module.training for module in model.bert.modules())
+
+
 # Groups.
 
 
@@ -237,6 +307,21 @@ def test_groups_are_found_by_gradient(tmp_path: Path) -> None:
     assert same_weights(weights(trainer), expected)
 
 
+@pytest.mark.parametrize("start", [0.0, 0.3, 1.0])
+def test_groups_are_never_worse_than_one_alpha_where_they_are_checked(tmp_path: Path, start: float) -> None:
+    trainer, shares = host(tmp_path, moved()), {"domain": 0.5, "general": 0.5}
+    live = open_interpolation(tiny_model(), trainer.model)
+    trainer.model.eval()
+    found = search_groups(trainer, live, SETS, shares, start=start)
+    check = {name: rows.select(halves(len(rows), 0, f"{name}, groups")[1]) for name, rows in SETS.items()}
+    losses = []
+    for alphas in (found, dict.fromkeys(found, start)):
+        live.set_alpha(spread_alphas(alphas, parameter_groups(live.names)))
+        losses.append(mean_loss(trainer, check, shares))
+    assert losses[0] <= losses[1]
+    assert not any(parameter.grad is not None for parameter in trainer.model.parameters())
+
+
 def test_thirds_of_the_layers() -> None:
     names = [f"h.{index}.w" for index in range(4)] + ["wte.weight", "ln_f.weight"]
     assert parameter_groups(names) == {
@@ -261,6 +346,9 @@ def test_thirds_of_the_layers() -> None:
         ({"alphas": [1.5]}, ValueError, r"`alpha` must lie in \[0, 1\], got 1.5"),
         ({"tolerance": 0.0}, ValueError, "`tolerance` must"),
         ({"metric": "bleu"}, ValueError, "`metric` must be one of loss.*got 'bleu'"),
+        ({"method": "golden", "objective": "knee"}, ValueError, "minimises a loss.*got 'knee'. Take 'grid'"),
+        ({"alphas": 2.5}, ValueError, "`alphas` must be at least 2 α, or a list"),
+        ({"eval_dataset": {}}, TypeError, "must be left out with a function, which has its own"),
         ({"method": "groups"}, ValueError, "needs a trainer, whose loss has gradients"),
         ({"domain": "law"}, ValueError, "must return metrics of 'law'"),
         ({"max_forgetting": -0.1}, ValueError, "`max_forgetting` must be at least 0"),
@@ -277,6 +365,12 @@ def test_sets_and_models_must_be_given(tmp_path: Path) -> None:
     trainer = Trainer(tiny_model(), config(tmp_path), eval_dataset=SETS["domain"])
     with pytest.raises(ValueError, match="`eval_dataset` must be a mapping with the sets 'domain' and 'general'"):
         search_alpha(trainer, tiny_model())
+    with pytest.raises(TypeError, match="`model` must be left out with a trainer"):
+        search_alpha(trainer, tiny_model(), model=tiny_model())
+    with pytest.raises(TypeError, match="only models of transformers are known by their checkpoints"):
+        search_alpha(by_alpha(float, float), str(tmp_path), model=linear(1.0))
+    with pytest.raises(ValueError, match="needs a loss on both sides, and there is none"):
+        search(by_alpha(lambda alpha: alpha, lambda alpha: alpha, "accuracy"), method="golden")
     with pytest.raises(TypeError, match="`base` must be given"):
         search_alpha(host(tmp_path, tiny_model()))
     with pytest.raises(ValueError, match="must be a folder or the name of a model on the Hub"):

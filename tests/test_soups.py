@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -92,6 +93,37 @@ def test_a_greedy_soup_takes_what_makes_it_no_worse(
     assert soup.score == pytest.approx(score())
     assert soup.scores == {name: pytest.approx(sign * abs(values[int(name)] - target)) for name in candidates}
     assert [step.candidate for step in soup.history if step.is_added] == members
+
+
+def test_folders_are_mapped_and_their_soup_is_the_mean(tmp_path: Path) -> None:
+    model, folders = tiny_model(), {name: str(tmp_path / name) for name in ("a", "b")}
+    for index, folder in enumerate(folders.values()):
+        run = tiny_model()
+        with torch.no_grad():
+            run.classifier.bias.add_(index)
+        run.save_pretrained(folder)
+    soup = greedy_soup(folders, model, lambda: 0.0)
+    assert soup.members == ["a", "b"]
+    mean = average_weights([open_base(folder, model) for folder in folders.values()])
+    assert same_weights({name: model.state_dict()[name] for name in mean}, mean)
+
+
+def test_runs_and_models_that_do_not_fit_a_greedy_soup_are_refused() -> None:
+    with pytest.raises(ValueError, match="'a' has no 'bias'"):
+        greedy_soup({"a": line(1.0)}, nn.Linear(1, 1), lambda: 0.0)
+    with pytest.raises(ValueError, match=r"'weight' is \(2, 1\) in the model and \(1, 1\) in a"):
+        greedy_soup({"a": line(1.0)}, nn.Linear(1, 2, bias=False), lambda: 0.0)
+    adapted = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["query"]))
+    with pytest.raises(ValueError, match="must be a plain model, got a `PeftModel`"):
+        greedy_soup({"a": line(1.0)}, adapted, lambda: 0.0)
+
+
+def test_statistics_of_batch_norms_have_no_mean() -> None:
+    norms = [nn.BatchNorm1d(2), nn.BatchNorm1d(2)]
+    assert torch.equal(average_weights(norms)["running_var"], torch.ones(2))
+    norms[1].running_mean.add_(1)
+    with pytest.raises(ValueError, match="'running_mean' is a statistic of a batch norm"):
+        average_weights(norms)
 
 
 @pytest.mark.parametrize(

