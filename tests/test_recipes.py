@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_interp.config import load_recipe
+from hf_interp.curves import load_curve
 from hf_interp.train import run_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -36,14 +37,17 @@ def test_the_sentiment_recipes_train_on_real_data(domain: str, tmp_path: Path) -
         "--eval_strategy",
         "no",
     ]
-    for group, split in (("corpora", "train"), ("eval_corpora", "test")):
+    for group, split in (("corpora", "train"), ("eval_corpora", "test"), ("validation_corpora", "validation")):
         for side, folder in (("general", "rotten_tomatoes"), ("domain", LOCAL[domain])):
             here = f"--{group}.{side}"
             flags += [f"{here}.path", str(DATA / folder / f"{split}.jsonl.gz"), f"{here}.label_column", "label_name"]
             flags += [f"{here}.split", split, f"{here}.text_column", "text"]
         flags += [f"--{group}.general.max_examples", "64", f"--{group}.domain.max_examples", "32"]
+    flags += ["--alpha_search.alphas", "2"]
     results = run_recipe(load_recipe(ROOT / "recipes" / "sentiment" / f"reviews_to_{domain}.yaml", flags))
     assert [entry["alpha"] for entry in results.plan["alpha"]] == [0.0, 0.5, 1.0]
     assert results.final_metrics["domain"]["accuracy"] >= 0
     assert results.base_metrics["general"]["loss"] != results.final_metrics["general"]["loss"]
     assert (tmp_path / "run.png").is_file()
+    assert load_curve(tmp_path / "curve.json").alphas == [0.0, 1.0]
+    assert (tmp_path / "interpolated" / "model.safetensors").is_file()
