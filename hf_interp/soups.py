@@ -123,7 +123,7 @@ def greedy_soup(
     copied = _copied(runs)
 
     def score_mean(names: Sequence[str]) -> float:
-        _write(live, {name: runs[name] for name in names}, copied)
+        _write(model, {name: runs[name] for name in names}, copied)
         value = float(score())
         if math.isnan(value):
             raise ValueError(f"`score` must return a number, got NaN for {' + '.join(names)}.")
@@ -140,7 +140,7 @@ def greedy_soup(
         history.append(Step(candidate=name, score=found, is_added=is_added))
         if is_added:
             members, best = [*members, name], found
-    _write(live, {name: runs[name] for name in members}, copied)
+    _write(model, {name: runs[name] for name in members}, copied)
     return Soup(members=members, scores=scores, score=best, history=history)
 
 
@@ -198,8 +198,8 @@ def _mean(name: str, runs: States, copied: set[str]) -> torch.Tensor:
     return tensors[0] if name in copied or len(tensors) == 1 else mean_of(tensors)
 
 
-def _write(live: Tensors, runs: States, copied: set[str]) -> None:
-    """Bring a model to the mean of runs."""
+def _write(model: nn.Module, runs: States, copied: set[str]) -> None:
+    """Bring a model to the mean of runs; its tensors are looked up each time, as evaluation may move it."""
     with torch.no_grad():
-        for name, place in live.unique.items():
+        for name, place in named_tensors(model).unique.items():
             place.copy_(_mean(name, runs, copied))

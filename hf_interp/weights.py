@@ -145,6 +145,8 @@ class LiveInterpolation:
         )
         self.names = [decision.name for decision in self.decisions if decision.action == "interpolated"]
         self._alphas = dict.fromkeys(self.names, 1.0)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._parameters = {name: parameters[name] for name in self.live.unique if name in parameters}
 
     @property
     def report(self) -> InterpolationReport:
@@ -155,6 +157,7 @@ class LiveInterpolation:
     def set_alpha(self, alpha: Alpha) -> None:
         """Bring the model to M_α; what is not interpolated stays as it is in M_θ."""
         self._alphas = resolve_alpha(alpha, self.names, extrapolate=self.extrapolate)
+        self._find_again()
         with torch.no_grad():
             for decision in self.decisions:
                 if decision.action == "interpolated" and decision.base_name is not None:
@@ -170,13 +173,14 @@ class LiveInterpolation:
         """Bring the model back to M_θ, bit for bit."""
         self.notes = []
         self._alphas = dict.fromkeys(self.names, 1.0)
+        self._find_again()
         with torch.no_grad():
             for name, tensor in self.live.unique.items():
                 tensor.copy_(self.finetuned[name])
 
     def directions(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """What is interpolated: name, live parameter (or buffer), and Δ = M_θ − M₀ in float32, one at a time."""
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        self._find_again()
         for decision in self.decisions:
             if decision.action == "interpolated" and decision.base_name is not None:
                 place = self.live.unique[decision.name]
@@ -190,7 +194,13 @@ class LiveInterpolation:
                     part = full.narrow(axis, 0, rows)
                     part.copy_(mine.narrow(axis, 0, rows))
                     part.sub_(theirs.narrow(axis, 0, rows).to(place.device, torch.float32))
-                yield decision.name, parameters.get(decision.name, place), full
+                yield decision.name, self._parameters.get(decision.name, place), full
+
+    def _find_again(self) -> None:
+        """Look the tensors up again if the model has been moved, to another device or other memory, since."""
+        unique = self.live.unique
+        if any(unique[name].data_ptr() != parameter.data_ptr() for name, parameter in self._parameters.items()):
+            self.live = named_tensors(self.model)
 
     def _write_statistics(self, *, of_base: bool) -> None:
         """Write the statistics of batch norms that M₀ or M_θ has."""

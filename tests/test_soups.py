@@ -126,6 +126,17 @@ def test_statistics_of_batch_norms_have_no_mean() -> None:
         average_weights(norms)
 
 
+def test_a_score_may_move_the_model() -> None:
+    model = line(0.0)
+
+    def score() -> float:
+        model.weight.data = model.weight.data.clone()
+        return float(model.weight.detach())
+
+    assert greedy_soup({"a": line(1.0), "b": line(2.0)}, model, score).scores == {"a": 1.0, "b": 2.0}
+    assert float(model.weight.detach()) == 2.0
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -369,6 +369,23 @@ def test_a_live_interpolation_needs_batches_for_batch_norms(batches: Any, messag
         open_interpolation(base, finetuned, recalibrate=batches)
 
 
+def test_a_live_interpolation_follows_a_model_that_is_moved() -> None:
+    base, finetuned, batches = normed()
+    before = state(finetuned)
+    live = LiveInterpolation(base, finetuned, recalibrate=batches)
+    for tensor in finetuned.parameters():
+        tensor.data = tensor.data.clone()  # as `to` does
+    live.set_alpha(0.0)
+    assert same_weights(state(finetuned), {**state(base), "1.num_batches_tracked": before["1.num_batches_tracked"]})
+    finetuned.double()
+    live.set_alpha(0.0)
+    assert torch.equal(finetuned[0].weight, base[0].weight.double())
+    assert torch.equal(finetuned[1].running_mean, base[1].running_mean.double())
+    live.restore()
+    finetuned.float()
+    assert same_weights(state(finetuned), before)
+
+
 def test_the_report_of_a_live_interpolation_tells_its_alpha() -> None:
     base, finetuned = two(bert)
     live = LiveInterpolation(base, finetuned)
