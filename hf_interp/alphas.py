@@ -48,6 +48,19 @@ def find_layer(name: str) -> tuple[str, int] | None:
     return (found["stack"], int(found["index"])) if found else None
 
 
+def last_layers(places: Iterable[tuple[str, int] | None]) -> dict[str, int]:
+    """The index of the last layer of every stack, from what `find_layer` found.
+
+    >>> last_layers([("encoder.layer", 0), None, ("encoder.layer", 5), ("decoder.layer", 1)])
+    {'encoder.layer': 5, 'decoder.layer': 1}
+    """
+    last: dict[str, int] = {}
+    for place in places:
+        if place is not None:
+            last[place[0]] = max(place[1], last.get(place[0], 0))
+    return last
+
+
 def resolve_alpha(alpha: Alpha, names: Sequence[str], *, extrapolate: bool = False) -> dict[str, float]:
     """α of every tensor.
 
@@ -145,10 +158,7 @@ def _by_pattern(alpha: Mapping[str, float], names: Sequence[str]) -> dict[str, f
 
 def _by_depth(alpha: AlphaByDepth, names: Iterable[str]) -> dict[str, float]:
     places = {name: find_layer(name) for name in names}
-    last: dict[str, int] = {}
-    for place in places.values():
-        if place is not None:
-            last[place[0]] = max(place[1], last.get(place[0], 0))
+    last = last_layers(places.values())
     if not last:
         raise ValueError(
             "`alpha` by depth needs a model with numbered layers, and no tensor's name shows one. Give name patterns."

@@ -13,7 +13,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import find_batch_size
 
 from hf_interp.adapter_weights import AdapterInterpolation
-from hf_interp.alphas import find_layer
+from hf_interp.alphas import find_layer, last_layers
 from hf_interp.reference import shifts_labels
 from hf_interp.scoring import count_labels, halves, predict
 from hf_interp.weights import LiveInterpolation
@@ -29,10 +29,7 @@ def parameter_groups(names: Sequence[str]) -> dict[str, list[str]]:
     {'embeddings': ['wte.weight'], 'lower': ['h.0.w'], 'middle': ['h.1.w'], 'upper': ['h.2.w'], 'rest': ['ln_f.weight']}
     """
     places = {name: find_layer(name) for name in names}
-    last: dict[str, int] = {}
-    for place in places.values():
-        if place is not None:
-            last[place[0]] = max(place[1], last.get(place[0], 0))
+    last = last_layers(places.values())
     groups: dict[str, list[str]] = {group: [] for group in ("embeddings", "lower", "middle", "upper", "rest")}
     for name, place in places.items():
         if place is not None:
