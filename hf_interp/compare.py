@@ -158,8 +158,8 @@ def train_quietly(
     recipe: Mapping[str, Any], data: Data, bar: Any, *, evaluate_base: bool = True
 ) -> InterpolationTrainer:
     """Train a recipe on data that is loaded already, saying nothing but moving a bar; returns the trained trainer."""
-    parsed, args = parse_recipe({**recipe, **_QUIET})
-    trainer = build_trainer(parsed, get_task(parsed.task), args, data, callbacks=[_Steps(bar)])
+    parsed, args = parse_recipe({**recipe, **QUIET})
+    trainer = build_trainer(parsed, get_task(parsed.task), args, data, callbacks=[CountSteps(bar)])
     trainer.args.eval_on_start = evaluate_base and bool(data.eval_sets)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -185,10 +185,10 @@ def quiet_bar(total: int, *, shown: bool = True) -> Iterator[Any]:
         host_logging.enable_progress_bar()
 
 
-_QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "log_level": "error"}
+QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "log_level": "error"}
 
 
-class _Steps(TrainerCallback):
+class CountSteps(TrainerCallback):
     """Moves one bar over the steps of all runs."""
 
     def __init__(self, bar: Any) -> None:

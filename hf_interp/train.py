@@ -175,18 +175,12 @@ def plan_data(data: Data, args: InterpolationConfig, num_processes: int | None =
     return plan_mixture(data.corpora, args, batch_size=batch_size, is_adaptive=args.alpha_controller is not None)
 
 
-def build_trainer(
-    recipe: Recipe,
-    task: Task,
-    args: InterpolationConfig,
-    data: Data,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> InterpolationTrainer:
-    """The model, with its adapter if there is one, in a trainer; `args.seed` decides a new head."""
-    if data.eval_sets:
-        args.eval_on_start = True  # M₀'s metrics, without which nothing can be said about forgetting
-    if not torch.accelerator.is_available():
-        args.dataloader_pin_memory = False  # there is nothing to pin for, and torch would warn at every loader
+def build_model(recipe: Recipe, task: Task, args: InterpolationConfig) -> torch.nn.Module:
+    """The pretrained model, with its adapter if there is one; `args.seed` decides a new head.
+
+    Raises:
+        ValueError: if the anchor of `args` needs a head that the model does not have.
+    """
     set_seed(args.seed)
     model, new_names = load_model(
         task,
@@ -196,12 +190,41 @@ def build_trainer(
         trust_remote_code=recipe.trust_remote_code,
     )
     settle_new_head(args, recipe.model_name_or_path, new_names)
-    if recipe.peft is not None:
-        import peft
+    if recipe.peft is None:
+        return model
+    import peft
 
-        model = peft.get_peft_model(model, get_peft_config(recipe.peft, task.peft_type))
+    adapted: torch.nn.Module = peft.get_peft_model(model, get_peft_config(recipe.peft, task.peft_type))
+    return adapted
+
+
+def build_trainer(
+    recipe: Recipe,
+    task: Task,
+    args: InterpolationConfig,
+    data: Data,
+    callbacks: Sequence[TrainerCallback] = (),
+    *,
+    anew: bool = False,
+) -> InterpolationTrainer:
+    """The model in a trainer.
+
+    Args:
+        recipe, task, args, data: what is trained, and how.
+        callbacks: further callbacks.
+        anew: load the model anew whenever training begins, as `hyperparameter_search` needs it.
+    """
+    if data.eval_sets:
+        args.eval_on_start = True  # M₀'s metrics, without which nothing can be said about forgetting
+    if not torch.accelerator.is_available():
+        args.dataloader_pin_memory = False  # there is nothing to pin for, and torch would warn at every loader
+
+    def model_init() -> torch.nn.Module:
+        return build_model(recipe, task, args)
+
     return InterpolationTrainer(
-        model=model,
+        model=None if anew else model_init(),
+        model_init=model_init if anew else None,
         args=args,
         train_dataset=data.corpora,
         eval_dataset=data.eval_sets or None,
