@@ -16,7 +16,8 @@ def per_example_loss(outputs: Any, labels: torch.Tensor, *, shift_labels: bool) 
 
     Args:
         outputs: a model's outputs with `logits`: (batch, classes), (batch, length, classes), or (batch, 1) and (batch,)
-            for regression.
+            for regression; or, from a model in TRL's `SFTTrainer`, with the `log_probs` of the labels and a
+            `label_mask`, both (batch, predictions), and no logits.
         labels: class ids (batch,) or (batch, length) with −100 where there is none, multi-hot (batch, classes), or
             numbers for regression.
         shift_labels: whether position i predicts label i + 1, as in causal language models.
@@ -30,8 +31,10 @@ def per_example_loss(outputs: Any, labels: torch.Tensor, *, shift_labels: bool) 
     >>> per_example_loss(SimpleNamespace(logits=logits), torch.tensor([1, 0]), shift_labels=False)
     tensor([0.6931, 0.3133])
     """
-    logits = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
-    if not isinstance(logits, torch.Tensor):
+    logits, log_probs, mask = (_found(outputs, name) for name in ("logits", "log_probs", "label_mask"))
+    if log_probs is not None and mask is not None:
+        return -log_probs.detach().float().sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # 0 where there is no label
+    if logits is None:
         return None
     logits = logits.detach().float()
     if labels.is_floating_point():
@@ -48,6 +51,11 @@ def per_example_loss(outputs: Any, labels: torch.Tensor, *, shift_labels: bool) 
         )
         return losses.sum(dim=1) / labels.ne(IGNORE_INDEX).sum(dim=1).clamp(min=1)
     return None
+
+
+def _found(outputs: Any, name: str) -> torch.Tensor | None:
+    found = outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
+    return found if isinstance(found, torch.Tensor) else None
 
 
 def _float_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:

@@ -18,7 +18,7 @@ from hf_interp.callbacks import AlphaCallback, ControllerCallback
 from hf_interp.checkpoints import PREFIX_CHECKPOINT_DIR, STATE_NAME, break_up, rank_file, read_mixture
 from hf_interp.config import InterpolationConfig
 from hf_interp.controllers import AdaptiveAlpha, AlphaController
-from hf_interp.corpora import Corpus, as_corpora, check_columns, check_labels, is_mixture, with_dataset
+from hf_interp.corpora import Corpus, as_corpora, check_columns, check_labels, with_dataset
 from hf_interp.dataset import (
     CORPUS_KEY,
     ORDER_KEY,
@@ -31,6 +31,19 @@ from hf_interp.dataset import (
     whole_hash,
 )
 from hf_interp.files import read_json, write_json
+from hf_interp.hosts import (
+    SENTENCE_TRANSFORMERS,
+    TRL,
+    argument,
+    check_host,
+    check_losses,
+    corpora_for,
+    is_mixture_for,
+    noted_outputs,
+    replace_argument,
+    stand_in,
+    stands_on,
+)
 from hf_interp.ledger import continue_plan
 from hf_interp.loaders import check_loader_arguments, may_draw_numbers, slot_loader
 from hf_interp.objectives import IGNORE_INDEX, is_plain_mean, per_example_loss
@@ -93,6 +106,7 @@ class InterpolationMixin(_Host):
     _anchor: Anchor | None = None
     _batch_corpus: torch.Tensor | None = None
     _is_first_of_replica: bool = True
+    _mixture: list[Corpus] | None = None
     _tally: Tally
 
     def __init__(
@@ -103,15 +117,30 @@ class InterpolationMixin(_Host):
         ref_model: torch.nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        host_takes_it = "ref_model" in inspect.signature(super().__init__).parameters  # as TRL's trainers may
-        super().__init__(*args, **({"ref_model": ref_model} if host_takes_it else {}), **kwargs)
+        host = super().__init__
+        host_takes_it = "ref_model" in inspect.signature(host).parameters  # as TRL's trainers may
+        mixture = argument(host, args, kwargs, "train_dataset")
+        has_mixture = is_mixture_for(self, mixture)
+        if has_mixture:
+            check_host(self, InterpolationMixin)
+            if stands_on(self, TRL) or stands_on(self, SENTENCE_TRANSFORMERS):
+                self._mixture = corpora_for(self, mixture, argument(host, args, kwargs, "args"))
+                given = stand_in(self, self._mixture)
+                args, kwargs = replace_argument(host, args, kwargs, "train_dataset", given)
+        host(*args, **({"ref_model": ref_model} if host_takes_it else {}), **kwargs)
         self._alpha_schedule = alpha_schedule
         self._alpha_controller = alpha_controller
         self._host_loss_is_scaled = self.loss_is_scaled_for_ga
+        if stands_on(self, TRL):
+            self._head_takes_mean = False  # these divide by the items of the batch themselves
         self._given_plan: MixturePlan | None = None
-        if isinstance(self.train_dataset, InterpolatedDataset):
-            self._given_plan, self.train_dataset = self.train_dataset.plan, self.train_dataset.corpora
-        has_mixture = is_mixture(self.train_dataset)
+        if isinstance(mixture, InterpolatedDataset):
+            self._given_plan, self.train_dataset = mixture.plan, mixture.corpora
+        elif self._mixture is not None:
+            self.train_dataset = self._mixture  # by now prepared, if the host does that
+        self._mixture = None
+        if has_mixture and stands_on(self, SENTENCE_TRANSFORMERS):
+            check_losses(self)
         if self._wants_anchor:
             self._set_anchor(ref_model, has_mixture)
         elif ref_model is not None and not host_takes_it:
@@ -134,6 +163,14 @@ class InterpolationMixin(_Host):
         # First in line, so that callbacks of the user's see this step's α and not the last one's.
         callbacks = self.callback_handler.callbacks
         callbacks[:0] = [callbacks.pop(-2), callbacks.pop()]
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """What TRL's trainers make of a dataset in their constructors; every corpus of a mixture goes the same way."""
+        prepare = super()._prepare_dataset
+        if self._mixture is None or dataset is not self._mixture[0].dataset:
+            return prepare(dataset, *args, **kwargs)
+        self._mixture = [with_dataset(corpus, prepare(corpus.dataset, *args, **kwargs)) for corpus in self._mixture]
+        return self._mixture[0].dataset
 
     @property
     def alpha(self) -> float | None:
@@ -204,7 +241,12 @@ class InterpolationMixin(_Host):
         step, ref_logits = self.state.global_step, None
         if anchor is not None:
             ref_logits = anchor.predict(self.model, inputs, is_general, step, self.accelerator.autocast())
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if stands_on(self, TRL):  # where asking for outputs costs another pass
+            with noted_outputs(model) as noted:
+                loss = super().compute_loss(model, inputs, False, num_items_in_batch)
+            outputs = noted[-1] if noted else None
+        else:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self._settles_loss_scale:
             loss = self._share_of_batch(loss, outputs, labels, num_items_in_batch)
         if corpus is not None and self._needs_corpus_loss and labels is not None:
@@ -482,7 +524,8 @@ class InterpolationMixin(_Host):
     def _slot_collator(self, seed: int) -> SlotCollator:
         collator = self.data_collator
         may_draw = may_draw_numbers(collator)
-        if not all(isinstance(corpus.dataset, datasets.Dataset) for corpus in self.corpora or []):
+        is_removed = all(isinstance(corpus.dataset, datasets.Dataset) for corpus in self.corpora or [])
+        if not is_removed and not stands_on(self, SENTENCE_TRANSFORMERS):  # whose columns are no names of the model's
             # Other datasets still have the columns that the model does not take.
             collator = self._get_collator_with_removed_columns(collator, description="training")
         return SlotCollator(collator, seed, may_draw=may_draw)
@@ -499,7 +542,7 @@ class InterpolationMixin(_Host):
         """Drop the columns that the model does not take, as the host does, and check that the corpora fit together."""
         prepared = [
             with_dataset(corpus, self._remove_unused_columns(corpus.dataset, description=corpus.name))
-            if isinstance(corpus.dataset, datasets.Dataset)
+            if isinstance(corpus.dataset, datasets.Dataset) and not stands_on(self, SENTENCE_TRANSFORMERS)
             else corpus
             for corpus in corpora
         ]

@@ -47,6 +47,7 @@ LAYERS = (
     "corpora",
     "readers",
     "dataset",
+    "hosts",
     "loaders",
     "callbacks",
     "reference",
