@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_interp.adapters import get_peft_config
+from hf_interp.adapters import adapt, adapter_callbacks, check_adapter, count_parameters
 from hf_interp.config import InterpolationConfig, Recipe, load_recipe, parse_recipe
 from hf_interp.console import format_table, run_command
 from hf_interp.corpora import Corpus, check_columns, load_corpus
@@ -82,6 +82,8 @@ def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
         data = load_data(parsed, task)
     plan_data(data, args)  # now, so that bad input leaves nothing behind
     trainer = build_trainer(parsed, task, args, data)
+    if parsed.peft is not None and trainer.is_world_process_zero():
+        print(count_parameters(trainer.model))
     trainer.train(resume_from_checkpoint=read_resume(args.resume_from_checkpoint))
     evaluate_at_end(trainer)
     trainer.save_model()
@@ -122,7 +124,9 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
             f"`label_names` must be texts, got {recipe.label_names}. Put those into quotes that YAML reads otherwise."
         )
     if recipe.peft is not None:
-        get_peft_config(recipe.peft, task.peft_type)
+        check_adapter(
+            recipe.peft, task.peft_type, max_steps=args.max_steps, is_interpolated=recipe.alpha_search is not None
+        )
     check_search(recipe)
     folder = Path(recipe.model_name_or_path).expanduser()
     if recipe.model_name_or_path.startswith((".", "/", "~")) and not folder.is_dir():
@@ -192,10 +196,7 @@ def build_model(recipe: Recipe, task: Task, args: InterpolationConfig) -> torch.
     settle_new_head(args, recipe.model_name_or_path, new_names)
     if recipe.peft is None:
         return model
-    import peft
-
-    adapted: torch.nn.Module = peft.get_peft_model(model, get_peft_config(recipe.peft, task.peft_type))
-    return adapted
+    return adapt(model, recipe.peft, task_type=task.peft_type, max_steps=args.max_steps, new_names=new_names)
 
 
 def build_trainer(
@@ -231,7 +232,7 @@ def build_trainer(
         processing_class=data.tokenizer,
         data_collator=task.collator(data.tokenizer),
         compute_metrics=task.metrics() if data.eval_sets else None,
-        callbacks=[_SeedFirstStep(), *callbacks],
+        callbacks=[_SeedFirstStep(), *adapter_callbacks(recipe.peft), *callbacks],
     )
 
 

@@ -41,6 +41,8 @@ LAYERS = (
     "tally",
     "metrics",
     "config",
+    "adalora",
+    "partial",
     "adapters",
     "tasks",
     "tokens",
