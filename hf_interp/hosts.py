@@ -76,8 +76,8 @@ def corpora_for(trainer: Trainer, train_dataset: Any, args: Any) -> list[Corpus]
     is_planned = isinstance(train_dataset, InterpolatedDataset)
     if is_planned and stands_on(trainer, TRL):
         raise TypeError(
-            "TRL's trainers prepare their data, which an `InterpolatedDataset` has planned with as it was before. Give the "
-            'trainer the corpora themselves: {"general": …, "domain": …}.'
+            "TRL's trainers prepare their data, which an `InterpolatedDataset` has planned with as it was before. Give "
+            'it the corpora themselves: {"general": …, "domain": …}.'
         )
     corpora = list(train_dataset.corpora) if is_planned else as_corpora(train_dataset)
     if stands_on(trainer, TRL):
@@ -108,12 +108,15 @@ def stand_in(trainer: Trainer, corpora: Sequence[Corpus]) -> Any:
     return datasets.DatasetDict(named) if named else None
 
 
-def check_losses(trainer: Any) -> None:
-    """Refuse settings of sentence-transformers that differ between datasets, where a batch has examples of several.
+def check_settings(trainer: Any) -> list[str]:
+    """What to warn of in a trainer that has been constructed for a mixture.
 
     Raises:
-        ValueError: for a loss, prompts or routes by the names of datasets.
+        ValueError: for a loss, prompts or routes of sentence-transformers by the names of datasets, where a batch has
+            examples of several.
     """
+    if not stands_on(trainer, SENTENCE_TRANSFORMERS):
+        return []
     by_name = {"loss": isinstance(trainer.loss, dict)}
     for name in ("prompts", "router_mapping"):
         setting = getattr(trainer.args, name, None)
@@ -124,6 +127,23 @@ def check_losses(trainer: Any) -> None:
                 f"`{name}` must be the same for all corpora of a mixture, whose batches hold examples of several, got "
                 "a dict by the names of datasets. Give one for all."
             )
+    sampler = trainer.args.batch_sampler
+    if sampler == type(trainer.args).batch_sampler:
+        return []
+    return [f"`batch_sampler={sampler!r}` is ignored: the plan of the mixture sets the order."]
+
+
+def check_predictions(trainer: Trainer) -> None:
+    """Refuse to compare predictions where the trainer keeps the logits to itself.
+
+    Raises:
+        ValueError: for a trainer of TRL's.
+    """
+    if stands_on(trainer, TRL):
+        raise ValueError(
+            "TRL's trainers leave no logits to compare with M₀'s, which distill and `log_loss_gap` need. Use "
+            '`anchor="l2sp"` without `log_loss_gap`, or a trainer of transformers.'
+        )
 
 
 @contextmanager

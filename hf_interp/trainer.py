@@ -36,7 +36,8 @@ from hf_interp.hosts import (
     TRL,
     argument,
     check_host,
-    check_losses,
+    check_predictions,
+    check_settings,
     corpora_for,
     is_mixture_for,
     noted_outputs,
@@ -139,8 +140,9 @@ class InterpolationMixin(_Host):
         elif self._mixture is not None:
             self.train_dataset = self._mixture  # by now prepared, if the host does that
         self._mixture = None
-        if has_mixture and stands_on(self, SENTENCE_TRANSFORMERS):
-            check_losses(self)
+        if has_mixture:
+            for warning in check_settings(self):
+                self._warn(warning)
         if self._wants_anchor:
             self._set_anchor(ref_model, has_mixture)
         elif ref_model is not None and not host_takes_it:
@@ -400,6 +402,8 @@ class InterpolationMixin(_Host):
     def _set_anchor(self, ref_model: torch.nn.Module | None, has_mixture: bool) -> None:
         check_anchor(self, ref_model, has_mixture=has_mixture)
         self._anchor = Anchor(self.args, self.model, ref_model, self._alpha_schedule)
+        if self._anchor.needs_predictions:
+            check_predictions(self)
         self._anchor.capture(self.model)
         if self.args.anchor == "l2sp":
             self._anchor.find_pairs(self.model)
