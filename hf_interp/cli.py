@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from hf_interp.console import run_command
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "plan", _plan, "say what a recipe will read, without training")
     _add(commands, "verify", _verify, "say whether two runs read the same, and where they part", recipe=False)
     _add(commands, "compare", _compare, "compare α schedules on a recipe at equal steps")
+    _add(commands, "tune", _tune, "search for the settings of α that are best on a recipe's validation sets")
     _add(commands, "curve", _curve, "evaluate a trained run at every α between M₀ and M_θ, and choose", recipe=False)
     _add(commands, "merge", _merge, "write M_α = α·M_θ + (1 − α)·M₀ of checkpoints", recipe=False)
     return parser
@@ -77,6 +79,8 @@ def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = Tru
             "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs (default: 0 1 2)"
         )
         command.add_argument("--methods", nargs="+", help="some of the methods (default: all)")
+    if name == "tune":
+        _add_tune_arguments(command)
     if name == "curve":
         command.set_defaults(takes_flags=True)
         command.add_argument("place", metavar="RUN", help="the folder of a trained run, or its recipe")
@@ -95,6 +99,26 @@ def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = Tru
         command.add_argument(
             "--label_noise", type=float, default=0.1, help="share of flipped training labels (default: %(default)s)"
         )
+
+
+def _add_tune_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trials", type=int, default=20, metavar="N", help="trials to end with, earlier ones included (default: 20)"
+    )
+    command.add_argument(
+        "--space",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUES",
+        help="try these alone: a range, as in alpha_end=0.5..1.0, or a list, as in alpha_schedule_type=linear,cosine; "
+        "may be given for several fields",
+    )
+    command.add_argument("--tune_learning_rate", action="store_true", help="search the learning rate too")
+    command.add_argument("--falling", action="store_true", help="let α also start above its end")
+    command.add_argument("--storage", metavar="URL", help="a database (default: tuning.db in the output_dir)")
+    command.add_argument("--study_name", default="tuning", help="name of the study in it (default: %(default)s)")
+    command.add_argument("--json", action="store_true", help="print all trials as JSON")
+    command.epilog = "Any other flag sets a field of the recipe, such as --alpha_search.objective constrained."
 
 
 def _add_merge_arguments(command: argparse.ArgumentParser) -> None:
@@ -153,6 +177,29 @@ def _compare(args: argparse.Namespace, flags: Sequence[str]) -> None:
     comparison = compare.compare(recipe, seeds=args.seeds, methods=args.methods)
     print(compare.format_comparison(comparison))
     print(f"{RESULTS_NAME} and {compare.PLOT_NAME} are in {parse_recipe(recipe)[1].output_dir}.")
+
+
+def _tune(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    from hf_interp import tune
+    from hf_interp.config import load_recipe, parse_recipe
+    from hf_interp.space import read_space
+
+    recipe = load_recipe(args.recipe, flags)
+    tuning = tune.tune_recipe(
+        recipe,
+        trials=args.trials,
+        space=read_space(args.space),
+        tune_learning_rate=args.tune_learning_rate,
+        falling=args.falling,
+        storage=args.storage,
+        study_name=args.study_name,
+    )
+    folder = Path(parse_recipe(recipe)[1].output_dir or ".")
+    if args.json:
+        print((folder / tune.TUNING_NAME).read_text(encoding="utf-8"), end="")
+        return
+    print(tune.format_tuning(tuning))
+    print(tune.advise(tuning, folder))
 
 
 def _curve(args: argparse.Namespace, flags: Sequence[str]) -> None:

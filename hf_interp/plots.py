@@ -93,6 +93,64 @@ def plot_curve(curve: AlphaCurve, path: str | os.PathLike[str]) -> None:
     _save(figure, path)
 
 
+def plot_tuning(
+    trials: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
+    *,
+    best: Mapping[str, Any],
+    base: Sequence[float | None],
+    metric: str,
+) -> None:
+    """The objective of a search's trials in their order; and its metric on both sides, if there are two.
+
+    Args:
+        trials: `objective`, `feasible`, `own`, `domain` and `general` of each (see `hf_interp.tune.Tuning`).
+        path: the picture.
+        best: one of them.
+        base: M₀'s metric on the domain's set and on the general one.
+        metric: its name.
+    """
+    two_sides = base[1] is not None
+    figure = Figure(figsize=(12 if two_sides else 6, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2 if two_sides else 1, squeeze=False)[0]
+    objectives = [_or_nan(row["objective"]) for row in trials]
+    _trials(axes[0], trials, range(len(trials)), objectives, best)
+    reached = np.fmax.accumulate(
+        [value if row["feasible"] else math.nan for row, value in zip(trials, objectives, strict=True)]
+    )
+    axes[0].step(range(len(trials)), reached, where="post", color="grey", label="best so far")
+    _finish(axes[0], "objective of the trials", "objective (more is better)", "trial")
+    if two_sides:
+        general, domain = ([_or_nan(row[side]) for row in trials] for side in ("general", "domain"))
+        _trials(axes[1], trials, general, domain, best)
+        axes[1].plot(base[1], base[0], color="black", marker="s", linestyle="", label="$M_0$")
+        _finish(axes[1], "domain against general: the upper right is better", f"domain {metric}", f"general {metric}")
+        if less_is_better(metric):
+            axes[1].invert_xaxis()
+            axes[1].invert_yaxis()
+    _save(figure, path)
+
+
+def _trials(
+    axes: Axes,
+    trials: Sequence[Mapping[str, Any]],
+    across: Sequence[float],
+    up: Sequence[float],
+    best: Mapping[str, Any],
+) -> None:
+    """Points of trials: those that keep the constraint, those that do not, the recipe's own, and the best."""
+    kinds: list[tuple[str, dict[str, Any], list[bool]]] = [
+        ("trials", {"marker": "o", "color": COLOURS[0]}, [row["feasible"] for row in trials]),
+        ("not feasible", {"marker": "x", "color": "grey"}, [not row["feasible"] for row in trials]),
+        ("the recipe's own", {"marker": "D", "color": COLOURS[2], "markersize": 8}, [row["own"] for row in trials]),
+        ("best", {"marker": "*", "color": COLOURS[1], "markersize": 16, "zorder": 4}, [row is best for row in trials]),
+    ]
+    for label, style, chosen in kinds:
+        points = [(x, y) for x, y, is_chosen in zip(across, up, chosen, strict=True) if is_chosen]
+        if points:
+            axes.plot(*zip(*points, strict=True), linestyle="", label=label, **style)
+
+
 def _rows(comparison: Comparison, method: str) -> list[dict[str, Any]]:
     return [row for row in comparison.rows if row["method"] == method]
 
@@ -115,6 +173,11 @@ def _band(axes: Axes, comparison: Comparison, method: str, dataset: str, metric:
     axes.fill_between(
         steps, [min(found[step]) for step in steps], [max(found[step]) for step in steps], color=colour, alpha=0.15
     )
+
+
+def _or_nan(value: float | None) -> float:
+    """A number for the picture; what is unknown is left out of it."""
+    return math.nan if value is None else value
 
 
 def _line(

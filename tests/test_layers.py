@@ -12,6 +12,7 @@ import hf_interp
 FOLDER = Path(hf_interp.__file__).parent
 LAYERS = (
     "schedules",
+    "space",
     "permutations",
     "shares",
     "plan",
@@ -68,6 +69,7 @@ LAYERS = (
     "preview",
     "revisit",
     "compare",
+    "tune",
     "demo",
     "cli",
 )
