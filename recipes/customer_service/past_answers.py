@@ -1,7 +1,7 @@
 """Past requests with their answers, and which of them are like a new one.
 
-The search is exact, by scikit-learn's `NearestNeighbors` with the cosine distance: some tens of thousands of past
-answers are searched in milliseconds. An index is a folder with `embeddings.safetensors` and `answers.jsonl`.
+The search is exact, by scikit-learn's `NearestNeighbors` with the cosine distance: 50,000 past answers are searched in
+tens of milliseconds. An index is a folder with `embeddings.safetensors` and `answers.jsonl`.
 """
 
 import gzip
