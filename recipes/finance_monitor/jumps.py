@@ -2,13 +2,13 @@
 
 Page (1954, "Continuous inspection schemes", Biometrika 41) adds up the log-likelihood ratio of "the rate is p1" against
 "the rate is p0", never below 0, and raises an alarm when the sum reaches a threshold. For a stream of yes and no it
-adds ln(p1/p0) for a yes and ln((1 − p1)/(1 − p0)) for a no, which is, up to a factor, 1 − γ for a yes and −γ for a no with
+adds ln(p1/p0) for a yes and ln((1 − p1)/(1 − p0)) for a no: up to a factor, 1 − γ for a yes and −γ for a no, where
 
     γ = ln((1 − p0)/(1 − p1)) / ln(p1(1 − p0)/(p0(1 − p1))),   p0 < γ < p1.
 
 Reynolds and Stoumbos (1999, "A CUSUM chart for monitoring a proportion when inspecting continuously", Journal of
-Quality Technology 31) round γ to a fraction a/b: then the sum moves in whole steps (+(b − a) and −a), its states are a Markov
-chain, and the mean number of texts to an alarm is the solution of a linear system rather than an approximation.
+Quality Technology 31) round γ to a fraction a/b: then the sum moves in whole steps (+(b − a) and −a), its states are a
+Markov chain, and the mean number of texts to an alarm is the solution of a linear system rather than an approximation.
 """
 
 from collections import deque

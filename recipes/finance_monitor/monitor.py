@@ -136,9 +136,9 @@ class Monitor:
     def take(self, item: Item, scores: Mapping[str, float]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Count one text; its record, and its alerts, one a topic at the most."""
         self.num_texts += 1
-        label = max(self.labels, key=lambda name: scores[name])
+        label = max(self.labels, key=scores.__getitem__)
         topics = [ALL, *(name for name, pattern in self._patterns.items() if pattern.search(item.text))]
-        alerts = []
+        alerts: list[dict[str, Any]] = []
         for name in topics:
             self.shares[name].update(label)
             base_rate = self.detectors[name].base_rate
@@ -216,7 +216,10 @@ def load_classifier(path: str, *, max_length: int, device: str | None = None) ->
     """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # stderr is for alerts
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForSequenceClassification.from_pretrained(path).eval()
     if device is None:
@@ -399,6 +402,8 @@ def watch(args: argparse.Namespace) -> None:
     """Run the monitor as the arguments say."""
     topics = read_topics(args.topics) if args.topics else {}
     compile_topics(topics)  # now, before a model is loaded
+    detector = {name: getattr(args, name) for name in ("reference", "odds_ratio", "run_length", "base_rate", "relearn")}
+    JumpDetector(**detector)
     state = read_state(args.state)
     source = f"{'feed' if args.feed else 'follow' if args.follow else 'input'}:{args.feed or args.follow or args.input}"
     place = state["place"] if state is not None and state["source"] == source else None
@@ -410,11 +415,7 @@ def watch(args: argparse.Namespace) -> None:
         negative=args.negative_label,
         topics=topics,
         window=args.window,
-        reference=args.reference,
-        odds_ratio=args.odds_ratio,
-        run_length=args.run_length,
-        base_rate=args.base_rate,
-        relearn=args.relearn,
+        **detector,
     )
     if state is not None:
         monitor.load_state_dict(state["monitor"])
@@ -500,7 +501,8 @@ def plot_shares(output: Path, path: Path, *, most: int = 6) -> None:
         panel.set_title(f"{topic}: {len(numbers)} texts, {len(alerts)} alerts", loc="left", fontsize="medium")
         panel.set_ylim(0, 1)
         panel.grid(alpha=0.3)
-    panels[0].legend(loc="upper left")
+    if topics:
+        panels[0].legend(loc="upper left")
     panels[-1].set_xlabel("text")
     figure.supylabel("negative share of the last texts")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -249,7 +249,7 @@ def import_feedparser() -> Any:
         ImportError: if it is not installed.
     """
     try:
-        import feedparser
+        import feedparser  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError("--feed needs feedparser: pip install feedparser") from error
     return feedparser
@@ -320,7 +320,8 @@ def _entries(entries: Iterable[Any]) -> Iterator[Item]:
         written = time.strftime("%Y-%m-%dT%H:%M:%SZ", moment) if moment else None
         name = entry.get("id") or entry.get("link") or "sha1:" + hashlib.sha1(text.encode()).hexdigest()
         items.append(Item(_clean(name), text, written))
-    yield from sorted(items[::-1], key=lambda item: item.time or "")
+    items.reverse()
+    yield from sorted(items, key=lambda item: item.time or "")
 
 
 def _clean(text: str) -> str:

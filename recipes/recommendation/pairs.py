@@ -1,10 +1,10 @@
 """TALLRec's rows as pairs: a user's history and a candidate.
 
-    python recipes/recommendation/prepare.py TALLRec/data/movie/train.json data/tallrec/movie_train.jsonl
+    python recipes/recommendation/pairs.py TALLRec/data/movie/train.json data/tallrec/movie_train.jsonl
 
 reads TALLRec's own files (a JSON list of `instruction`, `input`, `output`), or JSON lines (also .gz) with
 `history_liked`, `history_disliked`, `candidate` and `label_name`. Each line written has `history` ("Likes: ...
-Dislikes: ..."), `candidate`, `label` ("like" or "dislike"), and `history_liked` alone, by which users may be told apart.
+Dislikes: ..."), `candidate`, `label` ("like" or "dislike"), and `history_liked` alone, to tell users apart by.
 """
 
 import argparse
@@ -26,16 +26,22 @@ _INPUT = re.compile(
 _ANSWERS = {"Yes.": "like", "No.": "dislike"}
 
 
-def history_text(liked: str, disliked: str) -> str:
+def history_text(liked: str, disliked: str, titles: int | None = None) -> str:
     """A user's history as the model reads it; quotation marks around the titles are left out, to save tokens.
+
+    Args:
+        liked, disliked: quoted titles, each perhaps with its author, the latest last.
+        titles: keep so many of each, the latest; by default all.
 
     >>> history_text('"Fargo (1996)", "Alien (1979)"', "")
     'Likes: Fargo (1996); Alien (1979). Dislikes: nothing.'
+    >>> history_text('"Fargo (1996)", "Alien (1979)"', "", titles=1)
+    'Likes: Alien (1979). Dislikes: nothing.'
     """
-    return f"Likes: {_titles(liked)}. Dislikes: {_titles(disliked)}."
+    return f"Likes: {_titles(liked, titles)}. Dislikes: {_titles(disliked, titles)}."
 
 
-def pair_of(row: dict[str, Any]) -> dict[str, str]:
+def pair_of(row: dict[str, Any], titles: int | None = None) -> dict[str, str]:
     """One row of either source as `history`, `candidate`, `label` and `history_liked`.
 
     >>> pair_of({"history_liked": '"Alien (1979)"', "history_disliked": "", "candidate": "Fargo", "label_name": "like"})
@@ -61,7 +67,7 @@ def pair_of(row: dict[str, Any]) -> dict[str, str]:
             f"`label_name`, got {sorted(row)}."
         )
     return {
-        "history": history_text(liked, disliked),
+        "history": history_text(liked, disliked, titles),
         "candidate": candidate.replace('"', "").strip(),
         "label": label,
         "history_liked": liked,
@@ -85,17 +91,18 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"Line {number} of {str(path)!r} is not JSON: {error}.") from error
 
 
-def prepare(source: Path, target: Path) -> int:
+def prepare(source: Path, target: Path, titles: int | None = None) -> int:
     """Write the pairs of `source` into `target`, and say how many."""
-    lines = [json.dumps(pair_of(row), ensure_ascii=False) + "\n" for row in read_rows(source)]
+    lines = [json.dumps(pair_of(row, titles), ensure_ascii=False) + "\n" for row in read_rows(source)]
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("".join(lines), encoding="utf-8")
     return len(lines)
 
 
-def _titles(quoted: str) -> str:
+def _titles(quoted: str, most: int | None) -> str:
     """A list of quoted titles, each perhaps with its author, without the quotation marks."""
-    return quoted.replace(', "', "; ").replace('"', "").strip() or "nothing"
+    titles = quoted.split(', "')
+    return "; ".join(titles[-most:] if most else titles).replace('"', "").strip() or "nothing"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,10 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Turn TALLRec's rows into pairs of a history and a candidate.")
     parser.add_argument("source", type=Path, help="a file of TALLRec: .json, .jsonl, .jsonl.gz")
     parser.add_argument("target", type=Path, help="the JSON lines to write")
+    parser.add_argument("--titles", type=int, help="keep so many likes and dislikes, the latest (default: all)")
     args = parser.parse_args(argv)
+    if args.titles is not None and args.titles < 1:
+        parser.error(f"--titles must be at least 1, got {args.titles}")
 
     def run() -> None:
-        print(f"{prepare(args.source, args.target)} pairs are in {args.target}.")
+        print(f"{prepare(args.source, args.target, args.titles)} pairs are in {args.target}.")
 
     return run_command(run)
 
