@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 from hf_interp.choices import AlphaSearch
 from hf_interp.controllers import AlphaController, get_controller
@@ -29,8 +29,8 @@ AnchoredExamples = Literal["all", "general"]
 
 
 @dataclass
-class InterpolationConfig(TrainingArguments):
-    """[`~transformers.TrainingArguments`] with the settings of α.
+class InterpolationConfig(Seq2SeqTrainingArguments):
+    """[`~transformers.TrainingArguments`] with the settings of α, and those of generation for sequence to sequence.
 
     α(step) is the share of domain examples in the global batch of a step. It is held at `alpha_start` for
     `alpha_initial_steps`, moves to `alpha_end`, and is held there for `alpha_target_steps`. The settings take effect
@@ -247,9 +247,19 @@ class CorpusConfig:
             each also as .gz), or a local folder.
         side: "general" or "domain"; may be left out where the corpus is itself called so.
         config_name, split, revision: passed to `datasets.load_dataset`.
-        text_column, text_pair_column, label_column: where the inputs and the label are.
-        label_map: from values found in `label_column` to the recipe's `label_names`; `null` drops the rows. Label names
-            themselves need no entry, nor do ids if there is no map.
+        text_column, text_pair_column, label_column: where the inputs and the label are. A dot reaches into a column of
+            mappings: `translation.en`.
+        tokens_column, tags_column: where the words of token classification and their tags are.
+        target_column: where the output of sequence to sequence is.
+        messages_column: where the turns of a dialogue are, for a causal language model; without it the corpus is plain
+            text.
+        role_key, content_key: what a turn calls its speaker and its text.
+        roles: from speakers to system, user or assistant, such as `{human: user, gpt: assistant}`; those names
+            themselves need no entry.
+        columns: where the columns of a task of one's own are: from the task's name of a column to the file's.
+        label_map: from values found in `label_column` (or single tags in `tags_column`) to the recipe's `label_names`;
+            `null` drops the rows. Label names themselves need no entry, nor do ids if there is no map.
+        objective: what the corpus trains, if it is not the recipe's task: a name in `objectives`, or a task.
         where: keep the rows whose column has the given value, or one of the given values.
         max_examples: keep at most this many rows, drawn with `sample_seed`.
         share: share of the side (see `hf_interp.plan.PlannedCorpus`).
@@ -266,7 +276,16 @@ class CorpusConfig:
     text_column: str = "text"
     text_pair_column: str | None = None
     label_column: str = "label"
+    tokens_column: str = "tokens"
+    tags_column: str = "ner_tags"
+    target_column: str = "target"
+    messages_column: str | None = None
+    role_key: str = "role"
+    content_key: str = "content"
+    roles: dict[str, str] | None = None
+    columns: dict[str, str] | None = None
     label_map: dict[Any, Any] | None = None
+    objective: str | None = None
     where: dict[str, Any] | None = None
     max_examples: int | None = None
     sample_seed: int = 0
@@ -274,6 +293,29 @@ class CorpusConfig:
     max_passes: float | None = None
     mean_tokens: float | None = None
     streaming: bool = False
+
+    def source(self, column: str) -> str:
+        """What the file calls a column of the task."""
+        return (self.columns or {}).get(column) or getattr(self, f"{column}_column", None) or column
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """What corpora train beside the recipe's task, on the same backbone with a head of its own.
+
+    Args:
+        task: an entry of `hf_interp.tasks.TASKS`.
+        label_names, problem_type, max_length, packing, mlm_probability, whole_word_mask: as in the recipe; what is left
+            out is the recipe's, but for the labels.
+    """
+
+    task: str
+    label_names: list[str] | None = None
+    problem_type: str | None = None
+    max_length: int | None = None
+    packing: bool | None = None
+    mlm_probability: float | None = None
+    whole_word_mask: bool | None = None
 
 
 @dataclass(kw_only=True)
@@ -288,8 +330,20 @@ class Recipe:
         alpha_search: search for the α of the interpolated weights after training: `true`, or settings (see
             `hf_interp.choices.AlphaSearch`).
         task: an entry of `hf_interp.tasks.TASKS`.
-        label_names: the labels of the task, in the order of their ids.
-        max_length: inputs are cut to this many tokens.
+        objectives: what corpora may train beside the task, by name; a corpus or evaluation set chooses one by its
+            `objective`. A task that needs no settings of its own, such as masked-lm, can be chosen without an entry.
+        label_names: the labels of the task, in the order of their ids; for token classification the tags.
+        problem_type: of sequence classification: single_label_classification (default), multi_label_classification
+            (each row has a list of labels) or regression (each row has a number).
+        max_length: inputs are cut to this many tokens; packed texts have exactly as many.
+        max_target_length: the longest output of sequence to sequence, in tokens.
+        truncate_target: cut longer outputs, instead of refusing them.
+        source_prefix: put before every input of sequence to sequence, such as "summarize: ".
+        source_lang, target_lang: languages by the names that a multilingual tokenizer has for them, such as en_XX.
+        packing: whether language models read their texts packed into examples of `max_length` tokens.
+        mlm_probability: share of the tokens that masked language modelling masks.
+        whole_word_mask: whether it masks whole words.
+        chat_template: for tokenizers without one: "chatml", or a file with a Jinja template.
         peft: an adapter: a preset of `hf_interp.adapters`, or a PEFT configuration as a mapping with `peft_type`.
         model_revision: branch, tag or commit of the model.
         trust_remote_code: allow code from the model's repository to run.
@@ -301,11 +355,42 @@ class Recipe:
     validation_corpora: dict[str, CorpusConfig] = field(default_factory=dict)
     alpha_search: AlphaSearch | None = None
     task: str = "sequence-classification"
+    objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
     label_names: list[str] | None = None
+    problem_type: str | None = None
     max_length: int = 128
+    max_target_length: int = 128
+    truncate_target: bool = False
+    source_prefix: str = ""
+    source_lang: str | None = None
+    target_lang: str | None = None
+    packing: bool = True
+    mlm_probability: float = 0.15
+    whole_word_mask: bool = False
+    chat_template: str | None = None
     peft: str | dict[str, Any] | None = None
     model_revision: str = "main"
     trust_remote_code: bool = False
+
+    def for_objective(self, name: str | None) -> "Recipe":
+        """The recipe as one objective sees it; `None` is the task itself.
+
+        Raises:
+            ValueError: for a name that stands for no objective (the nearest is named) when it is looked up as a task.
+        """
+        if name is None:
+            return self
+        own = self.objectives.get(name) or ObjectiveConfig(task=name)
+        given = {key: value for key, value in vars(own).items() if value is not None}
+        return dataclasses.replace(
+            self, **{"label_names": None, "problem_type": None, **given}, peft=None, objectives={}
+        )
+
+    def objective_names(self) -> list[str]:
+        """The objectives that corpora or evaluation sets choose, in order of appearance."""
+        groups = (self.corpora, self.eval_corpora, self.validation_corpora)
+        chosen = (corpus.objective for group in groups for corpus in group.values())
+        return list(dict.fromkeys(name for name in chosen if name is not None))
 
 
 def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
@@ -357,6 +442,8 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
     for group in ("corpora", "eval_corpora", "validation_corpora"):
         if group in own:
             own[group] = _corpora(group, own[group])
+    if "objectives" in own:
+        own["objectives"] = _objectives(own["objectives"])
     if "alpha_search" in own:
         own["alpha_search"] = _alpha_search(own["alpha_search"])
     parsed: Recipe = _build(Recipe, own, "the recipe")
@@ -427,6 +514,15 @@ def _corpora(group: str, entries: Any) -> dict[str, CorpusConfig]:
             raise ValueError(f"`{group}.{name}.side` must be general or domain, got {corpus.side!r}.")
         corpora[str(name)] = corpus
     return corpora
+
+
+def _objectives(entries: Any) -> dict[str, ObjectiveConfig]:
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"`objectives` must be a mapping from names to objectives, got {_kind(entries)}.")
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"`objectives.{name}` must be a mapping of fields, got {_kind(entry)}.")
+    return {str(name): _build(ObjectiveConfig, entry, f"`objectives.{name}`") for name, entry in entries.items()}
 
 
 def _alpha_search(settings: Any) -> AlphaSearch | None:

@@ -1,29 +1,16 @@
 """Corpora: the parts of a mixture, where they come from, and how their examples are read."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 
-from hf_interp.config import CorpusConfig
 from hf_interp.schedules import did_you_mean
 from hf_interp.shares import SIDES, PlannedCorpus, Side, Unit
 from hf_interp.tokens import mean_tokens
-
-FILE_BUILDERS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
-"""What `datasets.load_dataset` calls the readers of local files."""
 
 CONTENT_ROWS = 64  # rows by which a corpus is known again
 
@@ -41,6 +28,7 @@ class Corpus:
         max_passes: refuse to read the corpus more often than this; `None` for as often as it takes.
         mean_tokens: mean number of tokens of an example, for a mixture by tokens; measured where it is not given and
             the corpus has a length and a column `input_ids`.
+        objective: what the corpus trains, by a name in the trainer's `objectives`; `None` for the model's own task.
     """
 
     name: str
@@ -49,6 +37,7 @@ class Corpus:
     share: float | None = None
     max_passes: float | None = None
     mean_tokens: float | None = None
+    objective: str | None = None
 
     @property
     def is_stream(self) -> bool:
@@ -129,11 +118,16 @@ def as_corpora(train_dataset: Mapping[str, Any] | Sequence[Corpus]) -> list[Corp
 
 
 def check_columns(corpora: Sequence[Corpus]) -> None:
-    """Refuse corpora whose examples could not sit in one batch.
+    """Refuse corpora whose examples could not sit in one batch; those of different objectives need not.
 
     Raises:
         ValueError: if a corpus lacks a column that another has, or class labels have other names.
     """
+    for objective in {corpus.objective for corpus in corpora}:
+        _check_columns([corpus for corpus in corpora if corpus.objective == objective])
+
+
+def _check_columns(corpora: Sequence[Corpus]) -> None:
     known = {corpus.name: corpus.dataset for corpus in corpora if _columns(corpus.dataset) is not None}
     for name, dataset in known.items():
         for other, their in known.items():
@@ -170,37 +164,6 @@ def check_labels(corpora: Sequence[Corpus], num_labels: int) -> None:
             )
 
 
-def load_corpus(name: str, config: CorpusConfig, label_names: Sequence[str] | None) -> Any:
-    """Load one corpus of a recipe with the columns `text`, `text_pair` (if named) and `label` (if labels are named).
-
-    Labels come out as indices into `label_names`; rows are dropped and limited as `config` says.
-
-    Raises:
-        FileNotFoundError: for a local path that does not exist.
-        ValueError: for a column that is not there or a label that `label_names` does not have.
-    """
-    dataset = _load(name, config)
-    wanted = {"text": config.text_column, "text_pair": config.text_pair_column}
-    wanted["label"] = config.label_column if label_names is not None else None
-    columns = {new: old for new, old in wanted.items() if old is not None}
-    present = _columns(dataset) or list(next(iter(dataset), {}))  # a stream may not know its columns, but shows them
-    _check_present(name, present, [*columns.values(), *(config.where or {})])
-    if config.where:
-        keep = {column: value if isinstance(value, list) else [value] for column, value in config.where.items()}
-        dataset = dataset.filter(lambda row: all(row[column] in values for column, values in keep.items()))
-    if label_names is not None:
-        dataset = _map_labels(name, dataset, present, config, list(label_names))
-        columns["label"] = "label"
-    dataset = dataset.select_columns(list(columns.values()))
-    dataset = dataset.rename_columns({old: new for new, old in columns.items() if old != new})
-    if config.max_examples is not None:
-        shuffled = dataset.shuffle(seed=config.sample_seed)
-        dataset = shuffled.take(config.max_examples) if config.streaming else _first(shuffled, config.max_examples)
-    _check_rows(name, dataset, config)
-    _check_texts(name, dataset, config)
-    return dataset
-
-
 def _check_dataset(corpus: Corpus) -> Corpus:
     if not corpus.is_stream and not (hasattr(corpus.dataset, "__getitem__") and hasattr(corpus.dataset, "__len__")):
         raise TypeError(
@@ -226,108 +189,6 @@ def _check_class_names(name: str, dataset: Any, other: str, their: Any) -> None:
                 f"The labels of corpora {name!r} and {other!r} differ in column {column!r}: {named[0]} and "
                 f"{named[1]}. Map both to one list of labels."
             )
-
-
-def _load(name: str, config: CorpusConfig) -> Any:
-    paths = [config.path] if isinstance(config.path, str) else list(config.path)
-    if not paths:
-        raise ValueError(f"`path` of corpus {name!r} must name at least one file, got an empty list.")
-    builders = {_builder(path) for path in paths}
-    if len(paths) == 1 and builders == {None}:
-        if paths[0].startswith((".", "/", "~")) and not Path(paths[0]).expanduser().exists():
-            raise FileNotFoundError(f"There is no {paths[0]!r} (corpus {name!r}).")
-        options: dict[str, Any] = {"path": os.path.expanduser(paths[0]), "name": config.config_name}
-    elif None not in builders and len(builders) == len({_suffix(path) == ".tsv" for path in paths}) == 1:
-        missing = [path for path in paths if not Path(path).expanduser().is_file()]
-        if missing:
-            raise FileNotFoundError(f"There is no file {missing[0]!r} (corpus {name!r}).")
-        files = [str(Path(path).expanduser()) for path in paths]
-        options = {"path": builders.pop(), "data_files": {config.split.partition("[")[0]: files}}
-        if any(_suffix(path) == ".tsv" for path in paths):
-            options["sep"] = "\t"
-    else:
-        raise ValueError(f"The files of corpus {name!r} must be of one kind ({', '.join(FILE_BUILDERS)}), got {paths}.")
-    try:
-        return datasets.load_dataset(
-            **options, split=config.split, revision=config.revision, streaming=config.streaming
-        )
-    except StopIteration:  # what datasets raises for an empty JSON file
-        raise ValueError(f"Corpus {name!r} ({config.path}) has no rows.") from None
-    except (datasets.exceptions.DatasetsError, ValueError) as error:
-        raise ValueError(f"Corpus {name!r} ({config.path}) cannot be loaded: {error.__cause__ or error}") from error
-
-
-def _suffix(path: str) -> str:
-    return Path(path.removesuffix(".gz")).suffix.lower()
-
-
-def _builder(path: str) -> str | None:
-    return FILE_BUILDERS.get(_suffix(path))
-
-
-def _check_rows(name: str, dataset: Any, config: CorpusConfig) -> None:
-    if not config.streaming and len(dataset) == 0:
-        raise ValueError(f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where` and `label_map`.")
-
-
-def _check_texts(name: str, dataset: Any, config: CorpusConfig) -> None:
-    """Texts must be texts; CSV files bring empty cells as nothing. Streams are not read ahead for it."""
-    if config.streaming:
-        return
-    for column, source in (("text", config.text_column), ("text_pair", config.text_pair_column)):
-        if source is not None:
-            row = next((row for row, value in enumerate(dataset[column]) if not isinstance(value, str)), None)
-            if row is not None:
-                raise ValueError(
-                    f"Corpus {name!r} has {dataset[row][column]!r} where a text belongs: column {source!r}, row {row} "
-                    "of what is kept. Remove such rows from the file, or name another column."
-                )
-
-
-def _check_present(name: str, present: Sequence[str], columns: Sequence[str]) -> None:
-    for column in columns:
-        if column not in present:
-            raise ValueError(
-                f"Corpus {name!r} has no column {column!r}; it has {present}." + did_you_mean(column, present)
-            )
-
-
-def _map_labels(name: str, dataset: Any, present: Sequence[str], config: CorpusConfig, label_names: list[str]) -> Any:
-    """Replace the label column by `label`, an index into `label_names`, and drop rows mapped to nothing."""
-    column = config.label_column
-    feature = (dataset.features or {}).get(column)
-    class_names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    mapping = {str(key): value for key, value in (config.label_map or {}).items()}
-
-    def resolve(value: Any) -> int | None:
-        found = class_names[value] if class_names is not None and isinstance(value, int) and value >= 0 else value
-        key = next((str(key) for key in (value, found) if str(key) in mapping), None)
-        if key is not None:
-            found = mapping[key]
-            if found is None:
-                return None
-        if str(found) in label_names:
-            return label_names.index(str(found))
-        if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < len(label_names) and not mapping:
-            return found
-        raise ValueError(
-            f"Corpus {name!r} has the label {found!r}, which is not in `label_names` ({label_names}). Map it to one of "
-            f"them in `label_map`, or to null to drop its rows; `label_map` is {config.label_map}."
-        )
-
-    if isinstance(dataset, datasets.Dataset):  # every value is checked now, not in the middle of a run
-        for value in dataset.unique(column):
-            resolve(value)
-    dataset = dataset.filter(lambda row: resolve(row[column]) is not None)
-    _check_rows(name, dataset, config)
-    # A column of the same name keeps its old type, so the new one is made beside it.
-    old = [other for other in present if other in (column, "label")]
-    dataset = dataset.map(lambda row: {"_label": resolve(row[column])}, remove_columns=old)
-    return dataset.rename_column("_label", "label")
-
-
-def _first(dataset: Any, count: int) -> Any:
-    return dataset.select(range(min(count, len(dataset))))
 
 
 def with_dataset(corpus: Corpus, dataset: Any) -> Corpus:

@@ -6,9 +6,8 @@ order as a torch `IterableDataset`, for other training loops.
 """
 
 import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
+from hf_interp.collators import ObjectiveCollator, collate, random_state_of_slot
 from hf_interp.corpora import Corpus, as_corpora
 from hf_interp.permutations import IntArray
 from hf_interp.plan import MixturePlan, hash_of_reads
@@ -206,8 +206,8 @@ class SlotCollator:
     """A collator that also tells what a batch is made of, and whose random choices depend on the slot alone.
 
     A collator that masks or augments at random draws from the generators of whatever process runs it, and on resume
-    from another point of their stream. Here they are set from (seed, first slot) for the duration of the call. That
-    takes some 0.1 ms; `may_draw=False` spares it for a collator that draws nothing.
+    from another point of their stream. Here they are set from (seed, first slot) for the duration of the call, or for
+    each example of its own (see `hf_interp.collators`).
     """
 
     def __init__(self, collator: Any, seed: int, *, may_draw: bool = True) -> None:
@@ -217,8 +217,11 @@ class SlotCollator:
 
     def __call__(self, batch: Any) -> Any:
         """Collate a `SlotBatch`."""
-        with random_state_of_slot(self.seed, batch.first_slot) if self.may_draw else nullcontext():
-            collated = self.collator(list(batch))
+        numbers = range(batch.first_slot, batch.first_slot + len(batch))
+        if isinstance(self.collator, ObjectiveCollator):
+            collated: Any = self.collator.collate(batch, numbers, self.seed, batch.corpus.tolist())
+        else:
+            collated = collate(self.collator, batch, numbers, self.seed, may_draw=self.may_draw)
         if isinstance(collated, Mapping):
             collated[CORPUS_KEY] = torch.from_numpy(batch.corpus.copy())  # type: ignore[index]
             collated[ORDER_KEY] = _halves(batch.order_hash)  # type: ignore[index]
@@ -356,22 +359,6 @@ class InterpolatedDataset(IterableDataset[Any]):
             workers = max(split.num_workers, 1)
             readers = range(split.process_index * workers, (split.process_index + 1) * workers)
             self._streams = {str(reader): self.slots.stream_states(reader) for reader in readers}
-
-
-@contextmanager
-def random_state_of_slot(seed: int, slot: int) -> Iterator[None]:
-    """Set the CPU generators of random, NumPy and torch from (seed, slot), and put them back at the end."""
-    value = (seed * 1_000_003 + slot) % (1 << 63)
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        random.seed(value)
-        np.random.seed(value % (1 << 32))
-        torch.default_generator.manual_seed(value)  # the CPU's alone: `torch.manual_seed` would reseed GPUs too
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
 
 
 def _halves(order_hash: int) -> torch.Tensor:

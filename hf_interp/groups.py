@@ -14,8 +14,9 @@ from transformers.trainer_pt_utils import find_batch_size
 
 from hf_interp.adapter_weights import AdapterInterpolation
 from hf_interp.alphas import find_layer, last_layers
+from hf_interp.objectives import count_labels
 from hf_interp.reference import shifts_labels
-from hf_interp.scoring import count_labels, halves, predict
+from hf_interp.scoring import halves, predict
 from hf_interp.weights import LiveInterpolation
 
 NUM_STEPS = 20
@@ -108,7 +109,10 @@ def search_groups(
 
 def mean_loss(trainer: Trainer, datasets: Mapping[str, Any], shares: Mapping[str, float]) -> float:
     """f: the weighted mean of the datasets' losses, each Σ losses / Σ labels, in nats."""
-    found = {name: predict(trainer, datasets[name]) for name in shares}
+    found = {}
+    for name in shares:
+        with evaluating(trainer, name):
+            found[name] = predict(trainer, datasets[name])
     return sum(shares[name] * float(one.losses.sum() / one.counts.sum()) for name, one in found.items())
 
 

@@ -7,29 +7,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
-    DefaultDataCollator,
-    TrainingArguments,
-    default_data_collator,
-)
+from transformers import TrainingArguments
 
 from hf_interp.dataset import SlotDataset, SlotSampler
-
-PLAIN_COLLATORS = (
-    DataCollatorForSeq2Seq,
-    DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
-    DefaultDataCollator,
-)
-"""Collators of the host's that draw no random numbers."""
-
-
-def may_draw_numbers(collator: Any) -> bool:
-    """Whether a collator may draw random numbers, as one that masks does."""
-    return type(collator) not in PLAIN_COLLATORS and collator is not default_data_collator
 
 
 def slot_loader(

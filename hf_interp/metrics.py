@@ -1,17 +1,23 @@
-"""Metrics that need no network: `evaluate.Metric` subclasses over scikit-learn.
+"""Metrics that need no network: `evaluate.Metric` subclasses over scikit-learn, seqeval, sacrebleu and rouge_score.
 
 `evaluate.load("accuracy")` downloads a script; these are the same metrics as classes, so that they work offline.
 Importing `evaluate` takes seconds: import this module where metrics are computed.
 """
 
+import importlib
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+import torch
 from sklearn import metrics as sklearn_metrics
-from transformers import EvalPrediction
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+IGNORE = -100
 
 
 class _ClassificationMetric(evaluate.Metric):
@@ -59,17 +65,272 @@ class MatthewsCorrelation(_ClassificationMetric):
         return {"matthews_correlation": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
 
 
-def classification_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
-    """A `compute_metrics` for a `Trainer`: accuracy, macro-F1 and Matthews correlation of the highest logit."""
+class RocAuc(evaluate.Metric):
+    """Area under the ROC curve of two classes, in [0, 1]: how often a positive example scores above a negative one.
+
+    NaN where the references have one class alone.
+
+    >>> RocAuc(keep_in_memory=True).compute(predictions=[0.1, 0.9], references=[0, 1])
+    {'roc_auc': 1.0}
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self, datasets.Value("float64"), datasets.Value("int64"), "scores of class 1; class ids")
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[int]) -> dict[str, float]:
+        if len(set(references)) < 2:  # scikit-learn warns
+            return {"roc_auc": float("nan")}
+        return {"roc_auc": float(sklearn_metrics.roc_auc_score(references, predictions))}
+
+
+class MultiLabel(evaluate.Metric):
+    """F1 over all labels of all examples, F1 averaged over labels, and the share of examples that are right whole.
+
+    >>> MultiLabel(keep_in_memory=True).compute(predictions=[[1, 0], [1, 1]], references=[[1, 0], [1, 1]])
+    {'f1': 1.0, 'f1_macro': 1.0, 'exact_match': 1.0}
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        kind = datasets.List(datasets.Value("int64"))
+        return _info(self, kind, kind, "for each example 0 or 1 for every label")
+
+    def _compute(self, predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> dict[str, float]:
+        found, wanted = np.asarray(predictions), np.asarray(references)
+        return {
+            "f1": float(sklearn_metrics.f1_score(wanted, found, average="micro", zero_division=0.0)),
+            "f1_macro": float(sklearn_metrics.f1_score(wanted, found, average="macro", zero_division=0.0)),
+            "exact_match": float((found == wanted).all(axis=1).mean()),
+        }
+
+
+class Regression(evaluate.Metric):
+    """Pearson's correlation (0 where one side is constant), mean squared and mean absolute error.
+
+    >>> Regression(keep_in_memory=True).compute(predictions=[1.0, 2.0], references=[1.0, 2.0])
+    {'pearson': 1.0, 'mse': 0.0, 'mae': 0.0}
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self, datasets.Value("float64"), datasets.Value("float64"), "numbers")
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+        found, wanted = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
+        is_constant = len(found) < 2 or np.ptp(found) == 0 or np.ptp(wanted) == 0
+        return {
+            "pearson": 0.0 if is_constant else round(float(np.corrcoef(found, wanted)[0, 1]), 12),
+            "mse": float(sklearn_metrics.mean_squared_error(wanted, found)),
+            "mae": float(sklearn_metrics.mean_absolute_error(wanted, found)),
+        }
+
+
+class Entities(evaluate.Metric):
+    """Precision, recall and F1 of whole entities in the scheme IOB2, over all kinds together (CoNLL-2000's way).
+
+    seqeval counts: https://github.com/chakki-works/seqeval
+
+    >>> Entities(keep_in_memory=True).compute(predictions=[["B-PER", "O"]], references=[["B-PER", "B-ORG"]])
+    {'f1': 0.6666666666666666, 'precision': 1.0, 'recall': 0.5}
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self, datasets.List(datasets.Value("string")), datasets.List(datasets.Value("string")), "tags")
+
+    def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        seqeval = _import("seqeval.metrics", "seqeval")
+        with warnings.catch_warnings():  # that there is nothing to divide by is what the zeros say
+            warnings.simplefilter("ignore")
+            return {
+                name: float(getattr(seqeval, f"{name}_score")(list(references), list(predictions), zero_division=0))
+                for name in ("f1", "precision", "recall")
+            }
+
+
+class Translation(evaluate.Metric):
+    """Corpus BLEU and chrF, in [0, 100]; sacrebleu counts, with its tokenizer 13a (Post 2018, arXiv 1804.08771).
+
+    >>> Translation(keep_in_memory=True).compute(predictions=["a b c d e"], references=["a b c d e"])
+    {'bleu': 100.0, 'chrf': 100.0}
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self, datasets.Value("string"), datasets.Value("string"), "texts")
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        sacrebleu = _import("sacrebleu", "sacrebleu")
+        bleu = sacrebleu.corpus_bleu(list(predictions), [list(references)]).score
+        chrf = sacrebleu.corpus_chrf(list(predictions), [list(references)]).score
+        return {"bleu": round(float(bleu), 10), "chrf": round(float(chrf), 10)}
+
+
+class Summary(evaluate.Metric):
+    """ROUGE-L, ROUGE-1 and ROUGE-2 F-measures with stemming, means over examples, in [0, 1] (Lin 2004).
+
+    rouge_score counts: https://pypi.org/project/rouge-score
+
+    >>> Summary(keep_in_memory=True).compute(predictions=["a b"], references=["a b"])
+    {'rougeL': 1.0, 'rouge1': 1.0, 'rouge2': 1.0}
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self, datasets.Value("string"), datasets.Value("string"), "texts")
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        scorer = _import("rouge_score.rouge_scorer", "rouge_score").RougeScorer(
+            ["rougeL", "rouge1", "rouge2"], use_stemmer=True
+        )
+        scores = [scorer.score(wanted, found) for found, wanted in zip(predictions, references, strict=True)]
+        return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in scorer.rouge_types}
+
+
+ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
+
+
+def classification_metrics(problem_type: str | None = None) -> ComputeMetrics:
+    """A `compute_metrics` for a `Trainer` with a sequence classifier.
+
+    Args:
+        problem_type: for single_label_classification (default) accuracy, macro-F1, Matthews correlation of the highest
+            logit and, of two classes, the area under the ROC curve; for multi_label_classification F1 (a label is
+            predicted where its logit is above 0); for regression Pearson's correlation and errors.
+    """
+    if problem_type == "multi_label_classification":
+        return _computing(MultiLabel, lambda logits: (logits > 0).astype(np.int64), lambda labels: labels.astype(int))
+    if problem_type == "regression":
+        return _computing(Regression, lambda logits: logits.reshape(-1), lambda labels: labels.reshape(-1))
     parts = [metric(keep_in_memory=True) for metric in (Accuracy, MacroF1, MatthewsCorrelation)]
+    auc = RocAuc(keep_in_memory=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        logits: Any = prediction.predictions
-        logits = logits[0] if isinstance(logits, tuple) else logits
+        logits: Any = _first(prediction.predictions)
         predictions = np.argmax(logits, axis=-1)
         found: dict[str, float] = {}
         for part in parts:
             found |= part.compute(predictions=predictions, references=prediction.label_ids)
+        if logits.shape[-1] == 2 and len(np.unique(prediction.label_ids)) == 2:
+            found |= auc.compute(predictions=logits[:, 1] - logits[:, 0], references=prediction.label_ids)
         return found
 
     return compute_metrics
+
+
+def token_metrics(label_names: Sequence[str]) -> ComputeMetrics:
+    """A `compute_metrics` for token classification: entities if the labels are IOB2 tags, and accuracy of tokens."""
+    names = list(label_names)
+    entities = Entities(keep_in_memory=True) if any(name[:2] == "B-" for name in names) else None
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        predictions = np.argmax(_first(prediction.predictions), axis=-1)
+        labels: Any = prediction.label_ids
+        mask = labels != IGNORE
+        found: dict[str, float] = {}
+        if entities is not None:
+            found |= entities.compute(
+                predictions=[_named(row, keep, names) for row, keep in zip(predictions, mask, strict=True)],
+                references=[_named(row, keep, names) for row, keep in zip(labels, mask, strict=True)],
+            )
+        return {**found, "token_accuracy": float((predictions[mask] == labels[mask]).mean()) if mask.any() else 0.0}
+
+    return compute_metrics
+
+
+def generation_metrics(tokenizer: PreTrainedTokenizerBase, kinds: Sequence[type[evaluate.Metric]]) -> ComputeMetrics:
+    """A `compute_metrics` for sequence to sequence with `predict_with_generate`: metrics of the generated texts.
+
+    Args:
+        tokenizer: turns tokens into texts.
+        kinds: such as `Translation` and `Summary`.
+    """
+    parts = [kind(keep_in_memory=True) for kind in kinds]
+
+    def texts(tokens: Any) -> list[str]:
+        tokens = np.where(tokens < 0, tokenizer.pad_token_id, tokens)
+        return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        generated: Any = _first(prediction.predictions)
+        if generated.ndim != 2:  # logits, of an evaluation that has not generated
+            return {}
+        predictions, references = texts(generated), texts(prediction.label_ids)
+        found: dict[str, float] = {}
+        for part in parts:
+            found |= part.compute(predictions=predictions, references=references)
+        return {**found, "generated_tokens": float((generated != tokenizer.pad_token_id).sum(axis=1).mean())}
+
+    return compute_metrics
+
+
+def language_model_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Perplexity and accuracy over the labels, of what `score_shifted_tokens` or `score_tokens` has made of the logits.
+
+    The perplexity is exp of the mean loss over all labels; the loss that the host reports is a mean of batches' means.
+    """
+    losses, hits = prediction.predictions
+    mask = np.asarray(hits) >= 0
+    if not mask.any():
+        return {}
+    mean = float(np.asarray(losses, dtype=np.float64)[mask].mean())
+    return {"perplexity": math.exp(min(mean, 700.0)), "token_accuracy": float(np.asarray(hits)[mask].mean())}
+
+
+def score_tokens(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A `preprocess_logits_for_metrics` that keeps two numbers for each label instead of the whole vocabulary's logits.
+
+    Args:
+        logits: (batch, length, vocabulary), or a tuple that begins so.
+        labels: (batch, length), −100 where there is none.
+
+    Returns:
+        losses in nats (batch, length), and 1 or 0 for a right or wrong highest logit, −1 without a label: (batch,
+        length).
+    """
+    logits = logits[0] if isinstance(logits, (tuple, list)) else logits
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), labels, reduction="none", ignore_index=IGNORE
+    )
+    hits = (logits.argmax(dim=-1) == labels).long()
+    return losses, hits.masked_fill(labels == IGNORE, -1)
+
+
+def score_shifted_tokens(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`score_tokens` for models of which position i predicts label i + 1; (batch, length − 1)."""
+    logits = logits[0] if isinstance(logits, (tuple, list)) else logits
+    return score_tokens(logits[:, :-1], labels[:, 1:])
+
+
+def _computing(
+    kind: type[evaluate.Metric], of_logits: Callable[[Any], Any], of_labels: Callable[[Any], Any]
+) -> ComputeMetrics:
+    part = kind(keep_in_memory=True)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        logits = _first(prediction.predictions)
+        found: dict[str, float] = part.compute(
+            predictions=of_logits(logits), references=of_labels(prediction.label_ids)
+        )
+        return found
+
+    return compute_metrics
+
+
+def _info(metric: evaluate.Metric, predictions: Any, references: Any, inputs: str) -> evaluate.MetricInfo:
+    features = datasets.Features({"predictions": predictions, "references": references})
+    return evaluate.MetricInfo(
+        description=type(metric).__doc__ or "", citation="", inputs_description=inputs, features=features
+    )
+
+
+def _first(predictions: Any) -> Any:
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+def _named(row: Any, keep: Any, names: Sequence[str]) -> list[str]:
+    return [names[index] for index in row[keep]]
+
+
+def _import(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"The metrics of this task need {package}. Install it with `pip install hf_interp[metrics]`."
+        ) from error

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 IGNORE_INDEX = -100
 
@@ -84,3 +85,25 @@ def is_plain_mean(loss: torch.Tensor, outputs: Any, labels: torch.Tensor, share:
     with torch.no_grad():
         mean = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
         return bool((loss.float() - mean).abs() < (loss.float() - mean * share).abs())
+
+
+def head_shifts_labels(model: nn.Module) -> bool:
+    """Whether position i of a model predicts label i + 1, as in causal language models."""
+    if type(model).__name__ in SHIFTING_HEADS:
+        return True
+    is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss and not is_encoder_decoder
+
+
+def count_labels(labels: torch.Tensor, *, shift_labels: bool) -> torch.Tensor:
+    """How many labels each example has, over which its loss is a mean: (num_examples,), float32.
+
+    >>> count_labels(torch.tensor([[5, 5, -100], [5, 5, 5]]), shift_labels=True)
+    tensor([1., 2.])
+    >>> count_labels(torch.tensor([0, -100]), shift_labels=False)
+    tensor([1., 0.])
+    """
+    if labels.is_floating_point() or labels.dim() > 2:
+        return torch.ones(len(labels), device=labels.device)
+    counted = labels[:, 1:] if shift_labels and labels.dim() == 2 else labels
+    return counted.ne(IGNORE_INDEX).reshape(len(labels), -1).sum(dim=1).float()

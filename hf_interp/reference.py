@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Trainer
 
 from hf_interp.adapter_kinds import KEEPING_INITS, is_peft_model
-from hf_interp.objectives import SHIFTING_HEADS
+from hf_interp.objectives import head_shifts_labels
 
 TRAINED_APART = (".modules_to_save.", ".trainable_tokens_delta.")
 """What stands in the names of parameters that adapters train instead of pretrained ones."""
@@ -24,7 +24,7 @@ def base_of(model: Any) -> Any:
 
 def shifts_labels(trainer: Trainer) -> bool:
     """Whether position i of a trainer's model predicts label i + 1, which the host does not know of all its models."""
-    return trainer._loss_shifts_labels or type(base_of(trainer.model)).__name__ in SHIFTING_HEADS
+    return trainer._loss_shifts_labels or head_shifts_labels(base_of(trainer.model))
 
 
 def freeze(model: nn.Module) -> nn.Module:

@@ -9,12 +9,14 @@ import torch
 from transformers import Trainer
 
 from hf_interp.adapter_checkpoints import interpolate_adapter_checkpoint
+from hf_interp.adapters import load_adapter
 from hf_interp.alphas import Alpha
 from hf_interp.checkpoints import ADAPTER_CONFIG_NAME
 from hf_interp.choices import AlphaSearch
 from hf_interp.config import Recipe, lay_flags, load_recipe, parse_recipe
 from hf_interp.curves import AlphaCurve
 from hf_interp.files import read_json
+from hf_interp.heads import load_heads
 from hf_interp.interpolated import INTERPOLATED_NAME, check_search, save_curve, search_run
 from hf_interp.matching import InterpolationReport
 from hf_interp.merging import interpolate_checkpoints
@@ -23,7 +25,7 @@ from hf_interp.scoring import TrainerScorer
 from hf_interp.selection import chosen_alpha, open_base
 from hf_interp.soups import average_weights, greedy_soup
 from hf_interp.tasks import load_model
-from hf_interp.train import Data, check_recipe, load_data
+from hf_interp.train import Data, check_recipe, load_data, prepare_model, task_parts, trainer_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,24 +150,18 @@ def _open_run(recipe: Recipe, args: Any, folder: Path) -> tuple[Trainer, Data]:
     recipe.alpha_search = recipe.alpha_search or AlphaSearch()
     check_search(recipe)
     task = check_recipe(recipe, args)
-    label_names = recipe.label_names if task.has_labels else None
     if not torch.accelerator.is_available():
         args.dataloader_pin_memory = False
     if (folder / ADAPTER_CONFIG_NAME).is_file():
-        import peft
-
-        model = load_model(task, recipe.model_name_or_path, label_names, revision=recipe.model_revision).model
-        model = peft.PeftModel.from_pretrained(model, folder)
+        model = load_adapter(load_model(recipe, revision=recipe.model_revision).model, folder)
     else:
-        model = load_model(task, str(folder), label_names, trust_remote_code=recipe.trust_remote_code).model
+        model = load_model(recipe, str(folder)).model
     data = load_data(recipe, task)
-    trainer = Trainer(
-        model=model,
-        args=args,
-        processing_class=data.tokenizer,
-        data_collator=task.collator(data.tokenizer),
-        compute_metrics=task.metrics(),
-    )
+    prepare_model(recipe, task, model, data.tokenizer)
+    parts = task_parts(recipe, task, args, data.tokenizer, has_metrics=True)
+    trainer: Trainer = trainer_class(task)(model=model, args=args, processing_class=data.tokenizer, **parts)
+    if parts["objectives"]:
+        load_heads(model, folder)
     return trainer, data
 
 

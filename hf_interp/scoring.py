@@ -7,7 +7,7 @@ differences between two α are paired.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -21,7 +21,8 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import denumpify_detensorize
 
-from hf_interp.objectives import IGNORE_INDEX, per_example_loss
+from hf_interp.multitask import ObjectivesMixin
+from hf_interp.objectives import count_labels, per_example_loss
 from hf_interp.reference import shifts_labels
 from hf_interp.results import main_metric
 
@@ -95,14 +96,17 @@ class TrainerScorer:
         selection: Scores = {}
         report: Scores = {}
         for name, dataset in self.datasets.items():
-            found = predict(self.trainer, dataset)
-            if self.report_datasets is None:
-                first, second = halves(len(found.losses), self.seed, name)
-                selection[name], report[name] = self._score(found, first), self._score(found, second)
-            else:
-                others = predict(self.trainer, self.report_datasets[name])
-                selection[name], report[name] = self._score(found, None), self._score(others, None)
+            with evaluating(self.trainer, name):
+                selection[name], report[name] = self._score_parts(name, dataset)
         return Parts(selection, report)
+
+    def _score_parts(self, name: str, dataset: Any) -> tuple[dict[str, Units], dict[str, Units]]:
+        found = predict(self.trainer, dataset)
+        if self.report_datasets is None:
+            first, second = halves(len(found.losses), self.seed, name)
+            return self._score(found, first), self._score(found, second)
+        others = predict(self.trainer, self.report_datasets[name])
+        return self._score(found, None), self._score(others, None)
 
     def _score(self, found: Predictions, rows: npt.NDArray[np.intp] | None) -> dict[str, Units]:
         rows = np.arange(len(found.losses)) if rows is None else rows
@@ -133,6 +137,11 @@ class TrainerScorer:
             else:
                 scores[name] = np.array([float(whole)])
         return scores
+
+
+def evaluating(trainer: Trainer, name: str) -> AbstractContextManager[None]:
+    """For the time being, let a trainer evaluate what the evaluation set of this name is there for."""
+    return trainer.evaluating(name) if isinstance(trainer, ObjectivesMixin) else nullcontext()
 
 
 def predict(trainer: Trainer, dataset: Any) -> Predictions:
@@ -240,20 +249,6 @@ def summarise(units: Units) -> tuple[float, float | None]:
 
 def _value_of(value: Callable[[Any], Mapping[str, float]], name: str, rows: npt.NDArray[np.intp]) -> float:
     return value(rows)[name]
-
-
-def count_labels(labels: torch.Tensor, *, shift_labels: bool) -> torch.Tensor:
-    """How many labels each example has, over which its loss is a mean: (num_examples,), float32.
-
-    >>> count_labels(torch.tensor([[5, 5, -100], [5, 5, 5]]), shift_labels=True)
-    tensor([1., 2.])
-    >>> count_labels(torch.tensor([0, -100]), shift_labels=False)
-    tensor([1., 0.])
-    """
-    if labels.is_floating_point() or labels.dim() > 2:
-        return torch.ones(len(labels), device=labels.device)
-    counted = labels[:, 1:] if shift_labels and labels.dim() == 2 else labels
-    return counted.ne(IGNORE_INDEX).reshape(len(labels), -1).sum(dim=1).float()
 
 
 def _losses(outputs: Any, labels: Any, shift_labels: bool) -> tuple[torch.Tensor, torch.Tensor]:

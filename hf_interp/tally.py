@@ -16,14 +16,17 @@ class Tally:
 
     Args:
         names: names of the corpora.
+        objectives: names of the objectives; of fewer than two nothing is reported.
         device: where batches are; nothing is moved to the CPU before it is asked for.
     """
 
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+    def __init__(self, names: Sequence[str], device: torch.device, objectives: Sequence[str] = ()) -> None:
         self.names = list(names)
+        self.objectives = list(objectives)
         kind = torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
         self.since_log = torch.zeros(3, len(names), dtype=kind, device=device)
         self.since_decision = torch.zeros(3, len(names), dtype=kind, device=device)
+        self.by_objective = torch.zeros(2, len(self.objectives), dtype=kind, device=device)  # losses and labels
         self.order = torch.zeros(2, dtype=torch.int64, device=device)
 
     def add_order(self, halves: torch.Tensor) -> None:
@@ -36,12 +39,21 @@ class Tally:
             sums[LOSS].index_add_(0, corpus, losses.to(sums.dtype))
             sums[EXAMPLES].index_add_(0, corpus, torch.ones_like(losses, dtype=sums.dtype))
 
+    def add_objective(self, index: int, loss: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add the summed loss of some labels of an objective."""
+        self.by_objective[0, index] += loss.to(self.by_objective.dtype)
+        self.by_objective[1, index] += labels.to(self.by_objective.dtype)
+
     def add_tokens(self, corpus: torch.Tensor, tokens: torch.Tensor) -> None:
         """Add the number of tokens of every example of a batch."""
         self.since_log[TOKENS].index_add_(0, corpus, tokens.to(self.since_log.dtype))
 
     def take_log(self, reduce: Reduce) -> dict[str, float]:
-        """`loss_<corpus>` and, if tokens were counted, `token_share_<corpus>`; what was not drawn is left out."""
+        """`loss_<corpus>`, `objective_loss_<objective>` and, if tokens were counted, `token_share_<corpus>`.
+
+        The loss of an objective is the mean over its labels; the model's own is called task. What was not drawn is left
+        out.
+        """
         sums = reduce(self.since_log).tolist()
         self.since_log.zero_()
         found = {
@@ -49,6 +61,14 @@ class Tally:
             for name, loss, count in zip(self.names, sums[LOSS], sums[EXAMPLES], strict=True)
             if count
         }
+        if len(self.objectives) > 1:
+            losses, labels = reduce(self.by_objective).tolist()
+            self.by_objective.zero_()
+            found |= {
+                f"objective_loss_{name or 'task'}": loss / count
+                for name, loss, count in zip(self.objectives, losses, labels, strict=True)
+                if count
+            }
         total = sum(sums[TOKENS])
         if total:
             found |= {
@@ -71,6 +91,7 @@ class Tally:
         """All sums as plain values, by the names of the corpora."""
         return {
             "order": self.order.tolist(),
+            "by_objective": dict(zip(self.objectives, self.by_objective.T.tolist(), strict=True)),
             **{
                 key: dict(zip(self.names, getattr(self, key).T.tolist(), strict=True))
                 for key in ("since_log", "since_decision")
@@ -81,6 +102,11 @@ class Tally:
         """Begin with the sums of these states; corpora that are no longer there are left out."""
         for state in states:
             self.order += torch.tensor(state["order"], device=self.order.device)
+            if self.objectives:
+                by_objective = [state.get("by_objective", {}).get(name, [0.0, 0.0]) for name in self.objectives]
+                self.by_objective += torch.tensor(
+                    by_objective, dtype=self.by_objective.dtype, device=self.order.device
+                ).T
             for key in ("since_log", "since_decision"):
                 sums = getattr(self, key)
                 rows = [state[key].get(name, [0.0, 0.0, 0.0]) for name in self.names]

@@ -1,13 +1,60 @@
-"""One table: task → model class, preprocessing, collator, metrics. A new task is a new entry."""
+"""One table: task → columns, model class, preprocessing, collator, metrics. A new task is a new entry.
 
-from collections.abc import Callable, Sequence
+A task of one's own is a `Task` put into `TASKS` before a recipe is run; the recipe then names it:
+
+```python
+from hf_interp.config import load_recipe
+from hf_interp.tasks import TASKS, Task
+from hf_interp.train import run_recipe
+
+TASKS["multiple-choice"] = Task(
+    model_class="AutoModelForMultipleChoice",
+    columns=lambda recipe, corpus: {"question": "text", "choices": "words", "answer": "anything"},
+    encode=encode_choices,  # (tokenizer, recipe) → a function from a batch of these columns to model inputs
+    collator=lambda tokenizer, recipe: DataCollatorForMultipleChoice(tokenizer),
+    metrics=lambda tokenizer, recipe: classification_metrics(),
+)
+run_recipe(load_recipe("recipe.yaml"))  # task: multiple-choice
+```
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import transformers
-from transformers import AutoConfig, DataCollatorWithPadding, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from hf_interp.collators import MaskingCollator
+from hf_interp.columns import Kind, check_tag_set
+from hf_interp.config import CorpusConfig, Recipe
+from hf_interp.dialogues import set_chat_template
+from hf_interp.encoding import (
+    Encode,
+    encode_causal,
+    encode_classification,
+    encode_masked,
+    encode_pairs,
+    encode_tokens,
+)
 from hf_interp.schedules import did_you_mean
+
+PROBLEM_TYPES: dict[str, Kind] = {
+    "single_label_classification": "class",
+    "multi_label_classification": "classes",
+    "regression": "number",
+}
+"""What the label of a sequence classifier is."""
+
+ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,52 +63,193 @@ class Task:
 
     Args:
         model_class: name of the transformers auto class.
-        columns: what a corpus must bring after its columns are renamed.
-        encode: (tokenizer, max_length) → a function from a batch of columns to model inputs, for `Dataset.map`.
-        collator: tokenizer → data collator.
-        metrics: → `compute_metrics` (called late: it imports `evaluate`).
-        peft_type: PEFT's name for the task.
-        has_labels: whether a recipe must list `label_names`.
+        columns: (recipe, corpus) → the kinds of the columns that the corpus must have (see `hf_interp.columns`). What
+            the file calls them is in the recipe: `text_column: review`, or `columns: {question: stem}`.
+        encode: (tokenizer, recipe) → a function from a batch of columns to model inputs, for `Dataset.map`.
+        collator: (tokenizer, recipe) → data collator.
+        metrics: (tokenizer, recipe) → `compute_metrics` (called late: it imports `evaluate`), or `None`.
+        preprocess_logits: → `preprocess_logits_for_metrics`, which keeps logits from piling up; or `None`.
+        peft_type: PEFT's name for the task, if it has one.
+        num_labels: recipe → how many labels the head has; `None` where it has none. With a number, but for regression,
+            the recipe must list `label_names`.
+        is_packed: whether texts become examples of `max_length` tokens if the recipe says `packing`.
+        generates: whether evaluation generates, with `Seq2SeqTrainer`.
+        check: recipe → raises `ValueError` for what can be seen before anything is loaded.
+        prepare: (tokenizer, model, recipe) → sets what generation needs of both.
     """
 
     model_class: str
-    columns: Sequence[str]
-    encode: Callable[[PreTrainedTokenizerBase, int], Callable[[dict[str, list[Any]]], dict[str, list[Any]]]]
-    collator: Callable[[PreTrainedTokenizerBase], Any]
-    metrics: Callable[[], Callable[[EvalPrediction], dict[str, float]]]
-    peft_type: str
-    has_labels: bool
+    columns: Callable[[Recipe, CorpusConfig], Mapping[str, Kind]]
+    encode: Callable[[PreTrainedTokenizerBase, Recipe], Encode]
+    collator: Callable[[PreTrainedTokenizerBase, Recipe], Any]
+    metrics: Callable[[PreTrainedTokenizerBase, Recipe], ComputeMetrics | None] = lambda tokenizer, recipe: None
+    preprocess_logits: Callable[[], Callable[[Any, Any], Any]] | None = None
+    peft_type: str | None = None
+    num_labels: Callable[[Recipe], int | None] = lambda recipe: None
+    is_packed: bool = False
+    generates: bool = False
+    check: Callable[[Recipe], None] = lambda recipe: None
+    prepare: Callable[[PreTrainedTokenizerBase, PreTrainedModel, Recipe], None] = lambda tokenizer, model, recipe: None
 
 
-def _encode_classification(
-    tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Callable[[dict[str, list[Any]]], dict[str, list[Any]]]:
-    """text (and text_pair) → input_ids, attention_mask, ...: (length,), cut to `max_length`; label → labels: ()."""
-
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        encoded = tokenizer(batch["text"], batch.get("text_pair"), truncation=True, max_length=max_length)
-        return {**encoded, "labels": batch["label"]}
-
-    return encode
+def _problem_type(recipe: Recipe) -> str:
+    return recipe.problem_type or "single_label_classification"
 
 
-def _classification_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
-    from hf_interp.metrics import classification_metrics  # imports evaluate, which takes seconds
+def _classification_columns(recipe: Recipe, corpus: CorpusConfig) -> Mapping[str, Kind]:
+    pair: dict[str, Kind] = {"text_pair": "any text"} if corpus.text_pair_column else {}
+    return {"text": "text", **pair, "label": PROBLEM_TYPES[_problem_type(recipe)]}
 
-    return classification_metrics()
+
+def _check_problem_type(recipe: Recipe) -> None:
+    if _problem_type(recipe) not in PROBLEM_TYPES:
+        raise ValueError(
+            f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, got {recipe.problem_type!r}."
+            + did_you_mean(str(recipe.problem_type), PROBLEM_TYPES)
+        )
+    if _problem_type(recipe) == "regression" and recipe.label_names:
+        raise ValueError(f"A regression has no `label_names`, got {recipe.label_names}. Leave them out.")
+
+
+def _check_tags(recipe: Recipe) -> None:
+    check_tag_set(recipe.label_names or [])
+
+
+def _causal_columns(recipe: Recipe, corpus: CorpusConfig) -> Mapping[str, Kind]:
+    return {"messages": "turns"} if corpus.messages_column else {"text": "prose"}
+
+
+def _masking(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Any:
+    return MaskingCollator(tokenizer, recipe.mlm_probability, recipe.whole_word_mask)
+
+
+def _check_masking(recipe: Recipe) -> None:
+    if not 0 < recipe.mlm_probability <= 1:
+        raise ValueError(f"`mlm_probability` must lie in (0, 1], got {recipe.mlm_probability}.")
+
+
+def _prepare_languages(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> None:
+    """Let generation begin with the language that is wanted, where a multilingual model needs to be told."""
+    if recipe.target_lang is not None:
+        token = tokenizer.convert_tokens_to_ids(recipe.target_lang)
+        if token is None or token == tokenizer.unk_token_id:
+            raise ValueError(
+                f"The tokenizer does not know the language {recipe.target_lang!r} (`target_lang`). Name it as the "
+                "model does, or leave it out for a model of two languages."
+            )
+        model.generation_config.forced_bos_token_id = token
+
+
+# `hf_interp.metrics` imports evaluate, which takes seconds: these are called late.
+
+
+def _classification_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
+    from hf_interp.metrics import classification_metrics
+
+    return classification_metrics(_problem_type(recipe))
+
+
+def _token_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
+    from hf_interp.metrics import token_metrics
+
+    return token_metrics(recipe.label_names or [])
+
+
+def _translation_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
+    from hf_interp.metrics import Translation, generation_metrics
+
+    return generation_metrics(tokenizer, [Translation])
+
+
+def _summary_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
+    from hf_interp.metrics import Summary, generation_metrics
+
+    return generation_metrics(tokenizer, [Summary])
+
+
+def _seq2seq_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
+    from hf_interp.metrics import Summary, Translation, generation_metrics
+
+    return generation_metrics(tokenizer, [Summary, Translation])
+
+
+def _language_model_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
+    from hf_interp.metrics import language_model_metrics
+
+    return language_model_metrics
+
+
+def _score_tokens() -> Callable[[Any, Any], Any]:
+    from hf_interp.metrics import score_tokens
+
+    return score_tokens
+
+
+def _score_shifted_tokens() -> Callable[[Any, Any], Any]:
+    from hf_interp.metrics import score_shifted_tokens
+
+    return score_shifted_tokens
+
+
+def _seq2seq(metrics: Callable[[PreTrainedTokenizerBase, Recipe], ComputeMetrics]) -> Task:
+    return Task(
+        model_class="AutoModelForSeq2SeqLM",
+        columns=lambda recipe, corpus: {"text": "text", "target": "text"},
+        encode=encode_pairs,
+        collator=lambda tokenizer, recipe: DataCollatorForSeq2Seq(tokenizer),
+        metrics=metrics,
+        peft_type="SEQ_2_SEQ_LM",
+        generates=True,
+        prepare=_prepare_languages,
+    )
 
 
 TASKS: dict[str, Task] = {
     "sequence-classification": Task(
         model_class="AutoModelForSequenceClassification",
-        columns=("text", "label"),
-        encode=_encode_classification,
-        collator=DataCollatorWithPadding,
+        columns=_classification_columns,
+        encode=encode_classification,
+        collator=lambda tokenizer, recipe: DataCollatorWithPadding(tokenizer),
         metrics=_classification_metrics,
         peft_type="SEQ_CLS",
-        has_labels=True,
+        num_labels=lambda recipe: 1 if recipe.problem_type == "regression" else len(recipe.label_names or []),
+        check=_check_problem_type,
+    ),
+    "token-classification": Task(
+        model_class="AutoModelForTokenClassification",
+        columns=lambda recipe, corpus: {"tokens": "words", "tags": "tags"},
+        encode=encode_tokens,
+        collator=lambda tokenizer, recipe: DataCollatorForTokenClassification(tokenizer),
+        metrics=_token_metrics,
+        peft_type="TOKEN_CLS",
+        num_labels=lambda recipe: len(recipe.label_names or []),
+        check=_check_tags,
+    ),
+    "translation": _seq2seq(_translation_metrics),
+    "summarization": _seq2seq(_summary_metrics),
+    "seq2seq": _seq2seq(_seq2seq_metrics),
+    "causal-lm": Task(
+        model_class="AutoModelForCausalLM",
+        columns=_causal_columns,
+        encode=encode_causal,
+        collator=lambda tokenizer, recipe: DataCollatorForSeq2Seq(tokenizer),
+        metrics=_language_model_metrics,
+        preprocess_logits=_score_shifted_tokens,
+        peft_type="CAUSAL_LM",
+        is_packed=True,
+    ),
+    "masked-lm": Task(
+        model_class="AutoModelForMaskedLM",
+        columns=lambda recipe, corpus: {"text": "prose"},
+        encode=encode_masked,
+        collator=_masking,
+        metrics=_language_model_metrics,
+        preprocess_logits=_score_tokens,
+        is_packed=True,
+        check=_check_masking,
     ),
 }
+"""All tasks. translation, summarization and seq2seq differ in their metrics alone: BLEU and chrF, ROUGE, or both."""
 
 
 def get_task(name: str) -> Task:
@@ -75,6 +263,44 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
+def check_task(recipe: Recipe) -> Task:
+    """The task of a recipe, with what can be checked before anything is loaded.
+
+    Raises:
+        ValueError: for an unknown task, missing or unfit `label_names`, or what the task itself refuses.
+    """
+    task = get_task(recipe.task)
+    task.check(recipe)
+    if task.num_labels(recipe) == 0:
+        raise ValueError(f"A recipe for {recipe.task} must list `label_names`, in the order of the label ids.")
+    if recipe.label_names:
+        if not all(isinstance(label, str) for label in recipe.label_names):
+            raise ValueError(
+                f"`label_names` must be texts, got {recipe.label_names}. Put those into quotes that YAML reads "
+                "otherwise."
+            )
+        twice = [label for label in recipe.label_names if recipe.label_names.count(label) > 1]
+        if twice:
+            raise ValueError(f"`label_names` must be different labels, got {twice[0]!r} twice.")
+    return task
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+    """Set what a recipe wants of a tokenizer: languages, a chat template, a token to pad with.
+
+    Raises:
+        ValueError: for dialogues without a chat template.
+    """
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    for name, value in (("src_lang", recipe.source_lang), ("tgt_lang", recipe.target_lang)):
+        if value is not None:
+            setattr(tokenizer, name, value)
+    groups = (recipe.corpora, recipe.eval_corpora, recipe.validation_corpora)
+    if any(corpus.messages_column for group in groups for corpus in group.values()):
+        set_chat_template(tokenizer, recipe.chat_template)
+
+
 class Loaded(NamedTuple):
     """A pretrained model with a task's head."""
 
@@ -83,21 +309,33 @@ class Loaded(NamedTuple):
     """Parameters that the checkpoint lacks, hence new: those of an untrained head."""
 
 
-def load_model(task: Task, name_or_path: str, label_names: Sequence[str] | None, **kwargs: Any) -> Loaded:
-    """A pretrained model with the task's head; heads that the checkpoint lacks are new.
+def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -> Loaded:
+    """A pretrained model with the head of a recipe's task; heads that the checkpoint lacks are new.
+
+    Args:
+        recipe: the task, its labels, and the model.
+        name_or_path: another place to load from.
+        kwargs: passed to `from_pretrained`.
 
     Raises:
         ValueError: if the checkpoint has a head for another number of labels, or for the same labels in another order.
     """
-    if label_names is not None:
-        trained = list(AutoConfig.from_pretrained(name_or_path, **kwargs).id2label.values())
+    name_or_path = name_or_path or recipe.model_name_or_path
+    task = get_task(recipe.task)
+    kwargs = {"trust_remote_code": recipe.trust_remote_code, **kwargs}
+    num_labels, label_names = task.num_labels(recipe) or None, recipe.label_names
+    if num_labels is not None:
+        kwargs["num_labels"] = num_labels
+    if recipe.problem_type is not None:
+        kwargs["problem_type"] = recipe.problem_type
+    if num_labels is not None and label_names:
+        trained = list(AutoConfig.from_pretrained(name_or_path, **_of_config(kwargs)).id2label.values())
         if trained != list(label_names) and sorted(trained) == sorted(label_names):
             raise ValueError(
                 f"`label_names` must have the order in which {name_or_path!r} was trained, {trained}, got "
                 f"{list(label_names)}."
             )
         kwargs |= {
-            "num_labels": len(label_names),
             "id2label": dict(enumerate(label_names)),
             "label2id": {label: index for index, label in enumerate(label_names)},
         }
@@ -106,10 +344,19 @@ def load_model(task: Task, name_or_path: str, label_names: Sequence[str] | None,
             name_or_path, output_loading_info=True, **kwargs
         )
     except RuntimeError as error:
-        if label_names is None or "mismatched" not in str(error):
+        if num_labels is None or "mismatched" not in str(error):
             raise
         raise ValueError(
-            f"The head of {name_or_path!r} does not fit the {len(label_names)} labels {list(label_names)}. List the "
+            f"The head of {name_or_path!r} does not fit the {num_labels} labels {list(label_names or [])}. List the "
             "labels that the model was trained with, in its order, or start from a model without a head."
         ) from error
     return Loaded(model, sorted(found["missing_keys"]))
+
+
+def _of_config(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name in ("revision", "trust_remote_code")}
+
+
+def label_names_of(recipe: Recipe) -> Sequence[str] | None:
+    """The labels that corpora are read with."""
+    return recipe.label_names if get_task(recipe.task).num_labels(recipe) is not None else None

@@ -22,10 +22,11 @@ from transformers import (
 )
 
 from hf_interp.adapters import adapt, adapter_callbacks, check_adapter, count_parameters
-from hf_interp.config import InterpolationConfig, Recipe, load_recipe, parse_recipe
+from hf_interp.config import CorpusConfig, InterpolationConfig, Recipe, load_recipe, parse_recipe
 from hf_interp.console import format_table, run_command
-from hf_interp.corpora import Corpus, check_columns, load_corpus
+from hf_interp.corpora import Corpus, check_columns
 from hf_interp.curves import format_curve, load_curve
+from hf_interp.heads import Objective
 from hf_interp.interpolated import (
     CURVE_NAME,
     CURVE_PLOT_NAME,
@@ -34,12 +35,16 @@ from hf_interp.interpolated import (
     save_curve,
     search_run,
 )
+from hf_interp.loading import encode_corpus, load_corpus
 from hf_interp.plan import MixturePlan
 from hf_interp.planning import plan_mixture
 from hf_interp.plots import plot_run
+from hf_interp.reference import base_of
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
-from hf_interp.tasks import Task, get_task, load_model
-from hf_interp.trainer import InterpolationTrainer
+from hf_interp.schedules import did_you_mean
+from hf_interp.tasks import TASKS, Task, check_task, get_task, label_names_of, load_model, prepare_tokenizer
+from hf_interp.tokens import pack
+from hf_interp.trainer import InterpolationMixin, InterpolationSeq2SeqTrainer, InterpolationTrainer
 
 PLOT_NAME = "run.png"
 
@@ -112,16 +117,22 @@ def check_processes(args: InterpolationConfig) -> None:
 
 def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
     """What can be checked before anything is loaded."""
-    task = get_task(recipe.task)
+    task = check_task(recipe)
+    for name in recipe.objective_names():
+        if name not in recipe.objectives and name not in TASKS:
+            known = [*recipe.objectives, *TASKS]
+            raise ValueError(
+                f"`objective` must be one of `objectives` ({', '.join(recipe.objectives) or 'none'}) or a task "
+                f"({', '.join(TASKS)}), got {name!r}." + did_you_mean(name, known)
+            )
+        if check_task(recipe.for_objective(name)).generates:
+            raise ValueError(
+                f"The objective {name!r} cannot be {recipe.for_objective(name).task}, which has no backbone apart from "
+                "its head."
+            )
     if args.max_steps <= 0:
         raise ValueError(
             f"A mixture needs `max_steps`, got {args.max_steps}. Set it in the recipe or with --max_steps."
-        )
-    if task.has_labels and not recipe.label_names:
-        raise ValueError(f"A recipe for {recipe.task} must list `label_names`, in the order of the label ids.")
-    if recipe.label_names and not all(isinstance(label, str) for label in recipe.label_names):
-        raise ValueError(
-            f"`label_names` must be texts, got {recipe.label_names}. Put those into quotes that YAML reads otherwise."
         )
     if recipe.peft is not None:
         check_adapter(
@@ -141,13 +152,10 @@ def load_data(recipe: Recipe, task: Task) -> Data:
     tokenizer = AutoTokenizer.from_pretrained(
         recipe.model_name_or_path, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
     )
-    label_names = recipe.label_names if task.has_labels else None
-    encode = task.encode(tokenizer, recipe.max_length)
+    prepare_tokenizer(tokenizer, recipe)
 
-    def tokenised(name: str, group: Mapping[str, Any]) -> Any:
-        raw = load_corpus(name, group[name], label_names)
-        columns = raw.column_names or [*task.columns, *(["text_pair"] if group[name].text_pair_column else [])]
-        return raw.map(encode, batched=True, remove_columns=columns)
+    def tokenised(name: str, group: Mapping[str, CorpusConfig]) -> Any:
+        return tokenise(name, group[name], recipe.for_objective(group[name].objective), tokenizer)
 
     corpora = [
         Corpus(
@@ -157,6 +165,7 @@ def load_data(recipe: Recipe, task: Task) -> Data:
             share=config.share,
             max_passes=config.max_passes,
             mean_tokens=config.mean_tokens,
+            objective=config.objective,
         )
         for name, config in recipe.corpora.items()
     ]
@@ -166,6 +175,27 @@ def load_data(recipe: Recipe, task: Task) -> Data:
         eval_sets={name: tokenised(name, recipe.eval_corpora) for name in recipe.eval_corpora},
         validation_sets={name: tokenised(name, recipe.validation_corpora) for name in recipe.validation_corpora},
     )
+
+
+def tokenise(name: str, config: CorpusConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Load a corpus and turn it into model inputs, packed if the recipe says so.
+
+    Raises:
+        ValueError: for what cannot be trained on, naming corpus, column and row.
+    """
+    task = get_task(recipe.task)
+    columns = task.columns(recipe, config)
+    raw = load_corpus(name, config, columns, label_names_of(recipe))
+    encoded = encode_corpus(name, raw, config, task.encode(tokenizer, recipe), list(columns))
+    if not (task.is_packed and recipe.packing and "text" in columns):
+        return encoded
+    packed = pack(encoded, recipe.max_length)
+    if isinstance(packed, datasets.Dataset) and len(packed) == 0:
+        raise ValueError(
+            f"Corpus {name!r} has fewer than `max_length` ({recipe.max_length}) tokens, so that nothing is left of it "
+            "when packed. Lower `max_length`, or set `packing: false`."
+        )
+    return packed
 
 
 def plan_data(data: Data, args: InterpolationConfig, num_processes: int | None = None) -> MixturePlan:
@@ -186,13 +216,7 @@ def build_model(recipe: Recipe, task: Task, args: InterpolationConfig) -> torch.
         ValueError: if the anchor of `args` needs a head that the model does not have.
     """
     set_seed(args.seed)
-    model, new_names = load_model(
-        task,
-        recipe.model_name_or_path,
-        recipe.label_names if task.has_labels else None,
-        revision=recipe.model_revision,
-        trust_remote_code=recipe.trust_remote_code,
-    )
+    model, new_names = load_model(recipe, revision=recipe.model_revision)
     settle_new_head(args, recipe.model_name_or_path, new_names)
     if recipe.peft is None:
         return model
@@ -207,8 +231,8 @@ def build_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     *,
     anew: bool = False,
-) -> InterpolationTrainer:
-    """The model in a trainer.
+) -> Any:
+    """The model in an `InterpolationTrainer`, or an `InterpolationSeq2SeqTrainer` where the task generates.
 
     Args:
         recipe, task, args, data: what is trained, and how.
@@ -221,19 +245,71 @@ def build_trainer(
         args.dataloader_pin_memory = False  # there is nothing to pin for, and torch would warn at every loader
 
     def model_init() -> torch.nn.Module:
-        return build_model(recipe, task, args)
+        model = build_model(recipe, task, args)
+        prepare_model(recipe, task, model, data.tokenizer)
+        return model
 
-    return InterpolationTrainer(
-        model=None if anew else model_init(),
+    model = None if anew else model_init()
+    return trainer_class(task)(
+        model=model,
         model_init=model_init if anew else None,
         args=args,
         train_dataset=data.corpora,
         eval_dataset=data.eval_sets or None,
         processing_class=data.tokenizer,
-        data_collator=task.collator(data.tokenizer),
-        compute_metrics=task.metrics() if data.eval_sets else None,
         callbacks=[_SeedFirstStep(), *adapter_callbacks(recipe.peft), *callbacks],
+        **task_parts(recipe, task, args, data.tokenizer, has_metrics=bool(data.eval_sets)),
     )
+
+
+def trainer_class(task: Task) -> type[Any]:
+    """The trainer of a task."""
+    return InterpolationSeq2SeqTrainer if task.generates else InterpolationTrainer
+
+
+def task_parts(
+    recipe: Recipe, task: Task, args: InterpolationConfig, tokenizer: PreTrainedTokenizerBase, *, has_metrics: bool
+) -> dict[str, Any]:
+    """What a trainer must be given for a task and for the objectives beside it; `args` are set for generation.
+
+    A task that generates does so in every evaluation, up to `generation_max_length` tokens (by default
+    `max_target_length`).
+    """
+    if task.generates:
+        args.predict_with_generate = True
+        if args.generation_max_length is None:
+            args.generation_max_length = recipe.max_target_length
+    groups = {**recipe.eval_corpora, **recipe.validation_corpora}
+    return {
+        "data_collator": task.collator(tokenizer, recipe),
+        "compute_metrics": task.metrics(tokenizer, recipe) if has_metrics else None,
+        "preprocess_logits_for_metrics": task.preprocess_logits() if task.preprocess_logits else None,
+        "objectives": {name: build_objective(recipe, name, args, tokenizer) for name in recipe.objective_names()},
+        "eval_objectives": {name: each.objective for name, each in groups.items() if each.objective is not None},
+    }
+
+
+def build_objective(
+    recipe: Recipe, name: str, args: InterpolationConfig, tokenizer: PreTrainedTokenizerBase
+) -> Objective:
+    """The head of an objective, as the pretrained model has it or new, with what evaluates it."""
+    own = recipe.for_objective(name)
+    task = get_task(own.task)
+    set_seed(args.seed)
+    return Objective(
+        load_model(own, revision=recipe.model_revision).model,
+        task.collator(tokenizer, own),
+        task.metrics(tokenizer, own),
+        task.preprocess_logits() if task.preprocess_logits else None,
+    )
+
+
+def prepare_model(recipe: Recipe, task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set what the model must know of the tokenizer and of the task."""
+    inner = base_of(model)
+    if getattr(inner.config, "pad_token_id", None) is None:
+        inner.config.pad_token_id = tokenizer.pad_token_id
+    task.prepare(tokenizer, inner, recipe)
 
 
 def settle_new_head(args: InterpolationConfig, name_or_path: str, new_names: Sequence[str]) -> None:
@@ -263,7 +339,7 @@ class _SeedFirstStep(TrainerCallback):
             set_seed(args.seed)
 
 
-def evaluate_at_end(trainer: InterpolationTrainer) -> None:
+def evaluate_at_end(trainer: InterpolationMixin) -> None:
     """Evaluate the trained model, unless the last evaluation of the run was already of it."""
     if not trainer.eval_dataset:
         return

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import torch
@@ -16,6 +16,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 from hf_interp.anchors import Anchor, check_anchor
 from hf_interp.callbacks import AlphaCallback, ControllerCallback
 from hf_interp.checkpoints import PREFIX_CHECKPOINT_DIR, STATE_NAME, break_up, rank_file, read_mixture
+from hf_interp.collators import OBJECTIVES_KEY, TASK, MaskingCollator, may_draw_numbers
 from hf_interp.config import InterpolationConfig
 from hf_interp.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.corpora import Corpus, as_corpora, check_columns, check_labels, with_dataset
@@ -31,6 +32,7 @@ from hf_interp.dataset import (
     whole_hash,
 )
 from hf_interp.files import read_json, write_json
+from hf_interp.heads import Objective
 from hf_interp.hosts import (
     SENTENCE_TRANSFORMERS,
     TRL,
@@ -46,7 +48,8 @@ from hf_interp.hosts import (
     stands_on,
 )
 from hf_interp.ledger import continue_plan
-from hf_interp.loaders import check_loader_arguments, may_draw_numbers, slot_loader
+from hf_interp.loaders import check_loader_arguments, slot_loader
+from hf_interp.multitask import ObjectivesMixin
 from hf_interp.objectives import IGNORE_INDEX, is_plain_mean, per_example_loss
 from hf_interp.plan import MixturePlan
 from hf_interp.planning import make_controller, plan_mixture, update_steps_and_lag
@@ -60,17 +63,8 @@ from hf_interp.tally import Tally
 
 logger = logging.getLogger(__name__)
 
-# For type checkers alone: the host's attributes are there whichever trainer stands behind the mixin.
-if TYPE_CHECKING:
 
-    class _Host(Trainer):
-        """Any trainer of the host's."""
-
-else:
-    _Host = object
-
-
-class InterpolationMixin(_Host):
+class InterpolationMixin(ObjectivesMixin):
     """Gives a `Trainer` a mixture for its `train_dataset`; put it before the trainer in the bases.
 
     With an ordinary `train_dataset` nothing is different from the host. A mixture is `{"general": dataset, "domain":
@@ -84,6 +78,10 @@ class InterpolationMixin(_Host):
         ref_model (`nn.Module`, *optional*): the pretrained model M₀ for `args.anchor` and `args.log_loss_gap`; it is
             frozen. By default it is the model as given here, or as `model_init` gives it when training begins: a
             frozen copy, or a `PeftModel` with its adapters off. A checkpoint that is resumed does not change it.
+        objectives (`dict[str, Objective]`, *optional*): what corpora with an `objective` train beside the model's own
+            task, each with a head of its own on the same backbone (see `hf_interp.heads` and `hf_interp.multitask`).
+        eval_objectives (`dict[str, str]`, *optional*): evaluation sets that are evaluated with the head of an
+            objective: from the name of the set to that of the objective.
 
     Attributes:
         plan (`MixturePlan` or `None`): what is read at which step; `None` without a mixture.
@@ -116,8 +114,12 @@ class InterpolationMixin(_Host):
         alpha_schedule: AlphaSchedule | None = None,
         alpha_controller: AlphaController | None = None,
         ref_model: torch.nn.Module | None = None,
+        objectives: Mapping[str, Objective] | None = None,
+        eval_objectives: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
+        self._objectives = dict(objectives or {})
+        self._eval_objectives = dict(eval_objectives or {})
         host = super().__init__
         host_takes_it = "ref_model" in inspect.signature(host).parameters  # as TRL's trainers may
         mixture = argument(host, args, kwargs, "train_dataset")
@@ -143,6 +145,7 @@ class InterpolationMixin(_Host):
         if has_mixture:
             for warning in check_settings(self):
                 self._warn(warning)
+        self._set_heads()
         if self._wants_anchor:
             self._set_anchor(ref_model, has_mixture)
         elif ref_model is not None and not host_takes_it:
@@ -227,6 +230,12 @@ class InterpolationMixin(_Host):
         """The host's loss and what the anchor adds; on the way, what each corpus contributes is noted."""
         corpus, self._batch_corpus = self._batch_corpus, None
         anchor = self._anchor if model.training else None
+        if corpus is not None and OBJECTIVES_KEY in inputs:
+            found = self._multitask_loss(model, inputs[OBJECTIVES_KEY], corpus)
+            return found if return_outputs else found[0]
+        if self._evaluated is not None and not model.training:
+            found = self._evaluation_loss(model, inputs)
+            return found if return_outputs else found[0]
         if corpus is None and anchor is None:
             if self.corpora is not None and not model.training and self.compute_loss_func is None:
                 # Each evaluation batch stands for itself. Told of the items of all processes, the host multiplies by
@@ -240,6 +249,7 @@ class InterpolationMixin(_Host):
         if self._settles_loss_scale:
             num_items_in_batch = self._settle_loss_scale(labels, num_items_in_batch)
         is_general = None if corpus is None else self._is_general(corpus)
+        outputs: Any
         step, ref_logits = self.state.global_step, None
         if anchor is not None:
             ref_logits = anchor.predict(self.model, inputs, is_general, step, self.accelerator.autocast())
@@ -251,10 +261,8 @@ class InterpolationMixin(_Host):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self._settles_loss_scale:
             loss = self._share_of_batch(loss, outputs, labels, num_items_in_batch)
-        if corpus is not None and self._needs_corpus_loss and labels is not None:
-            losses = per_example_loss(outputs, labels, shift_labels=self._shifts_labels)
-            if losses is not None and losses.shape == corpus.shape:
-                self._tally.add_losses(corpus, losses.detach(), for_decision=self._adaptive is not None)
+        if corpus is not None and labels is not None:
+            self._note_losses(corpus, per_example_loss(outputs, labels, shift_labels=self._shifts_labels))
         if anchor is not None and ref_logits is not None:
             assert targets is not None
             loss = anchor.tie(
@@ -421,7 +429,8 @@ class InterpolationMixin(_Host):
 
     def _start_afresh(self) -> None:
         """Forget what an earlier run of this trainer has read."""
-        self._tally = Tally([corpus.name for corpus in self.corpora or []], self.args.device)
+        names = [corpus.name for corpus in self.corpora or []]
+        self._tally = Tally(names, self.args.device, self.objective_names if self._mixes_objectives else ())
         self._streams: dict[str, Any] = {}
         self._eval_metrics: dict[str, float] = {}
         self._batch_corpus = None
@@ -480,12 +489,18 @@ class InterpolationMixin(_Host):
         if streams is not None:
             self._streams.update(json.loads(streams))
         if self.plan is not None and self.plan.unit == "tokens":
-            mask = inputs.get("attention_mask")
-            ids = inputs.get("input_ids")
-            if mask is not None:
-                self._tally.add_tokens(corpus, mask.sum(-1))
-            elif ids is not None:
-                self._tally.add_tokens(corpus, torch.full_like(corpus, ids.shape[-1]))
+            parts = inputs.get(OBJECTIVES_KEY) or {TASK: inputs}
+            for name, part in parts.items():
+                chosen = self._of_objective(corpus, name) if len(parts) > 1 else corpus
+                mask, ids = part.get("attention_mask"), part.get("input_ids")
+                if mask is not None:
+                    self._tally.add_tokens(chosen, mask.sum(-1))
+                elif ids is not None:
+                    self._tally.add_tokens(chosen, torch.full_like(chosen, ids.shape[-1]))
+
+    def _note_losses(self, corpus: torch.Tensor, losses: torch.Tensor | None) -> None:
+        if self._needs_corpus_loss and losses is not None and losses.shape == corpus.shape:
+            self._tally.add_losses(corpus, losses.detach(), for_decision=self._adaptive is not None)
 
     def _sum_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(tensor, "sum")
@@ -526,10 +541,13 @@ class InterpolationMixin(_Host):
             self._eval_metrics.update(numbers)
 
     def _slot_collator(self, seed: int) -> SlotCollator:
+        if self._mixes_objectives:
+            return SlotCollator(self._objective_collator(), seed)
         collator = self.data_collator
         may_draw = may_draw_numbers(collator)
         is_removed = all(isinstance(corpus.dataset, datasets.Dataset) for corpus in self.corpora or [])
-        if not is_removed and not stands_on(self, SENTENCE_TRANSFORMERS):  # whose columns are no names of the model's
+        # Columns of sentence-transformers are no names of the model's.
+        if not is_removed and not stands_on(self, SENTENCE_TRANSFORMERS) and not isinstance(collator, MaskingCollator):
             # Other datasets still have the columns that the model does not take.
             collator = self._get_collator_with_removed_columns(collator, description="training")
         return SlotCollator(collator, seed, may_draw=may_draw)
@@ -544,6 +562,7 @@ class InterpolationMixin(_Host):
 
     def _prepare_corpora(self, corpora: list[Corpus]) -> list[Corpus]:
         """Drop the columns that the model does not take, as the host does, and check that the corpora fit together."""
+        self._check_objectives(corpora)
         prepared = [
             with_dataset(corpus, self._remove_unused_columns(corpus.dataset, description=corpus.name))
             if isinstance(corpus.dataset, datasets.Dataset) and not stands_on(self, SENTENCE_TRANSFORMERS)
@@ -553,7 +572,7 @@ class InterpolationMixin(_Host):
         check_columns(prepared)
         # By name, which holds for the classifiers of transformers and for the PEFT models around them.
         if type(self.model).__name__.endswith("ForSequenceClassification") and self.model.config.num_labels > 1:
-            check_labels(prepared, self.model.config.num_labels)
+            check_labels([each for each in prepared if each.objective is None], self.model.config.num_labels)
         return prepared
 
     def _plan_mixture(self) -> MixturePlan:

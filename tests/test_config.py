@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments
 
 from hf_interp.config import (
     CorpusConfig,
@@ -500,7 +500,7 @@ def test_replacing_checks_anew() -> None:
 
 
 def test_added_fields_have_help_and_documentation() -> None:
-    host = {entry.name for entry in dataclasses.fields(TrainingArguments)}
+    host = {entry.name for entry in dataclasses.fields(Seq2SeqTrainingArguments)}
     added = [entry for entry in dataclasses.fields(InterpolationConfig) if entry.name not in host]
     assert [entry.name for entry in added] == [
         "alpha_schedule_type",

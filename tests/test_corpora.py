@@ -1,7 +1,5 @@
-"""Corpora in every form and from every kind of file, and what is said about those that do not fit."""
+"""Corpora in every form, and what is said about those that do not fit."""
 
-import gzip
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ import datasets
 import pytest
 import torch
 
-from hf_interp.config import CorpusConfig
 from hf_interp.corpora import (
     Corpus,
     as_corpora,
@@ -18,37 +15,8 @@ from hf_interp.corpora import (
     check_labels,
     content_fingerprint,
     is_mixture,
-    load_corpus,
     with_dataset,
 )
-
-LABELS = ["bad", "good"]
-ROWS = [{"text": f"text {number}", "label": LABELS[number % 2], "kind": "abc"[number % 3]} for number in range(6)]
-EXPECTED = [{"text": f"text {number}", "label": number % 2} for number in range(6)]
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]] = ROWS) -> str:
-    """Write rows in the form that the file's name tells, and return its path."""
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    separator = "\t" if kind == "tsv" else ","
-    if kind == "parquet":
-        datasets.Dataset.from_dict(columns).to_parquet(path)
-        return str(path)
-    text = {
-        "json": json.dumps(list(rows)),
-        "jsonl": "".join(json.dumps(row) + "\n" for row in rows),
-        "txt": "".join(f"{row['text']}\n" for row in rows),
-    }.get(kind)
-    if text is None:
-        lines = [list(columns), *([str(value) for value in row.values()] for row in rows)]
-        text = "".join(separator.join(line) + "\n" for line in lines)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return str(path)
-
-
-def load(path: str | list[str], label_names: Sequence[str] | None = LABELS, **fields: Any) -> list[dict[str, Any]]:
-    return list(load_corpus("law", CorpusConfig(path=path, **fields), label_names))
 
 
 def labelled(values: Sequence[Any], feature: Any = None) -> datasets.Dataset:
@@ -126,255 +94,6 @@ def test_with_dataset_changes_nothing_else() -> None:
     assert with_dataset(corpus, range(9)) == Corpus("law", range(9), "general", 0.5, 2.0)
 
 
-# Files.
-
-
-@pytest.mark.parametrize("suffix", ["json", "jsonl", "jsonl.gz", "csv", "csv.gz", "tsv", "tsv.gz", "parquet", "JSONL"])
-@pytest.mark.parametrize("streaming", [False, True])
-def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str, streaming: bool) -> None:
-    path = write(tmp_path / f"rows.{suffix.lower()}")
-    if suffix.isupper():
-        path = str(Path(path).rename(tmp_path / f"ROWS.{suffix}"))
-    assert load(path, streaming=streaming) == EXPECTED
-
-
-@pytest.mark.parametrize("suffix", ["txt", "txt.gz"])
-def test_a_text_file_has_a_row_a_line_and_no_labels(tmp_path: Path, suffix: str) -> None:
-    path = write(tmp_path / f"rows.{suffix}")
-    assert load(path, None) == [{"text": row["text"]} for row in EXPECTED]
-    with pytest.raises(ValueError, match=r"Corpus 'law' has no column 'label'; it has \['text'\]"):
-        load(path)
-
-
-def test_a_list_of_files_is_one_corpus(tmp_path: Path) -> None:
-    paths = [write(tmp_path / "a.jsonl", ROWS[:2]), write(tmp_path / "b.json", ROWS[2:])]
-    assert load(paths) == EXPECTED
-    assert load(paths[::-1]) == EXPECTED[2:] + EXPECTED[:2]
-    tables = [write(tmp_path / "a.tsv", ROWS[:2]), write(tmp_path / "b.tsv.gz", ROWS[2:])]
-    assert load(tables) == EXPECTED
-
-
-@pytest.mark.parametrize("names", [("a.csv", "b.jsonl"), ("a.csv", "b.tsv"), ("a.csv", "b.dat"), ("a.dat", "b.dat")])
-def test_files_of_several_kinds_are_refused(tmp_path: Path, names: Sequence[str]) -> None:
-    paths = [write(tmp_path / name) for name in names]
-    with pytest.raises(ValueError, match=r"The files of corpus 'law' must be of one kind \(\.json, .*\.txt\), got \["):
-        load(paths)
-
-
-def test_an_empty_list_of_files_is_refused() -> None:
-    with pytest.raises(ValueError, match="`path` of corpus 'law' must name at least one file, got an empty list"):
-        load([])
-
-
-@pytest.mark.parametrize("name", ["absent.csv", "absent.txt.gz", "absent"])
-def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"There is no .*{name}' \(corpus 'law'\)"):
-        load(str(tmp_path / name))
-    with pytest.raises(FileNotFoundError, match=r"There is no file '.*absent\.csv'"):
-        load([write(tmp_path / "here.csv"), str(tmp_path / "absent.csv")])
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("rows.jsonl", "", "Corpus 'law' .*rows.jsonl. has no rows"),
-        ("rows.json", "[]", "Corpus 'law' .* cannot be loaded: .*no data"),
-        ("rows.csv", "", "Corpus 'law' .* cannot be loaded: No columns to parse from file"),
-        ("rows.jsonl", '{"text": \n', "Corpus 'law' .* cannot be loaded: JSON parse error"),
-        (
-            "rows.csv",
-            "text,label\na,b\nc,d,e\n",
-            "Corpus 'law' .* cannot be loaded: .*Expected 2 fields in line 3, saw 3",
-        ),
-        ("rows.parquet", "PAR1", "Corpus 'law' .* cannot be loaded: Parquet"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=message):
-        load(str(tmp_path / name))
-
-
-def test_folders_and_homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "corpus").mkdir()
-    write(tmp_path / "corpus" / "train.jsonl")
-    write(tmp_path / "corpus" / "test.jsonl", ROWS[:1])
-    assert load(str(tmp_path / "corpus")) == load("~/corpus") == load("~/corpus/train.jsonl") == EXPECTED
-    assert load("~/corpus", split="test") == EXPECTED[:1]
-    with pytest.raises(ValueError, match=r"Corpus 'law' .* cannot be loaded: .*valid"):
-        load("~/corpus", split="valid")
-
-
-@pytest.mark.parametrize(
-    ("split", "expected"), [("train", EXPECTED), ("train[:2]", EXPECTED[:2]), ("x[50%:]", EXPECTED[3:])]
-)
-def test_splits_of_a_file(tmp_path: Path, split: str, expected: list[dict[str, Any]]) -> None:
-    assert load(write(tmp_path / "rows.jsonl"), split=split) == expected
-
-
-# Columns.
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_columns_are_found_by_their_names_and_others_dropped(tmp_path: Path, streaming: bool) -> None:
-    rows = [{"q": "why", "a": "because", "verdict": "good", "text": "x", "label": "unrelated", "text_pair": 1}]
-    path = write(tmp_path / "rows.jsonl", rows)
-    fields = {"text_column": "q", "label_column": "verdict", "streaming": streaming}
-    assert load(path, **fields) == [{"text": "why", "label": 1}]
-    assert load(path, **fields, text_pair_column="a") == [{"text": "why", "text_pair": "because", "label": 1}]
-    assert load(path, None, **fields) == [{"text": "why"}]
-
-
-def test_columns_can_trade_names(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", [{"text_pair": "a", "text": "b", "label": "good"}])
-    swapped = load(path, text_column="text_pair", text_pair_column="text")
-    assert swapped == [{"text": "a", "text_pair": "b", "label": 1}]
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize(
-    ("fields", "column"),
-    [
-        ({"text_column": "txt"}, "'txt'"),
-        ({"label_column": "labels"}, "'labels'"),
-        ({"text_pair_column": "pair"}, "'pair'"),
-        ({"where": {"kinds": "a"}}, "'kinds'"),
-    ],
-)
-def test_missing_columns_are_named(tmp_path: Path, fields: Any, column: str, suffix: str, streaming: bool) -> None:
-    path = write(tmp_path / f"rows.{suffix}")
-    with pytest.raises(ValueError, match=rf"Corpus 'law' has no column {column}; it has \['text', 'label', 'kind'\]"):
-        load(path, streaming=streaming, **fields)
-
-
-def test_a_misspelt_column_is_told_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Did you mean 'label'\?"):
-        load(write(tmp_path / "rows.jsonl"), label_column="labell")
-
-
-# Labels.
-
-
-@pytest.mark.parametrize(
-    ("values", "label_map", "expected"),
-    [
-        (["good", "bad"], None, [1, 0]),
-        ([1, 0], None, [1, 0]),
-        (["0", "1"], {"0": "good", "1": "bad"}, [1, 0]),
-        ([0, 1], {0: "good", 1: "bad"}, [1, 0]),
-        ([0, 1], {"0": "good", "1": "bad"}, [1, 0]),
-        (["pos", "bad"], {"pos": "good"}, [1, 0]),
-        (["pos", "bad", "meh"], {"pos": "good", "meh": None}, [1, 0]),
-        ([True, False], {True: "good", False: "bad"}, [1, 0]),
-        (["good", None], {None: None}, [1]),
-        ([-1, 0], {-1: None, 0: "bad"}, [0]),
-    ],
-)
-@pytest.mark.parametrize("streaming", [False, True])
-def test_label_maps(tmp_path: Path, values: list[Any], label_map: Any, expected: list[int], streaming: bool) -> None:
-    path = write(tmp_path / "rows.jsonl", [{"text": "a", "label": value} for value in values])
-    assert [row["label"] for row in load(path, label_map=label_map, streaming=streaming)] == expected
-
-
-@pytest.mark.parametrize(
-    ("label_map", "expected"),
-    [
-        (None, [0, 1, 0]),
-        ({"bad": "good", "good": "bad"}, [1, 0, 1]),
-        ({0: "good", "good": None}, [1, 1]),
-    ],
-)
-def test_class_labels_go_by_their_names(tmp_path: Path, label_map: Any, expected: list[int]) -> None:
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
-    )
-    dataset = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]}, features=features)
-    dataset.to_parquet(tmp_path / "rows.parquet")
-    assert [row["label"] for row in load(str(tmp_path / "rows.parquet"), label_map=label_map)] == expected
-    other = load(str(tmp_path / "rows.parquet"), ["good", "bad"])
-    assert [row["label"] for row in other] == [1, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("values", "label_map", "value"),
-    [
-        (["good", "meh"], None, "'meh'"),
-        ([0, 2], None, "2"),
-        ([0, -1], None, "-1"),
-        ([0, 1], {0: "good"}, "1"),
-        (["a"], {"a": "fine"}, "'fine'"),
-        (["good", None], None, "None"),
-        ([0.0, 1.0], None, "0.0"),
-    ],
-)
-def test_labels_that_no_name_stands_for_are_refused(
-    tmp_path: Path, values: list[Any], label_map: Any, value: str
-) -> None:
-    path = write(tmp_path / "rows.jsonl", [{"text": "a", "label": label} for label in values])
-    message = rf"Corpus 'law' has the label {value}, which is not in `label_names` \(\['bad', 'good'\]\)\. Map it"
-    with pytest.raises(ValueError, match=message):
-        load_corpus("law", CorpusConfig(path=path, label_map=label_map), LABELS)
-    with pytest.raises(ValueError, match=message):  # a stream tells as soon as it gets there
-        load(path, label_map=label_map, streaming=True)
-
-
-# Filters.
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize(
-    ("where", "numbers"),
-    [
-        ({"kind": "a"}, [0, 3]),
-        ({"kind": ["a", "c"]}, [0, 2, 3, 5]),
-        ({"kind": ["a", "c"], "label": "good"}, [3, 5]),
-        ({}, [0, 1, 2, 3, 4, 5]),
-    ],
-)
-def test_where_keeps_rows(tmp_path: Path, where: dict[str, Any], numbers: list[int], streaming: bool) -> None:
-    rows = load(write(tmp_path / "rows.jsonl"), where=where, streaming=streaming)
-    assert rows == [EXPECTED[number] for number in numbers]
-
-
-def test_rows_that_where_drops_may_have_any_label(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", [*ROWS, {"text": "x", "label": "meh", "kind": "z"}])
-    assert load(path, where={"kind": ["a", "b", "c"]}) == EXPECTED
-
-
-@pytest.mark.parametrize("fields", [{"where": {"kind": "z"}}, {"label_map": {"bad": None, "good": None}}])
-def test_a_corpus_without_rows_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"Corpus 'law' \(.*rows\.jsonl\) has no rows left\. Check its split, `where`"):
-        load(write(tmp_path / "rows.jsonl"), **fields)
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_max_examples_draws_with_its_seed(tmp_path: Path, streaming: bool) -> None:
-    rows = [{"text": f"text {number}", "label": "good"} for number in range(30)]
-    path = write(tmp_path / "rows.jsonl", rows)
-
-    def texts(seed: int) -> list[str]:
-        return [row["text"] for row in load(path, max_examples=8, sample_seed=seed, streaming=streaming)]
-
-    first = texts(0)
-    assert len(set(first)) == 8
-    assert first == texts(0)
-    assert set(first) != set(texts(1))
-    assert first != [row["text"] for row in rows[:8]]
-
-
-@pytest.mark.parametrize(("limit", "count"), [(1, 1), (5, 5), (6, 6), (7, 6)])
-def test_max_examples_is_a_limit(tmp_path: Path, limit: int, count: int) -> None:
-    assert len(load(write(tmp_path / "rows.jsonl"), max_examples=limit)) == count
-
-
-def test_streams_stay_streams(tmp_path: Path) -> None:
-    corpus = load_corpus("law", CorpusConfig(path=write(tmp_path / "rows.jsonl"), streaming=True), LABELS)
-    assert isinstance(corpus, datasets.IterableDataset)
-    assert list(corpus) == list(corpus) == EXPECTED
-
-
 # Checks over all corpora.
 
 
@@ -435,22 +154,6 @@ def test_labels_that_are_no_classes_are_left_alone() -> None:
     check_labels([Corpus("law", datasets.Dataset.from_dict({"other": [9]}))], 3)
     with pytest.raises(ValueError, match="in column 'label'"):
         check_labels([Corpus("law", datasets.Dataset.from_dict({"label": [9]}))], 3)
-
-
-@pytest.mark.parametrize("column", ["text", "pair"])
-def test_a_cell_without_a_text_is_refused(tmp_path: Path, column: str) -> None:
-    rows = [{"text": "one", "pair": "two", "label": 0}, {"text": "three", "pair": "four", "label": 1}]
-    rows[1] = {**rows[1], column: None}
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = CorpusConfig(path=str(tmp_path / "rows.jsonl"), text_pair_column="pair")
-    with pytest.raises(ValueError, match=rf"Corpus 'here' has None .* column '{column}', row 1 .*Remove such rows"):
-        load_corpus("here", config, ["a", "b"])
-
-
-def test_numbers_that_are_label_names_go_by_name(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": "t", "label": n}) + "\n" for n in (1, 2, 3)))
-    dataset = load_corpus("here", CorpusConfig(path=str(tmp_path / "rows.jsonl")), ["1", "2", "3"])
-    assert dataset["label"][:] == [0, 1, 2]
 
 
 def test_a_side_is_one_split() -> None:

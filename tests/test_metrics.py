@@ -52,7 +52,7 @@ def test_metrics_of_a_case_by_hand() -> None:
     predictions, references = [1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 1, 0, 0]
     found = classification_metrics()(EvalPrediction(np.eye(2)[predictions], np.array(references)))
     assert found == pytest.approx(
-        {"accuracy": 5 / 7, "f1": (6 / 8 + 4 / 6) / 2, "matthews_correlation": (3 * 2 - 1) / 12}
+        {"accuracy": 5 / 7, "f1": (6 / 8 + 4 / 6) / 2, "matthews_correlation": (3 * 2 - 1) / 12, "roc_auc": 8.5 / 12}
     )
 
 

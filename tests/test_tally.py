@@ -121,6 +121,7 @@ def test_a_state_names_its_sums() -> None:
     found.add_order(torch.tensor([7, 8]))
     assert found.state_dict() == {
         "order": [7, 8],
+        "by_objective": {},
         "since_log": {"web": [2.0, 1.0, 1.0], "law": [12.0, 2.0, 5.0]},
         "since_decision": {"web": [2.0, 1.0, 0.0], "law": [12.0, 2.0, 0.0]},
     }

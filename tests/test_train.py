@@ -21,7 +21,7 @@ from hf_interp.preview import plan_recipe
 from hf_interp.results import RunResults, load_run_results
 from hf_interp.train import check_recipe, format_results, load_data, read_resume, run_recipe
 
-METRICS = {"loss", "accuracy", "f1", "matthews_correlation"}
+METRICS = {"loss", "accuracy", "f1", "matthews_correlation", "roc_auc"}
 
 
 def accuracy(classify: Any, data: str) -> float:
@@ -114,14 +114,14 @@ def test_the_report_sets_the_model_beside_the_pretrained(
     results = load_run_results(tmp_path / "other" / "results.json")
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"The model, results.json and run.png are in {tmp_path / 'other'}."
-    table = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[-15:-1]]
+    table = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[-18:-1]]
     assert table[0] == ["metric", "M₀", "trained"]
     rows = {row[0]: row[1:] for row in table[2:]}
     for side in ("general", "domain"):
         base, final = results.base_metrics[side], results.final_metrics[side]
         assert rows[f"{side} accuracy"] == [f"{base['accuracy']:.4f}", f"{final['accuracy']:.4f}"]
     assert rows["forgetting (general accuracy)"] == ["", f"{results.forgetting['accuracy']:.4f}"]
-    assert len(rows) == 12
+    assert len(rows) == 15
 
 
 def test_a_run_says_where_it_failed_and_returns_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

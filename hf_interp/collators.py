@@ -1,0 +1,152 @@
+"""Collators whose random choices depend on the example alone: not on the batch that it happens to sit in."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    DefaultDataCollator,
+    PreTrainedTokenizerBase,
+    default_data_collator,
+)
+
+PLAIN_COLLATORS = (
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    DefaultDataCollator,
+)
+"""Collators of the host's that draw no random numbers."""
+
+OBJECTIVES_KEY = "objectives"
+"""Under this key a batch holds one batch for each objective among its examples, by name; "" is the model's own task."""
+
+TASK = ""
+"""The name of the model's own task among objectives."""
+
+Collator = Callable[[list[Any]], Any]
+
+
+class MaskingCollator:
+    """Masks tokens for masked language modelling, each example with random numbers of its own, and pads.
+
+    The host's `DataCollatorForLanguageModeling` masks; here it is given one example after the other. In training the
+    random numbers come from the seed and the slot of the example, so that the masks are new in every pass and the same
+    for any split into micro-batches, processes and workers. In evaluation they come from the tokens of the example, so
+    that every evaluation masks the same.
+
+    Args:
+        tokenizer: with a mask token.
+        mlm_probability: share of the tokens to predict; of these 80% are masked, 10% replaced, 10% kept (Devlin et al.
+            2019, arXiv 1810.04805).
+        whole_word_mask: choose words instead of tokens, and mask them all; examples need `offset_mapping`.
+
+    Raises:
+        ValueError: for a tokenizer without a mask token, or a share outside [0, 1].
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float = 0.15, whole_word_mask: bool = False
+    ) -> None:
+        if tokenizer.mask_token is None:
+            raise ValueError(
+                "Masked language modelling needs a tokenizer with a mask token, which this one lacks. Use a model that "
+                "was pretrained so, or `causal-lm`."
+            )
+        if not 0 < mlm_probability <= 1:
+            raise ValueError(f"`mlm_probability` must lie in (0, 1], got {mlm_probability}.")
+        self.tokenizer = tokenizer
+        kinds = {"mask_replace_prob": 1.0, "random_replace_prob": 0.0} if whole_word_mask else {}
+        self._mask = DataCollatorForLanguageModeling(
+            tokenizer, mlm_probability=mlm_probability, whole_word_mask=whole_word_mask, **kinds
+        )
+        self._pad = DataCollatorForTokenClassification(tokenizer)
+        self.columns = ("special_tokens_mask", "offset_mapping") if whole_word_mask else ("special_tokens_mask",)
+        """Columns that the model does not take but the collator does."""
+
+    def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
+        """Collate for evaluation."""
+        return self.collate(examples, [crc32(np.asarray(each["input_ids"]).tobytes()) for each in examples], 0)
+
+    def collate(self, examples: Sequence[Any], numbers: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
+        """Collate with the masks that belong to (seed, number)."""
+        masked = []
+        for example, number in zip(examples, numbers, strict=True):
+            with random_state_of_slot(seed, number):
+                one = self._mask([{name: value for name, value in example.items() if name != "labels"}])
+            masked.append({name: values[0].tolist() for name, values in one.items()})
+        return dict(self._pad(masked))
+
+
+class ObjectiveCollator:
+    """Sorts the examples of a batch by what they train, and collates each kind by itself.
+
+    Args:
+        collators: by objective; `TASK` is the model's own task.
+        objectives: the objective of every corpus.
+    """
+
+    def __init__(self, collators: Mapping[str, Collator], objectives: Sequence[str]) -> None:
+        self.collators = dict(collators)
+        self.objectives = list(objectives)
+
+    def collate(
+        self, examples: Sequence[Any], numbers: Sequence[int], seed: int, corpus: Sequence[int]
+    ) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
+        """One batch for each objective that is there, under `OBJECTIVES_KEY`."""
+        found = {}
+        for name, collator in self.collators.items():
+            places = [place for place, index in enumerate(corpus) if self.objectives[index] == name]
+            if places:
+                chosen = [examples[place] for place in places]
+                found[name] = dict(collate(collator, chosen, [numbers[place] for place in places], seed))
+        return {OBJECTIVES_KEY: found}
+
+
+def collate(
+    collator: Any, examples: Sequence[Any], numbers: Sequence[int], seed: int, *, may_draw: bool | None = None
+) -> Any:
+    """Collate examples of training.
+
+    Args:
+        collator: a `MaskingCollator`, or any other, for which the generators are set from the first number.
+        examples: in the order of their slots.
+        numbers: their slots.
+        seed: the run's.
+        may_draw: whether the collator may draw random numbers at all; setting and restoring the generators takes some
+            0.1 ms.
+    """
+    if isinstance(collator, MaskingCollator):
+        return collator.collate(examples, numbers, seed)
+    draws = may_draw_numbers(collator) if may_draw is None else may_draw
+    with random_state_of_slot(seed, numbers[0]) if draws else nullcontext():
+        return collator(list(examples))
+
+
+def may_draw_numbers(collator: Any) -> bool:
+    """Whether a collator may draw random numbers, as one that masks does."""
+    return type(collator) not in PLAIN_COLLATORS and collator is not default_data_collator
+
+
+@contextmanager
+def random_state_of_slot(seed: int, slot: int) -> Iterator[None]:
+    """Set the CPU generators of random, NumPy and torch from (seed, slot), and put them back at the end."""
+    value = (seed * 1_000_003 + slot) % (1 << 63)
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(value)
+        np.random.seed(value % (1 << 32))
+        torch.default_generator.manual_seed(value)  # the CPU's alone: `torch.manual_seed` would reseed GPUs too
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
