@@ -42,9 +42,9 @@ class AdaLoraCallback(TrainerCallback):
     """Takes ranks away as AdaLoRA's schedule says, and adds the gradient of its penalty, once each optimizer step.
 
     Importance scores are part of the optimizer's state: they are saved with it and come back with it, so that a run
-    that is resumed ends with the ranks and weights of an uninterrupted one. While it trains, the adapter is saved at
-    its first rank, with zeros where ranks were taken away, which may yet come back; when training ends they are left
-    out.
+    that is resumed ends with the ranks and weights of an uninterrupted one. The adapter is saved at its first rank,
+    with zeros where ranks were taken away: these may come back before the last decision, and PEFT cannot go on from
+    an adapter that was saved without them.
 
     Raises:
         ValueError: when training begins, if the schedule is not that of the run, or gradients are not in their scale.
@@ -69,7 +69,6 @@ class AdaLoraCallback(TrainerCallback):
                 f"AdaLoRA with `fp16` needs a `max_grad_norm` above 0, got {args.max_grad_norm}: without it gradients "
                 "are still scaled when they are read. Set it, or use `bf16`."
             )
-        config.rank_pattern = None  # of an earlier run, by which PEFT would save less than is trained
         allocator.reset_ipt()
         for name, parameter in _factors(model):
             saved = kwargs["optimizer"].state[parameter]
@@ -100,7 +99,7 @@ class AdaLoraCallback(TrainerCallback):
         # The last decision needs scores, which a checkpoint without the optimizer's state does not bring.
         if step < last or (step == last and allocator.exp_avg_ipt):
             model.base_model.update_and_allocate(step)
-            config.rank_pattern = None  # until training ends
+            config.rank_pattern = None  # by which PEFT would leave out of a checkpoint what is still trained
         else:
             for name, values in _singular_values(model):
                 values.detach().mul_(self._kept[name])
@@ -111,16 +110,6 @@ class AdaLoraCallback(TrainerCallback):
             else:
                 saved.pop(SENSITIVITY, None)
                 saved.pop(UNCERTAINTY, None)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Have PEFT save the ranks that are left, and no others."""
-        pattern = {}
-        for name, values in _singular_values(kwargs["model"]):
-            kept = (values.detach().flatten() != 0).tolist()
-            pattern[name] = kept if any(kept) else [True, *kept[1:]]  # PEFT takes empty factors for an error
-        _config(kwargs["model"]).rank_pattern = pattern
 
 
 def _config(model: Any) -> Any:

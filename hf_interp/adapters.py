@@ -4,6 +4,7 @@ In every preset of a classifier the head is trained in full, as is whatever else
 """
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,9 @@ class ParameterCount:
         return self.trained / self.total
 
     def __str__(self) -> str:
-        return f"{self.trained:,} of {self.total:,} parameters are trained ({100 * self.share:.2g}%)."
+        percent = 100 * self.share
+        shown = f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
+        return f"{self.trained:,} of {self.total:,} parameters are trained ({shown}%)."
 
 
 def check_adapter(
@@ -166,6 +169,20 @@ def adapt(
     if config.peft_type.value == "ADALORA":
         prepare_adalora(adapted)
     return adapted
+
+
+def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
+    """A trained adapter on its model, to be evaluated.
+
+    `PeftModel.from_pretrained` does the same, but an AdaLoRA that it loads cannot take labels.
+    """
+    import peft
+
+    loaded = peft.PeftModel.from_pretrained(model, folder)
+    if loaded.active_peft_config.peft_type.value == "ADALORA":
+        loaded.base_model.trainable_adapter_name = loaded.active_adapter  # its penalty is looked up by this
+        prepare_adalora(loaded)
+    return loaded
 
 
 def adapter_callbacks(adapter: str | Mapping[str, Any] | None) -> list[TrainerCallback]:
@@ -294,7 +311,11 @@ def _is_scalable(config: Any) -> bool:
 
 
 def _check_task(model: PreTrainedModel, config: Any) -> None:
-    if config.is_prompt_learning and config.task_type is None:
+    """Refuse trained tokens where PEFT does not put them before the input, or not before the labels."""
+    is_refused = config.task_type in (None, "TOKEN_CLS") or (
+        config.task_type == "SEQ_CLS" and model.config.is_encoder_decoder
+    )
+    if config.is_prompt_learning and is_refused:
         raise ValueError(
             f"Adapters of the type {config.peft_type.value} put tokens before the input, which PEFT does not do for "
             f"{type(model).__name__}. Use another preset, such as lora."
@@ -308,17 +329,20 @@ def _fit_to_model(config: Any, model: PreTrainedModel, fields: Mapping[str, Any]
         config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     if "modules_to_save" in known and "modules_to_save" not in fields:
         config.modules_to_save = _whole_modules(model, config.task_type, new_names) or None
+    if config.is_prompt_learning:  # PEFT knows a few names of these
+        config.token_dim = config.token_dim or model.get_input_embeddings().embedding_dim
+        config.num_layers = config.num_layers or getattr(model.config, "num_hidden_layers", None)
+        config.num_attention_heads = config.num_attention_heads or getattr(model.config, "num_attention_heads", None)
     if config.peft_type.value == "IA3" and config.target_modules is None:
         _ia3_targets(config, model)
 
 
 def _whole_modules(model: PreTrainedModel, task_type: str | None, new_names: Sequence[str]) -> list[str]:
     """Modules that are trained in full, none inside another: a classifier's head, and what the checkpoint lacks."""
-    found = {name.partition(".")[0]: None for name in (head_names(model) if task_type in _HEADED else [])}
-    found |= {name.rpartition(".")[0]: None for name in new_names}
-    return [
-        path for path in found if _is_apart(model, path) and not any(path.startswith(f"{other}.") for other in found)
-    ]
+    paths = [name.partition(".")[0] for name in (head_names(model) if task_type in _HEADED else [])]
+    paths += [name.rpartition(".")[0] for name in new_names]
+    found = [path for path in dict.fromkeys(paths) if _is_apart(model, path)]
+    return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
 
 
 def _is_apart(model: nn.Module, path: str) -> bool:
