@@ -13,7 +13,7 @@ import pytest
 from hf_interp import cli
 from hf_interp.preview import plan_recipe, summarise
 
-COMMANDS = ("demo", "train", "plan", "compare", "curve", "merge")
+COMMANDS = ("demo", "train", "plan", "compare", "tune", "curve", "merge")
 
 
 def exit_of(argv: list[str]) -> int:
@@ -56,6 +56,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["demo", "--learning_rate", "1"], "unrecognized arguments: --learning_rate 1"),
         (["demo", "--seeds", "a"], "argument --seeds: invalid int value: 'a'"),
         (["compare", "recipe.yaml", "--seeds"], "argument --seeds: expected at least one argument"),
+        (["tune", "recipe.yaml", "--trials", "many"], "argument --trials: invalid int value: 'many'"),
     ],
 )
 def test_misused_commands_show_their_usage(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,6 +271,27 @@ def test_bad_flags_are_refused_in_one_line(
     message: str,
 ) -> None:
     assert cli.main(["train", str(write_recipe(toy_recipe)), *flags]) == 2
+    assert message in error_line(capfd)
+    assert not Path(toy_recipe["output_dir"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--trials", "0"], "`trials` must be a whole number of at least 1, got 0."),
+        (["--space", "alpha_end"], "`space` must be such as alpha_end=0.5..1.0"),
+        (["--space", "alpha_edn=1"], "Did you mean 'alpha_end'?"),
+        (["--alpha_search.objective", "knee"], "must not be 'knee' here"),
+    ],
+)
+def test_bad_searches_are_refused_in_one_line(
+    toy_recipe: dict[str, Any],
+    write_recipe: Callable[..., Path],
+    capfd: pytest.CaptureFixture[str],
+    flags: list[str],
+    message: str,
+) -> None:
+    assert cli.main(["tune", str(write_recipe(toy_recipe)), *flags]) == 2
     assert message in error_line(capfd)
     assert not Path(toy_recipe["output_dir"]).exists()
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from hf_interp import plots
 from hf_interp.curves import AlphaCurve
 from hf_interp.plan import MixturePlan, PlannedCorpus
-from hf_interp.plots import main_metric, plot_comparison, plot_curve, plot_plan, plot_run
+from hf_interp.plots import main_metric, plot_comparison, plot_curve, plot_plan, plot_run, plot_tuning
 from hf_interp.results import Comparison, RunResults
 from hf_interp.schedules import AlphaSchedule, constant, linear
 
@@ -261,3 +261,48 @@ def test_a_curve_without_standard_errors_or_with_one_alpha_is_drawn(tmp_path: Pa
 )
 def test_the_metric_to_draw(metrics: dict[str, dict[str, float]], expected: str | None) -> None:
     assert main_metric(metrics) == expected
+
+
+def tuning_trials() -> list[dict[str, Any]]:
+    values = [(0.5, 0.5, 0.9), (None, 0.1, 0.1), (0.8, 0.8, 0.85), (0.7, 0.9, 0.5), (0.6, 0.6, 0.9)]
+    trials: list[dict[str, Any]] = []
+    for objective, domain, general in values:
+        feasible = general > 0.8
+        trials.append({"objective": objective, "feasible": feasible, "domain": domain, "general": general})
+        trials[-1]["own"] = len(trials) == 1
+    return trials
+
+
+def drawn_tuning(monkeypatch: pytest.MonkeyPatch, base: list[float | None], metric: str = "accuracy") -> Figure:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    trials = tuning_trials()
+    plot_tuning(trials, "tuning.png", best=trials[2], base=base, metric=metric)
+    return figures[0]
+
+
+def test_a_search_shows_its_trials_and_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = drawn_tuning(monkeypatch, [0.5, 0.9])
+    objective, sides = ({line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in figure.axes)
+    assert objective["trials"] == [[0, 0.5], [2, 0.8], [4, 0.6]]
+    assert [point[0] for point in objective["not feasible"]] == [1, 3]
+    assert objective["the recipe's own"] == [[0, 0.5]]
+    assert objective["best"] == [[2, 0.8]]
+    assert [point[1] for point in objective["best so far"]] == [0.5, 0.5, 0.8, 0.8, 0.8]
+    assert sides["best"] == [[0.85, 0.8]]
+    assert sides["not feasible"] == [[0.1, 0.1], [0.5, 0.9]]
+    assert sides["$M_0$"] == [[0.9, 0.5]]
+    assert not figure.axes[1].xaxis_inverted()
+
+
+def test_a_search_by_loss_turns_the_axes_of_the_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, sides = drawn_tuning(monkeypatch, [0.5, 0.9], "loss").axes
+    assert (objective.yaxis_inverted(), sides.xaxis_inverted(), sides.yaxis_inverted()) == (False, True, True)
+
+
+def test_a_search_on_one_side_has_one_panel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert len(drawn_tuning(monkeypatch, [0.5, None]).axes) == 1
+    monkeypatch.undo()
+    trials = tuning_trials()
+    plot_tuning(trials, tmp_path / "tuning.png", best=trials[2], base=[0.5, 0.9], metric="accuracy")
+    assert (tmp_path / "tuning.png").read_bytes().startswith(PNG)
