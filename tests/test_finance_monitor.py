@@ -38,6 +38,7 @@ from jumps import (  # noqa: E402
     mean_run_length,
     raised_rate,
     reference_value,
+    upper_limit,
 )
 from monitor import ALL, Monitor  # noqa: E402
 from streams import BadLine, Item  # noqa: E402
@@ -184,12 +185,32 @@ def test_a_jump_is_found_sooner_than_a_false_alarm_and_a_fall_never() -> None:
 def test_the_usual_rate_is_learned_from_the_reference_alone() -> None:
     detector = JumpDetector(reference=10)
     assert not any([detector.update(True) for _ in range(3)] + [detector.update(False) for _ in range(6)])
-    assert detector.base_rate is None
+    assert (detector.base_rate, detector.usual_share) == (None, None)
     detector.update(False)
-    assert detector.base_rate == pytest.approx(3.5 / 11)
+    learned = (upper_limit(3, 10, 0.9), 0.3)
+    assert (detector.base_rate, detector.usual_share) == learned
     for _ in range(5):
         detector.update(True)
-    assert detector.base_rate == pytest.approx(3.5 / 11)
+    assert (detector.base_rate, detector.usual_share) == learned
+    assert JumpDetector(base_rate=0.2).usual_share == 0.2
+
+
+def test_the_upper_limit_solves_the_equation_that_defines_it() -> None:
+    for yeses, confidence, z in ((0, 0.9, 1.281552), (7, 0.9, 1.281552), (40, 0.975, 1.959964), (7, 0.5, 0.0)):
+        limit = upper_limit(yeses, 40, confidence)
+        assert limit - yeses / 40 == pytest.approx(z * math.sqrt(limit * (1 - limit) / 40), abs=1e-6)
+
+
+@pytest.mark.parametrize(("confidence", "low", "high"), [(0.5, 0.4, 0.6), (0.9, 0.85, 0.97)])
+def test_a_learned_rate_keeps_the_run_length_as_often_as_asked(confidence: float, low: float, high: float) -> None:
+    rate, texts = 0.2, 100
+    kept = 0.0
+    for yeses in range(5, 45):  # beyond lies less than 1e-5 of the probability
+        base = upper_limit(yeses, texts, confidence)
+        chart = design_chart(base, odds_ratio=3.0, run_length=300.0)
+        weight = math.comb(texts, yeses) * rate**yeses * (1 - rate) ** (texts - yeses)
+        kept += weight * (mean_run_length(chart, rate) >= 300)
+    assert low < kept < high
 
 
 @pytest.mark.parametrize(("negative", "rate"), [(False, RATES[0]), (True, RATES[1])])
@@ -236,6 +257,7 @@ def test_a_detector_goes_on_from_its_state_through_json() -> None:
         ({"odds_ratio": 101.0}, "`odds_ratio`"),
         ({"run_length": 1.0}, "`run_length` must be more than 1"),
         ({"run_length": float("nan")}, "`run_length`"),
+        ({"confidence": 0.4}, r"`confidence` must lie in \[0.5, 0.999\], got 0.4"),
         ({"base_rate": 0.0}, "`base_rate` must lie in"),
         ({"base_rate": 0.95}, "`base_rate` must lie in"),
     ],
@@ -311,7 +333,7 @@ def scores(label: str) -> dict[str, float]:
 
 
 def test_records_hold_shares_and_alerts_by_topic() -> None:
-    watch = Monitor(LABELS, topics={"a": ["ant"], "b": ["bee"]}, window=2, reference=4, run_length=20.0)
+    watch = Monitor(LABELS, topics={"a": ["ant"], "b": ["bee"]}, window=2, reference=4, run_length=20.0, confidence=0.5)
     stream = [("ant", "neutral")] * 4 + [("bee", "positive")] * 4 + [("ant and bee", "negative")] * 2
     records, alerts = [], []
     for number, (text, label) in enumerate(stream):
@@ -337,14 +359,14 @@ def test_records_hold_shares_and_alerts_by_topic() -> None:
     last = alerts[-1]
     assert last == {
         "topic": "b",
-        "usual_share": 0.1,  # (0 + ½)/(4 + 1)
+        "usual_share": 0.0,  # of the four before
         "negative_share": 1.0,
         "number": 10,
         "id": "9",
         "time": "t9",
         "text": "ant and bee",
     }
-    assert monitor.format_alert(last) == "ALERT b: negative share 100%, usually 10%, at text 10 (t9): 'ant and bee'"
+    assert monitor.format_alert(last) == "ALERT b: negative share 100%, usually 0%, at text 10 (t9): 'ant and bee'"
 
 
 def test_a_jump_of_the_positive_share_is_no_alert() -> None:
@@ -668,7 +690,7 @@ def run(classifier: Path, *flags: Any) -> int:
     return monitor.main([str(classifier), *map(str, flags)])
 
 
-SETTINGS = ["--reference", "30", "--window", "20", "--run_length", "50"]
+SETTINGS = ["--reference", "30", "--window", "20", "--run_length", "50", "--confidence", "0.5"]
 
 
 def test_records_do_not_depend_on_the_batches(classifier: Path, tmp_path: Path) -> None:

@@ -9,13 +9,19 @@ adds ln(p1/p0) for a yes and ln((1 − p1)/(1 − p0)) for a no: up to a factor,
 Reynolds and Stoumbos (1999, "A CUSUM chart for monitoring a proportion when inspecting continuously", Journal of
 Quality Technology 31) round γ to a fraction a/b: then the sum moves in whole steps (+(b − a) and −a), its states are a
 Markov chain, and the mean number of texts to an alarm is the solution of a linear system rather than an approximation.
+
+A usual rate p0 that is learned from a few texts is off by chance, and where it is too low, false alarms come several
+times as often as planned (Lee, Wang, Xu, Schuh and Woodall 2013, "The effect of parameter estimation on upper-sided
+Bernoulli cumulative sum charts", Quality and Reliability Engineering International 29). The chart is therefore made for
+an upper confidence limit of p0 (Wilson 1927): later alarms, but as rarely false as asked for, at that confidence.
 """
 
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from math import log
+from math import log, sqrt
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -42,6 +48,17 @@ def raised_rate(base_rate: float, odds_ratio: float) -> float:
     """
     odds = odds_ratio * base_rate / (1 - base_rate)
     return odds / (1 + odds)
+
+
+def upper_limit(yeses: int, texts: int, confidence: float) -> float:
+    """An upper confidence limit of a rate (Wilson 1927, Journal of the American Statistical Association 22).
+
+    >>> round(upper_limit(10, 100, 0.9), 4), upper_limit(10, 100, 0.5)
+    (0.1451, 0.1)
+    """
+    rate, z = yeses / texts, NormalDist().inv_cdf(confidence)
+    half = z * sqrt(rate * (1 - rate) / texts + (z / (2 * texts)) ** 2)
+    return (rate + z**2 / (2 * texts) + half) / (1 + z**2 / texts)
 
 
 def reference_value(base_rate: float, odds_ratio: float) -> Fraction:
@@ -104,14 +121,15 @@ def design_chart(base_rate: float, *, odds_ratio: float, run_length: float) -> C
 class JumpDetector:
     """Raises an alarm when the share of yeses has jumped; constant time and memory per text.
 
-    The first `reference` texts give the usual rate p0, as (yeses + ½)/(texts + 1), held within `RATES`; no alarm is
-    raised over them. From then on a CUSUM looks for a rate with `odds_ratio` times the odds. After an alarm it starts
-    from 0 again, so that a share that stays high raises further alarms.
+    The first `reference` texts give the usual rate; no alarm is raised over them. From then on a CUSUM looks for a rate
+    with `odds_ratio` times the odds of the usual rate's upper confidence limit, held within `RATES`. After an alarm it
+    starts from 0 again, so that a share that stays high raises further alarms.
 
     Args:
         reference: texts to learn the usual rate from.
         odds_ratio: the jump to be found soonest, as a factor of the odds; at least 1.5.
-        run_length: mean number of texts between false alarms, for the rate that was learned; more than 1.
+        run_length: mean number of texts between false alarms, or more, with probability `confidence`; more than 1.
+        confidence: of the upper limit of a usual rate that is learned; ½ takes the rate as it was found.
         base_rate: the usual rate, if it is known; then nothing is learned.
         relearn: learn the usual rate anew after each alarm, so that only a further jump raises another.
 
@@ -126,9 +144,10 @@ class JumpDetector:
     def __init__(
         self,
         *,
-        reference: int = 100,
+        reference: int = 200,
         odds_ratio: float = 3.0,
         run_length: float = 1000.0,
+        confidence: float = 0.9,
         base_rate: float | None = None,
         relearn: bool = False,
     ) -> None:
@@ -138,17 +157,25 @@ class JumpDetector:
             raise ValueError(f"`odds_ratio` must lie in [1.5, 100], got {odds_ratio}; 3 is a jump from 10% to 25%.")
         if not 1 < run_length <= 1e8:
             raise ValueError(f"`run_length` must be more than 1 text and at most 1e8, got {run_length}.")
+        if not 0.5 <= confidence <= 0.999:
+            raise ValueError(f"`confidence` must lie in [0.5, 0.999], got {confidence}.")
         if base_rate is not None and not RATES[0] <= base_rate <= RATES[1]:
             raise ValueError(f"`base_rate` must lie in [{RATES[0]}, {RATES[1]}], got {base_rate}.")
         self.reference = reference
         self.odds_ratio = odds_ratio
         self.run_length = run_length
+        self.confidence = confidence
         self.relearn = relearn
         self.base_rate = base_rate
         self.chart = None if base_rate is None else self._design(base_rate)
         self.statistic = 0
         self._seen = 0
         self._negatives = 0
+
+    @property
+    def usual_share(self) -> float | None:
+        """The share that was found in the reference, or `base_rate`; `None` before the end of the reference."""
+        return None if self.chart is None else self._negatives / self._seen if self._seen else self.base_rate
 
     def update(self, negative: bool) -> bool:
         """Take one text; whether it raises an alarm."""
@@ -186,8 +213,8 @@ class JumpDetector:
         self._seen += 1
         self._negatives += negative
         if self._seen == self.reference:
-            rate = (self._negatives + 0.5) / (self._seen + 1)  # never 0, which no jump could start from
-            self.base_rate = min(max(rate, RATES[0]), RATES[1])
+            limit = upper_limit(self._negatives, self._seen, self.confidence)
+            self.base_rate = min(max(limit, RATES[0]), RATES[1])
             self.chart = self._design(self.base_rate)
 
     def _design(self, base_rate: float) -> Chart:

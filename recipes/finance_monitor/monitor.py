@@ -141,9 +141,9 @@ class Monitor:
         alerts: list[dict[str, Any]] = []
         for name in topics:
             self.shares[name].update(label)
-            base_rate = self.detectors[name].base_rate
+            usual = self.detectors[name].usual_share
             if self.detectors[name].update(label == self.negative):
-                alerts.append({"topic": name, "usual_share": round(base_rate or 0.0, 6)})
+                alerts.append({"topic": name, "usual_share": round(usual or 0.0, 6)})
         negative_share = {name: round(self.shares[name][self.negative], 6) for name in topics}
         record: dict[str, Any] = {
             "number": self.num_texts,
@@ -402,7 +402,8 @@ def watch(args: argparse.Namespace) -> None:
     """Run the monitor as the arguments say."""
     topics = read_topics(args.topics) if args.topics else {}
     compile_topics(topics)  # now, before a model is loaded
-    detector = {name: getattr(args, name) for name in ("reference", "odds_ratio", "run_length", "base_rate", "relearn")}
+    names = ("reference", "odds_ratio", "run_length", "confidence", "base_rate", "relearn")
+    detector = {name: getattr(args, name) for name in names}
     JumpDetector(**detector)
     state = read_state(args.state)
     source = f"{'feed' if args.feed else 'follow' if args.follow else 'input'}:{args.feed or args.follow or args.input}"
@@ -541,11 +542,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--topics", type=Path, metavar="YAML", help="a mapping from topics to lists of keywords")
     parser.add_argument("--negative_label", default="negative", help="the label whose share is watched")
     parser.add_argument("--window", type=_count, default=100, help="texts that a rolling share looks back on")
-    parser.add_argument("--reference", type=_count, default=100, help="texts to learn a topic's usual share from")
+    parser.add_argument("--reference", type=_count, default=200, help="texts to learn a topic's usual share from")
     parser.add_argument("--base_rate", type=float, help="the usual share, rather than learn it")
     parser.add_argument("--odds_ratio", type=float, default=3.0, help="the jump to look for, as a factor of the odds")
     parser.add_argument(
         "--run_length", type=float, default=1000.0, help="mean number of texts between false alarms of a topic"
+    )
+    parser.add_argument(
+        "--confidence", type=float, default=0.9, help="probability that false alarms are as rare as --run_length says"
     )
     parser.add_argument("--relearn", action="store_true", help="learn the usual share anew after an alert")
     parser.add_argument("--output", type=Path, metavar="JSONL", help="append the records here; else to standard output")
