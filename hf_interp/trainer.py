@@ -495,7 +495,7 @@ class InterpolationMixin(ObjectivesMixin):
                 mask, ids = part.get("attention_mask"), part.get("input_ids")
                 if mask is not None:
                     self._tally.add_tokens(chosen, mask.sum(-1))
-                elif ids is not None:
+                elif ids is not None and len(ids) == len(chosen):  # and not all in one row, as without padding
                     self._tally.add_tokens(chosen, torch.full_like(chosen, ids.shape[-1]))
 
     def _note_losses(self, corpus: torch.Tensor, losses: torch.Tensor | None) -> None:

@@ -300,6 +300,23 @@ def test_padding_free_sft_trains_as_padded(sft: Callable[..., Any], tmp_path: Pa
     assert logged(free, "loss_domain") == [None] * 8  # the borders between examples are gone
 
 
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_sft_counts_tokens_where_it_can_tell_the_examples(
+    padding_free: bool, sft: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = {"mixture_unit": "tokens", "padding_free": padding_free, "max_length": None}
+    trainer = sft(mixture("text"), tmp_path, with_alpha=True, **settings)
+    trainer.train()
+    shares = []
+    for seen in planned_words(trainer).values():
+        tokens = {number: len(ROWS["text"](number)["text"].split()) + 1 for number in seen}  # and the end
+        shares.append(
+            sum(tokens[number] for number in seen if number >= GENERAL) / sum(tokens[number] for number in seen)
+        )
+    # with all examples in one row, the plan still goes by tokens
+    assert logged(trainer, "token_share_domain") == ([None] * 8 if padding_free else pytest.approx(shares))
+
+
 def test_sft_evaluates_each_side(sft: Callable[..., Any], tmp_path: Path) -> None:
     held_out = mixture("completion", count=6)
     mixed = sft(mixture("completion"), tmp_path, given={"eval_dataset": held_out})
