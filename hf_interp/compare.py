@@ -31,7 +31,6 @@ from hf_interp.results import (
     RunResults,
     evaluations,
     forgetting,
-    main_metric,
     save_results,
     spread,
 )
@@ -127,13 +126,12 @@ def compare(
     first_rows = [_row_of(BASE, seed, metrics, metrics, curve=[]) for seed, metrics in base.items()]
     comparison = Comparison(rows=first_rows + rows, settings=settings)
     save_results(comparison, folder / RESULTS_NAME)
-    plot_comparison(comparison, folder / PLOT_NAME, _metric(comparison))
+    plot_comparison(comparison, folder / PLOT_NAME)
     return comparison
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """Mean ± standard deviation over seeds of the main metric, by method."""
-    metric = _metric(comparison)
+    """Mean ± standard deviation over seeds of the main metric of each side, by method."""
 
     def cell(found: dict[str, float] | None, digits: int = 3) -> str:
         return "" if found is None else f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f}"
@@ -149,9 +147,10 @@ def format_comparison(comparison: Comparison) -> str:
             cell(row["general"]),
             cell(row["forgetting"]),
         ]
-        for row in comparison.table(metric)
+        for row in comparison.table()
     ]
-    return format_table(["method", "α of weights", f"domain {metric}", f"general {metric}", "forgetting"], rows)
+    sides = [f"{side} {comparison.metric(side)}" for side in ("domain", "general")]
+    return format_table(["method", "α of weights", *sides, "forgetting"], rows)
 
 
 def train_quietly(
@@ -252,9 +251,3 @@ def _curve(results: RunResults) -> list[dict[str, Any]]:
         if point:
             curve.append({"step": entry["step"], **point})
     return curve
-
-
-def _metric(comparison: Comparison) -> str:
-    metric = main_metric(comparison.rows[0]["metrics"])
-    assert metric is not None
-    return metric

@@ -65,19 +65,23 @@ def plot_run(results: RunResults, path: str | os.PathLike[str]) -> None:
     _save(figure, path)
 
 
-def plot_comparison(comparison: Comparison, path: str | os.PathLike[str], metric: str) -> None:
-    """α and realised share of the last method; the metric on both sides over steps, mean and range over seeds."""
+def plot_comparison(comparison: Comparison, path: str | os.PathLike[str], metric: str | None = None) -> None:
+    """α and realised share of every method; a metric on both sides over steps, mean and range over seeds.
+
+    Without a `metric` it is the main one of each side.
+    """
+    of_domain, of_general = (metric or comparison.metric(side) for side in ("domain", "general"))
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     alpha, domain, general = figure.subplots(1, 3)
     trained = [method for method in comparison.methods() if any(row["curve"] for row in _rows(comparison, method))]
     for index, method in enumerate(trained):
         _alpha_of(alpha, comparison, method, _colour(index))
-        _band(domain, comparison, method, "domain", metric, _colour(index))
-        _band(general, comparison, method, "general", metric, _colour(index))
+        _band(domain, comparison, method, "domain", of_domain, _colour(index))
+        _band(general, comparison, method, "general", of_general, _colour(index))
     _finish(alpha, "α (line) and realised domain share (dots)", "share of the batch")
     alpha.set_ylim(-0.03, 1.03)
-    _finish(domain, "domain test set", metric)
-    _finish(general, "general test set", metric)
+    _finish(domain, "domain test set", of_domain)
+    _finish(general, "general test set", of_general)
     _save(figure, path)
 
 

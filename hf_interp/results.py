@@ -92,16 +92,26 @@ class Comparison:
         """The metric of a method on an evaluation set, one value a seed."""
         return [row["metrics"][dataset][metric] for row in self.rows if row["method"] == method]
 
-    def table(self, metric: str) -> list[dict[str, Any]]:
-        """Mean and standard deviation over seeds of the metric on both sides, and of the forgetting, by method."""
+    def metric(self, dataset: str) -> str:
+        """The main metric of an evaluation set; sides that train different objectives have different ones."""
+        found = main_metric({dataset: self.rows[0]["metrics"][dataset]})
+        assert found is not None
+        return found
+
+    def table(self, metric: str | None = None) -> list[dict[str, Any]]:
+        """Mean and standard deviation over seeds of a metric on both sides, and of its forgetting, by method.
+
+        Without a `metric` it is the main one of each side.
+        """
+        domain, general = (metric or self.metric(side) for side in ("domain", "general"))
         table = []
         for method in self.methods():
-            lost = [row["forgetting"].get(metric) for row in self.rows if row["method"] == method]
+            lost = [row["forgetting"].get(general) for row in self.rows if row["method"] == method]
             table.append(
                 {
                     "method": method,
-                    "domain": spread(self.values(method, "domain", metric)),
-                    "general": spread(self.values(method, "general", metric)),
+                    "domain": spread(self.values(method, "domain", domain)),
+                    "general": spread(self.values(method, "general", general)),
                     "forgetting": spread([value for value in lost if value is not None]),
                 }
             )
@@ -144,8 +154,13 @@ def forgetting(base: Mapping[str, float], final: Mapping[str, float]) -> dict[st
 
 
 def main_metric(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
-    """The metric to show: accuracy if there is one, else the first that is no loss, else the loss."""
+    """The metric to show, of those that all sets have if there are any: accuracy, the first that is no loss, the loss.
+
+    >>> main_metric({"domain": {"loss": 0.5, "f1": 0.8}, "general": {"loss": 2.0, "perplexity": 7.4}})
+    'loss'
+    """
     names = [name for found in metrics.values() for name in found if name not in SPEED_METRICS]
+    names = [name for name in names if all(name in found for found in metrics.values())] or names
     for choice in ("accuracy", *(name for name in names if not name.endswith("loss")), *names):
         if choice in names:
             return choice

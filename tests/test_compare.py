@@ -43,7 +43,7 @@ def test_there_is_a_row_for_every_method_and_seed(compared: Comparison) -> None:
     ]
     for row in compared.rows:
         assert set(row["metrics"]) == {"general", "domain"}
-        assert set(row["forgetting"]) == {"loss", "accuracy", "f1", "matthews_correlation"}
+        assert set(row["forgetting"]) == {"loss", "accuracy", "f1", "matthews_correlation", "roc_auc"}
 
 
 def test_methods_differ_in_what_they_draw_alone(compared: Comparison) -> None:

@@ -163,6 +163,22 @@ def test_a_table_has_mean_and_deviation_of_every_method_in_order() -> None:
     }
 
 
+def test_sides_with_other_objectives_have_metrics_of_their_own() -> None:
+    rows = [
+        {
+            "method": "mixed",
+            "metrics": {"domain": {"loss": 0.5, "accuracy": 0.75}, "general": {"loss": 2.0, "perplexity": 8.0}},
+            "forgetting": {"loss": -1.0, "perplexity": -2.0},
+        }
+    ]
+    found = Comparison(rows=rows, settings={})
+    assert (found.metric("domain"), found.metric("general")) == ("accuracy", "perplexity")
+    (row,) = found.table()
+    assert [row[name]["mean"] for name in ("domain", "general", "forgetting")] == [0.75, 8.0, -2.0]
+    (row,) = found.table("loss")
+    assert [row[name]["mean"] for name in ("domain", "general", "forgetting")] == [0.5, 2.0, -1.0]
+
+
 def test_a_table_counts_the_seeds_that_measured_forgetting() -> None:
     found = comparison()
     for row in found.rows[1:]:
