@@ -238,7 +238,8 @@ class ObjectivesMixin(_Host):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The host's, and the heads."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        given = () if model is None else (model,)  # for which sentence-transformers have no parameter
+        super()._load_from_checkpoint(resume_from_checkpoint, *given)
         self._load_heads(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
