@@ -35,6 +35,7 @@ from jumps import (  # noqa: E402
     JumpDetector,
     RollingShares,
     design_chart,
+    expect,
     mean_run_length,
     raised_rate,
     reference_value,
@@ -203,14 +204,25 @@ def test_the_upper_limit_solves_the_equation_that_defines_it() -> None:
 
 @pytest.mark.parametrize(("confidence", "low", "high"), [(0.5, 0.4, 0.6), (0.9, 0.85, 0.97)])
 def test_a_learned_rate_keeps_the_run_length_as_often_as_asked(confidence: float, low: float, high: float) -> None:
-    rate, texts = 0.2, 100
-    kept = 0.0
-    for yeses in range(5, 45):  # beyond lies less than 1e-5 of the probability
-        base = upper_limit(yeses, texts, confidence)
-        chart = design_chart(base, odds_ratio=3.0, run_length=300.0)
-        weight = math.comb(texts, yeses) * rate**yeses * (1 - rate) ** (texts - yeses)
-        kept += weight * (mean_run_length(chart, rate) >= 300)
+    detector = JumpDetector(reference=100, run_length=300.0, confidence=confidence)
+    kept, _ = expect(0.2, [], detector)
     assert low < kept < high
+
+
+def test_the_delay_after_learning_agrees_with_simulation() -> None:
+    settings = {"reference": 50, "run_length": 100.0, "confidence": 0.8}
+    _, (expected,) = expect(0.2, [0.5], JumpDetector(**settings))
+    draw = random.Random(0)
+    delays = []
+    for _ in range(1000):
+        detector = JumpDetector(**settings)
+        for _ in range(50):
+            detector.update(draw.random() < 0.2)
+        delays.append(1)
+        while not detector.update(draw.random() < 0.5):
+            delays[-1] += 1
+    error = np.std(delays) / math.sqrt(len(delays))
+    assert abs(np.mean(delays) - expected) < 4 * error < expected / 4
 
 
 @pytest.mark.parametrize(("negative", "rate"), [(False, RATES[0]), (True, RATES[1])])
