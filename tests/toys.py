@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer, set_seed
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, Trainer, set_seed
 
 from hf_interp import InterpolationConfig, InterpolationTrainer
 
@@ -39,6 +39,13 @@ def tiny_model(dropout: float = 0.1) -> BertForSequenceClassification:
             attention_probs_dropout_prob=dropout,
         )
     )
+
+
+def masked_model() -> BertForMaskedLM:
+    """A masked language model with a backbone of the size of `tiny_model`; always with the same weights."""
+    shape = tiny_model(0.0).config
+    set_seed(11)
+    return BertForMaskedLM(shape)
 
 
 def config(output_dir: Path | str, **kwargs: Any) -> InterpolationConfig:
