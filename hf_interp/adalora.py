@@ -83,7 +83,11 @@ class AdaLoraCallback(TrainerCallback):
         model = kwargs["model"]
         weight = _config(model).orth_reg_weight
         if weight:
-            (weight * orthogonality(model)).backward()
+            factors = [factor for name, factor in _factors(model) if ".lora_E." not in name]
+            # not `backward`, which might start another reduction over processes
+            gradients = torch.autograd.grad(weight * orthogonality(model), factors)
+            for factor, gradient in zip(factors, gradients, strict=True):
+                factor.grad = gradient if factor.grad is None else factor.grad.add_(gradient)
         self._kept = {name: values.detach() != 0 for name, values in _singular_values(model)}
 
     def on_optimizer_step(

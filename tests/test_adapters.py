@@ -24,7 +24,9 @@ from hf_interp.adapters import (
     get_peft_config,
     load_adapter,
 )
+from hf_interp.curves import load_curve
 from hf_interp.partial import PARTS, head_names
+from hf_interp.revisit import curve_run
 from hf_interp.train import run_recipe
 
 KINDS = {
@@ -272,7 +274,8 @@ def test_what_can_be_interpolated_is_not_refused(adapter: str) -> None:
 @pytest.mark.parametrize("preset", few("adalora", but=("dora", "prompt_tuning")))
 def test_the_curve_of_a_preset_is_found(preset: str, toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     run_recipe({**toy_recipe, "peft": ONE_LAYER.get(preset, preset), "max_steps": 2, "alpha_search": {"alphas": 2}})
-    assert (tmp_path / "out" / "curve.json").is_file()
+    curve, folder = curve_run(tmp_path / "out", ["--alpha_search.alphas", "2"])  # of the saved adapter
+    assert curve.alphas == load_curve(folder / "curve.json").alphas == [0.0, 1.0]
 
 
 def test_the_lora_preset_is_a_lora_configuration() -> None:
