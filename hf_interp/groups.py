@@ -16,7 +16,7 @@ from hf_interp.adapter_weights import AdapterInterpolation
 from hf_interp.alphas import find_layer, last_layers
 from hf_interp.objectives import count_labels
 from hf_interp.reference import shifts_labels
-from hf_interp.scoring import halves, predict
+from hf_interp.scoring import evaluating, halves, predict
 from hf_interp.weights import LiveInterpolation
 
 NUM_STEPS = 20

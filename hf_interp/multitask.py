@@ -17,6 +17,7 @@ from transformers import Trainer
 from hf_interp.collators import OBJECTIVES_KEY, TASK, MaskingCollator, ObjectiveCollator
 from hf_interp.corpora import Corpus
 from hf_interp.heads import HEADS, HasHeads, Objective, attach_heads, load_heads
+from hf_interp.hosts import SENTENCE_TRANSFORMERS, TRL, stands_on
 from hf_interp.objectives import count_labels, head_shifts_labels, per_example_loss
 from hf_interp.schedules import did_you_mean
 from hf_interp.tally import Tally
@@ -68,6 +69,9 @@ class ObjectivesMixin(_Host):
             raise ValueError(
                 "Objectives beside the task need one process for each GPU. Start with `accelerate launch` or torchrun."
             )
+        for package in (TRL, SENTENCE_TRANSFORMERS):
+            if stands_on(self, package):
+                raise ValueError(f"The trainers of {package} compute losses of their own: give them no `objectives`.")
         if self.compute_loss_func is not None:
             raise ValueError("`compute_loss_func` does not go with `objectives`, whose losses are their models' own.")
         if not isinstance(self.model, HasHeads):

@@ -156,7 +156,7 @@ def _open_run(recipe: Recipe, args: Any, folder: Path) -> tuple[Trainer, Data]:
         model = load_adapter(load_model(recipe, revision=recipe.model_revision).model, folder)
     else:
         model = load_model(recipe, str(folder)).model
-    data = load_data(recipe, task)
+    data = load_data(recipe, task, trains=False)
     prepare_model(recipe, task, model, data.tokenizer)
     parts = task_parts(recipe, task, args, data.tokenizer, has_metrics=True)
     trainer: Trainer = trainer_class(task)(model=model, args=args, processing_class=data.tokenizer, **parts)

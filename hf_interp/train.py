@@ -145,8 +145,8 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
     return task
 
 
-def load_data(recipe: Recipe, task: Task) -> Data:
-    """Load and tokenise the corpora and evaluation sets of a recipe."""
+def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> Data:
+    """Load and tokenise the corpora (if anything `trains`) and evaluation sets of a recipe."""
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(
@@ -167,7 +167,7 @@ def load_data(recipe: Recipe, task: Task) -> Data:
             mean_tokens=config.mean_tokens,
             objective=config.objective,
         )
-        for name, config in recipe.corpora.items()
+        for name, config in (recipe.corpora if trains else {}).items()
     ]
     return Data(
         tokenizer=tokenizer,

@@ -161,6 +161,15 @@ class InterpolationMixin(ObjectivesMixin):
                     raise ValueError(f"`{name}` needs a mixture as `train_dataset`, got an ordinary dataset.")
             return
         self.corpora = self._prepare_corpora(as_corpora(self.train_dataset))
+        if (
+            self._mixes_objectives
+            and self._anchor is not None
+            and (self.args.anchor == "distill" or self.args.log_loss_gap)
+        ):
+            raise ValueError(
+                '`anchor="distill"` and `log_loss_gap` compare predictions of one head. Where corpora have objectives '
+                'of their own, use `anchor="l2sp"`, which ties the weights.'
+            )
         self._start_afresh()
         self._plan_mixture()  # now, so that nothing is computed for a mixture that cannot be read
         self.add_callback(AlphaCallback)

@@ -398,6 +398,23 @@ def test_objectives_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[st
         InterpolationTrainer(tiny_model(), config(tmp_path), data_collator=default_data_collator, **given)
 
 
+@pytest.mark.parametrize("fields", [{"anchor": "distill"}, {"log_loss_gap": True}])
+def test_predictions_of_two_heads_are_not_compared(tmp_path: Path, fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"compare predictions of one head\. .* use `anchor=\"l2sp\"`"):
+        trainer_of(tmp_path, **fields)
+
+
+def test_weights_can_be_tied_beside_further_heads(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"optim": "sgd", "max_steps": 4}
+    free, tied = trainer_of(tmp_path, **settings), trainer_of(tmp_path, anchor="l2sp", anchor_strength=50.0, **settings)
+    start = weights(free)
+    free.train()
+    tied.train()
+    name = "bert.encoder.layer.0.output.dense.weight"
+    moved = [(weights(trainer)[name] - start[name]).norm().item() for trainer in (free, tied)]
+    assert 0 < moved[1] < moved[0]
+
+
 def test_names_with_dots_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must be a text without dots, got 'm\.lm'"):
         InterpolationTrainer(
