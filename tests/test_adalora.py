@@ -6,6 +6,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from processes import run
 from safetensors.torch import load_file
 from toys import NotingTrainer, config, mixture, same_weights, tiny_model
 from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
@@ -143,6 +144,20 @@ def test_a_checkpoint_of_weights_alone_can_be_resumed(tmp_path: Path) -> None:
         make_trainer(folder, noting, save_only_model=True).train(resume_from_checkpoint=True)
         assert noting.ranks[-1] == 14
         assert len(noting.ranks) == STEPS - stop
+
+
+def train_one_of_two(folder: Path) -> None:
+    trainer = make_trainer(folder, per_device_train_batch_size=2, save_strategy="no")
+    trainer.train()
+    torch.save(everything(trainer), folder / f"{trainer.args.process_index}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_agree_about_ranks(tmp_path: Path) -> None:
+    run(tmp_path / "log", train_one_of_two, tmp_path, processes=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert same_weights(one, other)
+    assert sum(int((tensor != 0).sum()) for name, tensor in one.items() if ".lora_E." in name) == 14
 
 
 def test_the_base_model_stays_as_it_is(tmp_path: Path) -> None:
