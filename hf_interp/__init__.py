@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hf_interp.corpora import Corpus as Corpus
     from hf_interp.curves import AlphaCurve as AlphaCurve
     from hf_interp.dataset import InterpolatedDataset as InterpolatedDataset
+    from hf_interp.heads import Objective as Objective
     from hf_interp.merging import interpolate_checkpoints as interpolate_checkpoints
     from hf_interp.plan import MixturePlan as MixturePlan
     from hf_interp.schedules import get_alpha_schedule as get_alpha_schedule
@@ -36,6 +37,7 @@ _HOMES = {
     "InterpolationSeq2SeqTrainer": "trainer",
     "InterpolationTrainer": "trainer",
     "MixturePlan": "plan",
+    "Objective": "heads",
     "get_alpha_schedule": "schedules",
     "interpolate_checkpoints": "merging",
     "interpolate_weights": "weights",

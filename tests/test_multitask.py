@@ -11,7 +11,7 @@ import processes
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from toys import DOMAIN_FIRST, config, corpus, masked_model, same_weights, tiny_model, weights
+from toys import DOMAIN_FIRST, config, corpus, masked_model, number_tokenizer, same_weights, tiny_model, weights
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -30,15 +30,6 @@ from hf_interp.heads import HEADS, Objective, load_with_head
 from hf_interp.metrics import language_model_metrics, score_tokens
 
 
-def tokenizer() -> Any:
-    """Every number below 2,000 is a token; 0 pads and 1999 masks."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({str(number): number for number in range(2000)}, unk_token="1"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", mask_token="1999", unk_token="1")
-
-
 def texts(first: int, count: int, length: int = 9) -> datasets.Dataset:
     """Unlabelled rows of different lengths, the longest `length`."""
     rows = [[2 + (first + row * 7 + place) % 1500 for place in range(length - row % 4)] for row in range(count)]
@@ -55,7 +46,7 @@ def corpora(*, domain: int = 12) -> list[Corpus]:
 def objectives(probability: float = 0.4) -> dict[str, Objective]:
     return {
         "mlm": Objective(
-            masked_model(), MaskingCollator(tokenizer(), probability), language_model_metrics, score_tokens
+            masked_model(), MaskingCollator(number_tokenizer(), probability), language_model_metrics, score_tokens
         )
     }
 
@@ -69,7 +60,7 @@ def trainer_of(
         tiny_model(dropout) if model is None else model,
         config(folder, **kwargs),
         train_dataset=parts or corpora(),
-        processing_class=tokenizer(),
+        processing_class=number_tokenizer(),
         data_collator=default_data_collator,
         **given,
     )
@@ -147,14 +138,14 @@ def test_losses_are_weighted_by_the_shares_of_examples(tmp_path: Path) -> None:
 
 
 def test_a_batch_without_a_masked_token_has_no_nan(tmp_path: Path) -> None:
-    given = {"mlm": Objective(masked_model(), MaskingCollator(tokenizer(), 1e-9))}
+    given = {"mlm": Objective(masked_model(), MaskingCollator(number_tokenizer(), 1e-9))}
     trainer = InterpolationTrainer(
         tiny_model(0.0),
         config(tmp_path),
         train_dataset=corpora(),
         data_collator=default_data_collator,
         objectives=given,
-        processing_class=tokenizer(),
+        processing_class=number_tokenizer(),
     )
     trainer.train()
     assert all(torch.isfinite(tensor).all() for tensor in weights(trainer).values())
@@ -366,7 +357,7 @@ def test_every_new_model_of_a_search_gets_new_heads(tmp_path: Path) -> None:
             model_init=lambda: tiny_model(0.0),
             train_dataset=corpora(),
             objectives=objectives(),
-            processing_class=tokenizer(),
+            processing_class=number_tokenizer(),
             data_collator=default_data_collator,
         )
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from toys import config, corpus, mixture, tiny_model, weights
+from toys import config, corpus, masked_model, mixture, number_tokenizer, tiny_model, weights
 
 from hf_interp import InterpolationTrainer
 from hf_interp.cli import _parser
 from hf_interp.config import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if "\ncorpora:" in path.read_text("utf-8"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -40,6 +40,22 @@ def test_the_python_snippet_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert trainer.alpha == 1.0
     assert {"eval_general_mean", "eval_domain_mean"} <= trainer.evaluate().keys()
     assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_the_snippet_on_objectives_trains(tmp_path: Path) -> None:
+    snippet = next(block for block in blocks("python") if "Objective" in block)
+    names: dict[str, Any] = {
+        "model": tiny_model(),
+        "masked_lm_model": masked_model(),
+        "args": config(tmp_path),
+        "tokenizer": number_tokenizer(),
+        "texts": corpus(0, 12).remove_columns("labels"),
+        "reviews": corpus(1000, 12),
+    }
+    exec(snippet, names)
+    logs = [entry for entry in names["trainer"].state.log_history if "loss" in entry]
+    assert "objective_loss_mlm" in logs[0]
+    assert "objective_loss_task" in logs[-1]
 
 
 def test_the_packing_snippet_packs() -> None:

@@ -5,7 +5,15 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, Trainer, set_seed
+from tokenizers import Tokenizer, models
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Trainer,
+    set_seed,
+)
 
 from hf_interp import InterpolationConfig, InterpolationTrainer
 
@@ -39,6 +47,12 @@ def tiny_model(dropout: float = 0.1) -> BertForSequenceClassification:
             attention_probs_dropout_prob=dropout,
         )
     )
+
+
+def number_tokenizer() -> PreTrainedTokenizerFast:
+    """Every number below 2,000 is a token; 0 pads, 1 is unknown and 1999 masks."""
+    words = Tokenizer(models.WordLevel({str(number): number for number in range(2000)}, unk_token="1"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", mask_token="1999", unk_token="1")
 
 
 def masked_model() -> BertForMaskedLM:
