@@ -1,0 +1,155 @@
+"""Pretrain a tiny BART with a byte-pair tokenizer of its own on local pairs, where no pretrained model can be had.
+
+    python tests/benchmarks/tiny_seq2seq.py --pairs translation/train.jsonl.gz --output tiny_translator
+    python tests/benchmarks/tiny_seq2seq.py --pairs summarization/train.jsonl.gz --output tiny_summarizer \\
+        --max_length 128 --batch_size 16
+
+`--pairs` are JSON Lines (or .gz) with the fields `--source_field` and `--target_field`; both sides share a vocabulary.
+Longer sources and targets are cut. Every 50th pair is held out; its perplexity is printed at the end.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+from tiny_lm import HELD_OUT, read
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerFast,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
+
+BEGIN, PAD, END = "<s>", "<pad>", "</s>"
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer that puts the end-of-text token behind every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BEGIN, PAD, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BEGIN,
+        pad_token=PAD,
+        eos_token=END,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]], max_length: int) -> datasets.Dataset:
+    """Sources and targets as ids, each cut to `max_length` tokens."""
+    sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
+    inputs = tokenizer(sources, truncation=True, max_length=max_length)
+    labels = tokenizer(targets, truncation=True, max_length=max_length)["input_ids"]
+    return datasets.Dataset.from_dict({**inputs, "labels": labels})
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> BartForConditionalGeneration:
+    return BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=len(tokenizer),
+            d_model=args.hidden,
+            encoder_layers=args.layers,
+            decoder_layers=args.layers,
+            encoder_ffn_dim=4 * args.hidden,
+            decoder_ffn_dim=4 * args.hidden,
+            encoder_attention_heads=max(1, args.hidden // 32),
+            decoder_attention_heads=max(1, args.hidden // 32),
+            max_position_embeddings=args.max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.eos_token_id,
+            forced_eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", required=True, help="JSON Lines, also as .gz")
+    parser.add_argument("--output", required=True, help="folder for the model and its tokenizer")
+    parser.add_argument("--source_field", default="source", help="field of a row (default: %(default)s)")
+    parser.add_argument("--target_field", default="target", help="field of a row (default: %(default)s)")
+    parser.add_argument("--vocab_size", type=int, default=4000)
+    parser.add_argument("--layers", type=int, default=2, help="of the encoder, and of the decoder")
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--max_length", type=int, default=64, help="tokens of a source or target, and of the model")
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    begin = time.perf_counter()
+    datasets.disable_progress_bars()
+    pairs = [
+        pair
+        for path in args.pairs
+        for pair in zip(read(path, args.source_field), read(path, args.target_field), strict=True)
+    ]
+    held_out, kept = pairs[::HELD_OUT], [pair for row, pair in enumerate(pairs) if row % HELD_OUT]
+    tokenizer = train_tokenizer([text for pair in kept for text in pair], args.vocab_size, args.max_length)
+    set_seed(args.seed)
+    model = build_model(tokenizer, args)
+    options = Seq2SeqTrainingArguments(
+        str(Path(args.output) / "log"),
+        max_steps=args.steps,
+        per_device_train_batch_size=args.batch_size,
+        per_device_eval_batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=max(1, args.steps // 10),
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        seed=args.seed,
+    )
+    trainer = Seq2SeqTrainer(
+        model,
+        options,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model),
+        train_dataset=encode(tokenizer, kept, args.max_length),
+        eval_dataset=encode(tokenizer, held_out, args.max_length),
+        processing_class=tokenizer,
+    )
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(kept):,} pairs", flush=True)
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    model.save_pretrained(args.output)
+    tokenizer.save_pretrained(args.output)
+    print(
+        f"Perplexity of the held-out targets: {math.exp(loss):.2f} a token; {time.perf_counter() - begin:.0f} s; "
+        f"saved in {args.output}."
+    )
+
+
+if __name__ == "__main__":
+    main()
