@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.launch import (
+    prepare_deepspeed_cmd_env,
+    prepare_multi_gpu_env,
+    prepare_simple_launcher_cmd_env,
+)
 
 from hf_interp.config import load_recipe, parse_recipe
 
@@ -61,14 +67,45 @@ EXPECTED: dict[str, dict[str, Any]] = {
             "zero3_init_flag": False,
         },
     },
+    "deepspeed_zero3": {
+        **COMMON,
+        "distributed_type": "DEEPSPEED",
+        "deepspeed_config": {
+            "zero_stage": 3,
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "offload_optimizer_device": "none",
+            "offload_param_device": "none",
+            "zero3_init_flag": False,
+            "zero3_save_16bit_model": True,
+        },
+    },
+    "single_gpu": {
+        **{key: value for key, value in COMMON.items() if key != "main_process_port"},
+        "distributed_type": "NO",
+        "gpu_ids": "0",
+        "mixed_precision": "bf16",
+        "num_processes": 1,
+    },
 }
 WRAPPERS = {
     "cpu": "DistributedDataParallel",
     "ddp": "DistributedDataParallel",
     "fsdp": "FSDPBertForSequenceClassification",
     "deepspeed_zero2": "DeepSpeedEngine",
+    "deepspeed_zero3": "DeepSpeedEngine",
 }
-"""What stands around the model if a configuration did what it is for."""
+"""What stands around the model if a configuration of two processes did what it is for."""
+DIVIDED = ("fsdp", "deepspeed_zero3")  # of which each process keeps a part of the weights
+LAUNCHES = {
+    "cpu": {"multi_gpu"},
+    "ddp": {"multi_gpu"},
+    "fsdp": {"use_fsdp"},
+    "deepspeed_zero2": {"use_deepspeed"},
+    "deepspeed_zero3": {"use_deepspeed"},
+    "single_gpu": set(),
+}
+"""Which way `accelerate launch` goes."""
 
 SCRIPT = """
 import json, os, sys
@@ -86,6 +123,10 @@ class CpuTrainer(NotingTrainer):
         super().create_accelerator_and_postprocess()
 
 def whole(tensor):
+    if hasattr(tensor, "ds_id"):  # of ZeRO-3
+        import deepspeed
+        with deepspeed.zero.GatheredParameters(tensor):
+            return tensor.detach().clone()
     tensor = tensor.detach()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -100,13 +141,14 @@ args = config(
 trainer = CpuTrainer(tiny_model(0.0), args, train_dataset=mixture())
 trainer.train(resume_from_checkpoint=resume[0])
 words = trainer.model.get_input_embeddings().weight
+here = words.to_local() if hasattr(words, "to_local") else getattr(words, "ds_tensor", words)
 found = {
     "seen": trainer.seen,
     "losses": losses(trainer),
     "domain_losses": [entry.get("loss_domain") for entry in trainer.state.log_history if "loss" in entry],
     "weights": float(sum(whole(tensor).double().abs().sum() for tensor in trainer.model.parameters())),
     "wrapper": type(trainer.model_wrapped).__name__,
-    "rows_here": len(words.to_local() if hasattr(words, "to_local") else words),
+    "numbers_here": here.numel(),
     "world_size": args.world_size,
 }
 with open(os.path.join(folder, f"rank{args.process_index}.json"), "w") as file:
@@ -131,7 +173,7 @@ def start(command: list[str]) -> None:
 def launcher(name: str) -> list[str]:
     """`accelerate launch` with one of the configurations."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    return [*command, "--config_file", str(FOLDER / f"{name}.yaml"), "--num_processes", str(NUM_PROCESSES)]
+    return [*command, "--config_file", str(FOLDER / f"{name}.yaml")]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -140,6 +182,72 @@ def test_a_configuration_says_exactly_this(name: str) -> None:
     loaded = load_config_from_file(str(path)).to_dict()
     assert {key: loaded[key] for key in EXPECTED[name]} == EXPECTED[name]
     assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) == set(EXPECTED[name])
+
+
+def launch_arguments(*words: str) -> tuple[Any, Any]:
+    """What `accelerate launch` makes of its arguments: all of them, and those of the file."""
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args([*words, "script.py"]))
+    return args, defaults
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_launch_takes_a_configuration_for_what_it_is(name: str) -> None:
+    args, _ = launch_arguments("--config_file", str(FOLDER / f"{name}.yaml"))
+    ways = ("cpu", "tpu", "multi_gpu", "use_fsdp", "use_deepspeed", "use_megatron_lm")
+    assert {way for way in ways if getattr(args, way)} == LAUNCHES[name]
+    assert (args.num_processes, args.num_machines) == (EXPECTED[name]["num_processes"], 1)
+    assert args.mixed_precision == EXPECTED[name]["mixed_precision"]
+    for section in ("fsdp_config", "deepspeed_config"):
+        for key, value in EXPECTED[name].get(section, {}).items():
+            assert getattr(args, key) == value
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_launch_knows_every_key_of_a_section(name: str) -> None:
+    # The parser refuses unknown keys of the file; those within a section it passes over.
+    known = {action.dest for action in launch_command_parser()._actions}
+    assert {key for section in ("fsdp_config", "deepspeed_config") for key in EXPECTED[name].get(section, {})} <= known
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_an_unknown_key_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text((FOLDER / f"{name}.yaml").read_text(encoding="utf-8") + "num_proceses: 2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"had unknown keys \(\['num_proceses'\]\)"):
+        launch_arguments("--config_file", str(path))
+
+
+@pytest.mark.filterwarnings("ignore:Multiple deprecation warnings due to FSDP2")
+def test_fsdp_reads_the_fields_of_its_second_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    args, _ = launch_arguments("--config_file", str(FOLDER / "fsdp.yaml"))
+    for name, value in prepare_multi_gpu_env(args).items():
+        monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward is True
+    assert plugin.state_dict_type.name == "FULL_STATE_DICT"
+    assert plugin.transformer_cls_names_to_wrap == ["BertLayer"]
+    assert not plugin.cpu_ram_efficient_loading
+    assert not plugin.activation_checkpointing
+
+
+@pytest.mark.parametrize(("name", "stage"), [("deepspeed_zero2", "2"), ("deepspeed_zero3", "3")])
+def test_deepspeed_is_told_its_stage(name: str, stage: str) -> None:
+    args, defaults = launch_arguments("--config_file", str(FOLDER / f"{name}.yaml"))
+    args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)  # as the launcher goes on
+    environment = prepare_deepspeed_cmd_env(args)[1]
+    assert environment["ACCELERATE_USE_DEEPSPEED"] == "true"
+    assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == stage
+    assert environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "auto"
+    assert environment.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL") == ("true" if stage == "3" else None)
+
+
+def test_one_gpu_is_the_first_and_runs_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    args, _ = launch_arguments("--config_file", str(FOLDER / "single_gpu.yaml"))
+    command, environment = prepare_simple_launcher_cmd_env(args)
+    assert command == [sys.executable, "script.py"]
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0"
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
 def test_no_configuration_is_left_out() -> None:
@@ -156,14 +264,15 @@ def test_the_commands_of_the_readme_parse(line: str, monkeypatch: pytest.MonkeyP
     assert args.module
     assert args.training_script == "hf_interp.train"
     recipe, *flags = args.training_script_args
-    parse_recipe(load_recipe(recipe, flags))
+    # on the CPU, because settings such as `bf16` are compared with what the machine can do
+    parse_recipe(load_recipe(recipe, [*flags, "--use_cpu", "true"]))
 
 
 @pytest.fixture(scope="module")
 def recipe_runs(
     tmp_path_factory: pytest.TempPathFactory, make_recipe: Callable[[Path], dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The `results.json` of a recipe without dropout: from one process, and from two by `cpu.yaml` and `ddp.yaml`."""
+    """The `results.json` of a recipe without dropout: from one process, and as each of these files has it."""
     folder = tmp_path_factory.mktemp("recipe_runs")
     recipe = make_recipe(folder)
     model = folder / "model"
@@ -178,8 +287,8 @@ def recipe_runs(
     path.write_text(yaml.safe_dump({**recipe, "model_name_or_path": str(model)}), encoding="utf-8")
 
     found = {}
-    for name in ("one", "cpu", "ddp"):
-        part = str(recipe["per_device_train_batch_size"] // (1 if name == "one" else NUM_PROCESSES))
+    for name in ("one", "cpu", "ddp", "single_gpu"):
+        part = str(recipe["per_device_train_batch_size"] // (NUM_PROCESSES if name in ("cpu", "ddp") else 1))
         command = [sys.executable] if name == "one" else launcher(name)
         flags = ["--output_dir", str(folder / name), "--per_device_train_batch_size", part]
         start([*command, "-m", "hf_interp.train", str(path), *flags])
@@ -207,6 +316,15 @@ def test_a_launched_recipe_reads_and_trains_as_one_process(recipe_runs: dict[str
     for side in ("general", "domain"):
         for metrics in ("base_metrics", "final_metrics"):
             assert two[metrics][side]["accuracy"] == one[metrics][side]["accuracy"]
+
+
+@pytest.mark.slow
+def test_a_recipe_launched_for_one_gpu_trains_in_bfloat16(recipe_runs: dict[str, dict[str, Any]]) -> None:
+    one, half = recipe_runs["one"], recipe_runs["single_gpu"]
+    assert half["plan"] == one["plan"]
+    assert training_log(half, "alpha", "share_domain") == training_log(one, "alpha", "share_domain")
+    assert training_log(half, "loss") == pytest.approx(training_log(one, "loss"), rel=2e-2)
+    assert training_log(half, "loss") != pytest.approx(training_log(one, "loss"), rel=1e-5)  # 8 bits of each number
 
 
 @pytest.mark.slow
@@ -240,14 +358,16 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_configuration_trains_saves_and_resumes_as_one_process(
     name: str, one_process: dict[str, Any], tmp_path: Path
 ) -> None:
-    if name == "deepspeed_zero2" and importlib.util.find_spec("deepspeed") is None:
+    if name.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     split = ("2", "2")  # per device and accumulation
     ranks = run_script(launcher(name), tmp_path / "whole", *split)
     assert [rank["world_size"] for rank in ranks] == [NUM_PROCESSES] * NUM_PROCESSES
     assert {rank["wrapper"] for rank in ranks} == {WRAPPERS[name]}
-    rows = 2000 // (NUM_PROCESSES if name == "fsdp" else 1)  # of the embeddings; ZeRO-2 leaves the weights whole
-    assert [rank["rows_here"] for rank in ranks] == [rows] * NUM_PROCESSES
+    numbers = (
+        2000 * 16 // (NUM_PROCESSES if name in DIVIDED else 1)
+    )  # of the embeddings; ZeRO-2 leaves the weights whole
+    assert [rank["numbers_here"] for rank in ranks] == [numbers] * NUM_PROCESSES
 
     def check(ranks: list[dict[str, Any]], steps: range) -> None:
         assert all(list(rank["seen"]) == [str(step) for step in steps] for rank in ranks)
