@@ -44,6 +44,7 @@ from hf_interp.results import RESULTS_NAME, RunResults, save_results
 from hf_interp.schedules import did_you_mean
 from hf_interp.tasks import TASKS, Task, check_task, get_task, label_names_of, load_model, prepare_tokenizer
 from hf_interp.tokens import pack
+from hf_interp.trackers import add_picture
 from hf_interp.trainer import InterpolationMixin, InterpolationSeq2SeqTrainer, InterpolationTrainer
 
 PLOT_NAME = "run.png"
@@ -102,6 +103,7 @@ def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
         trainer.save_model(str(folder / INTERPOLATED_NAME))
         if trainer.is_world_process_zero():
             save_curve(curve, folder)
+            add_picture(trainer, "alpha_curve", folder / CURVE_PLOT_NAME)
     return results
 
 

@@ -60,6 +60,7 @@ from hf_interp.resuming import choose_checkpoint, explained_writing, read_rank_s
 from hf_interp.schedules import AlphaSchedule
 from hf_interp.shares import SIDES
 from hf_interp.tally import Tally
+from hf_interp.trackers import MixtureTracker
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +178,8 @@ class InterpolationMixin(ObjectivesMixin):
         # First in line, so that callbacks of the user's see this step's α and not the last one's.
         callbacks = self.callback_handler.callbacks
         callbacks[:0] = [callbacks.pop(-2), callbacks.pop()]
+        if self.args.report_to:
+            self.add_callback(MixtureTracker(self._describe_mixture, lambda: self.callback_handler.callbacks))
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """What TRL's trainers make of a dataset in their constructors; every corpus of a mixture goes the same way."""
@@ -358,6 +361,9 @@ class InterpolationMixin(ObjectivesMixin):
         """Write `results.json` into `args.output_dir`, on the main process."""
         if self.is_world_process_zero():
             save_results(self.results(), Path(self.args.output_dir) / RESULTS_NAME)
+
+    def _describe_mixture(self) -> Mapping[str, Any]:
+        return self.plan.summary() if self.plan is not None else {}
 
     def _alpha_callback(self) -> AlphaCallback | None:
         # Looked up, not kept: `restore_callback_states_from_checkpoint` replaces the object.

@@ -65,6 +65,7 @@ LAYERS = (
     "anchors",
     "planning",
     "resuming",
+    "trackers",
     "trainer",
     "scoring",
     "groups",

@@ -1,0 +1,116 @@
+"""What experiment trackers are told beside the logs: the mixture as configuration, pictures at the end.
+
+The scalars (α, shares, passes, losses by corpus) reach whatever `report_to` names through the host's own log. Here the
+plan is put into the run's configuration under `mixture`, and pictures are added to the run after training.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+
+
+class MixtureTracker(TrainerCallback):
+    """Tells the trackers of a run what is mixed; it must come behind their own callbacks.
+
+    Args:
+        describe: gives the summary of the plan, once training begins.
+        callbacks: gives the callbacks of the trainer, among which TensorBoard's is found.
+    """
+
+    def __init__(
+        self, describe: Callable[[], Mapping[str, Any]], callbacks: Callable[[], Sequence[TrainerCallback]]
+    ) -> None:
+        self.describe = describe
+        self.callbacks = callbacks
+        self.trackio_run: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Add the mixture to the configuration of the run."""
+        if not state.is_world_process_zero:
+            return
+        mixture = self.describe()
+        if "wandb" in args.report_to:
+            import wandb
+
+            if wandb.run is not None:
+                wandb.run.config.update({"mixture": mixture}, allow_val_change=True)
+        if "trackio" in args.report_to:
+            import trackio
+
+            run = trackio.context_vars.current_run.get()
+            if run is not None:
+                self.trackio_run = run
+                trackio.config.update({"mixture": mixture}, allow_val_change=True)
+        writer = _tensorboard_writer(self.callbacks())
+        if writer is not None:
+            writer.add_text("mixture", f"```json\n{json.dumps(mixture, indent=2, ensure_ascii=False)}\n```")
+
+
+def add_picture(trainer: Trainer, name: str, path: str | Path) -> None:
+    """Add a picture to the runs of a trainer in its trackers, after training; on the main process.
+
+    Args:
+        trainer: it has been trained, with what `args.report_to` names.
+        name: what the picture is called there.
+        path: a PNG.
+    """
+    args, callbacks = trainer.args, trainer.callback_handler.callbacks
+    if not trainer.is_world_process_zero():
+        return
+    if "wandb" in args.report_to:
+        import wandb
+
+        if wandb.run is not None:
+            wandb.run.log({name: wandb.Image(str(path))})
+    if "trackio" in args.report_to:
+        _add_to_trackio(args, _tracker(callbacks), name, path)
+    folder = _tensorboard_folder(callbacks)
+    if folder is not None:
+        import matplotlib.image
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(log_dir=folder) as writer:
+            writer.add_image(name, matplotlib.image.imread(path)[..., :3], trainer.state.global_step, dataformats="HWC")
+
+
+def _add_to_trackio(args: TrainingArguments, tracker: MixtureTracker | None, name: str, path: str | Path) -> None:
+    """Trackio's run has ended with training: it is taken up once more."""
+    import trackio
+
+    run = tracker.trackio_run if tracker is not None else None
+    if run is None:
+        return
+    # it would be taken up with an empty configuration
+    told = {key: value for key, value in dict(run.config).items() if not key.startswith("_")}
+    trackio.init(
+        project=args.project,
+        name=run.name,
+        config=told,
+        space_id=args.trackio_space_id,
+        private=args.hub_private_repo,
+        resume="must",
+    )
+    trackio.log({name: trackio.Image(str(path))})
+    trackio.finish()
+
+
+def _tracker(callbacks: Sequence[TrainerCallback]) -> MixtureTracker | None:
+    return next((each for each in callbacks if isinstance(each, MixtureTracker)), None)
+
+
+def _tensorboard(callbacks: Sequence[TrainerCallback]) -> Any:
+    return next((each for each in callbacks if isinstance(each, TensorBoardCallback)), None)
+
+
+def _tensorboard_writer(callbacks: Sequence[TrainerCallback]) -> Any:
+    return getattr(_tensorboard(callbacks), "tb_writer", None)
+
+
+def _tensorboard_folder(callbacks: Sequence[TrainerCallback]) -> str | None:
+    return getattr(_tensorboard(callbacks), "logging_dir", None)
