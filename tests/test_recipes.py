@@ -26,6 +26,7 @@ from transformers import (
     set_seed,
 )
 
+from hf_interp.columns import label_resolver
 from hf_interp.config import CorpusConfig, Recipe, load_recipe, parse_recipe
 from hf_interp.curves import load_curve
 from hf_interp.results import RunResults
@@ -81,6 +82,21 @@ def test_the_tags_of_the_few_shot_recipe_are_two_sets() -> None:
     recipe, _ = parse_recipe(load_recipe(ROOT / "recipes" / "ner" / "general_to_ai_few_shot.yaml"))
     general = recipe.for_objective(recipe.corpora["general"].objective)
     assert (len(recipe.label_names or []), len(general.label_names or [])) == (29, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [  # as the data sets' cards have them
+        ("finance", ["O", "B-PER", "B-LOC", "B-ORG", "B-MISC", "I-PER", "I-LOC", "I-ORG", "I-MISC"]),
+        ("tweets", ["B-LOC", "B-ORG", "B-PER", "I-LOC", "I-ORG", "I-PER", "O"]),
+    ],
+)
+def test_the_numbers_of_tags_become_tags(name: str, numbers: list[str]) -> None:
+    recipe, _ = parse_recipe(load_recipe(ROOT / "recipes" / "ner" / f"general_to_{name}.yaml"))
+    names = recipe.label_names or []
+    for group in GROUPS:
+        resolve = label_resolver(getattr(recipe, group)["domain"], names, None)
+        assert [names[resolve(number) or 0] for number in range(len(numbers))] == numbers
 
 
 # Every recipe for two steps: toy models, and toy files in the place of its corpora.
