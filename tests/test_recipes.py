@@ -207,7 +207,7 @@ def on_toy_files(path: Path, toy_models: Mapping[str, Path], folder: Path, flags
             recipe[group][name]["path"] = str(file)
     sizes = {
         "model_name_or_path": str(toy_models[model_kind(parsed.task)]),
-        "max_length": LENGTH,
+        "max_length": LENGTH * (4 if any(corpus.messages_column for corpus in parsed.corpora.values()) else 1),
         "max_target_length": 8,
         "generation_max_length": 8,
         "output_dir": str(folder / "out"),
