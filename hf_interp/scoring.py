@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import DefaultFlowCallback, EvalPrediction, Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import denumpify_detensorize
@@ -290,7 +291,12 @@ def _hits(found: Predictions, rows: npt.NDArray[np.intp]) -> Units | None:
 
 
 def _check_arguments(trainer: Trainer) -> None:
-    """Refuse arguments under which predictions are not whole, or evaluation changes the weights' type."""
+    """Refuse what leaves weights or predictions in pieces, or changes the weights' type for an evaluation."""
+    if trainer.is_fsdp_enabled or (trainer.is_deepspeed_enabled and is_deepspeed_zero3_enabled()):
+        raise ValueError(
+            "A search over α needs the whole model in every process, which FSDP and DeepSpeed's ZeRO-3 divide. Train "
+            "without `alpha_search`, and search in one process afterwards: hf-interp curve RUN --save_model."
+        )
     args = trainer.args
     given = {
         "prediction_loss_only": args.prediction_loss_only,

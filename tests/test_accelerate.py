@@ -336,6 +336,16 @@ def test_the_evaluation_loss_is_that_of_one_process(recipe_runs: dict[str, dict[
             assert two[metrics][side]["loss"] == pytest.approx(one[metrics][side]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_weights_in_pieces_are_not_searched(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**toy_recipe, "alpha_search": True}), encoding="utf-8")
+    with pytest.raises(AssertionError, match="A search over α needs the whole model in every process, which FSDP"):
+        start([*launcher("fsdp"), "-m", "hf_interp.train", str(path)])
+    assert (tmp_path / "out" / "results.json").is_file()  # what has been trained is there, to be searched afterwards
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 def run_script(command: list[str], folder: Path, *words: str) -> list[dict[str, Any]]:
     """What the ranks of a run of `SCRIPT` noted."""
     folder.mkdir()
