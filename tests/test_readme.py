@@ -94,8 +94,9 @@ def test_the_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = line.split("#")[0].split("hf-interp", 1)[1].split()
     args, flags = _parser().parse_known_args(words)
     recipe = getattr(args, "recipe", None)
-    if args.command in ("train", "plan", "compare"):
-        parse_recipe(load_recipe(recipe, flags))
+    if args.command in ("train", "plan", "compare", "tune"):
+        path = Path(recipe) if recipe.startswith("recipes/") else RECIPES[0]  # any, for one of the reader's
+        parse_recipe(load_recipe(path, flags))
     elif args.command == "curve":  # a trained run
         parse_recipe(load_recipe(RECIPES[0], flags))
     else:
