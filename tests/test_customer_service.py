@@ -21,6 +21,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
@@ -31,6 +32,7 @@ from transformers import (
 from transformers.utils import logging as host_logging
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes" / "customer_service"))
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 import assistant as assistant_module
 import chat
@@ -38,6 +40,7 @@ import fallback
 import past_answers
 import prepare_dialogues
 import service_models
+import tiny_lm
 from fallback import Thresholds, choose_similarity, choose_threshold, reason_to_hand_over, selective
 from past_answers import AnswerIndex, PastAnswer, read_answers
 from service_models import Encoder, IntentModel, ResponseModel, cut_history
@@ -820,3 +823,39 @@ def test_dialogues_are_sorted_by_their_banks(tmp_path: Path, capsys: pytest.Capt
     assert "sgd_banks/train.jsonl: 16 dialogues" in capsys.readouterr().out
     assert prepare_dialogues.main([str(tmp_path / "gone")]) == 2
     assert "There are no files" in capsys.readouterr().err
+
+
+# The tiny language model that stands in where none can be had.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", ["text", "turns"])
+def test_a_tiny_model_learns_texts_and_dialogues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    spoken = [{"speaker": "user", "text": "i want a loan"}, {"speaker": "system", "text": "a loan costs five"}]
+    value = {"text": "i want a loan and a loan costs five", "turns": spoken}[field]
+    (tmp_path / "texts.jsonl").write_text(lines([{field: value}] * 600), "utf-8")
+    sizes = ["--layers", "1", "--hidden", "32", "--steps", "60", "--max_length", "64", "--learning_rate", "0.01"]
+    template = ["--chat_template", "chatml"] if field == "turns" else []
+    place = tmp_path / "model"
+    files = ["--texts", str(tmp_path / "texts.jsonl"), "--output", str(place)]
+    tiny_lm.main([*files, "--field", field, "--vocab_size", "300", *sizes, *template])
+    said = capsys.readouterr().out
+    assert float(said.split("held-out texts: ")[1].split()[0]) < 1.5  # untrained it would be near 300
+    if field == "turns":
+        model = ResponseModel(str(place), max_new_tokens=20)
+        assert model.respond([{"role": "user", "content": "i want a loan"}]) == "a loan costs five"
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", "<|pad|>")
+        assert LlamaForCausalLM.from_pretrained(place).config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_texts_that_do_not_fit_the_tiny_model_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text(lines([{"turns": []}]), "utf-8")
+    files = ["--texts", str(tmp_path / "texts.jsonl"), "--output", str(tmp_path / "model")]
+    with pytest.raises(SystemExit, match=r"Line 1 of .* has no field 'text'; it has \['turns'\]"):
+        tiny_lm.main(files)
+    with pytest.raises(SystemExit, match=r"Set --chat_template chatml"):
+        tiny_lm.main([*files, "--field", "turns"])

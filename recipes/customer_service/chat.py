@@ -8,6 +8,7 @@ second talks. Input that does not come from a terminal is read line by line. An 
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -174,14 +175,17 @@ def build_assistant(args: argparse.Namespace) -> Assistant:
 
 
 def read_turns(is_terminal: bool) -> Iterator[str]:
-    """Lines until the input ends; on a terminal with a prompt."""
+    """Lines until the input ends; on a terminal with a prompt, where they can be edited."""
+    if not is_terminal:
+        yield from (line.strip() for line in sys.stdin)
+        return
+    with contextlib.suppress(ImportError):  # there is no readline on Windows
+        import readline  # noqa: F401
     while True:
-        if is_terminal:
-            print("you> ", end="", flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            if is_terminal:
-                print()
+        try:
+            line = input("you> ")
+        except EOFError:
+            print()
             return
         yield line.strip()
 
