@@ -20,7 +20,9 @@ from accelerate.utils.launch import (
     prepare_multi_gpu_env,
     prepare_simple_launcher_cmd_env,
 )
+from toys import config, mixture, tiny_model
 
+from hf_interp import InterpolationTrainer, search_alpha
 from hf_interp.config import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -336,14 +338,14 @@ def test_the_evaluation_loss_is_that_of_one_process(recipe_runs: dict[str, dict[
             assert two[metrics][side]["loss"] == pytest.approx(one[metrics][side]["loss"], rel=1e-5)
 
 
-@pytest.mark.slow
-def test_weights_in_pieces_are_not_searched(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**toy_recipe, "alpha_search": True}), encoding="utf-8")
-    with pytest.raises(AssertionError, match="A search over α needs the whole model in every process, which FSDP"):
-        start([*launcher("fsdp"), "-m", "hf_interp.train", str(path)])
-    assert (tmp_path / "out" / "results.json").is_file()  # what has been trained is there, to be searched afterwards
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+def test_weights_in_pieces_are_not_searched(tmp_path: Path) -> None:
+    sets = mixture()
+    trainer = InterpolationTrainer(tiny_model(), config(tmp_path), train_dataset=sets, eval_dataset=sets)
+    trainer.is_fsdp_enabled = True  # as accelerate has it where there are GPUs
+    with pytest.raises(ValueError, match="A search over α needs the whole model in every process, which FSDP"):
+        search_alpha(trainer, tiny_model(), alphas=2)
+    trainer.is_fsdp_enabled = False
+    assert len(search_alpha(trainer, tiny_model(), alphas=2).alphas) >= 2
 
 
 def run_script(command: list[str], folder: Path, *words: str) -> list[dict[str, Any]]:

@@ -289,6 +289,19 @@ def test_sft_prepares_each_corpus_as_it_does_alone(
     assert masked == (kind == "messages" or (kind == "completion" and not settings))
 
 
+def test_sft_leaves_corpora_as_they_are_where_asked(sft: Callable[..., Any], tmp_path: Path) -> None:
+    given = {
+        side: datasets.Dataset.from_list(
+            [{"input_ids": [FIRST + number, 6, 7], "labels": [-100, 6, 7]} for number in first_words(side)]
+        )
+        for side in ("general", "domain")
+    }
+    trainer = sft(given, tmp_path, max_length=2, dataset_kwargs={"skip_prepare_dataset": True})
+    assert [corpus.dataset.to_dict() for corpus in trainer.corpora] == [each.to_dict() for each in given.values()]
+    trainer.train()
+    assert trainer.seen == planned_words(trainer)
+
+
 def test_padding_free_sft_trains_as_padded(sft: Callable[..., Any], tmp_path: Path) -> None:
     settings = {"max_length": None, "gradient_checkpointing": False}
     padded, free = (sft(mixture("text"), tmp_path, padding_free=each, **settings) for each in (False, True))
