@@ -290,13 +290,22 @@ def _hits(found: Predictions, rows: npt.NDArray[np.intp]) -> Units | None:
     return None
 
 
-def _check_arguments(trainer: Trainer) -> None:
-    """Refuse what leaves weights or predictions in pieces, or changes the weights' type for an evaluation."""
+def check_whole_weights(trainer: Trainer) -> None:
+    """Refuse a trainer whose processes hold pieces of the weights.
+
+    Raises:
+        ValueError: under FSDP and DeepSpeed's ZeRO-3.
+    """
     if trainer.is_fsdp_enabled or (trainer.is_deepspeed_enabled and is_deepspeed_zero3_enabled()):
         raise ValueError(
             "A search over α needs the whole model in every process, which FSDP and DeepSpeed's ZeRO-3 divide. Train "
             "without `alpha_search`, and search in one process afterwards: hf-interp curve RUN --save_model."
         )
+
+
+def _check_arguments(trainer: Trainer) -> None:
+    """Refuse what leaves weights or predictions in pieces, or changes the weights' type for an evaluation."""
+    check_whole_weights(trainer)
     args = trainer.args
     given = {
         "prediction_loss_only": args.prediction_loss_only,

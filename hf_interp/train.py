@@ -42,6 +42,7 @@ from hf_interp.plots import plot_run
 from hf_interp.reference import base_of
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
 from hf_interp.schedules import did_you_mean
+from hf_interp.scoring import check_whole_weights
 from hf_interp.tasks import TASKS, Task, check_task, get_task, label_names_of, load_model, prepare_tokenizer
 from hf_interp.tokens import pack
 from hf_interp.trackers import add_picture
@@ -90,6 +91,8 @@ def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
     trainer = build_trainer(parsed, task, args, data)
     if parsed.peft is not None and trainer.is_world_process_zero():
         print(count_parameters(trainer.model))
+    if parsed.alpha_search is not None:
+        check_whole_weights(trainer)
     trainer.train(resume_from_checkpoint=read_resume(args.resume_from_checkpoint))
     evaluate_at_end(trainer)
     trainer.save_model()
