@@ -254,7 +254,8 @@ def generation_metrics(tokenizer: PreTrainedTokenizerBase, kinds: Sequence[type[
         found: dict[str, float] = {}
         for part in parts:
             found |= part.compute(predictions=predictions, references=references)
-        return {**found, "generated_tokens": float((generated != tokenizer.pad_token_id).sum(axis=1).mean())}
+        is_token = (generated != tokenizer.pad_token_id) & (generated >= 0)  # the host pads with −100
+        return {**found, "generated_tokens": float(is_token.sum(axis=1).mean())}
 
     return compute_metrics
 

@@ -11,7 +11,7 @@ import pytest
 
 from hf_interp.columns import Kind
 from hf_interp.config import CorpusConfig
-from hf_interp.loading import load_corpus
+from hf_interp.loading import RowError, encode_corpus, load_corpus
 
 LABELS = ["bad", "good"]
 ROWS = [{"text": f"text {number}", "label": LABELS[number % 2], "kind": "abc"[number % 3]} for number in range(6)]
@@ -316,3 +316,93 @@ def test_numbers_that_are_label_names_go_by_name(tmp_path: Path) -> None:
     config = CorpusConfig(path=str(tmp_path / "rows.jsonl"))
     dataset = load_corpus("here", config, {"text": "text", "label": "class"}, ["1", "2", "3"])
     assert dataset["label"][:] == [0, 1, 2]
+
+
+# Columns of other kinds.
+
+
+def kinds(
+    tmp_path: Path, rows: Sequence[dict[str, Any]], wanted: dict[str, Kind], *, names: Any = None, **fields: Any
+) -> Any:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_corpus("law", CorpusConfig(path=str(tmp_path / "rows.jsonl"), **fields), wanted, names)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dot_reaches_into_a_column(tmp_path: Path, streaming: bool) -> None:
+    rows = [{"translation": {"en": "one", "fr": "un"}}, {"translation": {"en": "two", "fr": "deux"}}]
+    fields = {"text_column": "translation.en", "target_column": "translation.fr", "streaming": streaming}
+    found = kinds(tmp_path, rows, {"text": "text", "target": "text"}, **fields)
+    assert list(found) == [{"text": "one", "target": "un"}, {"text": "two", "target": "deux"}]
+    with pytest.raises(ValueError, match=r"has None where a text belongs: column 'translation\.de', row 0"):
+        list(kinds(tmp_path, rows, {"text": "text"}, text_column="translation.de", streaming=streaming))
+
+
+def test_columns_of_a_task_of_ones_own(tmp_path: Path) -> None:
+    rows = [{"stem": "a?", "options": ["x", "y"], "key": 1}]
+    columns: dict[str, Kind] = {"question": "text", "choices": "words", "answer": "anything"}
+    names = {"question": "stem", "choices": "options", "answer": "key"}
+    found = kinds(tmp_path, rows, columns, columns=names)
+    assert list(found) == [{"question": "a?", "choices": ["x", "y"], "answer": 1}]
+    with pytest.raises(ValueError, match=r"has no column 'stm'; it has .*Did you mean 'stem'\?"):
+        kinds(tmp_path, rows, {"question": "text"}, columns={"question": "stm"})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_blank_lines_of_prose_are_dropped(tmp_path: Path, streaming: bool) -> None:
+    rows = [{"text": "one"}, {"text": ""}, {"text": " \n"}, {"text": "two"}]
+    assert list(kinds(tmp_path, rows, {"text": "prose"}, streaming=streaming)) == [{"text": "one"}, {"text": "two"}]
+    with pytest.raises(ValueError, match="Corpus 'law' has an empty text: column 'text', row 1 of what is kept"):
+        list(kinds(tmp_path, rows, {"text": "text"}, streaming=streaming))
+
+
+def test_rows_are_counted_among_those_that_are_kept(tmp_path: Path) -> None:
+    rows = [{"text": "a", "kind": 1}, {"text": "b", "kind": 2}, {"text": "", "kind": 2}]
+    with pytest.raises(ValueError, match="has an empty text: column 'text', row 1 of what is kept"):
+        kinds(tmp_path, rows, {"text": "text"}, where={"kind": 2})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_lists_of_labels_numbers_and_tags(tmp_path: Path, streaming: bool) -> None:
+    rows = [{"text": "a", "label": ["good"], "score": 3, "tokens": ["a"], "ner_tags": ["B-X"]}]
+    found = kinds(tmp_path, rows, {"text": "text", "label": "classes"}, names=LABELS, streaming=streaming)
+    assert list(found) == [{"text": "a", "label": [0.0, 1.0]}]
+    found = kinds(tmp_path, rows, {"label": "number"}, label_column="score", streaming=streaming)
+    assert list(found) == [{"label": 3.0}]
+    found = kinds(tmp_path, rows, {"tokens": "words", "tags": "tags"}, names=["O", "B-X"], streaming=streaming)
+    assert list(found) == [{"tokens": ["a"], "tags": [1]}]
+    with pytest.raises(ValueError, match=r"has the label 'B-X', which is not in .*: column 'ner_tags', row 0"):
+        list(kinds(tmp_path, rows, {"tags": "tags"}, names=["O"], streaming=streaming))
+
+
+def test_turns_by_other_names_keep_their_order(tmp_path: Path) -> None:
+    rows = [{"turns": [{"speaker": "user", "text": "Hi"}, {"speaker": "system", "text": "Hello"}]}]
+    fields = {
+        "messages_column": "turns",
+        "role_key": "speaker",
+        "content_key": "text",
+        "roles": {"system": "assistant"},
+    }
+    (found,) = kinds(tmp_path, rows, {"messages": "turns"}, **fields)
+    assert [(turn["role"], turn["content"]) for turn in found["messages"]] == [("user", "Hi"), ("assistant", "Hello")]
+    with pytest.raises(ValueError, match="a dialogue without an assistant turn: column 'turns', row 0"):
+        kinds(tmp_path, [{"turns": rows[0]["turns"][:1]}], {"messages": "turns"}, **fields)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_faults_of_encoding_have_corpus_column_and_row(tmp_path: Path, streaming: bool) -> None:
+    config = CorpusConfig(path=str(tmp_path / "rows.jsonl"), target_column="summary", streaming=streaming)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"summary": f"s{row}"}) + "\n" for row in range(1500)))
+    loaded = load_corpus("law", config, {"target": "text"})
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if "s1203" in batch["target"]:
+            raise RowError(batch["target"].index("s1203"), "target", "too much", "Cut it.")
+        return {"length": [len(text) for text in batch["target"]]}
+
+    with pytest.raises(
+        ValueError, match=r"^Corpus 'law' has too much: column 'summary', row 1203 of what is kept\. Cut"
+    ):
+        list(encode_corpus("law", loaded, config, encode, ["target"]))
+    found = encode_corpus("law", loaded.take(2) if streaming else loaded.select(range(2)), config, encode, ["target"])
+    assert list(found) == [{"length": 2}, {"length": 2}]

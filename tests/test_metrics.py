@@ -1,15 +1,32 @@
-"""Metrics against scikit-learn, without a network."""
+"""Metrics against scikit-learn, seqeval, sacrebleu and rouge_score, without a network."""
 
+import math
 import socket
+import sys
 from typing import Any
 
 import evaluate
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics as sklearn_metrics
+from toys import number_tokenizer
 from transformers import EvalPrediction
 
-from hf_interp.metrics import Accuracy, MacroF1, MatthewsCorrelation, classification_metrics
+from hf_interp.metrics import (
+    Accuracy,
+    MacroF1,
+    MatthewsCorrelation,
+    RocAuc,
+    Summary,
+    Translation,
+    classification_metrics,
+    generation_metrics,
+    language_model_metrics,
+    score_shifted_tokens,
+    score_tokens,
+    token_metrics,
+)
 
 NUM_CLASSES = 5
 
@@ -54,6 +71,89 @@ def test_metrics_of_a_case_by_hand() -> None:
     assert found == pytest.approx(
         {"accuracy": 5 / 7, "f1": (6 / 8 + 4 / 6) / 2, "matthews_correlation": (3 * 2 - 1) / 12, "roc_auc": 8.5 / 12}
     )
+
+
+def test_the_area_under_the_curve_needs_both_classes() -> None:
+    logits = np.array([[0.0, 1.0], [0.0, 3.0], [0.0, 2.0]])
+    compute = classification_metrics()
+    assert "roc_auc" not in compute(EvalPrediction(logits, np.array([1, 1, 1])))
+    assert compute(EvalPrediction(logits, np.array([0, 1, 1])))["roc_auc"] == 1.0
+    assert compute(EvalPrediction(logits, np.array([0, 1, 0])))["roc_auc"] == 1.0
+    assert compute(EvalPrediction(logits, np.array([1, 0, 1])))["roc_auc"] == 0.0
+    assert "roc_auc" not in compute(EvalPrediction(np.eye(3), np.array([0, 1, 1])))
+    assert math.isnan(RocAuc(keep_in_memory=True).compute(predictions=[0.5], references=[1])["roc_auc"])
+
+
+def test_several_labels() -> None:
+    logits = np.array([[1.0, -1.0, 0.1], [0.0, 2.0, -3.0]])  # 0 is no label
+    labels = np.array([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    found = classification_metrics("multi_label_classification")(EvalPrediction(logits, labels))
+    assert found == pytest.approx({"f1": 6 / 7, "f1_macro": (2 / 3 + 1 + 1) / 3, "exact_match": 0.5})
+
+
+def test_regression() -> None:
+    compute = classification_metrics("regression")
+    found = compute(EvalPrediction(np.array([[1.0], [2.0], [3.0]]), np.array([2.0, 4.0, 6.0])))
+    assert found == pytest.approx({"pearson": 1.0, "mse": 14 / 3, "mae": 2.0})
+    found = compute(EvalPrediction(np.array([[1.0], [1.0]]), np.array([2.0, 4.0])))
+    assert found == pytest.approx({"pearson": 0.0, "mse": 5.0, "mae": 2.0})
+    assert compute(EvalPrediction(np.array([[1.0]]), np.array([1.0])))["pearson"] == 0.0
+
+
+def test_entities_are_counted_whole() -> None:
+    names = ["O", "B-PER", "I-PER", "B-LOC"]
+    labels = np.array([[-100, 1, 2, 0, 3, -100], [0, 0, 3, -100, -100, -100]])
+    predicted = np.array([[0, 1, 2, 0, 0, 1], [0, 1, 3, 0, 0, 0]])
+    found = token_metrics(names)(EvalPrediction(np.eye(4)[predicted], labels))
+    # found: PER (right), PER (wrong), LOC (right); there: PER, LOC, LOC
+    assert found == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "token_accuracy": 5 / 7})
+    half = np.array([[0, 1, 0, 0, 3, 0], [0, 0, 3, 0, 0, 0]])  # a part of an entity is none
+    assert token_metrics(names)(EvalPrediction(np.eye(4)[half], labels))["recall"] == pytest.approx(2 / 3)
+    nothing = token_metrics(names)(EvalPrediction(np.eye(4)[np.zeros((1, 2), int)], np.array([[0, -100]])))
+    assert nothing == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "token_accuracy": 1.0}
+    assert token_metrics(["NOUN", "VERB"])(EvalPrediction(np.eye(2)[[[1]]], np.array([[1]]))) == {"token_accuracy": 1.0}
+
+
+def test_generated_texts() -> None:
+    words = number_tokenizer()
+    labels = np.array([[11, 12, 13, 14, 15, -100], [21, 22, 23, 24, 25, 26]])
+    same = np.where(labels < 0, 0, labels)
+    found = generation_metrics(words, [Translation, Summary])(EvalPrediction(same, labels))
+    assert found == pytest.approx(
+        {"bleu": 100.0, "chrf": 100.0, "rougeL": 1.0, "rouge1": 1.0, "rouge2": 1.0, "generated_tokens": 5.5}
+    )
+    swapped = np.array([[12, 11, -100, -100]])
+    found = generation_metrics(words, [Summary])(EvalPrediction(swapped, np.array([[11, 12]])))
+    assert found == pytest.approx({"rougeL": 0.5, "rouge1": 1.0, "rouge2": 0.0, "generated_tokens": 2.0})
+    assert generation_metrics(words, [Summary])(EvalPrediction(np.zeros((1, 2, 9)), np.array([[11, 12]]))) == {}
+
+
+def test_perplexity_is_over_labels_and_not_over_batches() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 4, 5), torch.tensor([[1, 2, -100, -100], [-100] * 4, [0, 1, 2, 3]])
+    losses, hits = score_tokens(logits, labels)
+    each = torch.nn.functional.cross_entropy(logits.reshape(-1, 5), labels.reshape(-1), ignore_index=-100)
+    right = (logits.argmax(-1) == labels)[labels != -100].float().mean()
+    padded = (
+        np.pad(losses.numpy(), ((0, 0), (0, 2)), constant_values=-100),
+        np.pad(hits.numpy(), ((0, 0), (0, 2)), constant_values=-100),
+    )
+    found = language_model_metrics(EvalPrediction(padded, np.full((3, 6), -100)))
+    assert found == pytest.approx({"perplexity": math.exp(each), "token_accuracy": right.item()})
+    assert language_model_metrics(EvalPrediction((losses[1:2].numpy(), hits[1:2].numpy()), labels[1:2].numpy())) == {}
+
+
+def test_causal_models_predict_the_next_token() -> None:
+    logits = 50 * torch.eye(5)[torch.tensor([[2, 3, 4, 0]])]
+    losses, hits = score_shifted_tokens((logits, "more"), torch.tensor([[1, 2, 3, -100]]))
+    assert hits.tolist() == [[1, 1, -1]]
+    assert losses[0, :2].max() < 1e-6
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(ImportError, match=r"need sacrebleu\. Install it with `pip install hf_interp\[metrics\]`"):
+        Translation(keep_in_memory=True).compute(predictions=["a"], references=["a"])
 
 
 def test_a_class_that_is_never_met_does_not_count() -> None:
