@@ -1,20 +1,37 @@
 """One table: task → columns, model class, preprocessing, collator, metrics. A new task is a new entry.
 
-A task of one's own is a `Task` put into `TASKS` before a recipe is run; the recipe then names it:
+A task of one's own is a `Task` put into `TASKS` before a recipe is run, which then names it, in a script that `python` or
+`accelerate launch` starts:
 
 ```python
+from transformers import DataCollatorForMultipleChoice
+
 from hf_interp.config import load_recipe
+from hf_interp.metrics import classification_metrics
 from hf_interp.tasks import TASKS, Task
 from hf_interp.train import run_recipe
+
+
+def encode_choices(tokenizer, recipe):
+    def encode(batch):  # lists of the columns below
+        found = {"labels": batch["answer"], "input_ids": [], "attention_mask": []}
+        for question, choices in zip(batch["question"], batch["choices"]):
+            encoded = tokenizer([question] * len(choices), choices, truncation=True, max_length=recipe.max_length)
+            for name in ("input_ids", "attention_mask"):
+                found[name].append(encoded[name])
+        return found
+
+    return encode
+
 
 TASKS["multiple-choice"] = Task(
     model_class="AutoModelForMultipleChoice",
     columns=lambda recipe, corpus: {"question": "text", "choices": "words", "answer": "anything"},
-    encode=encode_choices,  # (tokenizer, recipe) → a function from a batch of these columns to model inputs
+    encode=encode_choices,
     collator=lambda tokenizer, recipe: DataCollatorForMultipleChoice(tokenizer),
     metrics=lambda tokenizer, recipe: classification_metrics(),
 )
-run_recipe(load_recipe("recipe.yaml"))  # task: multiple-choice
+run_recipe(load_recipe("recipe.yaml"))  # task: multiple-choice; of a corpus, columns: {question: stem, answer: key}
 ```
 """
 

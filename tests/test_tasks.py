@@ -1,15 +1,27 @@
 """Tasks: what a text becomes, and what a model knows of its labels."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
-from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding
+from transformers import (
+    AutoModel,
+    AutoModelForMultipleChoice,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorForMultipleChoice,
+    DataCollatorWithPadding,
+    pipeline,
+)
 
-from hf_interp.config import CorpusConfig, Recipe
+from hf_interp.config import CorpusConfig, InterpolationConfig, Recipe
 from hf_interp.loading import RowError
-from hf_interp.tasks import TASKS, check_task, get_task, load_model
+from hf_interp.metrics import classification_metrics
+from hf_interp.results import RunResults
+from hf_interp.tasks import TASKS, Task, check_task, get_task, load_model
+from hf_interp.train import check_recipe, run_recipe
 
 CLASSIFICATION = TASKS["sequence-classification"]
 
@@ -106,3 +118,173 @@ def test_labels_in_another_order_than_the_heads_are_refused(tiny_model_dir: Path
     assert load_model(recipe(tmp_path, label_names=["negative", "positive"])).model.config.id2label[1] == "positive"
     with pytest.raises(ValueError, match=r"was trained, \['negative', 'positive'\], got \['positive', 'negative'\]"):
         load_model(recipe(tmp_path, label_names=["positive", "negative"]))
+
+
+# Whole runs.
+
+
+def run(folder: Path, model: Path, task: str, rows: list[dict[str, Any]], **fields: Any) -> RunResults:
+    """Two steps on the same rows for both sides."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"path": str(folder / "rows.jsonl"), **fields.pop("corpus", {})}
+    return run_recipe(
+        {
+            "model_name_or_path": str(model),
+            "task": task,
+            "corpora": {"general": dict(given), "domain": dict(given)},
+            "eval_corpora": {"general": dict(given), "domain": dict(given)},
+            "output_dir": str(folder / "out"),
+            "max_steps": 2,
+            "max_length": 8,
+            "per_device_train_batch_size": 4,
+            "use_cpu": True,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "report_to": "none",
+            **fields,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def headless_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny BERT without a head, its tokenizer with a mask."""
+    folder = tmp_path_factory.mktemp("headless")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    model = AutoModel.from_pretrained(tiny_model_dir)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+TEXTS = ["good0 word1 word2", "bad0 word3", "word4 word5 word6 word7", "word8 good1"] * 5
+
+
+def test_several_labels_to_a_text(tmp_path: Path, headless_dir: Path) -> None:
+    rows = [{"text": text, "label": ["a"] if row % 2 else ["a", "c"]} for row, text in enumerate(TEXTS)]
+    labels = {"label_names": ["a", "b", "c"], "problem_type": "multi_label_classification"}
+    results = run(tmp_path, headless_dir, "sequence-classification", rows, **labels)
+    assert set(results.final_metrics["domain"]) == {"loss", "f1", "f1_macro", "exact_match"}
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert (saved.config.problem_type, saved.config.num_labels) == ("multi_label_classification", 3)
+    (scores,) = pipeline("text-classification", model=str(tmp_path / "out"), top_k=None, device=-1)(["word1"])
+    assert {each["label"] for each in scores} == {"a", "b", "c"}
+
+
+def test_numbers(tmp_path: Path, headless_dir: Path) -> None:
+    rows = [{"text": text, "score": row / 4} for row, text in enumerate(TEXTS)]
+    given = {"problem_type": "regression", "corpus": {"label_column": "score"}}
+    results = run(tmp_path, headless_dir, "sequence-classification", rows, **given)
+    assert set(results.final_metrics["domain"]) == {"loss", "pearson", "mse", "mae"}
+    assert results.final_metrics["domain"]["mse"] == pytest.approx(results.final_metrics["domain"]["loss"], rel=1e-4)
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config.num_labels == 1
+
+
+def test_named_entities(tmp_path: Path, headless_dir: Path) -> None:
+    rows = [{"tokens": text.split(), "ner_tags": ["B-X", *["O"] * (len(text.split()) - 1)]} for text in TEXTS]
+    results = run(tmp_path, headless_dir, "token-classification", rows, label_names=["O", "B-X", "I-X"])
+    assert set(results.final_metrics["domain"]) == {"loss", "f1", "precision", "recall", "token_accuracy"}
+    found = pipeline("token-classification", model=str(tmp_path / "out"), device=-1)("good0 word1")
+    assert all(each["entity"] in ("B-X", "I-X") for each in found)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_masked_words(tmp_path: Path, headless_dir: Path, whole: bool) -> None:
+    fields = {"whole_word_mask": whole, "packing": not whole, "mlm_probability": 0.5}
+    results = run(tmp_path, headless_dir, "masked-lm", [{"text": text} for text in [*TEXTS, ""]], **fields)
+    assert set(results.final_metrics["domain"]) == {"loss", "perplexity", "token_accuracy"}
+    assert results.plan["corpora"][0]["num_examples"] == (20 if whole else 6)  # 55 tokens in pieces of 8
+    (best, *_) = pipeline("fill-mask", model=str(tmp_path / "out"), device=-1)("good0 [MASK] word1")
+    assert isinstance(best["token_str"], str)
+
+
+def test_a_corpus_too_short_to_pack_is_refused(tmp_path: Path, headless_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"Corpus 'general' has fewer than `max_length` \(8\) tokens"):
+        run(tmp_path, headless_dir, "masked-lm", [{"text": "word1 word2"}])
+
+
+# Recipes that cannot be.
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "A recipe for sequence-classification must list `label_names`"),
+        ({"label_names": ["a", "a"]}, "`label_names` must be different labels, got 'a' twice"),
+        ({"label_names": [True, "a"]}, r"`label_names` must be texts, got \[True, 'a'\]"),
+        (
+            {"problem_type": "regresion"},
+            r"`problem_type` must be one of .*, got 'regresion'\. Did you mean 'regression'",
+        ),
+        ({"problem_type": "regression", "label_names": ["a"]}, "A regression has no `label_names`"),
+        ({"task": "token-classification", "label_names": ["O", "I-X"]}, None),
+        ({"task": "token-classification", "label_names": ["O", "B-Y", "I-X"]}, "has 'I-X' without 'B-X'"),
+        ({"task": "masked-lm", "mlm_probability": 0.0}, r"`mlm_probability` must lie in \(0, 1\], got 0\.0"),
+        ({"task": "causal-lm"}, None),
+        ({"problem_type": "regression"}, None),
+    ],
+)
+def test_recipes_are_checked_before_anything_is_loaded(fields: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        assert check_task(recipe(**fields)) is TASKS[fields.get("task", "sequence-classification")]
+        return
+    with pytest.raises(ValueError, match=message):
+        check_task(recipe(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"objective": "mlm"}, r"`objective` must be one of `objectives` \(none\) or a task .*got 'mlm'"),
+        ({"objective": "masked-ml"}, r"got 'masked-ml'\. Did you mean 'masked-lm'\?"),
+        (
+            {"objective": "translation"},
+            "The objective 'translation' cannot be translation, which has no backbone apart",
+        ),
+        ({"objective": "token-classification"}, "must list `label_names`"),
+    ],
+)
+def test_objectives_are_checked_before_anything_is_loaded(fields: dict[str, Any], message: str) -> None:
+    corpora = {"general": CorpusConfig(path="a.jsonl", **fields), "domain": CorpusConfig(path="b.jsonl")}
+    with pytest.raises(ValueError, match=message):
+        check_recipe(
+            Recipe(model_name_or_path="model", corpora=corpora, label_names=["a", "b"]),
+            InterpolationConfig(output_dir="out", max_steps=1),
+        )
+
+
+# A task of one's own.
+
+
+def encode_choices(tokenizer: Any, recipe: Recipe) -> Any:
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {"labels": batch["answer"], "input_ids": [], "attention_mask": []}
+        for question, choices in zip(batch["question"], batch["choices"], strict=True):
+            encoded = tokenizer([question] * len(choices), choices, truncation=True, max_length=recipe.max_length)
+            for name in ("input_ids", "attention_mask"):
+                found[name].append(encoded[name])
+        return found
+
+    return encode
+
+
+def test_a_task_of_ones_own(tmp_path: Path, headless_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task(
+        model_class="AutoModelForMultipleChoice",
+        columns=lambda recipe, corpus: {"question": "text", "choices": "words", "answer": "anything"},
+        encode=encode_choices,
+        collator=lambda tokenizer, recipe: DataCollatorForMultipleChoice(tokenizer),
+        metrics=lambda tokenizer, recipe: classification_metrics(),
+    )
+    monkeypatch.setitem(TASKS, "multiple-choice", task)
+    rows = [
+        {"stem": text, "choices": ["word1", "word2 word3", "good0"], "answer": row % 3}
+        for row, text in enumerate(TEXTS)
+    ]
+    results = run(tmp_path, headless_dir, "multiple-choice", rows, corpus={"columns": {"question": "stem"}})
+    assert {"loss", "accuracy"} <= set(results.final_metrics["domain"])
+    assert AutoModelForMultipleChoice.from_pretrained(tmp_path / "out").config.architectures == [
+        "BertForMultipleChoice"
+    ]
