@@ -904,6 +904,26 @@ def test_the_sample_stream_raises_an_alert_where_the_bad_news_come() -> None:
 
 
 @pytest.mark.slow
+def test_a_file_is_followed_until_the_program_is_told_to_end(classifier: Path, tmp_path: Path) -> None:
+    news, output, state = tmp_path / "news.txt", tmp_path / "o.jsonl", tmp_path / "state.json"
+    news.write_text("w1 w2\n", encoding="utf-8")
+    flags = ["--follow", str(news), "--from_start", "--output", str(output), "--state", str(state), "--max_wait", "0.1"]
+    command = [sys.executable, str(RECIPE / "monitor.py"), str(classifier), *flags, "--plot", str(tmp_path / "p.png")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 120
+        while not state.exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.terminate()
+        assert "interrupted" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    append(news, "w3\n")
+    assert run(classifier, *flags, "--stop_after_idle", "0.5") == 0
+    assert [record["text"] for record in read_jsonl(output)] == ["w1 w2", "w3"]
+
+
+@pytest.mark.slow
 def test_lines_on_a_pipe_are_scored_while_it_is_open(classifier: Path) -> None:
     command = [sys.executable, str(RECIPE / "monitor.py"), str(classifier), "--input", "-", "--max_wait", "0.1"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)

@@ -9,11 +9,12 @@ import json
 import os
 import queue
 import re
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -581,7 +582,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.plot is not None and args.output is None:
         parser.error("--plot draws the records of --output; give both")
-    return run_command(lambda: watch(args))
+    with _terminated_as_interrupted():
+        return run_command(lambda: watch(args))
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, by which services are stopped, ends the program as Ctrl-C does: with the picture drawn."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":
