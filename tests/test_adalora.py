@@ -121,6 +121,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path, stop: int, a
     assert same_weights(*(load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "other")))
 
 
+@pytest.mark.slow
 def test_without_their_scores_ranks_would_be_others(tmp_path: Path) -> None:
     whole = make_trainer(tmp_path / "whole")
     whole.train()
@@ -136,6 +137,7 @@ def test_without_their_scores_ranks_would_be_others(tmp_path: Path) -> None:
     assert not same_weights(everything(whole), everything(second))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_weights_alone_can_be_resumed(tmp_path: Path) -> None:
     for stop in (4, 8):
         folder = tmp_path / str(stop)

@@ -271,6 +271,7 @@ def test_what_can_be_interpolated_is_not_refused(adapter: str) -> None:
     check_adapter(adapter, "SEQ_CLS", max_steps=4, is_interpolated=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", few("adalora", but=("dora", "prompt_tuning")))
 def test_the_curve_of_a_preset_is_found(preset: str, toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     run_recipe({**toy_recipe, "peft": ONE_LAYER.get(preset, preset), "max_steps": 2, "alpha_search": {"alphas": 2}})
@@ -358,6 +359,7 @@ def test_a_schedule_of_another_length_is_refused() -> None:
         check_adapter({"preset": "adalora", "total_step": 9}, "SEQ_CLS", max_steps=8)
 
 
+@pytest.mark.slow
 def test_without_peft_the_remedy_is_told() -> None:
     script = (
         "import sys; sys.modules['peft'] = None; from hf_interp.adapters import get_peft_config; "

@@ -503,6 +503,7 @@ def test_a_pull_on_an_adapter_interpolates_the_merged_weights(tmp_path: Path, ki
         torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_huge_pull_leaves_the_base_model(tmp_path: Path) -> None:
     for kind, make in KINDS.items():
         model = make()
@@ -932,6 +933,7 @@ def test_a_host_with_a_reference_of_its_own_gets_it(tmp_path: Path) -> None:
     assert Ours(tiny_model(), config(tmp_path), train_dataset=mixture(), ref_model=reference).given is reference
 
 
+@pytest.mark.slow
 def test_a_search_may_turn_the_dial(tmp_path: Path) -> None:
     args = config(tmp_path, max_steps=2, anchor="l2sp")
     trainer = InterpolationTrainer(

@@ -137,6 +137,7 @@ def test_interpolated_weights_are_those_of_the_curve(compared: Comparison, setti
             assert row["metrics"]["domain"]["loss"] == end["domain"]["loss"]
 
 
+@pytest.mark.slow
 def test_without_validation_sets_the_evaluation_sets_are_halved(toy_recipe: dict[str, Any]) -> None:
     del toy_recipe["validation_corpora"]
     found = compare(toy_recipe, seeds=[0], methods=["constant 0.5"])

@@ -152,6 +152,7 @@ def test_bad_settings_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Cap
         assert not Path(folder).exists()
 
 
+@pytest.mark.slow
 def test_the_demo_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "demo"
     argv = ["demo", "--folder", str(folder), "--seeds", "0", "1", "--max_steps", "3", "--label_noise", "0.2"]

@@ -766,6 +766,7 @@ def test_a_killed_merge_leaves_a_temporary_name_alone(tmp_path: Path) -> None:
     assert len(load_tensors(tmp_path / "out")) == 30
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
     big = {f"h.{index}.w": torch.zeros(75_000_000, dtype=torch.bfloat16) for index in range(2)}
     for seed, name in enumerate(("base", "tuned")):

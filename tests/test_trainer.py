@@ -633,6 +633,7 @@ def test_early_stopping_and_the_best_model(tmp_path: Path) -> None:
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
 
 
+@pytest.mark.slow
 def test_a_smaller_batch_found_by_the_host_is_planned_anew(tmp_path: Path) -> None:
     class Small(NotingTrainer):
         def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
@@ -648,6 +649,7 @@ def test_a_smaller_batch_found_by_the_host_is_planned_anew(tmp_path: Path) -> No
     assert trainer.alphas[7] == 1.0
 
 
+@pytest.mark.slow
 def test_what_was_read_before_the_host_starts_over_is_not_counted(tmp_path: Path) -> None:
     class TooLarge(InterpolationTrainer):
         def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:

@@ -133,6 +133,7 @@ def test_enough_trials_are_enough(tuned: Tuning, settings: dict[str, Any]) -> No
     assert told(tune_recipe(settings, trials=3)) == told(tuned)
 
 
+@pytest.mark.slow
 def test_the_recipes_own_settings_may_lie_outside_the_space(toy_recipe: dict[str, Any]) -> None:
     own = {"alpha_schedule_type": "steps", "alpha_schedule_kwargs": {"values": [0.0, 1.0]}, "alpha_initial_steps": 2}
     found = tune_recipe({**toy_recipe, **own}, trials=2, space={"alpha_schedule_type": ["cosine"], "alpha_end": 0.5})
@@ -143,6 +144,7 @@ def test_the_recipes_own_settings_may_lie_outside_the_space(toy_recipe: dict[str
     assert study_in(Path(toy_recipe["output_dir"])).trials[0].params == {}
 
 
+@pytest.mark.slow
 def test_arguments_of_the_recipes_schedule_stay_with_it(toy_recipe: dict[str, Any]) -> None:
     recipe = {**toy_recipe, "alpha_schedule_type": "exponential", "alpha_schedule_kwargs": {"rate": 3.0}}
     found = tune_recipe(recipe, trials=3, space={"alpha_schedule_type": ["exponential", "linear"]})
@@ -152,6 +154,7 @@ def test_arguments_of_the_recipes_schedule_stay_with_it(toy_recipe: dict[str, An
     assert {row["settings"]["alpha_schedule_type"] for row in found.trials[1:]} == {"exponential", "linear"}
 
 
+@pytest.mark.slow
 def test_the_learning_rate_may_be_searched(toy_recipe: dict[str, Any]) -> None:
     found = tune_recipe({**toy_recipe, "peft": "lora"}, trials=3, tune_learning_rate=True)
     rates = [row["settings"]["learning_rate"] for row in found.trials]
@@ -160,6 +163,7 @@ def test_the_learning_rate_may_be_searched(toy_recipe: dict[str, Any]) -> None:
     assert all(0.25e-3 <= rate <= 4e-3 for rate in rates)
 
 
+@pytest.mark.slow
 def test_settings_that_cannot_be_planned_are_no_trials(toy_recipe: dict[str, Any]) -> None:
     toy_recipe["corpora"]["domain"]["max_passes"] = 1  # 12 examples of 16
     recipe = {**toy_recipe, "alpha_schedule_type": "constant", "alpha_end": 0.5}
@@ -249,6 +253,7 @@ def test_goals_that_cannot_be_computed_are_refused() -> None:
         goal("mean", start=base(0.5, math.nan))
 
 
+@pytest.mark.slow
 def test_without_an_objective_the_sets_decide(toy_recipe: dict[str, Any]) -> None:
     both = tune_recipe(toy_recipe, trials=1)
     assert (both.settings["objective"], both.settings["metric"]) == ("constrained", "accuracy")
@@ -262,6 +267,7 @@ def test_without_an_objective_the_sets_decide(toy_recipe: dict[str, Any]) -> Non
     assert "general" not in one.base_metrics
 
 
+@pytest.mark.slow
 def test_validation_sets_are_looked_at_and_test_sets_only_without_them(toy_recipe: dict[str, Any]) -> None:
     validated = tune_recipe(toy_recipe, trials=1)
     tested = {key: value for key, value in toy_recipe.items() if key != "validation_corpora"}
@@ -375,6 +381,7 @@ def test_another_recipe_or_space_is_refused(tuned: Tuning, settings: dict[str, A
     assert len(study_in(Path(settings["output_dir"])).trials) == 4
 
 
+@pytest.mark.slow
 def test_a_database_may_hold_several_studies(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'all.db'}"
     first = tune_recipe(toy_recipe, trials=1, storage=storage)
@@ -414,6 +421,7 @@ def test_a_database_that_is_none_is_told(toy_recipe: dict[str, Any]) -> None:
 # Going on.
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_killed_has_failed_and_is_made_up_for(
     tuned: Tuning, settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -428,6 +436,7 @@ def test_a_trial_that_was_killed_has_failed_and_is_made_up_for(
     assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
 
+@pytest.mark.slow
 def test_the_recipes_own_settings_come_again_if_their_trial_was_killed(toy_recipe: dict[str, Any]) -> None:
     tune_recipe(toy_recipe, trials=1)
     folder = Path(toy_recipe["output_dir"])
@@ -481,6 +490,7 @@ def test_a_search_that_is_killed_goes_on(toy_recipe: dict[str, Any], tmp_path: P
 # The host's own search.
 
 
+@pytest.mark.slow
 def test_the_hosts_search_plans_anew_for_phases_as_shares(tmp_path: Path) -> None:
     trainer = NotingTrainer(
         None,
@@ -517,6 +527,7 @@ def test_the_hosts_search_plans_anew_for_phases_as_shares(tmp_path: Path) -> Non
 # The command.
 
 
+@pytest.mark.slow
 def test_the_command_tunes_and_its_recipe_trains(
     toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
