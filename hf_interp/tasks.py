@@ -1,7 +1,7 @@
 """One table: task → columns, model class, preprocessing, collator, metrics. A new task is a new entry.
 
-A task of one's own is a `Task` put into `TASKS` before a recipe is run, which then names it: in a script, which `python`
-or `accelerate launch` starts.
+A task of one's own is a `Task` put into `TASKS` before a recipe is run, which then names it. In a script, for `python`
+or `accelerate launch`:
 
 ```python
 from transformers import DataCollatorForMultipleChoice
