@@ -39,11 +39,12 @@ def make_jump(
     for count, share in ((before, share_before), (after, share_after)):
         negatives = round(count * share)
         part = []
-        for kind, wanted in ((True, negatives), (False, count - negatives)):
-            if wanted > len(kinds[kind]):
-                name = "negative" if kind else "other"
-                raise ValueError(f"{wanted} {name} rows are wanted, but {len(kinds[kind])} are left; ask for fewer.")
-            part += [kinds[kind].pop() for _ in range(wanted)]
+        for is_negative, wanted in ((True, negatives), (False, count - negatives)):
+            left = kinds[is_negative]
+            if wanted > len(left):
+                name = "negative" if is_negative else "other"
+                raise ValueError(f"{wanted} {name} rows are wanted, but {len(left)} are left; ask for fewer.")
+            part += [left.pop() for _ in range(wanted)]
         draw.shuffle(part)
         stream += part
     return stream
