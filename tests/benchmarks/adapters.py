@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,19 @@ FOLDERS = {"general": "rotten_tomatoes", "domain": "financial_phrasebank_50agree
 
 LEARNING_RATES = {
     "full": 1e-4,
-    "lora": 1e-3,
+    "lora": 2e-3,
     "rslora": 1e-3,
-    "dora": 1e-3,
-    "adalora": 3e-3,
-    "ia3": 1e-2,
-    "prompt_tuning": 1e-2,
-    "bitfit": 1e-3,
-    "last_layers": 2e-4,
-    "head": 1e-2,
+    "dora": 2e-3,
+    "adalora": 2e-2,
+    "ia3": 3e-2,
+    "prompt_tuning": 1e-1,
+    "bitfit": 5e-3,
+    "last_layers": 5e-4,
+    "head": 3e-2,
 }
-"""The recipe's for full fine-tuning; more, the less is trained. None was searched for."""
+"""The recipe's for full fine-tuning; more, the less is trained. They were not searched for, but for one thing: with the
+half of them or less, most presets had learnt nothing after 50 steps.
+"""
 
 
 def minilm() -> str:
@@ -154,6 +157,7 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=500, help="of each test set at the most")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--presets", nargs="+", choices=LEARNING_RATES, default=list(LEARNING_RATES))
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--run", choices=LEARNING_RATES, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -161,10 +165,11 @@ def main() -> None:
     if args.run:
         print(json.dumps(measure(args.run, args)))
         return
-    found: dict[str, list[dict[str, Any]]] = {preset: [] for preset in args.presets}
-    for seed in args.seeds:
-        for preset in args.presets:
-            found[preset].append(run(preset, seed, args))
+    found: dict[str, list[dict[str, Any]]] = {}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        started = {preset: [pool.submit(run, preset, seed, args) for seed in args.seeds] for preset in args.presets}
+        for preset, runs in started.items():
+            found[preset] = [each.result() for each in runs]
     header = ["preset", "learning rate", "trained", "share", "peak, MiB", "processor, s", "saved, MB"]
     header += ["domain accuracy", "general accuracy"]
     print(format_table(header, [row(preset, runs) for preset, runs in found.items()]))
