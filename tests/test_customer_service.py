@@ -769,12 +769,20 @@ def test_a_terminal_can_be_left(intent_dir: Path, response_dir: Path, tmp_path: 
         if leave == "ctrl-d":
             os.write(ours, b"\x04")
         else:
-            process.send_signal(signal.SIGINT)
+            interrupt(process)
         assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def interrupt(process: subprocess.Popen[bytes], timeout: float = 60) -> None:
+    """Press Ctrl-C until it is heard: just before readline begins to wait, Python only notes a signal."""
+    limit = time.monotonic() + timeout
+    while process.poll() is None and time.monotonic() < limit:
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
 
 
 def read_until(terminal: int, end: str, timeout: float = 120) -> str:
