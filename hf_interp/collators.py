@@ -50,7 +50,7 @@ class MaskingCollator:
         whole_word_mask: choose words instead of tokens, and mask them all; examples need `offset_mapping`.
 
     Raises:
-        ValueError: for a tokenizer without a mask token, or a share outside [0, 1].
+        ValueError: for a tokenizer without a mask token, or a share outside (0, 1].
     """
 
     def __init__(
@@ -74,7 +74,8 @@ class MaskingCollator:
 
     def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         """Collate for evaluation."""
-        return self.collate(examples, [crc32(np.asarray(each["input_ids"]).tobytes()) for each in examples], 0)
+        numbers = [crc32(np.asarray(each["input_ids"], dtype=np.int64).tobytes()) for each in examples]
+        return self.collate(examples, numbers, 0)
 
     def collate(self, examples: Sequence[Any], numbers: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
         """Collate with the masks that belong to (seed, number)."""

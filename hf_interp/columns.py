@@ -1,5 +1,6 @@
 """What a task wants of a corpus' columns, and how a value that a file holds becomes that."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -43,7 +44,8 @@ def converter(kind: Kind, config: CorpusConfig, label_names: Sequence[str] | Non
     """
     if kind in ("classes", "tags"):
         names = list(label_names or [])
-        resolve = label_resolver(config, names, class_names(feature))
+        null = "leave it out" if kind == "classes" else None
+        resolve = label_resolver(config, names, class_names(feature), null)
         return (lambda value: _multi_hot(value, resolve, len(names))) if kind == "classes" else _tagger(resolve, names)
     if kind == "turns":
         return lambda value: _turns(value, config)
@@ -59,9 +61,15 @@ def class_names(feature: Any) -> list[str] | None:
 
 
 def label_resolver(
-    config: CorpusConfig, label_names: list[str], names: Sequence[str] | None
+    config: CorpusConfig, label_names: list[str], names: Sequence[str] | None, null: str | None = "drop its rows"
 ) -> Callable[[Any], int | None]:
     """A function from a label as the file has it to its index in `label_names`; `None` if its rows are to be dropped.
+
+    Args:
+        config: the corpus.
+        label_names: the labels of the task.
+        names: what `datasets` calls the labels of the file, where they are numbers.
+        null: what a label is mapped to null for, as a remedy; `None` where every value needs a label.
 
     Raises (the function): `BadValueError` for a label that is not among them.
     """
@@ -81,7 +89,8 @@ def label_resolver(
             return found
         raise BadValueError(
             f"the label {found!r}, which is not in `label_names` ({label_names})",
-            f"Map it to one of them in `label_map`, or to null to drop its rows; `label_map` is {config.label_map}.",
+            f"Map it to one of them in `label_map`{f', or to null to {null}' if null else ''}; `label_map` is "
+            f"{config.label_map}.",
         )
 
     return resolve
@@ -148,7 +157,7 @@ def _words(value: Any) -> list[str]:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise BadValueError(f"{_short(value)} where a number belongs", _OTHER_COLUMN)
     return float(value)
 

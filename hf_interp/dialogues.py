@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hf_interp.schedules import did_you_mean
@@ -47,6 +48,11 @@ def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, 
         speaker = str(turn[role_key])
         role = roles.get(speaker, speaker)
         if role not in ROLES:
+            if speaker in roles:
+                raise ValueError(
+                    f"the speaker {speaker!r} in turn {place}, whom `roles` maps to {role!r}, which is none of "
+                    f"{', '.join(ROLES)}{did_you_mean(role, ROLES)}"
+                )
             raise ValueError(
                 f"the speaker {speaker!r} in turn {place}, who is none of {', '.join(ROLES)} (`roles` maps others to "
                 f"these){did_you_mean(speaker, ROLES)}"
@@ -93,23 +99,35 @@ def encode_dialogue(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], m
         assistant's tokens and the mark that ends its turn.
 
     Raises:
-        ValueError: if the template changes earlier turns when later ones come, or no assistant's token is left.
+        ValueError: if the template refuses the turns, or changes earlier turns when later ones come, or no assistant's
+            token is left.
     """
+    try:
+        ids, is_said = _tokenize(tokenizer, turns)
+    except TemplateError as error:
+        raise ValueError(f"turns that the chat template refuses ({error})") from error
+    labels = [token if said else -100 for token, said in zip(ids, is_said, strict=True)][:max_length]
+    if all(label == -100 for label in labels[1:]):
+        raise ValueError(f"no assistant's token within its first {max_length} tokens (`max_length`)")
+    ids = ids[:max_length]
+    return {"input_ids": list(ids), "attention_mask": [1] * len(ids), "labels": labels}
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tuple[list[int], Sequence[bool | int]]:
+    """The tokens of a dialogue, and whether the assistant says them."""
     if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
         encoded = tokenizer.apply_chat_template(
             list(turns), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
-        ids, is_said = encoded["input_ids"], encoded["assistant_masks"]
-    else:
-        text, spans = _spans(tokenizer, turns)
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = encoded["input_ids"]
-        is_said = [any(begin <= a and b <= end and a < b for begin, end in spans) for a, b in encoded["offset_mapping"]]
-    labels = [token if said else -100 for token, said in zip(ids, is_said, strict=True)][:max_length]
-    if all(label == -100 for label in labels[1:]):
-        raise ValueError(f"no assistant's token within its first {max_length} tokens")
-    ids = ids[:max_length]
-    return {"input_ids": list(ids), "attention_mask": [1] * len(ids), "labels": labels}
+        return encoded["input_ids"], encoded["assistant_masks"]
+    text, spans = _spans(tokenizer, turns)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # Tokenizers of bytes trim white space off the places of tokens: of " " alone only the end remains.
+    starts = [a if a < b else a - 1 for a, b in encoded["offset_mapping"]]
+    ends = [b for _, b in encoded["offset_mapping"]]
+    return encoded["input_ids"], [
+        any(begin <= a and b <= end for begin, end in spans) for a, b in zip(starts, ends, strict=True)
+    ]
 
 
 def _spans(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
@@ -124,7 +142,12 @@ def _spans(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tuple[s
     for place, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
-        before, after = render(place, opens=True) if place else "", render(place + 1)
+        after = render(place + 1)
+        if place:
+            before = render(place, opens=True)
+        else:  # templates do not render what is before the first turn, be it a system turn of their own
+            opening = render(1, opens=True).removeprefix(after)
+            before = whole[: max(whole.find(opening), 0)] + opening
         if not (whole.startswith(before) and whole.startswith(after) and len(before) < len(after)):
             raise ValueError(
                 "a chat template that changes earlier turns when later ones come, so that the assistant's words cannot "

@@ -37,7 +37,11 @@ def encode_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
     """tokens → input_ids, attention_mask, ...: (length,), cut to `max_length`; tags → labels: (length,).
 
     The first piece of a word has the word's tag, its other pieces and special tokens have −100.
+
+    Raises:
+        ValueError: for a tokenizer that does not know which word a piece is of.
     """
+    _check_fast(tokenizer, "Token classification")
 
     def encode(batch: Batch) -> Batch:
         for row, (words, tags) in enumerate(zip(batch["tokens"], batch["tags"], strict=True)):
@@ -101,7 +105,12 @@ def encode_masked(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
     """text → input_ids, attention_mask, special_tokens_mask: (length,), cut to `max_length` if not packed later.
 
     With whole-word masking also offset_mapping: (length, 2). The collator makes the labels.
+
+    Raises:
+        ValueError: for whole-word masking with a tokenizer that does not know where a piece stands.
     """
+    if recipe.whole_word_mask:
+        _check_fast(tokenizer, "Masking whole words")
 
     def encode(batch: Batch) -> Batch:
         encoded = tokenizer(
@@ -120,13 +129,24 @@ def encode_masked(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
 
 
 def _encode_dialogues(tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Any], max_length: int) -> Batch:
+    _check_fast(tokenizer, "Training on dialogues")
     encoded = []
     for row, turns in enumerate(dialogues):
         try:
             encoded.append(encode_dialogue(tokenizer, turns, max_length))
         except ValueError as error:
-            raise RowError(row, "messages", str(error), "Raise `max_length`, or remove such rows.") from error
+            raise RowError(
+                row, "messages", str(error), "Raise `max_length`, change `chat_template`, or remove such rows."
+            ) from error
     return {name: [one[name] for one in encoded] for name in ("input_ids", "attention_mask", "labels")}
+
+
+def _check_fast(tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{what} needs a tokenizer that says where in the text its pieces stand, which {type(tokenizer).__name__} "
+            "cannot. Use a model with a tokenizer.json."
+        )
 
 
 def _align(word_ids: Sequence[int | None], tags: Sequence[int]) -> list[int]:

@@ -63,12 +63,11 @@ def load_corpus(
     _check_present(name, present, [*sources.values(), *(config.where or {})])
     if config.where:
         keep = {column: value if isinstance(value, list) else [value] for column, value in config.where.items()}
-        dataset = dataset.filter(lambda row: all(row[column] in values for column, values in keep.items()))
-    features = {column: (dataset.features or {}).get(source) for column, source in sources.items()}
+        dataset = dataset.filter(lambda row: all(_reach(row, column) in values for column, values in keep.items()))
+    features = {column: _reach(dataset.features or {}, source) for column, source in sources.items()}
     for column in (column for column, kind in columns.items() if kind == "class"):
-        dataset = _map_labels(name, dataset, present, config, column, list(label_names or []))
-        sources[column] = column
-        present = column_names(dataset)
+        dataset = _map_labels(name, dataset, config, column, list(label_names or []))
+        sources[column] = f"_{column}"
     for column in (column for column, kind in columns.items() if kind == "prose"):
         dataset = dataset.filter(lambda row, source=sources[column]: not _is_blank(_reach(row, source)))
     dataset = _pick(dataset, sources)
@@ -166,28 +165,24 @@ def _convert(name: str, dataset: Any, column: str, source: str, convert: Callabl
     return dataset.rename_column(f"_{column}", column)
 
 
-def _map_labels(
-    name: str, dataset: Any, present: Sequence[str], config: CorpusConfig, column: str, label_names: list[str]
-) -> Any:
-    """Replace the source of a column by the indices of its labels, and drop rows mapped to nothing."""
+def _map_labels(name: str, dataset: Any, config: CorpusConfig, column: str, label_names: list[str]) -> Any:
+    """Add the indices of a column's labels, under its name with a `_` before it, and drop rows mapped to nothing."""
     source = config.source(column)
-    of_value = label_resolver(config, label_names, class_names((dataset.features or {}).get(source)))
+    of_value = label_resolver(config, label_names, class_names(_reach(dataset.features or {}, source)))
 
     def resolve(value: Any) -> int | None:
         try:
             return of_value(value)
         except BadValueError as error:
-            raise ValueError(f"Corpus {name!r} has {error.what}. {error.remedy}") from None
+            raise ValueError(f"Corpus {name!r} has {error.what}: column {source!r}. {error.remedy}") from None
 
-    if isinstance(dataset, datasets.Dataset) and source in present:  # all are checked now, not in the middle of a run
+    # All are checked now, not in the middle of a run.
+    if isinstance(dataset, datasets.Dataset) and source in dataset.column_names:
         for value in dataset.unique(source):
             resolve(value)
     dataset = dataset.filter(lambda row: resolve(_reach(row, source)) is not None)
     _check_rows(name, dataset, config)
-    # A column of the same name keeps its old type, so the new one is made beside it.
-    old = [other for other in present if other in (source, column)]
-    dataset = dataset.map(lambda row: {"_label": resolve(_reach(row, source))}, remove_columns=old)
-    return dataset.rename_column("_label", column)
+    return dataset.map(lambda row: {f"_{column}": resolve(_reach(row, source))})
 
 
 def _first(dataset: Any, count: int) -> Any:

@@ -68,7 +68,7 @@ class MatthewsCorrelation(_ClassificationMetric):
 class RocAuc(evaluate.Metric):
     """Area under the ROC curve of two classes, in [0, 1]: how often a positive example scores above a negative one.
 
-    NaN where the references have one class alone.
+    NaN where the references have one class alone, or a score is not finite.
 
     >>> RocAuc(keep_in_memory=True).compute(predictions=[0.1, 0.9], references=[0, 1])
     {'roc_auc': 1.0}
@@ -78,7 +78,7 @@ class RocAuc(evaluate.Metric):
         return _info(self, datasets.Value("float64"), datasets.Value("int64"), "scores of class 1; class ids")
 
     def _compute(self, predictions: Sequence[float], references: Sequence[int]) -> dict[str, float]:
-        if len(set(references)) < 2:  # scikit-learn warns
+        if len(set(references)) < 2 or not np.isfinite(predictions).all():  # scikit-learn warns or fails
             return {"roc_auc": float("nan")}
         return {"roc_auc": float(sklearn_metrics.roc_auc_score(references, predictions))}
 
@@ -118,8 +118,8 @@ class Regression(evaluate.Metric):
         is_constant = len(found) < 2 or np.ptp(found) == 0 or np.ptp(wanted) == 0
         return {
             "pearson": 0.0 if is_constant else round(float(np.corrcoef(found, wanted)[0, 1]), 12),
-            "mse": float(sklearn_metrics.mean_squared_error(wanted, found)),
-            "mae": float(sklearn_metrics.mean_absolute_error(wanted, found)),
+            "mse": float(np.mean((found - wanted) ** 2)),  # NaN for a model that has diverged; scikit-learn fails
+            "mae": float(np.mean(np.abs(found - wanted))),
         }
 
 

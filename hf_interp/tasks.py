@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import transformers
+from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
     DataCollatorForSeq2Seq,
@@ -148,12 +149,7 @@ def _check_masking(recipe: Recipe) -> None:
 def _prepare_languages(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> None:
     """Let generation begin with the language that is wanted, where a multilingual model needs to be told."""
     if recipe.target_lang is not None:
-        token = tokenizer.convert_tokens_to_ids(recipe.target_lang)
-        if token is None or token == tokenizer.unk_token_id:
-            raise ValueError(
-                f"The tokenizer does not know the language {recipe.target_lang!r} (`target_lang`). Name it as the "
-                "model does, or leave it out for a model of two languages."
-            )
+        token = _language_token(tokenizer, recipe.target_lang, "target_lang")
         model.generation_config.forced_bos_token_id = token
 
 
@@ -287,9 +283,6 @@ def check_task(recipe: Recipe) -> Task:
         ValueError: for an unknown task, missing or unfit `label_names`, or what the task itself refuses.
     """
     task = get_task(recipe.task)
-    task.check(recipe)
-    if task.num_labels(recipe) == 0:
-        raise ValueError(f"A recipe for {recipe.task} must list `label_names`, in the order of the label ids.")
     if recipe.label_names:
         if not all(isinstance(label, str) for label in recipe.label_names):
             raise ValueError(
@@ -299,23 +292,79 @@ def check_task(recipe: Recipe) -> Task:
         twice = [label for label in recipe.label_names if recipe.label_names.count(label) > 1]
         if twice:
             raise ValueError(f"`label_names` must be different labels, got {twice[0]!r} twice.")
+    task.check(recipe)
+    if task.num_labels(recipe) == 0:
+        raise ValueError(f"A recipe for {recipe.task} must list `label_names`, in the order of the label ids.")
     return task
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
-    """Set what a recipe wants of a tokenizer: languages, a chat template, a token to pad with.
+    """Set what a recipe wants of a tokenizer: languages, a chat template, a token to pad with, words one by one.
 
     Raises:
-        ValueError: for dialogues without a chat template.
+        ValueError: for dialogues without a chat template, a language that the tokenizer does not know, or a tokenizer
+            that has nothing to pad with.
     """
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"The tokenizer of {recipe.model_name_or_path!r} has neither a token to pad with nor one that ends a "
+                "text. Set its `pad_token` and save it beside the model."
+            )
         tokenizer.pad_token = tokenizer.eos_token
-    for name, value in (("src_lang", recipe.source_lang), ("tgt_lang", recipe.target_lang)):
-        if value is not None:
-            setattr(tokenizer, name, value)
-    groups = (recipe.corpora, recipe.eval_corpora, recipe.validation_corpora)
-    if any(corpus.messages_column for group in groups for corpus in group.values()):
+    _set_languages(tokenizer, recipe)
+    corpora = [
+        corpus
+        for group in (recipe.corpora, recipe.eval_corpora, recipe.validation_corpora)
+        for corpus in group.values()
+    ]
+    if any(corpus.messages_column for corpus in corpora):
         set_chat_template(tokenizer, recipe.chat_template)
+    names = {recipe.for_objective(corpus.objective).task for corpus in corpora}
+    if "token-classification" in names:
+        _prefix_words(tokenizer)
+
+
+def _set_languages(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+    for field, name in (("source_lang", "src_lang"), ("target_lang", "tgt_lang")):
+        value = getattr(recipe, field)
+        if value is None:
+            continue
+        if not hasattr(tokenizer, "src_lang"):
+            raise ValueError(
+                f"The tokenizer of {recipe.model_name_or_path!r} knows no languages, got `{field}`: {value!r}. Leave "
+                "it out for a model of two languages."
+            )
+        _language_token(tokenizer, value, field)
+        setattr(tokenizer, name, value)
+
+
+def _language_token(tokenizer: PreTrainedTokenizerBase, language: str, field: str) -> int:
+    """The token that stands for a language."""
+    try:
+        if hasattr(tokenizer, "get_lang_id"):  # of M2M100, whose tokens are called otherwise than its languages
+            return int(tokenizer.get_lang_id(language))
+        token = tokenizer.convert_tokens_to_ids(language)
+    except KeyError:
+        token = None
+    if token is None or token == tokenizer.unk_token_id:
+        raise ValueError(
+            f"The tokenizer does not know the language {language!r} (`{field}`). Name it as the model does, or leave "
+            "it out for a model of two languages."
+        )
+    return int(token)
+
+
+def _prefix_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer of bytes put a space before words that come one by one, as they had in pretraining."""
+    if not tokenizer.is_fast:
+        return
+    found = tokenizer.backend_tokenizer.pre_tokenizer
+    parts = [found[i] for i in range(len(found))] if isinstance(found, pre_tokenizers.Sequence) else [found]
+    for part in parts:
+        if isinstance(part, pre_tokenizers.ByteLevel):
+            part.add_prefix_space = True
+            tokenizer.add_prefix_space = True  # or classes such as RoBERTa's forget it when they are loaded
 
 
 class Loaded(NamedTuple):
