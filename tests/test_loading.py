@@ -239,7 +239,8 @@ def test_labels_that_no_name_stands_for_are_refused(
     tmp_path: Path, values: list[Any], label_map: Any, value: str
 ) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": "a", "label": label} for label in values])
-    message = rf"Corpus 'law' has the label {value}, which is not in `label_names` \(\['bad', 'good'\]\): column 'label'\. Map"
+    names = r"\['bad', 'good'\]"
+    message = rf"Corpus 'law' has the label {value}, which is not in `label_names` \({names}\): column 'label'\. Map"
     with pytest.raises(ValueError, match=message):
         read(path, LABELS, label_map=label_map)
     with pytest.raises(ValueError, match=message):  # a stream tells as soon as it gets there
