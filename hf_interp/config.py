@@ -344,7 +344,8 @@ class Recipe:
         mlm_probability: share of the tokens that masked language modelling masks.
         whole_word_mask: whether it masks whole words.
         chat_template: for tokenizers without one: "chatml", or a file with a Jinja template.
-        peft: an adapter: a preset of `hf_interp.adapters`, or a PEFT configuration as a mapping with `peft_type`.
+        peft: an adapter: a preset of `hf_interp.adapters`; a mapping with `preset` and fields laid over it; or a PEFT
+            configuration as a mapping with `peft_type`.
         model_revision: branch, tag or commit of the model.
         trust_remote_code: allow code from the model's repository to run.
     """

@@ -293,8 +293,12 @@ def score_tokens(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def score_shifted_tokens(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`score_tokens` for models of which position i predicts label i + 1; (batch, length − 1)."""
+    """`score_tokens` for models of which position i predicts label i + 1; (batch, length − 1).
+
+    Predictions for tokens that an adapter puts before the input are left out.
+    """
     logits = logits[0] if isinstance(logits, (tuple, list)) else logits
+    logits = logits[:, logits.shape[1] - labels.shape[1] :]
     return score_tokens(logits[:, :-1], labels[:, 1:])
 
 

@@ -360,7 +360,8 @@ def _prefix_words(tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.is_fast:
         return
     found = tokenizer.backend_tokenizer.pre_tokenizer
-    parts = [found[i] for i in range(len(found))] if isinstance(found, pre_tokenizers.Sequence) else [found]
+    has_parts = isinstance(found, pre_tokenizers.Sequence)
+    parts = [found[index] for index in range(len(found))] if has_parts else [found]
     for part in parts:
         if isinstance(part, pre_tokenizers.ByteLevel):
             part.add_prefix_space = True

@@ -148,6 +148,8 @@ def test_causal_models_predict_the_next_token() -> None:
     losses, hits = score_shifted_tokens((logits, "more"), torch.tensor([[1, 2, 3, -100]]))
     assert hits.tolist() == [[1, 1, -1]]
     assert losses[0, :2].max() < 1e-6
+    prompted = torch.cat([torch.randn(1, 3, 5), logits], dim=1)  # three tokens before the input
+    assert score_shifted_tokens(prompted, torch.tensor([[1, 2, 3, -100]]))[1].tolist() == hits.tolist()
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
