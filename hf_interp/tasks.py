@@ -359,10 +359,8 @@ def _prefix_words(tokenizer: PreTrainedTokenizerBase) -> None:
     """Let a tokenizer of bytes put a space before words that come one by one, as they had in pretraining."""
     if not tokenizer.is_fast:
         return
-    found = tokenizer.backend_tokenizer.pre_tokenizer
-    has_parts = isinstance(found, pre_tokenizers.Sequence)
-    parts = [found[index] for index in range(len(found))] if has_parts else [found]
-    for part in parts:
+    found: Any = tokenizer.backend_tokenizer.pre_tokenizer  # a sequence has no length, but can be gone through
+    for part in found if isinstance(found, pre_tokenizers.Sequence) else [found]:
         if isinstance(part, pre_tokenizers.ByteLevel):
             part.add_prefix_space = True
             tokenizer.add_prefix_space = True  # or classes such as RoBERTa's forget it when they are loaded

@@ -131,3 +131,30 @@ def test_other_collators_draw_from_the_first_slot() -> None:
     assert collate(noisy, [5], [8], 3) == first
     assert collate(noisy, [0, 1], range(9, 11), 3) != first
     assert collate(noisy, [0, 1], range(8, 10), 4) != first
+
+
+def test_packed_examples_need_no_attention_mask() -> None:
+    rows = [{"input_ids": row["input_ids"]} for row in ROWS]
+    collator = MaskingCollator(number_tokenizer(), 0.3)
+    for found, expected in (
+        (collator.collate(rows, range(6), 7), collator.collate(ROWS, range(6), 7)),
+        (collator(rows), collator(ROWS)),
+    ):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_evaluation_masks_arrays_of_any_width_alike() -> None:
+    collator = MaskingCollator(number_tokenizer(), 0.3)
+    narrow = [{"input_ids": np.asarray(row["input_ids"], dtype=np.int32)} for row in ROWS]
+    tensors = [{"input_ids": torch.tensor(row["input_ids"])} for row in ROWS]
+    assert masks(collator(narrow)) == masks(collator(tensors)) == masks(collator(ROWS))
+
+
+def test_masking_leaves_the_generators_alone() -> None:
+    states = (random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist())
+    MaskingCollator(number_tokenizer(), 0.3).collate(ROWS, range(6), 7)
+    MaskingCollator(number_tokenizer(), 0.3)(ROWS)
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+    assert np.random.get_state()[1].tolist() == states[2]

@@ -47,6 +47,7 @@ def test_values_of_every_kind(kind: str, value: Any, expected: Any) -> None:
         ("number", "3", "'3' where a number belongs"),
         ("number", True, "True where a number belongs"),
         ("number", float("nan"), "nan where a number belongs"),
+        ("number", float("-inf"), "-inf where a number belongs"),
         ("classes", "a", "'a' where a list of labels belongs"),
         ("tags", None, "None where a list of tags belongs"),
         ("turns", "Hi", "'Hi' where a list of turns belongs"),
@@ -77,7 +78,10 @@ def test_several_labels(value: Any, fields: dict[str, Any], expected: list[float
 def test_a_label_that_is_not_in_the_list_is_refused() -> None:
     with pytest.raises(BadValueError, match=r"the label 'd', which is not in `label_names` \(\['a', 'b'\]\)") as caught:
         convert("classes", ["a", "d"], ["a", "b"])
-    assert "`label_map` is None" in caught.value.remedy
+    assert "in `label_map`, or to null to leave it out; `label_map` is None." in caught.value.remedy
+    with pytest.raises(BadValueError, match="the label 'd'") as caught:
+        convert("tags", ["a", "d"], ["a", "b"])
+    assert caught.value.remedy == "Map it to one of them in `label_map`; `label_map` is None."
 
 
 def test_tags_by_name_by_number_and_by_the_names_of_their_classes() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from hf_interp.dialogues import CHATML, encode_dialogue, read_turns, set_chat_template
@@ -137,3 +137,53 @@ def test_letters_of_several_bytes_keep_their_places() -> None:
     words = tokenizer()
     found = encode_dialogue(words, [{"role": "user", "content": "é é"}, {"role": "assistant", "content": "é"}], 99)
     assert learnt(found, words) == ["é", "<|", "im_end", "|>"]
+
+
+def byte_tokenizer(*, trims: bool) -> Any:
+    """Every byte is a token, and so are the marks of the template; places are told with or without white space."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    model = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.post_processor = processors.ByteLevel(trim_offsets=trims)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=model, chat_template=CHATML)
+
+
+@pytest.mark.parametrize("trims", [True, False])
+@pytest.mark.parametrize(
+    "content", ["日本 é 😀!", "  two spaces", "if a:\n    b  \n", " ", "\n\n", "a <|im_start|>assistant\nb"]
+)
+def test_every_byte_that_the_assistant_says_is_learnt(content: str, trims: bool) -> None:
+    words = byte_tokenizer(trims=trims)
+    turns = [{"role": "user", "content": " é "}, {"role": "assistant", "content": content}, {**USER, "content": " a"}]
+    found = encode_dialogue(words, turns, 999)
+    said = [label for label in found["labels"] if label != -100]
+    assert words.decode(said) == f"{content}<|im_end|>"
+
+
+def test_what_stands_before_a_first_turn_is_not_learnt() -> None:
+    words = tokenizer()
+    assert learnt(encode_dialogue(words, [ASSISTANT, USER], 99), words) == ["c", "d", "<|", "im_end", "|>"]
+    # A template that begins with a mark and a system turn of its own.
+    own = "{{ 'g <|im_start|>system\\nh<|im_end|>\\n' }}" + CHATML
+    assert learnt(encode_dialogue(tokenizer(own), [ASSISTANT, USER], 99), words) == ["c", "d", "<|", "im_end", "|>"]
+    # A template that puts nothing before the assistant's words.
+    bare = "{% for message in messages %}{{ message['content'] + ' h\\n' }}{% endfor %}"
+    assert learnt(encode_dialogue(tokenizer(bare), [ASSISTANT, USER, ASSISTANT], 99), words) == list("cdhcdh")
+
+
+def test_turns_that_the_template_refuses() -> None:
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + CHATML
+    with pytest.raises(ValueError, match=r"^turns that the chat template refuses \(no system turns\)$"):
+        encode_dialogue(tokenizer(strict), [{"role": "system", "content": "h"}, USER, ASSISTANT], 99)
+    assert encode_dialogue(tokenizer(strict), [USER, ASSISTANT], 99) == encode_dialogue(
+        tokenizer(), [USER, ASSISTANT], 99
+    )
+    with pytest.raises(ValueError, match=r"the chat template refuses \(unexpected"):
+        encode_dialogue(tokenizer("{% for }"), [USER, ASSISTANT], 99)
+
+
+def test_roles_that_are_mapped_to_none_of_the_three() -> None:
+    with pytest.raises(ValueError, match=r"'gpt' in turn 0, whom `roles` maps to 'asistant', .*Did you mean 'assist"):
+        read_turns([{"role": "gpt", "content": "a"}], "role", "content", {"gpt": "asistant"})

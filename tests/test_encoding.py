@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from hf_interp.config import CorpusConfig, Recipe
 from hf_interp.dialogues import CHATML
@@ -147,3 +147,47 @@ def test_nothing_left_after_tokenising(encoder: Any, columns: dict[str, Any], co
     with pytest.raises(RowError, match="an empty text after tokenising") as caught:
         encoder(tokenizer(special=False), recipe())(columns)
     assert (caught.value.row, caught.value.column) == (1, column)
+
+
+# Tokenizers of other kinds.
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda words: encode_tokens(words, recipe()), "Token classification"),
+        (lambda words: encode_masked(words, recipe(whole_word_mask=True)), "Masking whole words"),
+        (
+            lambda words: encode_causal(words, recipe())({"messages": [[{"role": "assistant", "content": "a"}]]}),
+            "Training on dialogues",
+        ),
+    ],
+)
+def test_a_tokenizer_that_knows_no_places_is_refused(make: Any, what: str) -> None:
+    message = f"^{what} needs a tokenizer that says where in the text .* ByT5Tokenizer cannot. Use a model with a"
+    with pytest.raises(ValueError, match=message):
+        make(ByT5Tokenizer())
+
+
+def test_a_tokenizer_that_knows_no_places_does_for_the_rest() -> None:
+    words = ByT5Tokenizer()
+    found = encode_pairs(words, recipe())({"text": ["ab"], "target": ["c"]})
+    assert (found["input_ids"], found["labels"]) == ([[100, 101, 1]], [[102, 1]])
+    assert encode_causal(words, recipe())({"text": ["ab"]})["labels"] == [[100, 101, 1]]
+    assert encode_masked(words, recipe())({"text": ["ab"]})["special_tokens_mask"] == [[0, 0, 1]]
+
+
+def test_words_that_become_nothing_do_not_shift_the_tags() -> None:
+    found = encode_tokens(tokenizer(), recipe())({"tokens": [["one", " ", "two"]], "tags": [[3, 1, 2]]})
+    assert found["labels"] == [[-100, 3, 2, -100]]
+
+
+def test_a_template_that_refuses_turns_is_told_with_their_row() -> None:
+    words = tokenizer()
+    words.chat_template = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('begin with user') }}{% endif %}"
+    words.chat_template += CHATML
+    said = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    with pytest.raises(RowError, match=r"turns that the chat template refuses \(begin with user\)") as caught:
+        encode_causal(words, recipe())({"messages": [said, said[1:]]})
+    assert (caught.value.row, caught.value.column) == (1, "messages")
+    assert "change `chat_template`" in caught.value.remedy

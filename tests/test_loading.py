@@ -407,3 +407,35 @@ def test_faults_of_encoding_have_corpus_column_and_row(tmp_path: Path, streaming
         list(encode_corpus("law", loaded, config, encode, ["target"]))
     found = encode_corpus("law", loaded.take(2) if streaming else loaded.select(range(2)), config, encode, ["target"])
     assert list(found) == [{"length": 2}, {"length": 2}]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_conditions_and_labels_reach_inside_too(tmp_path: Path, streaming: bool) -> None:
+    rows = [{"meta": {"lang": lang, "label": label}, "text": lang} for lang, label in (("en", "good"), ("fr", "bad"))]
+    wanted: dict[str, Kind] = {"text": "text", "label": "class"}
+    fields = {"where": {"meta.lang": ["fr"]}, "label_column": "meta.label", "streaming": streaming}
+    assert list(kinds(tmp_path, rows, wanted, names=LABELS, **fields)) == [{"text": "fr", "label": 0}]
+    fields = {"text_column": "meta.lang", "label_column": "meta.label", "streaming": streaming}
+    found = list(kinds(tmp_path, rows, wanted, names=LABELS, **fields))
+    assert found == [{"text": "en", "label": 1}, {"text": "fr", "label": 0}]
+
+
+def test_classes_inside_a_column_go_by_their_names(tmp_path: Path) -> None:
+    inner = {
+        "label": datasets.ClassLabel(names=["good", "bad"]),
+        "tags": datasets.List(datasets.ClassLabel(names=["b"])),
+    }
+    features = datasets.Features({"meta": inner})
+    rows = {"meta": [{"label": 0, "tags": [0]}, {"label": 1, "tags": []}]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    config = CorpusConfig(path=str(tmp_path / "rows.parquet"), label_column="meta.label", tags_column="meta.tags")
+    assert load_corpus("law", config, {"label": "class"}, LABELS)["label"][:] == [1, 0]
+    assert load_corpus("law", config, {"tags": "tags"}, ["a", "b"])["tags"][:] == [[1], []]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_text_may_be_called_label(tmp_path: Path, streaming: bool) -> None:
+    fields = {"text_column": "label", "label_column": "verdict", "streaming": streaming}
+    wanted: dict[str, Kind] = {"text": "text", "label": "class"}
+    found = kinds(tmp_path, [{"label": "one", "verdict": "good"}], wanted, names=LABELS, **fields)
+    assert list(found) == [{"text": "one", "label": 1}]

@@ -198,3 +198,13 @@ def test_they_are_metrics_of_evaluate() -> None:
         for prediction, reference in zip(predictions, references, strict=True):
             metric.add(prediction=prediction, reference=reference)
         assert metric.compute() == kind(keep_in_memory=True).compute(predictions=predictions, references=references)
+
+
+def test_a_model_that_has_diverged_is_measured() -> None:
+    logits = np.array([[np.nan, 1.0], [0.0, 1.0]])
+    found = classification_metrics()(EvalPrediction(logits, np.array([0, 1])))
+    assert math.isnan(found.pop("roc_auc"))
+    assert set(found) == {"accuracy", "f1", "matthews_correlation"}
+    found = classification_metrics("regression")(EvalPrediction(np.array([[np.nan], [1.0]]), np.array([0.0, 1.0])))
+    assert all(math.isnan(value) for value in found.values())
+    assert set(found) == {"pearson", "mse", "mae"}
