@@ -138,9 +138,10 @@ def _is_blank(value: Any) -> bool:
 def _pick(dataset: Any, sources: Mapping[str, str]) -> Any:
     """Keep the columns of the task alone, under its names."""
     present = column_names(dataset)
-    if all(source in present for source in sources.values()) and len(set(sources.values())) == len(sources):
+    renamed = {source: column for column, source in sources.items() if source != column}
+    is_plain = all(source in present for source in sources.values()) and len(set(sources.values())) == len(sources)
+    if is_plain and not any(column in sources.values() for column in renamed.values()):  # streams trade no names
         dataset = dataset.select_columns(list(sources.values()))
-        renamed = {source: column for column, source in sources.items() if source != column}
         return dataset.rename_columns(renamed) if renamed else dataset
     own = dataset.map(
         lambda row: {f"_{column}": _reach(row, source) for column, source in sources.items()}, remove_columns=present

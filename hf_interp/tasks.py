@@ -360,7 +360,8 @@ def _prefix_words(tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.is_fast:
         return
     found: Any = tokenizer.backend_tokenizer.pre_tokenizer  # a sequence has no length, but can be gone through
-    for part in found if isinstance(found, pre_tokenizers.Sequence) else [found]:
+    has_parts = isinstance(found, pre_tokenizers.Sequence)
+    for part in found if has_parts else [found]:
         if isinstance(part, pre_tokenizers.ByteLevel):
             part.add_prefix_space = True
             tokenizer.add_prefix_space = True  # or classes such as RoBERTa's forget it when they are loaded

@@ -152,9 +152,10 @@ def test_columns_are_found_by_their_names_and_others_dropped(tmp_path: Path, str
     assert load(path, None, **fields) == [{"text": "why"}]
 
 
-def test_columns_can_trade_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_can_trade_names(tmp_path: Path, streaming: bool) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text_pair": "a", "text": "b", "label": "good"}])
-    swapped = load(path, text_column="text_pair", text_pair_column="text")
+    swapped = load(path, text_column="text_pair", text_pair_column="text", streaming=streaming)
     assert swapped == [{"text": "a", "text_pair": "b", "label": 1}]
 
 
