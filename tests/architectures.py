@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AlbertConfig,
     BartConfig,
@@ -13,6 +14,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     T5Config,
     set_seed,
@@ -80,3 +82,14 @@ def make_batch(kind: str, task: str | None) -> dict[str, torch.Tensor]:
     ids[:, -1] = 1 if kind == "t5" else 2  # the end, by which BART's classifier reads a sequence
     labels = {"SEQ_CLS": torch.tensor([0, 1, 0, 1]), "TOKEN_CLS": ids % 2}.get(str(task), ids)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels.clone()}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """w4 to w59 are the words of these models; a text ends with the token 2, and 3 is any other word."""
+    marks = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{number}" for number in range(4, 60))]
+    words = Tokenizer(models.WordLevel({mark: number for number, mark in enumerate(marks)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )

@@ -1,26 +1,39 @@
 """Tasks: what a text becomes, and what a model knows of its labels."""
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+import yaml
+from architectures import make_model, make_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMultipleChoice,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    DataCollatorForMultipleChoice,
     DataCollatorWithPadding,
+    NllbTokenizer,
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
     pipeline,
 )
 
+from hf_interp import tasks
 from hf_interp.config import CorpusConfig, InterpolationConfig, Recipe
+from hf_interp.curves import load_curve
+from hf_interp.dialogues import CHATML
+from hf_interp.encoding import encode_pairs
 from hf_interp.loading import RowError
-from hf_interp.metrics import classification_metrics
-from hf_interp.results import RunResults
-from hf_interp.tasks import TASKS, Task, check_task, get_task, load_model
+from hf_interp.results import RunResults, load_run_results
+from hf_interp.tasks import TASKS, check_task, get_task, load_model, prepare_tokenizer
 from hf_interp.train import check_recipe, run_recipe
 
 CLASSIFICATION = TASKS["sequence-classification"]
@@ -214,6 +227,7 @@ def test_a_corpus_too_short_to_pack_is_refused(tmp_path: Path, headless_dir: Pat
         ({}, "A recipe for sequence-classification must list `label_names`"),
         ({"label_names": ["a", "a"]}, "`label_names` must be different labels, got 'a' twice"),
         ({"label_names": [True, "a"]}, r"`label_names` must be texts, got \[True, 'a'\]"),
+        ({"task": "token-classification", "label_names": [0, "B-X"]}, r"`label_names` must be texts, got \[0, 'B-X'\]"),
         (
             {"problem_type": "regresion"},
             r"`problem_type` must be one of .*, got 'regresion'\. Did you mean 'regression'",
@@ -255,36 +269,217 @@ def test_objectives_are_checked_before_anything_is_loaded(fields: dict[str, Any]
         )
 
 
+# Runs of models that generate, and of language models.
+
+
+@pytest.fixture(scope="module")
+def model_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with an untrained model and its tokenizer."""
+    folders = {}
+    for kind, task in (("bart", "SEQ_2_SEQ_LM"), ("gpt2", "CAUSAL_LM"), ("llama", "CAUSAL_LM")):
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        make_model(kind, task).save_pretrained(folders[kind])
+        make_tokenizer().save_pretrained(folders[kind])
+    return folders
+
+
+SEARCH = {
+    "alpha_search": {"method": "grid", "alphas": 2},
+    "per_device_eval_batch_size": 64,
+    "learning_rate": 1e-2,
+}
+
+
+def check_search(folder: Path, auto_class: Any) -> None:
+    """The curve has both ends, and what is saved at the chosen one is the model there."""
+    curve = load_curve(folder / "curve.json")
+    assert curve.alphas == [0.0, 1.0]
+    trained = auto_class.from_pretrained(folder).state_dict()
+    chosen = auto_class.from_pretrained(folder / "interpolated").state_dict()
+    assert all(torch.equal(trained[name], chosen[name]) for name in trained) == (curve.alpha == 1.0)
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics"),
+    [
+        ("translation", {"bleu", "chrf"}),
+        ("summarization", {"rougeL", "rouge1", "rouge2"}),
+        ("seq2seq", {"bleu", "chrf", "rougeL", "rouge1", "rouge2"}),
+    ],
+)
+def test_tasks_that_generate(tmp_path: Path, model_dirs: dict[str, Path], task: str, metrics: set[str]) -> None:
+    rows = [{"en": {"text": f"w{row} w9"}, "target": f"w{row + 1} w8 w7"} for row in range(4, 24)]
+    fields = {"max_target_length": 4, "source_prefix": "w5 ", "corpus": {"text_column": "en.text"}}
+    results = run(tmp_path, model_dirs["bart"], task, rows, **fields, **SEARCH)
+    found = results.final_metrics["domain"]
+    assert set(found) == {"loss", "generated_tokens", *metrics}
+    assert found["generated_tokens"] <= 5  # four new ones behind the one that decoding starts with
+    check_search(tmp_path / "out", AutoModelForSeq2SeqLM)
+
+
+@pytest.mark.parametrize(
+    ("kind", "packing", "count"),
+    [("llama", True, 7), ("gpt2", False, 20)],  # 20 texts of 2 words and their end are 60 tokens, in pieces of 8
+)
+def test_causal_language_models(
+    tmp_path: Path, model_dirs: dict[str, Path], kind: str, packing: bool, count: int
+) -> None:
+    rows = [{"text": f"w{row} w9"} for row in range(4, 24)] + [{"text": " "}]
+    results = run(tmp_path, model_dirs[kind], "causal-lm", rows, packing=packing, **SEARCH)
+    found = results.final_metrics["domain"]
+    assert set(found) == {"loss", "perplexity", "token_accuracy"}
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]), rel=1e-4)
+    assert [corpus["num_examples"] for corpus in results.plan["corpora"]] == [count, count]
+    check_search(tmp_path / "out", AutoModelForCausalLM)
+
+
+def test_a_language_model_learns_what_the_assistant_says(tmp_path: Path, model_dirs: dict[str, Path]) -> None:
+    rows = [
+        {"said": [{"by": "human", "text": f"w{row} w9"}, {"by": "assistant", "text": "w7 w8"}]} for row in range(4, 24)
+    ]
+    template = tmp_path / "chat.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' </s> ' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
+    )
+    names = {"messages_column": "said", "role_key": "by", "content_key": "text", "roles": {"human": "user"}}
+    fields = {**SEARCH, "learning_rate": 0.03, "max_steps": 25, "chat_template": str(template), "corpus": names}
+    results = run(tmp_path, model_dirs["llama"], "causal-lm", rows, **fields)
+    assert results.base_metrics["domain"]["token_accuracy"] < 0.5
+    assert results.final_metrics["domain"]["token_accuracy"] == 1.0  # of w7, w8 and </s>, whatever is asked
+    check_search(tmp_path / "out", AutoModelForCausalLM)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == template.read_text()
+
+
+# What is set of a tokenizer.
+
+
+def given(model: str, task: str, **fields: Any) -> Recipe:
+    corpus = {name: fields.pop(name) for name in ("messages_column", "objective") if name in fields}
+    return Recipe(
+        model_name_or_path=model,
+        task=task,
+        corpora={"general": CorpusConfig(path="a.jsonl"), "domain": CorpusConfig(path="b.jsonl", **corpus)},
+        **fields,
+    )
+
+
+def test_a_tokenizer_pads_with_what_it_has() -> None:
+    words = make_tokenizer()
+    prepare_tokenizer(words, given("here", "causal-lm"))
+    assert words.pad_token == "<pad>"
+    words.pad_token = None
+    prepare_tokenizer(words, given("here", "causal-lm"))
+    assert words.pad_token == "</s>"
+    words.pad_token = words.eos_token = None
+    with pytest.raises(ValueError, match=r"The tokenizer of 'here' has neither a token to pad with nor .* Set its"):
+        prepare_tokenizer(words, given("here", "causal-lm"))
+
+
+def test_dialogues_need_a_chat_template() -> None:
+    with pytest.raises(ValueError, match="has no chat template, which dialogues need"):
+        prepare_tokenizer(make_tokenizer(), given("here", "causal-lm", messages_column="said"))
+    words = make_tokenizer()
+    prepare_tokenizer(words, given("here", "causal-lm"))
+    assert words.chat_template is None
+    prepare_tokenizer(words, given("here", "causal-lm", messages_column="said", chat_template="chatml"))
+    assert words.chat_template == CHATML
+
+
+def of_bytes(parts: Any) -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    model = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    model.pre_tokenizer = parts
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="!")
+
+
+@pytest.mark.parametrize("field", ["task", "objective"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: of_bytes(pre_tokenizers.ByteLevel(add_prefix_space=False)),
+        lambda: of_bytes(
+            pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+            )
+        ),
+        lambda: RobertaTokenizer(
+            vocab={letter: 5 + index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+            | {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4},
+            merges=[],
+        ),
+    ],
+)
+def test_words_that_come_one_by_one_begin_with_a_space(make: Any, field: str, tmp_path: Path) -> None:
+    def split(words: Any) -> list[str]:
+        ids = words([["a", "b"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0]
+        return words.convert_ids_to_tokens(ids)
+
+    words = make()
+    prepare_tokenizer(words, given("here", "sequence-classification"))
+    assert split(words) == ["a", "b"]
+    task = {"task": "token-classification"} if field == "task" else {"task": "masked-lm", field: "token-classification"}
+    prepare_tokenizer(words, given("here", **task))
+    assert split(words) == ["Ġ", "a", "Ġ", "b"]
+    words.save_pretrained(tmp_path)
+    assert split(AutoTokenizer.from_pretrained(tmp_path)) == ["Ġ", "a", "Ġ", "b"]
+
+
+def test_languages(model_dirs: dict[str, Path]) -> None:
+    vocab = {
+        token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁", "a", "▁a", "eng", "fra"])
+    }
+    words = NllbTokenizer(vocab=vocab, merges=[("▁", "a")], extra_special_tokens=["eng", "fra"], src_lang="fra")
+    model = AutoModelForSeq2SeqLM.from_pretrained(model_dirs["bart"])
+    recipe = given("here", "translation", source_lang="eng", target_lang="fra")
+    prepare_tokenizer(words, recipe)
+    TASKS["translation"].prepare(words, model, recipe)
+    assert (words.src_lang, words.tgt_lang) == ("eng", "fra")
+    found = encode_pairs(words, recipe)({"text": ["a"], "target": ["a"]})
+    assert words.convert_ids_to_tokens(found["input_ids"][0]) == ["eng", "▁a", "</s>"]
+    assert words.convert_ids_to_tokens(found["labels"][0]) == ["fra", "▁a", "</s>"]
+    assert model.generation_config.forced_bos_token_id == vocab["fra"]
+    for field in ("source_lang", "target_lang"):
+        unknown = given("here", "translation", **{field: "deu"})
+        with pytest.raises(ValueError, match=rf"does not know the language 'deu' \(`{field}`\)\. Name it as the model"):
+            prepare_tokenizer(words, unknown)
+        with pytest.raises(ValueError, match=rf"'here' knows no languages, got `{field}`: 'deu'\. Leave it out"):
+            prepare_tokenizer(make_tokenizer(), unknown)
+
+
 # A task of one's own.
 
 
-def encode_choices(tokenizer: Any, recipe: Recipe) -> Any:
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = {"labels": batch["answer"], "input_ids": [], "attention_mask": []}
-        for question, choices in zip(batch["question"], batch["choices"], strict=True):
-            encoded = tokenizer([question] * len(choices), choices, truncation=True, max_length=recipe.max_length)
-            for name in ("input_ids", "attention_mask"):
-                found[name].append(encoded[name])
-        return found
-
-    return encode
-
-
-def test_a_task_of_ones_own(tmp_path: Path, headless_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = Task(
-        model_class="AutoModelForMultipleChoice",
-        columns=lambda recipe, corpus: {"question": "text", "choices": "words", "answer": "anything"},
-        encode=encode_choices,
-        collator=lambda tokenizer, recipe: DataCollatorForMultipleChoice(tokenizer),
-        metrics=lambda tokenizer, recipe: classification_metrics(),
-    )
-    monkeypatch.setitem(TASKS, "multiple-choice", task)
+@pytest.mark.filterwarnings("ignore:.*couldn't be hashed properly")
+def test_the_task_of_ones_own_that_the_docstring_shows(
+    tmp_path: Path, headless_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [
-        {"stem": text, "choices": ["word1", "word2 word3", "good0"], "answer": row % 3}
-        for row, text in enumerate(TEXTS)
+        {"stem": text, "choices": ["word1", "word2 word3", "good0"], "key": row % 3} for row, text in enumerate(TEXTS)
     ]
-    results = run(tmp_path, headless_dir, "multiple-choice", rows, corpus={"columns": {"question": "stem"}})
-    assert {"loss", "accuracy"} <= set(results.final_metrics["domain"])
-    assert AutoModelForMultipleChoice.from_pretrained(tmp_path / "out").config.architectures == [
-        "BertForMultipleChoice"
-    ]
+    given = {"path": "rows.jsonl", "columns": {"question": "stem", "answer": "key"}}
+    recipe = {
+        "model_name_or_path": str(headless_dir),
+        "task": "multiple-choice",
+        "corpora": {"general": given, "domain": given},
+        "eval_corpora": {"general": given, "domain": given},
+        "output_dir": "out",
+        "max_steps": 2,
+        "max_length": 8,
+        "per_device_train_batch_size": 4,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "report_to": "none",
+        **SEARCH,
+    }
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(TASKS, "multiple-choice", CLASSIFICATION)  # to be put back
+    (code,) = re.findall(r"```python\n(.*?)```", tasks.__doc__ or "", re.DOTALL)
+    exec(compile(code, "tasks", "exec"), {"__name__": "__main__"})
+    assert TASKS["multiple-choice"] is not CLASSIFICATION
+    results = load_run_results(tmp_path / "out" / "results.json")
+    assert set(results.final_metrics["domain"]) == {"loss", "accuracy", "f1", "matthews_correlation"}
+    check_search(tmp_path / "out", AutoModelForMultipleChoice)
