@@ -96,6 +96,14 @@ def encode_causal(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
         ids = [tokens if tokens[-1:] == end else tokens + end for tokens in encoded]
         ids = ids if recipe.packing else [tokens[: recipe.max_length] for tokens in ids]
         _check_not_empty(ids, "text")
+        for row, tokens in enumerate(ids):
+            if len(tokens) == 1 and not recipe.packing:  # a batch of such texts has no loss
+                raise RowError(
+                    row,
+                    "text",
+                    "a text of one token, behind which there is none to predict",
+                    "Remove such rows from the file, raise `max_length`, or set `packing: true`.",
+                )
         return {"input_ids": ids, "attention_mask": [[1] * len(tokens) for tokens in ids], "labels": ids}
 
     return encode

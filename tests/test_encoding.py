@@ -111,6 +111,20 @@ def test_a_text_ends_once() -> None:
     assert pieces(cut["input_ids"][0]) == "one two"
 
 
+def test_a_text_of_one_token_has_nothing_to_predict() -> None:
+    words = tokenizer(special=False)
+    alone = recipe(max_length=1, packing=False)
+    with pytest.raises(RowError, match="a text of one token, behind which there is none to predict") as caught:
+        encode_causal(words, alone)({"text": ["one"]})
+    assert (caught.value.row, caught.value.column) == (0, "text")
+    assert encode_causal(words, recipe(max_length=2, packing=False))({"text": ["one"]})["labels"] == [[5, 3]]
+    words.eos_token = None
+    assert encode_causal(words, recipe())({"text": ["one"]})["labels"] == [[5]]  # to be packed
+    with pytest.raises(RowError, match="a text of one token") as caught:
+        encode_causal(words, recipe(packing=False))({"text": ["one two", "one"]})
+    assert caught.value.row == 1
+
+
 def test_faults_of_dialogues_have_their_row() -> None:
     encode = encode_causal(tokenizer(), recipe(max_length=3))
     said = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
