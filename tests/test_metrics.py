@@ -8,13 +8,16 @@ from typing import Any
 import evaluate
 import numpy as np
 import pytest
+import sacrebleu
 import torch
+from seqeval import metrics as seqeval_metrics
 from sklearn import metrics as sklearn_metrics
 from toys import number_tokenizer
 from transformers import EvalPrediction
 
 from hf_interp.metrics import (
     Accuracy,
+    Entities,
     MacroF1,
     MatthewsCorrelation,
     RocAuc,
@@ -208,3 +211,29 @@ def test_a_model_that_has_diverged_is_measured() -> None:
     found = classification_metrics("regression")(EvalPrediction(np.array([[np.nan], [1.0]]), np.array([0.0, 1.0])))
     assert all(math.isnan(value) for value in found.values())
     assert set(found) == {"pearson", "mse", "mae"}
+
+
+def test_metrics_agree_with_the_packages_that_count() -> None:
+    found = ["the cat sat on the mat", "running dogs", "a b c d"]
+    wanted = ["the cat is on the mat", "the dog runs", "a b c d e"]
+    assert Translation(keep_in_memory=True).compute(predictions=found, references=wanted) == {
+        "bleu": pytest.approx(sacrebleu.BLEU().corpus_score(found, [wanted]).score),
+        "chrf": pytest.approx(sacrebleu.CHRF().corpus_score(found, [wanted]).score),
+    }
+    # Words in common, of those found and those wanted: 5 of 6 and 6; 2 of 2 and 3, by their stems; 4 of 4 and 5.
+    one = [5 / 6, 2 * 2 / 5, 2 * 4 / 9]
+    two = [3 / 5, 0.0, 2 * 3 / 7]  # pairs of words
+    longest = [5 / 6, 2 * 1 / 5, 2 * 4 / 9]  # "run dog" against "the dog run"
+    assert Summary(keep_in_memory=True).compute(predictions=found, references=wanted) == {
+        "rouge1": pytest.approx(sum(one) / 3),
+        "rouge2": pytest.approx(sum(two) / 3),
+        "rougeL": pytest.approx(sum(longest) / 3),
+    }
+    tags = ["O", "B-A", "I-A", "B-B", "I-B"]
+    draw = np.random.default_rng(0)
+    predicted, true = ([[str(tag) for tag in draw.choice(tags, size=9)] for _ in range(20)] for _ in range(2))
+    assert Entities(keep_in_memory=True).compute(predictions=predicted, references=true) == {
+        "f1": seqeval_metrics.f1_score(true, predicted),
+        "precision": seqeval_metrics.precision_score(true, predicted),
+        "recall": seqeval_metrics.recall_score(true, predicted),
+    }

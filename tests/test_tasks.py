@@ -447,6 +447,26 @@ def test_languages(model_dirs: dict[str, Path]) -> None:
             prepare_tokenizer(make_tokenizer(), unknown)
 
 
+class CodedTokenizer(PreTrainedTokenizerFast):
+    """As M2M100's: languages have codes, and their tokens are called otherwise, though a code may be a word too."""
+
+    src_lang = "en"
+
+    def get_lang_id(self, language: str) -> int:
+        return {"en": 58, "w7": 59}[language]
+
+
+def test_codes_of_languages_are_no_words(model_dirs: dict[str, Path]) -> None:
+    words = CodedTokenizer(tokenizer_object=make_tokenizer().backend_tokenizer, pad_token="<pad>", unk_token="<unk>")
+    model = AutoModelForSeq2SeqLM.from_pretrained(model_dirs["bart"])
+    recipe = given("here", "translation", target_lang="w7")
+    prepare_tokenizer(words, recipe)
+    TASKS["translation"].prepare(words, model, recipe)
+    assert model.generation_config.forced_bos_token_id == 59
+    with pytest.raises(ValueError, match=r"does not know the language 'w8' \(`target_lang`\)"):
+        prepare_tokenizer(words, given("here", "translation", target_lang="w8"))
+
+
 # A task of one's own.
 
 
