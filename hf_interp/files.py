@@ -8,18 +8,24 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = None) -> None:
     """Write a JSON file under a temporary name, then rename it; what JSON does not know is written as a text."""
-    path = Path(path)
+    with new_file(Path(path)) as file:
+        json.dump(value, file, indent=indent, default=str, ensure_ascii=False)
+        file.write("\n")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[TextIO]:
+    """A file to write under a temporary name, renamed at the end; after an error nothing is left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=indent, default=str, ensure_ascii=False)
-            file.write("\n")
+            yield file
         os.chmod(temporary, 0o644)  # mkstemp makes it private
         os.replace(temporary, path)
     except BaseException:
