@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "tune", _tune, "search for the settings of α that are best on a recipe's validation sets")
     _add(commands, "curve", _curve, "evaluate a trained run at every α between M₀ and M_θ, and choose", recipe=False)
     _add(commands, "merge", _merge, "write M_α = α·M_θ + (1 − α)·M₀ of checkpoints", recipe=False)
+    _add(commands, "card", _card, "render the model card of a trained run from its results", recipe=False)
+    _add(commands, "report", _report, "write runs and comparisons side by side as one HTML page", recipe=False)
+    _add(commands, "push", _push, "push a trained run to the Hub, with its results and card", recipe=False)
     return parser
 
 
@@ -92,6 +96,13 @@ def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = Tru
     if name == "merge":
         command.set_defaults(takes_flags=True)
         _add_merge_arguments(command)
+    if name in ("card", "push"):
+        _add_card_arguments(command)
+    if name == "report":
+        command.add_argument("folders", metavar="DIR", nargs="+", help="folders of trained runs and of comparisons")
+        command.add_argument("--output", metavar="FILE", help="where to write (default: report.html in the first DIR)")
+    if name == "push":
+        _add_push_arguments(command)
     if name == "demo":
         command.add_argument("--folder", default="hf_interp_demo", help="where to write (default: %(default)s)")
         command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="at least two (default: 0 1 2)")
@@ -140,6 +151,31 @@ def _add_merge_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--merge_adapter", action="store_true", help="write a whole model where M_θ is an adapter")
     command.add_argument("--json", action="store_true", help="print the report as JSON")
     command.epilog = "Any other flag sets a field of the recipe."
+
+
+def _add_card_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", metavar="RUN_DIR", help="the folder of a trained run")
+    command.add_argument("--comparison", metavar="PATH", help="results.json of a comparison on the same data")
+    command.add_argument("--base_model", metavar="NAME", help="name of M₀ on the Hub, where it was a local folder")
+    command.add_argument("--license", help="licence of the model (default: the recipe's)")
+    command.add_argument("--language", nargs="+", help="ISO 639 codes, such as en")
+    command.add_argument("--tags", nargs="+", default=[], help="further tags")
+    if command.prog.endswith(" card"):
+        command.add_argument("--repo", metavar="USER/NAME", help="where the model is, or will be, on the Hub")
+        command.add_argument("--output", metavar="FILE", help="where to write (default: README.md in RUN_DIR)")
+
+
+def _add_push_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--repo", required=True, metavar="USER/NAME", help="the repository; made if there is none")
+    command.add_argument("--private", action="store_true", help="make it private; one that is public is refused")
+    command.add_argument("--revision", metavar="BRANCH", help="another branch than main, which must exist")
+    command.add_argument("--commit_message", help="by default Push M_α or Push M_θ")
+    command.add_argument("--card", metavar="FILE", help="push this card in place of the rendered one")
+    command.add_argument(
+        "--training_args", action="store_true", help="push training_args.bin too, a pickle of all settings and paths"
+    )
+    command.add_argument("--json", action="store_true", help="print what was pushed as JSON")
+    command.epilog = "The token is that of `hf auth login`, or of HF_TOKEN."
 
 
 def _train(args: argparse.Namespace, flags: Sequence[str]) -> None:
@@ -204,8 +240,7 @@ def _tune(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 def _curve(args: argparse.Namespace, flags: Sequence[str]) -> None:
     from hf_interp import revisit
-    from hf_interp.curves import format_curve
-    from hf_interp.interpolated import CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATED_NAME
+    from hf_interp.curves import CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATED_NAME, format_curve
 
     curve, folder = revisit.curve_run(args.place, flags, save_model=args.save_model)
     if args.json:
@@ -247,6 +282,45 @@ def _merge(args: argparse.Namespace, flags: Sequence[str]) -> None:
     print(f"{merged.report}\nThe model is in {args.output}.")
 
 
+def _card(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    from hf_interp.cards import CARD_NAME
+    from hf_interp.hub import render_card
+
+    card = render_card(args.folder, repo_id=args.repo, comparison=args.comparison, **_card_metadata(args))
+    path = Path(args.output or Path(args.folder) / CARD_NAME)
+    card.save(path)
+    print(f"The card is in {path}.")
+
+
+def _report(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    from hf_interp.report import write_report
+
+    print(f"The report is in {write_report(args.folders, args.output)}.")
+
+
+def _push(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    from hf_interp.hub import push_run
+
+    report = push_run(
+        args.folder,
+        args.repo,
+        comparison=args.comparison,
+        training_args=args.training_args,
+        **_card_metadata(args),
+        **_given(
+            private=args.private or None,
+            revision=args.revision,
+            commit_message=args.commit_message,
+            card=args.card,
+        ),
+    )
+    print(json.dumps(asdict(report), indent=2, ensure_ascii=False) if args.json else report)
+
+
+def _card_metadata(args: argparse.Namespace) -> dict[str, Any]:
+    return _given(base_model=args.base_model, license=args.license, language=args.language, tags=args.tags)
+
+
 def _dtype(name: str | None) -> Any:
     """A floating-point type by its name in torch."""
     import torch
@@ -264,7 +338,7 @@ def _given(**settings: Any) -> dict[str, Any]:
 def _demo(args: argparse.Namespace, flags: Sequence[str]) -> None:
     print("Loading the libraries, then training a small model on a general corpus ...", flush=True)
     from hf_interp import compare, demo
-    from hf_interp.interpolated import CURVE_NAME, CURVE_PLOT_NAME
+    from hf_interp.curves import CURVE_NAME, CURVE_PLOT_NAME
 
     comparison = demo.run_demo(args.folder, seeds=args.seeds, max_steps=args.max_steps, label_noise=args.label_noise)
     print(f"\nAccuracy on unseen sentences after {args.max_steps} steps, mean ± standard deviation over seeds:\n")

@@ -24,6 +24,7 @@ from hf_interp.choices import AlphaSearch
 from hf_interp.config import Recipe, parse_recipe
 from hf_interp.console import format_table
 from hf_interp.interpolated import save_curve, search_run
+from hf_interp.local_paths import without_tokens
 from hf_interp.plots import plot_comparison
 from hf_interp.results import (
     RESULTS_NAME,
@@ -117,7 +118,7 @@ def compare(
             bar.set_description(f"{method}, seed {seed}: searching for α of the weights")
             rows.append(_interpolated_row(method, seed, trainer, parsed, data, base[seed], place))
     settings = {
-        "recipe": dict(recipe),
+        "recipe": without_tokens(recipe),
         "seeds": list(seeds),
         "steps": args.max_steps,
         "alpha_search": parsed.alpha_search.to_dict(),
@@ -184,7 +185,7 @@ def quiet_bar(total: int, *, shown: bool = True) -> Iterator[Any]:
         host_logging.enable_progress_bar()
 
 
-QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "log_level": "error"}
+QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "log_level": "error", "push_to_hub": False}
 
 
 class CountSteps(TrainerCallback):

@@ -21,6 +21,11 @@ from hf_interp.results import describe_machine, installed_versions
 
 FloatArray = npt.NDArray[np.float64]
 
+CURVE_NAME = "curve.json"
+CURVE_PLOT_NAME = "curve.png"
+INTERPOLATED_NAME = "interpolated"
+"""Folder of M_α inside that of the run."""
+
 SLACK = 1e-9  # what differs by less, relative to its size, is taken as equal: 0.9 − 0.88 is not 0.02 to the last bit
 NOISE = 2.0  # standard errors that a rise or fall must exceed to be one
 

@@ -12,17 +12,12 @@ from hf_interp.adapter_weights import neutral_pairs
 from hf_interp.checkpoint_folders import find_folder
 from hf_interp.choices import AlphaSearch
 from hf_interp.config import Recipe
-from hf_interp.curves import AlphaCurve
+from hf_interp.curves import CURVE_NAME, CURVE_PLOT_NAME, AlphaCurve
 from hf_interp.matching import match_names
 from hf_interp.plots import plot_curve
 from hf_interp.results import save_results
 from hf_interp.selection import open_base, search_alpha
 from hf_interp.tensor_files import find_tensors
-
-CURVE_NAME = "curve.json"
-CURVE_PLOT_NAME = "curve.png"
-INTERPOLATED_NAME = "interpolated"
-"""Folder of M_α inside that of the run."""
 
 
 def search_run(

@@ -14,6 +14,7 @@ from typing import Any
 from hf_interp.files import write_json
 
 RESULTS_NAME = "results.json"
+RUN_PLOT_NAME = "run.png"
 PACKAGES = ("hf_interp", "transformers", "accelerate", "datasets", "evaluate", "peft", "torch", "numpy")
 LESS_IS_BETTER = ("loss", "perplexity", "error", "mse", "mae", "wer", "cer", "ter")
 SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -34,6 +35,7 @@ class RunResults:
         versions: versions of the packages in use.
         machine: processor and platform.
         recipe: the recipe that the run followed, if any.
+        model: the model's `class`, its `parameters` and `trained_parameters`, and whether it `is_adapter`.
     """
 
     config: dict[str, Any]
@@ -46,6 +48,7 @@ class RunResults:
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
     recipe: dict[str, Any] | None = None
+    model: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_log(

@@ -14,10 +14,10 @@ from hf_interp.alphas import Alpha
 from hf_interp.checkpoints import ADAPTER_CONFIG_NAME
 from hf_interp.choices import AlphaSearch
 from hf_interp.config import Recipe, lay_flags, load_recipe, parse_recipe
-from hf_interp.curves import AlphaCurve
+from hf_interp.curves import INTERPOLATED_NAME, AlphaCurve
 from hf_interp.files import read_json
 from hf_interp.heads import load_heads
-from hf_interp.interpolated import INTERPOLATED_NAME, check_search, save_curve, search_run
+from hf_interp.interpolated import check_search, save_curve, search_run
 from hf_interp.matching import InterpolationReport
 from hf_interp.merging import interpolate_checkpoints
 from hf_interp.results import RESULTS_NAME, less_is_better
@@ -148,6 +148,7 @@ def load_run_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, An
 def _open_run(recipe: Recipe, args: Any, folder: Path) -> tuple[Trainer, Data]:
     """A trained model in a trainer that evaluates it."""
     recipe.alpha_search = recipe.alpha_search or AlphaSearch()
+    args.push_to_hub = False
     check_search(recipe)
     task = check_recipe(recipe, args)
     if not torch.accelerator.is_available():

@@ -2,9 +2,10 @@
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +23,27 @@ from transformers import (
 )
 
 from hf_interp.adapters import adapt, adapter_callbacks, check_adapter, count_parameters
+from hf_interp.cards import CARD_NAME
 from hf_interp.config import CorpusConfig, InterpolationConfig, Recipe, load_recipe, parse_recipe
 from hf_interp.console import format_table, run_command
 from hf_interp.corpora import Corpus, check_columns
-from hf_interp.curves import format_curve, load_curve
+from hf_interp.curves import CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATED_NAME, format_curve, load_curve
 from hf_interp.heads import Objective
-from hf_interp.interpolated import (
-    CURVE_NAME,
-    CURVE_PLOT_NAME,
-    INTERPOLATED_NAME,
-    check_search,
-    save_curve,
-    search_run,
-)
+from hf_interp.hub import check_name, make_repo, push_run, render_card
+from hf_interp.interpolated import check_search, save_curve, search_run
 from hf_interp.loading import encode_corpus, load_corpus
+from hf_interp.local_paths import without_tokens
 from hf_interp.plan import MixturePlan
 from hf_interp.planning import plan_mixture
 from hf_interp.plots import plot_run
 from hf_interp.reference import base_of
-from hf_interp.results import RESULTS_NAME, RunResults, save_results
+from hf_interp.results import RESULTS_NAME, RUN_PLOT_NAME, RunResults, save_results
 from hf_interp.schedules import did_you_mean
 from hf_interp.scoring import check_whole_weights
 from hf_interp.tasks import TASKS, Task, check_task, get_task, label_names_of, load_model, prepare_tokenizer
 from hf_interp.tokens import pack
 from hf_interp.trackers import add_picture
 from hf_interp.trainer import InterpolationMixin, InterpolationSeq2SeqTrainer, InterpolationTrainer
-
-PLOT_NAME = "run.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +83,11 @@ def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
     with args.main_process_first(desc="loading and tokenising the corpora"):
         data = load_data(parsed, task)
     plan_data(data, args)  # now, so that bad input leaves nothing behind
+    pushes, args.push_to_hub = args.push_to_hub, False  # once, when all is there
+    if pushes and args.process_index == 0:
+        check_pushing(args)
     trainer = build_trainer(parsed, task, args, data)
+    trainer.recipe = without_tokens(recipe)
     if parsed.peft is not None and trainer.is_world_process_zero():
         print(count_parameters(trainer.model))
     if parsed.alpha_search is not None:
@@ -96,18 +95,51 @@ def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
     trainer.train(resume_from_checkpoint=read_resume(args.resume_from_checkpoint))
     evaluate_at_end(trainer)
     trainer.save_model()
-    results = replace(trainer.results(), recipe=dict(recipe))
+    results = trainer.results()
     folder = Path(args.output_dir or ".")
     if trainer.is_world_process_zero():
+        remove_interpolated(folder)
         save_results(results, folder / RESULTS_NAME)
-        plot_run(results, folder / PLOT_NAME)
+        plot_run(results, folder / RUN_PLOT_NAME)
     if parsed.alpha_search is not None:
         curve = search_run(trainer, parsed, data.validation_sets or data.eval_sets, apply=True)
         trainer.save_model(str(folder / INTERPOLATED_NAME))
         if trainer.is_world_process_zero():
             save_curve(curve, folder)
             add_picture(trainer, "alpha_curve", folder / CURVE_PLOT_NAME)
+    if trainer.is_world_process_zero():
+        render_card(folder, repo_id=args.hub_model_id).save(folder / CARD_NAME)
+        if pushes:
+            print(push_run(folder, hub_name(args), **hub_settings(args)))
     return results
+
+
+def remove_interpolated(folder: Path) -> None:
+    """Remove the curve and M_α that an earlier run has left in a folder, whose M_θ is another now."""
+    for name in (CURVE_NAME, CURVE_PLOT_NAME):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / INTERPOLATED_NAME, ignore_errors=True)
+
+
+def hub_name(args: InterpolationConfig) -> str:
+    """The repository that a run is pushed to: `hub_model_id`, or the name of its folder."""
+    return args.hub_model_id or Path(args.output_dir or ".").absolute().name
+
+
+def hub_settings(args: InterpolationConfig) -> dict[str, Any]:
+    """What `push_run` takes of the training arguments."""
+    return {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
+
+
+def check_pushing(args: InterpolationConfig) -> None:
+    """Make the repository before anything is trained, so that a token that is refused shows now.
+
+    Raises:
+        ValueError: for a name that the Hub does not allow, or a public repository that should be private.
+        OSError: if the Hub refuses or cannot be reached.
+    """
+    check_name(hub_name(args))
+    make_repo(hub_name(args), private=args.hub_private_repo, token=args.hub_token)
 
 
 def check_processes(args: InterpolationConfig) -> None:
@@ -376,7 +408,7 @@ def train_and_report(path: str, flags: Sequence[str] = ()) -> None:
     folder = results.config["output_dir"]
     if PartialState().is_main_process:
         print(format_results(results))
-        print(f"The model, {RESULTS_NAME} and {PLOT_NAME} are in {folder}.")
+        print(f"The model, {RESULTS_NAME} and {RUN_PLOT_NAME} are in {folder}.")
         if parse_recipe(recipe)[0].alpha_search is not None:
             print(f"\n{format_curve(load_curve(Path(folder) / CURVE_NAME))}")
             print(f"M_α is in {folder}/{INTERPOLATED_NAME}; {CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.")

@@ -13,6 +13,8 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
+from hf_interp.adapter_kinds import is_peft_model
+from hf_interp.adapters import count_parameters
 from hf_interp.anchors import Anchor, check_anchor
 from hf_interp.callbacks import AlphaCallback, ControllerCallback
 from hf_interp.checkpoints import PREFIX_CHECKPOINT_DIR, STATE_NAME, break_up, rank_file, read_mixture
@@ -53,8 +55,9 @@ from hf_interp.multitask import ObjectivesMixin
 from hf_interp.objectives import IGNORE_INDEX, is_plain_mean, per_example_loss
 from hf_interp.plan import MixturePlan
 from hf_interp.planning import make_controller, plan_mixture, update_steps_and_lag
+from hf_interp.pushing import PushingMixin
 from hf_interp.readers import stream_warnings
-from hf_interp.reference import shifts_labels
+from hf_interp.reference import base_of, shifts_labels
 from hf_interp.results import RESULTS_NAME, RunResults, save_results
 from hf_interp.resuming import choose_checkpoint, explained_writing, read_rank_states
 from hf_interp.schedules import AlphaSchedule
@@ -65,7 +68,7 @@ from hf_interp.trackers import MixtureTracker
 logger = logging.getLogger(__name__)
 
 
-class InterpolationMixin(ObjectivesMixin):
+class InterpolationMixin(PushingMixin, ObjectivesMixin):
     """Gives a `Trainer` a mixture for its `train_dataset`; put it before the trainer in the bases.
 
     With an ordinary `train_dataset` nothing is different from the host. A mixture is `{"general": dataset, "domain":
@@ -98,6 +101,8 @@ class InterpolationMixin(ObjectivesMixin):
     loss_is_scaled_for_ga: bool | None
     _loss_shifts_labels: bool
     _head_takes_mean: bool | None = None
+    recipe: dict[str, Any] | None = None
+    """The recipe that is trained, for the results."""
     plan: MixturePlan | None = None
     corpora: list[Corpus] | None = None
     _checkpoint: Path | None = None
@@ -171,6 +176,7 @@ class InterpolationMixin(ObjectivesMixin):
                 '`anchor="distill"` and `log_loss_gap` compare predictions of one head. Where corpora have objectives '
                 'of their own, use `anchor="l2sp"`, which ties the weights.'
             )
+        self._check_pushing()
         self._start_afresh()
         self._plan_mixture()  # now, so that nothing is computed for a mixture that cannot be read
         self.add_callback(AlphaCallback)
@@ -350,12 +356,16 @@ class InterpolationMixin(ObjectivesMixin):
         """What the run was told, what it planned to read, and every metric it logged."""
         if self.plan is None:
             raise ValueError("Results describe a run over a mixture; this trainer has an ordinary `train_dataset`.")
-        return RunResults.from_log(
+        found = RunResults.from_log(
             config=self.args.to_dict(),
             plan=self.plan.summary(),
             log_history=self.state.log_history,
             order={"plan": self.plan.to_dict(), "decisions": self._adaptive.decisions if self._adaptive else []},
         )
+        found.recipe = self.recipe
+        found.machine |= {"accelerator": accelerator_name(self.args), "num_processes": self.args.world_size}
+        found.model = describe_model(self.model, is_whole=not (self.is_fsdp_enabled or self.is_deepspeed_enabled))
+        return found
 
     def save_results(self) -> None:
         """Write `results.json` into `args.output_dir`, on the main process."""
@@ -687,6 +697,32 @@ class InterpolationMixin(ObjectivesMixin):
         if self._head_takes_mean is None and 0 < float(share) < 1:
             self._head_takes_mean = is_plain_mean(loss / self._loss_factor, outputs, labels, float(share))
         return loss * share if self._head_takes_mean else loss
+
+
+def describe_model(model: Any, *, is_whole: bool = True) -> dict[str, Any]:
+    """What results tell of a model.
+
+    Args:
+        model: the trained model.
+        is_whole: whether this process holds all of its parameters, so that they can be counted.
+    """
+    inner = base_of(model)
+    found: dict[str, Any] = {
+        "class": type(inner).__name__,
+        "base": getattr(getattr(inner, "config", None), "_name_or_path", None) or None,
+        "is_adapter": is_peft_model(model),
+    }
+    if is_whole:
+        count = count_parameters(model)
+        found |= {"parameters": count.total, "trained_parameters": count.trained}
+    return found
+
+
+def accelerator_name(args: TrainingArguments) -> str | None:
+    """What this process computes on, such as "NVIDIA H100 80GB HBM3"; `None` for a processor."""
+    if args.device.type == "cuda":
+        return torch.cuda.get_device_name(args.device)
+    return None if args.device.type == "cpu" else args.device.type
 
 
 class InterpolationTrainer(InterpolationMixin, Trainer):

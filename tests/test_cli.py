@@ -13,7 +13,7 @@ import pytest
 from hf_interp import cli
 from hf_interp.preview import plan_recipe, summarise
 
-COMMANDS = ("demo", "train", "plan", "compare", "tune", "curve", "merge")
+COMMANDS = ("demo", "train", "plan", "compare", "tune", "curve", "merge", "card", "push", "report")
 
 
 def exit_of(argv: list[str]) -> int:
@@ -45,7 +45,8 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert out.startswith(f"usage: hf-interp {command} ")
     assert "--traceback" in out
-    assert ("Any other flag sets a field of the recipe" in " ".join(out.split())) == (command != "demo")
+    takes_fields = "Any other flag sets a field of the recipe" in " ".join(out.split())
+    assert takes_fields == (command not in ("demo", "card", "push", "report"))
 
 
 @pytest.mark.parametrize(

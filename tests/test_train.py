@@ -54,6 +54,7 @@ def test_a_run_leaves_model_tokenizer_results_and_picture(trained: dict[str, Any
         "training_args.bin",
         "results.json",
         "run.png",
+        "README.md",
         "checkpoint-2",
         "checkpoint-4",
     }

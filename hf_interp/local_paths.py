@@ -1,0 +1,176 @@
+"""What must stay on the machine: local paths, reduced to their last part, and secrets, blotted out. No torch."""
+
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+PATH_KEYS = frozenset(
+    {
+        "_name_or_path",
+        "base",
+        "base_model",
+        "base_model_name_or_path",
+        "chat_template",
+        "config_file",
+        "deepspeed",
+        "finetuned",
+        "fsdp_config",
+        "logging_dir",
+        "model_name_or_path",
+        "name_or_path",
+        "output_dir",
+        "path",
+        "resume_from_checkpoint",
+        "run_name",
+        "storage",
+        "tokenizer_file",
+        "vocab_file",
+    }
+)
+"""Keys of settings and configurations whose values may be paths."""
+
+LABEL_KEYS = frozenset({"label_names", "label_map", "id2label", "label2id"})
+"""Keys below which a text such as /people/person is a label."""
+
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".jinja", ".yaml", ".yml", ".db")
+BLOT = "***"
+MIN_SECRET = 8  # characters; shorter values of the environment would blot out ordinary words
+
+_REST = r"[^\s\"'`,;:()\[\]<>]*"
+_HOMES = re.compile(rf"(?<![\w.-])(?:/home/|/Users/|/root/|~/|[A-Za-z]:[\\/]Users[\\/]){_REST}")
+_HUB_TOKEN = re.compile(r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}")
+_SECRET_NAMES = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
+
+
+def is_local(text: str) -> bool:
+    """Whether a text that may be a path or a name on the Hub is a path.
+
+    It is one if it begins as paths do, has the suffix of a data file, has more than the two parts of a name, or if
+    there is a file or folder of that name.
+
+    >>> [is_local(text) for text in ("runs/mine.jsonl", "/models/base", "../base", "C:\\\\base", "a/b/c")]
+    [True, True, True, True, True]
+    >>> [is_local(text) for text in ("google/bert_uncased", "bert-base-uncased", "https://host/file.csv")]
+    [False, False, False]
+    """
+    if "://" in text and not text.startswith("file://"):
+        return False
+    return (
+        text.startswith((".", "/", "~", "\\", "file://"))
+        or re.match(r"[A-Za-z]:[\\/]", text) is not None
+        or text.lower().endswith(DATA_SUFFIXES)
+        or len(re.split(r"[\\/]", text.rstrip("\\/"))) > 2
+        or Path(text).exists()
+    )
+
+
+def last_part(text: str) -> str:
+    """The last part of a path; a URL without what names a user or signs a request.
+
+    >>> last_part("/home/jane/models/base/"), last_part("C:\\\\Users\\\\jane\\\\law.csv"), last_part("..")
+    ('base', 'law.csv', 'folder')
+    >>> last_part("https://jane:word@host/law.csv?signature=1")
+    'https://host/law.csv'
+    """
+    if "://" in text and not text.startswith("file://"):
+        parts = urlsplit(text)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    name = re.split(r"[\\/]", text.rstrip("\\/"))[-1]
+    return name if name.strip(".~") else "folder"
+
+
+def local_paths(value: Any) -> set[str]:
+    """The local paths that stand under `PATH_KEYS` anywhere in nested settings."""
+    return {text for key, text in _texts(value, "") if key in PATH_KEYS and is_local(text)}
+
+
+def without_local_paths(value: Any, known: Collection[str] = ()) -> Any:
+    """Nested settings, or a text, without local paths: only the last part of each is left.
+
+    Texts under `PATH_KEYS` are paths as a whole, and stay recognisable as paths, lest a name on the Hub be read into
+    them. In all others the `known` paths are replaced, those found under `PATH_KEYS`, and whatever lies in somebody's
+    home. Labels are left alone but for the former.
+
+    >>> without_local_paths({"output_dir": "/data/jane/run", "reason": "Read from /data/jane/run/x.", "max_steps": 3})
+    {'output_dir': './run', 'reason': 'Read from run/x.', 'max_steps': 3}
+    """
+    everything = {*known, *local_paths(value), str(Path.home()), os.getcwd()}
+    # the longest first, so that a folder does not cut into what lies in it
+    literals = sorted((path.rstrip("\\/") for path in everything), key=len, reverse=True)
+    return _reduced(value, "", [path for path in literals if len(path) > 2 and re.search(r"[\\/]", path)])
+
+
+def find_secrets(*given: str | None) -> set[str]:
+    """Texts that must not be told: those given, and values of the environment whose names say that they are secret."""
+    found = {value for name, value in os.environ.items() if _SECRET_NAMES.search(name)}
+    return {value for value in (*given, *found) if value and len(value) >= MIN_SECRET}
+
+
+def without_secrets(value: Any, secrets: Iterable[str]) -> Any:
+    """Nested settings, or a text, with `***` for every secret, and for all that looks like a token of the Hub.
+
+    >>> without_secrets({"note": "sent with my-own-token"}, ["my-own-token"])
+    {'note': 'sent with ***'}
+    """
+    ordered = sorted(secrets, key=len, reverse=True)
+
+    def blot(text: str) -> str:
+        for secret in ordered:
+            text = text.replace(secret, BLOT)
+        return _HUB_TOKEN.sub(BLOT, text)
+
+    if isinstance(value, str):
+        return blot(value)
+    if isinstance(value, Mapping):
+        return {without_secrets(key, ordered): without_secrets(inner, ordered) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(inner, ordered) for inner in value]
+    return value
+
+
+def without_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that hold a token, such as `hub_token`.
+
+    >>> without_tokens({"hub_token": "secret", "max_steps": 3})
+    {'max_steps': 3}
+    """
+    return {key: value for key, value in settings.items() if not key.endswith("_token")}
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for inner, part in value.items():
+            yield from _texts(part, str(inner))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _texts(part, key)
+
+
+def _reduced(value: Any, key: str, literals: list[str]) -> Any:
+    if isinstance(value, str):
+        if key in PATH_KEYS and (is_local(value) or "://" in value):
+            return last_part(value) if "://" in value else f"./{last_part(value)}"
+        for path in literals:
+            value = _replace_path(value, path)
+        return value if key in LABEL_KEYS else _HOMES.sub(lambda match: last_part(match[0].rstrip(".")), value)
+    if isinstance(value, Mapping):
+        # what lies below labels are labels, whatever their keys
+        return {
+            _reduced(inner, key, literals): _reduced(part, key if key in LABEL_KEYS else str(inner), literals)
+            for inner, part in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_reduced(part, key, literals) for part in value]
+    return value
+
+
+def _replace_path(text: str, path: str) -> str:
+    """A known path in a text, where it stands as a whole path or begins one."""
+    if path not in text:
+        return text
+    return re.sub(rf"(?<![\w.-]){re.escape(path)}(?![\w-])", lambda match: last_part(path), text)
