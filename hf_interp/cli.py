@@ -4,10 +4,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import shtab
 
 from hf_interp.console import run_command
 from hf_interp.results import RESULTS_NAME
@@ -15,7 +18,33 @@ from hf_interp.results import RESULTS_NAME
 DESCRIPTION = """Move a pretrained model into a domain without losing what it knew.
 
 A recipe is a YAML file; every field of it is also a flag, such as --learning_rate 1e-4 or
---corpora.domain.path my.csv, and flags win over the file."""
+--corpora.domain.path my.csv, and flags win over the file. A run is the folder (output_dir) that
+training leaves."""
+
+EPILOG = """examples:
+  hf-interp demo                                  # see it work: no network, two to three minutes
+  hf-interp plan recipe.yaml                      # what will be read; trains nothing
+  hf-interp train recipe.yaml --alpha_end 0.75
+  hf-interp curve runs/mine --save_model          # choose α of the weights, write M_α
+  hf-interp report runs/mine runs/other           # side by side, in one HTML file
+
+Each command has its own --help. Exit status: 0, 2 with one line on stderr for bad input, 130 if
+interrupted. Tab completion, for bash: source <(hf-interp --print-completion bash)"""
+
+EXAMPLES = {
+    "demo": ["demo", "demo --max_steps 40 --seeds 0 1 --folder quick"],
+    "train": ["train recipe.yaml", "train recipe.yaml --corpora.domain.path my.csv --alpha_end 0.75 --seed 1"],
+    "plan": ["plan recipe.yaml --plot plan.png", "plan recipe.yaml --resume runs/mine --num_processes 8"],
+    "verify": ["verify runs/mine", "verify runs/one_process runs/eight_processes"],
+    "compare": ["compare recipe.yaml --seeds 0 1 2 3 4", "compare recipe.yaml --methods 'domain only' 'constant 0.5'"],
+    "tune": ["tune recipe.yaml --trials 20", "tune recipe.yaml --space alpha_end=0.5..1.0"],
+    "curve": ["curve runs/mine --save_model", "curve runs/mine --alpha_search.objective constrained"],
+    "merge": ["merge BASE runs/mine merged --alpha 0.7", "merge BASE runs/a runs/b soup --recipe recipe.yaml"],
+    "card": ["card runs/mine", "card runs/mine --comparison runs/comparison --license apache-2.0"],
+    "report": ["report runs/mine", "report runs/a runs/b runs/comparison --output report.html"],
+    "push": ["push runs/mine --repo user/name --private"],
+}
+"""Of every command, as its help shows them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,8 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="hf-interp", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="hf-interp",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    shtab.add_argument_to(parser, help="print a completion script for this shell, and exit")
     parser.add_argument("--version", action="version", version=f"hf_interp {metadata.version('hf_interp')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add(
@@ -58,12 +91,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = True) -> None:
     command = commands.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     command.add_argument("--traceback", action="store_true", help="show where an error comes from")
     command.set_defaults(run=run, takes_flags=recipe)
     if recipe:
-        command.add_argument("recipe", help="the recipe, a YAML file")
+        command.add_argument("recipe", help="the recipe, a YAML file").complete = shtab.FILE  # type: ignore[attr-defined]
         command.epilog = "Any other flag sets a field of the recipe."
     if name == "plan":
         command.add_argument("--plot", metavar="FILE", help="draw the plan into this file (.png, .svg, .pdf)")
@@ -77,12 +114,16 @@ def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = Tru
     if name == "verify":
         command.add_argument("first", metavar="RUN", help="the folder of a run, a checkpoint, or a results.json")
         command.add_argument("second", metavar="RUN", nargs="?", help="another; without it, check RUN against its plan")
+        command.add_argument("--json", action="store_true", help="print the verdict as JSON")
         command.epilog = "Exit status: 0 if they read the same, 1 if not, 2 for bad input."
     if name == "compare":
         command.add_argument(
             "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs (default: 0 1 2)"
         )
         command.add_argument("--methods", nargs="+", help="some of the methods (default: all)")
+        command.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    if name == "train":
+        command.add_argument("--json", action="store_true", help="print the results as JSON, and all else to stderr")
     if name == "tune":
         _add_tune_arguments(command)
     if name == "curve":
@@ -110,6 +151,8 @@ def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = Tru
         command.add_argument(
             "--label_noise", type=float, default=0.1, help="share of flipped training labels (default: %(default)s)"
         )
+    examples = "\n".join(f"  hf-interp {line}" for line in EXAMPLES[name])
+    command.epilog = "\n\n".join([*filter(None, [command.epilog]), f"examples:\n{examples}"])
 
 
 def _add_tune_arguments(command: argparse.ArgumentParser) -> None:
@@ -181,7 +224,12 @@ def _add_push_arguments(command: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace, flags: Sequence[str]) -> None:
     from hf_interp import train
 
-    train.train_and_report(args.recipe, flags)
+    if not args.json:
+        train.train_and_report(args.recipe, flags)
+        return
+    with redirect_stdout(sys.stderr):  # the host prints what it logs
+        results = train.train_and_report(args.recipe, flags)
+    print((Path(results.config["output_dir"]) / RESULTS_NAME).read_text(encoding="utf-8"), end="")
 
 
 def _plan(args: argparse.Namespace, flags: Sequence[str]) -> None:
@@ -201,7 +249,7 @@ def _verify(args: argparse.Namespace, flags: Sequence[str]) -> int:
     from hf_interp import verify
 
     verdict = verify.verify(args.first, args.second)
-    print(verdict.text)
+    print(json.dumps(asdict(verdict), indent=2, ensure_ascii=False) if args.json else verdict.text)
     return 0 if verdict.agrees else 1
 
 
@@ -211,8 +259,12 @@ def _compare(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
     recipe = load_recipe(args.recipe, flags)
     comparison = compare.compare(recipe, seeds=args.seeds, methods=args.methods)
+    folder = Path(parse_recipe(recipe)[1].output_dir or ".")
+    if args.json:
+        print((folder / RESULTS_NAME).read_text(encoding="utf-8"), end="")
+        return
     print(compare.format_comparison(comparison))
-    print(f"{RESULTS_NAME} and {compare.PLOT_NAME} are in {parse_recipe(recipe)[1].output_dir}.")
+    print(f"{RESULTS_NAME} and {compare.PLOT_NAME} are in {folder}.")
 
 
 def _tune(args: argparse.Namespace, flags: Sequence[str]) -> None:

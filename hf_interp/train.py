@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.utils import logging as host_logging
 
 from hf_interp.adapters import adapt, adapter_callbacks, check_adapter, count_parameters
 from hf_interp.cards import CARD_NAME
@@ -63,13 +64,14 @@ class Data:
     validation_sets: dict[str, datasets.Dataset] = field(default_factory=dict)
 
 
-def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
+def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunResults:
     """Load, train, evaluate and save; the model, `results.json` and a picture go to `output_dir`.
 
     With `alpha_search` the curve of M_α goes there too, and M_α at the chosen α into `interpolated` inside.
 
     Args:
         recipe: a recipe as a plain mapping (see `hf_interp.config.load_recipe`).
+        show_progress: show the host's progress bars, unless the recipe sets `disable_tqdm`.
 
     Returns:
         what the run found.
@@ -78,6 +80,7 @@ def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
         ValueError, OSError: for bad input, before anything is trained.
     """
     parsed, args = parse_recipe(recipe)
+    args.disable_tqdm = bool(args.disable_tqdm or not show_progress)
     check_processes(args)
     task = check_recipe(parsed, args)
     with args.main_process_first(desc="loading and tokenising the corpora"):
@@ -184,8 +187,9 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
 
 def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> Data:
     """Load and tokenise the corpora (if anything `trains`) and evaluation sets of a recipe."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty():  # bars would fill a log with their every step
         datasets.disable_progress_bars()
+        host_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(
         recipe.model_name_or_path, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
     )
@@ -401,10 +405,10 @@ def format_results(results: RunResults) -> str:
     return format_table(["metric", "M₀", "trained"], rows + lost)
 
 
-def train_and_report(path: str, flags: Sequence[str] = ()) -> None:
+def train_and_report(path: str, flags: Sequence[str] = ()) -> RunResults:
     """Train a recipe from a file with flags laid over it, and print what came of it."""
     recipe = load_recipe(path, flags)
-    results = run_recipe(recipe)
+    results = run_recipe(recipe, show_progress=sys.stderr.isatty())
     folder = results.config["output_dir"]
     if PartialState().is_main_process:
         print(format_results(results))
@@ -413,6 +417,7 @@ def train_and_report(path: str, flags: Sequence[str] = ()) -> None:
             print(f"\n{format_curve(load_curve(Path(folder) / CURVE_NAME))}")
             print(f"M_α is in {folder}/{INTERPOLATED_NAME}; {CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.")
     PartialState().destroy_process_group()  # or gloo's threads may abort a process that ends before the others
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -423,7 +428,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", help="the recipe, a YAML file; any other flag sets a field of it")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     args, flags = parser.parse_known_args(argv)
-    return run_command(lambda: train_and_report(args.recipe, flags), traceback=args.traceback)
+
+    def run() -> None:
+        train_and_report(args.recipe, flags)
+
+    return run_command(run, traceback=args.traceback)
 
 
 if __name__ == "__main__":

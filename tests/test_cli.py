@@ -1,6 +1,8 @@
 """The command line: what it prints, what it returns, and one line for bad input."""
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -170,6 +172,13 @@ def test_two_runs_are_verified(
     assert "part before step 1. By their plans it is at step 0, slot 0" in capsys.readouterr().out
     assert cli.main(["verify", str(tmp_path / "nowhere")]) == 2
     assert "There is no" in capsys.readouterr().err
+    assert cli.main(["verify", str(tmp_path / "a"), "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict == {
+        "agrees": True,
+        "until": 4,
+        "text": "The run read what its plan says up to step 4 (4 records).",
+    }
 
 
 # Bad input.
@@ -324,3 +333,53 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_command_is_installed() -> None:
     (entry,) = metadata.entry_points(group="console_scripts", name="hf-interp")
     assert entry.load() is cli.main
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_shows_examples_that_parse(command: str) -> None:
+    for example in cli.EXAMPLES[command]:
+        args, _ = cli._parser().parse_known_args(shlex.split(example))
+        assert args.command == command
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_completion_script_knows_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_of(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(command in script for command in COMMANDS)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_and_flags() -> None:
+    script = subprocess.run(
+        [sys.executable, "-m", "hf_interp.cli", "--print-completion", "bash"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    ask = 'COMP_WORDS=({words}); COMP_CWORD={last}; _shtab_hf_interp; echo "${{COMPREPLY[@]}}"'
+
+    def complete(*words: str) -> list[str]:
+        line = ask.format(words=" ".join(map(repr, words)), last=len(words) - 1)
+        found = subprocess.run(["bash", "-c", f"{script}\n{line}"], capture_output=True, text=True, check=True)
+        return found.stdout.split()
+
+    assert complete("hf-interp", "re") == ["report"]
+    assert complete("hf-interp", "plan", "--pl") == ["--plot"]
+
+
+def test_a_training_can_be_read_by_programs_and_leaves_no_bars_in_logs(
+    toy_recipe: dict[str, Any], write_recipe: Callable[[dict[str, Any]], Path]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_interp.cli", "train", str(write_recipe(toy_recipe)), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    written = Path(toy_recipe["output_dir"], "results.json").read_text(encoding="utf-8")
+    assert done.stdout == written
+    assert json.loads(done.stdout)["plan"]["max_steps"] == toy_recipe["max_steps"]
+    assert "\r" not in done.stderr
+    assert "it/s]" not in done.stderr
+    assert "'loss'" in done.stderr  # what the host logs still shows
