@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hf_interp.adapter_kinds import find_kind, refuse_prompts
+from hf_interp.adapter_kinds import AdapterKind, find_kind, refuse_prompts
 from hf_interp.adapter_weights import interpolate_adapter, merge_adapter, neutral_pairs
 from hf_interp.alphas import Alpha, AlphaByDepth, check_alpha
 from hf_interp.checkpoint_folders import INTERPOLATION_NAME, check_output, copy_small_files, find_folder
@@ -63,27 +63,14 @@ def interpolate_adapter_checkpoint(
         ValueError: for an α out of range, folders that are not what they must be, an adapter that does not say what
             model it is for, or one that can be neither scaled nor merged.
     """
-    import peft
-
     if not isinstance(alpha, (Mapping, AlphaByDepth)):
         check_alpha(alpha, extrapolate=extrapolate)
     source, output = find_folder(adapter_dir, "adapter_dir"), Path(output_dir).resolve()
     if not (source / ADAPTER_CONFIG_NAME).is_file():
         raise ValueError(f"`adapter_dir` must hold an adapter, got {str(adapter_dir)!r} without {ADAPTER_CONFIG_NAME}.")
-    config = peft.PeftConfig.from_pretrained(str(source))
-    refuse_prompts(config)
-    base = config.base_model_name_or_path if base is None else base
-    if not base:
-        raise ValueError(f"`base` must be given: {ADAPTER_CONFIG_NAME} in {str(adapter_dir)!r} names no base model.")
-    origin = find_folder(base, "base")
+    origin = find_base(base, source)
     check_output(output, [origin, source])
-    plain, new = _load_base(config, origin, source, resize=True)
-    model = peft.PeftModel.from_pretrained(plain, str(source))
-    kind = find_kind(model)
-    # M₀ anew, where it is no longer in the model
-    pristine = None if kind.keeps_base else _load_base(config, origin, source)[0]
-    if kind.is_scalable:
-        new &= {pair.name for pair in neutral_pairs(model, pristine)}
+    model, pristine, kind, new = open_adapter(origin, source)
     result, report = interpolate_adapter(
         pristine, model, alpha, finetuned_only=[*finetuned_only, *sorted(new)], extrapolate=extrapolate
     )
@@ -110,6 +97,61 @@ def interpolate_adapter_checkpoint(
         whole.save_pretrained(str(folder), **options)
         write_json(folder / INTERPOLATION_NAME, account, indent=2)
     return report
+
+
+class OpenedAdapter(NamedTuple):
+    """An adapter in its base model."""
+
+    model: Any
+    """M_θ, a `PeftModel`."""
+    pristine: Any
+    """M₀ anew, where it is not in the model any more; else `None`."""
+    kind: AdapterKind
+    """What can be done with it."""
+    new_names: set[str]
+    """Names of weights that the checkpoint of M₀ lacks."""
+
+
+def find_base(base: str | os.PathLike[str] | None, source: Path) -> Path:
+    """The folder of the model that an adapter is for.
+
+    Args:
+        base: M₀, a folder or a name on the Hub; by default what the adapter says.
+        source: the folder of the adapter.
+
+    Raises:
+        ValueError: if the adapter changes no weights or does not say what it is for, or M₀ cannot be found.
+    """
+    import peft
+
+    config = peft.PeftConfig.from_pretrained(str(source))
+    refuse_prompts(config)
+    base = config.base_model_name_or_path if base is None else base
+    if not base:
+        raise ValueError(f"`base` must be given: {ADAPTER_CONFIG_NAME} in {source.name!r} names no base model.")
+    return find_folder(base, "base")
+
+
+def open_adapter(origin: Path, source: Path) -> OpenedAdapter:
+    """Load an adapter in the model that it is for, to be interpolated.
+
+    Args:
+        origin: the folder of M₀.
+        source: the folder of the adapter.
+
+    Raises:
+        ValueError: if the adapter does not say what class of model it is for.
+    """
+    import peft
+
+    config = peft.PeftConfig.from_pretrained(str(source))
+    plain, new = _load_base(config, origin, source, resize=True)
+    model = peft.PeftModel.from_pretrained(plain, str(source))
+    kind = find_kind(model)
+    pristine = None if kind.keeps_base else _load_base(config, origin, source)[0]
+    if kind.is_scalable:
+        new &= {pair.name for pair in neutral_pairs(model, pristine)}
+    return OpenedAdapter(model, pristine, kind, new)
 
 
 def _load_base(config: Any, origin: Path, source: Path, *, resize: bool = False) -> tuple[Any, set[str]]:
