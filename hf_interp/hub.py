@@ -71,9 +71,16 @@ STALE = (
     "model.safetensors.index.json",
     "adapter_model.safetensors",
     "adapter_config.json",
+    "config.json",
+    "generation_config.json",
     "objective_heads/*",
+    TRAINING_ARGS_NAME,
+    REPORT_NAME,
+    CURVE_NAME,
+    CURVE_PLOT_NAME,
+    COMPARISON_NAME,
 )
-"""What an earlier push may have left in the repository, and what loading would trip over."""
+"""What an earlier push may have left: what loading would trip over, and what tells of another run."""
 
 OWN_FILES = (CARD_NAME, RESULTS_NAME, RUN_PLOT_NAME, CURVE_NAME, CURVE_PLOT_NAME, REPORT_NAME)
 SMALL = 1 << 24  # bytes up to which a file that is no model is searched for secrets
@@ -135,7 +142,7 @@ def push_run(
         token: by default that of `hf auth login` or of the environment.
         revision: another branch than main, which must exist.
         commit_message: by default "Push M_α" or "Push M_θ".
-        comparison: `results.json` of `hf-interp compare`, for the card.
+        comparison: `results.json` of `hf-interp compare`, or its folder, for the card.
         card: a card to push in place of the rendered one.
         base_model: name of M₀ on the Hub, where the run began from a local copy.
         training_args: push `training_args.bin` too, a pickle that holds every setting of the run, paths and `hub_token`
@@ -225,7 +232,7 @@ def stage_run(
         if (folder / name).is_file():
             write_json(stage / name, _neutral(read_json(folder / name), known, secrets), indent=2)
     if comparison is not None:
-        found = _neutral(read_json(Path(comparison)), known, secrets)
+        found = _neutral(read_json(_comparison_file(comparison)), known, secrets)
         write_json(stage / COMPARISON_NAME, found, indent=2)
     for name in (RUN_PLOT_NAME, CURVE_PLOT_NAME):
         if (folder / name).is_file():
@@ -416,24 +423,33 @@ def explained(folder: str | Path | None, repo_id: str, secrets: Sequence[str] | 
         repo_id: where to.
         secrets: what must not be told.
     """
-    again = "start again" if folder is None else f"push {str(folder)!r} again"
+    again = "start again" if folder is None else f"push {str(folder)!r} again (`hf-interp push`)"
     try:
         yield
     except OfflineModeIsEnabled:
         raise OSError(f"{repo_id} was not pushed: HF_HUB_OFFLINE is set. Unset it, then {again}.") from None
     except Exception as error:  # the client's own kinds, its HTTP library's, and those of its storage backend
-        if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+        if isinstance(error, ValueError) and not isinstance(error, (HfHubHTTPError, json.JSONDecodeError)):
             raise  # ours, and what the Hub says of the card's metadata
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        message = without_secrets(" ".join(str(error).split()), secrets) or type(error).__name__
-        if status in (401, 403):
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
             again = f"log in with a token that may write there (`hf auth login`, or HF_TOKEN), then {again}"
         if folder is not None:
             again += ": the run is as it was, and what has been uploaded is not sent twice"
+        message = without_secrets(_message(error), secrets)
         # not `from error`, which holds the request with its token
-        raise OSError(
-            f"{repo_id} was not pushed whole: {message.rstrip('.')}. {again[0].upper()}{again[1:]}."
-        ) from None
+        raise OSError(f"{repo_id} was not pushed whole: {message}. {again[0].upper()}{again[1:]}.") from None
+
+
+def _message(error: BaseException) -> str:
+    """What an error says and what it came from (uploads in threads raise a kind of their own), in one line."""
+    texts: list[str] = []
+    each: BaseException | None = error
+    while each is not None:
+        text = re.sub(r"\s*For more information check: \S+", ".", str(each)) or type(each).__name__
+        text = re.sub(r"(://[^\s?']+)\?[^\s']*", r"\1", text)  # what signs a request is nobody's business
+        texts.append(" ".join(text.split()).rstrip("."))
+        each = None if isinstance(each, HfHubHTTPError) else each.__cause__
+    return ": ".join(dict.fromkeys(texts))
 
 
 def recipe_token(folder: Path) -> str | None:

@@ -122,16 +122,9 @@ class PushingMixin(_Host):
             base.add_model_tags(list(TAGS))
         if not self.args.push_to_hub:
             return
-        strategy = str(getattr(self.args.hub_strategy, "value", self.args.hub_strategy))
-        if strategy in ("checkpoint", "all_checkpoints"):
-            raise ValueError(
-                f"`hub_strategy` must be end or every_save over a mixture, got {strategy}: a checkpoint holds a pickle "
-                "of all settings, paths and `hub_token` among them. Set `hub_strategy` to end."
-            )
-        if strategy == "every_save" and self.is_world_process_zero():
-            logger.warning(
-                "Over a mixture nothing is pushed before the end of training. Set `hub_strategy` to end to say so too."
-            )
+        warning = check_strategy(self.args.hub_strategy)
+        if warning and self.is_world_process_zero():
+            logger.warning(warning)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """The host's; of a mixture's run nothing is pushed before its end."""
@@ -142,6 +135,26 @@ class PushingMixin(_Host):
         from hf_interp.plots import plot_run  # matplotlib takes a while
 
         plot_run(self.results(), Path(self.args.output_dir) / RUN_PLOT_NAME)
+
+
+def check_strategy(strategy: Any) -> str | None:
+    """Refuse to push checkpoints of a mixture's run; returns what to warn of, if anything.
+
+    Args:
+        strategy: the host's `hub_strategy`.
+
+    Raises:
+        ValueError: for checkpoint and all_checkpoints.
+    """
+    strategy = str(getattr(strategy, "value", strategy))
+    if strategy in ("checkpoint", "all_checkpoints"):
+        raise ValueError(
+            f"`hub_strategy` must be end or every_save over a mixture, got {strategy}: a checkpoint holds a pickle of "
+            "all settings, paths and `hub_token` among them. Set `hub_strategy` to end."
+        )
+    if strategy == "every_save":
+        return "Over a mixture nothing is pushed before the end of training. Set `hub_strategy` to end to say so too."
+    return None
 
 
 def beside(card: ModelCard, ours: ModelCard) -> ModelCard:

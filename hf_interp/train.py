@@ -37,6 +37,7 @@ from hf_interp.local_paths import without_tokens
 from hf_interp.plan import MixturePlan
 from hf_interp.planning import plan_mixture
 from hf_interp.plots import plot_run
+from hf_interp.pushing import check_strategy
 from hf_interp.reference import base_of
 from hf_interp.results import RESULTS_NAME, RUN_PLOT_NAME, RunResults, save_results
 from hf_interp.schedules import did_you_mean
@@ -87,8 +88,10 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
         data = load_data(parsed, task)
     plan_data(data, args)  # now, so that bad input leaves nothing behind
     pushes, args.push_to_hub = args.push_to_hub, False  # once, when all is there
-    if pushes and args.process_index == 0:
-        check_pushing(args)
+    settings = hub_settings(args)
+    args.hub_token = None  # or it is saved with the arguments
+    if pushes:
+        check_pushing(args, settings)
     trainer = build_trainer(parsed, task, args, data)
     trainer.recipe = without_tokens(recipe)
     if parsed.peft is not None and trainer.is_world_process_zero():
@@ -113,7 +116,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     if trainer.is_world_process_zero():
         render_card(folder, repo_id=args.hub_model_id).save(folder / CARD_NAME)
         if pushes:
-            print(push_run(folder, hub_name(args), **hub_settings(args)))
+            print(push_run(folder, hub_name(args), **settings))
     return results
 
 
@@ -134,15 +137,18 @@ def hub_settings(args: InterpolationConfig) -> dict[str, Any]:
     return {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
 
 
-def check_pushing(args: InterpolationConfig) -> None:
+def check_pushing(args: InterpolationConfig, settings: Mapping[str, Any]) -> None:
     """Make the repository before anything is trained, so that a token that is refused shows now.
 
     Raises:
-        ValueError: for a name that the Hub does not allow, or a public repository that should be private.
+        ValueError: for a name that the Hub does not allow, a public repository that should be private, or a strategy
+            that pushes checkpoints.
         OSError: if the Hub refuses or cannot be reached.
     """
     check_name(hub_name(args))
-    make_repo(hub_name(args), private=args.hub_private_repo, token=args.hub_token)
+    check_strategy(args.hub_strategy)
+    if args.process_index == 0:
+        make_repo(hub_name(args), private=settings["private"], token=settings["token"])
 
 
 def check_processes(args: InterpolationConfig) -> None:

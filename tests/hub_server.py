@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -72,7 +73,7 @@ class Repo:
     branches: dict[str, list[str]] = field(default_factory=dict)
 
     def find(self, revision: str) -> Commit | None:
-        if revision in self.branches:
+        if self.branches.get(revision):
             return self.commits[self.branches[revision][-1]]
         return self.commits.get(revision)
 
@@ -128,6 +129,7 @@ class HubServer:
         self.objects: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.failures: list[Failure] = []
+        self.faults: list[str] = []
         self.users = {TOKEN: ("jane", "write"), READ_TOKEN: ("jane", "read")}
         self.lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -143,6 +145,7 @@ class HubServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        assert not self.faults, "\n".join(self.faults)
 
     def fail(self, kind: str, *, at: Sequence[int] = (0,), status: int = 500) -> None:
         """From now on, fail these requests of a kind (counted from 0) with a status; 0 breaks the connection."""
@@ -440,13 +443,14 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             length = int(self.headers.get("Content-Length") or 0)
             with hub.lock:
                 failure = self._failure(kind)
+            headers = {name.lower(): value for name, value in self.headers.items()}
             if failure is not None and failure.status == 0:
-                self.rfile.read(length // 2)
+                half = self.rfile.read(length // 2)
+                hub.requests.append(Request(kind, self.command, self.path, headers, half))
                 # so that closing resets, and the client sees its connection broken
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.close_connection = True
                 return
-            headers = {name.lower(): value for name, value in self.headers.items()}
             request = Request(kind, self.command, self.path, headers, self.rfile.read(length))
             with hub.lock:
                 hub.requests.append(request)
@@ -463,6 +467,9 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                     more = {"X-Error-Message": "" if text.startswith("{") else text}
                     if refused.code:
                         more["X-Error-Code"] = refused.code
+                except Exception:
+                    status, answer, more = 500, {"error": "fault of the test's hub"}, {}
+                    hub.faults.append(traceback.format_exc())
             is_plain = isinstance(answer, bytes)
             body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
@@ -484,7 +491,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                     failure.seen += 1
             return found
 
-        do_POST = do_PUT = do_HEAD = do_GET  # noqa: N815
+        do_POST = do_PUT = do_HEAD = do_GET
 
     return Handler
 
