@@ -93,7 +93,7 @@ def model_card(
         pictures: names of pictures that lie beside the card, of `run.png` and `curve.png`.
         base_model: name of M₀ on the Hub, where the run began from a local copy.
         tags: further tags.
-        license: the licence of the model; by default the recipe's.
+        license: the licence of the model, as the Hub names it, such as apache-2.0.
         language: ISO 639 codes.
 
     Raises:
@@ -477,6 +477,7 @@ def _training_table(facts: _Facts) -> Markdown:
         ("hardware", ", ".join(str(part) for part in hardware if part)),
         ("processes", machine.get("num_processes")),
         ("training time", f"{seconds[-1]:,.0f} s, with evaluations on the way" if seconds else None),
+        ("emissions", _emissions_text(results.emissions)),
         *(
             (name.replace("_", " "), config.get(name))
             for name in ("learning_rate", "lr_scheduler_type", "optim", "seed")
@@ -488,6 +489,15 @@ def _training_table(facts: _Facts) -> Markdown:
         ),
     ]
     return _table(["setting", "value"], [[key, value] for key, value in rows if value not in (None, "")], facts.say)
+
+
+def _emissions_text(emissions: Mapping[str, Any]) -> str | None:
+    if not emissions:
+        return None
+    return (
+        f"{emissions['emissions']:.3g} kg CO₂e of {emissions['energy']:.3g} kWh, at the electricity of "
+        f"{emissions['country'] or 'an unknown country'} ({emissions['source']})"
+    )
 
 
 def _limits(facts: _Facts, curve: AlphaCurve | None, interpolated: bool) -> list[str]:
@@ -523,7 +533,7 @@ def _limits(facts: _Facts, curve: AlphaCurve | None, interpolated: bool) -> list
         *limits,
         "The model has learned what its corpora hold, with their errors and prejudices; this run examined neither them "
         "nor the model for bias. Test it on the people and texts that it is to be used on.",
-        "Outside the domain and the general data that it was evaluated on nothing is known of it.",
+        "Nothing is known of it outside the domain and the general data on which it was evaluated.",
     ]
 
 
@@ -538,18 +548,31 @@ def _metadata(
 ) -> ModelCardData:
     pipeline = PIPELINES.get(facts.task or "")
     found = _interpolated_results(facts, curve) if interpolated else _final_results(facts)
-    licence = license or facts.recipe.get("license")
     return ModelCardData(
         base_model=facts.base_id,
+        co2_eq_emissions=_emissions_metadata(facts),
         datasets=facts.dataset_ids() or None,
         eval_results=found or None,
         library_name="peft" if facts.is_adapter else "transformers",
-        license=facts.plain(licence) if licence else None,
+        license=facts.plain(license) if license else None,
         metrics=list(dict.fromkeys(result.metric_type for result in found)) or None,
         model_name=facts.plain(name),
         pipeline_tag=pipeline,
         tags=[facts.plain(tag) for tag in dict.fromkeys([*TAGS, *(["interpolated"] if interpolated else []), *tags])],
     )
+
+
+def _emissions_metadata(facts: _Facts) -> dict[str, Any] | None:
+    """Emissions as the Hub wants them: in grams."""
+    emissions = facts.results.emissions
+    if not emissions:
+        return None
+    return {
+        "emissions": emissions["emissions"] * 1000,
+        "source": facts.plain(emissions["source"]),
+        "training_type": "fine-tuning",
+        "geographical_location": facts.plain(emissions["country"]),
+    }
 
 
 def _final_results(facts: _Facts) -> list[EvalResult]:

@@ -200,7 +200,7 @@ def _add_card_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", metavar="RUN_DIR", help="the folder of a trained run")
     command.add_argument("--comparison", metavar="PATH", help="results.json of a comparison on the same data")
     command.add_argument("--base_model", metavar="NAME", help="name of M₀ on the Hub, where it was a local folder")
-    command.add_argument("--license", help="licence of the model (default: the recipe's)")
+    command.add_argument("--license", help="licence of the model, such as apache-2.0")
     command.add_argument("--language", nargs="+", help="ISO 639 codes, such as en")
     command.add_argument("--tags", nargs="+", default=[], help="further tags")
     if command.prog.endswith(" card"):

@@ -1,5 +1,6 @@
 """What a run or a comparison found: plain dataclasses ↔ JSON. No torch."""
 
+import csv
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from hf_interp.files import write_json
 
 RESULTS_NAME = "results.json"
 RUN_PLOT_NAME = "run.png"
+EMISSIONS_NAME = "emissions.csv"  # codecarbon's own name
 PACKAGES = ("hf_interp", "transformers", "accelerate", "datasets", "evaluate", "peft", "torch", "numpy")
 LESS_IS_BETTER = ("loss", "perplexity", "error", "mse", "mae", "wer", "cer", "ter")
 SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -36,6 +38,7 @@ class RunResults:
         machine: processor and platform.
         recipe: the recipe that the run followed, if any.
         model: the model's `class`, its `parameters` and `trained_parameters`, and whether it `is_adapter`.
+        emissions: what codecarbon measured of the training, if it was on (see `read_emissions`).
     """
 
     config: dict[str, Any]
@@ -49,6 +52,7 @@ class RunResults:
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
     recipe: dict[str, Any] | None = None
     model: dict[str, Any] = field(default_factory=dict)
+    emissions: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_log(
@@ -206,6 +210,29 @@ def load_run_results(path: str | os.PathLike[str]) -> RunResults:
 def load_comparison(path: str | os.PathLike[str]) -> Comparison:
     """Read what `save_results` wrote for a comparison."""
     return Comparison(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def read_emissions(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What codecarbon wrote of the last run into a folder: nothing if there is no such file, or a value is missing.
+
+    Returns:
+        `emissions` in kg of CO₂ equivalents, `energy` in kWh, the `country` whose electricity was assumed, `source`.
+    """
+    path = Path(folder) / EMISSIONS_NAME
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        last = rows[-1]
+        return {
+            "emissions": float(last["emissions"]),
+            "energy": float(last["energy_consumed"]),
+            "country": last["country_name"],
+            "source": f"codecarbon {last['codecarbon_version']}",
+        }
+    except (IndexError, KeyError, TypeError, ValueError):  # an empty file, one of another version, half a line
+        return {}
 
 
 def installed_versions() -> dict[str, str]:

@@ -58,7 +58,7 @@ from hf_interp.planning import make_controller, plan_mixture, update_steps_and_l
 from hf_interp.pushing import PushingMixin
 from hf_interp.readers import stream_warnings
 from hf_interp.reference import base_of, shifts_labels
-from hf_interp.results import RESULTS_NAME, RunResults, save_results
+from hf_interp.results import RESULTS_NAME, RunResults, read_emissions, save_results
 from hf_interp.resuming import choose_checkpoint, explained_writing, read_rank_states
 from hf_interp.schedules import AlphaSchedule
 from hf_interp.shares import SIDES
@@ -364,6 +364,8 @@ class InterpolationMixin(PushingMixin, ObjectivesMixin):
         )
         found.recipe = self.recipe
         found.machine |= {"accelerator": accelerator_name(self.args), "num_processes": self.args.world_size}
+        if "codecarbon" in (self.args.report_to or []):
+            found.emissions = read_emissions(self.args.output_dir or ".")
         found.model = describe_model(self.model, is_whole=not (self.is_fsdp_enabled or self.is_deepspeed_enabled))
         return found
 
