@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -98,6 +98,11 @@ def check_text(text: Any) -> str:
     return text
 
 
+def _check_left(found: Sized) -> None:
+    if not found:
+        raise ValueError("The text must have words: nothing is left of it after tokenising. Choose an example.")
+
+
 def settings_of(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
@@ -144,8 +149,6 @@ def _ask_whole(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str
 
 def _ask_words(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str, pair: str | None) -> Question:
     words = split_words(text)[:MAX_PLACES]
-    if not words:
-        raise ValueError("The text must have words, got only white space and signs. Write one, or choose an example.")
     encoded = tokenizer(
         words, is_split_into_words=True, truncation=True, max_length=settings.max_length, return_tensors="pt"
     )
@@ -153,6 +156,7 @@ def _ask_words(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str
     for position, word in enumerate(encoded.word_ids(0)):
         if word is not None:
             first.setdefault(word, position)
+    _check_left(first)
     return Question(dict(encoded), [words[word] for word in first], list(first.values()))
 
 
@@ -173,6 +177,7 @@ def _ask_prompt(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: st
     ids = tokenizer(text, add_special_tokens=not settings.chats, verbose=False)["input_ids"]
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]  # or there would be nothing to go on with
+    _check_left(ids)
     tokens = torch.tensor([ids[-settings.max_length :]])
     return Question({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, ["next token"], [-1])
 
