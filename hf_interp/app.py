@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_interp.curves import AlphaCurve
 from hf_interp.predictions import GENERATING, best_choices
+from hf_interp.report_page import Html, Writer
 from hf_interp.slider import AlphaSlider, Answers, SliderAlpha, open_slider
 from hf_interp.slider_sources import Example, Source
 from hf_interp.slider_views import STYLE, alpha_words, answers_html, curve_html, notes_html, problem_html
@@ -20,6 +21,7 @@ MAX_CHARACTERS = 20_000
 NUM_ROWS = 5
 """Choices at each place in what the API gives."""
 
+FORMULA = Html("M<sub>α</sub> = α·M<sub>θ</sub> + (1 − α)·M₀")
 GROUP_NAMES = {
     "embeddings": "Embeddings",
     "lower": "Lower third of the layers",
@@ -30,7 +32,13 @@ GROUP_NAMES = {
 
 PAGE_STYLE = """
 .gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
-.hfi-examples td, .hfi-examples th { white-space: normal !important; }
+.gradio-container { --body-text-color-subdued: #4d5660; --block-label-text-color: #4d5660;
+  --block-title-text-color: #1b1f23; }
+.dark .gradio-container, .gradio-container.dark { --body-text-color-subdued: #aab2ba; --block-label-text-color: #aab2ba;
+  --block-title-text-color: #e6e8ea; }
+#alpha input[type="range"]::-webkit-slider-thumb { background: #5b5bd6; }
+#alpha input[type="range"]::-moz-range-thumb { background: #5b5bd6; }
+.hfi-examples td, .hfi-examples th { white-space: normal !important; text-align: left !important; }
 footer { display: none !important; }
 """
 
@@ -76,7 +84,9 @@ def launch_page(
         server_name=host,
         server_port=port,
         share=share,
-        theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=gradio.themes.Base(
+            primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),
         css=STYLE + PAGE_STYLE,
         footer_links=[],
         quiet=True,
@@ -151,7 +161,6 @@ def build_page(slider: AlphaSlider, source: Source) -> Any:
         with gradio.Row():
             if source.curve is not None:
                 with gradio.Column(scale=5, min_width=280):
-                    gradio.HTML("<b>Both sides over α</b>", apply_default_css=False, js_on_load=None)
                     curve = gradio.HTML(apply_default_css=False, js_on_load=None, elem_id="curve")
             else:
                 curve = gradio.HTML(visible=False)
@@ -177,13 +186,11 @@ def build_page(slider: AlphaSlider, source: Source) -> Any:
 
 
 def _heading(slider: AlphaSlider, source: Source) -> str:
-    from hf_interp.report_page import Writer
-
     write = Writer()
     return write.tag(
         "div",
         write.tag("h1", "The α slider", style="font-size: 1.5rem; font-weight: 700; margin: 0"),
-        write.tag("p", f"{source.title} · {slider.recipe.task} · M_α = α·M_θ + (1 − α)·M₀", style="margin: .2rem 0"),
+        write.tag("p", f"{source.title} · {slider.recipe.task} · ", FORMULA, style="margin: .2rem 0"),
         notes_html(slider.notes),
         class_="hfi",
     )

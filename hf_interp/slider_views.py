@@ -17,7 +17,7 @@ from hf_interp.results import less_is_better
 MOST_LABELS, MOST_TOKENS = 8, 5
 MOST_PLACES = 6
 """Masks that are shown."""
-NAMES = ("M₀", "M_α", "M_θ")
+NAMES = (Html("M₀"), Html("M<sub>α</sub>"), Html("M<sub>θ</sub>"))
 KINDS = ("base", "alpha", "finetuned")
 
 STYLE = """
@@ -31,7 +31,8 @@ STYLE = """
   padding: .4rem .55rem; min-width: 0; }
 .hfi-card.alpha { background: var(--box); }
 .hfi-who { color: var(--muted); font-size: .8rem; } .hfi-who b { color: var(--c); font-size: .95rem; }
-.hfi-best { font-weight: 650; font-size: 1.05rem; } .hfi-share { font-variant-numeric: tabular-nums; }
+.hfi-best { font-weight: 650; font-size: clamp(.85rem, 3.7vw, 1.05rem); hyphens: auto; }
+.hfi sub { font-size: .75em; line-height: 0; }
 .hfi-place { font-weight: 650; margin: .9rem 0 .3rem; }
 .hfi-choice { margin: 0 0 .7rem; } .hfi-name { font-weight: 550; margin-bottom: .15rem; }
 .hfi-bar { display: grid; grid-template-columns: 2.2rem minmax(0, 1fr) 3.9rem; align-items: center; gap: .5rem; }
@@ -46,7 +47,7 @@ STYLE = """
 .hfi-tagged small { color: var(--c); font-weight: 650; font-size: .75rem; margin-left: .3rem; }
 .hfi-note { color: var(--muted); font-size: .85rem; margin: .4rem 0; }
 .hfi-problem { border-left: .3rem solid var(--mt); padding: .4rem .7rem; background: var(--box); }
-.hfi svg { display: block; width: 100%; height: auto; max-width: 34rem; }
+.hfi svg { margin-top: .2rem; display: block; width: 100%; height: auto; max-width: 34rem; }
 .hfi svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 .hfi svg .muted { fill: var(--muted); }
 .hfi-legend { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; margin: .2rem 0; font-size: .85rem; }
@@ -149,6 +150,7 @@ def curve_html(curve: AlphaCurve, alpha: float | None) -> Html:
     )
     return _WRITE.tag(
         "div",
+        _WRITE.tag("div", "Both sides over α", class_="hfi-place"),
         picture,
         _WRITE.tag("div", *legend, class_="hfi-legend"),
         _WRITE.tag("p", note, class_="hfi-note"),
@@ -168,6 +170,21 @@ def height_at(points: Sequence[tuple[float, float]], alpha: float) -> float | No
     return float(np.interp(alpha, alphas, [height for _, height in points]))
 
 
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers from `low` to `high`, at most so many, 1, 2 or 5 of a power of ten apart.
+
+    >>> ticks(0.0, 1.0), ticks(0.46, 0.92), ticks(11.5, 98.0)
+    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.5, 0.6, 0.7, 0.8, 0.9], [20.0, 40.0, 60.0, 80.0])
+    """
+    power = math.floor(math.log10((high - low) / most))
+    steps = [factor * 10.0**exponent for exponent in (power, power + 1) for factor in (1, 2, 5)]
+    for step in steps:
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first < most:
+            break
+    return [round(index * step, 10) for index in range(first, last + 1)]
+
+
 def alpha_words(alpha: float | Mapping[str, float]) -> str:
     """An α as the page writes it.
 
@@ -182,7 +199,7 @@ def _points(curve: AlphaCurve, side: str) -> list[tuple[float, float]]:
     return [(alpha, value) for alpha, value in zip(curve.alphas, values, strict=True) if value is not None]
 
 
-def _who(kind: str, name: str, alpha: str) -> Html:
+def _who(kind: str, name: Html, alpha: str) -> Html:
     what = {"base": "pretrained", "alpha": alpha, "finetuned": "fine-tuned"}[kind]
     return _WRITE.tag("div", _WRITE.tag("b", name), f" {what}", class_="hfi-who")
 
@@ -209,7 +226,7 @@ def _texts(outcomes: Sequence[Outcome], alpha: str) -> list[Html]:
     ]
 
 
-def _said(kind: str, name: str, alpha: str, what: Html) -> Html:
+def _said(kind: str, name: Html, alpha: str, what: Html) -> Html:
     return _WRITE.tag("div", _who(kind, name, alpha), _WRITE.tag("div", what), class_=f"hfi-said {kind}")
 
 
@@ -266,13 +283,11 @@ class _Frame:
     def axes(self, metric: str) -> list[Html]:
         bottom, right = self.HEIGHT - self.BOTTOM, self.WIDTH - self.RIGHT
         found = []
-        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-            height = self.low + (0.08 + 0.84 * share) * (self.high - self.low)
+        for height in ticks(self.low, self.high):
             y = self.y(height)
             found.append(_line(self.LEFT, y, right, y, "var(--line)"))
-            found.append(_text(self.LEFT - 5, y + 4, _number(height), "end", "muted"))
-        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-            alpha = self.first + share * (self.last - self.first)
+            found.append(_text(self.LEFT - 5, y + 4, f"{height:g}", "end", "muted"))
+        for alpha in ticks(self.first, self.last):
             found.append(_text(self.x(alpha), bottom + 15, f"{alpha:g}", "middle", "muted"))
         found.append(_text((self.LEFT + right) / 2, self.HEIGHT - 4, "α", "middle"))
         found.append(_text(4, 12, metric, "start"))
