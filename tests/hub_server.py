@@ -174,6 +174,12 @@ class HubServer:
         """The kinds of the requests, in order."""
         return [request.kind for request in self.requests]
 
+    def reset(self) -> None:
+        """Be as at the start; the address stays."""
+        self.forget()
+        self.repos.clear()
+        self.objects.clear()
+
     def forget(self) -> None:
         """Forget requests and failures; repositories stay."""
         self.requests.clear()
@@ -494,6 +500,68 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         do_POST = do_PUT = do_HEAD = do_GET
 
     return Handler
+
+
+SERVE = """
+import json, os, sys, traceback
+exec(sys.argv[1])
+for line in sys.stdin:
+    task = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, name in ((0, os.devnull), (1, task["out"]), (2, task["err"])):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv, status = ["client", *task["arguments"]], 0
+        try:
+            exec(task["script"], {"__name__": "__main__"})
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Client:
+    """A process that has the slow imports behind it, and runs scripts as clients of a hub, each in a fork of its own.
+
+    Args:
+        hub: the hub.
+        home: the folder in which it runs, and its home.
+        imports: what to import beforehand.
+    """
+
+    def __init__(self, hub: HubServer, home: Path, imports: str) -> None:
+        self.home = home
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, imports],
+            env=hub.environment(home, PYTHONPATH=str(Path(__file__).parent)),
+            cwd=home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._process as process:
+            assert process.stdin is not None
+            process.stdin.close()
+
+    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a script with `sys.argv[1:]`."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        out, err = self.home / ".client.out", self.home / ".client.err"
+        task = {"script": script, "arguments": arguments, "out": str(out), "err": str(err)}
+        self._process.stdin.write(f"{json.dumps(task)}\n")
+        self._process.stdin.flush()
+        status = int(self._process.stdout.readline())
+        return subprocess.CompletedProcess(arguments, status, out.read_text("utf-8"), err.read_text("utf-8"))
 
 
 def run_client(hub: HubServer, home: Path, *arguments: str, **environment: Any) -> subprocess.CompletedProcess[str]:
