@@ -6,9 +6,11 @@ nobody but its own server, which listens on this machine alone unless it is aske
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hf_interp.curves import AlphaCurve
+from hf_interp.hub_space import load_space
 from hf_interp.predictions import GENERATING, best_choices
 from hf_interp.report_page import Html, Writer
 from hf_interp.slider import AlphaSlider, Answers, SliderAlpha, open_slider
@@ -73,6 +75,19 @@ def serve_source(
     slider = open_slider(source.recipe, source.finetuned, max_new_tokens=max_new_tokens, chats=chats, device=device)
     page = build_page(slider, source)
     launch_page(page, host=host, port=port, share=share)
+
+
+def serve_space(folder: Path) -> None:
+    """Serve the page of a Space; where it listens is the environment's to say, as on the Hub.
+
+    Args:
+        folder: what `hf_interp.hub_space.write_space` wrote.
+
+    Raises:
+        ImportError, ValueError, OSError: see `serve_source`.
+    """
+    source, options = load_space(folder)
+    serve_source(source, host=None, **options)
 
 
 def launch_page(
@@ -149,8 +164,7 @@ def build_page(slider: AlphaSlider, source: Source) -> Any:
                     1,
                     start,
                     step=0.01,
-                    label="α",
-                    info="0 is M₀, pretrained; 1 is M_θ, fine-tuned.",
+                    label="α: 0 is M₀, pretrained; 1 is M_θ, fine-tuned",
                     elem_id="alpha",
                 )
                 by_group, groups = _group_sliders(gradio, slider, source.curve, start)

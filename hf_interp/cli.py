@@ -40,6 +40,7 @@ EXAMPLES = {
     "tune": ["tune recipe.yaml --trials 20", "tune recipe.yaml --space alpha_end=0.5..1.0"],
     "curve": ["curve runs/mine --save_model", "curve runs/mine --alpha_search.objective constrained"],
     "merge": ["merge BASE runs/mine merged --alpha 0.7", "merge BASE runs/a runs/b soup --recipe recipe.yaml"],
+    "app": ["app runs/mine", "app --base google-bert/bert-base-uncased --finetuned user/model"],
     "card": ["card runs/mine", "card runs/mine --comparison runs/comparison --license apache-2.0"],
     "report": ["report runs/mine", "report runs/a runs/b runs/comparison --output report.html"],
     "push": ["push runs/mine --repo user/name --private"],
@@ -83,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "tune", _tune, "search for the settings of α that are best on a recipe's validation sets")
     _add(commands, "curve", _curve, "evaluate a trained run at every α between M₀ and M_θ, and choose", recipe=False)
     _add(commands, "merge", _merge, "write M_α = α·M_θ + (1 − α)·M₀ of checkpoints", recipe=False)
+    _add(
+        commands,
+        "app",
+        _app,
+        "serve a page with a slider for α: a text in, M₀'s, M_α's and M_θ's answers",
+        recipe=False,
+    )
     _add(commands, "card", _card, "render the model card of a trained run from its results", recipe=False)
     _add(commands, "report", _report, "write runs and comparisons side by side as one HTML page", recipe=False)
     _add(commands, "push", _push, "push a trained run to the Hub, with its results and card", recipe=False)
@@ -137,6 +145,8 @@ def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = Tru
     if name == "merge":
         command.set_defaults(takes_flags=True)
         _add_merge_arguments(command)
+    if name == "app":
+        _add_app_arguments(command)
     if name in ("card", "push"):
         _add_card_arguments(command)
     if name == "report":
@@ -194,6 +204,34 @@ def _add_merge_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--merge_adapter", action="store_true", help="write a whole model where M_θ is an adapter")
     command.add_argument("--json", action="store_true", help="print the report as JSON")
     command.epilog = "Any other flag sets a field of the recipe."
+
+
+def _add_app_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "run", metavar="RUN", nargs="?", help="the folder of a trained run: names the models, has curve and data"
+    )
+    command.add_argument("--base", metavar="NAME", help="M₀: a folder, or a name on the Hub (default: RUN's)")
+    command.add_argument(
+        "--finetuned", metavar="NAME", help="M_θ, or an adapter: a folder, or a name on the Hub (default: RUN)"
+    )
+    command.add_argument("--task", help="such as token-classification (default: RUN's, or that of M_θ's class)")
+    command.add_argument("--label_names", nargs="+", metavar="LABEL", help="names of the labels, by their ids")
+    command.add_argument("--text_pair", action="store_true", help="ask for two texts, as classifiers of pairs need")
+    command.add_argument(
+        "--examples", metavar="FILE", help="JSON lines with text, side (general, domain) and label to try"
+    )
+    command.add_argument(
+        "--max_length", type=int, metavar="N", help="cut texts to so many tokens (default: RUN's, or 128)"
+    )
+    command.add_argument(
+        "--max_new_tokens", type=int, default=32, metavar="N", help="longest answer that is written (default: 32)"
+    )
+    command.add_argument("--title", help="of the page")
+    command.add_argument("--device", default="cpu", help="where the model runs, such as cuda (default: cpu)")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    command.add_argument("--port", type=int, help="port (default: the first that is free from 7860 on)")
+    command.add_argument("--share", action="store_true", help="open a public tunnel through Gradio's servers")
+    command.add_argument("--space", metavar="DIR", help="write the page as a Space into this folder, and serve nothing")
 
 
 def _add_card_arguments(command: argparse.ArgumentParser) -> None:
@@ -332,6 +370,30 @@ def _merge(args: argparse.Namespace, flags: Sequence[str]) -> None:
     if len(args.finetuned) > 1:
         print(f"{args.soup} soup of {', '.join(merged.members)}")
     print(f"{merged.report}\nThe model is in {args.output}.")
+
+
+def _app(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    from hf_interp import app, hub_space, slider_sources
+
+    app.import_gradio()  # before anything is loaded
+    source = slider_sources.find_source(
+        args.run,
+        base=args.base,
+        finetuned=args.finetuned,
+        task=args.task,
+        label_names=args.label_names,
+        max_length=args.max_length,
+        examples=args.examples,
+        title=args.title,
+        has_pairs=args.text_pair,
+    )
+    if args.space is None:
+        places = {"device": args.device, "host": args.host, "port": args.port, "share": args.share}
+        app.serve_source(source, max_new_tokens=args.max_new_tokens, **places)
+        return
+    for note in hub_space.write_space(source, args.space, max_new_tokens=args.max_new_tokens):
+        print(note)
+    print(f"The Space is in {args.space}. Try it with `python {args.space}/app.py`.")
 
 
 def _card(args: argparse.Namespace, flags: Sequence[str]) -> None:

@@ -83,6 +83,7 @@ class Source:
         title: of the page.
         curve: of the run, if there is one.
         examples: texts to try.
+        examples_are_data: whether these are of the run's data.
         has_pairs: whether the model takes two texts.
     """
 
@@ -91,6 +92,7 @@ class Source:
     title: str
     curve: AlphaCurve | None = None
     examples: list[Example] = field(default_factory=list)
+    examples_are_data: bool = False
     has_pairs: bool = False
 
 
@@ -123,7 +125,10 @@ def find_source(
         FileNotFoundError: if the run or the file is not there.
         ValueError: if a model is not named, or what is given is not what it must be.
     """
-    given: dict[str, Any] = {"label_names": None if label_names is None else list(label_names), "max_length": max_length}
+    given: dict[str, Any] = {
+        "label_names": None if label_names is None else list(label_names),
+        "max_length": max_length,
+    }
     if max_length is not None and max_length < 1:
         raise ValueError(f"`max_length` must be at least 1, got {max_length}.")
     curve = None
@@ -153,6 +158,7 @@ def find_source(
         title=title or f"{_short(recipe.model_name_or_path)} → {_short(str(finetuned))}",
         curve=curve,
         examples=found or [Example(text=text) for text in BUILT_IN[recipe.task]],
+        examples_are_data=examples is None and bool(found),
         has_pairs=has_pairs and recipe.task == "sequence-classification",
     )
 

@@ -15,7 +15,7 @@ import pytest
 from hf_interp import cli
 from hf_interp.preview import plan_recipe, summarise
 
-COMMANDS = ("demo", "train", "plan", "compare", "tune", "curve", "merge", "card", "push", "report")
+COMMANDS = ("demo", "train", "plan", "compare", "tune", "curve", "merge", "app", "card", "push", "report")
 
 
 def exit_of(argv: list[str]) -> int:
@@ -48,7 +48,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert out.startswith(f"usage: hf-interp {command} ")
     assert "--traceback" in out
     takes_fields = "Any other flag sets a field of the recipe" in " ".join(out.split())
-    assert takes_fields == (command not in ("demo", "card", "push", "report"))
+    assert takes_fields == (command not in ("demo", "app", "card", "push", "report"))
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ LAYERS = (
     "preview",
     "revisit",
     "slider_sources",
+    "hub_space",
     "app",
     "compare",
     "tune",
