@@ -547,6 +547,7 @@ def _metadata(
     license: str | None,
 ) -> ModelCardData:
     pipeline = PIPELINES.get(facts.task or "")
+    kinds = [*(["interpolated"] if interpolated else []), *_adapter_tags(facts)]
     found = _interpolated_results(facts, curve) if interpolated else _final_results(facts)
     return ModelCardData(
         base_model=facts.base_id,
@@ -558,8 +559,16 @@ def _metadata(
         metrics=list(dict.fromkeys(result.metric_type for result in found)) or None,
         model_name=facts.plain(name),
         pipeline_tag=pipeline,
-        tags=[facts.plain(tag) for tag in dict.fromkeys([*TAGS, *(["interpolated"] if interpolated else []), *tags])],
+        tags=[facts.plain(tag) for tag in dict.fromkeys([*TAGS, *kinds, *tags])],
     )
+
+
+def _adapter_tags(facts: _Facts) -> list[str]:
+    """The tags by which PEFT's own cards are found."""
+    if not facts.is_adapter:
+        return []
+    kind = facts.results.model.get("peft_type")
+    return [*([kind.lower()] if kind else []), *([f"base_model:adapter:{facts.base_id}"] if facts.base_id else [])]
 
 
 def _emissions_metadata(facts: _Facts) -> dict[str, Any] | None:

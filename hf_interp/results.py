@@ -37,7 +37,8 @@ class RunResults:
         versions: versions of the packages in use.
         machine: processor and platform.
         recipe: the recipe that the run followed, if any.
-        model: the model's `class`, its `parameters` and `trained_parameters`, and whether it `is_adapter`.
+        model: the model's `class`, its `parameters` and `trained_parameters`, whether it `is_adapter` and of which
+            `peft_type`.
         emissions: what codecarbon measured of the training, if it was on (see `read_emissions`).
     """
 

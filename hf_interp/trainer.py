@@ -714,6 +714,9 @@ def describe_model(model: Any, *, is_whole: bool = True) -> dict[str, Any]:
         "base": getattr(getattr(inner, "config", None), "_name_or_path", None) or None,
         "is_adapter": is_peft_model(model),
     }
+    if found["is_adapter"]:
+        kinds = [config.peft_type for config in model.peft_config.values()]
+        found["peft_type"] = str(getattr(kinds[0], "value", kinds[0]))
     if is_whole:
         count = count_parameters(model)
         found |= {"parameters": count.total, "trained_parameters": count.trained}

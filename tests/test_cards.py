@@ -549,14 +549,17 @@ def test_the_snippet_of_an_adapter_runs(
     make_tokenizer().save_pretrained(tmp_path / "law")
     monkeypatch.chdir(tmp_path)
     results = run_results(
-        recipe=recipe_for("sequence-classification", tmp_path / "base", peft="lora", label_names=["down", "up"])
+        model={"is_adapter": True, "peft_type": "LORA"},
+        recipe=recipe_for("sequence-classification", tmp_path / "base", peft="lora", label_names=["down", "up"]),
     )
     card = model_card(results, name="law")
     assert "Put in its place where you have it." in card.text
     assert card.data.library_name == "peft"
+    assert card.data.tags == ["hf_interp", "domain-adaptation", "lora"]
     assert "AutoModelForSequenceClassification.from_pretrained('your/base-model'" in card.text
     card = model_card(results, name="law", base_model="base")
     assert "Put in its place" not in card.text
+    assert (card.data.base_model, card.data.tags[-1]) == ("base", "base_model:adapter:base")
     printed = run_snippet(card, capsys)
     assert "'label': 'down'" in printed
     assert "'label': 'up'" in printed
