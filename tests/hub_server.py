@@ -405,7 +405,7 @@ def _metadata_errors(found: Mapping[str, Any]) -> Iterator[str]:
         if not re.fullmatch(r"[a-z]{2,3}|multilingual", str(language)):
             yield f'"language" must be an ISO 639 code, got {language!r}'
     for model in found.get("model-index", []):
-        if not isinstance(model.get("name"), str) or not model.get("results"):
+        if not isinstance(model.get("name"), str) or not isinstance(model.get("results"), list):
             yield '"model-index[].name" and "results" are required'
         for result in model.get("results", []):
             dataset = result.get("dataset", {})

@@ -21,6 +21,7 @@ from hf_interp.results import (
     less_is_better,
     load_comparison,
     load_run_results,
+    read_emissions,
     save_results,
     spread,
 )
@@ -269,3 +270,42 @@ def test_results_name_neither_host_nor_user() -> None:
     assert platform.machine() in words
     assert words.isdisjoint({platform.node(), platform.node().split(".")[0], getpass.getuser()} - {""})
     assert run_results().machine == machine
+
+
+EMISSIONS = """timestamp,emissions,energy_consumed,country_name,codecarbon_version
+2026-01-01T00:00:00,0.5,2.0,Canada,3.3.2
+2026-01-02T00:00:00,1e-08,2.5e-06,France,3.3.2
+"""
+
+
+def test_emissions_are_those_of_the_last_run(tmp_path: Path) -> None:
+    assert read_emissions(tmp_path) == {}
+    (tmp_path / "emissions.csv").write_text(EMISSIONS, encoding="utf-8")
+    assert read_emissions(str(tmp_path)) == {
+        "emissions": 1e-08,
+        "energy": 2.5e-06,
+        "country": "France",
+        "source": "codecarbon 3.3.2",
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", EMISSIONS.splitlines()[0], EMISSIONS.replace("energy_consumed", "energy"), EMISSIONS.rpartition("2.5e-06")[0]],
+    ids=["empty", "no run", "another version", "half a line"],
+)
+def test_emissions_that_cannot_be_read_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "emissions.csv").write_text(text, encoding="utf-8")
+    assert read_emissions(tmp_path) == {}
+
+
+def test_results_tell_emissions_where_codecarbon_was_on(tmp_path: Path) -> None:
+    from toys import config, mixture, tiny_model
+
+    from hf_interp import InterpolationTrainer
+
+    (tmp_path / "emissions.csv").write_text(EMISSIONS, encoding="utf-8")  # may be an earlier run's
+    trainer = InterpolationTrainer(tiny_model(), config(tmp_path), train_dataset=mixture())
+    assert trainer.results().emissions == {}
+    trainer.args.report_to = ["codecarbon"]
+    assert trainer.results().emissions["emissions"] == 1e-08
