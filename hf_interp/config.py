@@ -266,6 +266,7 @@ class CorpusConfig:
         max_passes: refuse to read the corpus more often.
         mean_tokens: mean number of tokens of an example, for a stream in a mixture by tokens.
         streaming: read it as a stream, without downloading it first.
+        license: its licence, for the model card.
     """
 
     path: str | list[str]
@@ -293,6 +294,7 @@ class CorpusConfig:
     max_passes: float | None = None
     mean_tokens: float | None = None
     streaming: bool = False
+    license: str | None = None
 
     def source(self, column: str) -> str:
         """What the file calls a column of the task."""

@@ -52,6 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(home: Path, make_recipe: Callable[[Path], dict[str, Any]]) -> Path:
     """A run with M_θ and M_α, with a recipe that holds a token, and what else may lie about."""
     recipe = {**make_recipe(home / "first" / "law"), "alpha_search": SEARCH, "hub_token": PLANTED}
+    recipe["corpora"]["general"]["license"] = "cc-by-4.0"
     shutil.copytree(recipe["model_name_or_path"], home / "base")
     run_recipe({**recipe, "model_name_or_path": str(home / "base")})
     folder = home / "first" / "law"
@@ -576,6 +577,8 @@ def test_the_card_command(hub: HubServer, home: Path, run: Path) -> None:
     data = yaml.safe_load(text.split("---\n")[1])
     assert (data["license"], data["language"], data["tags"][-1]) == ("mit", ["en", "de"], "law")
     assert "pipeline('text-classification', model='jane/law')" in text
+    licences = re.findall(r"_train\.jsonl \(local\) .* (\S+) \|$", text, flags=re.MULTILINE)
+    assert licences == ["cc-by-4.0", "unknown"]
     assert card(run, "--output", run / "other.md").returncode == 0
     assert "model='law'" in (run / "other.md").read_text(encoding="utf-8")
     done = card(home)
