@@ -194,7 +194,7 @@ class _Facts:
         base = self.recipe.get("model_name_or_path") or results.model.get("base")
         self.base_id = base_model or (base if base and is_hub_id(base) else None)
         self.base_text = self.base_id or (
-            f"a local model ({last_part(base)})" if base else "a pretrained model that the run does not name"
+            f"the local model {last_part(base)}" if base else "a pretrained model that the run does not name"
         )
         self.is_adapter = self.recipe.get("peft") is not None or bool(results.model.get("is_adapter"))
         self.task = self.recipe.get("task") or (
@@ -417,7 +417,7 @@ def _schedule(results: RunResults) -> str:
         return f"{what}, {total}."
     more = config.get("alpha_schedule_kwargs")
     phases = [
-        f"{name} phase {config[key]:g}"
+        f"{name} phase of " + (f"{config[key]:g} steps" if config[key] >= 1 else f"{config[key]:.0%} of them")
         for name, key in (("initial", "alpha_initial_steps"), ("target", "alpha_target_steps"))
         if config.get(key)
     ]
@@ -517,6 +517,8 @@ def _limits(facts: _Facts, curve: AlphaCurve | None, interpolated: bool) -> list
         limits.append(
             "The metrics of M_α are of validation examples that the choice of α has not seen, not of the test sets."
         )
+    if interpolated and curve is not None and curve.alpha == 0 and not curve.group_alphas:
+        limits.append("At α = 0 all weights that M₀ has are as M₀ has them: nothing of the training is in them.")
     if curve is not None and curve.alpha not in curve.alphas:
         limits.append("M_α was not evaluated at the chosen α itself.")
     unknown = [

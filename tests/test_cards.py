@@ -274,6 +274,22 @@ def test_alphas_of_groups() -> None:
     assert [result.metric_value for result in card.data.eval_results] == [0.625, 1.125]
 
 
+@pytest.mark.parametrize(("alpha", "expected"), [(0.0, True), (0.5, False)])
+def test_the_pretrained_model_is_not_sold_as_a_trained_one(alpha: float, expected: bool) -> None:
+    card = model_card(run_results(), alpha_curve(alpha=alpha), name="law", interpolated=True)
+    assert ("nothing of the training is in them" in card.text) is expected
+
+
+def test_phases_are_told() -> None:
+    results = run_results()
+    results.config |= {"alpha_initial_steps": 10, "alpha_target_steps": 0.2, "alpha_schedule_kwargs": {"rate": 3.0}}
+    text = section(model_card(results, name="law"), "The α of the data")
+    assert "from 0 to 1 (\\{'rate': 3.0\\}, initial phase of 10 steps, target phase of 20% of them), over" in text
+    results.config["alpha_controller"] = "gap"
+    text = section(model_card(results, name="law"), "The α of the data")
+    assert "; it answered to training (controller gap) over 100 steps of 32 examples." in text
+
+
 def test_an_alpha_that_was_not_evaluated_has_no_metrics() -> None:
     card = model_card(run_results(), alpha_curve(alpha=0.6), name="law", interpolated=True)
     assert card.data.eval_results is None
@@ -336,7 +352,7 @@ def test_a_local_base_is_called_by_its_last_part_unless_it_is_named() -> None:
     assert results.recipe is not None
     results.recipe["model_name_or_path"] = "/home/jane/models/law-base"
     card = model_card(results, name="law")
-    assert "a local model (law-base)" in card.text
+    assert "from the local model law-base (M₀)" in card.text
     assert "base_model" not in card.data.to_dict()
     card = model_card(results, name="law", base_model="jane/law-base")
     assert card.data.base_model == "jane/law-base"
