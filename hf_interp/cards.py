@@ -113,6 +113,7 @@ def model_card(
         "adapter_of_local": facts.is_adapter and facts.base_id is None,
         "metrics_table": _metrics_table(results, say),
         "has_base": bool(results.base_metrics),
+        "tells_forgetting": bool(results.forgetting),
         "comparison_table": None if comparison is None else _comparison_table(comparison, say),
         "comparison_seeds": None if comparison is None else len({row["seed"] for row in comparison.rows}),
         "curve_table": None if curve is None else _curve_table(curve, facts),
@@ -341,7 +342,10 @@ def _metrics_table(results: RunResults, say: Say) -> Markdown | None:
         for metric, value in final.items():
             lost = _number(results.forgetting.get(metric)) if name == "general" else ""
             rows.append([name or UNNAMED_SET, metric, _number(base.get(metric)), _number(value), lost])
-    return _table(["set", "metric", "M₀", "M_θ", "forgetting"], rows, say) if rows else None
+    header = ["set", "metric", "M₀", "M_θ", "forgetting"]
+    if not results.forgetting:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return _table(header, rows, say) if rows else None
 
 
 def _comparison_table(comparison: Comparison, say: Say) -> Markdown:

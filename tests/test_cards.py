@@ -330,7 +330,16 @@ def test_what_was_not_measured_is_not_told() -> None:
 def test_without_a_first_evaluation_forgetting_is_unknown() -> None:
     card = model_card(run_results(base_metrics={}, forgetting={}), name="law")
     assert "M₀ was not evaluated (`eval_on_start` was off)" in card.text
-    assert table(section(card, "Results"))[1] == ["general", "loss", "", "1.2500", ""]
+    assert "No evaluation set is called general" not in card.text
+    assert table(section(card, "Results"))[:2] == [["set", "metric", "M₀", "M_θ"], ["general", "loss", "", "1.2500"]]
+
+
+def test_without_a_set_called_general_there_is_no_column_for_forgetting() -> None:
+    metrics = {"law": {"loss": 2.0}}
+    card = model_card(run_results(base_metrics=metrics, final_metrics=metrics, forgetting={}), name="law")
+    assert "No evaluation set is called general, so that forgetting has no column of its own." in card.text
+    assert "Forgetting is by how much" not in card.text
+    assert table(section(card, "Results")) == [["set", "metric", "M₀", "M_θ"], ["law", "loss", "2.0000", "2.0000"]]
 
 
 def test_emissions_are_told_where_they_were_measured() -> None:
@@ -569,12 +578,12 @@ def test_the_snippet_of_an_adapter_runs(
         recipe=recipe_for("sequence-classification", tmp_path / "base", peft="lora", label_names=["down", "up"]),
     )
     card = model_card(results, name="law")
-    assert "Put in its place where you have it." in card.text
+    assert "put the folder where you have it in place of\n`your/base-model`." in card.text
     assert card.data.library_name == "peft"
     assert card.data.tags == ["hf_interp", "domain-adaptation", "lora"]
     assert "AutoModelForSequenceClassification.from_pretrained('your/base-model'" in card.text
     card = model_card(results, name="law", base_model="base")
-    assert "Put in its place" not in card.text
+    assert "your/base-model" not in card.text
     assert (card.data.base_model, card.data.tags[-1]) == ("base", "base_model:adapter:base")
     printed = run_snippet(card, capsys)
     assert "'label': 'down'" in printed
