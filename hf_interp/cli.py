@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -373,6 +374,8 @@ def _merge(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def _app(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    # before torch is loaded: on a machine that is busy, threads that spin while they wait take seconds for milliseconds
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from hf_interp import app, hub_space, slider_sources
 
     app.import_gradio()  # before anything is loaded

@@ -30,9 +30,12 @@ PACKAGES = ("gradio", "torch", "transformers", "tokenizers", "safetensors", "num
 
 APP = '''"""The α slider, written by `hf-interp app --space`."""
 
+import os
 from pathlib import Path
 
-from hf_interp.app import serve_space
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait are slow on a busy machine
+
+from hf_interp.app import serve_space  # noqa: E402
 
 serve_space(Path(__file__).parent)
 '''

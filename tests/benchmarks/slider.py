@@ -7,6 +7,10 @@ which takes the time that trained ones take. Each move goes to another α; the a
 first for a text. "request" goes through the page's own HTTP interface on this machine, as a browser's do.
 """
 
+import os
+
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it
+
 import argparse
 import statistics
 import tempfile
