@@ -1,13 +1,13 @@
 """Reports say what runs found, hold nothing that they should not, and can be read in a browser."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import MEASURE, chromium, set_screen
 
 from hf_interp.curves import CURVE_NAME, AlphaCurve
 from hf_interp.plan import MixturePlan, PlannedCorpus
@@ -533,20 +533,11 @@ def test_logarithmic_and_turned_axes_are_drawn() -> None:
 
 # In a browser
 
-LOOK = """
-const lum = (c) => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number).map(v => { v /= 255;
-  return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-const ratio = (a, b) => { const [x, y] = [lum(a), lum(b)].sort((m, n) => n - m); return (x + 0.05) / (y + 0.05); };
-const ground = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
-  if (c !== 'rgba(0, 0, 0, 0)') return c; } return 'rgb(255, 255, 255)'; };
-const scale = (e) => { if (!e.closest('svg')) return 1; const m = e.getScreenCTM();
-  return Math.sqrt(Math.abs(m.a * m.d - m.b * m.c)); };
+LOOK = (
+    MEASURE
+    + """
 document.querySelectorAll('details').forEach(d => { d.open = true; });
-const texts = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (walker.nextNode()) { const e = walker.currentNode.parentElement;
-  if (!walker.currentNode.data.trim()) continue;
-  const s = getComputedStyle(e); texts.push([ratio(e.closest('svg') ? s.fill : s.color, ground(e)),
-    parseFloat(s.fontSize) * scale(e), e.textContent.slice(0, 40)]); }
+const texts = measureTexts();
 const charts = [...document.querySelectorAll('svg.chart')].map(c => { const b = c.getBoundingClientRect();
   return [b.width, b.height, c.querySelectorAll('path').length, c.querySelectorAll('text').length]; });
 const colours = [...Array(7).keys()].map(i => { const e = document.createElement('i');
@@ -556,35 +547,14 @@ return {texts, charts, colours, background: getComputedStyle(document.body).back
   width: document.documentElement.scrollWidth, wide: [...document.querySelectorAll('.scroll')].filter(
     e => e.scrollWidth > e.clientWidth).length, alerts: document.images.length + document.scripts.length};
 """
+)
 """Opens all details, then measures contrasts, sizes and widths."""
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("there is no Chromium with its chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--hide-scrollbars",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield found
-    found.quit()
+    with chromium(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -597,10 +567,7 @@ def shown_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_shows_the_page(browser: Any, shown_page: Path, width: int, theme: str) -> None:
-    features = [{"name": "prefers-color-scheme", "value": theme}]
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    set_screen(browser, width, theme)
     browser.get(shown_page.as_uri())
     found = browser.execute_script(LOOK)
     assert browser.get_log("browser") == []
