@@ -535,9 +535,10 @@ class Client:
 
     def __init__(self, hub: HubServer, home: Path, imports: str) -> None:
         self.home = home
+        places = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
             [sys.executable, "-c", SERVE, imports],
-            env=hub.environment(home, PYTHONPATH=str(Path(__file__).parent)),
+            env=hub.environment(home, PYTHONPATH=os.pathsep.join(places)),
             cwd=home,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import peft
 import pytest
 import yaml
@@ -401,6 +402,10 @@ def test_metadata_goes_through_the_client_and_back(interpolated: bool, tmp_path:
     assert again.to_dict() == card.data.to_dict()
 
 
+@pytest.mark.skipif(
+    int(huggingface_hub.__version__.split(".")[0]) < 2,
+    reason="the validator asks huggingface.co whatever HF_ENDPOINT is",
+)
 def test_the_hub_finds_the_metadata_valid(tmp_path: Path) -> None:
     model_card(run_results(), alpha_curve(), name="law", license="mit").save(tmp_path / "good.md")
     model_card(run_results(), name="law", license="my own").save(tmp_path / "bad.md")
