@@ -209,7 +209,7 @@ def _add_merge_arguments(command: argparse.ArgumentParser) -> None:
 
 def _add_app_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "run", metavar="RUN", nargs="?", help="the folder of a trained run: names the models, has curve and data"
+        "place", metavar="RUN", nargs="?", help="the folder of a trained run: names the models, has curve and data"
     )
     command.add_argument("--base", metavar="NAME", help="M₀: a folder, or a name on the Hub (default: RUN's)")
     command.add_argument(
@@ -380,7 +380,7 @@ def _app(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
     app.import_gradio()  # before anything is loaded
     source = slider_sources.find_source(
-        args.run,
+        args.place,
         base=args.base,
         finetuned=args.finetuned,
         task=args.task,
