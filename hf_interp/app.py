@@ -190,11 +190,11 @@ def build_page(slider: AlphaSlider, source: Source) -> Any:
             "api_visibility": "private",
         }
         moves = [alpha.change, by_group.change, *(group.change for group in groups)]
-        typed = [text.submit, text.blur, pair.blur, button.click] if writes else [text.input, pair.input]
+        typed = [text.submit, text.blur, pair.blur, button.click] if writes else [text.change, pair.change]
         gradio.on([*moves, *typed], trigger_mode="always_last", **options)
         page.load(**options)
         for table, examples in tables:
-            _fill_in(table, examples, text, pair, options)
+            _fill_in(table, examples, text, pair, options if writes else None)
         gradio.api(_api(slider), api_name="predict", concurrency_limit=4)
     return page
 
@@ -257,14 +257,15 @@ def _example_tables(gradio: Any, source: Source) -> list[tuple[Any, list[Example
     return found
 
 
-def _fill_in(table: Any, examples: Sequence[Example], text: Any, pair: Any, options: Mapping[str, Any]) -> None:
-    """Let a click on an example put it in and ask."""
+def _fill_in(table: Any, examples: Sequence[Example], text: Any, pair: Any, asks: Mapping[str, Any] | None) -> None:
+    """Let a click on an example put it in and, where a changed text does not do so by itself, ask."""
 
     def take(index: int) -> tuple[str, str]:
         return examples[index].text, examples[index].text_pair
 
     chosen = table.click(take, table, [text, pair], show_progress="hidden", api_visibility="private")
-    chosen.then(**options)
+    if asks is not None:
+        chosen.then(**asks)
 
 
 def _answerer(slider: AlphaSlider, curve: AlphaCurve | None) -> Any:
