@@ -1,0 +1,8 @@
+"""Does interpolation help, how much, and where not: the comparison behind tests/benchmarks/EFFECT.md.
+
+    python tests/benchmarks/effect/run.py --workers 2 --minutes 60    # go on with the runs; see its docstring
+    python tests/benchmarks/effect/table.py                           # what there is so far, as tables and figures
+
+`pairs` says what is trained on what, `methods` how, `training` does one run, `outcomes` keeps what it found example by
+example, `stats` tells differences from noise.
+"""

@@ -1,0 +1,186 @@
+"""What the results say: cells of a pair and a size, in them rows of methods, and their differences from a reference."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from effect.methods import BASE, METHODS
+from effect.outcomes import unpack
+from effect.pairs import PAIRS, SIDES, SIZES
+from effect.schedule import RATE_SEEDS, RATE_SIZE, best_rate, grid, validation_score
+from effect.stats import Array, Interval, Resamples, draw, interval, resampled
+from hf_interp.compare import BASE as BASE_TITLE
+from hf_interp.compare import PLUS
+from hf_interp.results import less_is_better
+
+NUM_RESAMPLES = 2000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in a cell.
+
+    Args:
+        method: its key.
+        is_interpolated: whether this is its M_α.
+        seeds: of its runs, rising.
+        numerators, denominators: by side, (num_seeds, num_examples).
+        rate: the chosen learning rate; 0 of M₀.
+        alphas: the chosen α of the weights, by seed.
+        seconds: of training, by seed.
+    """
+
+    method: str
+    is_interpolated: bool
+    seeds: tuple[int, ...]
+    numerators: Mapping[str, Array]
+    denominators: Mapping[str, Array]
+    rate: float = 0.0
+    alphas: tuple[float, ...] = ()
+    seconds: tuple[float, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """As tables call it."""
+        name = BASE_TITLE if self.method == BASE else METHODS[self.method].title
+        return name + (PLUS if self.is_interpolated else "")
+
+    def value(self, side: str) -> float:
+        """The metric: the mean over seeds."""
+        return float((self.numerators[side].sum(axis=1) / self.denominators[side].sum(axis=1)).mean())
+
+    def of_seeds(self, seeds: Sequence[int]) -> "Row":
+        """The row with some of its seeds; M₀, which has none, is the same for all."""
+        places = [0] * len(seeds) if self.method == BASE else [self.seeds.index(seed) for seed in seeds]
+        return Row(
+            self.method,
+            self.is_interpolated,
+            tuple(seeds),
+            {side: array[places] for side, array in self.numerators.items()},
+            {side: array[places] for side, array in self.denominators.items()},
+        )
+
+
+@dataclass
+class Cell:
+    """A pair at a number of domain examples.
+
+    Args:
+        pair: its name.
+        size: training examples of the domain.
+        rows: by method and whether it is M_α; M₀ is among them.
+        machine: where its runs were.
+    """
+
+    pair: str
+    size: int | str
+    rows: dict[tuple[str, bool], Row]
+    machines: set[str] = field(default_factory=set)
+    _draws: dict[tuple[int, str], Resamples] = field(default_factory=dict)
+
+    @cached_property
+    def sign(self) -> int:
+        """−1 where less of the metric is better."""
+        return -1 if less_is_better(PAIRS[self.pair].metric) else 1
+
+    def interval(self, row: Row, side: str) -> Interval:
+        """A row's metric."""
+        return interval(row.value(side), self._resample(row, side))
+
+    def gain(self, row: Row, reference: Row, side: str) -> Interval | None:
+        """By how much a row is better than another, paired over seeds and examples; `None` without common seeds."""
+        seeds = sorted(set(row.seeds) & set(reference.seeds)) if reference.method != BASE else list(row.seeds)
+        if not seeds:
+            return None
+        ours, others = row.of_seeds(seeds), reference.of_seeds(seeds)
+        value = self.sign * (ours.value(side) - others.value(side))
+        return interval(value, self.sign * (self._resample(ours, side) - self._resample(others, side)))
+
+    def score(self, row: Row, side: str) -> float:
+        """A row's metric, turned so that more is better."""
+        return self.sign * row.value(side)
+
+    def _resample(self, row: Row, side: str) -> Array:
+        num_seeds, num_examples = row.numerators[side].shape
+        key = num_seeds, side
+        if key not in self._draws:  # with the same generator, so that both sides draw the same seeds
+            self._draws[key] = draw(num_seeds, num_examples, NUM_RESAMPLES, np.random.default_rng(SEED))
+        return resampled(row.numerators[side], row.denominators[side], self._draws[key])
+
+
+def cells_of(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Cell]:
+    """All cells that have runs, in the order of pairs and sizes.
+
+    A method is in a cell once a seed has been run with all of its learning rates.
+    """
+    cells = []
+    for pair in (pair for pair in PAIRS if pair in results):
+        entries = results[pair]
+        base = next((entry for entry in entries if entry["method"] == BASE), None)
+        if base is None:
+            continue
+        counts = {side: spread_counts(found) for side, found in base["counts"].items()}
+        for size in sorted(SIZES, key=lambda size: (isinstance(size, str), size)):
+            cell = Cell(pair, size, {(BASE, False): _row(BASE, False, [base], counts, "test")}, {base["machine"]})
+            for method in METHODS:
+                rate = rate_so_far(entries, pair, method)
+                chosen = [
+                    entry
+                    for entry in entries
+                    if (entry["method"], entry.get("size"), entry.get("learning_rate")) == (method, size, rate)
+                ]
+                if chosen:
+                    chosen.sort(key=lambda entry: entry["seed"])
+                    cell.rows[method, False] = _row(method, False, chosen, counts, "test")
+                    cell.rows[method, True] = _row(method, True, chosen, counts, "test_interpolated")
+                    cell.machines |= {entry["machine"] for entry in chosen}
+            if len(cell.rows) > 1:
+                cells.append(cell)
+    return cells
+
+
+def spread_counts(found: Sequence[int]) -> list[int]:
+    """Counts of all examples; two numbers say that all have the first, and how many they are.
+
+    >>> spread_counts([63, 3])
+    [63, 63, 63]
+    """
+    return [found[0]] * found[1] if len(found) == 2 else list(found)
+
+
+def rate_so_far(entries: Iterable[Mapping[str, Any]], pair: str, method: str) -> float | None:
+    """The learning rate that the runs so far choose; `None` if no seed has all rates."""
+    scores = {
+        (entry["learning_rate"], entry["seed"]): validation_score(entry)
+        for entry in entries
+        if entry["method"] == method and entry["size"] == RATE_SIZE
+    }
+    return best_rate(grid(PAIRS[pair], METHODS[method]), scores, RATE_SEEDS)
+
+
+def _row(
+    method: str,
+    is_interpolated: bool,
+    entries: Sequence[Mapping[str, Any]],
+    counts: Mapping[str, Sequence[int]],
+    key: str,
+) -> Row:
+    metric = PAIRS[entries[0]["pair"]].metric
+    found = {
+        side: [unpack(metric, (entry.get(key) or entry["test"])[side], counts[side]) for entry in entries]
+        for side in SIDES
+    }
+    return Row(
+        method,
+        is_interpolated,
+        tuple(entry.get("seed", 0) for entry in entries),
+        {side: np.stack([one.numerators for one in each]) for side, each in found.items()},
+        {side: np.stack([one.denominators for one in each]) for side, each in found.items()},
+        entries[0].get("learning_rate", 0.0),
+        tuple(entry["alpha"] for entry in entries if is_interpolated),
+        tuple(entry["seconds"] for entry in entries if "seconds" in entry),
+    )

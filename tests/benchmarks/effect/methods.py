@@ -1,0 +1,196 @@
+"""The methods, each as fields of a recipe that are laid over those which all runs of a pair share.
+
+All take the same number of optimizer steps and of examples. `M_α` of each is found by the run itself.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from torch.optim.swa_utils import AveragedModel
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_interp.config import InterpolationConfig
+from hf_interp.schedules import progress_of
+
+BASE = "base"
+"""M₀ itself, which no run trains."""
+REFERENCES = ("domain", "constant-0.5")
+"""What the others are compared with: plain fine-tuning, and the plainest mixture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to train.
+
+    Args:
+        key: in commands and names of files.
+        title: as tables call it.
+        tier: 1 is run first, 3 last.
+        fields: fields of the recipe; or a function of (general examples, domain examples, steps) to them.
+        rate_factor: of the pair's grid of learning rates; adapters need more.
+        average_from: from this share of the run on the weights of all steps are averaged; `None` for the last weights.
+    """
+
+    key: str
+    title: str
+    tier: int
+    fields: Mapping[str, Any] | Callable[[int, int, int], Mapping[str, Any]] = field(default_factory=dict)
+    rate_factor: float = 1.0
+    average_from: float | None = None
+
+    def recipe_fields(self, num_general: int, num_domain: int, steps: int) -> dict[str, Any]:
+        """What is laid over a recipe."""
+        return dict(self.fields(num_general, num_domain, steps) if callable(self.fields) else self.fields)
+
+
+def constant(value: float) -> dict[str, Any]:
+    """A mixture that does not change."""
+    return {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": value}}
+
+
+def proportional(num_general: int, num_domain: int, steps: int) -> dict[str, Any]:
+    """Both corpora thrown together."""
+    return constant(num_domain / (num_domain + num_general))
+
+
+def mean_alpha(fields: Mapping[str, Any], steps: int) -> float:
+    """The mean of α over the steps of a run.
+
+    >>> round(mean_alpha({"alpha_schedule_type": "linear", "alpha_end": 0.9}, 200), 6)
+    0.45
+    """
+    named = {name: value for name, value in fields.items() if name.startswith("alpha_")}
+    schedule = InterpolationConfig(output_dir="unused", max_steps=steps, use_cpu=True, **named).build_alpha_schedule()
+    return fmean(schedule(progress_of(step, steps)) for step in range(steps))
+
+
+RISING: dict[str, Any] = {"alpha_schedule_type": "linear", "alpha_start": 0.0, "alpha_end": 1.0}
+STAGES = [1 / 3, 1 / 2, 4 / 5, 1.0]
+"""4,000, 2,000, 500 and no general examples beside 2,000 of the domain: the stages of Gradual Fine-Tuning (arXiv
+2103.02205), here equally long."""
+HELD = {"anchor_alpha_schedule": {"type": "constant", "value": 0.0}}
+"""An anchor whose weight is `anchor_strength` throughout, whatever the mixture."""
+RATES: dict[str, tuple[str, Callable[[int], dict[str, Any]], float | None]] = {
+    "cosine": ("cosine rate", lambda steps: {"lr_scheduler_type": "cosine"}, None),
+    "wsd": (
+        "warm-up-stable-decay rate",
+        lambda steps: {
+            "lr_scheduler_type": "warmup_stable_decay",
+            "lr_scheduler_kwargs": {"num_decay_steps": max(1, steps // 5)},
+        },
+        None,
+    ),
+    "flat": ("constant rate", lambda steps: {"lr_scheduler_type": "constant_with_warmup"}, None),
+    "averaged": ("constant rate, averaged", lambda steps: {"lr_scheduler_type": "constant_with_warmup"}, 0.7),
+}
+"""Learning-rate schedules other than the linear decay: title, fields for a number of steps, and `average_from`."""
+
+
+def _with_rate(base: "Method", key: str) -> "Method":
+    """A method with another learning-rate schedule."""
+    title, rate, average_from = RATES[key]
+    return Method(
+        key=f"{base.key}-{key}",
+        title=f"{base.title}, {title}",
+        tier=3,
+        fields=lambda general, domain, steps: {**base.recipe_fields(general, domain, steps), **rate(steps)},
+        average_from=average_from,
+    )
+
+
+def _matching(base: "Method") -> "Method":
+    """The control of a method: a constant mixture with as many domain examples."""
+    return Method(
+        key=f"{base.key}-matched",
+        title=f"constant, matched to {base.title.removeprefix('rising, ')}",
+        tier=3,
+        fields=lambda general, domain, steps: constant(mean_alpha(base.recipe_fields(general, domain, steps), steps)),
+    )
+
+
+_FIRST = [
+    Method(key="domain", title="domain only", tier=1, fields=constant(1.0)),
+    Method(key="constant-0.5", title="constant 0.5", tier=1, fields=constant(0.5)),
+    Method(key="linear", title="rising, linear 0 → 1", tier=1, fields=RISING),
+    Method(
+        key="sequential",
+        title="general, then domain",
+        tier=1,
+        fields={"alpha_schedule_type": "steps", "alpha_schedule_kwargs": {"values": [0.0, 1.0]}},
+    ),
+    Method(
+        key="falling", title="falling, linear 1 → 0", tier=1, fields={**RISING, "alpha_start": 1.0, "alpha_end": 0.0}
+    ),
+    Method(key="constant-0.25", title="constant 0.25", tier=1, fields=constant(0.25)),
+    Method(key="constant-0.75", title="constant 0.75", tier=1, fields=constant(0.75)),
+]
+_SECOND = [
+    Method(key="linear-0.75", title="rising, linear 0 → 0.75", tier=2, fields={**RISING, "alpha_end": 0.75}),
+    Method(key="exponential", title="rising, exponential 0 → 1", tier=2, fields={"alpha_schedule_type": "exponential"}),
+    Method(
+        key="l2sp",
+        title="domain only, L2-SP",
+        tier=2,
+        fields={**constant(1.0), **HELD, "anchor": "l2sp", "anchor_strength": 30.0},
+    ),
+    Method(
+        key="distill",
+        title="domain only, distillation",
+        tier=2,
+        fields={**constant(1.0), **HELD, "anchor": "distill", "anchor_strength": 1.0},
+    ),
+    Method(key="lora", title="domain only, LoRA", tier=2, fields={**constant(1.0), "peft": "lora"}, rate_factor=10),
+    Method(
+        key="gradual",
+        title="rising, four stages",
+        tier=2,
+        fields={"alpha_schedule_type": "steps", "alpha_schedule_kwargs": {"values": STAGES}},
+    ),
+    Method(
+        key="three-phase",
+        title="rising, three phases",
+        tier=2,
+        fields={**RISING, "alpha_initial_steps": 0.25, "alpha_target_steps": 0.25},
+    ),
+    Method(key="proportional", title="proportional", tier=2, fields=proportional),
+    Method(key="cosine", title="rising, cosine 0 → 1", tier=2, fields={"alpha_schedule_type": "cosine"}),
+    Method(key="linear-0.9", title="rising, linear 0 → 0.9", tier=2, fields={**RISING, "alpha_end": 0.9}),
+]
+_BY_KEY = {method.key: method for method in (*_FIRST, *_SECOND)}
+_THIRD = [
+    *(_matching(_BY_KEY[key]) for key in ("linear-0.75", "exponential", "gradual", "linear-0.9")),
+    *(
+        _with_rate(_BY_KEY[key], rate)
+        for rate in ("wsd", "averaged", "flat", "cosine")
+        for key in ("constant-0.5", "linear")
+    ),
+]
+METHODS: dict[str, Method] = {method.key: method for method in (*_FIRST, *_SECOND, *_THIRD)}
+"""By key. The linear rise from 0 to 1, the cosine, the three phases, the fall and the sequence have a mean α of a half:
+their control is constant 0.5."""
+
+
+class AverageWeights(TrainerCallback):
+    """Leaves the mean of the weights of the last steps in the model (torch's `AveragedModel`).
+
+    Args:
+        begin: the share of the run from which on weights are averaged.
+    """
+
+    def __init__(self, begin: float) -> None:
+        self.begin = begin
+        self.average: AveragedModel | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step > self.begin * state.max_steps:
+            if self.average is None:
+                self.average = AveragedModel(kwargs["model"])
+            self.average.update_parameters(kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.average is not None:
+            kwargs["model"].load_state_dict(self.average.module.state_dict())

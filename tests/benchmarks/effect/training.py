@@ -1,0 +1,225 @@
+"""One run: train a method on a pair, choose α of the weights on validation, note what every test example came to."""
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import PrinterCallback
+
+from effect.bases import base_model, freeze_embeddings
+from effect.methods import BASE, METHODS, AverageWeights
+from effect.outcomes import Outcomes, counts_of, outcomes_of, pack
+from effect.pairs import FULL, PAIRS, Pair
+from hf_interp.compare import QUIET, quiet_bar
+from hf_interp.config import Recipe, parse_recipe
+from hf_interp.corpora import with_dataset
+from hf_interp.interpolated import search_run
+from hf_interp.results import describe_machine
+from hf_interp.scoring import predict
+from hf_interp.tasks import get_task
+from hf_interp.train import Data, build_trainer, check_recipe, load_data
+
+ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one file of results is about.
+
+    Args:
+        pair, method: keys of `PAIRS` and `METHODS`; the method may be M₀.
+        size: training examples of the domain, or "full".
+        learning_rate: at its peak.
+        seed: of the order, of dropout and of which domain examples there are.
+    """
+
+    pair: str
+    size: int | str
+    method: str
+    learning_rate: float
+    seed: int
+
+    def path(self, results: Path) -> Path:
+        """The file of its results."""
+        if self.method == BASE:
+            return results / self.pair / f"{BASE}.json"
+        return results / self.pair / f"{self.size}_{self.method}_{self.learning_rate:g}_{self.seed}.json"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A pair's data, tokenised, and the fields that all of its runs share."""
+
+    pair: Pair
+    recipe: dict[str, Any]
+    data: Data
+
+
+@cache
+def open_pair(name: str, folder: Path, device: str) -> Setup:
+    """Load and tokenise a pair, and make its M₀ if it is not there; once a process."""
+    pair = PAIRS[name]
+    recipe: dict[str, Any] = {
+        "task": pair.task,
+        "model_name_or_path": str(base_model(pair, folder)),
+        "label_names": pair.label_names(),
+        **pair.fields,
+        "corpora": pair.corpora("train", folder),
+        "eval_corpora": pair.corpora("test", folder),
+        "validation_corpora": pair.corpora("validation", folder),
+        "alpha_search": {
+            "objective": "mean",
+            "metric": pair.metric,
+            "method": "grid",
+            "alphas": ALPHAS,
+            "one_standard_error": False,
+        },
+        "max_steps": pair.steps,
+        "per_device_train_batch_size": pair.batch_size,
+        "per_device_eval_batch_size": 50,
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+        "bf16": True,
+        "use_cpu": device == "cpu",
+        "log_corpus_loss": False,
+        "logging_strategy": "no",
+        **QUIET,
+    }
+    parsed, args = parse_recipe({**recipe, "output_dir": "unused"})
+    data = load_data(parsed, check_recipe(parsed, args))
+    return Setup(
+        pair,
+        recipe,
+        replace(
+            data,
+            eval_sets={side: pick(dataset, pair.test) for side, dataset in data.eval_sets.items()},
+            validation_sets={side: pick(dataset, pair.validation) for side, dataset in data.validation_sets.items()},
+        ),
+    )
+
+
+def pick(dataset: datasets.Dataset, size: int | str, seed: int = 0) -> datasets.Dataset:
+    """`size` rows drawn with a seed, all if there are no more; of a smaller size, rows that a larger one has too."""
+    if size == FULL or int(size) >= len(dataset):
+        return dataset
+    return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[: int(size)]))
+
+
+def do_run(run: Run, folder: Path, device: str = "cpu") -> dict[str, Any]:
+    """Train and evaluate; returns what goes into the file of results.
+
+    Args:
+        run: what to do.
+        folder: of the cache.
+        device: "cpu", or anything else for the accelerator that torch finds.
+    """
+    setup = open_pair(run.pair, folder, device)
+    with tempfile.TemporaryDirectory() as place, quiet_bar(0, shown=False):
+        if run.method == BASE:
+            return _evaluate_base(setup, place)
+        return _train(run, setup, place)
+
+
+def _evaluate_base(setup: Setup, place: str) -> dict[str, Any]:
+    """M₀'s results, and what does not differ between runs of the pair."""
+    trainer, _ = _trainer(setup, setup.data, {"output_dir": place})
+    test, validation = (_outcomes(trainer, setup, sets) for sets in (setup.data.eval_sets, setup.data.validation_sets))
+    counts = counts_of(setup.pair.metric, test)
+    return {
+        "pair": setup.pair.name,
+        "method": BASE,
+        "metric": setup.pair.metric,
+        "steps": setup.pair.steps,
+        "batch_size": setup.pair.batch_size,
+        "num_train": {corpus.name: len(corpus.dataset) for corpus in setup.data.corpora},
+        "machine": _machine(trainer),
+        "versions": {name: _version(name) for name in ("torch", "transformers")},
+        "validation": {side: round(found.value, 5) for side, found in validation.items()},
+        "counts": {side: found if len(set(found)) > 1 else [found[0], len(found)] for side, found in counts.items()},
+        "test": {side: pack(setup.pair.metric, found) for side, found in test.items()},
+    }
+
+
+def _train(run: Run, setup: Setup, place: str) -> dict[str, Any]:
+    pair, method = setup.pair, METHODS[run.method]
+    corpora = [
+        with_dataset(corpus, pick(corpus.dataset, run.size, run.seed)) if corpus.side == "domain" else corpus
+        for corpus in setup.data.corpora
+    ]
+    lengths = {corpus.side: len(corpus.dataset) for corpus in corpora}
+    fields = method.recipe_fields(lengths["general"], lengths["domain"], pair.steps)
+    own = {**fields, "learning_rate": run.learning_rate, "seed": run.seed, "output_dir": place}
+    trainer, recipe = _trainer(setup, replace(setup.data, corpora=corpora), own)
+    if method.average_from is not None:
+        trainer.add_callback(AverageWeights(method.average_from))
+    begin = time.perf_counter(), time.process_time()
+    trainer.train()
+    seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
+    trained = _outcomes(trainer, setup, setup.data.eval_sets)
+    curve = search_run(trainer, recipe, setup.data.validation_sets, apply=True)
+    interpolated = None if curve.alpha == 1 else _outcomes(trainer, setup, setup.data.eval_sets)
+    drawn = {corpus["side"]: corpus["drawn"] for corpus in trainer.plan.summary()["corpora"]}
+    values = {
+        side: [
+            (one + other) / 2
+            for one, other in zip(
+                curve.selection[side][curve.metric]["values"], curve.report[side][curve.metric]["values"], strict=True
+            )
+        ]
+        for side in ("domain", "general")
+    }
+    return {
+        "pair": run.pair,
+        "size": run.size,
+        "method": run.method,
+        "learning_rate": run.learning_rate,
+        "seed": run.seed,
+        "num_domain": lengths["domain"],
+        "drawn": drawn,
+        "seconds": round(seconds[0], 2),
+        "processor_seconds": round(seconds[1], 2),
+        "machine": _machine(trainer),
+        "validation": {side: round(found[-1], 5) for side, found in values.items()},
+        "curve": {
+            "alphas": curve.alphas,
+            **{side: [round(value, 4) for value in found] for side, found in values.items()},
+        },
+        "alpha": curve.alpha,
+        "test": {side: pack(pair.metric, found) for side, found in trained.items()},
+        "test_interpolated": interpolated and {side: pack(pair.metric, found) for side, found in interpolated.items()},
+    }
+
+
+def _trainer(setup: Setup, data: Data, fields: dict[str, Any]) -> tuple[Any, Recipe]:
+    """The package's trainer and its recipe, without what it prints and the evaluations that `_outcomes` does."""
+    recipe, args = parse_recipe({**setup.recipe, **fields})
+    trainer = build_trainer(recipe, get_task(recipe.task), args, data)
+    trainer.args.eval_on_start = False
+    trainer.remove_callback(PrinterCallback)
+    if recipe.peft is None and setup.pair.task.endswith("classification"):
+        freeze_embeddings(trainer.model)
+    return trainer, recipe
+
+
+def _outcomes(trainer: Any, setup: Setup, sets: dict[str, datasets.Dataset]) -> dict[str, Outcomes]:
+    names = setup.pair.label_names()
+    return {side: outcomes_of(setup.pair.metric, predict(trainer, dataset), names) for side, dataset in sets.items()}
+
+
+def _machine(trainer: Any) -> str:
+    if trainer.args.device.type == "cuda":
+        return torch.cuda.get_device_name(trainer.args.device)
+    found = describe_machine()
+    return f"{found['processor']}, {torch.get_num_threads()} thread of {found['cores']} cores"
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import version
+
+    return version(name)

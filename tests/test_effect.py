@@ -1,0 +1,413 @@
+"""The comparison of methods: statistics, the order of runs, what is kept of a run, and runs from data to a table."""
+
+import argparse
+import gzip
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+
+from effect import cells, figures, methods, pairs, run, schedule, stats, table, training
+from effect.outcomes import Outcomes, counts_of, outcomes_of, pack, unpack
+from effect.stats import Interval
+from transformers import EvalPrediction
+
+from hf_interp.config import parse_recipe
+from hf_interp.demo import LABEL_NAMES
+from hf_interp.files import write_json
+from hf_interp.scoring import Predictions
+
+# Statistics.
+
+
+def test_a_resample_is_the_mean_over_its_seeds_of_weighted_ratios() -> None:
+    draws = stats.Resamples(np.array([[0, 0], [1, 0]]), np.array([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]]))
+    numerators = np.array([[1.0, 0.0, 1.0], [0.0, 4.0, 1.0]])
+    denominators = np.array([[1.0, 2.0, 1.0], [1.0, 2.0, 2.0]])
+    # first: seed 0 alone, (1 + 2) / (1 + 2); second: seed 1 is 12 / 6 and seed 0 is 0 / 6
+    assert stats.resampled(numerators, denominators, draws).tolist() == [1.0, 1.0]
+
+
+def test_a_resample_with_nothing_to_divide_by_is_zero() -> None:
+    draws = stats.Resamples(np.array([[0]]), np.array([[2.0, 0.0]]))
+    assert stats.resampled(np.array([[0.0, 2.0]]), np.array([[0.0, 2.0]]), draws).tolist() == [0.0]
+
+
+def test_draws_hold_as_many_seeds_and_examples_as_there_are() -> None:
+    draws = stats.draw(3, 50, 200, np.random.default_rng(0))
+    assert draws.seeds.shape == (200, 3)
+    assert set(np.unique(draws.seeds)) == {0, 1, 2}
+    assert draws.weights.shape == (200, 50)
+    assert (draws.weights.sum(axis=1) == 50).all()
+    assert draws.weights.mean(axis=0) == pytest.approx(np.ones(50), abs=0.3)
+
+
+@pytest.mark.parametrize(("seeds", "examples"), [(0, 1), (1, 0)])
+def test_nothing_cannot_be_resampled(seeds: int, examples: int) -> None:
+    with pytest.raises(ValueError, match=f"needs a seed and an example, got {seeds} and {examples}"):
+        stats.draw(seeds, examples, 1, np.random.default_rng(0))
+
+
+def test_the_interval_of_a_mean_is_as_wide_as_theory_says() -> None:
+    hits = (np.arange(400) % 2).astype(float)[None]
+    samples = stats.resampled(hits, np.ones_like(hits), stats.draw(1, 400, 4000, np.random.default_rng(1)))
+    found = stats.interval(0.5, samples)
+    half_width = 1.96 * 0.5 / 20
+    assert (found.low, found.high) == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=0.005)
+
+
+def test_equal_values_share_their_rank() -> None:
+    assert stats.ranks([3.0, 1.0, 3.0, 2.0, 3.0]) == [2.0, 5.0, 2.0, 4.0, 2.0]
+    assert stats.ranks([7.0]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("points", "area"),
+    [
+        ([], 0.0),
+        ([(0.5, 0.5)], 0.25),
+        ([(0.5, 0.5), (0.5, 0.5)], 0.25),
+        ([(1.0, 0.2), (0.2, 1.0)], 0.2 + 0.2 - 0.04),
+        ([(1.0, 0.2), (0.2, 1.0), (0.1, 0.9)], 0.36),
+        ([(1.0, 0.5), (1.0, 0.75)], 0.75),
+        ([(1.0, 0.0), (0.0, 1.0), (-1.0, 5.0)], 0.0),
+    ],
+)
+def test_the_hypervolume_counts_what_is_dominated_once(points: list[tuple[float, float]], area: float) -> None:
+    assert stats.hypervolume(points, (0.0, 0.0)) == pytest.approx(area, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("domain", "general", "verdict"),
+    [
+        ((0.01, 0.1), (-0.1, 0.1), "win"),
+        ((0.0, 0.1), (-0.1, 0.0), "tie"),
+        ((-0.1, -0.01), (-0.1, 0.1), "loss"),
+        ((0.01, 0.1), (-0.1, -0.01), "trade"),
+    ],
+)
+def test_a_win_is_sure_on_one_side_at_no_sure_cost(
+    domain: tuple[float, float], general: tuple[float, float], verdict: str
+) -> None:
+    assert stats.judge({"domain": Interval(0.0, *domain), "general": Interval(0.0, *general)}) == verdict
+
+
+# What is kept of a run.
+
+
+@pytest.mark.parametrize(
+    ("metric", "outcomes", "same"),
+    [
+        ("accuracy", Outcomes(np.array([1.0, 0, 0, 1, 1, 0, 1, 0, 1]), np.ones(9)), True),
+        ("f1", Outcomes(np.array([2.0, 0.0, 4.0]), np.array([2.0, 3.0, 5.0])), True),
+        ("loss", Outcomes(np.array([3.0, 8.0]), np.array([2.0, 4.0])), True),
+        ("loss", Outcomes(np.array([4.0004]), np.array([1.0])), False),
+    ],
+)
+def test_outcomes_come_out_as_they_went_in(metric: str, outcomes: Outcomes, same: bool) -> None:
+    counts = counts_of(metric, {"domain": outcomes})["domain"]
+    found = unpack(metric, pack(metric, outcomes), counts)
+    assert found.denominators.tolist() == outcomes.denominators.tolist()
+    assert (found.numerators.tolist() == outcomes.numerators.tolist()) is same
+    assert found.value == pytest.approx(outcomes.value, abs=0.0005)
+
+
+def predictions(logits: Any, labels: Any, losses: Any = (0.0,), counts: Any = (1.0,)) -> Predictions:
+    return Predictions(np.array(losses), np.array(counts), EvalPrediction(np.array(logits), np.array(labels)))
+
+
+def test_accuracy_is_the_share_of_hits() -> None:
+    found = outcomes_of("accuracy", predictions([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0]], [1, 1, 1]), None)
+    assert found.numerators.tolist() == [1.0, 0.0, 1.0]
+    assert found.value == 2 / 3
+
+
+def test_the_loss_is_a_mean_over_tokens() -> None:
+    found = outcomes_of("loss", predictions([], [], [2.0, 6.0], [1.0, 3.0]), None)
+    assert found.value == 2.0
+
+
+def test_f1_of_sentences_adds_up_to_that_of_the_package() -> None:
+    from hf_interp.metrics import token_metrics
+
+    names = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG"]
+    labels = np.array([[-100, 1, 2, 0, -100], [-100, 3, 0, 1, 0], [-100, 0, 0, 0, -100]])
+    chosen = np.array([[0, 1, 2, 0, 3], [0, 1, 0, 1, 0], [0, 3, 4, 0, 0]])
+    found = outcomes_of("f1", predictions(np.eye(5)[chosen], labels), names)
+    assert found.numerators.tolist() == [2.0, 2.0, 0.0]
+    assert found.denominators.tolist() == [2.0, 4.0, 1.0]
+    package = token_metrics(names)(EvalPrediction(np.eye(5)[chosen], labels))
+    assert found.value == pytest.approx(package["f1"], abs=1e-12)
+
+
+def test_a_larger_size_has_the_rows_of_a_smaller_one() -> None:
+    import datasets
+
+    dataset = datasets.Dataset.from_dict({"number": list(range(50))})
+    small, large = (training.pick(dataset, size, seed=3)["number"] for size in (10, 30))
+    assert len(small) == 10
+    assert len(large) == 30
+    assert set(small) < set(large)
+    assert training.pick(dataset, 10, seed=4)["number"] != small
+    assert len(training.pick(dataset, 50)) == len(training.pick(dataset, pairs.FULL)) == 50
+
+
+# Methods.
+
+
+@pytest.mark.parametrize("key", methods.METHODS)
+def test_every_method_is_a_recipe(key: str) -> None:
+    fields = methods.METHODS[key].recipe_fields(900, 100, 200)
+    recipe = {"model_name_or_path": "x", "corpora": {"domain": {"path": "x"}}, "max_steps": 200, "use_cpu": True}
+    _, args = parse_recipe({**recipe, "output_dir": "unused", **fields})
+    assert 0 <= methods.mean_alpha(fields, 200) <= 1
+    assert args.lr_scheduler_type.value in ("linear", "cosine", "warmup_stable_decay", "constant_with_warmup")
+
+
+@pytest.mark.parametrize(("method", "control"), table.CONTROLS.items())
+def test_a_control_reads_as_many_domain_examples(method: str, control: str) -> None:
+    found, wanted = (
+        methods.mean_alpha(methods.METHODS[key].recipe_fields(900, 100, 200), 200) for key in (control, method)
+    )
+    assert found == pytest.approx(wanted, abs=1e-9)
+
+
+def test_proportional_is_the_share_of_the_domain() -> None:
+    assert methods.mean_alpha(methods.METHODS["proportional"].recipe_fields(900, 100, 200), 200) == pytest.approx(0.1)
+
+
+# The order of the runs.
+
+
+def all_runs(**chosen: Any) -> list[schedule.Planned]:
+    given = {
+        "pairs": list(pairs.PAIRS),
+        "methods": list(methods.METHODS),
+        "sizes": pairs.SIZES,
+        "seeds": schedule.SEEDS,
+    }
+    return list(schedule.plan(**{**given, **chosen}))
+
+
+def test_every_pair_method_and_size_gets_every_seed_once() -> None:
+    found = all_runs()
+    trained = [planned for planned in found if planned.method != methods.BASE]
+    assert len(set(trained)) == len(trained)
+    cells_with_all = len(pairs.PAIRS) * len(methods.METHODS)
+    at_chosen_rates = [planned for planned in trained if planned.learning_rate is None]
+    assert len(at_chosen_rates) == cells_with_all * (3 * 5 + 3)  # three sizes with five seeds, one with three more
+    assert len(trained) - len(at_chosen_rates) == cells_with_all * 3 * 2
+    assert all(planned.size == schedule.RATE_SIZE for planned in trained if planned.learning_rate is not None)
+
+
+def test_seed_0_of_all_methods_and_pairs_comes_before_seed_1() -> None:
+    first = [planned for planned in all_runs() if planned.method != methods.BASE]
+    group, tier = [
+        [key for key, one in table_.items() if getattr(one, name) == 1]
+        for table_, name in ((pairs.PAIRS, "group"), (methods.METHODS, "tier"))
+    ]
+    count = len(group) * len(tier) * 3
+    assert {planned.seed for planned in first[:count]} == {0}
+    assert {planned.pair for planned in first[:count]} == set(group)
+    assert {planned.method for planned in first[:count]} == set(tier)
+    assert {planned.seed for planned in first[count : 2 * count]} == {1}
+
+
+def test_learning_rates_are_chosen_first_whatever_the_sizes_and_seeds() -> None:
+    found = all_runs(pairs=["lm-law"], methods=["domain"], sizes=[100], seeds=[4])
+    assert [(planned.size, planned.seed, planned.learning_rate) for planned in found if planned.method == "domain"] == [
+        *((300, seed, rate) for seed in (0, 1) for rate in (3e-4, 1e-3, 3e-3)),
+        (100, 4, None),
+    ]
+
+
+def test_the_best_rate_is_that_of_whole_seeds_and_of_equals_the_lowest() -> None:
+    scores = {(0.1, 0): 0.5, (0.2, 0): 0.25, (0.1, 1): 0.5, (0.2, 1): 0.75}
+    assert schedule.best_rate([0.1, 0.2], scores, [0, 1]) == 0.1
+    assert schedule.best_rate([0.1, 0.2], {**scores, (0.2, 1): 0.875}, [0, 1]) == 0.2
+    del scores[0.1, 0]
+    assert schedule.best_rate([0.1, 0.2], scores, [0, 1]) == 0.2
+    assert schedule.best_rate([0.1, 0.2, 0.4], scores, [0, 1]) is None
+
+
+# From runs to tables.
+
+
+def fake_results(folder: Path, pair: str) -> None:
+    """Results as runs would write them: domain only learns and forgets, constant 0.5 learns and forgets nothing."""
+    counts = {"domain": [1, 40], "general": [1, 40]}
+    hits = {"base": (20, 30), "domain": (30, 20), "constant-0.5": (30, 30), "linear": (30, 30)}
+
+    def packed(domain: int, general: int) -> dict[str, str]:
+        values = {"domain": domain, "general": general}
+        return {
+            side: pack("accuracy", Outcomes((np.arange(40) < value).astype(float), np.ones(40)))
+            for side, value in values.items()
+        }
+
+    base = {"pair": pair, "method": "base", "counts": counts, "machine": "M", "test": packed(*hits["base"])}
+    write_json(folder / pair / "base.json", base)
+    for method in ("domain", "constant-0.5", "linear"):
+        for rate in schedule.grid(pairs.PAIRS[pair], methods.METHODS[method]):
+            for seed in (0, 1):
+                key = training.Run(pair=pair, size=300, method=method, learning_rate=rate, seed=seed)
+                found = {
+                    **vars(key),
+                    "seconds": 10.0 if method == "domain" else 12.0,
+                    "machine": "M",
+                    "validation": {"domain": rate, "general": rate},
+                    "alpha": 0.5,
+                    "test": packed(*hits[method]),
+                    "test_interpolated": packed(25, 25) if method == "domain" else None,
+                }
+                write_json(key.path(folder), found)
+
+
+def test_tables_say_what_the_results_hold(tmp_path: Path) -> None:
+    fake_results(tmp_path, "sentiment-finance")
+    (cell,) = cells.cells_of(schedule.load(tmp_path))
+    row = cell.rows["domain", False]
+    assert row.rate == 9e-4  # the best on validation
+    assert row.seeds == (0, 1)
+    assert (row.value("domain"), row.value("general")) == (0.75, 0.5)
+    assert cell.rows["domain", True].value("general") == 0.625
+    assert cell.rows["linear", True].value("general") == 0.75  # α is 1 where there is nothing else
+    gain = cell.gain(cell.rows["constant-0.5", False], row, "general")
+    assert gain is not None
+    assert gain.value == 0.25
+    assert 0 < gain.low < 0.25 < gain.high < 0.5
+    by_title = {found.title: found for found in table.summarise([cell])}
+    assert by_title["constant 0.5"].verdicts["domain"] == {"win": 1, "trade": 0, "tie": 0, "loss": 0}
+    assert by_title["constant 0.5"].verdicts["constant-0.5"] == {"win": 0, "trade": 0, "tie": 0, "loss": 0}
+    assert by_title["domain only"].verdicts["constant-0.5"]["loss"] == 1
+    assert by_title["M₀"].verdicts["domain"]["trade"] == 1
+    assert by_title["constant 0.5"].volume == 1.0
+    assert by_title["domain only"].volume == 0.0
+    assert by_title["domain only + M_α"].volume == 0.25
+    assert by_title["constant 0.5"].time == pytest.approx(1.2)
+    # M₀ has 50 hits, domain only 50, its M_α 50, the other four rows 60
+    assert by_title["constant 0.5"].rank == (2.5, 3.0, 3.0)
+    assert by_title["domain only"].rank == (6.0, 3.0, 7.0)
+
+
+def test_less_loss_is_a_gain(tmp_path: Path) -> None:
+    def row(method: str, losses: list[float]) -> cells.Row:
+        array = {side: np.array([losses]) for side in ("domain", "general")}
+        return cells.Row(method, False, (0,), array, {side: np.ones((1, 2)) for side in array})
+
+    cell = cells.Cell("lm-law", 300, {})
+    gain = cell.gain(row("linear", [1.0, 1.0]), row("domain", [3.0, 3.0]), "domain")
+    assert gain == Interval(2.0, 2.0, 2.0)
+
+
+def test_the_page_names_what_is_missing(tmp_path: Path) -> None:
+    fake_results(tmp_path / "results", "sentiment-finance")
+    argv = ["--results", str(tmp_path / "results"), "--output", str(tmp_path / "EFFECT.md")]
+    assert table.main([*argv, "--figures", str(tmp_path), "--summary", str(tmp_path / "summary.md")]) == 0
+    page = (tmp_path / "EFFECT.md").read_text("utf-8")
+    assert "3 of 29 methods, 2 of 5 seeds" in page
+    assert page.count("no runs") == 4 * len(pairs.PAIRS) - 1
+    assert "Of 3 chosen learning rates 0 are the lowest and 3 the highest of their grid." in page
+    assert "1 cells of 1 pairs, 2 seeds each." in (tmp_path / "summary.md").read_text("utf-8")
+    assert (tmp_path / "pairs.png").stat().st_size > 0
+    assert (tmp_path / "order.png").stat().st_size > 0
+    assert not (tmp_path / "sizes.png").exists()  # which needs two sizes
+
+
+# From end to end.
+
+
+@pytest.fixture
+def toy_pair(tmp_path: Path, tiny_model_dir: Path, toy_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    for side in ("general", "domain"):
+        (tmp_path / "data" / side).mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            rows = (toy_data_dir / f"{side}_{split}.jsonl").read_bytes()
+            (tmp_path / "data" / side / f"{split}.jsonl.gz").write_bytes(gzip.compress(rows))
+    toy = pairs.Pair(
+        name="toy",
+        title="toy",
+        group=1,
+        task="sequence-classification",
+        metric="accuracy",
+        general=str(tmp_path / "data" / "general"),
+        domain=str(tmp_path / "data" / "domain"),
+        base=str(tiny_model_dir),
+        base_steps=3,
+        base_batch_size=4,
+        fields={"max_length": 16},
+        labels=tuple(LABEL_NAMES),
+        steps=4,
+        batch_size=4,
+        learning_rates=(1e-3,),
+        validation=10,
+        test=12,
+    )
+    monkeypatch.setitem(pairs.PAIRS, "toy", toy)
+    return toy.name
+
+
+def test_two_runs_from_data_to_a_table(toy_pair: str, tmp_path: Path) -> None:
+    args = argparse.Namespace(
+        results=tmp_path / "results", pairs=[toy_pair], methods=["domain", "linear-averaged"], sizes=[8], seeds=[0]
+    )
+    queue = run.Queue(args)
+    done = []
+    while (todo := queue.next()) is not None:
+        done.append(todo)
+        run.work(todo, args.results, tmp_path / "cache", "cpu")
+    # M₀ of each phase is the same; rates are chosen with two seeds and 300 examples, and 8 is no size of the comparison
+    assert [(todo.method, todo.size, todo.seed) for todo in done] == [
+        ("base", "full", 0),
+        ("domain", 300, 0),
+        ("domain", 300, 1),
+        ("linear-averaged", 300, 0),
+        ("linear-averaged", 300, 1),
+    ]
+    assert queue.waiting == []
+    assert run.Queue(args).next() is None  # all are there
+    assert all(path.stat().st_size <= 3072 for path in args.results.glob("*/*.json"))
+    (cell,) = cells.cells_of(schedule.load(args.results))
+    assert list(cell.rows) == [
+        ("base", False),
+        ("domain", False),
+        ("domain", True),
+        ("linear-averaged", False),
+        ("linear-averaged", True),
+    ]
+    assert cell.rows["domain", False].numerators["domain"].shape == (2, 12)
+    entry = next(entry for entry in schedule.load(args.results)["toy"] if entry["method"] == "linear-averaged")
+    assert entry["drawn"] == {"general": 8, "domain": 8}
+    assert entry["num_domain"] == 12
+    assert entry["curve"]["alphas"] == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_averaged_weights_are_the_mean_of_the_last_steps(toy_pair: str, tmp_path: Path) -> None:
+    import torch
+
+    model = torch.nn.Linear(1, 1, bias=False)
+    callback = methods.AverageWeights(0.5)
+    for step in range(1, 5):
+        torch.nn.init.constant_(model.weight, float(step))
+        state = argparse.Namespace(global_step=step, max_steps=4)
+        callback.on_step_end(None, state, None, model=model)  # type: ignore[arg-type]
+    callback.on_train_end(None, None, None, model=model)  # type: ignore[arg-type]
+    assert model.weight.item() == 3.5
+
+
+def test_a_list_of_runs_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--list", "--results", str(tmp_path), "--pairs", "lm-law", "--methods", "domain", "--sizes", "300"]
+    assert run.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "lm-law base"
+    assert lines[-2:] == ["lm-law 300 domain rate to be chosen seed 4", "10 runs to do"]
+
+
+def test_figures_need_something_to_draw(tmp_path: Path) -> None:
+    for name, draw in figures.FIGURES.items():
+        assert draw([], tmp_path / name) is False
+    assert list(tmp_path.iterdir()) == []
