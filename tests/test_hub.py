@@ -301,7 +301,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "at", "status", "expected"),
     [
-        ("create", 0, 500, "500 Internal Server Error"),
+        pytest.param("create", 0, 500, "500 Internal Server Error", marks=SLOW),
         pytest.param("create", 0, 0, "was not pushed whole: ", marks=SLOW),
         pytest.param("branch", 0, 500, "500 Internal Server Error", marks=SLOW),
         ("preupload", 1, 400, "Bad request"),

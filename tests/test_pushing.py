@@ -181,7 +181,7 @@ def test_an_adapter_keeps_the_tags_of_peft(hub: HubServer, client: Client, tmp_p
 # Without a mixture.
 
 
-@pytest.mark.parametrize("has_peft", [False, True], ids=["whole", "adapter"])
+@pytest.mark.parametrize("has_peft", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["whole", "adapter"])
 def test_without_a_mixture_a_push_is_the_hosts(hub: HubServer, client: Client, tmp_path: Path, has_peft: bool) -> None:
     found = []
     for host in (True, False):
