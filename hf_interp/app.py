@@ -33,7 +33,7 @@ GROUP_NAMES = {
 }
 
 PAGE_STYLE = """
-.gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 72rem !important; margin: 0 auto !important; }
 .gradio-container { --body-text-color-subdued: #4d5660; --block-label-text-color: #4d5660;
   --block-title-text-color: #1b1f23; }
 .dark .gradio-container, .gradio-container.dark { --body-text-color-subdued: #aab2ba; --block-label-text-color: #aab2ba;
@@ -159,17 +159,17 @@ def build_page(slider: AlphaSlider, source: Source) -> Any:
                     visible=source.has_pairs,
                     elem_id="pair",
                 )
+                writes = slider.recipe.task in GENERATING
+                button = gradio.Button("Ask", variant="primary", visible=writes, elem_id="ask")
                 alpha = gradio.Slider(
                     0,
                     1,
                     start,
                     step=0.01,
-                    label="α: 0 is M₀, pretrained; 1 is M_θ, fine-tuned",
+                    label="α, from M₀ at 0 to M_θ at 1",
                     elem_id="alpha",
                 )
                 by_group, groups = _group_sliders(gradio, slider, source.curve, start)
-                writes = slider.recipe.task in GENERATING
-                button = gradio.Button("Ask", variant="primary", visible=writes, elem_id="ask")
             with gradio.Column(scale=6, min_width=280):
                 shown = gradio.HTML(label="Answers", apply_default_css=False, js_on_load=None, elem_id="answers")
         with gradio.Row():

@@ -33,7 +33,7 @@ STYLE = """
 .hfi-who { color: var(--muted); font-size: .8rem; } .hfi-who b { color: var(--c); font-size: .95rem; }
 .hfi-best { font-weight: 650; font-size: clamp(.85rem, 3.7vw, 1.05rem); hyphens: auto; }
 .hfi sub { font-size: .75em; line-height: 0; }
-.hfi-place { font-weight: 650; margin: .9rem 0 .3rem; }
+.hfi-place { font-weight: 650; margin: .9rem 0 .5rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 .hfi-choice { margin: 0 0 .7rem; } .hfi-name { font-weight: 550; margin-bottom: .15rem; }
 .hfi-bar { display: grid; grid-template-columns: 2.2rem minmax(0, 1fr) 3.9rem; align-items: center; gap: .5rem; }
 .hfi-bar > :first-child { color: var(--c); font-size: .8rem; font-weight: 600; }
