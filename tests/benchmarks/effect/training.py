@@ -119,8 +119,8 @@ def do_run(run: Run, folder: Path, device: str = "cpu") -> dict[str, Any]:
         folder: of the cache.
         device: "cpu", or anything else for the accelerator that torch finds.
     """
-    setup = open_pair(run.pair, folder, device)
     with tempfile.TemporaryDirectory() as place, quiet_bar(0, shown=False):
+        setup = open_pair(run.pair, folder, device)
         if run.method == BASE:
             return _evaluate_base(setup, place)
         return _train(run, setup, place)
