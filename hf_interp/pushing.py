@@ -79,7 +79,9 @@ class PushingMixin(_Host):
             ValueError, OSError: as `push_run`.
         """
         if self.corpora is None:
-            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+            if private is not None:  # older hosts do not know it
+                kwargs["private"] = private
+            return super().push_to_hub(commit_message, blocking, token, revision, **kwargs)
         args = self.args
         self.callback_handler.on_push_begin(args, self.state, self.control)
         self.save_model(_internal_call=True)
