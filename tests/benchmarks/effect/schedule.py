@@ -25,6 +25,7 @@ PHASES: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int | str, ...]], ..
     ((2,), (2,), (RATE_SIZE,)),
     ((3,), (1, 2), (RATE_SIZE,)),
     ((2, 3), (1, 2), OTHER_SIZES),
+    ((1, 2, 3), (3,), (RATE_SIZE, *OTHER_SIZES)),
 )
 """Tiers of methods, groups of pairs and sizes, one phase after the other."""
 
