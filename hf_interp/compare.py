@@ -160,6 +160,7 @@ def train_quietly(
     """Train a recipe on data that is loaded already, saying nothing but moving a bar; returns the trained trainer."""
     parsed, args = parse_recipe({**recipe, **QUIET})
     trainer = build_trainer(parsed, get_task(parsed.task), args, data, callbacks=[CountSteps(bar)])
+    trainer.recipe = without_tokens(recipe)
     trainer.args.eval_on_start = evaluate_base and bool(data.eval_sets)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
