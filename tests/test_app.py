@@ -76,8 +76,11 @@ def curve() -> AlphaCurve:
     )
 
 
+pytestmark = pytest.mark.slow  # browsers and servers start
+
 WATCHED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 HERE = (None, "127.0.0.1", b"127.0.0.1", "::1", "localhost", "0.0.0.0")
 def watch(event, arguments):
     if event == "socket.connect" and isinstance(arguments[1], tuple) and arguments[1][0] not in HERE:
@@ -113,6 +116,7 @@ def serving(script: str, log: Path) -> Iterator[str]:
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
             raise
     assert "FOREIGN" not in log.read_text("utf-8")
     assert "Traceback" not in log.read_text("utf-8")
@@ -436,7 +440,6 @@ def test_bad_input_is_one_line(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_space_that_was_written_answers(run: Path, served: Served, tmp_path: Path) -> None:
     space = tmp_path / "space"
     assert cli.main(["app", str(run), "--space", str(space)]) == 0
