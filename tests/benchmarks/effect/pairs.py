@@ -72,7 +72,7 @@ class Pair:
     convert: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     steps: int = 200
     batch_size: int = 16
-    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 9e-4)
+    learning_rates: tuple[float, ...] = (5e-5, 2e-4, 8e-4)
     validation: int = 200
     test: int = 400
 
@@ -179,7 +179,7 @@ _language: dict[str, Any] = {
     "general": WIKITEXT,
     "base": "lm",
     "fields": {"max_length": 64},
-    "learning_rates": (3e-4, 1e-3, 3e-3),
+    "learning_rates": (1.5e-4, 5e-4, 1.5e-3),
     "validation": 150,
     "test": 200,
 }
@@ -214,6 +214,7 @@ PAIRS: dict[str, Pair] = {
             corpus={"label_column": "label_name"},
             corpus_of={"general": {"where": {"domain": CLINC_DOMAINS}}},
             labels=intents,
+            learning_rates=(2e-4, 5e-4, 1.2e-3),
         ),
         Pair(name="lm-law", title="language: Wikipedia → law", domain="lm/dc_law", **_language),
         Pair(name="lm-medicine", title="language: Wikipedia → medicine", domain="lm/pubmed_abstracts", **_language),
@@ -239,7 +240,7 @@ PAIRS: dict[str, Pair] = {
                 "roles": {"user": "user", "assistant": "assistant"},
             },
             convert=partial(summary_turns, characters=350),
-            learning_rates=(3e-4, 1e-3, 3e-3),
+            learning_rates=(1.5e-4, 5e-4, 1.5e-3),
             steps=150,
             validation=100,
             test=200,
