@@ -211,6 +211,7 @@ def _add_app_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "place", metavar="RUN", nargs="?", help="the folder of a trained run: names the models, has curve and data"
     )
+    command.add_argument("--run", dest="run_folder", metavar="RUN", help="the same, by name")
     command.add_argument("--base", metavar="NAME", help="M₀: a folder, or a name on the Hub (default: RUN's)")
     command.add_argument(
         "--finetuned", metavar="NAME", help="M_θ, or an adapter: a folder, or a name on the Hub (default: RUN)"
@@ -378,9 +379,11 @@ def _app(args: argparse.Namespace, flags: Sequence[str]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from hf_interp import app, hub_space, slider_sources
 
+    if args.place and args.run_folder:
+        raise ValueError(f"There must be one run, got {args.place!r} and --run {args.run_folder!r}. Give either.")
     app.import_gradio()  # before anything is loaded
     source = slider_sources.find_source(
-        args.place,
+        args.place or args.run_folder,
         base=args.base,
         finetuned=args.finetuned,
         task=args.task,

@@ -625,3 +625,18 @@ def test_the_test_hub_refuses_bad_metadata() -> None:
 def test_cards_need_no_torch() -> None:
     script = "import sys, hf_interp.cards, hf_interp.hub; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+CARDS = sorted(Path(__file__).parent.parent.glob("model_cards/*/README.md"))
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
+def test_the_cards_of_our_recipes_are_whole(path: Path) -> None:
+    card = ModelCard.load(path)
+    check_metadata(card.content)
+    assert card.data.eval_results
+    text = card.text
+    assert text.rstrip().endswith("This card was rendered from the run's results by `hf-interp card`.")
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert pictures == ["curve.png", "run.png"]
+    assert all((path.parent / picture).is_file() for picture in pictures)

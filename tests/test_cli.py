@@ -383,3 +383,8 @@ def test_a_training_can_be_read_by_programs_and_leaves_no_bars_in_logs(
     assert "\r" not in done.stderr
     assert "it/s]" not in done.stderr
     assert "'loss'" in done.stderr  # what the host logs still shows
+
+
+def test_the_page_of_the_slider_takes_one_run(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["app", "runs/a", "--run", "runs/b"]) == 2
+    assert "There must be one run, got 'runs/a' and --run 'runs/b'." in capfd.readouterr().err
