@@ -257,7 +257,7 @@ def fake_results(folder: Path, pair: str) -> None:
                 key = training.Run(pair=pair, size=300, method=method, learning_rate=rate, seed=seed)
                 found = {
                     **vars(key),
-                    "seconds": 10.0 if method == "domain" else 12.0,
+                    "processor_seconds": 10.0 if method == "domain" else 12.0,
                     "machine": "M",
                     "validation": {"domain": rate, "general": rate},
                     "alpha": 0.5,

@@ -31,7 +31,7 @@ class Row:
         numerators, denominators: by side, (num_seeds, num_examples).
         rate: the chosen learning rate; 0 of M₀.
         alphas: the chosen α of the weights, by seed.
-        seconds: of training, by seed.
+        seconds: of the processor, in training, by seed; other work on the machine does not change them much.
     """
 
     method: str
@@ -73,7 +73,7 @@ class Cell:
         pair: its name.
         size: training examples of the domain.
         rows: by method and whether it is M_α; M₀ is among them.
-        machine: where its runs were.
+        machines: where its runs were.
     """
 
     pair: str
@@ -182,5 +182,5 @@ def _row(
         {side: np.stack([one.denominators for one in each]) for side, each in found.items()},
         entries[0].get("learning_rate", 0.0),
         tuple(entry["alpha"] for entry in entries if is_interpolated),
-        tuple(entry["seconds"] for entry in entries if "seconds" in entry),
+        tuple(entry["processor_seconds"] for entry in entries if "processor_seconds" in entry),
     )

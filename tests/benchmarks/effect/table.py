@@ -202,7 +202,7 @@ def cell_table(cell: Cell) -> str:
             [
                 row.title,
                 *(_interval(cell.interval(row, side)) for side in (DOMAIN, GENERAL)),
-                "" if row.method == BASE or kept is None else f"{-kept.value:+.3f}",
+                "" if row.method == BASE or kept is None else f"{0.0 - kept.value:+.3f}",
                 *gains,
                 f"{fmean(row.alphas):.2f}" if row.alphas else "",
                 f"{row.rate:g}" if row.rate else "",
@@ -212,7 +212,7 @@ def cell_table(cell: Cell) -> str:
         )
     header = ["method", "domain", "general", "forgetting"]
     header += [f"{side} gain over {METHODS[key].title}" for key in REFERENCES for side in (DOMAIN, GENERAL)]
-    return format_table([*header, "α of weights", "rate", "seeds", "s"], rows)
+    return format_table([*header, "α of weights", "rate", "seeds", "processor, s"], rows)
 
 
 def _interval(found: Interval) -> str:
@@ -280,7 +280,7 @@ def report(cells: Sequence[Cell], figures: Sequence[str]) -> str:
 
 METRICS = {"accuracy": "accuracy", "f1": "F1 of entities", "loss": "loss in nats a token, of which less is better"}
 RESAMPLE_NOTE = """Intervals hold the middle 95% of 2,000 resamples of seeds and of test examples, drawn alike for both
-methods of a difference. With two or three seeds they are too narrow: the seeds that were not run are not in them."""
+methods of a difference. With few seeds they are too narrow: the seeds that were not run are not in them."""
 INTRODUCTION = """# Does it help?
 
 Made by `python tests/benchmarks/effect/table.py` from the files in `effect/results`, which
@@ -299,8 +299,8 @@ SUMMARY_NOTE = """A cell is a pair at a number of domain examples. *Rank*: the m
 of both sides, among the rows that all cells have (1 is best). *Hypervolume*: area that the point (domain, general)
 dominates where the worst row of a cell is 0 and the best 1 on each side; with "+ M_α" the area of M_θ and M_α together.
 *Against*: wins–trades–ties–losses over cells; a win is surely better (the 95% interval lies above 0) on a side and
-surely worse on none, a trade surely better on one side and surely worse on the other. *Time*: of training, as a
-multiple of domain only's."""
+surely worse on none, a trade surely better on one side and surely worse on the other. *Time*: of the
+processor in training, as a multiple of domain only's."""
 ORDER_NOTE = """The control reads as many domain examples, evenly mixed. Mean gains over cells, above 0 better; points
 are hundredths of accuracy or F1; wins–trades–ties–losses as above."""
 
