@@ -25,12 +25,13 @@ import tiny_lm
 SEED = 0
 
 
-def base_model(pair: Pair, folder: Path) -> Path:
+def base_model(pair: Pair, folder: Path, device: str = "cpu") -> Path:
     """M₀ of a pair: its base, trained on the general corpus alone.
 
     Args:
         pair: names the base, the corpus and the training.
         folder: of the cache.
+        device: to train on, if it has to be; it decides nothing else.
     """
     start = untrained(pair, folder)
     if pair.base_steps == 0:
@@ -54,7 +55,7 @@ def base_model(pair: Pair, folder: Path) -> Path:
     }
 
     def train(target: Path) -> None:
-        placed = {**recipe, "output_dir": str(target)}
+        placed = {**recipe, "output_dir": str(target), "use_cpu": device == "cpu"}
         parsed, args = parse_recipe(placed)
         data = load_data(parsed, check_recipe(parsed, args))
         with quiet_bar(args.max_steps, shown=False) as bar:

@@ -67,7 +67,7 @@ def open_pair(name: str, folder: Path, device: str) -> Setup:
     pair = PAIRS[name]
     recipe: dict[str, Any] = {
         "task": pair.task,
-        "model_name_or_path": str(base_model(pair, folder)),
+        "model_name_or_path": str(base_model(pair, folder, device)),
         "label_names": pair.label_names(),
         **pair.fields,
         "corpora": pair.corpora("train", folder),
