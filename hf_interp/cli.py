@@ -38,7 +38,11 @@ EXAMPLES = {
     "plan": ["plan recipe.yaml --plot plan.png", "plan recipe.yaml --resume runs/mine --num_processes 8"],
     "verify": ["verify runs/mine", "verify runs/one_process runs/eight_processes"],
     "compare": ["compare recipe.yaml --seeds 0 1 2 3 4", "compare recipe.yaml --methods 'domain only' 'constant 0.5'"],
-    "tune": ["tune recipe.yaml --trials 20", "tune recipe.yaml --space alpha_end=0.5..1.0"],
+    "tune": [
+        "tune recipe.yaml --trials 20",
+        "tune recipe.yaml --space alpha_end=0.5..1.0",
+        "tune recipe.yaml --mixture",
+    ],
     "curve": ["curve runs/mine --save_model", "curve runs/mine --alpha_search.objective constrained"],
     "merge": ["merge BASE runs/mine merged --alpha 0.7", "merge BASE runs/a runs/b soup --recipe recipe.yaml"],
     "app": ["app runs/mine", "app --base google-bert/bert-base-uncased --finetuned user/model"],
@@ -182,6 +186,12 @@ def _add_tune_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--falling", action="store_true", help="let α also start above its end")
     command.add_argument("--storage", metavar="URL", help="a database (default: tuning.db in the output_dir)")
     command.add_argument("--study_name", default="tuning", help="name of the study in it (default: %(default)s)")
+    command.add_argument(
+        "--mixture", action="store_true", help="choose a constant α from a few short runs, by the law of mixtures"
+    )
+    command.add_argument("--alphas", type=float, nargs="+", help="of --mixture: α to train at (default: five)")
+    command.add_argument("--seeds", type=int, nargs="+", help="of --mixture (default: the recipe's and the next)")
+    command.add_argument("--steps", type=int, help="of --mixture: of each run (default: a fourth of the recipe's)")
     command.add_argument("--json", action="store_true", help="print all trials as JSON")
     command.epilog = "Any other flag sets a field of the recipe, such as --alpha_search.objective constrained."
 
@@ -308,6 +318,12 @@ def _compare(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def _tune(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    if args.mixture:
+        _mixture(args, flags)
+        return
+    for name in ("alphas", "seeds", "steps"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} belongs to --mixture. Give that too, or leave --{name} out.")
     from hf_interp import tune
     from hf_interp.config import load_recipe, parse_recipe
     from hf_interp.space import read_space
@@ -328,6 +344,25 @@ def _tune(args: argparse.Namespace, flags: Sequence[str]) -> None:
         return
     print(tune.format_tuning(tuning))
     print(tune.advise(tuning, folder))
+
+
+def _mixture(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    from hf_interp import mixture_search
+    from hf_interp.config import load_recipe, parse_recipe
+
+    recipe = load_recipe(args.recipe, flags)
+    found = mixture_search.search_mixture(
+        recipe,
+        tell=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
+        **_given(alphas=args.alphas, seeds=args.seeds, max_steps=args.steps),
+    )
+    folder = Path(parse_recipe(recipe)[1].output_dir or ".")
+    if args.json:
+        print((folder / mixture_search.MIXTURE_NAME).read_text(encoding="utf-8"), end="")
+        return
+    print(mixture_search.format_mixtures(found))
+    names = f"{mixture_search.MIXED_NAME} (the recipe with this α), {mixture_search.MIXTURE_NAME}"
+    print(f"{names} and {mixture_search.PLOT_NAME} are in {folder}.")
 
 
 def _curve(args: argparse.Namespace, flags: Sequence[str]) -> None:

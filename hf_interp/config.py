@@ -582,6 +582,8 @@ def _set(recipe: dict[str, Any], key: str, value: Any) -> None:
     place = recipe
     for step in keys[:-1]:
         inner = place.setdefault(step, {})
+        if inner is True and step == "alpha_search":  # which means all of its defaults
+            inner = place[step] = {}
         if not isinstance(inner, dict):
             raise ValueError(f"--{key} reaches into {step!r}, which is {_kind(inner)} in the recipe.")
         place = inner

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from hf_interp.curves import AlphaCurve, FloatArray, pareto_front, short_alpha
+from hf_interp.mixing_law import MixtureChoice
 from hf_interp.plan import MixturePlan
 from hf_interp.results import Comparison, RunResults, less_is_better, main_metric, spread
 
@@ -132,6 +133,34 @@ def plot_tuning(
         if less_is_better(metric):
             axes[1].invert_xaxis()
             axes[1].invert_yaxis()
+    _save(figure, path)
+
+
+def plot_mixtures(
+    runs: Sequence[Mapping[str, Any]],
+    base_losses: Mapping[str, float],
+    choice: MixtureChoice,
+    path: str | os.PathLike[str],
+) -> None:
+    """The loss of each side over the α of constant mixtures: runs, the law through them with its 95% band, the choice.
+
+    Args:
+        runs: `alpha` and `losses` by side of each (see `hf_interp.mixture_search.MixtureSearch`).
+        base_losses: M₀'s.
+        choice: what was chosen.
+        path: the picture.
+    """
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for index, (axes, side) in enumerate(zip(figure.subplots(1, 2), ("domain", "general"), strict=True)):
+        colour = _colour(index)
+        axes.plot(choice.grid, choice.laws[side](choice.grid), color=colour, label="law, with its 95% band")
+        axes.fill_between(choice.grid, *choice.bands[side], color=colour, alpha=0.15, linewidth=0)
+        losses = [run["losses"][side] for run in runs]
+        axes.plot([run["alpha"] for run in runs], losses, color=colour, marker="o", linestyle="", label="runs")
+        axes.axhline(base_losses[side], color="black", linestyle=":", label="$M_0$")
+        axes.axvspan(*choice.interval, color="grey", alpha=0.15, linewidth=0, label="95% interval of α")
+        axes.axvline(choice.alpha, color="black", linewidth=1, label=f"chosen: α = {short_alpha(choice.alpha)}")
+        _finish(axes, f"{side} loss after training", f"{side} loss, nats", "α, constant")
     _save(figure, path)
 
 

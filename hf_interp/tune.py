@@ -205,7 +205,7 @@ def tune_recipe(
             the space holds no settings that can be planned.
     """
     _check_optuna()
-    _check_one_process()
+    check_one_process()
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
         raise ValueError(f"`trials` must be a whole number of at least 1, got {trials!r}.")
     parsed, args = parse_recipe(recipe)
@@ -589,7 +589,7 @@ def _check_optuna() -> None:
         ) from error
 
 
-def _check_one_process() -> None:
+def check_one_process() -> None:
     """Refuse a launcher: the host's search loses step between processes where a trial's settings are refused."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1:

@@ -103,6 +103,11 @@ def test_a_flag_cannot_reach_into_a_plain_value(write_recipe: Callable[..., Path
         load_recipe(write_recipe({**MINIMAL, "seed": 1}), ["--seed.x", "1"])
 
 
+def test_a_flag_reaches_into_a_search_with_all_its_defaults(write_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(write_recipe({**MINIMAL, "alpha_search": True}), ["--alpha_search.objective", "mean"])
+    assert recipe["alpha_search"] == {"objective": "mean"}
+
+
 def test_texts_that_are_numbers_become_numbers(write_recipe: Callable[..., Path]) -> None:
     path = write_recipe(MINIMAL)
     path.write_text(path.read_text() + "learning_rate: 1e-4\nalpha_start: 2e-1\nmax_grad_norm: 3\n")

@@ -26,6 +26,7 @@ LAYERS = (
     "console",
     "alphas",
     "curves",
+    "mixing_law",
     "plots",
     "cards",
     "hub",
@@ -93,6 +94,7 @@ LAYERS = (
     "app",
     "compare",
     "tune",
+    "mixture_search",
     "demo",
     "cli",
 )

@@ -1,0 +1,138 @@
+"""The law of mixtures: exact data give it back, and choices follow from it."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hf_interp.mixing_law import GRID, MixingLaw, MixtureChoice, choose_mixture, fit_mixing_law
+
+ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
+FALLING = MixingLaw(offset=2.0, scale=1.0, rate=-3.0)
+RISING = MixingLaw(offset=3.0, scale=0.25, rate=2.0)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        FALLING,
+        RISING,
+        MixingLaw(offset=1.0, scale=-0.5, rate=-4.0),
+        MixingLaw(offset=-5.0, scale=7.0, rate=0.1),
+        MixingLaw(offset=4.0, scale=2.0, rate=-12.0),
+    ],
+)
+def test_exact_losses_give_their_law_back(law: MixingLaw) -> None:
+    found = fit_mixing_law(ALPHAS, law(ALPHAS).tolist())
+    assert found.rate == pytest.approx(law.rate, rel=1e-4)
+    assert found.offset == pytest.approx(law.offset, rel=1e-3)
+    assert found.scale == pytest.approx(law.scale, rel=1e-3)
+    grid = np.linspace(0, 1, 11)
+    assert np.allclose(found(grid), law(grid), atol=1e-7)
+
+
+def test_a_straight_line_is_a_flat_law() -> None:
+    found = fit_mixing_law(ALPHAS, [3.0, 2.75, 2.5, 2.25, 2.0])
+    assert np.allclose(found([0.0, 0.1, 0.9, 1.0]), [3.0, 2.9, 2.1, 2.0], atol=2e-4)
+
+
+def test_equal_losses_are_a_constant() -> None:
+    found = fit_mixing_law(ALPHAS, [1.5] * 5)
+    assert found([0.0, 0.3, 1.0]).tolist() == [1.5, 1.5, 1.5]
+
+
+def test_of_several_runs_at_an_alpha_the_mean_counts() -> None:
+    apart = fit_mixing_law([*ALPHAS, *ALPHAS], [*(FALLING(ALPHAS) + 0.1), *(FALLING(ALPHAS) - 0.1)])
+    together = fit_mixing_law(ALPHAS, FALLING(ALPHAS).tolist())
+    assert np.allclose(apart(ALPHAS), together(ALPHAS), atol=1e-6)
+
+
+def test_what_no_law_goes_through_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"three or more different α, got \[0\.0, 1\.0\]\. Add some\."):
+        fit_mixing_law([0.0, 1.0, 1.0], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match=r"Losses must be finite, got \[1\.0, nan, 2\.0\]\. A run may have diverged"):
+        fit_mixing_law([0.0, 0.5, 1.0], [1.0, math.nan, 2.0])
+
+
+def choose(**settings: Any) -> MixtureChoice:
+    losses = {"domain": FALLING(ALPHAS).tolist(), "general": RISING(ALPHAS).tolist()}
+    base = {"domain": 4.0, "general": 3.4}
+    return choose_mixture(ALPHAS, losses, base, num_resamples=20, **settings)
+
+
+def test_the_domain_alone_takes_all_of_it() -> None:
+    found = choose(objective="domain")
+    assert found.alpha == 1.0
+    assert found.interval == (1.0, 1.0)
+    assert found.feasible
+
+
+@pytest.mark.parametrize(("max_forgetting", "alpha"), [(0.0, 0.23), (0.25, 0.47), (10.0, 1.0)])
+def test_a_constraint_takes_as_much_of_the_domain_as_it_allows(max_forgetting: float, alpha: float) -> None:
+    found = choose(objective="constrained", max_forgetting=max_forgetting)
+    assert found.alpha == pytest.approx(alpha)
+    # 3.4 + δ = 3 + e^(2α)/4, rounded down to the grid
+    assert alpha == pytest.approx(min(math.floor(math.log(4 * (0.4 + max_forgetting)) / 2 * 100) / 100, 1.0))
+    assert found.predicted["general"] <= 3.4 + max_forgetting
+
+
+def test_a_constraint_that_cannot_be_kept_gives_the_least_forgetting() -> None:
+    losses = {"domain": FALLING(ALPHAS).tolist(), "general": RISING(ALPHAS).tolist()}
+    found = choose_mixture(ALPHAS, losses, {"domain": 4.0, "general": 3.0}, num_resamples=5)
+    assert (found.alpha, found.feasible) == (0.0, False)
+    assert "above the limit of 3.0100 as that of every α" in found.reason
+
+
+def test_a_mean_lies_where_the_slopes_meet() -> None:
+    # -3 e^(-3α)·w + (1-w)·0.5 e^(2α) = 0
+    for weight in (0.3, 0.5, 0.8):
+        alpha = min(math.log(6 * weight / (1 - weight)) / 5, 1.0)
+        assert choose(objective="mean", domain_weight=weight).alpha == pytest.approx(alpha, abs=0.0051)
+
+
+def test_the_bootstrap_covers_the_truth_and_narrows_with_more_runs() -> None:
+    generator = np.random.default_rng(0)
+    widths = []
+    for repeats in (2, 20):
+        alphas = ALPHAS * repeats
+        losses = {
+            "domain": (FALLING(alphas) + generator.normal(0, 0.03, len(alphas))).tolist(),
+            "general": (RISING(alphas) + generator.normal(0, 0.03, len(alphas))).tolist(),
+        }
+        found = choose_mixture(alphas, losses, {"domain": 4.0, "general": 3.4}, objective="mean", num_resamples=100)
+        truth = math.log(6) / 5
+        assert found.interval[0] - 0.05 <= truth <= found.interval[1] + 0.05
+        assert found.interval[0] <= found.alpha <= found.interval[1]
+        low, high = found.bands["domain"]
+        assert len(low) == len(high) == GRID
+        widths.append(np.mean(np.subtract(high, low)))
+    assert widths[1] < widths[0] / 1.5
+
+
+def test_the_same_seed_resamples_the_same() -> None:
+    assert choose(seed=3).to_dict() == choose(seed=3).to_dict()
+
+
+def test_doubts_are_told() -> None:
+    three = [0.0, 0.5, 1.0]
+    losses = {"domain": [1.0, 1.2, 1.5], "general": [1.0, 1.1, 1.3]}
+    found = choose_mixture(three, losses, {"domain": 1.0, "general": 1.0}, num_resamples=5)
+    assert [warning.split(".")[0] for warning in found.warnings] == [
+        "The law goes through every run, so that nothing is known of how sure it is",
+        "The domain loss rises with the domain's share",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "knee"}, "`objective` must be one of domain, constrained, mean for a mixture, got 'knee'"),
+        ({"objective": "maen"}, "Did you mean 'mean'"),
+        ({"domain_weight": 1.5}, r"`domain_weight` must lie in \[0, 1\], got 1.5"),
+        ({"max_forgetting": -0.1}, "`max_forgetting` must be at least 0, got -0.1"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose(**settings)
