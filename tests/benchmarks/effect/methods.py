@@ -94,7 +94,7 @@ def _with_rate(base: "Method", key: str) -> "Method":
     return Method(
         key=f"{base.key}-{key}",
         title=f"{base.title}, {title}",
-        tier=3,
+        tier=2 if key == "wsd" else 3,
         fields=lambda general, domain, steps: {**base.recipe_fields(general, domain, steps), **rate(steps)},
         average_from=average_from,
     )
@@ -151,12 +151,12 @@ _SECOND = [
     Method(
         key="three-phase",
         title="rising, three phases",
-        tier=2,
+        tier=3,
         fields={**RISING, "alpha_initial_steps": 0.25, "alpha_target_steps": 0.25},
     ),
-    Method(key="proportional", title="proportional", tier=2, fields=proportional),
-    Method(key="cosine", title="rising, cosine 0 → 1", tier=2, fields={"alpha_schedule_type": "cosine"}),
-    Method(key="linear-0.9", title="rising, linear 0 → 0.9", tier=2, fields={**RISING, "alpha_end": 0.9}),
+    Method(key="proportional", title="proportional", tier=3, fields=proportional),
+    Method(key="cosine", title="rising, cosine 0 → 1", tier=3, fields={"alpha_schedule_type": "cosine"}),
+    Method(key="linear-0.9", title="rising, linear 0 → 0.9", tier=3, fields={**RISING, "alpha_end": 0.9}),
 ]
 _BY_KEY = {method.key: method for method in (*_FIRST, *_SECOND)}
 _THIRD = [

@@ -162,7 +162,6 @@ _sentiment: dict[str, Any] = {
     "steps": 150,
 }
 _entities: dict[str, Any] = {
-    "group": 2,
     "task": "token-classification",
     "metric": "f1",
     "general": WIKIGOLD,
@@ -202,7 +201,7 @@ PAIRS: dict[str, Pair] = {
         Pair(
             name="intent-banking",
             title="intent: an assistant's → a bank's",
-            group=1,
+            group=2,
             task="sequence-classification",
             metric="accuracy",
             general=CLINC,
@@ -218,8 +217,8 @@ PAIRS: dict[str, Pair] = {
         ),
         Pair(name="lm-law", title="language: Wikipedia → law", domain="lm/dc_law", **_language),
         Pair(name="lm-medicine", title="language: Wikipedia → medicine", domain="lm/pubmed_abstracts", **_language),
-        Pair(name="ner-finance", title="entities: Wikipedia → contracts", domain="ner/sec_fin", **_entities),
-        Pair(name="ner-tweets", title="entities: Wikipedia → tweets", domain="ner/broad_twitter", **_entities),
+        Pair(name="ner-finance", title="entities: Wikipedia → contracts", domain="ner/sec_fin", group=2, **_entities),
+        Pair(name="ner-tweets", title="entities: Wikipedia → tweets", domain="ner/broad_twitter", group=1, **_entities),
         Pair(
             name="summaries-medicine",
             title="summaries: computer science → medicine",

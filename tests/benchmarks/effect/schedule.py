@@ -14,20 +14,24 @@ from hf_interp.results import less_is_better
 
 RATE_SIZE = 300
 """The number of domain examples with which learning rates are chosen, for all sizes."""
-RATE_SEEDS = (0, 1)
+RATE_SEEDS = (0,)
 SEEDS = (0, 1, 2, 3, 4)
 OTHER_SIZES = tuple(size for size in SIZES if size != RATE_SIZE)
-PHASES: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int | str, ...]], ...] = (
-    ((1,), (1,), (RATE_SIZE,)),
-    ((1,), (2,), (RATE_SIZE,)),
-    ((2,), (1,), (RATE_SIZE,)),
-    ((1,), (1, 2), OTHER_SIZES),
-    ((2,), (2,), (RATE_SIZE,)),
-    ((3,), (1, 2), (RATE_SIZE,)),
-    ((2, 3), (1, 2), OTHER_SIZES),
-    ((1, 2, 3), (3,), (RATE_SIZE, *OTHER_SIZES)),
+PHASES: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int | str, ...], tuple[int, ...]], ...] = (
+    ((1,), (1,), (RATE_SIZE,), (0, 1, 2)),
+    ((2,), (1,), (RATE_SIZE,), (0, 1, 2)),
+    ((1,), (1,), OTHER_SIZES, (0, 1, 2)),
+    ((1,), (2,), (RATE_SIZE,), (0, 1, 2)),
+    ((1, 2), (1,), (RATE_SIZE,), (3, 4)),
+    ((2,), (2,), (RATE_SIZE,), (0, 1, 2)),
+    ((1,), (2,), OTHER_SIZES, (0, 1, 2)),
+    ((2,), (1, 2), OTHER_SIZES, (0, 1, 2)),
+    ((1, 2), (2,), (RATE_SIZE,), (3, 4)),
+    ((1, 2), (1, 2), OTHER_SIZES, (3, 4)),
+    ((1, 2), (3,), SIZES, SEEDS),
+    ((3,), (1, 2, 3), SIZES, SEEDS),
 )
-"""Tiers of methods, groups of pairs and sizes, one phase after the other."""
+"""Tiers of methods, groups of pairs, sizes and seeds, one phase after the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +50,23 @@ def plan(
 ) -> Iterator[Planned]:
     """All runs in order; those that choose the learning rates are among them, whatever the sizes and seeds are.
 
-    Within a phase seed 0 comes first, of every method at every learning rate on every pair, then seed 1, then the other
-    seeds at the chosen rates.
+    Within a phase and a size seed 0 comes first, of every method on every pair, where learning rates are chosen at
+    every one of them, then the other seeds.
     """
-    for tiers, groups, phase_sizes in PHASES:
+    for tiers, groups, phase_sizes, phase_seeds in PHASES:
         chosen_pairs = [PAIRS[pair] for pair in pairs if PAIRS[pair].group in groups]
         chosen_methods = [METHODS[method] for method in methods if METHODS[method].tier in tiers]
         if not chosen_methods:
             continue
         yield from (Planned(pair=pair.name, size=FULL, method=BASE, seed=0, learning_rate=0.0) for pair in chosen_pairs)
-        if RATE_SIZE in phase_sizes:
-            yield from _search_rates(chosen_pairs, chosen_methods)
-        for size in (size for size in phase_sizes if size in sizes):
-            for seed in (seed for seed in seeds if size != RATE_SIZE or seed not in RATE_SEEDS):
+        for size in phase_sizes:
+            if size == RATE_SIZE and set(RATE_SEEDS) <= set(phase_seeds):
+                yield from _search_rates(chosen_pairs, chosen_methods)
+            if size not in sizes:
+                continue
+            for seed in (seed for seed in phase_seeds if seed in seeds):
+                if size == RATE_SIZE and seed in RATE_SEEDS:
+                    continue
                 for method in chosen_methods:
                     for pair in chosen_pairs:
                         yield Planned(pair=pair.name, size=size, method=method.key, seed=seed)

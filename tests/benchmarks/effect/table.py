@@ -288,8 +288,8 @@ Made by `python tests/benchmarks/effect/table.py` from the files in `effect/resu
 
 Every method starts from the same M₀ (the base model after training on the general corpus), takes the same number of
 optimizer steps and examples, AdamW with bias correction, 10% warm-up and, where nothing else is said, a linear decay.
-Its learning rate is the best of three by the mean of both sides on validation with 300 domain examples and seeds 0 and
-1; it is used for all sizes. {edges} A seed decides the order, dropout and which domain examples there are. "+ M_α" is
+Its learning rate is the best of three by the mean of both sides on validation with 300 domain examples and seed 0;
+it is used for all sizes. {edges} A seed decides the order, dropout and which domain examples there are. "+ M_α" is
 the same run with its weights interpolated with M₀'s; α is the best of 0, 0.25, 0.5, 0.75 and 1 by the mean of both
 sides on half of the validation examples. Classifiers are MiniLM with frozen embeddings, cut to three layers (but all
 six for intents); language models are Llamas of three layers, 128 wide, pretrained on the general corpus alone.
