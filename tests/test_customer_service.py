@@ -757,9 +757,11 @@ def test_the_program_reads_lines_and_prints_json(intent_dir: Path, response_dir:
 @pytest.mark.parametrize("leave", ["ctrl-d", "ctrl-c"])
 def test_a_terminal_can_be_left(intent_dir: Path, response_dir: Path, tmp_path: Path, leave: str) -> None:
     ours, theirs = pty.openpty()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     process = subprocess.Popen(
         command(intent_dir, response_dir, tmp_path), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     )
+    signal.signal(signal.SIGINT, before)
     os.close(theirs)
     try:
         seen = read_until(ours, "you> ")
