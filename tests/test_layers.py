@@ -69,6 +69,7 @@ LAYERS = (
     "loaders",
     "callbacks",
     "reference",
+    "robust_loss",
     "heads",
     "multitask",
     "proximal",
