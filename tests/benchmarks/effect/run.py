@@ -16,10 +16,12 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 if not __package__:
     sys.path[0] = str(Path(__file__).parents[1])
@@ -36,6 +38,7 @@ from effect.pairs import FULL, PAIRS, SIZES
 from effect.schedule import SEEDS, plan, settle
 from effect.training import Run
 
+T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hf_interp_effect"
 
@@ -96,34 +99,56 @@ def describe(run: Run) -> str:
 
 def execute(args: argparse.Namespace) -> int:
     """Do runs until there are none left or time is up; returns the exit status."""
-    queue, end = Queue(args), time.monotonic() + 60 * args.minutes
+    queue = Queue(args)
+    job = partial(work, results=args.results, cache=args.cache, device=args.device)
+    failed = drain(queue.next, job, describe, workers=args.workers, minutes=args.minutes)
+    print(f"{len(queue.waiting)} wait.", flush=True)
+    return 1 if failed else 0
+
+
+def drain(
+    take: Callable[[], T | None],
+    job: Callable[[T], None],
+    describe: Callable[[T], str],
+    *,
+    workers: int,
+    minutes: float,
+) -> int:
+    """Do runs in processes of their own until none is left or time is up; returns how many failed.
+
+    Args:
+        take: gives the next run, or `None`.
+        job: does a run.
+        describe: names a run in a line.
+        workers: how many processes.
+        minutes: after so many no run is begun.
+    """
     begin, done, failed = time.monotonic(), 0, 0
-    running: dict[Future[None], tuple[Run, float]] = {}
-    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn"), initializer=start_worker) as pool:
+    running: dict[Future[None], tuple[T, float]] = {}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker) as pool:
         while True:
-            while len(running) < args.workers and time.monotonic() < end:
-                run = queue.next()
+            while len(running) < workers and time.monotonic() < begin + 60 * minutes:
+                run = take()
                 if run is None:
                     break
-                job = pool.submit(work, run, args.results, args.cache, args.device)
-                running[job] = run, time.monotonic()
+                running[pool.submit(job, run)] = run, time.monotonic()
             if not running:
                 break
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for job in finished:
-                run, started = running.pop(job)
-                error = job.exception()
+            for future in finished:
+                run, started = running.pop(future)
+                error = future.exception()
                 done, failed = done + (error is None), failed + (error is not None)
-                minutes = (time.monotonic() - begin) / 60
+                now = time.monotonic()
                 print(
-                    f"{'FAILED ' if error else ''}{describe(run)}: {time.monotonic() - started:.0f} s; {done} runs in "
-                    f"{minutes:.1f} min",
+                    f"{'FAILED ' if error else ''}{describe(run)}: {now - started:.0f} s; {done} runs in "
+                    f"{(now - begin) / 60:.1f} min",
                     flush=True,
                 )
                 if error is not None:
                     traceback.print_exception(error)
-    print(f"{done} runs done, {failed} failed, {len(queue.waiting)} wait.", flush=True)
-    return 1 if failed else 0
+    print(f"{done} runs done, {failed} failed.", flush=True)
+    return failed
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

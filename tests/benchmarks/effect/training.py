@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ import torch
 from transformers import PrinterCallback
 
 from effect.bases import base_model, freeze_embeddings
-from effect.methods import BASE, METHODS, AverageWeights
+from effect.methods import BASE, METHODS, AverageWeights, Method
 from effect.outcomes import Outcomes, counts_of, outcomes_of, pack
 from effect.pairs import FULL, PAIRS, Pair
 from hf_interp.compare import QUIET, quiet_bar
 from hf_interp.config import Recipe, parse_recipe
-from hf_interp.corpora import with_dataset
+from hf_interp.corpora import Corpus, with_dataset
 from hf_interp.interpolated import search_run
 from hf_interp.results import describe_machine
 from hf_interp.scoring import predict
@@ -147,15 +148,32 @@ def _evaluate_base(setup: Setup, place: str) -> dict[str, Any]:
 
 
 def _train(run: Run, setup: Setup, place: str) -> dict[str, Any]:
-    pair, method = setup.pair, METHODS[run.method]
     corpora = [
         with_dataset(corpus, pick(corpus.dataset, run.size, run.seed)) if corpus.side == "domain" else corpus
         for corpus in setup.data.corpora
     ]
+    found = train_method(setup, METHODS[run.method], corpora, run.learning_rate, run.seed, place)
+    return {**asdict(run), **found}
+
+
+def train_method(
+    setup: Setup, method: Method, corpora: Sequence[Corpus], learning_rate: float, seed: int, place: str
+) -> dict[str, Any]:
+    """Train on some corpora and evaluate; returns what was found.
+
+    Args:
+        setup: the pair.
+        method: how to train.
+        corpora: the general corpus and that of the domain.
+        learning_rate: at its peak.
+        seed: of the order and of dropout.
+        place: a folder for what the run writes.
+    """
+    pair = setup.pair
     lengths = {corpus.side: len(corpus.dataset) for corpus in corpora}
     fields = method.recipe_fields(lengths["general"], lengths["domain"], pair.steps)
-    own = {**fields, "learning_rate": run.learning_rate, "seed": run.seed, "output_dir": place}
-    trainer, recipe = _trainer(setup, replace(setup.data, corpora=corpora), own)
+    own = {**fields, "learning_rate": learning_rate, "seed": seed, "output_dir": place}
+    trainer, recipe = _trainer(setup, replace(setup.data, corpora=list(corpora)), own)
     if method.average_from is not None:
         trainer.add_callback(AverageWeights(method.average_from))
     begin = time.perf_counter(), time.process_time()
@@ -175,11 +193,6 @@ def _train(run: Run, setup: Setup, place: str) -> dict[str, Any]:
         for side in ("domain", "general")
     }
     return {
-        "pair": run.pair,
-        "size": run.size,
-        "method": run.method,
-        "learning_rate": run.learning_rate,
-        "seed": run.seed,
         "num_domain": lengths["domain"],
         "drawn": drawn,
         "seconds": round(seconds[0], 2),

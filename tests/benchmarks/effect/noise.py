@@ -1,0 +1,182 @@
+"""Which methods hold when labels of the domain are wrong: runs with a share of its training labels flipped.
+
+    python tests/benchmarks/effect/noise.py --minutes 60
+    python tests/benchmarks/effect/noise.py --pairs sentiment-finance --shares 0 0.4 --seeds 0 --list
+    python tests/benchmarks/effect/noise_table.py
+
+Needs what `run.py` needs, and shares its `--cache`. Every run is a small JSON file in `--results`; those that are there
+are skipped, so it may be stopped at any time.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from effect.methods import BASE, METHODS, Method
+from effect.run import CACHE, drain
+
+RESULTS = Path(__file__).parent / "results_noise"
+PAIRS = ("sentiment-finance", "sentiment-airlines")
+SIZE = 300
+"""Training examples of the domain."""
+LEARNING_RATE = 2e-4
+"""Of all methods: the middle of the grid of these pairs."""
+SHARES = (0.0, 0.1, 0.2, 0.4)
+"""Of the domain's training labels, that are flipped."""
+SEEDS = (0, 1, 2)
+
+
+def _with(base: Method, key: str, title: str, **fields: Any) -> Method:
+    """A method with further fields of the recipe."""
+    own = {**base.recipe_fields(0, 0, 0), **fields}
+    return replace(base, key=f"{base.key}-{key}", title=f"{base.title}, {title}", fields=own)
+
+
+NOISE_METHODS: dict[str, Method] = {
+    method.key: method
+    for method in (
+        METHODS["domain"],
+        _with(METHODS["domain"], "smooth", "label smoothing 0.1", label_smoothing_factor=0.1),
+        _with(METHODS["domain"], "gce", "generalised cross entropy", domain_loss="gce"),
+        METHODS["distill"],
+        METHODS["constant-0.5"],
+        _with(METHODS["constant-0.5"], "gce", "generalised cross entropy", domain_loss="gce"),
+        METHODS["linear"],
+    )
+}
+"""By key; M_α of each is found by the run itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseRun:
+    """What one file of results is about.
+
+    Args:
+        pair: one of `PAIRS`.
+        method: one of `NOISE_METHODS`; or M₀.
+        share: of the labels, flipped.
+        seed: of the order, of dropout, of which domain examples there are, and of which labels are flipped to what.
+    """
+
+    pair: str
+    method: str
+    share: float = 0.0
+    seed: int = 0
+
+    def path(self, results: Path) -> Path:
+        """The file of its results."""
+        name = BASE if self.method == BASE else f"{self.share:g}_{self.method}_{self.seed}"
+        return results / self.pair / f"{name}.json"
+
+
+def plan(pairs: Sequence[str], shares: Sequence[float], seeds: Sequence[int]) -> Iterator[NoiseRun]:
+    """All runs in order: of a pair M₀ first, then all methods at all shares, seed by seed."""
+    for pair in pairs:
+        yield NoiseRun(pair=pair, method=BASE)
+        for seed in seeds:
+            for share in shares:
+                for method in NOISE_METHODS:
+                    yield NoiseRun(pair=pair, method=method, share=share, seed=seed)
+
+
+def flip(labels: npt.ArrayLike, share: float, num_classes: int, seed: int) -> npt.NDArray[np.int64]:
+    """Labels of which a share, drawn at random, has become another class, each other one being as likely.
+
+    What is flipped at a smaller share is flipped to the same at a larger one.
+
+    >>> flip([0, 1, 0, 1], 0.5, 2, seed=0).tolist(), flip([0, 1, 0, 1], 1.0, 2, seed=0).tolist()
+    ([1, 1, 0, 0], [1, 0, 1, 0])
+    """
+    found = np.array(labels, dtype=np.int64)
+    # With a number more than the draw of the examples, which has the same seed, so that the two have nothing in common.
+    generator = np.random.default_rng([seed, 1])
+    chosen = generator.permutation(len(found))[: round(share * len(found))]
+    others = generator.integers(1, num_classes, size=len(found))
+    found[chosen] = (found[chosen] + others[chosen]) % num_classes
+    return found
+
+
+def do_noise_run(run: NoiseRun, folder: Path, device: str = "cpu") -> dict[str, Any]:
+    """Flip, train and evaluate; returns what goes into the file of results.
+
+    Args:
+        run: what to do.
+        folder: of the cache.
+        device: "cpu", or anything else for the accelerator that torch finds.
+    """
+    from effect.pairs import FULL
+    from effect.training import Run, do_run, open_pair, pick, train_method
+    from hf_interp.compare import quiet_bar
+    from hf_interp.corpora import with_dataset
+
+    if run.method == BASE:
+        return do_run(Run(pair=run.pair, size=FULL, method=BASE, learning_rate=0.0, seed=0), folder, device)
+    with tempfile.TemporaryDirectory() as place, quiet_bar(0, shown=False):
+        setup = open_pair(run.pair, folder, device)
+        num_classes = len(setup.pair.label_names() or [])
+        corpora = {corpus.side: corpus for corpus in setup.data.corpora}
+        clean = pick(corpora["domain"].dataset, SIZE, run.seed)
+        labels = flip(clean["labels"], run.share, num_classes, run.seed)
+        noisy = clean.remove_columns("labels").add_column("labels", labels, feature=clean.features["labels"])
+        corpora["domain"] = with_dataset(corpora["domain"], noisy)
+        found = train_method(setup, NOISE_METHODS[run.method], list(corpora.values()), LEARNING_RATE, run.seed, place)
+    return {
+        **asdict(run),
+        "size": SIZE,
+        "learning_rate": LEARNING_RATE,
+        "flipped": int((labels != clean["labels"]).sum()),
+        **found,
+    }
+
+
+def work(run: NoiseRun, results: Path, cache: Path, device: str) -> None:
+    """Do a run and write what it found."""
+    from hf_interp.files import write_json
+
+    write_json(run.path(results), do_noise_run(run, cache, device))
+
+
+def describe(run: NoiseRun) -> str:
+    """A run in a line."""
+    return f"{run.pair} {run.method}" + ("" if run.method == BASE else f" {run.share:.0%} seed {run.seed}")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="for M₀ (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread of torch")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--shares", nargs="+", type=float, choices=SHARES, default=list(SHARES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--list", action="store_true", help="only say what would be run")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    missing = [run for run in plan(args.pairs, args.shares, args.seeds) if not run.path(args.results).exists()]
+    if args.list:
+        print("\n".join([*map(describe, missing), f"{len(missing)} runs to do"]))
+        return 0
+    job = partial(work, results=args.results, cache=args.cache, device=args.device)
+    runs = iter(missing)
+    failed = drain(lambda: next(runs, None), job, describe, workers=args.workers, minutes=args.minutes)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
