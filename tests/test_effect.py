@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
-from effect import cells, figures, methods, pairs, run, schedule, stats, table, training
+from effect import cells, figures, frontier, methods, order, pairs, run, schedule, stats, table, training
 from effect.outcomes import Outcomes, counts_of, outcomes_of, pack, unpack
 from effect.stats import Interval
 from transformers import EvalPrediction
@@ -302,6 +302,56 @@ def test_less_loss_is_a_gain(tmp_path: Path) -> None:
     cell = cells.Cell("lm-law", 300, {})
     gain = cell.gain(row("linear", [1.0, 1.0]), row("domain", [3.0, 3.0]), "domain")
     assert gain == Interval(2.0, 2.0, 2.0)
+
+
+def test_a_method_is_held_against_the_best_constant_mixture_at_its_general_score() -> None:
+    def row(method: str, domain: float, general: float) -> cells.Row:
+        values = {"domain": np.full((2, 4), domain), "general": np.full((2, 4), general)}
+        return cells.Row(method, False, (0, 1), values, {side: np.ones((2, 4)) for side in values})
+
+    points = {"constant-0.25": (0.6, 0.8), "constant-0.5": (0.7, 0.75), "constant-0.75": (0.75, 0.65)}
+    rows = {(key, False): row(key, *point) for key, point in points.items()}
+    cell = cells.Cell("sentiment-finance", 300, {**rows, ("linear", False): row("linear", 0.7, 0.7)})
+    assert frontier.frontier_gain(cell, "linear") is None  # without domain only the line has no end
+    cell.rows["domain", False] = row("domain", 0.74, 0.5)
+    found = frontier.frontier_gain(cell, "linear")
+    assert found == pytest.approx((-0.025, -0.025, -0.025))  # between 0.5 and 0.75, whose general score is 0.7 too
+    cell.rows["linear", False] = row("linear", 0.8, 0.4)
+    assert frontier.frontier_gain(cell, "linear") == pytest.approx((0.05, 0.05, 0.05))
+    cell.rows["linear", False] = row("linear", 0.7, 0.9)  # no constant mixture keeps as much
+    assert frontier.frontier_gain(cell, "linear") == pytest.approx((0.1, 0.1, 0.1))
+    assert frontier.frontier_gain(cell, "linear", is_interpolated=True) is None
+
+
+def test_less_loss_lies_beyond_the_constant_mixtures() -> None:
+    def row(method: str, domain: float, general: float) -> cells.Row:
+        values = {"domain": np.full((1, 4), domain), "general": np.full((1, 4), general)}
+        return cells.Row(method, False, (0,), values, {side: np.ones((1, 4)) for side in values})
+
+    keys = [*frontier.CONSTANTS, "linear"]
+    points = [(4.0, 4.0), (3.5, 4.25), (3.25, 4.5), (3.0, 5.0), (3.25, 4.25)]
+    cell = cells.Cell("lm-law", 300, {(key, False): row(key, *point) for key, point in zip(keys, points, strict=True)})
+    assert frontier.frontier_gain(cell, "linear") == (0.25, 0.25, 0.25)
+
+
+def test_every_control_reads_as_many_domain_examples() -> None:
+    for method, control in order.CONTROLS.items():
+        means = [
+            methods.mean_alpha(methods.METHODS[key].recipe_fields(1000, 300, 600), 600) for key in (method, control)
+        ]
+        assert means[0] == pytest.approx(means[1], abs=0.002), method
+
+
+def test_order_is_compared_at_equal_rates_and_seeds(tmp_path: Path) -> None:
+    for pair in ("sentiment-finance", "sentiment-airlines"):
+        fake_results(tmp_path, pair)
+    results = schedule.load(tmp_path)
+    found = order.equal_rate_gains(results, "linear", "domain", is_loss=False)
+    assert found is not None
+    assert found["domain"] == order.Gain(0.0, 0.0, 2, 12)  # 2 pairs × 3 rates × 2 seeds
+    assert found["general"] == order.Gain(0.25, 0.0, 2, 12)
+    assert order.equal_rate_gains(results, "linear", "domain", is_loss=True) is None
+    assert order.equal_rate_gains(results, "linear", "falling", is_loss=False) is None
 
 
 def test_the_page_names_what_is_missing(tmp_path: Path) -> None:

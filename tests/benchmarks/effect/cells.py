@@ -89,7 +89,7 @@ class Cell:
 
     def interval(self, row: Row, side: str) -> Interval:
         """A row's metric."""
-        return interval(row.value(side), self._resample(row, side))
+        return interval(row.value(side), self.resample(row, side))
 
     def gain(self, row: Row, reference: Row, side: str) -> Interval | None:
         """By how much a row is better than another, paired over seeds and examples; `None` without common seeds."""
@@ -98,13 +98,14 @@ class Cell:
             return None
         ours, others = row.of_seeds(seeds), reference.of_seeds(seeds)
         value = self.sign * (ours.value(side) - others.value(side))
-        return interval(value, self.sign * (self._resample(ours, side) - self._resample(others, side)))
+        return interval(value, self.sign * (self.resample(ours, side) - self.resample(others, side)))
 
     def score(self, row: Row, side: str) -> float:
         """A row's metric, turned so that more is better."""
         return self.sign * row.value(side)
 
-    def _resample(self, row: Row, side: str) -> Array:
+    def resample(self, row: Row, side: str) -> Array:
+        """A row's metric in every resample, which draws the same seeds and examples for all rows of a cell."""
         num_seeds, num_examples = row.numerators[side].shape
         key = num_seeds, side
         if key not in self._draws:  # with the same generator, so that both sides draw the same seeds

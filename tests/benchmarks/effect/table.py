@@ -10,12 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).parents[1])
 
 from effect.cells import Cell, Row, cells_of
+from effect.frontier import CONSTANTS, gains
 from effect.methods import BASE, METHODS, REFERENCES
+from effect.order import CONTROLS, Gain, equal_rate_gains
 from effect.pairs import PAIRS, SIZES
 from effect.schedule import SEEDS, grid, load
 from effect.stats import Interval, hypervolume, judge, ranks
@@ -27,18 +30,6 @@ RESULTS = HERE / "results"
 OUTPUT = HERE.parent / "EFFECT.md"
 DOMAIN, GENERAL = "domain", "general"
 VERDICTS = ("win", "trade", "tie", "loss")
-CONTROLS = {
-    "linear": "constant-0.5",
-    "cosine": "constant-0.5",
-    "three-phase": "constant-0.5",
-    "sequential": "constant-0.5",
-    "falling": "constant-0.5",
-    "linear-0.75": "linear-0.75-matched",
-    "linear-0.9": "linear-0.9-matched",
-    "exponential": "exponential-matched",
-    "gradual": "gradual-matched",
-}
-"""Methods whose order is of interest → the constant mixture that reads as many domain examples."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +176,47 @@ def _mean_gain(cells: Sequence[Cell], method: str, control: str, side: str) -> s
     return f"{fmean(known):+.3f}" if PAIRS[cells[0].pair].metric == "loss" else f"{100 * fmean(known):+.1f}"
 
 
+def equal_rate_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The same at equal learning rates, over all runs that have one of the control."""
+    rows = []
+    for method, control in CONTROLS.items():
+        found = [equal_rate_gains(results, method, control, is_loss=is_loss) for is_loss in (False, True)]
+        if any(found):
+            row = [METHODS[method].title, METHODS[control].title]
+            for sides, factor in zip(found, (100, 1), strict=True):
+                row += [f"{sides[DOMAIN].num_pairs} pairs, {sides[DOMAIN].num_runs} runs" if sides else ""]
+                row += [_gain_text(sides[side], factor) if sides else "" for side in (DOMAIN, GENERAL)]
+            rows.append(row)
+    header = ["method", "control", "by accuracy or F1", "domain, points", "general, points"]
+    header += ["by loss", "domain, nats", "general, nats"]
+    return format_table(header, rows) if rows else "No method and its control have been run yet."
+
+
+def _gain_text(gain: Gain, factor: int) -> str:
+    decimals = 1 if factor == 100 else 3
+    error = "" if gain.error is None else f" ± {factor * gain.error:.{decimals}f}"
+    return f"{factor * gain.value:+.{decimals}f}{error}"
+
+
+def frontier_table(cells: Sequence[Cell]) -> str:
+    """Every method against the best constant mixture at its general score, M_θ with M_θ and M_α with M_α."""
+    rows = []
+    for method in METHODS.values():
+        row = [method.title]
+        for is_interpolated in (False, True):
+            found = [] if method.key in CONSTANTS else gains(cells, method.key, is_interpolated)
+            for is_loss in (False, True):
+                some = [gain.value for cell, gain in found if (PAIRS[cell.pair].metric == "loss") == is_loss]
+                row.append("" if not some else f"{fmean(some):+.3f}" if is_loss else f"{100 * fmean(some):+.1f}")
+            above, below = sum(gain.low > 0 for _, gain in found), sum(gain.high < 0 for _, gain in found)
+            row.append(f"{above}–{len(found) - above - below}–{below}" if found else "")
+        if any(row[1:]):
+            rows.append(row)
+    header = ["method", "points", "nats", "above–between–below"]
+    header += [f"M_α: {name}" for name in header[1:]]
+    return format_table(header, rows) if rows else "No cell has all constant mixtures and another method yet."
+
+
 def cell_table(cell: Cell) -> str:
     """All methods in a cell; differences are turned so that above 0 is better."""
     base = cell.rows[BASE, False]
@@ -258,14 +290,16 @@ def edge_note(cells: Sequence[Cell]) -> str:
     return f"Of {len(chosen)} chosen learning rates {low} are the lowest and {high} the highest of their grid."
 
 
-def report(cells: Sequence[Cell], figures: Sequence[str]) -> str:
+def report(cells: Sequence[Cell], results: Mapping[str, Sequence[Mapping[str, Any]]], figures: Sequence[str]) -> str:
     """The whole page."""
     machines = sorted({machine for cell in cells for machine in cell.machines})
     parts = [
         INTRODUCTION.format(machines="; ".join(machines), edges=edge_note(cells), resample_note=RESAMPLE_NOTE),
         "## What has been run\n\n" + missing_runs(cells),
         "## All cells together\n\n" + SUMMARY_NOTE + "\n\n" + summary_table(cells),
+        "## Beyond constant mixtures?\n\n" + FRONTIER_NOTE + "\n\n" + frontier_table(cells),
         "## Does the order matter?\n\n" + ORDER_NOTE + "\n\n" + order_table(cells),
+        EQUAL_RATE_NOTE + "\n\n" + equal_rate_table(results),
         *(f"![{name}](effect/{name})" for name in figures),
     ]
     for cell in cells:
@@ -301,6 +335,54 @@ dominates where the worst row of a cell is 0 and the best 1 on each side; with "
 *Against*: wins–trades–ties–losses over cells; a win is surely better (the 95% interval lies above 0) on a side and
 surely worse on none, a trade surely better on one side and surely worse on the other. *Time*: of the
 processor in training, as a multiple of domain only's."""
+FRONTIER_NOTE = """A method that reads more domain data is better on the domain and worse on the general side, for
+which no method is needed. Constant mixtures with α = 0.25, 0.5, 0.75 and 1 trace a line of points (domain, general); the
+gain is a method's domain score less the best on that line with at least its general score, mean over cells.
+*Above–between–below*: cells whose 95% interval of the gain lies above 0, holds 0, lies below 0. The right half compares
+M_α of the method with M_α of the constant mixtures."""
+EQUAL_RATE_NOTE + "\n\n" + equal_rate_table(results),
+        *(f"![{name}](effect/{name})" for name in figures),
+    ]
+    for cell in cells:
+        pair = PAIRS[cell.pair]
+        size = "all" if isinstance(cell.size, str) else f"{cell.size:,}"
+        parts.append(
+            f"## {pair.title}, {size} domain examples\n\n"
+            f"{pair.steps} steps of {pair.batch_size}; metric: {METRICS[pair.metric]}.\n\n{cell_table(cell)}"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+METRICS = {"accuracy": "accuracy", "f1": "F1 of entities", "loss": "loss in nats a token, of which less is better"}
+RESAMPLE_NOTE = """Intervals hold the middle 95% of 2,000 resamples of seeds and of test examples, drawn alike for both
+methods of a difference. With few seeds they are too narrow: the seeds that were not run are not in them."""
+INTRODUCTION = """# Does it help?
+
+Made by `python tests/benchmarks/effect/table.py` from the files in `effect/results`, which
+`python tests/benchmarks/effect/run.py` writes. Machine: {machines}.
+
+Every method starts from the same M₀ (the base model after training on the general corpus), takes the same number of
+optimizer steps and examples, AdamW with bias correction, 10% warm-up and, where nothing else is said, a linear decay.
+Its learning rate is the best of three by the mean of both sides on validation with 300 domain examples and seed 0;
+it is used for all sizes. {edges} A seed decides the order, dropout and which domain examples there are. "+ M_α" is
+the same run with its weights interpolated with M₀'s; α is the best of 0, 0.25, 0.5, 0.75 and 1 by the mean of both
+sides on half of the validation examples. Classifiers are MiniLM with frozen embeddings, cut to three layers (but all
+six for intents); language models are Llamas of three layers, 128 wide, pretrained on the general corpus alone.
+
+{resample_note}"""
+SUMMARY_NOTE = """A cell is a pair at a number of domain examples. *Rank*: the mean over cells of the rank by the mean
+of both sides, among the rows that all cells have (1 is best). *Hypervolume*: area that the point (domain, general)
+dominates where the worst row of a cell is 0 and the best 1 on each side; with "+ M_α" the area of M_θ and M_α together.
+*Against*: wins–trades–ties–losses over cells; a win is surely better (the 95% interval lies above 0) on a side and
+surely worse on none, a trade surely better on one side and surely worse on the other. *Time*: of the
+processor in training, as a multiple of domain only's."""
+FRONTIER_NOTE = """A method that reads more domain data is better on the domain and worse on the general side, for which no
+method is needed. Constant mixtures with α = 0.25, 0.5, 0.75 and 1 trace a line of points (domain, general); the gain is a
+method's domain score less the best on that line with at least its general score, mean over cells. *Above–between–below*:
+cells whose 95% interval of the gain lies above 0, holds 0, lies below 0. The right half compares M_α of the method with
+M_α of the constant mixtures."""
+EQUAL_RATE_NOTE = """And at equal learning rates, over every rate, size and seed at which both have been run: mean over
+pairs ± its standard error over pairs."""
 ORDER_NOTE = """The control reads as many domain examples, evenly mixed. Mean gains over cells, above 0 better; points
 are hundredths of accuracy or F1; wins–trades–ties–losses as above."""
 
@@ -349,9 +431,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    cells = cells_of(load(args.results))
+    results = load(args.results)
+    cells = cells_of(results)
     with new_file(args.output) as file:
-        file.write(report(cells, draw_figures(cells, args.figures)))
+        file.write(report(cells, results, draw_figures(cells, args.figures)))
     if args.summary is not None:
         with new_file(args.summary) as file:
             file.write(summary_section(cells))
