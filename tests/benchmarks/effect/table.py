@@ -336,51 +336,10 @@ dominates where the worst row of a cell is 0 and the best 1 on each side; with "
 surely worse on none, a trade surely better on one side and surely worse on the other. *Time*: of the
 processor in training, as a multiple of domain only's."""
 FRONTIER_NOTE = """A method that reads more domain data is better on the domain and worse on the general side, for
-which no method is needed. Constant mixtures with α = 0.25, 0.5, 0.75 and 1 trace a line of points (domain, general); the
-gain is a method's domain score less the best on that line with at least its general score, mean over cells.
+which no method is needed. Constant mixtures with α = 0.25, 0.5, 0.75 and 1 trace a line of points (domain, general):
+the gain is a method's domain score less the best on that line with at least its general score, mean over cells.
 *Above–between–below*: cells whose 95% interval of the gain lies above 0, holds 0, lies below 0. The right half compares
 M_α of the method with M_α of the constant mixtures."""
-EQUAL_RATE_NOTE + "\n\n" + equal_rate_table(results),
-        *(f"![{name}](effect/{name})" for name in figures),
-    ]
-    for cell in cells:
-        pair = PAIRS[cell.pair]
-        size = "all" if isinstance(cell.size, str) else f"{cell.size:,}"
-        parts.append(
-            f"## {pair.title}, {size} domain examples\n\n"
-            f"{pair.steps} steps of {pair.batch_size}; metric: {METRICS[pair.metric]}.\n\n{cell_table(cell)}"
-        )
-    return "\n\n".join(parts) + "\n"
-
-
-METRICS = {"accuracy": "accuracy", "f1": "F1 of entities", "loss": "loss in nats a token, of which less is better"}
-RESAMPLE_NOTE = """Intervals hold the middle 95% of 2,000 resamples of seeds and of test examples, drawn alike for both
-methods of a difference. With few seeds they are too narrow: the seeds that were not run are not in them."""
-INTRODUCTION = """# Does it help?
-
-Made by `python tests/benchmarks/effect/table.py` from the files in `effect/results`, which
-`python tests/benchmarks/effect/run.py` writes. Machine: {machines}.
-
-Every method starts from the same M₀ (the base model after training on the general corpus), takes the same number of
-optimizer steps and examples, AdamW with bias correction, 10% warm-up and, where nothing else is said, a linear decay.
-Its learning rate is the best of three by the mean of both sides on validation with 300 domain examples and seed 0;
-it is used for all sizes. {edges} A seed decides the order, dropout and which domain examples there are. "+ M_α" is
-the same run with its weights interpolated with M₀'s; α is the best of 0, 0.25, 0.5, 0.75 and 1 by the mean of both
-sides on half of the validation examples. Classifiers are MiniLM with frozen embeddings, cut to three layers (but all
-six for intents); language models are Llamas of three layers, 128 wide, pretrained on the general corpus alone.
-
-{resample_note}"""
-SUMMARY_NOTE = """A cell is a pair at a number of domain examples. *Rank*: the mean over cells of the rank by the mean
-of both sides, among the rows that all cells have (1 is best). *Hypervolume*: area that the point (domain, general)
-dominates where the worst row of a cell is 0 and the best 1 on each side; with "+ M_α" the area of M_θ and M_α together.
-*Against*: wins–trades–ties–losses over cells; a win is surely better (the 95% interval lies above 0) on a side and
-surely worse on none, a trade surely better on one side and surely worse on the other. *Time*: of the
-processor in training, as a multiple of domain only's."""
-FRONTIER_NOTE = """A method that reads more domain data is better on the domain and worse on the general side, for which no
-method is needed. Constant mixtures with α = 0.25, 0.5, 0.75 and 1 trace a line of points (domain, general); the gain is a
-method's domain score less the best on that line with at least its general score, mean over cells. *Above–between–below*:
-cells whose 95% interval of the gain lies above 0, holds 0, lies below 0. The right half compares M_α of the method with
-M_α of the constant mixtures."""
 EQUAL_RATE_NOTE = """And at equal learning rates, over every rate, size and seed at which both have been run: mean over
 pairs ± its standard error over pairs."""
 ORDER_NOTE = """The control reads as many domain examples, evenly mixed. Mean gains over cells, above 0 better; points
