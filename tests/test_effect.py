@@ -359,7 +359,7 @@ def test_the_page_names_what_is_missing(tmp_path: Path) -> None:
     argv = ["--results", str(tmp_path / "results"), "--output", str(tmp_path / "EFFECT.md")]
     assert table.main([*argv, "--figures", str(tmp_path), "--summary", str(tmp_path / "summary.md")]) == 0
     page = (tmp_path / "EFFECT.md").read_text("utf-8")
-    assert "3 of 29 methods, 2 of 5 seeds" in page
+    assert "3 of 31 methods, 2 of 5 seeds" in page
     assert page.count("no runs") == 4 * len(pairs.PAIRS) - 1
     assert "Of 3 chosen learning rates 0 are the lowest and 3 the highest of their grid." in page
     assert "1 cells of 1 pairs, 2 seeds each." in (tmp_path / "summary.md").read_text("utf-8")

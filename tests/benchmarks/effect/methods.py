@@ -158,8 +158,15 @@ _SECOND = [
     Method(key="cosine", title="rising, cosine 0 → 1", tier=3, fields={"alpha_schedule_type": "cosine"}),
     Method(key="linear-0.9", title="rising, linear 0 → 0.9", tier=3, fields={**RISING, "alpha_end": 0.9}),
 ]
+LATE: dict[str, Any] = {"alpha_schedule_type": "steps", "alpha_schedule_kwargs": {"values": [0.0, 0.0, 0.0, 0.0, 1.0]}}
+"""The domain alone in the last fifth, in which a warm-up-stable-decay rate falls: mid-training, as of MiniCPM (arXiv
+2404.06395) and OLMo 2 (arXiv 2501.00656), at its purest."""
 _BY_KEY = {method.key: method for method in (*_FIRST, *_SECOND)}
+_LATE = _with_rate(Method(key="late", title="general, then domain in the last fifth", tier=2, fields=LATE), "wsd")
+_EARLY_OR_LATE = _with_rate(Method(key="constant-0.2", title="constant 0.2", tier=2, fields=constant(0.2)), "wsd")
 _THIRD = [
+    _LATE,
+    _EARLY_OR_LATE,
     *(_matching(_BY_KEY[key]) for key in ("linear-0.75", "exponential", "gradual", "linear-0.9")),
     *(
         _with_rate(_BY_KEY[key], rate)

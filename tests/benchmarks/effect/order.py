@@ -23,6 +23,7 @@ CONTROLS = {
     "sequential": "constant-0.5",
     "falling": "constant-0.5",
     "linear-wsd": "constant-0.5-wsd",
+    "late-wsd": "constant-0.2-wsd",
     "linear-averaged": "constant-0.5-averaged",
     "linear-flat": "constant-0.5-flat",
     "linear-0.75": "linear-0.75-matched",
