@@ -91,7 +91,12 @@ def make_domain_loss(trainer: Any, *, has_mixture: bool) -> DomainLoss | None:
             '`domain_loss="gce"` needs a mixture as `train_dataset`, which tells what is of the domain, got an '
             'ordinary dataset. Give {"general": …, "domain": …}; with `alpha_start=1.0` all examples are of the domain.'
         )
-    _check_head(trainer.model)
+    inner = base_of(trainer.model)
+    config = getattr(inner, "config", None)
+    problem = getattr(config, "problem_type", None)
+    if problem is None and getattr(config, "num_labels", 2) == 1 and type(inner).__name__.endswith(HEADS[0]):
+        problem = "regression"
+    check_head(type(inner).__name__, problem)
     others = {
         "`compute_loss_func`": trainer.compute_loss_func is not None,
         "`label_smoothing_factor`": args.label_smoothing_factor != 0,
@@ -110,18 +115,22 @@ def make_domain_loss(trainer: Any, *, has_mixture: bool) -> DomainLoss | None:
     return DomainLoss(args)
 
 
-def _check_head(model: Any) -> None:
-    inner = base_of(model)
-    name, config = type(inner).__name__, getattr(inner, "config", None)
+def check_head(name: str, problem_type: str | None) -> None:
+    """Refuse models whose labels are not class ids, one for each row of logits.
+
+    Args:
+        name: of the model's class, or of its auto class.
+        problem_type: of sequence classification; `None` for single labels.
+
+    Raises:
+        ValueError: naming the model or its problem.
+    """
     if not name.endswith(HEADS):
         raise ValueError(
             f'`domain_loss="gce"` needs a model for sequence or token classification, got {name}. Leave `domain_loss` '
             "out."
         )
-    problem = getattr(config, "problem_type", None)
-    if problem is None and getattr(config, "num_labels", 2) == 1 and name.endswith(HEADS[0]):
-        problem = "regression"
-    if problem in ("regression", "multi_label_classification"):
+    if problem_type not in (None, "single_label_classification"):
         raise ValueError(
-            f'`domain_loss="gce"` needs one class for each example, got {problem}. Leave `domain_loss` out.'
+            f'`domain_loss="gce"` needs one class for each example, got {problem_type}. Leave `domain_loss` out.'
         )

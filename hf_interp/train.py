@@ -40,6 +40,7 @@ from hf_interp.plots import plot_run
 from hf_interp.pushing import check_strategy
 from hf_interp.reference import base_of
 from hf_interp.results import RESULTS_NAME, RUN_PLOT_NAME, RunResults, save_results
+from hf_interp.robust_loss import check_head
 from hf_interp.schedules import did_you_mean
 from hf_interp.scoring import check_whole_weights
 from hf_interp.tasks import TASKS, Task, check_task, get_task, label_names_of, load_model, prepare_tokenizer
@@ -164,6 +165,8 @@ def check_processes(args: InterpolationConfig) -> None:
 def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
     """What can be checked before anything is loaded."""
     task = check_task(recipe)
+    if args.domain_loss is not None:
+        check_head(task.model_class, recipe.problem_type)
     for name in recipe.objective_names():
         if name not in recipe.objectives and name not in TASKS:
             known = [*recipe.objectives, *TASKS]
