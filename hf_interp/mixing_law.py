@@ -3,6 +3,10 @@
 The data-mixing law (Ye et al. 2024, arXiv 2403.16952) says of a loss after training on a constant mixture
 L(α) = c + k·exp(t·α). It is fitted for each side on its own. For how sure it is, its residuals are resampled (a
 residual bootstrap, Efron & Tibshirani 1993, chapter 9), for the law and what is chosen by it.
+
+The law never turns, but losses do: few domain examples that are repeated too often are learned by heart. Where runs
+that share an α show that the law misses the losses by more than chance (the F test for lack of fit, Draper & Smith
+1998, chapter 2), the lines between the means take its place.
 """
 
 import math
@@ -12,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.stats import f as f_distribution
 
 from hf_interp.curves import FloatArray, short_alpha
 from hf_interp.schedules import did_you_mean
@@ -26,6 +31,8 @@ FLATTEST = 1e-3
 """Smallest |t|: a straight line, as far as anybody could see."""
 RATES = np.concatenate([sign * np.geomspace(FLATTEST, STEEPEST, 120) for sign in (-1, 1)])
 """What is tried for t: all that the bootstrap looks at, and where a fit begins."""
+SIGNIFICANCE = 0.05
+"""A law that misses the losses so much or more by chance less often than this is given up."""
 GRID = 101
 """How many α a choice is made from."""
 
@@ -43,6 +50,31 @@ class MixingLaw:
         return np.asarray(self.offset + self.scale * np.exp(self.rate * np.asarray(alphas, dtype=np.float64)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuredLosses:
+    """Straight lines between the mean losses at the α of the runs, for losses that no law describes.
+
+    Args:
+        alphas: rising.
+        means: the mean loss at each.
+    """
+
+    alphas: tuple[float, ...]
+    means: tuple[float, ...]
+
+    def __call__(self, alphas: FloatArray | Sequence[float]) -> FloatArray:
+        """The losses at some α; beyond the runs those of the nearest."""
+        return np.interp(np.asarray(alphas, dtype=np.float64), self.alphas, self.means)
+
+
+LossCurve = MixingLaw | MeasuredLosses
+
+
+def curve_of(values: Mapping[str, Any]) -> LossCurve:
+    """The curve of a written choice."""
+    return MeasuredLosses(**values) if "means" in values else MixingLaw(**values)
+
+
 @dataclass(kw_only=True)
 class MixtureChoice:
     """The α of a constant mixture that was chosen.
@@ -50,10 +82,10 @@ class MixtureChoice:
     Args:
         alpha: the α.
         interval: 95% bootstrap interval of it.
-        predicted: the loss of each side at it, by its law.
+        predicted: the loss of each side at it, by its curve.
         predicted_intervals: 95% bootstrap intervals of these.
-        laws: the law of each side.
-        bands: of each side the ends of the 95% band of its law over `grid`.
+        curves: of each side its law, or the measured losses where no law describes them.
+        bands: of each side the ends of the 95% band of its curve over `grid`.
         grid: the α that were considered.
         feasible: whether the constraint can be kept anywhere.
         reason: one sentence with the numbers.
@@ -64,7 +96,7 @@ class MixtureChoice:
     interval: tuple[float, float]
     predicted: dict[str, float]
     predicted_intervals: dict[str, tuple[float, float]]
-    laws: dict[str, MixingLaw]
+    curves: dict[str, LossCurve]
     bands: dict[str, tuple[list[float], list[float]]]
     grid: list[float]
     feasible: bool
@@ -116,6 +148,40 @@ def fit_mixing_law(alphas: Sequence[float], losses: Sequence[float]) -> MixingLa
     return MixingLaw(offset=float(offset), scale=float(scale), rate=float(rate))
 
 
+def measure_losses(alphas: Sequence[float], losses: Sequence[float]) -> MeasuredLosses:
+    """The mean loss at each α.
+
+    >>> measure_losses([0.5, 0.0, 0.5], [1.0, 2.0, 1.5])
+    MeasuredLosses(alphas=(0.0, 0.5), means=(2.0, 1.25))
+    """
+    shares = sorted(set(map(float, alphas)))
+    by_share = {share: [loss for alpha, loss in zip(alphas, losses, strict=True) if alpha == share] for share in shares}
+    return MeasuredLosses(alphas=tuple(shares), means=tuple(float(np.mean(found)) for found in by_share.values()))
+
+
+def lack_of_fit(alphas: Sequence[float], losses: Sequence[float], law: MixingLaw) -> float | None:
+    """How likely a law that is true misses the mean losses at the α of the runs as much as this one, or more.
+
+    The misfit is measured against the spread of runs that share an α.
+
+    Returns:
+        the p-value of the F test; `None` if no runs share an α, or there are no more α than a law has parameters.
+
+    >>> law = MixingLaw(offset=1.0, scale=1.0, rate=-1.0)
+    >>> lack_of_fit([0.0, 0.25, 0.5, 1.0], [1.0] * 4, law) is None
+    True
+    """
+    means = measure_losses(alphas, losses)
+    freedom = len(means.alphas) - NUM_PARAMETERS, len(losses) - len(means.alphas)
+    if min(freedom) < 1:
+        return None
+    missed = float(((means(alphas) - law(alphas)) ** 2).sum())
+    spread = float(((np.asarray(losses) - means(alphas)) ** 2).sum())
+    if missed <= 1e-12 * max(float(np.square(losses).sum()), spread):  # rounding
+        return 1.0
+    return float(f_distribution.sf(missed / freedom[0] / (spread / freedom[1]), *freedom)) if spread > 0 else 0.0
+
+
 def choose_mixture(
     alphas: Sequence[float],
     losses: Mapping[str, Sequence[float]],
@@ -127,9 +193,9 @@ def choose_mixture(
     num_resamples: int = 500,
     seed: int = 0,
 ) -> MixtureChoice:
-    """The α of a constant mixture by the laws of both sides.
+    """The α of a constant mixture by the laws of both sides, or by the measured losses of a side that has no law.
 
-    With D and G the laws and G₀ the general loss of M₀ it is for the objective
+    With D and G these curves and G₀ the general loss of M₀ it is for the objective
     - "domain": where D is least;
     - "constrained": the same among the α with G ≤ G₀ + `max_forgetting`; where there is none, the α with the least G;
     - "mean": where w·D + (1 − w)·G is least, w = `domain_weight`.
@@ -167,11 +233,11 @@ def choose_mixture(
             return int(np.argmin(general)), False
         return int(np.argmin(np.where(allowed, domain, np.inf))), True
 
-    laws = {side: fit_mixing_law(alphas, losses[side]) for side in SIDES}
-    curves = {side: laws[side](grid) for side in SIDES}
+    found = {side: fit_curve(alphas, losses[side]) for side in SIDES}
+    curves = {side: found[side](grid) for side in SIDES}
     chosen, feasible = choose(curves["domain"], curves["general"])
     resampled = {
-        side: _resampled(alphas, losses[side], laws[side], grid, num_resamples, seed + place)
+        side: _resampled(alphas, losses[side], found[side], grid, num_resamples, seed + place)
         for place, side in enumerate(SIDES)
     }
     picks = [choose(*pair)[0] for pair in zip(resampled["domain"], resampled["general"], strict=True)]
@@ -183,12 +249,12 @@ def choose_mixture(
         interval=(float(low), float(high)),
         predicted={side: float(curves[side][chosen]) for side in SIDES},
         predicted_intervals={side: (float(bands[side][0, chosen]), float(bands[side][1, chosen])) for side in SIDES},
-        laws=laws,
+        curves=found,
         bands={side: (bands[side][0].tolist(), bands[side][1].tolist()) for side in SIDES},
         grid=grid.tolist(),
         feasible=feasible,
         reason=_explain(alpha, curves, chosen, objective, limit, domain_weight, feasible),
-        warnings=_warnings(alphas, alpha, (float(low), float(high)), laws),
+        warnings=_warnings(alphas, alpha, (float(low), float(high)), found),
     )
 
 
@@ -206,26 +272,44 @@ def _columns(x: FloatArray, rate: float) -> FloatArray:
     return np.stack([np.ones_like(x), np.expm1(rate * x) / rate], axis=1)
 
 
+def fit_curve(alphas: Sequence[float], losses: Sequence[float]) -> LossCurve:
+    """The law through the losses, or the measured losses where it misses them by more than chance.
+
+    Raises:
+        ValueError: as `fit_mixing_law`.
+    """
+    law = fit_mixing_law(alphas, losses)
+    chance = lack_of_fit(alphas, losses, law)
+    return law if chance is None or chance >= SIGNIFICANCE else measure_losses(alphas, losses)
+
+
 def _resampled(
-    alphas: Sequence[float], losses: Sequence[float], law: MixingLaw, grid: FloatArray, count: int, seed: int
+    alphas: Sequence[float], losses: Sequence[float], curve: LossCurve, grid: FloatArray, count: int, seed: int
 ) -> FloatArray:
-    """Laws over the grid through losses whose residuals were drawn anew: (count, len(grid))."""
-    x, fitted = np.asarray(alphas, dtype=np.float64), law(alphas)
-    freedom = len(x) - NUM_PARAMETERS
+    """Curves over the grid through losses whose residuals were drawn anew: (count, len(grid))."""
+    x, fitted = np.asarray(alphas, dtype=np.float64), curve(alphas)
+    freedom = len(x) - (len(curve.alphas) if isinstance(curve, MeasuredLosses) else NUM_PARAMETERS)
     # residuals of a fit are too small by the parameters that were fitted
     residuals = (np.asarray(losses) - fitted) * math.sqrt(len(x) / freedom) if freedom else np.zeros(len(x))
     residuals = residuals - residuals.mean()
     drawn = fitted + np.random.default_rng(seed).choice(residuals, (count, len(x)))
-    explained = np.full((len(RATES), count), -np.inf)
+    if isinstance(curve, MeasuredLosses):
+        return np.stack([measure_losses(alphas, row.tolist())(grid) for row in drawn])
+    return _laws_through(x, drawn, grid)
+
+
+def _laws_through(x: FloatArray, losses: FloatArray, grid: FloatArray) -> FloatArray:
+    """The laws with the least squares through rows of losses, over the grid: (len(losses), len(grid))."""
+    explained = np.full((len(RATES), len(losses)), -np.inf)
     curves = np.empty((len(RATES), len(grid), 2))
     bases = []
     for place, rate in enumerate(RATES):
         basis, triangle = np.linalg.qr(_columns(x, rate))
         bases.append(basis)
-        explained[place] = ((drawn @ basis) ** 2).sum(axis=1)
+        explained[place] = ((losses @ basis) ** 2).sum(axis=1)
         curves[place] = _columns(grid, rate) @ np.linalg.inv(triangle)
     best = explained.argmax(axis=0)
-    return np.stack([curves[place] @ (row @ bases[place]) for place, row in zip(best, drawn, strict=True)])
+    return np.stack([curves[place] @ (row @ bases[place]) for place, row in zip(best, losses, strict=True)])
 
 
 def _explain(
@@ -238,7 +322,9 @@ def _explain(
     feasible: bool,
 ) -> str:
     domain, general = (float(curves[side][chosen]) for side in SIDES)
-    told = f"α = {short_alpha(alpha)}: by the laws the domain loss is {domain:.4f} and the general loss {general:.4f}"
+    told = (
+        f"α = {short_alpha(alpha)}: the domain loss is predicted as {domain:.4f} and the general loss as {general:.4f}"
+    )
     if objective == "domain":
         return f"{told}; no other α has a smaller domain loss."
     if objective == "mean":
@@ -249,16 +335,23 @@ def _explain(
 
 
 def _warnings(
-    alphas: Sequence[float], alpha: float, interval: tuple[float, float], laws: Mapping[str, MixingLaw]
+    alphas: Sequence[float], alpha: float, interval: tuple[float, float], curves: Mapping[str, LossCurve]
 ) -> list[str]:
     found = []
     if len(alphas) <= NUM_PARAMETERS:
         found.append("The law goes through every run, so that nothing is known of how sure it is. Add α or seeds.")
+    for side, curve in curves.items():
+        if isinstance(curve, MeasuredLosses):
+            found.append(
+                f"The {side} losses do not follow the law, so that the lines between their means are used. "
+                "What lies between the α of the runs is a guess; add α there."
+            )
     if interval[1] - interval[0] > 0.5:
         low, high = map(short_alpha, interval)
         found.append(f"The interval of α, {low} to {high}, is wide: these runs cannot tell. Add seeds or steps.")
-    if laws["domain"].scale * laws["domain"].rate > 0:
+    ends = curves["domain"]([min(alphas), max(alphas)])
+    if ends[1] > ends[0]:
         found.append("The domain loss rises with the domain's share. Its data may be repeated too often.")
     if not min(alphas) <= alpha <= max(alphas):
-        found.append(f"α = {short_alpha(alpha)} lies outside the runs, where the law is a guess. Add α there.")
+        found.append(f"α = {short_alpha(alpha)} lies outside the runs, where its curve is a guess. Add α there.")
     return found

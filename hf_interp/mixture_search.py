@@ -19,7 +19,7 @@ from hf_interp.console import format_table
 from hf_interp.curves import short_alpha
 from hf_interp.files import new_file, read_json, write_json
 from hf_interp.local_paths import without_tokens
-from hf_interp.mixing_law import NUM_PARAMETERS, OBJECTIVES, SIDES, MixingLaw, choose_mixture
+from hf_interp.mixing_law import NUM_PARAMETERS, OBJECTIVES, SIDES, LossCurve, choose_mixture, curve_of
 from hf_interp.plots import plot_mixtures
 from hf_interp.results import describe_machine, installed_versions
 from hf_interp.train import Data, check_recipe, load_data, plan_data
@@ -83,7 +83,8 @@ def search_mixture(
     What is best says the recipe's `alpha_search`: `objective` (domain, constrained, mean), `max_forgetting` (in nats
     here) and `domain_weight` (see `hf_interp.mixing_law.choose_mixture`). `mixture.json`, `mixture.png` and the recipe
     with the chosen α, `mixed.yaml`, go to `output_dir`; no model does. Called again after an interruption, the search
-    goes on with the runs that are missing.
+    goes on with the runs that are missing. What the learning rate's schedule counts in steps is shortened as the runs
+    are.
 
     The law is of runs as long as these. With more steps, and more passes over few domain examples, the best α may be
     another: it tends to fall, as repeated examples teach less.
@@ -119,6 +120,7 @@ def search_mixture(
     if not seeds:
         raise ValueError("`seeds` must name at least one, got none.")
     given = {**recipe, **QUIET, "eval_strategy": "no", "load_best_model_at_end": False, "max_steps": steps}
+    given |= shortened_rate(args.warmup_steps, args.lr_scheduler_kwargs, steps / plan.max_steps)
     for alpha in shares:  # now, so that bad input leaves nothing behind
         plan_data(data, parse_recipe({**given, **constant_alpha(alpha)})[1])
     folder = Path(args.output_dir or ".")
@@ -155,6 +157,25 @@ def search_mixture(
     return found
 
 
+def shortened_rate(warmup_steps: float, kwargs: Mapping[str, Any] | None, share: float) -> dict[str, Any]:
+    """The fields of the learning rate's schedule, for runs that have a share of the steps.
+
+    A warm-up below 1 is a share already, as in `transformers`.
+
+    >>> shortened_rate(100, {"num_decay_steps": 40, "min_lr_ratio": 0.1}, 0.25)
+    {'warmup_steps': 25, 'lr_scheduler_kwargs': {'num_decay_steps': 10, 'min_lr_ratio': 0.1}}
+    >>> shortened_rate(0.1, None, 0.25)
+    {}
+    """
+    fields: dict[str, Any] = {"warmup_steps": round(warmup_steps * share)} if warmup_steps >= 1 else {}
+    if kwargs:
+        fields["lr_scheduler_kwargs"] = {
+            name: round(value * share) if name.startswith("num_") and name.endswith("_steps") else value
+            for name, value in kwargs.items()
+        }
+    return fields
+
+
 def describe_cost(missing: int, total: int, steps: int, recipe_steps: int, batch_size: int) -> str:
     """What a search costs, in words.
 
@@ -171,26 +192,25 @@ def describe_cost(missing: int, total: int, steps: int, recipe_steps: int, batch
 
 
 def format_mixtures(found: MixtureSearch) -> str:
-    """The losses of both sides by α, beside what the laws say, and the choice."""
+    """The losses of both sides by α, beside what their curves predict, and the choice."""
     assert found.choice is not None
-    laws = found.choice["laws"]
+    curves = {side: curve_of(found.choice["curves"][side]) for side in SIDES}
     rows = [["M₀", *(f"{found.base_losses[side]:.4f}" for side in SIDES), "", ""]]
     for alpha in sorted({run["alpha"] for run in found.runs}):
         runs = [run for run in found.runs if run["alpha"] == alpha]
         means = [f"{fmean(run['losses'][side] for run in runs):.4f}" for side in SIDES]
-        rows.append(
-            [f"{short_alpha(alpha)} ({len(runs)} runs)", *means, *(_law_at(laws[side], alpha) for side in SIDES)]
-        )
+        predicted = [_loss_at(curves[side], alpha) for side in SIDES]
+        rows.append([f"{short_alpha(alpha)} ({len(runs)} runs)", *means, *predicted])
     chosen = found.choice["alpha"]
-    rows.append([f"{short_alpha(chosen)} (chosen)", "", "", *(_law_at(laws[side], chosen) for side in SIDES)])
-    header = ["α", "domain loss", "general loss", "domain, by the law", "general, by the law"]
+    rows.append([f"{short_alpha(chosen)} (chosen)", "", "", *(_loss_at(curves[side], chosen) for side in SIDES)])
+    header = ["α", "domain loss", "general loss", "domain, predicted", "general, predicted"]
     low, high = map(short_alpha, found.choice["interval"])
     lines = [format_table(header, rows), "", found.choice["reason"], f"95% bootstrap interval of α: {low} to {high}."]
     return "\n".join([*lines, *(f"Warning: {warning}" for warning in found.choice["warnings"])])
 
 
-def _law_at(law: Mapping[str, float], alpha: float) -> str:
-    return f"{float(MixingLaw(**law)([alpha])[0]):.4f}"
+def _loss_at(curve: LossCurve, alpha: float) -> str:
+    return f"{float(curve([alpha])[0]):.4f}"
 
 
 def _choose_search(recipe: Recipe) -> AlphaSearch:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from hf_interp.curves import AlphaCurve, FloatArray, pareto_front, short_alpha
-from hf_interp.mixing_law import MixtureChoice
+from hf_interp.mixing_law import MixingLaw, MixtureChoice
 from hf_interp.plan import MixturePlan
 from hf_interp.results import Comparison, RunResults, less_is_better, main_metric, spread
 
@@ -142,7 +142,7 @@ def plot_mixtures(
     choice: MixtureChoice,
     path: str | os.PathLike[str],
 ) -> None:
-    """The loss of each side over the α of constant mixtures: runs, the law through them with its 95% band, the choice.
+    """The loss of each side over the α of constant mixtures: runs, their curve with its 95% band, the choice.
 
     Args:
         runs: `alpha` and `losses` by side of each (see `hf_interp.mixture_search.MixtureSearch`).
@@ -153,7 +153,9 @@ def plot_mixtures(
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for index, (axes, side) in enumerate(zip(figure.subplots(1, 2), ("domain", "general"), strict=True)):
         colour = _colour(index)
-        axes.plot(choice.grid, choice.laws[side](choice.grid), color=colour, label="law, with its 95% band")
+        curve = choice.curves[side]
+        name = "law" if isinstance(curve, MixingLaw) else "means of the runs"
+        axes.plot(choice.grid, curve(choice.grid), color=colour, label=f"{name}, with the 95% band")
         axes.fill_between(choice.grid, *choice.bands[side], color=colour, alpha=0.15, linewidth=0)
         losses = [run["losses"][side] for run in runs]
         axes.plot([run["alpha"] for run in runs], losses, color=colour, marker="o", linestyle="", label="runs")

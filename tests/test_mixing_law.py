@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_interp.mixing_law import GRID, MixingLaw, MixtureChoice, choose_mixture, fit_mixing_law
+from hf_interp.mixing_law import (
+    GRID,
+    MeasuredLosses,
+    MixingLaw,
+    MixtureChoice,
+    choose_mixture,
+    curve_of,
+    fit_curve,
+    fit_mixing_law,
+    lack_of_fit,
+)
 
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
 FALLING = MixingLaw(offset=2.0, scale=1.0, rate=-3.0)
@@ -136,3 +146,49 @@ def test_doubts_are_told() -> None:
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choose(**settings)
+
+
+def test_losses_that_turn_are_taken_as_measured() -> None:
+    alphas = [*ALPHAS, *ALPHAS]
+    domain = [1.07, 0.70, 0.67, 0.79, 1.33, 1.15, 0.77, 0.72, 0.80, 1.47]  # learned by heart at α = 1
+    general = [0.13, 0.21, 0.33, 0.75, 2.34, 0.14, 0.22, 0.39, 0.74, 2.49]
+    found = choose_mixture(
+        alphas,
+        {"domain": domain, "general": general},
+        {"domain": 0.7, "general": 0.7},
+        objective="domain",
+        num_resamples=50,
+    )
+    assert found.curves["domain"] == MeasuredLosses(
+        alphas=(0.0, 0.25, 0.5, 0.75, 1.0), means=pytest.approx((1.11, 0.735, 0.695, 0.795, 1.4))
+    )
+    assert isinstance(found.curves["general"], MixingLaw)
+    assert found.alpha == 0.5
+    assert found.interval[0] >= 0.25
+    assert found.interval[1] <= 0.75
+    assert found.predicted["domain"] == pytest.approx(0.695)
+    assert found.warnings[0].startswith("The domain losses do not follow the law")
+    assert "repeated too often" in found.warnings[-1]
+    assert curve_of(found.to_dict()["curves"]["domain"]) == found.curves["domain"]
+    assert curve_of(found.to_dict()["curves"]["general"]) == found.curves["general"]
+
+
+def test_lack_of_fit_is_the_textbooks_test() -> None:
+    law = MixingLaw(offset=0.0, scale=1.0, rate=1e-3)  # nearly 1 everywhere
+    alphas, losses = [0.0, 0.0, 0.25, 0.25, 0.5, 0.75, 1.0], [0.9, 1.1, 0.8, 1.0, 1.2, 1.0, 1.0]
+    # misfit of the means (2·0² + 2·0.1² + 0.2²)/(5 − 3) = 0.03, spread (2·0.1² + 2·0.1²)/(7 − 5) = 0.02
+    found = lack_of_fit(alphas, losses, law)
+    assert found == pytest.approx(0.4, abs=2e-3)  # P(F(2, 2) ≥ x) = 1/(1 + x)
+    assert lack_of_fit(ALPHAS, losses[:5], law) is None  # no two runs share an α
+    assert lack_of_fit([0.0, 0.0, 0.5, 1.0], losses[:4], law) is None  # three α, three parameters
+    exact = FALLING([*ALPHAS, *ALPHAS]).tolist()
+    assert lack_of_fit([*ALPHAS, *ALPHAS], exact, FALLING) == 1.0
+    turned = [*exact[:2], exact[2] + 1.0, *exact[3:7], exact[7] + 1.0, *exact[8:]]
+    assert lack_of_fit([*ALPHAS, *ALPHAS], turned, FALLING) == 0.0  # runs agree, and the law is off
+
+
+def test_a_law_that_is_true_is_seldom_given_up() -> None:
+    generator = np.random.default_rng(1)
+    alphas = [*ALPHAS, *ALPHAS]
+    kept = [fit_curve(alphas, (FALLING(alphas) + generator.normal(0, 0.05, 10)).tolist()) for _ in range(60)]
+    assert sum(isinstance(curve, MixingLaw) for curve in kept) >= 52

@@ -36,6 +36,22 @@ def test_runs_are_those_of_the_recipe_at_constant_alpha(recipe: dict[str, Any], 
         assert found.base_losses == {side: alone.base_metrics[side]["loss"] for side in ("domain", "general")}
 
 
+def test_the_phases_of_the_rate_are_as_short_as_the_runs(recipe: dict[str, Any], tmp_path: Path) -> None:
+    rate = {"lr_scheduler_type": "warmup_stable_decay", "learning_rate": 1e-2}
+    long = {**recipe, **rate, "max_steps": 8, "warmup_steps": 4, "lr_scheduler_kwargs": {"num_decay_steps": 2}}
+    found = search_mixture(long, alphas=THREE, seeds=[42], max_steps=4)
+    own = {**constant_alpha(0.5), "max_steps": 4, "output_dir": str(tmp_path / "alone"), "alpha_search": None}
+    sets = {"eval_corpora": recipe["validation_corpora"], "validation_corpora": {}, "save_strategy": "no"}
+    losses = {}
+    for name, fields in {
+        "short": {"warmup_steps": 2, "lr_scheduler_kwargs": {"num_decay_steps": 1}},
+        "as long": {"warmup_steps": 4, "lr_scheduler_kwargs": {"num_decay_steps": 2}},
+    }.items():
+        alone = run_recipe({**long, **own, **sets, **fields})
+        losses[name] = {side: alone.final_metrics[side]["loss"] for side in ("domain", "general")}
+    assert found.runs[1]["losses"] == losses["short"] != losses["as long"]
+
+
 def test_what_is_written_and_said(
     recipe: dict[str, Any], write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

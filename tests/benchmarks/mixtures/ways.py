@@ -133,15 +133,15 @@ def by_law(found: Found, share: int, alphas: Sequence[float]) -> Prediction | No
     mean = choices["mean"]
     return Prediction(
         alphas={objective: choice.alpha for objective, choice in choices.items()},
-        curves={side: law(ALPHAS) for side, law in mean.laws.items()},
+        curves={side: law(ALPHAS) for side, law in mean.curves.items()},
         interval=mean.interval,
         **cost(runs),
     )
 
 
-def by_ends(found: Found, kind: str) -> Prediction | None:
+def by_ends(found: Found, kind: str, share: int = 1) -> Prediction | None:
     """Validation losses of what lies between runs on either side alone."""
-    runs = found.of(kind, found.steps)
+    runs = found.of(kind, found.steps // share)
     if not runs:
         return None
     curves = {side: np.array([run["losses"]["validation"][side] for run in runs]).mean(axis=0) for side in SIDES}
@@ -170,6 +170,7 @@ WAYS: dict[str, Way] = {
     "law-5": Way("law, 5 α, all steps", lambda found: by_law(found, 1, SHORT_ALPHAS)),
     "law-3": Way("law, 3 α, all steps", lambda found: by_law(found, 1, ENDS)),
     "adapters": Way("OP-Mix: two LoRA adapters, merged", lambda found: by_ends(found, "adapters")),
+    "adapters-4": Way("OP-Mix, a fourth of the steps", lambda found: by_ends(found, "adapters", 4)),
     "weights": Way("two full fine-tunings, merged", lambda found: by_ends(found, "weights")),
     "half": Way("no search: α = 0.5", lambda found: always(0.5)),
 }
