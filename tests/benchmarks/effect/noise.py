@@ -32,8 +32,8 @@ SIZE = 300
 """Training examples of the domain."""
 LEARNING_RATE = 2e-4
 """Of all methods: the middle of the grid of these pairs."""
-SHARES = (0.0, 0.1, 0.2, 0.4)
-"""Of the domain's training labels, that are flipped."""
+SHARES = (0.0, 0.4, 0.2, 0.1)
+"""Of the domain's training labels, that are flipped; the ends, which say most, are run first."""
 SEEDS = (0, 1, 2)
 
 
