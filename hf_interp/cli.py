@@ -35,7 +35,11 @@ interrupted. Tab completion, for bash: source <(hf-interp --print-completion bas
 EXAMPLES = {
     "demo": ["demo", "demo --max_steps 40 --seeds 0 1 --folder quick"],
     "train": ["train recipe.yaml", "train recipe.yaml --corpora.domain.path my.csv --alpha_end 0.75 --seed 1"],
-    "plan": ["plan recipe.yaml --plot plan.png", "plan recipe.yaml --resume runs/mine --num_processes 8"],
+    "plan": [
+        "plan recipe.yaml --plot plan.png",
+        "plan recipe.yaml --distance",
+        "plan recipe.yaml --resume runs/mine --num_processes 8",
+    ],
     "verify": ["verify runs/mine", "verify runs/one_process runs/eight_processes"],
     "compare": ["compare recipe.yaml --seeds 0 1 2 3 4", "compare recipe.yaml --methods 'domain only' 'constant 0.5'"],
     "tune": [
@@ -123,6 +127,14 @@ def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = Tru
         )
         command.add_argument(
             "--num_processes", type=int, help="plan for so many processes (default: the checkpoint's, or 1)"
+        )
+        command.add_argument(
+            "--distance",
+            action="store_true",
+            help="measure how far apart the sides are for the pretrained model, and suggest an amount of domain data",
+        )
+        command.add_argument(
+            "--distance_examples", type=int, metavar="N", help="of --distance: examples of each side (default: 500)"
         )
     if name == "verify":
         command.add_argument("first", metavar="RUN", help="the folder of a run, a checkpoint, or a results.json")
@@ -285,8 +297,14 @@ def _train(args: argparse.Namespace, flags: Sequence[str]) -> None:
 def _plan(args: argparse.Namespace, flags: Sequence[str]) -> None:
     from hf_interp import preview
 
-    plan, tokens, resumed = preview.plan_recipe(args.recipe, flags, args.resume, args.num_processes)
-    summary = preview.summarise(plan, tokens, resumed)
+    if args.distance:
+        given = _given(num_examples=args.distance_examples)
+        plan, summary = preview.measure_recipe(args.recipe, flags, args.resume, args.num_processes, **given)
+    elif args.distance_examples is not None:
+        raise ValueError("--distance_examples belongs to --distance. Give that too, or leave --distance_examples out.")
+    else:
+        plan, tokens, resumed = preview.plan_recipe(args.recipe, flags, args.resume, args.num_processes)
+        summary = preview.summarise(plan, tokens, resumed)
     print(json.dumps(summary, indent=2, ensure_ascii=False) if args.json else preview.format_plan(summary))
     if args.plot:
         from hf_interp.plots import plot_plan

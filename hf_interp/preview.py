@@ -4,13 +4,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hf_interp.advice import Advice, features_of, load_advice
 from hf_interp.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
-from hf_interp.config import load_recipe, parse_recipe
+from hf_interp.config import InterpolationConfig, load_recipe, parse_recipe
 from hf_interp.console import format_table
+from hf_interp.domain_distance import (
+    NUM_EXAMPLES,
+    DomainDistance,
+    check_both_sides,
+    format_distance,
+    measure_distance,
+)
 from hf_interp.ledger import continue_plan
 from hf_interp.plan import MixturePlan
 from hf_interp.tokens import mean_tokens
-from hf_interp.train import check_recipe, load_data, plan_data
+from hf_interp.train import Data, check_recipe, load_data, plan_data
 
 COUNTS = ("drawn", "tokens", "passes", "all read at step")
 
@@ -40,7 +48,60 @@ def plan_recipe(
     """
     recipe, args = parse_recipe(load_recipe(path, flags))
     saved = None if resume is None else _read_checkpoint(resume)
-    data = load_data(recipe, check_recipe(recipe, args))
+    return _plan(load_data(recipe, check_recipe(recipe, args)), args, saved, num_processes)
+
+
+def measure_recipe(
+    path: str,
+    flags: Sequence[str] = (),
+    resume: str | None = None,
+    num_processes: int | None = None,
+    *,
+    num_examples: int = NUM_EXAMPLES,
+) -> tuple[MixturePlan, dict[str, Any]]:
+    """The plan of a recipe and its summary, with the `distance` of its sides for M₀ and the `suggestion` in that.
+
+    Args:
+        path, flags, resume, num_processes: as for `plan_recipe`.
+        num_examples: of each side, by which the distance is measured.
+
+    Raises:
+        ValueError, OSError: as training would raise, or if the distance cannot be measured.
+    """
+    recipe, args = parse_recipe(load_recipe(path, flags))
+    task = check_recipe(recipe, args)
+    check_both_sides([corpus.side or "" for corpus in recipe.corpora.values()])
+    saved = None if resume is None else _read_checkpoint(resume)
+    data = load_data(recipe, task)
+    plan, lengths, resumed = _plan(data, args, saved, num_processes)
+    summary = summarise(plan, lengths, resumed)
+    found = measure_distance(recipe, args, data, num_examples=num_examples)
+    return plan, {**summary, "distance": {**found.to_dict(), "suggestion": suggest(found, summary, load_advice())}}
+
+
+def suggest(found: DomainDistance, summary: Mapping[str, Any], advice: Advice | None) -> dict[str, Any] | None:
+    """The amount of domain data that the distance suggests for a plan, with the schedule that has it.
+
+    Args:
+        found: the distance.
+        summary: the plan's.
+        advice: what is known of other pairs of corpora.
+
+    Returns:
+        `Suggestion.to_dict()`; `None` without advice.
+    """
+    if advice is None:
+        return None
+    sizes = [corpus["num_examples"] for corpus in summary["corpora"] if corpus["side"] == "domain"]
+    num_domain = None if None in sizes else sum(sizes)
+    num_examples = summary["max_steps"] * summary["batch_size"]
+    features = features_of(found.distance.value, found.known_losses, num_examples, num_domain)
+    return advice.suggest(features, summary["max_steps"]).to_dict()
+
+
+def _plan(
+    data: Data, args: InterpolationConfig, saved: Mapping[str, Any] | None, num_processes: int | None
+) -> tuple[MixturePlan, dict[str, float], Resumed | None]:
     plan = plan_data(data, args, num_processes or (saved or {}).get("num_processes"))
     lengths = {corpus.name: mean_tokens(corpus.dataset) for corpus in data.corpora}
     known = {name: length for name, length in lengths.items() if length is not None}
@@ -90,7 +151,22 @@ def format_plan(summary: Mapping[str, Any]) -> str:
         ),
     ]
     lines += ["", *(f"Warning: {warning}" for warning in summary["warnings"])] if summary["warnings"] else []
+    if "distance" in summary:
+        lines += ["", format_distance(summary["distance"]), *_suggestion_lines(summary["distance"]["suggestion"])]
     return "\n".join(lines)
+
+
+def _suggestion_lines(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    low, high = found["interval"]
+    phases = f"--alpha_initial_steps {found['alpha_initial_steps']} --alpha_target_steps {found['alpha_target_steps']}"
+    return [
+        "",
+        f"suggested mean of α: {found['amount']:.2f}, 95% interval {low:.2f} to {high:.2f}: a constant α, or a rise,",
+        f"  --alpha_schedule_type linear --alpha_start 0 --alpha_end {found['alpha_end']:.2f} {phases}",
+        *(f"  {note}" for note in found["notes"]),
+    ]
 
 
 def _from_start(summary: Mapping[str, Any]) -> str:
