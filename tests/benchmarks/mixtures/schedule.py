@@ -41,15 +41,20 @@ class Run:
 
 
 def plan(pairs: Sequence[str], seeds: Sequence[int]) -> Iterator[Run]:
-    """All runs: pair by pair; within a pair first what the cheap ways need, seed by seed."""
-    for pair in pairs:
-        steps = PAIRS[pair].steps
-        yield Run(pair=pair, kind="base", steps=0)
-        for seed in seeds:
-            for share in SHARES:
-                for alpha in SHORT_ALPHAS:
-                    yield Run(pair=pair, kind="mixture", steps=steps // share, alpha=alpha, seed=seed)
-            for kind in ("adapters", "weights"):
-                yield Run(pair=pair, kind=kind, steps=steps, seed=seed)
+    """All runs: seed by seed, pair by pair; within these first what the cheap ways need."""
+    for seed in seeds:
+        for pair in pairs:
+            steps = PAIRS[pair].steps
+            if seed == seeds[0]:
+                yield Run(pair=pair, kind="base", steps=0)
+            short, longer = (
+                [Run(pair=pair, kind="mixture", steps=steps // share, alpha=alpha, seed=seed) for alpha in SHORT_ALPHAS]
+                for share in SHARES
+            )
+            yield from short
+            for share in (1, SHARES[0]):
+                yield Run(pair=pair, kind="adapters", steps=steps // share, seed=seed)
             for alpha in ALPHAS:
                 yield Run(pair=pair, kind="mixture", steps=steps, alpha=alpha, seed=seed)
+            yield from longer
+            yield Run(pair=pair, kind="weights", steps=steps, seed=seed)

@@ -44,6 +44,7 @@ COLOURS = {
     "law-2": "#56B4E9",
     "law-3": "#009E73",
     "adapters": "#D55E00",
+    "adapters-4": "#CC79A7",
     "weights": "#E69F00",
 }
 """The ways that the figure shows, in colours that colour-blind readers can tell apart (Okabe and Ito's)."""
@@ -61,7 +62,7 @@ The *sweep* trains at {num_alphas} constant α and is judged on the test sets. E
 
 - *Law*: `hf_interp.mixing_law` through runs at 5 α (0, 0.25, 0.5, 0.75, 1) or 3 (0, 0.5, 1). With a fourth of the
   steps it is what `hf-interp tune --mixture` does. With all steps the runs are the sweep's own.
-- *OP-Mix* (arXiv 2605.15220): LoRA on each side alone with ten times the learning rate and all steps;
+- *OP-Mix* (arXiv 2605.15220): LoRA on each side alone with ten times the learning rate, and all steps or a fourth;
   ΔW = (1 − α)·ΔW_general + α·ΔW_domain, exactly, and a classifier's head likewise. The losses of what this gives at the
   sweep's α are the prediction.
 - *Two full fine-tunings, merged*: the same with all weights.
@@ -71,8 +72,8 @@ The *sweep* trains at {num_alphas} constant α and is judged on the test sets. E
 over α. *Regret*: the sweep's loss at the chosen α less its least; between the sweep's α on a straight line.
 *Constrained*: the least domain loss with a general loss of at most M₀'s + {most}, or the least general loss where no α
 keeps that; *over the limit* is by how much the choice breaks it on the test set, *domain gap* its domain loss less that
-of the best α that keeps it. Steps and processor seconds (training, and evaluation on validation) are shares of the
-sweep's, all seeds of both included."""
+of the best α that keeps it. Steps and processor seconds (training, and evaluation on validation) are shares of a
+sweep's with as many seeds."""
 
 
 def predictions(found: Found) -> dict[str, Prediction]:
@@ -132,6 +133,7 @@ def choice_table(found: Found, said: dict[str, Prediction]) -> str:
         rows.append(
             [
                 WAYS[key].title,
+                str(prediction.seeds or ""),
                 f"{prediction.steps / whole.steps:.0%}",
                 f"{prediction.seconds / whole.seconds:.0%}",
                 short_alpha(prediction.alphas["mean"]),
@@ -144,7 +146,7 @@ def choice_table(found: Found, said: dict[str, Prediction]) -> str:
                 f"{gap:+.4f}",
             ]
         )
-    header = ["way", "steps", "processor", "α, mean", "95%", "regret", "α, domain", "regret", "α, constrained"]
+    header = ["way", "seeds", "steps", "processor", "α, mean", "95%", "regret", "α, domain", "regret", "α, constrained"]
     return format_table([*header, "over the limit", "domain gap"], rows)
 
 

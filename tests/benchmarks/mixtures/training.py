@@ -136,8 +136,9 @@ def _base(session: Session) -> dict[str, Any]:
 
 
 def _mixture(session: Session) -> dict[str, Any]:
-    """A run at a constant α."""
-    return {"losses": session.losses(session.trained(session.run.alpha, {}))}
+    """A run at a constant α; the test sets are for those of the sweep."""
+    is_full = session.run.steps == session.setup.pair.steps
+    return {"losses": session.losses(session.trained(session.run.alpha, {}), test=is_full)}
 
 
 def _weights(session: Session) -> dict[str, Any]:

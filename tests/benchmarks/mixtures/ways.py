@@ -70,14 +70,16 @@ class Prediction:
     Args:
         alphas: what it would choose, by objective.
         curves: losses of both sides at the sweep's α; `None` if it tells none.
-        steps: optimizer steps that it took.
-        seconds: of the processor, for training and for evaluation on the validation sets.
+        seeds: how many its runs have; the sweep may have fewer or more.
+        steps: optimizer steps that it took, a seed.
+        seconds: of the processor, a seed, for training and for evaluation on the validation sets.
         interval: 95% interval of the α for the mean, if it tells one.
     """
 
     alphas: Mapping[str, float]
     curves: Mapping[str, Array] | None = None
-    steps: int = 0
+    seeds: int = 0
+    steps: float = 0.0
     seconds: float = 0.0
     interval: tuple[float, float] | None = None
 
@@ -109,11 +111,13 @@ def limit(found: Found, split: str) -> float:
 
 
 def cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Steps and seconds of runs."""
+    """Seeds of runs, and steps and seconds for each of them."""
     ends = {"mixture": 1, "adapters": 2, "weights": 2}
+    seeds = len({run["seed"] for run in runs})
     return {
-        "steps": sum(ends[run["kind"]] * run["steps"] for run in runs),
-        "seconds": sum(run["processor_seconds"][name] for run in runs for name in ("training", "validation")),
+        "seeds": seeds,
+        "steps": sum(ends[run["kind"]] * run["steps"] for run in runs) / seeds,
+        "seconds": sum(run["processor_seconds"][name] for run in runs for name in ("training", "validation")) / seeds,
     }
 
 
