@@ -126,7 +126,7 @@ def cells_of(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Cell]:
             continue
         counts = {side: spread_counts(found) for side, found in base["counts"].items()}
         for size in sorted(SIZES, key=lambda size: (isinstance(size, str), size)):
-            cell = Cell(pair, size, {(BASE, False): _row(BASE, False, [base], counts, "test")}, {base["machine"]})
+            cell = Cell(pair, size, {(BASE, False): row_of(BASE, False, [base], counts, "test")}, {base["machine"]})
             for method in METHODS:
                 rate = rate_so_far(entries, pair, method)
                 chosen = [
@@ -136,8 +136,8 @@ def cells_of(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Cell]:
                 ]
                 if chosen:
                     chosen.sort(key=lambda entry: entry["seed"])
-                    cell.rows[method, False] = _row(method, False, chosen, counts, "test")
-                    cell.rows[method, True] = _row(method, True, chosen, counts, "test_interpolated")
+                    cell.rows[method, False] = row_of(method, False, chosen, counts, "test")
+                    cell.rows[method, True] = row_of(method, True, chosen, counts, "test_interpolated")
                     cell.machines |= {entry["machine"] for entry in chosen}
             if len(cell.rows) > 1:
                 cells.append(cell)
@@ -163,13 +163,22 @@ def rate_so_far(entries: Iterable[Mapping[str, Any]], pair: str, method: str) ->
     return best_rate(grid(PAIRS[pair], METHODS[method]), scores, RATE_SEEDS)
 
 
-def _row(
+def row_of(
     method: str,
     is_interpolated: bool,
     entries: Sequence[Mapping[str, Any]],
     counts: Mapping[str, Sequence[int]],
     key: str,
 ) -> Row:
+    """A row from results of its runs, a seed each.
+
+    Args:
+        method: its key.
+        is_interpolated: whether it is to be M_α's.
+        entries: the results.
+        counts: of every test example, by side (see `outcomes.counts_of`).
+        key: where the entries have the row's outcomes; where they have none there, those of M_θ are taken.
+    """
     metric = PAIRS[entries[0]["pair"]].metric
     found = {
         side: [unpack(metric, (entry.get(key) or entry["test"])[side], counts[side]) for entry in entries]

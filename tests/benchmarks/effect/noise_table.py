@@ -1,0 +1,270 @@
+"""What the runs with flipped labels say so far, as NOISE.md.
+
+python tests/benchmarks/effect/noise_table.py
+python tests/benchmarks/effect/noise_table.py --results FOLDER --output FILE.md
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from effect.cells import Cell, Row, row_of, spread_counts
+from effect.methods import BASE
+from effect.noise import LEARNING_RATE, NOISE_METHODS, RESULTS, SEEDS, SHARES, SIZE
+from effect.noise import PAIRS as NOISE_PAIRS
+from effect.pairs import PAIRS, SIDES
+from effect.schedule import load
+from effect.stats import Interval, judge
+from effect.table import RESAMPLE_NOTE, VERDICTS
+from hf_interp.compare import BASE as BASE_TITLE
+from hf_interp.compare import PLUS
+from hf_interp.console import format_table
+from hf_interp.files import new_file
+
+OUTPUT = Path(__file__).parents[1] / "NOISE.md"
+REFERENCE = ("domain", False)
+"""What the others are compared with: plain fine-tuning."""
+Key = tuple[str, bool]
+Levels = Mapping[float, Cell]
+
+
+def levels_of(entries: Sequence[Mapping[str, Any]]) -> Levels:
+    """The cells of a pair by the share of flipped labels, rising; M₀ is in each.
+
+    Args:
+        entries: all results of the pair, of which M₀'s is one.
+    """
+    base = next(entry for entry in entries if entry["method"] == BASE)
+    counts = {side: spread_counts(found) for side, found in base["counts"].items()}
+    levels = {}
+    for share in sorted(SHARES):
+        rows: dict[Key, Row] = {(BASE, False): row_of(BASE, False, [base], counts, "test")}
+        machines = {base["machine"]}
+        for method in NOISE_METHODS:
+            found = [entry for entry in entries if (entry["method"], entry.get("share")) == (method, share)]
+            found.sort(key=lambda entry: entry["seed"])
+            if found:
+                rows[method, False] = row_of(method, False, found, counts, "test")
+                rows[method, True] = row_of(method, True, found, counts, "test_interpolated")
+                machines |= {entry["machine"] for entry in found}
+        if len(rows) > 1:
+            levels[share] = Cell(base["pair"], SIZE, rows, machines)
+    return levels
+
+
+def keys_of(levels: Levels) -> list[Key]:
+    """All rows of a pair in the order of the methods."""
+    keys = {key for cell in levels.values() for key in cell.rows}
+    return sorted(keys, key=lambda key: ([BASE, *NOISE_METHODS].index(key[0]), key[1]))
+
+
+def title_of(key: Key) -> str:
+    """A row as tables call it."""
+    method, is_interpolated = key
+    return (BASE_TITLE if method == BASE else NOISE_METHODS[method].title) + (PLUS if is_interpolated else "")
+
+
+# Tables.
+
+
+def level_table(levels: Levels, show: Callable[[Cell, Row], str], *, leave_out: Iterable[Key] = ()) -> str:
+    """A row for each method, a column for each share of flipped labels."""
+    rows = []
+    for key in keys_of(levels):
+        if key not in leave_out:
+            found = [(cell, cell.rows.get(key)) for cell in levels.values()]
+            rows.append([title_of(key), *("" if row is None else show(cell, row) for cell, row in found)])
+    return format_table(["method", *(f"{share:.0%}" for share in levels)], rows)
+
+
+def accuracy_table(levels: Levels, side: str) -> str:
+    """Accuracy on a side, with its interval."""
+
+    def show(cell: Cell, row: Row) -> str:
+        found = cell.interval(row, side)
+        return f"{found.value:.3f} ({found.low:.3f}–{found.high:.3f})"
+
+    return level_table(levels, show)
+
+
+def gain_table(levels: Levels, side: str) -> str:
+    """By how much methods are better than the reference at the same noise; what is sure is bold."""
+
+    def show(cell: Cell, row: Row) -> str:
+        reference = cell.rows.get(REFERENCE)
+        return "" if reference is None else _signed(cell.gain(row, reference, side))
+
+    return level_table(levels, show, leave_out=[REFERENCE])
+
+
+def fall_table(levels: Levels) -> str:
+    """By how much accuracy on the domain is worse than the same method's with clean labels; what is sure is bold."""
+    clean = levels.get(0.0)
+    noisy = {share: cell for share, cell in levels.items() if share > 0}
+    if clean is None or not noisy:
+        return "There are no runs with clean and with noisy labels yet."
+
+    def show(cell: Cell, row: Row) -> str:
+        before = clean.rows.get((row.method, row.is_interpolated))
+        return "" if before is None else _signed(cell.gain(row, before, "domain"))
+
+    return level_table(noisy, show, leave_out=[(BASE, False)])
+
+
+def _signed(found: Interval | None) -> str:
+    if found is None:
+        return ""
+    text = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+
+
+def summary_table(pairs: Mapping[str, Levels]) -> str:
+    """Methods over all pairs at the most noise, and against the reference at any noise."""
+    most = max(SHARES)
+    keys = list(dict.fromkeys(key for levels in pairs.values() for key in keys_of(levels)))
+    rows = []
+    for key in keys:
+        cells = [levels[most] for levels in pairs.values() if most in levels and key in levels[most].rows]
+        gains = {side: [gain for cell in cells if (gain := _gain(cell, key, side)) is not None] for side in SIDES}
+        rows.append(
+            [
+                title_of(key),
+                *(_points([gain.value for gain in gains[side]]) for side in ("domain", "general")),
+                _verdicts(pairs, key),
+                *(_weights(pairs, key, share) for share in (0.0, most)),
+            ]
+        )
+    header = ["method", f"domain gain at {most:.0%}", f"general gain at {most:.0%}", "with noise"]
+    return format_table([*header, "α of weights, clean", f"α of weights, {most:.0%}"], rows)
+
+
+def _gain(cell: Cell, key: Key, side: str) -> Interval | None:
+    if key == REFERENCE or key not in cell.rows or REFERENCE not in cell.rows:
+        return None
+    return cell.gain(cell.rows[key], cell.rows[REFERENCE], side)
+
+
+def _verdicts(pairs: Mapping[str, Levels], key: Key) -> str:
+    counts = dict.fromkeys(VERDICTS, 0)
+    for cell in (cell for levels in pairs.values() for share, cell in levels.items() if share > 0):
+        gains = {side: gain for side in SIDES if (gain := _gain(cell, key, side)) is not None}
+        if len(gains) == len(SIDES):
+            counts[judge(gains)] += 1
+    return "–".join(map(str, counts.values())) if any(counts.values()) else ""
+
+
+def _points(values: Sequence[float]) -> str:
+    return f"{100 * fmean(values):+.1f}" if values else ""
+
+
+def _weights(pairs: Mapping[str, Levels], key: Key, share: float) -> str:
+    found = [levels[share].rows[key] for levels in pairs.values() if share in levels and key in levels[share].rows]
+    alphas = [alpha for row in found for alpha in row.alphas]
+    return f"{fmean(alphas):.2f}" if alphas else ""
+
+
+def what_holds(pairs: Mapping[str, Levels]) -> str:
+    """Which methods are surely better or worse than the reference on the domain at the most noise, by pair."""
+    most = max(SHARES)
+    lines = []
+    for pair, levels in pairs.items():
+        if most not in levels or REFERENCE not in levels[most].rows:
+            continue
+        found: dict[str, list[str]] = {"surely better": [], "no sure difference": [], "surely worse": []}
+        for key in keys_of(levels):
+            gain = _gain(levels[most], key, "domain")
+            if gain is not None:
+                verdict = "surely better" if gain.low > 0 else "surely worse" if gain.high < 0 else "no sure difference"
+                found[verdict].append(title_of(key))
+        seeds = len(levels[most].rows[REFERENCE].seeds)
+        said = "; ".join(f"{verdict}: {', '.join(titles) or 'none'}" for verdict, titles in found.items())
+        lines.append(f"- {PAIRS[pair].title} ({seeds} seed{'s' if seeds > 1 else ''}). {said[0].upper()}{said[1:]}.")
+    return "\n".join(lines) if lines else f"There are no runs at {most:.0%} yet."
+
+
+INTRODUCTION = """# Wrong labels in the domain
+
+Made by `python tests/benchmarks/effect/noise_table.py` from the files in `effect/results_noise`, which
+`python tests/benchmarks/effect/noise.py` writes. Machine: {machines}.
+
+Of the {size} training examples of the domain a share, in the heads of the columns, has labels that are flipped to one
+of the other classes, each as likely; which, the seed decides. The general corpus, validation and test are left as they
+are, so that the α of M_α is chosen on clean labels, which a noisy corpus need not have. All methods have one learning
+rate, {rate:g}, the middle of the grid of [EFFECT.md](EFFECT.md), where everything else is described: it was not chosen
+for any of them or for the noise. Generalised cross entropy has q = 0.7 and is the loss of domain examples only;
+distillation weighs M₀'s predictions as much as the labels throughout. All take as many steps, so that constant 0.5 and
+the rise read half as many domain examples as domain only, each example half as often.
+
+{resample_note}"""
+
+SUMMARY_NOTE = """Means over pairs, in points of accuracy, against domain only. *With noise*: wins–trades–ties–losses
+over pairs and shares above 0; a win is surely better (the 95% interval lies above 0) on a side and surely worse on
+none, a trade surely better on one and surely worse on the other."""
+
+
+def report(pairs: Mapping[str, Levels]) -> str:
+    """The whole page."""
+    machines = sorted({machine for levels in pairs.values() for cell in levels.values() for machine in cell.machines})
+    most = max(SHARES)
+    parts = [
+        INTRODUCTION.format(machines="; ".join(machines), size=SIZE, rate=LEARNING_RATE, resample_note=RESAMPLE_NOTE),
+        "## What has been run\n\n" + count_table(pairs),
+        f"## What holds\n\nAccuracy on the domain at {most:.0%} noise, against domain only with cross entropy:\n\n"
+        + what_holds(pairs),
+        SUMMARY_NOTE + "\n\n" + summary_table(pairs),
+    ]
+    for pair, levels in pairs.items():
+        parts += [
+            f"## {PAIRS[pair].title}",
+            "### Accuracy on the domain\n\n" + accuracy_table(levels, "domain"),
+            "### Accuracy on the general side\n\n" + accuracy_table(levels, "general"),
+            "### Gain over domain only, on the domain\n\n" + gain_table(levels, "domain"),
+            "### Gain over domain only, on the general side\n\n" + gain_table(levels, "general"),
+            "### Change of the domain's accuracy from clean labels\n\n" + fall_table(levels),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def count_table(pairs: Mapping[str, Levels]) -> str:
+    """How many methods and seeds there are."""
+    rows = []
+    for pair in NOISE_PAIRS:
+        row = [PAIRS[pair].title]
+        for share in sorted(SHARES):
+            cell = pairs.get(pair, {}).get(share)
+            trained = [] if cell is None else [one for one in cell.rows.values() if not one.is_interpolated]
+            seeds = sorted(len(one.seeds) for one in trained if one.method != BASE)
+            if not seeds:
+                row.append("no runs")
+                continue
+            shown = "–".join(str(count) for count in dict.fromkeys([seeds[0], seeds[-1]]))
+            row.append(f"{len(seeds)} of {len(NOISE_METHODS)} methods, {shown} of {len(SEEDS)} seeds")
+        rows.append(row)
+    return format_table(["pair", *(f"{share:.0%}" for share in sorted(SHARES))], rows)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    found = load(args.results)
+    pairs = {pair: levels for pair in NOISE_PAIRS if pair in found and (levels := levels_of(found[pair]))}
+    with new_file(args.output) as file:
+        file.write(report(pairs))
+    print(f"{sum(map(len, pairs.values()))} cells; {args.output} is written.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
