@@ -97,8 +97,9 @@ class Advice:
     Args:
         mean: of the best amounts over pairs.
         slopes: by feature.
-        error: root mean square error on pairs left out of the fit.
-        error_of_mean: that of the other pairs' mean on the same.
+        error: root mean square error on pairs left out of the fit, each pair counting once.
+        error_of_mean: that of the other pairs' mean on the same. The smaller of both is what a suggestion is trusted
+            by; as the choice between the two was made on the same pairs, it is a little too small.
         num_pairs, num_cases: in the fit.
         low, high: the range of the best amounts.
     """

@@ -158,7 +158,7 @@ def format_plan(summary: Mapping[str, Any]) -> str:
 
 def _suggestion_lines(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
-        return []
+        return ["", "no amount of domain data is suggested: there is no fit of other pairs of corpora to suggest it by"]
     low, high = found["interval"]
     phases = f"--alpha_initial_steps {found['alpha_initial_steps']} --alpha_target_steps {found['alpha_target_steps']}"
     return [

@@ -254,6 +254,20 @@ def test_the_plan_suggests_by_its_own_numbers(
     assert all(note in out for note in suggestion["notes"])
 
 
+def test_without_a_fit_nothing_is_suggested(
+    toy_recipe: dict[str, Any],
+    write_recipe: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("hf_interp.preview.load_advice", lambda: None)
+    path = str(write_recipe(toy_recipe))
+    assert cli.main(["plan", path, "--distance"]) == 0
+    assert "no amount of domain data is suggested" in capfd.readouterr().out
+    assert cli.main(["plan", path, "--distance", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["distance"]["suggestion"] is None
+
+
 def test_what_is_suggested_can_be_planned(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
     from hf_interp.preview import plan_recipe
 

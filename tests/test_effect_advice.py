@@ -134,6 +134,20 @@ def test_a_fit_needs_three_pairs(
     assert not (tmp_path / "advice.json").exists()
 
 
+def test_distances_are_shown_in_the_order_of_pairs_and_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"lm-law": {str(size): distance(1.5) for size in pairs.SIZES}}
+    known["lm-law"]["full"]["losses"] = None
+    write_json(tmp_path / "distances.json", known)
+    monkeypatch.setattr(advice, "DISTANCES", tmp_path / "distances.json")
+    assert advice.main(["--only_measure", "--pairs", "lm-law"]) == 0  # all are there
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert [row[1] for row in rows[2:]] == ["100", "300", "1000", "full"]
+    assert rows[2] == ["language: Wikipedia → law", "100", "1.50", "1.50 to 1.50", "1.000", "2.000"]
+    assert "2.000" not in rows[5]
+
+
 def test_distances_are_measured_once_as_the_package_measures_them(
     toy_pair: str,  # noqa: F811
     tmp_path: Path,

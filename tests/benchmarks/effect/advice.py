@@ -149,6 +149,24 @@ def measure_missing(distances: Distances, pairs: Sequence[str], sizes: Sequence[
                 print(f"{pair} {size}: d_A {distances[pair][str(size)]['value']:.2f}", file=sys.stderr, flush=True)
 
 
+def distance_table(distances: Distances) -> str:
+    """All that has been measured."""
+    header = ["pair", "domain examples", "d_A", "95% interval", "general loss", "domain loss"]
+    rows = [
+        [
+            PAIRS[pair].title,
+            str(size),
+            f"{measured['value']:.2f}",
+            "{:.2f} to {:.2f}".format(*measured["interval"]),
+            *("" if measured["losses"] is None else f"{measured['losses'][side]:.3f}" for side in SIDES),
+        ]
+        for pair in PAIRS
+        for size in sorted(SIZES, key=lambda size: (isinstance(size, str), size))
+        if (measured := distances.get(pair, {}).get(str(size))) is not None
+    ]
+    return format_table(header, rows)
+
+
 def tables(found: Sequence[Found], distances: Distances) -> str:
     """The best amounts, what pairs left out of the fit say of them, and the fit."""
     if not found:
@@ -315,6 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     distances: Distances = read_json(DISTANCES) or {}
     if args.only_measure:
         measure_missing(distances, args.pairs, SIZES, args.cache)
+        print(distance_table(distances))
         return 0
     found = [each for each in find_amounts(load(args.results)) if each.pair in args.pairs]
     for each in found:
