@@ -520,6 +520,8 @@ def test_added_fields_have_help_and_documentation() -> None:
         "alpha_update_steps",
         "alpha_update_lag",
         "log_corpus_loss",
+        "domain_loss",
+        "gce_q",
         "anchor",
         "anchor_strength",
         "anchor_temperature",
