@@ -85,7 +85,7 @@ def test_a_limit_that_nothing_keeps_gives_way_to_the_least_general_loss() -> Non
 
 def test_whole_shifts_are_no_noise_and_single_points_are() -> None:
     curve = np.array([3.0, 2.0, 2.5, 2.0])
-    assert scores.seed_error([curve]) == 0.0
+    assert scores.seed_error([curve]) is None
     assert scores.seed_error([curve, curve + 1]) == pytest.approx(0.0)
     wiggle = np.array([0.1, -0.1, 0.1, -0.1])
     # points differ by 0.2 between two seeds: SD 0.2 / √2, of a mean of two 0.1
@@ -109,7 +109,7 @@ def write_pair(results: Path, *, seeds: tuple[int, ...] = SEEDS) -> None:
     for key in schedule.plan([PAIR], seeds):
         if key.kind == "base":
             write(results, key, {"validation": base, "test": base})
-        elif key.kind == "mixture":
+        elif key.kind in ("mixture", "matched"):
             here = {side: float(LAWS[side](key.alpha)) + 0.3 * (key.steps < STEPS) for side in SIDES}
             write(results, key, {"validation": here, "test": here})
         else:
@@ -199,7 +199,7 @@ def test_without_a_whole_sweep_there_is_nothing_to_compare_with(tmp_path: Path) 
 
 def test_a_pair_has_as_many_runs_as_its_files(tmp_path: Path) -> None:
     runs = list(schedule.plan([PAIR], SEEDS))
-    assert len(runs) == len({key.path(tmp_path) for key in runs}) == 1 + 2 * (2 * 5 + 2 + 9 + 1)
+    assert len(runs) == len({key.path(tmp_path) for key in runs}) == 1 + 2 * (3 * 5 + 2 + 9 + 1)
     assert {key.steps for key in runs if key.kind == "mixture"} == {50, 100, 200}
 
 

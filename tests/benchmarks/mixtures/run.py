@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parents[1] / "mixtures_results"
 
 def describe(run: Run) -> str:
     """A run in a line."""
-    alpha = f" α = {run.alpha:g}" if run.kind == "mixture" else ""
+    alpha = f" α = {run.alpha:g}" if run.kind in ("mixture", "matched") else ""
     return f"{run.pair} {run.kind}{alpha}, {run.steps} steps, seed {run.seed}"
 
 

@@ -1,7 +1,7 @@
 """Which runs there are, in their order, and where their results are."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from effect.pairs import PAIRS
@@ -22,10 +22,10 @@ class Run:
 
     Args:
         pair: key of `PAIRS`.
-        kind: "base" for M₀, "mixture" for a run at a constant α, "adapters" and "weights" for both ends and what is
-            between them.
+        kind: "base" for M₀, "mixture" for a run at a constant α, "matched" for one with as much less domain data as it
+            has fewer steps, "adapters" and "weights" for both ends and what is between them.
         steps: optimizer steps, of each end.
-        alpha: of "mixture", else 0.
+        alpha: of "mixture" and "matched", else 0.
         seed: of the order and of dropout.
     """
 
@@ -52,6 +52,7 @@ def plan(pairs: Sequence[str], seeds: Sequence[int]) -> Iterator[Run]:
                 for share in SHARES
             )
             yield from short
+            yield from (replace(run, kind="matched") for run in short)
             for share in (1, SHARES[0]):
                 yield Run(pair=pair, kind="adapters", steps=steps // share, seed=seed)
             for alpha in ALPHAS:

@@ -89,14 +89,14 @@ def constrained_regret(alphas: Sequence[float], curves: Curves, limit: float, al
     return max(at(alphas, curves["general"], alpha) - limit, 0.0), at(alphas, curves["domain"], alpha) - best
 
 
-def seed_error(curves: Sequence[Array]) -> float:
-    """Standard error of the points of a mean curve, beside a shift of whole curves: 0 for one seed.
+def seed_error(curves: Sequence[Array]) -> float | None:
+    """Standard error of the points of a mean curve, beside a shift of whole curves; `None` for one seed.
 
     >>> round(seed_error([np.array([1.0, 2.0, 3.0]), np.array([2.0, 3.0, 4.0])]), 6)
     0.0
     """
     if len(curves) < 2:
-        return 0.0
+        return None
     stacked = np.stack(curves)
     rest = stacked - stacked.mean(axis=1, keepdims=True)
     variances = rest.var(axis=0, ddof=1)

@@ -41,7 +41,8 @@ OUTPUT = HERE / "MIXTURES.md"
 FIGURE = RESULTS / "curves.png"
 COLOURS = {
     "law-4": "#0072B2",
-    "law-2": "#56B4E9",
+    "matched-4": "#56B4E9",
+    "law-2": "#7F7F7F",
     "law-3": "#009E73",
     "adapters": "#D55E00",
     "adapters-4": "#CC79A7",
@@ -62,6 +63,8 @@ The *sweep* trains at {num_alphas} constant α and is judged on the test sets. E
 
 - *Law*: `hf_interp.mixing_law` through runs at 5 α (0, 0.25, 0.5, 0.75, 1) or 3 (0, 0.5, 1). With a fourth of the
   steps it is what `hf-interp tune --mixture` does. With all steps the runs are the sweep's own.
+- *A fourth of the steps and of the domain*: the same with 75 of the 300 domain examples, other ones for every seed, so
+  that each is read as often as in a full run.
 - *OP-Mix* (arXiv 2605.15220): LoRA on each side alone with ten times the learning rate, and all steps or a fourth;
   ΔW = (1 − α)·ΔW_general + α·ΔW_domain, exactly, and a classifier's head likewise. The losses of what this gives at the
   sweep's α are the prediction.
@@ -95,13 +98,15 @@ def describe_sweep(found: Found) -> str:
     lines.insert(0, ["M₀", *(f"{value:.4f}" for value in (base["domain"], base["general"], fmean(base.values())))])
     num_seeds = len(found.seed_curves("test", "domain"))
     own = [(one + other) / 2 for one, other in zip(*(found.seed_curves("test", side) for side in SIDES), strict=True)]
+    noise = seed_error(own)
     return "\n\n".join(
         [
             f"{found.steps} steps, {num_seeds} seed{'s' * (num_seeds > 1)}. The sweep, on the test sets:",
             format_table(["α", "domain loss", "general loss", "mean of both"], lines),
             f"Best for the domain at {short_alpha(best['domain'])}, for the general side at "
             f"{short_alpha(best['general'])}, for the mean at {short_alpha(best['mean'])}. The mean of both ranges "
-            f"over {np.ptp(mean):.4f}; the standard error of its points, by seeds, is {seed_error(own):.4f}. An α "
+            f"over {np.ptp(mean):.4f}; the standard error of its points, by seeds, is "
+            f"{'unknown' if noise is None else format(noise, '.4f')}. An α "
             f"drawn blindly from the sweep's costs {mean.mean() - mean.min():.4f} more than the best.",
         ]
     )

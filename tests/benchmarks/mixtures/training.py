@@ -84,13 +84,15 @@ class Session:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - begin
 
-    def trainer(self, alpha: float, fields: Mapping[str, Any]) -> Any:
-        """The package's trainer, for a constant α."""
+    def trainer(self, alpha: float, fields: Mapping[str, Any], share: float = 1.0) -> Any:
+        """The package's trainer, for a constant α, with a share of the domain examples that depends on the seed."""
         own = {"learning_rate": middle_rate(self.run.pair), **constant_alpha(alpha), **fields}
         own |= {"max_steps": max(self.run.steps, 1), "seed": self.run.seed, "output_dir": self.place}
         recipe, args = parse_recipe({**self.setup.recipe, **own})
         corpora = [
-            with_dataset(corpus, pick(corpus.dataset, SIZE)) if corpus.side == "domain" else corpus
+            with_dataset(corpus, pick(pick(corpus.dataset, SIZE), round(share * SIZE), self.run.seed))
+            if corpus.side == "domain"
+            else corpus
             for corpus in self.setup.data.corpora
         ]
         trainer = build_trainer(recipe, get_task(recipe.task), args, replace(self.setup.data, corpora=corpora))
@@ -100,9 +102,9 @@ class Session:
             freeze_embeddings(trainer.model)
         return trainer
 
-    def trained(self, alpha: float, fields: Mapping[str, Any]) -> Any:
+    def trained(self, alpha: float, fields: Mapping[str, Any], share: float = 1.0) -> Any:
         """The trainer after its run."""
-        trainer = self.trainer(alpha, fields)
+        trainer = self.trainer(alpha, fields, share)
         with self.timed("training"):
             trainer.train()
         return trainer
@@ -141,6 +143,12 @@ def _mixture(session: Session) -> dict[str, Any]:
     return {"losses": session.losses(session.trained(session.run.alpha, {}), test=is_full)}
 
 
+def _matched(session: Session) -> dict[str, Any]:
+    """A short run at a constant α, with as much less domain data: it is read as often as in a full run."""
+    share = session.run.steps / session.setup.pair.steps
+    return {"losses": session.losses(session.trained(session.run.alpha, {}, share), test=False)}
+
+
 def _weights(session: Session) -> dict[str, Any]:
     """Full fine-tuning on each side alone, and the weights between."""
     return _between(session, {}, lambda model: model)
@@ -169,6 +177,7 @@ def _between(session: Session, fields: Mapping[str, Any], plain: Callable[[Any],
 KINDS: dict[str, Callable[[Session], dict[str, Any]]] = {
     "base": _base,
     "mixture": _mixture,
+    "matched": _matched,
     "adapters": _adapters,
     "weights": _weights,
 }

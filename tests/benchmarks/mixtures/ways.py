@@ -112,7 +112,7 @@ def limit(found: Found, split: str) -> float:
 
 def cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Seeds of runs, and steps and seconds for each of them."""
-    ends = {"mixture": 1, "adapters": 2, "weights": 2}
+    ends = {"mixture": 1, "matched": 1, "adapters": 2, "weights": 2}
     seeds = len({run["seed"] for run in runs})
     return {
         "seeds": seeds,
@@ -121,9 +121,9 @@ def cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def by_law(found: Found, share: int, alphas: Sequence[float]) -> Prediction | None:
+def by_law(found: Found, share: int, alphas: Sequence[float], kind: str = "mixture") -> Prediction | None:
     """The package's law through the validation losses of runs of a share of the steps."""
-    runs = found.of("mixture", found.steps // share, alphas)
+    runs = found.of(kind, found.steps // share, alphas)
     if not runs:
         return None
     places = [run["alpha"] for run in runs]
@@ -170,6 +170,9 @@ def _measured(found: Found, curves: Mapping[str, Array], runs: Sequence[Mapping[
 WAYS: dict[str, Way] = {
     "sweep": Way("the sweep itself, on validation", by_sweep),
     "law-4": Way("law, 5 α, a fourth of the steps", lambda found: by_law(found, 4, SHORT_ALPHAS)),
+    "matched-4": Way(
+        "law, 5 α, a fourth of the steps and of the domain", lambda found: by_law(found, 4, SHORT_ALPHAS, "matched")
+    ),
     "law-2": Way("law, 5 α, half of the steps", lambda found: by_law(found, 2, SHORT_ALPHAS)),
     "law-5": Way("law, 5 α, all steps", lambda found: by_law(found, 1, SHORT_ALPHAS)),
     "law-3": Way("law, 3 α, all steps", lambda found: by_law(found, 1, ENDS)),
