@@ -4,7 +4,8 @@
     python tests/benchmarks/effect/advice.py --only_measure  # distances alone, of pairs that have no runs yet too
 
 Needs what run.py needs, with the same `--cache`. Distances are kept in distances.json; the fit is written into the
-package, hf_interp/advice.json, once three pairs have all constant mixtures.
+package, hf_interp/advice.json, once three pairs have all constant mixtures. Remove distances.json if an M₀ is made
+otherwise: what is in it is not measured again.
 """
 
 import argparse
