@@ -5,17 +5,20 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import yaml
 
 from hf_interp.choices import AlphaSearch
 from hf_interp.compare import QUIET, quiet_bar, train_quietly
 from hf_interp.config import Recipe, parse_recipe
 from hf_interp.console import format_table
+from hf_interp.corpora import Corpus, with_dataset
 from hf_interp.curves import short_alpha
 from hf_interp.files import new_file, read_json, write_json
 from hf_interp.local_paths import without_tokens
@@ -86,8 +89,9 @@ def search_mixture(
     goes on with the runs that are missing. What the learning rate's schedule counts in steps is shortened as the runs
     are.
 
-    The law is of runs as long as these. With more steps, and more passes over few domain examples, the best α may be
-    another: it tends to fall, as repeated examples teach less.
+    A run shorter than the recipe's is on as much less of every corpus (see `shortened_data`), so that examples are
+    repeated as often as they will be: short runs on all of a small corpus do not see it learned by heart, and choose
+    too much of it. The law is still of runs as long as these.
 
     Args:
         recipe: a recipe with the sets `domain` and `general`: among its `validation_corpora`, or its `eval_corpora` if
@@ -120,14 +124,16 @@ def search_mixture(
     if not seeds:
         raise ValueError("`seeds` must name at least one, got none.")
     given = {**recipe, **QUIET, "eval_strategy": "no", "load_best_model_at_end": False, "max_steps": steps}
-    given |= shortened_rate(args.warmup_steps, args.lr_scheduler_kwargs, steps / plan.max_steps)
+    share = steps / plan.max_steps
+    given |= shortened_rate(args.warmup_steps, args.lr_scheduler_kwargs, share)
     for alpha in shares:  # now, so that bad input leaves nothing behind
-        plan_data(data, parse_recipe({**given, **constant_alpha(alpha)})[1])
+        plan_data(shortened_data(data, share, seeds[0]), parse_recipe({**given, **constant_alpha(alpha)})[1])
     folder = Path(args.output_dir or ".")
     wanted = list(product(shares, seeds))
     settings = {
         "recipe": {**without_tokens(recipe), "output_dir": None},
         "max_steps": steps,
+        "share_of_data": min(share, 1.0),
         "objective": search.objective,
         "max_forgetting": search.max_forgetting,
         "domain_weight": search.domain_weight,
@@ -138,7 +144,7 @@ def search_mixture(
     missing = [pair for pair in wanted if pair not in [(run["alpha"], run["seed"]) for run in found.runs]]
     if tell is not None:
         tell(describe_cost(len(missing), len(wanted), steps, plan.max_steps, plan.batch_size))
-    _train(found, missing, given, data, names, folder, shown=not args.disable_tqdm)
+    _train(found, missing, given, partial(shortened_data, data, share), names, folder, shown=not args.disable_tqdm)
     kept = [run for run in found.runs if (run["alpha"], run["seed"]) in wanted]
     choice = choose_mixture(
         [run["alpha"] for run in kept],
@@ -155,6 +161,27 @@ def search_mixture(
     with new_file(folder / MIXED_NAME) as file:
         file.write(yaml.safe_dump({**recipe, **constant_alpha(choice.alpha)}, sort_keys=False, allow_unicode=True))
     return found
+
+
+def shortened_data(data: Data, share: float, seed: int) -> Data:
+    """As much of every training corpus as short runs have of the steps, so that passes over it are as many.
+
+    Args:
+        data: of whole runs.
+        share: of the examples, rounded up; all from 1 on. Streams, whose length is not known, stay whole.
+        seed: of which examples are kept.
+    """
+    if share >= 1:
+        return data
+    random = np.random.default_rng(seed)
+
+    def kept(corpus: Corpus) -> Corpus:
+        if corpus.is_stream:
+            return corpus
+        size = len(corpus.dataset)
+        return with_dataset(corpus, corpus.dataset.select(np.sort(random.permutation(size)[: math.ceil(share * size)])))
+
+    return replace(data, corpora=[kept(corpus) for corpus in data.corpora])
 
 
 def shortened_rate(warmup_steps: float, kwargs: Mapping[str, Any] | None, share: float) -> dict[str, Any]:
@@ -258,18 +285,18 @@ def _train(
     found: MixtureSearch,
     missing: Sequence[tuple[float, int]],
     recipe: Mapping[str, Any],
-    data: Data,
+    data_of: Callable[[int], Data],
     names: Mapping[str, str],
     folder: Path,
     *,
     shown: bool,
 ) -> None:
-    """Train what is missing, and write down the losses of each run at once."""
+    """Train what is missing, each on the data of its seed, and write down the losses of each run at once."""
     with tempfile.TemporaryDirectory() as place, quiet_bar(len(missing) * recipe["max_steps"], shown=shown) as bar:
         for alpha, seed in missing:
             bar.set_description(f"α = {short_alpha(alpha)}, seed {seed}")
             own = {**constant_alpha(alpha), "seed": seed, "output_dir": place}
-            trainer = train_quietly({**recipe, **own}, data, bar, evaluate_base=not found.base_losses)
+            trainer = train_quietly({**recipe, **own}, data_of(seed), bar, evaluate_base=not found.base_losses)
             results = trainer.results()
             if not found.base_losses:
                 found.base_losses = {side: results.base_metrics[name]["loss"] for side, name in names.items()}

@@ -1,7 +1,9 @@
 """The search for the amount of domain data: runs, law, files, and how it goes on."""
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 import yaml
 
 from hf_interp import cli
+from hf_interp.compare import quiet_bar, train_quietly
 from hf_interp.config import parse_recipe
+from hf_interp.corpora import with_dataset
 from hf_interp.mixing_law import choose_mixture
-from hf_interp.mixture_search import ALPHAS, constant_alpha, format_mixtures, search_mixture
-from hf_interp.train import run_recipe
+from hf_interp.mixture_search import ALPHAS, constant_alpha, format_mixtures, search_mixture, shortened_data
+from hf_interp.train import Data, check_recipe, load_data, run_recipe
 
 THREE = [0.0, 0.5, 1.0]
 
@@ -36,20 +40,47 @@ def test_runs_are_those_of_the_recipe_at_constant_alpha(recipe: dict[str, Any], 
         assert found.base_losses == {side: alone.base_metrics[side]["loss"] for side in ("domain", "general")}
 
 
-def test_the_phases_of_the_rate_are_as_short_as_the_runs(recipe: dict[str, Any], tmp_path: Path) -> None:
+def open_data(recipe: dict[str, Any]) -> Data:
+    """The recipe's data, as the search evaluates on it."""
+    parsed, args = parse_recipe(recipe)
+    data = load_data(parsed, check_recipe(parsed, args))
+    return replace(data, eval_sets=data.validation_sets)
+
+
+def test_short_runs_have_short_phases_and_little_data(recipe: dict[str, Any], tmp_path: Path) -> None:
     rate = {"lr_scheduler_type": "warmup_stable_decay", "learning_rate": 1e-2}
     long = {**recipe, **rate, "max_steps": 8, "warmup_steps": 4, "lr_scheduler_kwargs": {"num_decay_steps": 2}}
     found = search_mixture(long, alphas=THREE, seeds=[42], max_steps=4)
-    own = {**constant_alpha(0.5), "max_steps": 4, "output_dir": str(tmp_path / "alone"), "alpha_search": None}
-    sets = {"eval_corpora": recipe["validation_corpora"], "validation_corpora": {}, "save_strategy": "no"}
-    losses = {}
-    for name, fields in {
-        "short": {"warmup_steps": 2, "lr_scheduler_kwargs": {"num_decay_steps": 1}},
-        "as long": {"warmup_steps": 4, "lr_scheduler_kwargs": {"num_decay_steps": 2}},
-    }.items():
-        alone = run_recipe({**long, **own, **sets, **fields})
-        losses[name] = {side: alone.final_metrics[side]["loss"] for side in ("domain", "general")}
-    assert found.runs[1]["losses"] == losses["short"] != losses["as long"]
+    own = {**long, **constant_alpha(0.5), "max_steps": 4, "seed": 42, "output_dir": str(tmp_path / "alone")}
+    half, whole = {"num_decay_steps": 1}, {"num_decay_steps": 2}
+    losses = []
+    for share, steps, kwargs in ((0.5, 2, half), (0.5, 4, whole), (1.0, 2, half)):
+        fields = {"warmup_steps": steps, "lr_scheduler_kwargs": kwargs}
+        with quiet_bar(0, shown=False) as bar:
+            alone = train_quietly({**own, **fields}, shortened_data(open_data(long), share, 42), bar).results()
+        losses.append({side: alone.final_metrics[side]["loss"] for side in ("domain", "general")})
+    assert found.runs[1]["losses"] == losses[0]
+    assert losses[0] not in losses[1:]
+
+
+def test_a_share_of_the_data_is_one_of_every_corpus(recipe: dict[str, Any]) -> None:
+    data = open_data(recipe)
+    sizes = [len(corpus.dataset) for corpus in data.corpora]
+    part, other = shortened_data(data, 0.3, 0), shortened_data(data, 0.3, 1)
+    assert [len(corpus.dataset) for corpus in part.corpora] == [math.ceil(0.3 * size) for size in sizes]
+    for corpus, once, again in zip(data.corpora, part.corpora, other.corpora, strict=True):
+        texts = [[tuple(row) for row in dataset["input_ids"]] for dataset in (corpus.dataset, once.dataset)]
+        assert set(texts[1]) <= set(texts[0])
+        assert once.dataset["input_ids"] != again.dataset["input_ids"]
+    assert part.eval_sets is data.eval_sets
+    assert shortened_data(data, 1.0, 0) is data
+
+
+def test_a_stream_stays_whole(recipe: dict[str, Any]) -> None:
+    data = open_data(recipe)
+    streams = [with_dataset(corpus, corpus.dataset.to_iterable_dataset()) for corpus in data.corpora]
+    kept = shortened_data(replace(data, corpora=streams), 0.25, 0)
+    assert [corpus.dataset for corpus in kept.corpora] == [corpus.dataset for corpus in streams]
 
 
 def test_what_is_written_and_said(

@@ -22,8 +22,8 @@ class Run:
 
     Args:
         pair: key of `PAIRS`.
-        kind: "base" for M₀, "mixture" for a run at a constant α, "matched" for one with as much less domain data as it
-            has fewer steps, "adapters" and "weights" for both ends and what is between them.
+        kind: "base" for M₀, "mixture" for a run at a constant α, "matched" for one with as much less data as it has
+            fewer steps, "adapters" and "weights" for both ends and what is between them.
         steps: optimizer steps, of each end.
         alpha: of "mixture" and "matched", else 0.
         seed: of the order and of dropout.

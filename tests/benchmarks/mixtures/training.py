@@ -21,7 +21,7 @@ from hf_interp.adapter_weights import merge_adapter
 from hf_interp.compare import quiet_bar
 from hf_interp.config import parse_recipe
 from hf_interp.corpora import with_dataset
-from hf_interp.mixture_search import constant_alpha
+from hf_interp.mixture_search import constant_alpha, shortened_data
 from hf_interp.results import describe_machine
 from hf_interp.scoring import predict
 from hf_interp.tasks import get_task
@@ -85,17 +85,16 @@ class Session:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - begin
 
     def trainer(self, alpha: float, fields: Mapping[str, Any], share: float = 1.0) -> Any:
-        """The package's trainer, for a constant α, with a share of the domain examples that depends on the seed."""
+        """The package's trainer, for a constant α, with a share of all training examples."""
         own = {"learning_rate": middle_rate(self.run.pair), **constant_alpha(alpha), **fields}
         own |= {"max_steps": max(self.run.steps, 1), "seed": self.run.seed, "output_dir": self.place}
         recipe, args = parse_recipe({**self.setup.recipe, **own})
         corpora = [
-            with_dataset(corpus, pick(pick(corpus.dataset, SIZE), round(share * SIZE), self.run.seed))
-            if corpus.side == "domain"
-            else corpus
+            with_dataset(corpus, pick(corpus.dataset, SIZE)) if corpus.side == "domain" else corpus
             for corpus in self.setup.data.corpora
         ]
-        trainer = build_trainer(recipe, get_task(recipe.task), args, replace(self.setup.data, corpora=corpora))
+        data = shortened_data(replace(self.setup.data, corpora=corpora), share, self.run.seed)
+        trainer = build_trainer(recipe, get_task(recipe.task), args, data)
         trainer.args.eval_on_start = False
         trainer.remove_callback(PrinterCallback)
         if recipe.peft is None and self.setup.pair.task.endswith("classification"):
@@ -144,7 +143,7 @@ def _mixture(session: Session) -> dict[str, Any]:
 
 
 def _matched(session: Session) -> dict[str, Any]:
-    """A short run at a constant α, with as much less domain data: it is read as often as in a full run."""
+    """A short run at a constant α on as much less data, as in the package's search."""
     share = session.run.steps / session.setup.pair.steps
     return {"losses": session.losses(session.trained(session.run.alpha, {}, share), test=False)}
 
