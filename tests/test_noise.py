@@ -152,8 +152,15 @@ def test_the_page_says_what_holds(tmp_path: Path) -> None:
     levels = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])
     assert levels[0.4].rows["domain", False].seeds == (0, 1)
     said = noise_table.what_holds({"sentiment-finance": levels})
-    assert "(2 seeds). Surely better: domain only, generalised cross entropy, domain only, generalised" in said
-    assert "surely worse: none." in said
+    robust = "*domain only, generalised cross entropy*, *domain only, generalised cross entropy + M_α*"
+    assert said.splitlines() == [
+        "Sentiment: tweets → financial news (2 seeds):",
+        "",
+        f"- than *domain only*: surely better: {robust}; surely worse: none; no sure difference: *M₀*, "
+        "*domain only + M_α*.",
+        f"- than *M₀*: surely better: {robust}; surely worse: none; no sure difference: *domain only*, "
+        "*domain only + M_α*.",
+    ]
     falls = noise_table.fall_table(levels).splitlines()
     assert "**-0.450 (" in next(line for line in falls if line.startswith("| domain only  "))
     assert "+0.000 (+0.000 to +0.000)" in next(line for line in falls if "cross entropy  " in line)
