@@ -303,8 +303,8 @@ def _plan(args: argparse.Namespace, flags: Sequence[str]) -> None:
     elif args.distance_examples is not None:
         raise ValueError("--distance_examples belongs to --distance. Give that too, or leave --distance_examples out.")
     else:
-        plan, tokens, resumed = preview.plan_recipe(args.recipe, flags, args.resume, args.num_processes)
-        summary = preview.summarise(plan, tokens, resumed)
+        found = preview.plan_recipe(args.recipe, flags, args.resume, args.num_processes)
+        plan, summary = found.plan, preview.summarise(*found)
     print(json.dumps(summary, indent=2, ensure_ascii=False) if args.json else preview.format_plan(summary))
     if args.plot:
         from hf_interp.plots import plot_plan

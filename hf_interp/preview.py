@@ -15,6 +15,7 @@ from hf_interp.domain_distance import (
     format_distance,
     measure_distance,
 )
+from hf_interp.learning_rates import rate_weighted_alpha
 from hf_interp.ledger import continue_plan
 from hf_interp.plan import MixturePlan
 from hf_interp.tokens import mean_tokens
@@ -30,18 +31,31 @@ class Resumed(NamedTuple):
     changes: list[str]
 
 
+class Preview(NamedTuple):
+    """What a recipe will read.
+
+    Args:
+        plan: of the run.
+        mean_tokens: of an example, by corpus.
+        resumed: from where a run that is resumed goes on.
+        weighted_alpha: the mean of α weighted by the learning rate, if that is known beforehand.
+    """
+
+    plan: MixturePlan
+    mean_tokens: dict[str, float]
+    resumed: Resumed | None
+    weighted_alpha: float | None
+
+
 def plan_recipe(
     path: str, flags: Sequence[str] = (), resume: str | None = None, num_processes: int | None = None
-) -> tuple[MixturePlan, dict[str, float], Resumed | None]:
-    """The plan of a recipe, and the mean number of tokens of an example of each corpus.
+) -> Preview:
+    """The plan of a recipe, and what is known of its examples and of its learning rate.
 
     Args:
         path, flags: as for training.
         resume: a checkpoint to go on from, or a folder whose last whole checkpoint is meant.
         num_processes: processes to plan for; those of the checkpoint by default, or 1.
-
-    Returns:
-        plan, mean tokens by corpus, and from where a run that is resumed goes on.
 
     Raises:
         ValueError, OSError: as training would raise.
@@ -73,10 +87,13 @@ def measure_recipe(
     check_both_sides([corpus.side or "" for corpus in recipe.corpora.values()])
     saved = None if resume is None else _read_checkpoint(resume)
     data = load_data(recipe, task)
-    plan, lengths, resumed = _plan(data, args, saved, num_processes)
-    summary = summarise(plan, lengths, resumed)
+    preview = _plan(data, args, saved, num_processes)
+    summary = summarise(*preview)
     found = measure_distance(recipe, args, data, num_examples=num_examples)
-    return plan, {**summary, "distance": {**found.to_dict(), "suggestion": suggest(found, summary, load_advice())}}
+    return preview.plan, {
+        **summary,
+        "distance": {**found.to_dict(), "suggestion": suggest(found, summary, load_advice())},
+    }
 
 
 def suggest(found: DomainDistance, summary: Mapping[str, Any], advice: Advice | None) -> dict[str, Any] | None:
@@ -99,21 +116,25 @@ def suggest(found: DomainDistance, summary: Mapping[str, Any], advice: Advice | 
     return advice.suggest(features, summary["max_steps"]).to_dict()
 
 
-def _plan(
-    data: Data, args: InterpolationConfig, saved: Mapping[str, Any] | None, num_processes: int | None
-) -> tuple[MixturePlan, dict[str, float], Resumed | None]:
+def _plan(data: Data, args: InterpolationConfig, saved: Mapping[str, Any] | None, num_processes: int | None) -> Preview:
     plan = plan_data(data, args, num_processes or (saved or {}).get("num_processes"))
     lengths = {corpus.name: mean_tokens(corpus.dataset) for corpus in data.corpora}
     known = {name: length for name, length in lengths.items() if length is not None}
-    if saved is None:
-        return plan, known, None
-    plan, changes = continue_plan(plan, saved["plan"], saved["global_step"])
-    return plan, known, Resumed(saved["global_step"], changes)
+    resumed = None
+    if saved is not None:
+        plan, changes = continue_plan(plan, saved["plan"], saved["global_step"])
+        resumed = Resumed(saved["global_step"], changes)
+    return Preview(plan, known, resumed, rate_weighted_alpha(plan, args))
 
 
-def summarise(plan: MixturePlan, mean_tokens: Mapping[str, float], resumed: Resumed | None = None) -> dict[str, Any]:
-    """`MixturePlan.summary()` with the tokens that each corpus gives and, for a resumed run, what was read before."""
-    summary = plan.summary()
+def summarise(
+    plan: MixturePlan,
+    mean_tokens: Mapping[str, float],
+    resumed: Resumed | None = None,
+    weighted_alpha: float | None = None,
+) -> dict[str, Any]:
+    """`MixturePlan.summary()` with what else a `Preview` has, and what each corpus has given before it is resumed."""
+    summary = {**plan.summary(), "rate_weighted_alpha": weighted_alpha}
     for corpus in summary["corpora"]:
         mean = mean_tokens.get(corpus["name"])
         corpus["tokens"] = None if mean is None else round(mean * corpus["drawn"])
@@ -136,7 +157,8 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     lines += [
         f"{summary['max_steps']:,} steps of {summary['batch_size']:,} examples{_from_start(summary)}: "
         f"{summary['num_examples']:,} examples{total}",
-        f"domain share over {'these' if summary['start_step'] else 'all'} steps: {summary['domain_share']:.1%}",
+        f"domain share over {'these' if summary['start_step'] else 'all'} steps: {summary['domain_share']:.1%}"
+        + _weighted(summary["rate_weighted_alpha"]),
         *(["α is a share of tokens, the shares of a side are of examples"] if summary["unit"] == "tokens" else []),
         f"fingerprint: {summary['fingerprint']}",
         "",
@@ -167,6 +189,10 @@ def _suggestion_lines(found: Mapping[str, Any] | None) -> list[str]:
         f"  --alpha_schedule_type linear --alpha_start 0 --alpha_end {found['alpha_end']:.2f} {phases}",
         *(f"  {note}" for note in found["notes"]),
     ]
+
+
+def _weighted(alpha: float | None) -> str:
+    return "" if alpha is None else f"; α weighted by the learning rate: {alpha:.1%}"
 
 
 def _from_start(summary: Mapping[str, Any]) -> str:

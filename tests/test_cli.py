@@ -98,11 +98,12 @@ def test_plan_as_json(
     path = str(write_recipe({**toy_recipe, "max_steps": 100}))
     assert cli.main(["plan", path, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    plan, mean_tokens, _ = plan_recipe(path)
-    assert found == summarise(plan, mean_tokens)
+    planned = plan_recipe(path)
+    assert found == summarise(*planned)
     for corpus in found["corpora"]:
-        assert corpus.pop("tokens") == round(corpus["drawn"] * mean_tokens[corpus["name"]])
-    assert found == plan.summary()
+        assert corpus.pop("tokens") == round(corpus["drawn"] * planned.mean_tokens[corpus["name"]])
+    assert found.pop("rate_weighted_alpha") == planned.weighted_alpha
+    assert found == planned.plan.summary()
     assert found["warnings"][0].startswith("Corpus 'general' is read 5.0 times")
 
 

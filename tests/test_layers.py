@@ -90,6 +90,7 @@ LAYERS = (
     "slider_views",
     "train",
     "domain_distance",
+    "learning_rates",
     "preview",
     "revisit",
     "slider_sources",

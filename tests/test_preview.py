@@ -54,7 +54,7 @@ def test_flags_change_the_plan(toy_recipe: dict[str, Any], write_recipe: Callabl
 
 
 def test_tokens_are_those_of_the_examples(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
-    plan, mean_tokens, _ = plan_recipe(str(write_recipe({**toy_recipe, "max_length": 8})))
+    plan, mean_tokens, *_ = plan_recipe(str(write_recipe({**toy_recipe, "max_length": 8})))
     tokenizer = AutoTokenizer.from_pretrained(toy_recipe["model_name_or_path"])
     for side in ("general", "domain"):
         rows = [json.loads(line) for line in Path(toy_recipe["corpora"][side]["path"]).read_text().splitlines()]
@@ -89,13 +89,13 @@ def test_streams_have_no_tokens_and_no_passes(toy_recipe: dict[str, Any], write_
 
 
 def test_the_text_tells_every_number(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
-    plan, mean_tokens, _ = plan_recipe(str(write_recipe({**toy_recipe, "max_steps": 1000})))
-    summary = summarise(plan, mean_tokens)
+    found = plan_recipe(str(write_recipe({**toy_recipe, "max_steps": 1000, "warmup_steps": 0})))
+    plan, summary = found.plan, summarise(*found)
     general, domain = summary["corpora"]
     lines = format_plan(summary).splitlines()
     total = general["tokens"] + domain["tokens"]
     assert lines[0] == f"1,000 steps of 4 examples: 4,000 examples, about {total:,} tokens"
-    assert lines[1] == "domain share over all steps: 50.0%"
+    assert lines[1] == "domain share over all steps: 50.0%; α weighted by the learning rate: 33.3%"
     assert lines[2] == f"fingerprint: {plan.fingerprint()}"
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
     assert ["step", "0", "250", "500", "749", "999"] in cells
