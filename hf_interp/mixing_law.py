@@ -197,7 +197,8 @@ def choose_mixture(
 
     With D and G these curves and G₀ the general loss of M₀ it is for the objective
     - "domain": where D is least;
-    - "constrained": the same among the α with G ≤ G₀ + `max_forgetting`; where there is none, the α with the least G;
+    - "constrained": the same among the α with G ≤ G₀ + `max_forgetting`. Where there is none, because training alone
+      costs more, it is so among those with G ≤ min G + `max_forgetting`;
     - "mean": where w·D + (1 − w)·G is least, w = `domain_weight`.
 
     Args:
@@ -229,9 +230,10 @@ def choose_mixture(
         if objective == "mean":
             return int(np.argmin(domain_weight * domain + (1 - domain_weight) * general)), True
         allowed = general <= limit if objective == "constrained" else np.full(GRID, True)
-        if not allowed.any():
-            return int(np.argmin(general)), False
-        return int(np.argmin(np.where(allowed, domain, np.inf))), True
+        feasible = bool(allowed.any())
+        if not feasible:
+            allowed = general <= general.min() + max_forgetting
+        return int(np.argmin(np.where(allowed, domain, np.inf))), feasible
 
     found = {side: fit_curve(alphas, losses[side]) for side in SIDES}
     curves = {side: found[side](grid) for side in SIDES}
@@ -331,7 +333,10 @@ def _explain(
         return f"{told}; no other α has a smaller mean of both, with the weight {domain_weight:g} for the domain."
     if feasible:
         return f"{told}; it has the smallest domain loss of all α whose general loss is at most {limit:.4f}."
-    return f"{told}, above the limit of {limit:.4f} as that of every α; it is the α with the smallest general loss."
+    return (
+        f"{told}, above the limit of {limit:.4f} as that of every α; it has the smallest domain loss of all α that "
+        "forget hardly more than the least."
+    )
 
 
 def _warnings(

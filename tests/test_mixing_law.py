@@ -87,11 +87,21 @@ def test_a_constraint_takes_as_much_of_the_domain_as_it_allows(max_forgetting: f
     assert found.predicted["general"] <= 3.4 + max_forgetting
 
 
-def test_a_constraint_that_cannot_be_kept_gives_the_least_forgetting() -> None:
+@pytest.mark.parametrize(("max_forgetting", "alpha"), [(0.0, 0.0), (0.01, 0.01), (0.1, 0.16), (0.24, 0.33)])
+def test_a_constraint_that_cannot_be_kept_counts_from_the_least_forgetting(max_forgetting: float, alpha: float) -> None:
     losses = {"domain": FALLING(ALPHAS).tolist(), "general": RISING(ALPHAS).tolist()}
-    found = choose_mixture(ALPHAS, losses, {"domain": 4.0, "general": 3.0}, num_resamples=5)
-    assert (found.alpha, found.feasible) == (0.0, False)
-    assert "above the limit of 3.0100 as that of every α" in found.reason
+    base = {"domain": 4.0, "general": 3.0}
+    found = choose_mixture(ALPHAS, losses, base, max_forgetting=max_forgetting, num_resamples=5)
+    # 3.25 + δ = 3 + e^(2α)/4, rounded down to the grid
+    assert math.floor(math.log(4 * (0.25 + max_forgetting)) / 2 * 100) / 100 == alpha
+    assert (found.alpha, found.feasible) == (alpha, False)
+    assert f"above the limit of {3 + max_forgetting:.4f} as that of every α" in found.reason
+
+
+def test_a_constraint_that_can_just_be_kept_is_kept() -> None:
+    losses = {"domain": FALLING(ALPHAS).tolist(), "general": RISING(ALPHAS).tolist()}
+    found = choose_mixture(ALPHAS, losses, {"domain": 4.0, "general": 3.0}, max_forgetting=0.2501, num_resamples=5)
+    assert (found.alpha, found.feasible) == (0.0, True)
 
 
 def test_a_mean_lies_where_the_slopes_meet() -> None:

@@ -59,9 +59,14 @@ def test_each_objective_has_its_best() -> None:
     curves = {"domain": np.array([5.0, 3.0, 2.9, 2.8]), "general": np.array([1.0, 1.1, 1.3, 1.6])}
     assert scores.choose(curves, "domain", 0.0) == 3
     assert scores.choose(curves, "mean", 0.0) == 1
-    assert scores.choose(curves, "constrained", 1.3) == 2
-    assert scores.choose(curves, "constrained", 1.29) == 1
-    assert scores.choose(curves, "constrained", 0.9) == 0
+    assert scores.choose(curves, "constrained", 1.291) == 2
+    assert scores.choose(curves, "constrained", 1.289) == 1
+
+
+def test_where_nothing_keeps_the_limit_the_least_general_loss_sets_it() -> None:
+    curves = {"domain": np.array([5.0, 3.0, 2.0]), "general": np.array([1.0, 1.009, 1.011])}
+    assert scores.choose(curves, "constrained", 0.5) == 1
+    assert scores.choose(curves, "constrained", 0.995) == 0  # 1.005
 
 
 def test_the_regret_of_the_best_is_nothing_and_between_points_on_the_line() -> None:
@@ -75,12 +80,8 @@ def test_a_broken_limit_and_a_lost_gain_are_told_apart() -> None:
     places = [0.0, 0.5, 1.0]
     assert scores.constrained_regret(places, curves, 1.0, 0.5) == (0.0, 0.0)
     assert scores.constrained_regret(places, curves, 1.0, 0.0) == (0.0, 1.0)
-    assert scores.constrained_regret(places, curves, 1.0, 1.0) == (1.0, -1.0)
-
-
-def test_a_limit_that_nothing_keeps_gives_way_to_the_least_general_loss() -> None:
-    curves = {"domain": np.array([3.0, 1.0]), "general": np.array([1.0, 2.0])}
-    assert scores.constrained_regret([0.0, 1.0], curves, 0.5, 0.0) == (0.0, 0.0)
+    assert scores.constrained_regret(places, curves, 1.0, 1.0) == pytest.approx((0.99, -1.0))
+    assert scores.constrained_regret(places, curves, 0.5, 0.5) == (0.0, 0.0)
 
 
 def test_whole_shifts_are_no_noise_and_single_points_are() -> None:
@@ -146,7 +147,7 @@ def test_short_runs_miss_by_a_constant_alone(tmp_path: Path) -> None:
     assert scores.error(said.curves["domain"], true, shifted=False) == pytest.approx(0.3, abs=1e-6)
     assert scores.error(said.curves["domain"], true, shifted=True) == pytest.approx(0.0, abs=1e-6)
     assert said.alphas["mean"] == round(BEST, 2)
-    assert said.alphas["constrained"] == 0.0  # no short run keeps the limit
+    assert said.alphas["constrained"] == 0.04  # no short run keeps the limit: 0.1·e^(2α) ≤ 0.1 + 0.01
 
 
 def test_what_lies_between_the_ends_is_taken_as_it_was_measured(tmp_path: Path) -> None:

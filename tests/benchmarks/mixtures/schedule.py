@@ -1,7 +1,7 @@
 """Which runs there are, in their order, and where their results are."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from effect.pairs import PAIRS
@@ -41,21 +41,22 @@ class Run:
 
 
 def plan(pairs: Sequence[str], seeds: Sequence[int]) -> Iterator[Run]:
-    """All runs: seed by seed, pair by pair; within these first what the cheap ways need."""
+    """All runs: first those of the package's search, then seed by seed and pair by pair the others."""
+    for pair in pairs:
+        yield Run(pair=pair, kind="base", steps=0)
+        for seed in seeds:
+            yield from _at_constant(pair, "mixture", SHARES[0], SHORT_ALPHAS, seed)
+            yield from _at_constant(pair, "matched", SHARES[0], SHORT_ALPHAS, seed)
     for seed in seeds:
         for pair in pairs:
             steps = PAIRS[pair].steps
-            if seed == seeds[0]:
-                yield Run(pair=pair, kind="base", steps=0)
-            short, longer = (
-                [Run(pair=pair, kind="mixture", steps=steps // share, alpha=alpha, seed=seed) for alpha in SHORT_ALPHAS]
-                for share in SHARES
-            )
-            yield from short
-            yield from (replace(run, kind="matched") for run in short)
-            for share in (1, SHARES[0]):
-                yield Run(pair=pair, kind="adapters", steps=steps // share, seed=seed)
-            for alpha in ALPHAS:
-                yield Run(pair=pair, kind="mixture", steps=steps, alpha=alpha, seed=seed)
-            yield from longer
+            yield Run(pair=pair, kind="adapters", steps=steps, seed=seed)
+            yield from _at_constant(pair, "mixture", 1, ALPHAS, seed)
+            yield Run(pair=pair, kind="adapters", steps=steps // SHARES[0], seed=seed)
+            yield from _at_constant(pair, "mixture", SHARES[1], SHORT_ALPHAS, seed)
             yield Run(pair=pair, kind="weights", steps=steps, seed=seed)
+
+
+def _at_constant(pair: str, kind: str, share: int, alphas: Sequence[float], seed: int) -> Iterator[Run]:
+    for alpha in alphas:
+        yield Run(pair=pair, kind=kind, steps=PAIRS[pair].steps // share, alpha=alpha, seed=seed)

@@ -10,6 +10,8 @@ Array = npt.NDArray[np.float64]
 Curves = Mapping[str, Array]
 """Losses by α of "domain" and "general"."""
 SIDES = ("domain", "general")
+MAX_FORGETTING = 0.01
+"""In nats, for "constrained": the package's default."""
 
 
 def both(curves: Curves) -> Array:
@@ -44,19 +46,25 @@ def rank_correlation(predicted: Array, true: Array) -> float:
     return float((one * other).sum() / scale) if scale else 0.0
 
 
-def choose(curves: Curves, objective: str, limit: float) -> int:
+def limit_of(general: Array, base: float) -> float:
+    """Most general loss for "constrained", by M₀'s: nearly the least where no α keeps that."""
+    least = float(general.min())
+    return (base if least <= base + MAX_FORGETTING else least) + MAX_FORGETTING
+
+
+def choose(curves: Curves, objective: str, base: float) -> int:
     """The place of the best α of some curves, for the objectives of `hf_interp.mixing_law.choose_mixture`.
 
     Args:
         curves: losses by α.
         objective: domain, constrained or mean.
-        limit: most general loss, for "constrained".
+        base: general loss of M₀, for "constrained".
     """
     if objective == "mean":
         return int(np.argmin(both(curves)))
-    allowed = curves["general"] <= limit if objective == "constrained" else np.full(len(curves["general"]), True)
-    if not allowed.any():
-        return int(np.argmin(curves["general"]))
+    if objective == "domain":
+        return int(np.argmin(curves["domain"]))
+    allowed = curves["general"] <= limit_of(curves["general"], base)
     return int(np.argmin(np.where(allowed, curves["domain"], np.inf)))
 
 
@@ -74,18 +82,17 @@ def regret(alphas: Sequence[float], curve: Array, alpha: float) -> float:
     return at(alphas, curve, alpha) - float(curve.min())
 
 
-def constrained_regret(alphas: Sequence[float], curves: Curves, limit: float, alpha: float) -> tuple[float, float]:
+def constrained_regret(alphas: Sequence[float], curves: Curves, base: float, alpha: float) -> tuple[float, float]:
     """How far the general loss at an α is above the limit, and the domain loss above the best that keeps it.
 
-    The limit is the least general loss where no α keeps it. The first is 0 where it is kept; the second is below 0
-    where it is broken for the domain's good.
+    The first is 0 where the limit is kept; the second is below 0 where it is broken for the domain's good.
 
     >>> curves = {"domain": np.array([3.0, 2.0, 1.0]), "general": np.array([1.0, 1.0, 2.0])}
     >>> constrained_regret([0.0, 0.5, 1.0], curves, 1.0, 0.75)
-    (0.5, -0.5)
+    (0.49, -0.5)
     """
-    limit = max(limit, float(curves["general"].min()))
-    best = float(curves["domain"][choose(curves, "constrained", limit)])
+    limit = limit_of(curves["general"], base)
+    best = float(curves["domain"][choose(curves, "constrained", base)])
     return max(at(alphas, curves["general"], alpha) - limit, 0.0), at(alphas, curves["domain"], alpha) - best
 
 

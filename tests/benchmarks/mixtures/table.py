@@ -24,6 +24,7 @@ from hf_interp.curves import short_alpha
 from hf_interp.files import new_file
 from mixtures.schedule import ALPHAS, DEFAULT_PAIRS, SEEDS, plan
 from mixtures.scores import (
+    MAX_FORGETTING,
     SIDES,
     Array,
     both,
@@ -33,7 +34,7 @@ from mixtures.scores import (
     regret,
     seed_error,
 )
-from mixtures.ways import MAX_FORGETTING, WAYS, Found, Prediction, limit, load
+from mixtures.ways import WAYS, Found, Prediction, load
 
 HERE = Path(__file__).parents[1]
 RESULTS = HERE / "mixtures_results"
@@ -73,7 +74,7 @@ The *sweep* trains at {num_alphas} constant α and is judged on the test sets. E
 *Error*: mean over α of the absolute difference from the sweep, after one constant a side (the median difference);
 *raw*: without it, so that it has in it the difference between validation and test sets. *Ranks*: Spearman's correlation
 over α. *Regret*: the sweep's loss at the chosen α less its least; between the sweep's α on a straight line.
-*Constrained*: the least domain loss with a general loss of at most M₀'s + {most}, or the least general loss where no α
+*Constrained*: the least domain loss with a general loss of at most M₀'s + {most}, of the least + as much where no α
 keeps that; *over the limit* is by how much the choice breaks it on the test set, *domain gap* its domain loss less that
 of the best α that keeps it. Steps and processor seconds (training, and evaluation on validation) are shares of a
 sweep's with as many seeds."""
@@ -130,10 +131,10 @@ def shape_table(found: Found, said: dict[str, Prediction]) -> str:
 def choice_table(found: Found, said: dict[str, Prediction]) -> str:
     """What the ways cost, what they choose, and what the choice costs."""
     curves, whole = found.curves("test"), said["sweep"]
-    most = limit(found, "test")
+    base = found.base["test"]["general"]
     rows = []
     for key, prediction in said.items():
-        breach, gap = constrained_regret(ALPHAS, curves, most, prediction.alphas["constrained"])
+        breach, gap = constrained_regret(ALPHAS, curves, base, prediction.alphas["constrained"])
         interval = "" if prediction.interval is None else "–".join(map(short_alpha, prediction.interval))
         rows.append(
             [

@@ -11,10 +11,8 @@ from effect.pairs import PAIRS
 
 from hf_interp.mixing_law import OBJECTIVES, choose_mixture
 from mixtures.schedule import ALPHAS, SHORT_ALPHAS
-from mixtures.scores import SIDES, Array, choose
+from mixtures.scores import MAX_FORGETTING, SIDES, Array, choose
 
-MAX_FORGETTING = 0.01
-"""In nats, for "constrained": the package's default."""
 ENDS = (0.0, 0.5, 1.0)
 
 
@@ -105,11 +103,6 @@ def load(pair: str, results: Path) -> Found | None:
     return found if base and found.sweep else None
 
 
-def limit(found: Found, split: str) -> float:
-    """Most general loss for "constrained"."""
-    return found.base[split]["general"] + MAX_FORGETTING
-
-
 def cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Seeds of runs, and steps and seconds for each of them."""
     ends = {"mixture": 1, "matched": 1, "adapters": 2, "weights": 2}
@@ -163,7 +156,7 @@ def always(alpha: float) -> Prediction:
 
 
 def _measured(found: Found, curves: Mapping[str, Array], runs: Sequence[Mapping[str, Any]]) -> Prediction:
-    places = {objective: choose(curves, objective, limit(found, "validation")) for objective in OBJECTIVES}
+    places = {objective: choose(curves, objective, found.base["validation"]["general"]) for objective in OBJECTIVES}
     return Prediction(alphas={name: ALPHAS[place] for name, place in places.items()}, curves=curves, **cost(runs))
 
 
