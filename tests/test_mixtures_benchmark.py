@@ -150,6 +150,16 @@ def test_short_runs_miss_by_a_constant_alone(tmp_path: Path) -> None:
     assert said.alphas["constrained"] == 0.04  # no short run keeps the limit: 0.1·e^(2α) ≤ 0.1 + 0.01
 
 
+def test_means_alone_choose_among_their_own_alphas(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    said = ways.by_means(load(tmp_path), 4, SHORT_ALPHAS, "matched")
+    assert said is not None
+    assert said.curves is not None
+    assert said.alphas == {"domain": 1.0, "mean": 0.5, "constrained": 0.0}
+    at_a_tenth = 0.6 * LAWS["domain"]([0.0]) + 0.4 * LAWS["domain"]([0.25])
+    assert said.curves["domain"][1] == pytest.approx(at_a_tenth[0] + 0.3)
+
+
 def test_what_lies_between_the_ends_is_taken_as_it_was_measured(tmp_path: Path) -> None:
     write_pair(tmp_path)
     found = load(tmp_path)

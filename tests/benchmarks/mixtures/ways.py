@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,25 @@ def by_law(found: Found, share: int, alphas: Sequence[float], kind: str = "mixtu
     )
 
 
+def by_means(found: Found, share: int, alphas: Sequence[float], kind: str) -> Prediction | None:
+    """The mean validation losses of runs, without a law: lines between them, and the best of their α."""
+    runs = found.of(kind, found.steps // share, alphas)
+    if not runs:
+        return None
+    base = found.base["validation"]["general"]
+    means = {
+        side: np.array(
+            [fmean(run["losses"]["validation"][side] for run in runs if run["alpha"] == alpha) for alpha in alphas]
+        )
+        for side in SIDES
+    }
+    return Prediction(
+        alphas={objective: alphas[choose(means, objective, base)] for objective in OBJECTIVES},
+        curves={side: np.interp(ALPHAS, alphas, mean) for side, mean in means.items()},
+        **cost(runs),
+    )
+
+
 def by_ends(found: Found, kind: str, share: int = 1) -> Prediction | None:
     """Validation losses of what lies between runs on either side alone."""
     runs = found.of(kind, found.steps // share)
@@ -164,8 +184,9 @@ WAYS: dict[str, Way] = {
     "sweep": Way("the sweep itself, on validation", by_sweep),
     "law-4": Way("law, 5 α, a fourth of the steps", lambda found: by_law(found, 4, SHORT_ALPHAS)),
     "matched-4": Way(
-        "law, 5 α, a fourth of the steps and of the domain", lambda found: by_law(found, 4, SHORT_ALPHAS, "matched")
+        "law, 5 α, a fourth of the steps and of the data", lambda found: by_law(found, 4, SHORT_ALPHAS, "matched")
     ),
+    "means-4": Way("the same runs, without the law", lambda found: by_means(found, 4, SHORT_ALPHAS, "matched")),
     "law-2": Way("law, 5 α, half of the steps", lambda found: by_law(found, 2, SHORT_ALPHAS)),
     "law-5": Way("law, 5 α, all steps", lambda found: by_law(found, 1, SHORT_ALPHAS)),
     "law-3": Way("law, 3 α, all steps", lambda found: by_law(found, 1, ENDS)),
@@ -174,4 +195,4 @@ WAYS: dict[str, Way] = {
     "weights": Way("two full fine-tunings, merged", lambda found: by_ends(found, "weights")),
     "half": Way("no search: α = 0.5", lambda found: always(0.5)),
 }
-"""The first is what the others would replace; "law-4" is what `hf-interp tune --mixture` does by default."""
+"""The first is what the others would replace; "matched-4" is what `hf-interp tune --mixture` does by default."""
