@@ -196,9 +196,9 @@ def choose_mixture(
     """The α of a constant mixture by the laws of both sides, or by the measured losses of a side that has no law.
 
     With D and G these curves and G₀ the general loss of M₀ it is for the objective
-    - "domain": where D is least;
-    - "constrained": the same among the α with G ≤ G₀ + `max_forgetting`. Where there is none, because training alone
-      costs more, it is so among those with G ≤ min G + `max_forgetting`;
+    - "domain": where D is least, by the measured losses always, as the least of a law is at an end;
+    - "constrained": where D is least among the α with G ≤ G₀ + `max_forgetting`; where there are none, because training
+      alone costs more, among those with G ≤ min G + `max_forgetting`;
     - "mean": where w·D + (1 − w)·G is least, w = `domain_weight`.
 
     Args:
@@ -235,7 +235,10 @@ def choose_mixture(
             allowed = general <= general.min() + max_forgetting
         return int(np.argmin(np.where(allowed, domain, np.inf))), feasible
 
-    found = {side: fit_curve(alphas, losses[side]) for side in SIDES}
+    fitted = {side: fit_curve(alphas, losses[side]) for side in SIDES}
+    found = dict(fitted)
+    if objective == "domain":  # a law never turns: its least loss is always at an end
+        found["domain"] = measure_losses(alphas, losses["domain"])
     curves = {side: found[side](grid) for side in SIDES}
     chosen, feasible = choose(curves["domain"], curves["general"])
     resampled = {
@@ -256,7 +259,7 @@ def choose_mixture(
         grid=grid.tolist(),
         feasible=feasible,
         reason=_explain(alpha, curves, chosen, objective, limit, domain_weight, feasible),
-        warnings=_warnings(alphas, alpha, (float(low), float(high)), found),
+        warnings=_warnings(alphas, alpha, (float(low), float(high)), fitted),
     )
 
 

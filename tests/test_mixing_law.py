@@ -183,6 +183,19 @@ def test_losses_that_turn_are_taken_as_measured() -> None:
     assert curve_of(found.to_dict()["curves"]["general"]) == found.curves["general"]
 
 
+def test_the_domain_alone_is_best_where_it_was_measured_so() -> None:
+    domain = [1.1, 0.9, 0.8, 0.79, 0.8, 1.3, 0.86, 0.8, 0.78, 0.87]  # no more than seeds differ from a law
+    losses = {"domain": domain, "general": [1.0] * 10}
+    found = choose_mixture([*ALPHAS, *ALPHAS], losses, {"domain": 2.0, "general": 1.0}, objective="domain")
+    assert isinstance(fit_curve([*ALPHAS, *ALPHAS], domain), MixingLaw)
+    assert found.alpha == 0.75
+    assert found.predicted["domain"] == pytest.approx(0.785)
+    assert not any("do not follow the law" in warning for warning in found.warnings)
+    mean = choose_mixture([*ALPHAS, *ALPHAS], losses, {"domain": 2.0, "general": 1.0}, objective="mean")
+    assert mean.alpha == 1.0
+    assert mean.curves["domain"] == fit_curve([*ALPHAS, *ALPHAS], domain)
+
+
 def test_lack_of_fit_is_the_textbooks_test() -> None:
     law = MixingLaw(offset=0.0, scale=1.0, rate=1e-3)  # nearly 1 everywhere
     alphas, losses = [0.0, 0.0, 0.25, 0.25, 0.5, 0.75, 1.0], [0.9, 1.1, 0.8, 1.0, 1.2, 1.0, 1.0]

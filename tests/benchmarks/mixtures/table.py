@@ -63,7 +63,8 @@ runs of a pair, and the middle learning rate. All losses are nats a token or a t
 The *sweep* trains at {num_alphas} constant α and is judged on the test sets. Every way sees validation losses only.
 
 - *Law*: `hf_interp.mixing_law` through runs at 5 α (0, 0.25, 0.5, 0.75, 1) or 3 (0, 0.5, 1), and what it chooses; where
-  seeds show that the law misses, it takes lines between the means. With all steps the runs are the sweep's own.
+  seeds show that the law misses, and for the domain alone, it takes lines between the means. With all steps the runs
+  are the sweep's own.
 - *A fourth of the steps and of the data*: what `hf-interp tune --mixture` does. Each run is on a fourth of both
   corpora, other examples for every seed, so that examples are repeated as often as in a full run. *The same runs,
   without the law*: the best of the five α by the mean losses.
