@@ -1,6 +1,7 @@
 """The comparison under wrong labels: what is flipped, which runs there are, and runs from data to a page."""
 
 import gzip
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,20 @@ def test_the_page_says_what_holds(tmp_path: Path) -> None:
     page = noise_table.report({"sentiment-finance": levels})
     assert "| sentiment: tweets → tweets to airlines | " in page
     assert page.count("no runs") == 2 + 4
+
+
+def test_m0_is_held_against_all_seeds(tmp_path: Path) -> None:
+    fake_noise(tmp_path)
+    path = noise.NoiseRun(pair="sentiment-finance", method="domain", share=0.4, seed=1).path(tmp_path)
+    entry = json.loads(path.read_text())
+    entry["test"]["domain"] = pack("accuracy", Outcomes((np.arange(40) < 10).astype(float), np.ones(40)))
+    write_json(path, entry)
+    cell = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])[0.4]
+    base, plain = cell.rows["base", False], cell.rows["domain", False]
+    for row, other, sign in ((base, plain, 1), (plain, base, -1)):
+        gain = cell.gain(row, other, "domain")
+        assert gain is not None
+        assert gain.value == pytest.approx(sign * (20 - (18 + 10) / 2) / 40)
 
 
 def test_a_page_of_no_noisy_runs_says_so(tmp_path: Path) -> None:

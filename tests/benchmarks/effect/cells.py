@@ -93,7 +93,10 @@ class Cell:
 
     def gain(self, row: Row, reference: Row, side: str) -> Interval | None:
         """By how much a row is better than another, paired over seeds and examples; `None` without common seeds."""
-        seeds = sorted(set(row.seeds) & set(reference.seeds)) if reference.method != BASE else list(row.seeds)
+        if BASE in (row.method, reference.method):  # M₀ has no seeds and stands beside all of the other's
+            seeds = list(reference.seeds if row.method == BASE else row.seeds)
+        else:
+            seeds = sorted(set(row.seeds) & set(reference.seeds))
         if not seeds:
             return None
         ours, others = row.of_seeds(seeds), reference.of_seeds(seeds)
