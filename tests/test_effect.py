@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
-from effect import cells, figures, frontier, methods, order, pairs, run, schedule, stats, table, training
+from effect import cells, figures, frontier, methods, order, pairs, run, schedule, stats, summary, table, training
 from effect.outcomes import Outcomes, counts_of, outcomes_of, pack, unpack
 from effect.stats import Interval
 from transformers import EvalPrediction
@@ -199,9 +199,9 @@ def test_every_pair_method_and_size_gets_every_seed_once() -> None:
     assert len(set(trained)) == len(trained)
     cells_with_all = len(pairs.PAIRS) * len(methods.METHODS)
     at_chosen_rates = [planned for planned in trained if planned.learning_rate is None]
-    assert len(at_chosen_rates) == cells_with_all * (3 * 5 + 4)  # three sizes with five seeds, one with four more
-    assert len(trained) - len(at_chosen_rates) == cells_with_all * 3
-    assert all(planned.size == schedule.RATE_SIZE for planned in trained if planned.learning_rate is not None)
+    assert len(at_chosen_rates) == cells_with_all * 4 * 4  # four sizes with four more seeds than that of the rates
+    assert len(trained) - len(at_chosen_rates) == cells_with_all * 4 * 3
+    assert all(planned.seed == 0 for planned in trained if planned.learning_rate is not None)
 
 
 def test_seed_0_of_all_methods_and_pairs_comes_before_seed_1() -> None:
@@ -217,10 +217,10 @@ def test_seed_0_of_all_methods_and_pairs_comes_before_seed_1() -> None:
     assert {planned.seed for planned in first[count : count + len(group) * len(tier)]} == {1}
 
 
-def test_learning_rates_are_chosen_first_whatever_the_sizes_and_seeds() -> None:
+def test_learning_rates_are_chosen_first_for_every_size_whatever_the_seeds() -> None:
     found = all_runs(pairs=["lm-law"], methods=["domain"], sizes=[100], seeds=[4])
     assert [(planned.size, planned.seed, planned.learning_rate) for planned in found if planned.method == "domain"] == [
-        *((300, 0, rate) for rate in (1.5e-4, 5e-4, 1.5e-3)),
+        *((100, 0, rate) for rate in (1.5e-4, 5e-4, 1.5e-3)),
         (100, 4, None),
     ]
 
@@ -280,7 +280,7 @@ def test_tables_say_what_the_results_hold(tmp_path: Path) -> None:
     assert gain is not None
     assert gain.value == 0.25
     assert 0 < gain.low < 0.25 < gain.high < 0.5
-    by_title = {found.title: found for found in table.summarise([cell])}
+    by_title = {found.title: found for found in summary.summarise([cell])}
     assert by_title["constant 0.5"].verdicts["domain"] == {"win": 1, "trade": 0, "tie": 0, "loss": 0}
     assert by_title["constant 0.5"].verdicts["constant-0.5"] == {"win": 0, "trade": 0, "tie": 0, "loss": 0}
     assert by_title["domain only"].verdicts["constant-0.5"]["loss"] == 1
@@ -403,14 +403,14 @@ def toy_pair(tmp_path: Path, tiny_model_dir: Path, toy_data_dir: Path, monkeypat
 
 def test_two_runs_from_data_to_a_table(toy_pair: str, tmp_path: Path) -> None:
     args = argparse.Namespace(
-        results=tmp_path / "results", pairs=[toy_pair], methods=["domain", "linear-averaged"], sizes=[8], seeds=[0]
+        results=tmp_path / "results", pairs=[toy_pair], methods=["domain", "linear-averaged"], sizes=[300], seeds=[0]
     )
     queue = run.Queue(args)
     done = []
     while (todo := queue.next()) is not None:
         done.append(todo)
         run.work(todo, args.results, tmp_path / "cache", "cpu")
-    # M₀ of each phase is the same; rates are chosen with one seed and 300 examples, and 8 is no size of the comparison
+    # M₀ of each phase is the same; the toy has one learning rate
     assert [(todo.method, todo.size, todo.seed) for todo in done] == [
         ("base", "full", 0),
         ("domain", 300, 0),

@@ -278,7 +278,7 @@ def _runs(
     entries: Sequence[Mapping[str, Any]], pair: str, method: str, size: int | str
 ) -> dict[int, Mapping[str, Any]]:
     """The runs of a method at its chosen learning rate, by seed."""
-    rate = rate_so_far(entries, pair, method)
+    rate = rate_so_far(entries, pair, size, method)
     wanted = (method, size, rate)
     return {
         entry["seed"]: entry

@@ -10,7 +10,7 @@ import numpy as np
 from effect.methods import BASE, METHODS
 from effect.outcomes import unpack
 from effect.pairs import PAIRS, SIDES, SIZES
-from effect.schedule import RATE_SEEDS, RATE_SIZE, best_rate, grid, validation_score
+from effect.schedule import RATE_SEEDS, best_rate, grid, validation_score
 from effect.stats import Array, Interval, Resamples, draw, interval, resampled
 from hf_interp.compare import BASE as BASE_TITLE
 from hf_interp.compare import PLUS
@@ -116,10 +116,14 @@ class Cell:
         return resampled(row.numerators[side], row.denominators[side], self._draws[key])
 
 
-def cells_of(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Cell]:
+def cells_of(results: Mapping[str, Sequence[Mapping[str, Any]]], rate_sides: Sequence[str] = SIDES) -> list[Cell]:
     """All cells that have runs, in the order of pairs and sizes.
 
     A method is in a cell once a seed has been run with all of its learning rates.
+
+    Args:
+        results: entries by pair.
+        rate_sides: whose mean on validation chooses the learning rates.
     """
     cells = []
     for pair in (pair for pair in PAIRS if pair in results):
@@ -131,7 +135,7 @@ def cells_of(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Cell]:
         for size in sorted(SIZES, key=lambda size: (isinstance(size, str), size)):
             cell = Cell(pair, size, {(BASE, False): row_of(BASE, False, [base], counts, "test")}, {base["machine"]})
             for method in METHODS:
-                rate = rate_so_far(entries, pair, method)
+                rate = rate_so_far(entries, pair, size, method, rate_sides)
                 chosen = [
                     entry
                     for entry in entries
@@ -156,12 +160,14 @@ def spread_counts(found: Sequence[int]) -> list[int]:
     return [found[0]] * found[1] if len(found) == 2 else list(found)
 
 
-def rate_so_far(entries: Iterable[Mapping[str, Any]], pair: str, method: str) -> float | None:
+def rate_so_far(
+    entries: Iterable[Mapping[str, Any]], pair: str, size: int | str, method: str, sides: Sequence[str] = SIDES
+) -> float | None:
     """The learning rate that the runs so far choose; `None` if no seed has all rates."""
     scores = {
-        (entry["learning_rate"], entry["seed"]): validation_score(entry)
+        (entry["learning_rate"], entry["seed"]): validation_score(entry, sides)
         for entry in entries
-        if entry["method"] == method and entry["size"] == RATE_SIZE
+        if entry["method"] == method and entry["size"] == size
     }
     return best_rate(grid(PAIRS[pair], METHODS[method]), scores, RATE_SEEDS)
 

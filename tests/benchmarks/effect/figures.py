@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from effect.cells import Cell, Row
 from effect.methods import BASE, METHODS
 from effect.pairs import FULL, PAIRS, SIDES, SIZES
-from effect.schedule import RATE_SIZE
+from effect.schedule import FIRST_SIZE
 
 SHOWN = {
     "domain": "#D55E00",
@@ -26,7 +26,7 @@ FOLLOWED = ("constant-0.5", "linear")
 
 def draw_pairs(cells: Sequence[Cell], path: Path) -> bool:
     """The point (general, domain) of every method at 300 domain examples, with M_α of each."""
-    shown = [cell for cell in cells if cell.size == RATE_SIZE]
+    shown = [cell for cell in cells if cell.size == FIRST_SIZE]
     if not shown:
         return False
     figure, places = _grid(len(shown))

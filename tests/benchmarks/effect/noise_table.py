@@ -21,7 +21,8 @@ from effect.noise import PAIRS as NOISE_PAIRS
 from effect.pairs import PAIRS, SIDES
 from effect.schedule import load
 from effect.stats import Interval, judge
-from effect.table import RESAMPLE_NOTE, VERDICTS
+from effect.summary import VERDICTS
+from effect.table import RESAMPLE_NOTE
 from hf_interp.compare import BASE as BASE_TITLE
 from hf_interp.compare import PLUS
 from hf_interp.console import format_table

@@ -21,7 +21,7 @@ import pairs as recommendation  # noqa: E402
 DATA = Path(os.environ.get("HF_INTERP_DATA", ROOT.parent / "shared" / "data"))
 """Folders `<task>/<name>` with train, validation and test as .jsonl.gz."""
 SPLITS = ("train", "validation", "test")
-SIDES = ("general", "domain")
+GENERAL, DOMAIN = SIDES = ("general", "domain")
 FULL = "full"
 SIZES: tuple[int | str, ...] = (300, 100, 1000, FULL)
 """Training examples of the domain, of language models blocks; more than there are is all of them."""

@@ -6,8 +6,7 @@ python tests/benchmarks/effect/table.py --results FOLDER --output FILE.md --figu
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -19,114 +18,21 @@ from effect.cells import Cell, Row, cells_of
 from effect.frontier import CONSTANTS, gains
 from effect.methods import BASE, METHODS, REFERENCES
 from effect.order import CONTROLS, Gain, equal_rate_gains
-from effect.pairs import PAIRS, SIZES
+from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIZES
 from effect.schedule import SEEDS, grid, load
-from effect.stats import Interval, hypervolume, judge, ranks
+from effect.stats import Interval
+from effect.summary import VERDICTS, summarise, verdicts
 from hf_interp.console import format_table
 from hf_interp.files import new_file
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 OUTPUT = HERE.parent / "EFFECT.md"
-DOMAIN, GENERAL = "domain", "general"
-VERDICTS = ("win", "trade", "tie", "loss")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A method over all cells that have it.
-
-    Args:
-        title: of the row.
-        num_cells: cells in which it is.
-        rank: mean rank of the mean of both sides, of the domain and of the general side; `None` if it is not in every
-            cell.
-        volume: mean hypervolume; `None` if it is not in every cell.
-        verdicts: by reference, how often it is a win, a trade, a tie and a loss.
-        time: mean time of training as a multiple of domain only's.
-    """
-
-    title: str
-    num_cells: int
-    rank: tuple[float, float, float] | None
-    volume: float | None
-    verdicts: Mapping[str, Mapping[str, int]]
-    time: float | None
-
-
-def summarise(cells: Sequence[Cell]) -> list[Summary]:
-    """Every method over cells that have both references; ranks are among the rows that all of these cells have."""
-    cells = [cell for cell in cells if all((key, False) in cell.rows for key in REFERENCES)]
-    if not cells:
-        return []
-    keys = list(dict.fromkeys(key for cell in cells for key in cell.rows))
-    keys.sort(key=lambda key: ([BASE, *METHODS].index(key[0]), key[1]))
-    everywhere = [key for key in keys if all(key in cell.rows for cell in cells)]
-    places: dict[tuple[str, bool], list[tuple[float, float, float]]] = {key: [] for key in everywhere}
-    volumes: dict[tuple[str, bool], list[float]] = {key: [] for key in everywhere}
-    for cell in cells:
-        rows = [cell.rows[key] for key in everywhere]
-        points = {
-            key: (cell.score(row, DOMAIN), cell.score(row, GENERAL)) for key, row in zip(everywhere, rows, strict=True)
-        }
-        domain, general = zip(*points.values(), strict=True)
-        found = [ranks([one + other for one, other in points.values()]), ranks(domain), ranks(general)]
-        for key, place in zip(everywhere, zip(*found, strict=True), strict=True):
-            places[key].append(place)
-        scaled = {key: _scaled(point, domain, general) for key, point in points.items()}
-        for key in everywhere:
-            method, is_interpolated = key
-            own = [scaled[method, False], scaled[key]] if is_interpolated else [scaled[key]]
-            volumes[key].append(hypervolume(own, (0.0, 0.0)))
-    return [
-        Summary(
-            title=next(cell.rows[key].title for cell in cells if key in cell.rows),
-            num_cells=sum(key in cell.rows for cell in cells),
-            rank=_means(places[key]) if key in places else None,
-            volume=fmean(volumes[key]) if key in volumes else None,
-            verdicts={reference: verdicts(cells, key, (reference, False)) for reference in REFERENCES},
-            time=_relative_time(cells, key),
-        )
-        for key in keys
-    ]
-
-
-def verdicts(cells: Iterable[Cell], key: tuple[str, bool], reference: tuple[str, bool]) -> dict[str, int]:
-    """How often a row wins, trades, ties and loses against another (see `stats.judge`)."""
-    counts = dict.fromkeys(VERDICTS, 0)
-    for cell in cells:
-        if key in cell.rows and reference in cell.rows and key != reference:
-            gains = {side: cell.gain(cell.rows[key], cell.rows[reference], side) for side in (DOMAIN, GENERAL)}
-            known = {side: gain for side, gain in gains.items() if gain is not None}
-            if len(known) == len(gains):
-                counts[judge(known)] += 1
-    return counts
-
-
-def _scaled(point: tuple[float, float], domain: Sequence[float], general: Sequence[float]) -> tuple[float, float]:
-    """A point on a scale on which the worst of a side is 0 and the best 1."""
-    return _share(point[0], domain), _share(point[1], general)
-
-
-def _share(value: float, values: Sequence[float]) -> float:
-    low, high = min(values), max(values)
-    return (value - low) / (high - low) if high > low else 1.0
-
-
-def _means(places: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    first, second, third = (fmean(column) for column in zip(*places, strict=True))
-    return first, second, third
-
-
-def _relative_time(cells: Iterable[Cell], key: tuple[str, bool]) -> float | None:
-    """The mean over cells of a method's median time as a multiple of domain only's."""
-    found = []
-    for cell in cells:
-        row, plain = cell.rows.get(key), cell.rows.get((REFERENCES[0], False))
-        if row is not None and plain is not None and row.seconds and plain.seconds:
-            found.append(median(row.seconds) / median(plain.seconds))
-    return fmean(found) if found else None
-
+*MIXTURES, PLAIN = CONSTANTS
+AMOUNTS = [
+    (size, method) for size in sorted(SIZES, key=lambda size: (size == FULL, size)) for method in (*MIXTURES, "linear")
+]
+"""The rows of the tables on the amount of domain data."""
 
 # Tables.
 
@@ -153,19 +59,10 @@ def order_table(cells: Sequence[Cell]) -> str:
     """Methods whose mixture moves against the constant mixture that reads as many domain examples."""
     rows = []
     for method, control in CONTROLS.items():
-        both = [cell for cell in cells if (method, False) in cell.rows and (control, False) in cell.rows]
-        if both:
-            columns = [
-                _mean_gain(
-                    [cell for cell in both if (PAIRS[cell.pair].metric == "loss") == is_loss], method, control, side
-                )
-                for is_loss in (False, True)
-                for side in (DOMAIN, GENERAL)
-            ]
-            counts = _counts(verdicts(both, (method, False), (control, False)))
-            rows.append([METHODS[method].title, METHODS[control].title, str(len(both)), *columns, counts])
-    header = ["method", "control", "cells", "domain, points", "general, points", "domain, nats", "general, nats"]
-    return format_table([*header, "against control"], rows) if rows else "No method and its control have been run yet."
+        columns = _gain_columns(cells, method, control)
+        if columns is not None:
+            rows.append([METHODS[method].title, METHODS[control].title, *columns])
+    return format_table(["method", "control", *GAIN_COLUMNS, "against control"], rows) if rows else NOTHING_YET
 
 
 def _mean_gain(cells: Sequence[Cell], method: str, control: str, side: str) -> str:
@@ -174,6 +71,58 @@ def _mean_gain(cells: Sequence[Cell], method: str, control: str, side: str) -> s
     if not known:
         return ""
     return f"{fmean(known):+.3f}" if PAIRS[cells[0].pair].metric == "loss" else f"{100 * fmean(known):+.1f}"
+
+
+def amount_table(cells: Sequence[Cell]) -> str:
+    """Constant mixtures and the rise against domain only, by the number of domain examples."""
+    rows = []
+    for size, method in AMOUNTS:
+        columns = _gain_columns([cell for cell in cells if cell.size == size], method, PLAIN)
+        if columns is not None:
+            rows.append([_size_text(size), METHODS[method].title, *columns])
+    return format_table(["examples", "method", *GAIN_COLUMNS, "against domain only"], rows) if rows else NOTHING_YET
+
+
+def domain_table(cells: Sequence[Cell]) -> str:
+    """The same for the domain alone.
+
+    Args:
+        cells: with the learning rates that the domain's validation set chooses.
+    """
+    rows = []
+    for size, method in AMOUNTS:
+        both = [cell for cell in cells if cell.size == size and {(method, False), (PLAIN, False)} <= set(cell.rows)]
+        gains = [cell.gain(cell.rows[method, False], cell.rows[PLAIN, False], DOMAIN) for cell in both]
+        known = [gain for gain in gains if gain is not None]
+        if known:
+            means = [
+                _mean_gain(
+                    [cell for cell in both if (PAIRS[cell.pair].metric == "loss") == is_loss], method, PLAIN, DOMAIN
+                )
+                for is_loss in (False, True)
+            ]
+            better, worse = sum(gain.low > 0 for gain in known), sum(gain.high < 0 for gain in known)
+            counts = f"{better}–{len(known) - better - worse}–{worse}"
+            rows.append([_size_text(size), METHODS[method].title, str(len(known)), *means, counts])
+    header = ["examples", "method", "cells", "domain, points", "domain, nats", "better–unsure–worse"]
+    return format_table(header, rows) if rows else NOTHING_YET
+
+
+def _size_text(size: int | str) -> str:
+    return "all" if isinstance(size, str) else f"{size:,}"
+
+
+def _gain_columns(cells: Sequence[Cell], method: str, control: str) -> list[str] | None:
+    """Mean gains of a method over another, and its verdicts; `None` if no cell has both."""
+    both = [cell for cell in cells if (method, False) in cell.rows and (control, False) in cell.rows]
+    if not both:
+        return None
+    means = [
+        _mean_gain([cell for cell in both if (PAIRS[cell.pair].metric == "loss") == is_loss], method, control, side)
+        for is_loss in (False, True)
+        for side in (DOMAIN, GENERAL)
+    ]
+    return [str(len(both)), *means, _counts(verdicts(both, (method, False), (control, False)))]
 
 
 def equal_rate_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -189,7 +138,7 @@ def equal_rate_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             rows.append(row)
     header = ["method", "control", "by accuracy or F1", "domain, points", "general, points"]
     header += ["by loss", "domain, nats", "general, nats"]
-    return format_table(header, rows) if rows else "No method and its control have been run yet."
+    return format_table(header, rows) if rows else NOTHING_YET
 
 
 def _gain_text(gain: Gain, factor: int) -> str:
@@ -284,9 +233,9 @@ def missing_runs(cells: Sequence[Cell]) -> str:
 
 def edge_note(cells: Sequence[Cell]) -> str:
     """How often the best learning rate lies at an end of its grid, where a better one may lie beyond."""
-    chosen = {(cell.pair, row.method): row.rate for cell in cells for row in cell.rows.values() if row.rate}
-    low = sum(rate == grid(PAIRS[pair], METHODS[method])[0] for (pair, method), rate in chosen.items())
-    high = sum(rate == grid(PAIRS[pair], METHODS[method])[-1] for (pair, method), rate in chosen.items())
+    chosen = {(cell.pair, cell.size, row.method): row.rate for cell in cells for row in cell.rows.values() if row.rate}
+    low = sum(rate == grid(PAIRS[pair], METHODS[method])[0] for (pair, _, method), rate in chosen.items())
+    high = sum(rate == grid(PAIRS[pair], METHODS[method])[-1] for (pair, _, method), rate in chosen.items())
     return f"Of {len(chosen)} chosen learning rates {low} are the lowest and {high} the highest of their grid."
 
 
@@ -297,6 +246,8 @@ def report(cells: Sequence[Cell], results: Mapping[str, Sequence[Mapping[str, An
         INTRODUCTION.format(machines="; ".join(machines), edges=edge_note(cells), resample_note=RESAMPLE_NOTE),
         "## What has been run\n\n" + missing_runs(cells),
         "## All cells together\n\n" + SUMMARY_NOTE + "\n\n" + summary_table(cells),
+        "## How much domain data?\n\n" + AMOUNT_NOTE + "\n\n" + amount_table(cells),
+        DOMAIN_NOTE + "\n\n" + domain_table(cells_of(results, rate_sides=[DOMAIN])),
         "## Beyond constant mixtures?\n\n" + FRONTIER_NOTE + "\n\n" + frontier_table(cells),
         "## Does the order matter?\n\n" + ORDER_NOTE + "\n\n" + order_table(cells),
         EQUAL_RATE_NOTE + "\n\n" + equal_rate_table(results),
@@ -304,14 +255,15 @@ def report(cells: Sequence[Cell], results: Mapping[str, Sequence[Mapping[str, An
     ]
     for cell in cells:
         pair = PAIRS[cell.pair]
-        size = "all" if isinstance(cell.size, str) else f"{cell.size:,}"
         parts.append(
-            f"## {pair.title}, {size} domain examples\n\n"
+            f"## {pair.title}, {_size_text(cell.size)} domain examples\n\n"
             f"{pair.steps} steps of {pair.batch_size}; metric: {METRICS[pair.metric]}.\n\n{cell_table(cell)}"
         )
     return "\n\n".join(parts) + "\n"
 
 
+GAIN_COLUMNS = ("cells", "domain, points", "general, points", "domain, nats", "general, nats")
+NOTHING_YET = "No method and its control have been run yet."
 METRICS = {"accuracy": "accuracy", "f1": "F1 of entities", "loss": "loss in nats a token, of which less is better"}
 RESAMPLE_NOTE = """Intervals hold the middle 95% of 2,000 resamples of seeds and of test examples, drawn alike for both
 methods of a difference. With few seeds they are too narrow: the seeds that were not run are not in them."""
@@ -322,8 +274,8 @@ Made by `python tests/benchmarks/effect/table.py` from the files in `effect/resu
 
 Every method starts from the same M₀ (the base model after training on the general corpus), takes the same number of
 optimizer steps and examples, AdamW with bias correction, 10% warm-up and, where nothing else is said, a linear decay.
-Its learning rate is the best of three by the mean of both sides on validation with 300 domain examples and seed 0;
-it is used for all sizes. {edges} A seed decides the order, dropout and which domain examples there are. "+ M_α" is
+Its learning rate is the best of three by the mean of both sides on validation with seed 0, for every pair and number
+of domain examples. {edges} A seed decides the order, dropout and which domain examples there are. "+ M_α" is
 the same run with its weights interpolated with M₀'s; α is the best of 0, 0.25, 0.5, 0.75 and 1 by the mean of both
 sides on half of the validation examples. Classifiers are MiniLM with frozen embeddings, cut to three layers (but all
 six for intents); language models are Llamas of three layers, 128 wide, pretrained on the general corpus alone.
@@ -335,6 +287,11 @@ dominates where the worst row of a cell is 0 and the best 1 on each side; with "
 *Against*: wins–trades–ties–losses over cells; a win is surely better (the 95% interval lies above 0) on a side and
 surely worse on none, a trade surely better on one side and surely worse on the other. *Time*: of the
 processor in training, as a multiple of domain only's."""
+AMOUNT_NOTE = """Mean gains over domain only by the number of domain examples there are, above 0 better; points are
+hundredths of accuracy or F1, nats are losses a token; wins–trades–ties–losses as above."""
+DOMAIN_NOTE = """And if nothing but the domain counts: every learning rate is that which is best on the domain's
+validation set, the general side is not looked at. *Better–unsure–worse*: cells whose 95% interval of the domain gain
+lies above 0, holds 0, lies below 0."""
 FRONTIER_NOTE = """A method that reads more domain data is better on the domain and worse on the general side, for
 which no method is needed. Constant mixtures with α = 0.25, 0.5, 0.75 and 1 trace a line of points (domain, general):
 the gain is a method's domain score less the best on that line with at least its general score, mean over cells.
@@ -342,8 +299,7 @@ the gain is a method's domain score less the best on that line with at least its
 M_α of the method with M_α of the constant mixtures."""
 EQUAL_RATE_NOTE = """And at equal learning rates, over every rate, size and seed at which both have been run: mean over
 pairs ± its standard error over pairs."""
-ORDER_NOTE = """The control reads as many domain examples, evenly mixed. Mean gains over cells, above 0 better; points
-are hundredths of accuracy or F1; wins–trades–ties–losses as above."""
+ORDER_NOTE = """The control reads as many domain examples, evenly mixed. Columns as under *How much domain data?*"""
 
 
 def summary_section(cells: Sequence[Cell]) -> str:
