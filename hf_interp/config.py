@@ -21,7 +21,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from hf_interp.choices import AlphaSearch
 from hf_interp.controllers import AlphaController, get_controller
 from hf_interp.divergence import DIRECTIONS, Direction
-from hf_interp.schedules import AlphaSchedule, did_you_mean, get_alpha_schedule
+from hf_interp.schedules import DEFAULT_ALPHA, AlphaSchedule, did_you_mean, get_alpha_schedule
 from hf_interp.shares import SIDES, UNITS, Side, Unit
 
 ANCHORS = ("distill", "l2sp")
@@ -41,11 +41,15 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
     ordinary dataset (see `hf_interp.anchors`).
 
     Args:
-        alpha_schedule_type (`str`, *optional*, defaults to `"linear"`): constant, linear, exponential, cosine, sigmoid,
-            polynomial, steps or piecewise (see `hf_interp.schedules`).
+        alpha_schedule_type (`str`, *optional*): constant, linear, exponential, cosine, sigmoid, polynomial, steps or
+            piecewise (see `hf_interp.schedules`). By default constant, or linear if another field of α is given: at
+            equal steps no rise was better than a constant mixture (tests/benchmarks/EFFECT.md, "Does the order
+            matter?").
         alpha_schedule_kwargs (`dict`, *optional*): further arguments of the schedule, such as `{"rate": 3.0}`.
         alpha_start (`float`, *optional*, defaults to 0.0): α at the start, in [0, 1].
-        alpha_end (`float`, *optional*, defaults to 1.0): α at the end, in [0, 1]; the value of a constant schedule.
+        alpha_end (`float`, *optional*, defaults to 1.0, or 0.5 if constant): α at the end, in [0, 1]; the value of a
+            constant schedule, of which 0.5 was better than domain data only on every pair (EFFECT.md, "All cells
+            together").
         alpha_initial_steps (`float`, *optional*, defaults to 0): steps of the initial phase, or its share of the run if
             below 1.
         alpha_target_steps (`float`, *optional*, defaults to 0): the same for the target phase.
@@ -82,18 +86,20 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         ValueError: for an unknown schedule, argument or anchor, or a value out of range.
     """
 
-    alpha_schedule_type: str = field(
-        default="linear",
+    alpha_schedule_type: str | None = field(
+        default=None,
         metadata={
-            "help": "How α moves: constant, linear, exponential, cosine, sigmoid, polynomial, steps or piecewise."
+            "help": "How α moves: constant, linear, exponential, cosine, sigmoid, polynomial, steps or piecewise. "
+            "Default: constant, or linear if another field of α is given."
         },
     )
     alpha_schedule_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Further arguments of the schedule, such as {"rate": 3.0}.'}
     )
-    alpha_start: float = field(default=0.0, metadata={"help": "α at the start, in [0, 1]."})
-    alpha_end: float = field(
-        default=1.0, metadata={"help": "α at the end, in [0, 1]; the value of a constant schedule."}
+    alpha_start: float | None = field(default=None, metadata={"help": "α at the start, in [0, 1]. Default: 0."})
+    alpha_end: float | None = field(
+        default=None,
+        metadata={"help": "α at the end, in [0, 1]; the value of a constant schedule. Default: 1, or 0.5 if constant."},
     )
     alpha_initial_steps: float = field(
         default=0.0, metadata={"help": "Steps for which α is held at its start, or a share of the run if below 1."}
@@ -149,6 +155,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         for name in ("alpha_schedule_kwargs", "alpha_controller_kwargs"):
             value = getattr(self, name)
             setattr(self, name, _with_numbers(_parse_mapping(name, value) if isinstance(value, str) else value))
+        self._settle_schedule()
         for name in ("alpha_start", "alpha_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be an α in [0, 1], got {getattr(self, name)}.")
@@ -161,6 +168,19 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         self.build_alpha_controller()
         self._check_domain_loss()
         self._check_anchor()
+
+    def _settle_schedule(self) -> None:
+        """Fill in what is not given of the schedule. Who sets an end, a phase or a controller means α to move."""
+        if self.alpha_schedule_type is None:
+            moves = self.alpha_start, self.alpha_end, self.alpha_schedule_kwargs, self.alpha_controller
+            is_still = all(value is None for value in moves) and not (
+                self.alpha_initial_steps or self.alpha_target_steps
+            )
+            self.alpha_schedule_type = "constant" if is_still else "linear"
+        if self.alpha_start is None:
+            self.alpha_start = 0.0
+        if self.alpha_end is None:
+            self.alpha_end = DEFAULT_ALPHA if self.alpha_schedule_type == "constant" else 1.0
 
     def _check_domain_loss(self) -> None:
         if self.domain_loss is not None and self.domain_loss not in DOMAIN_LOSSES:
@@ -233,6 +253,9 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         for name in kwargs:
             if name in _FIELD_OF:
                 raise ValueError(f"`alpha_schedule_kwargs` must not hold {name!r}; set `{_FIELD_OF[name]}` instead.")
+        assert self.alpha_schedule_type is not None  # settled, as the ends are
+        assert self.alpha_start is not None
+        assert self.alpha_end is not None
         return get_alpha_schedule(
             self.alpha_schedule_type,
             start=self.alpha_start,

@@ -21,7 +21,7 @@ from hf_interp.corpora import Corpus, as_corpora
 from hf_interp.permutations import IntArray
 from hf_interp.plan import MixturePlan, hash_of_reads
 from hf_interp.readers import Readers, StreamReader, reads_plainly
-from hf_interp.schedules import AlphaSchedule, linear
+from hf_interp.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
 from hf_interp.shares import Unit
 
 CORPUS_KEY = "corpus_index"
@@ -241,7 +241,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         corpora: a mixture in any form that the trainer takes as `train_dataset`.
         batch_size: the global batch: examples per optimizer step over all processes and accumulation steps.
         max_steps: optimizer steps of the run.
-        alpha_schedule: α over progress; linear from 0 to 1 by default.
+        alpha_schedule: α over progress; constant at 0.5 by default.
         seed: another seed, another order.
         unit: whether α and the shares count examples or tokens.
         gradient_accumulation_steps, num_processes, process_index: how a global batch is split; this process gets its
@@ -251,7 +251,8 @@ class InterpolatedDataset(IterableDataset[Any]):
         ValueError: if the mixture cannot be planned (see `MixturePlan`) or the batch size does not divide.
 
     >>> from hf_interp.schedules import linear
-    >>> mixture = InterpolatedDataset({"general": range(100), "domain": range(1000, 1100)}, batch_size=4, max_steps=3)
+    >>> corpora = {"general": range(100), "domain": range(1000, 1100)}
+    >>> mixture = InterpolatedDataset(corpora, batch_size=4, max_steps=3, alpha_schedule=linear())
     >>> [sum(example >= 1000 for example in list(mixture)[step : step + 4]) for step in (0, 4, 8)]
     [0, 2, 4]
     """
@@ -272,7 +273,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         parts = as_corpora(corpora)
         plan = MixturePlan(
             [corpus.planned(unit) for corpus in parts],
-            alpha_schedule=linear() if alpha_schedule is None else alpha_schedule,
+            alpha_schedule=constant(DEFAULT_ALPHA) if alpha_schedule is None else alpha_schedule,
             batch_size=batch_size,
             max_steps=max_steps,
             seed=seed,

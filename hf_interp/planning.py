@@ -9,7 +9,7 @@ from hf_interp.config import InterpolationConfig
 from hf_interp.controllers import AlphaController
 from hf_interp.corpora import Corpus
 from hf_interp.plan import MixturePlan
-from hf_interp.schedules import AlphaSchedule, get_alpha_schedule
+from hf_interp.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
 
 
 def plan_mixture(
@@ -25,7 +25,7 @@ def plan_mixture(
     Args:
         corpora: what is mixed.
         args: `max_steps`, the seed of the data and, in an `InterpolationConfig`, the schedule; with plain
-            `TrainingArguments` α goes linearly from 0 to 1.
+            `TrainingArguments` α is 0.5 throughout.
         batch_size: the global batch.
         alpha_schedule: a schedule that wins over that of `args`.
         is_adaptive: leave α open where a controller will decide it.
@@ -40,7 +40,7 @@ def plan_mixture(
         )
     if alpha_schedule is None:
         of_args = isinstance(args, InterpolationConfig)
-        alpha_schedule = args.build_alpha_schedule() if of_args else get_alpha_schedule("linear")
+        alpha_schedule = args.build_alpha_schedule() if of_args else constant(DEFAULT_ALPHA)
     unit = args.mixture_unit if isinstance(args, InterpolationConfig) else "examples"
     return MixturePlan(
         [corpus.planned(unit) for corpus in corpora],

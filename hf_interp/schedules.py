@@ -15,6 +15,8 @@ from typing import Any
 
 AlphaSchedule = Callable[[float], float]
 """A function from progress in [0, 1] to α in [0, 1]."""
+DEFAULT_ALPHA = 0.5
+"""The constant α of a mixture for which nothing is chosen."""
 
 
 def constant(value: float) -> AlphaSchedule:

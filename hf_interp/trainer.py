@@ -77,7 +77,7 @@ class InterpolationMixin(PushingMixin, ObjectivesMixin):
 
     Args:
         alpha_schedule (`Callable[[float], float]`, *optional*): α over progress. By default it is built from `args` if
-            they are an [`InterpolationConfig`], and linear from 0 to 1 if they are plain `TrainingArguments`.
+            they are an [`InterpolationConfig`], and constant at 0.5 if they are plain `TrainingArguments`.
         alpha_controller (`AlphaController`, *optional*): lets α answer to training (see `hf_interp.controllers`). By
             default what `args.alpha_controller` names.
         ref_model (`nn.Module`, *optional*): the pretrained model M₀ for `args.anchor` and `args.log_loss_gap`; it is

@@ -74,6 +74,7 @@ def make_recipe(tiny_model_dir: Path, toy_data_dir: Path) -> Callable[[Path], di
         "eval_corpora": corpora("test"),
         "validation_corpora": corpora("validation"),
         "output_dir": str(output_dir),
+        "alpha_schedule_type": "linear",
         "max_steps": 4,
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 16,

@@ -35,6 +35,27 @@ def arguments(**values: Any) -> InterpolationConfig:
 # Values.
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("constant", 0.0, 0.5)),
+        ({"alpha_schedule_type": "constant"}, ("constant", 0.0, 0.5)),
+        ({"alpha_schedule_type": "cosine"}, ("cosine", 0.0, 1.0)),
+        ({"alpha_start": 0.0}, ("linear", 0.0, 1.0)),
+        ({"alpha_end": 0.75}, ("linear", 0.0, 0.75)),
+        ({"alpha_initial_steps": 2}, ("linear", 0.0, 1.0)),
+        ({"alpha_target_steps": 0.25}, ("linear", 0.0, 1.0)),
+        ({"alpha_controller": "guard"}, ("linear", 0.0, 1.0)),
+    ],
+)
+def test_alpha_is_constant_unless_something_of_it_is_given(
+    given: dict[str, Any], expected: tuple[str, float, float]
+) -> None:
+    args = arguments(**given)
+    assert (args.alpha_schedule_type, args.alpha_start, args.alpha_end) == expected
+    assert args.build_alpha_schedule()(1.0) == expected[2]
+
+
 def test_a_recipe_is_fields_of_both_halves() -> None:
     recipe, args = parse_recipe({**MINIMAL, "task": "sequence-classification", "seed": 3, "alpha_end": 0.5})
     assert recipe == Recipe(
@@ -131,7 +152,7 @@ def test_null_stands_for_the_default() -> None:
     corpora = {"domain": {"path": "a.csv", "text_column": None, "max_examples": None}}
     recipe, args = parse_recipe({**MINIMAL, "corpora": corpora, "peft": None, "max_length": None, "alpha_end": None})
     assert recipe.corpora["domain"] == CorpusConfig(path="a.csv", side="domain")
-    assert (recipe.peft, recipe.max_length, args.alpha_end) == (None, 128, 1.0)
+    assert (recipe.peft, recipe.max_length, args.alpha_end) == (None, 128, 0.5)
 
 
 @pytest.mark.parametrize(

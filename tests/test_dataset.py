@@ -42,7 +42,7 @@ def slots(parts: dict[str, Any], batch_size: int = 4, max_steps: int = 6) -> Slo
 
 
 def numbers(**kwargs: Any) -> InterpolatedDataset:
-    return InterpolatedDataset(NUMBERS, **{"batch_size": 8, "max_steps": 6, **kwargs})
+    return InterpolatedDataset(NUMBERS, **{"batch_size": 8, "max_steps": 6, "alpha_schedule": linear(), **kwargs})
 
 
 def test_a_slot_holds_what_the_plan_puts_there() -> None:
@@ -175,7 +175,9 @@ def test_state_resumes_at_any_point_without_reading_again() -> None:
         iterator = iter(first)
         assert [next(iterator) for _ in range(point)] == whole[:point]
         Counting.reads = 0
-        second = InterpolatedDataset({k: Counting(v) for k, v in NUMBERS.items()}, batch_size=8, max_steps=6)
+        second = InterpolatedDataset(
+            {k: Counting(v) for k, v in NUMBERS.items()}, batch_size=8, max_steps=6, alpha_schedule=linear()
+        )
         second.load_state_dict(first.state_dict())
         assert list(second) == whole[point:]
         assert Counting.reads == len(whole) - point

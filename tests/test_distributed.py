@@ -17,6 +17,7 @@ from toys import DOMAIN_FIRST, NotingTrainer, config, corpus, mixture, same_weig
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast, TrainerCallback
 
 from hf_interp import InterpolatedDataset
+from hf_interp.schedules import linear
 
 SCRIPT = """
 import json, os, sys
@@ -198,7 +199,9 @@ def union(parts: list[dict[str, Any]]) -> dict[int, list[int]]:
 
 def planned(batch_size: int = 8, max_steps: int = 8) -> dict[int, list[int]]:
     """The global batches of `plain` and `counted`, from the plan alone."""
-    order = list(InterpolatedDataset(mixture(), batch_size=batch_size, max_steps=max_steps, seed=42))
+    order = list(
+        InterpolatedDataset(mixture(), batch_size=batch_size, max_steps=max_steps, alpha_schedule=linear(), seed=42)
+    )
     return {
         step: sorted(row["input_ids"][0] for row in order[step * batch_size : (step + 1) * batch_size])
         for step in range(max_steps)

@@ -362,7 +362,13 @@ def test_the_page_names_what_is_missing(tmp_path: Path) -> None:
     assert "3 of 31 methods, 2 of 5 seeds" in page
     assert page.count("no runs") == 4 * len(pairs.PAIRS) - 1
     assert "Of 3 chosen learning rates 0 are the lowest and 3 the highest of their grid." in page
-    assert "1 cells of 1 pairs, 2 seeds each." in (tmp_path / "summary.md").read_text("utf-8")
+    assert "Of 18 runs 18 were computed with bfloat16 autocast" in page  # which those that do not say were
+    assert "No pair has all constant mixtures yet." in page
+    short = (tmp_path / "summary.md").read_text("utf-8")
+    assert "1 cells of 1 pairs, 2 seeds each." in short
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in short.splitlines() if line[:1] == "|"]
+    assert [row[0] for row in rows[2:4]] == ["M₀", "domain only"]
+    assert ["constant 0.5", "1", "1–0–0–0", "", "1.000"] in rows
     assert (tmp_path / "pairs.png").stat().st_size > 0
     assert (tmp_path / "order.png").stat().st_size > 0
     assert not (tmp_path / "sizes.png").exists()  # which needs two sizes

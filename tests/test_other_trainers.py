@@ -17,7 +17,7 @@ from toys import losses, same_weights, weights
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from hf_interp import Corpus, InterpolatedDataset, InterpolationConfig, InterpolationMixin
-from hf_interp.schedules import constant
+from hf_interp.schedules import constant, linear
 
 # TRL turns gradient checkpointing on under the name that transformers has given up.
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
@@ -124,6 +124,12 @@ DOMAIN_COUNTS = [0, 1, 1, 1, 3, 3, 3, 4]
 """Of 4 examples in each of 8 steps, with α from 0 to 1."""
 
 
+def rise_over(train_dataset: Any) -> dict[str, Any]:
+    """The trainer's argument for α from 0 to 1, which corpora take, but neither plans nor ordinary datasets."""
+    are_corpora = isinstance(train_dataset, list) or (isinstance(train_dataset, dict) and "general" in train_dataset)
+    return {"alpha_schedule": linear()} if are_corpora else {}
+
+
 # TRL
 
 
@@ -154,12 +160,13 @@ def sft(trl: ModuleType) -> Callable[..., Any]:
     ) -> Any:
         config = Config if with_alpha else trl.SFTConfig
         cls = trl.SFTTrainer if host else InterpolationSFTTrainer
+        ours = {} if host or with_alpha else rise_over(train_dataset)
         return cls(
             model=tiny_llama(),
             args=config(str(folder), **{**SETTINGS, **kwargs}),
             train_dataset=train_dataset,
             processing_class=tokenizer(),
-            **(given or {}),
+            **{**ours, **(given or {})},
         )
 
     return make
@@ -395,7 +402,7 @@ def test_sft_refuses_what_it_cannot_prepare(sft: Callable[..., Any], tmp_path: P
     with pytest.raises(ValueError, match="Corpus 'general' is empty"):
         sft({"general": rows("text", "general").select([]), "domain": rows("text", "domain")}, tmp_path)
     with pytest.raises(TypeError, match="Give it the corpora themselves"):
-        sft(InterpolatedDataset(mixture("text"), batch_size=4, max_steps=8), tmp_path)
+        sft(InterpolatedDataset(mixture("text"), batch_size=4, max_steps=8, alpha_schedule=linear()), tmp_path)
     with pytest.raises(ValueError, match="must have the keys 'general' and 'domain'"):
         sft({"genral": rows("text", "general"), "domain": rows("text", "domain")}, tmp_path)
 
@@ -427,6 +434,7 @@ def test_dpo_reads_what_the_plan_says(trl: ModuleType, tmp_path: Path) -> None:
         train_dataset=mixture("preference"),
         processing_class=tokenizer(),
         ref_model=tiny_llama(),
+        alpha_schedule=linear(),
     )
     trainer.train()
     # chosen and rejected, one below the other
@@ -497,7 +505,8 @@ def embed(st: ModuleType, encoder_dir: Path) -> Callable[..., Any]:
                 module.p = dropout
         config = Config if with_alpha else st.SentenceTransformerTrainingArguments
         cls = st.SentenceTransformerTrainer if host else InterpolationSentenceTransformerTrainer
-        settings = {"loss": getattr(st_losses, loss)(model), **(given or {})}
+        ours = {} if host or with_alpha else rise_over(train_dataset)
+        settings = {"loss": getattr(st_losses, loss)(model), **ours, **(given or {})}
         set_seed(7)
         return cls(model, config(str(folder), **{**SETTINGS, **kwargs}), train_dataset, **settings)
 
@@ -587,7 +596,7 @@ def test_embeddings_take_corpora_streams_and_plans(embed: Callable[..., Any], tm
         Corpus("web", rows("pair", "general"), "general"),
         Corpus("law", rows("pair", "domain").to_iterable_dataset(), "domain"),
     ]
-    planned = InterpolatedDataset(mixture("pair"), batch_size=4, max_steps=8)
+    planned = InterpolatedDataset(mixture("pair"), batch_size=4, max_steps=8, alpha_schedule=linear())
     for train_dataset in (parts, planned):
         trainer = embed(train_dataset, tmp_path)
         trainer.train()

@@ -126,19 +126,23 @@ def test_order_does_not_depend_on_workers_or_accumulation(tmp_path: Path, worker
         gradient_accumulation_steps=accumulation,
         per_device_train_batch_size=8 // accumulation,
     )
-    reference = InterpolatedDataset(mixture(), batch_size=8, max_steps=8, seed=trainer.args.seed)
+    reference = InterpolatedDataset(
+        mixture(), batch_size=8, max_steps=8, alpha_schedule=linear(), seed=trainer.args.seed
+    )
     expected = [example["input_ids"][0] for example in reference]
     assert [number for step in range(8) for number in trainer.seen[step]] == expected
     assert trainer.alphas == {step: reference.plan.alpha(step) for step in range(8)}
 
 
-def test_plain_training_arguments_give_a_linear_rise(tmp_path: Path) -> None:
+def test_plain_training_arguments_mix_evenly(tmp_path: Path) -> None:
     plain = TrainingArguments(
         str(tmp_path), max_steps=5, per_device_train_batch_size=4, use_cpu=True, dataloader_pin_memory=False
     )
     trainer = NotingTrainer(tiny_model(), plain, train_dataset=mixture())
     trainer.train()
-    assert [trainer.alphas[step] for step in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert [trainer.alphas[step] for step in range(5)] == [0.5] * 5
+    counts = [sum(number >= DOMAIN_FIRST for number in trainer.seen[step]) for step in range(5)]
+    assert counts == [2] * 5
 
 
 def test_a_callable_schedule_wins_over_the_configuration(tmp_path: Path) -> None:
@@ -176,7 +180,7 @@ def test_every_form_of_mixture_reads_the_same(tmp_path: Path) -> None:
         [Corpus("general", general, "general"), Corpus("domain", domain, "domain")],
         {"general": Squares(0, 40), "domain": Squares(DOMAIN_FIRST, 12)},
         datasets.DatasetDict({"general": general, "domain": domain}),
-        InterpolatedDataset(mixture(), batch_size=4, max_steps=8, seed=42),
+        InterpolatedDataset(mixture(), batch_size=4, max_steps=8, alpha_schedule=linear(), seed=42),
     ]
     runs = [run(tmp_path, train_dataset=form, seed=42) for form in forms]
     assert all(trainer.seen == runs[0].seen for trainer in runs)
@@ -748,7 +752,7 @@ def test_the_seq2seq_trainer_mixes_too(tmp_path: Path) -> None:
         side: dataset.remove_columns("labels").add_column("labels", dataset["input_ids"])
         for side, dataset in mixture().items()
     }
-    trainer = InterpolationSeq2SeqTrainer(model, args, default_data_collator, parts)
+    trainer = InterpolationSeq2SeqTrainer(model, args, default_data_collator, parts, alpha_schedule=linear())
     trainer.train()
     assert [entry["alpha"] for entry in trainer.state.log_history if "alpha" in entry] == [0.0, 0.5, 1.0]
     assert "loss_domain" in trainer.state.log_history[2]
@@ -812,7 +816,7 @@ def test_a_schedule_without_a_mixture_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_planned_dataset_must_fit_the_arguments(tmp_path: Path) -> None:
-    planned = InterpolatedDataset(mixture(), batch_size=8, max_steps=8)
+    planned = InterpolatedDataset(mixture(), batch_size=8, max_steps=8, alpha_schedule=linear())
     with pytest.raises(ValueError, match="batch_size=8 and max_steps=8, but the trainer runs with 4 and 8"):
         NotingTrainer(tiny_model(), config(tmp_path), train_dataset=planned)
 

@@ -66,6 +66,7 @@ def config(output_dir: Path | str, **kwargs: Any) -> InterpolationConfig:
     """A configuration for short runs on the CPU."""
     defaults = {
         "max_steps": 8,
+        "alpha_schedule_type": "linear",
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,
         "logging_steps": 1,

@@ -20,6 +20,7 @@ import torch
 from hf_interp import Corpus, InterpolatedDataset
 from hf_interp.console import format_table
 from hf_interp.dataset import SlotDataset, SlotSampler, Split
+from hf_interp.schedules import linear
 
 LENGTH = 64
 
@@ -57,7 +58,7 @@ def contestants(
 ) -> dict[str, Callable[[], Iterable[Any]]]:
     both = {"probabilities": [0.5, 0.5], "seed": 0, "stopping_strategy": "all_exhausted"}
     steps = count // batch_size + 1
-    ours = InterpolatedDataset(parts, batch_size=batch_size, max_steps=steps)
+    ours = InterpolatedDataset(parts, batch_size=batch_size, max_steps=steps, alpha_schedule=linear())
     map_style = datasets.interleave_datasets(list(parts.values()), **both)
     streams = [part.to_iterable_dataset() for part in parts.values()]
     iterable = datasets.interleave_datasets(streams, **both)

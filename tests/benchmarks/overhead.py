@@ -31,6 +31,7 @@ from transformers import (
 
 from hf_interp import InterpolatedDataset, InterpolationTrainer
 from hf_interp.console import format_table
+from hf_interp.schedules import linear
 
 
 def corpus(count: int, length: int, vocabulary: int, seed: int) -> datasets.Dataset:
@@ -81,7 +82,7 @@ def main() -> None:
         side: corpus(4_000, args.length, model.config.vocab_size, seed)
         for seed, side in enumerate(("general", "domain"))
     }
-    planned = InterpolatedDataset(parts, batch_size=16, max_steps=steps, seed=0)
+    planned = InterpolatedDataset(parts, batch_size=16, max_steps=steps, alpha_schedule=linear(), seed=0)
     premixed = datasets.Dataset.from_list(list(planned), features=parts["general"].features)
 
     def run(kind: type[Trainer], folder: str) -> float:
@@ -96,8 +97,10 @@ def main() -> None:
             train_sampling_strategy="sequential",
             seed=0,
         )
-        dataset = premixed if kind is Trainer else parts
-        return steps_per_second(kind(make_model(), options, default_data_collator, dataset))
+        if kind is Trainer:
+            return steps_per_second(Trainer(make_model(), options, default_data_collator, premixed))
+        ours = InterpolationTrainer(make_model(), options, default_data_collator, parts, alpha_schedule=linear())
+        return steps_per_second(ours)
 
     with tempfile.TemporaryDirectory() as folder:
         for kind in (Trainer, InterpolationTrainer):

@@ -48,16 +48,18 @@ def loader(dataset: InterpolatedDataset, workers: int = 0) -> DataLoader[Any]:
     return DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers, collate_fn=as_list)
 
 
+def mixture(parts: dict[str, Any], batch_size: int, steps: int, **kwargs: int) -> InterpolatedDataset:
+    return InterpolatedDataset(parts, batch_size=batch_size, max_steps=steps, alpha_schedule=linear(), **kwargs)
+
+
 def measure_rate(task: Task) -> Answer:
     parts = read_arrow(task["folder"], "numpy" if "numpy" in task["variant"] else None)
     steps = task["examples"] // BATCH_SIZE + 1
-    return rate(
-        loader(InterpolatedDataset(parts, batch_size=BATCH_SIZE, max_steps=steps), task["workers"]), task["examples"]
-    )
+    return rate(loader(mixture(parts, BATCH_SIZE, steps), task["workers"]), task["examples"])
 
 
 def long_run(parts: dict[str, Any]) -> InterpolatedDataset:
-    return InterpolatedDataset(parts, batch_size=BATCH_SIZE, max_steps=LONG_RUN)
+    return mixture(parts, BATCH_SIZE, LONG_RUN)
 
 
 def state(task: Task) -> Answer:
@@ -97,7 +99,7 @@ def start(task: Task) -> Answer:
 
     def dataset() -> None:
         parts = {"general": VirtualCorpus(0), "domain": VirtualCorpus(VIRTUAL)}
-        found = InterpolatedDataset(parts, batch_size=size, max_steps=steps, num_processes=RANKS, process_index=RANK)
+        found = mixture(parts, size, steps, num_processes=RANKS, process_index=RANK)
         next(iter(found))
 
     if task["variant"] == "MixturePlan":
