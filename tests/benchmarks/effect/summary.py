@@ -17,6 +17,7 @@ class Summary:
     """A method over all cells that have it.
 
     Args:
+        key: the method, and whether this is its M_α.
         title: of the row.
         num_cells: cells in which it is.
         rank: mean rank of the mean of both sides, of the domain and of the general side; `None` if it is not in every
@@ -26,6 +27,7 @@ class Summary:
         time: mean time of training as a multiple of domain only's.
     """
 
+    key: tuple[str, bool]
     title: str
     num_cells: int
     rank: tuple[float, float, float] | None
@@ -60,6 +62,7 @@ def summarise(cells: Sequence[Cell]) -> list[Summary]:
             volumes[key].append(hypervolume(own, (0.0, 0.0)))
     return [
         Summary(
+            key=key,
             title=next(cell.rows[key].title for cell in cells if key in cell.rows),
             num_cells=sum(key in cell.rows for cell in cells),
             rank=_means(places[key]) if key in places else None,
