@@ -16,7 +16,7 @@ from typing import Any
 AlphaSchedule = Callable[[float], float]
 """A function from progress in [0, 1] to α in [0, 1]."""
 DEFAULT_ALPHA = 0.5
-"""The constant α of a mixture for which nothing is chosen."""
+"""The constant α of a mixture for which nothing is chosen; tests/benchmarks/EFFECT.md, "All cells together", is why."""
 
 
 def constant(value: float) -> AlphaSchedule:
