@@ -122,12 +122,7 @@ def logged(trainer: Any, key: str) -> list[Any]:
 
 DOMAIN_COUNTS = [0, 1, 1, 1, 3, 3, 3, 4]
 """Of 4 examples in each of 8 steps, with α from 0 to 1."""
-
-
-def rise_over(train_dataset: Any) -> dict[str, Any]:
-    """The trainer's argument for α from 0 to 1, which corpora take, but neither plans nor ordinary datasets."""
-    are_corpora = isinstance(train_dataset, list) or (isinstance(train_dataset, dict) and "general" in train_dataset)
-    return {"alpha_schedule": linear()} if are_corpora else {}
+RISE = {"alpha_schedule": linear()}
 
 
 # TRL
@@ -160,13 +155,12 @@ def sft(trl: ModuleType) -> Callable[..., Any]:
     ) -> Any:
         config = Config if with_alpha else trl.SFTConfig
         cls = trl.SFTTrainer if host else InterpolationSFTTrainer
-        ours = {} if host or with_alpha else rise_over(train_dataset)
         return cls(
             model=tiny_llama(),
             args=config(str(folder), **{**SETTINGS, **kwargs}),
             train_dataset=train_dataset,
             processing_class=tokenizer(),
-            **{**ours, **(given or {})},
+            **(given or {}),
         )
 
     return make
@@ -192,7 +186,7 @@ def tiny_llama() -> LlamaForCausalLM:
 
 
 def test_sft_reads_what_the_plan_says(sft: Callable[..., Any], tmp_path: Path) -> None:
-    trainer = sft(mixture("text"), tmp_path)
+    trainer = sft(mixture("text"), tmp_path, given=RISE)
     trainer.train()
     assert trainer.seen == planned_words(trainer)
     assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
@@ -203,7 +197,7 @@ def test_sft_reads_what_the_plan_says(sft: Callable[..., Any], tmp_path: Path) -
 
 
 def test_sft_logs_its_own_metrics_and_each_corpus_loss(sft: Callable[..., Any], tmp_path: Path) -> None:
-    trainer = sft(mixture("text"), tmp_path, max_steps=2, gradient_checkpointing=False)
+    trainer = sft(mixture("text"), tmp_path, max_steps=2, gradient_checkpointing=False, given=RISE)
     model, calls = tiny_llama(), []
     trainer.model.register_forward_hook(lambda *_: calls.append(1))
     trainer.train()
@@ -350,7 +344,7 @@ def test_sft_evaluates_each_side(sft: Callable[..., Any], tmp_path: Path) -> Non
 def test_sft_trains_an_adapter(sft: Callable[..., Any], tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed: pip install hf_interp[peft]")
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
-    trainer = sft(mixture("completion"), tmp_path, given={"peft_config": lora})
+    trainer = sft(mixture("completion"), tmp_path, given={"peft_config": lora, **RISE})
     before = weights(trainer)
     trainer.train()
     changed = {name for name, tensor in weights(trainer).items() if not torch.equal(tensor, before[name])}
@@ -371,7 +365,7 @@ def test_sft_takes_corpora_and_streams(sft: Callable[..., Any], tmp_path: Path) 
         Corpus("web", rows("text", "general"), "general"),
         Corpus("law", rows("text", "domain").to_iterable_dataset(), "domain"),
     ]
-    trainer = sft(parts, tmp_path)
+    trainer = sft(parts, tmp_path, given=RISE)
     trainer.train()
     assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
     assert [loss is not None for loss in logged(trainer, "loss_law")] == [count > 0 for count in DOMAIN_COUNTS]
@@ -411,7 +405,7 @@ def test_sft_asks_whether_prompts_count_where_corpora_differ(sft: Callable[..., 
     mixed = {"general": rows("text", "general"), "domain": rows("completion", "domain")}
     with pytest.raises(ValueError, match=r"only \['domain'\] have a prompt and a completion"):
         sft(mixed, tmp_path)
-    trainer = sft(mixed, tmp_path, completion_only_loss=True)
+    trainer = sft(mixed, tmp_path, completion_only_loss=True, given=RISE)
     text, pair = (corpus.dataset[0] for corpus in trainer.corpora)
     assert text["labels"] == text["input_ids"]
     assert pair["labels"] == [-100, -100, *pair["input_ids"][2:]]
@@ -434,7 +428,7 @@ def test_dpo_reads_what_the_plan_says(trl: ModuleType, tmp_path: Path) -> None:
         train_dataset=mixture("preference"),
         processing_class=tokenizer(),
         ref_model=tiny_llama(),
-        alpha_schedule=linear(),
+        **RISE,
     )
     trainer.train()
     # chosen and rejected, one below the other
@@ -505,8 +499,7 @@ def embed(st: ModuleType, encoder_dir: Path) -> Callable[..., Any]:
                 module.p = dropout
         config = Config if with_alpha else st.SentenceTransformerTrainingArguments
         cls = st.SentenceTransformerTrainer if host else InterpolationSentenceTransformerTrainer
-        ours = {} if host or with_alpha else rise_over(train_dataset)
-        settings = {"loss": getattr(st_losses, loss)(model), **ours, **(given or {})}
+        settings = {"loss": getattr(st_losses, loss)(model), **(given or {})}
         set_seed(7)
         return cls(model, config(str(folder), **{**SETTINGS, **kwargs}), train_dataset, **settings)
 
@@ -514,7 +507,7 @@ def embed(st: ModuleType, encoder_dir: Path) -> Callable[..., Any]:
 
 
 def test_embeddings_read_what_the_plan_says(embed: Callable[..., Any], tmp_path: Path) -> None:
-    trainer = embed(mixture("pair"), tmp_path)
+    trainer = embed(mixture("pair"), tmp_path, given=RISE)
     trainer.train()
     assert trainer.seen == planned_words(trainer)
     assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
@@ -597,8 +590,8 @@ def test_embeddings_take_corpora_streams_and_plans(embed: Callable[..., Any], tm
         Corpus("law", rows("pair", "domain").to_iterable_dataset(), "domain"),
     ]
     planned = InterpolatedDataset(mixture("pair"), batch_size=4, max_steps=8, alpha_schedule=linear())
-    for train_dataset in (parts, planned):
-        trainer = embed(train_dataset, tmp_path)
+    for train_dataset, given in ((parts, RISE), (planned, None)):
+        trainer = embed(train_dataset, tmp_path, given=given)
         trainer.train()
         assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
 

@@ -41,8 +41,7 @@ def draw_pairs(cells: Sequence[Cell], path: Path) -> bool:
             axes.invert_xaxis()
             axes.invert_yaxis()
         _name(axes, PAIRS[cell.pair].title, f"general {PAIRS[cell.pair].metric}", f"domain {PAIRS[cell.pair].metric}")
-    handles, labels = places[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    _legend(figure, places[0])
     figure.suptitle("up and to the right is better; hollow: M_α of the same run; bars: 95% intervals")
     figure.savefig(path, dpi=80)
     return True
@@ -109,8 +108,7 @@ def draw_sizes(cells: Sequence[Cell], path: Path) -> bool:
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.set_xticks(range(len(order)), [str(size) for size in order])
         _name(axes, PAIRS[pair].title, "domain examples", "gain over domain only")
-    handles, labels = places[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, handlelength=4)
+    _legend(figure, places[0])
     figure.suptitle("above 0 is better; in accuracy or nats")
     figure.savefig(path, dpi=80)
     return True
@@ -161,3 +159,9 @@ def _name(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_ylabel(y, fontsize=8)
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """One legend for all places, of what one of them shows; long handles tell dashed from solid lines."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, handlelength=4)

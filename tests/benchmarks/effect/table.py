@@ -363,6 +363,7 @@ ORDER_NOTE = """The control reads as many domain examples, evenly mixed. Columns
 
 def summary_section(cells: Sequence[Cell]) -> str:
     """What the README says: some of the methods, without the columns of detail."""
+    summaries = {found.key: found for found in summarise(cells)}
     rows = [
         [
             found.title,
@@ -370,8 +371,7 @@ def summary_section(cells: Sequence[Cell]) -> str:
             *(_counts(found.verdicts[reference]) for reference in REFERENCES),
             _volume(found),
         ]
-        for found in sorted(summarise(cells), key=lambda found: SHORT.index(found.key) if found.key in SHORT else -1)
-        if found.key in SHORT
+        for found in (summaries[key] for key in SHORT if key in summaries)
     ]
     counted = [cell for cell in cells if all((key, False) in cell.rows for key in REFERENCES)]
     seeds = sorted({len(row.seeds) for cell in counted for row in cell.rows.values() if row.method != BASE})
