@@ -185,8 +185,10 @@ def _suggestion_lines(found: Mapping[str, Any] | None) -> list[str]:
     phases = f"--alpha_initial_steps {found['alpha_initial_steps']} --alpha_target_steps {found['alpha_target_steps']}"
     return [
         "",
-        f"suggested mean of α: {found['amount']:.2f}, 95% interval {low:.2f} to {high:.2f}: a constant α, or a rise,",
-        f"  --alpha_schedule_type linear --alpha_start 0 --alpha_end {found['alpha_end']:.2f} {phases}",
+        f"suggested α: {found['amount']:.2f}, 95% interval {low:.2f} to {high:.2f}",
+        f"  --alpha_schedule_type constant --alpha_end {found['amount']:.2f}",
+        f"  or a rise of the same mean: --alpha_schedule_type linear --alpha_start 0 --alpha_end {found['alpha_end']:.2f}",
+        f"  {phases}",
         *(f"  {note}" for note in found["notes"]),
     ]
 

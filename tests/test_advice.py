@@ -249,8 +249,10 @@ def test_the_plan_suggests_by_its_own_numbers(
     assert cli.main(["plan", path, "--distance"]) == 0
     out = capfd.readouterr().out
     suggestion = found["suggestion"]
-    assert f"suggested mean of α: {suggestion['amount']:.2f}, 95% interval" in out
-    assert f"--alpha_start 0 --alpha_end {suggestion['alpha_end']:.2f} --alpha_initial_steps 0 " in out
+    assert f"suggested α: {suggestion['amount']:.2f}, 95% interval" in out
+    assert f"  --alpha_schedule_type constant --alpha_end {suggestion['amount']:.2f}\n" in out
+    rise = "a rise of the same mean: --alpha_schedule_type linear --alpha_start 0 "
+    assert f"{rise}--alpha_end {suggestion['alpha_end']:.2f}\n  --alpha_initial_steps 0 " in out
     assert all(note in out for note in suggestion["notes"])
 
 
@@ -273,5 +275,7 @@ def test_what_is_suggested_can_be_planned(toy_recipe: dict[str, Any], write_reci
 
     fields = rise_to_mean(0.75, 100)
     flags = [text for name, value in fields.items() for text in (f"--{name}", str(value))]
-    plan, *_ = plan_recipe(str(write_recipe(toy_recipe)), [*flags, "--max_steps", "100"])
-    assert plan.summary()["domain_share"] == pytest.approx(0.75, abs=0.01)
+    recipe = str(write_recipe(toy_recipe))
+    for given in (["--alpha_schedule_type", "constant", "--alpha_end", "0.75"], flags):
+        plan, *_ = plan_recipe(recipe, [*given, "--max_steps", "100"])
+        assert plan.summary()["domain_share"] == pytest.approx(0.75, abs=0.01)
