@@ -197,10 +197,11 @@ def test_every_pair_method_and_size_gets_every_seed_once() -> None:
     found = all_runs()
     trained = [planned for planned in found if planned.method != methods.BASE]
     assert len(set(trained)) == len(trained)
-    cells_with_all = len(pairs.PAIRS) * len(methods.METHODS)
+    rows = len(methods.METHODS) * sum(len(pair.sizes) for pair in pairs.PAIRS.values())
     at_chosen_rates = [planned for planned in trained if planned.learning_rate is None]
-    assert len(at_chosen_rates) == cells_with_all * 4 * 4  # four sizes with four more seeds than that of the rates
-    assert len(trained) - len(at_chosen_rates) == cells_with_all * 4 * 3
+    assert len(at_chosen_rates) == rows * 4  # more seeds than that of the rates
+    assert len(trained) - len(at_chosen_rates) == rows * 3
+    assert all(planned.size in pairs.PAIRS[planned.pair].sizes for planned in trained)
     assert all(planned.seed == 0 for planned in trained if planned.learning_rate is not None)
 
 
@@ -360,7 +361,8 @@ def test_the_page_names_what_is_missing(tmp_path: Path) -> None:
     assert table.main([*argv, "--figures", str(tmp_path), "--summary", str(tmp_path / "summary.md")]) == 0
     page = (tmp_path / "EFFECT.md").read_text("utf-8")
     assert "3 of 31 methods, 2 of 5 seeds" in page
-    assert page.count("no runs") == 4 * len(pairs.PAIRS) - 1
+    assert page.count("no runs") == sum(len(pair.sizes) for pair in pairs.PAIRS.values()) - 1
+    assert page.count("as full") == 2  # contracts and summaries have no size of 1,000
     assert "Of 3 chosen learning rates 0 are the lowest and 3 the highest of their grid." in page
     assert "Of 18 runs 18 were computed with bfloat16 autocast" in page  # which those that do not say were
     assert "No pair has all constant mixtures yet." in page

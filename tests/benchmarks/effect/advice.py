@@ -86,7 +86,7 @@ def find_amounts(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Fou
     found = []
     for name, pair in PAIRS.items():
         entries = results.get(name, [])
-        for size in sorted(SIZES, key=lambda size: (isinstance(size, str), size)):
+        for size in sorted(pair.sizes, key=lambda size: (isinstance(size, str), size)):
             runs = {method: _runs(entries, name, method, size) for method in AMOUNTS}
             seeds = sorted(set.intersection(*(set(each) for each in runs.values())))
             if not seeds:
@@ -143,7 +143,7 @@ def cases_of(found: Iterable[Found], distances: Distances) -> list[Case]:
 def measure_missing(distances: Distances, pairs: Sequence[str], sizes: Sequence[int | str], cache: Path) -> None:
     """Measure what is not among the distances, and write each one down at once."""
     for pair in pairs:
-        for size in sizes:
+        for size in (size for size in sizes if size in PAIRS[pair].sizes):
             if str(size) not in distances.get(pair, {}):
                 distances.setdefault(pair, {})[str(size)] = _measure(pair, size, cache)
                 write_json(DISTANCES, distances, indent=1)

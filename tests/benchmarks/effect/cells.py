@@ -9,7 +9,7 @@ import numpy as np
 
 from effect.methods import BASE, METHODS
 from effect.outcomes import unpack
-from effect.pairs import PAIRS, SIDES, SIZES
+from effect.pairs import PAIRS, SIDES
 from effect.schedule import RATE_SEEDS, best_rate, grid, validation_score
 from effect.stats import Array, Interval, Resamples, draw, interval, resampled
 from hf_interp.compare import BASE as BASE_TITLE
@@ -132,7 +132,7 @@ def cells_of(results: Mapping[str, Sequence[Mapping[str, Any]]], rate_sides: Seq
         if base is None:
             continue
         counts = {side: spread_counts(found) for side, found in base["counts"].items()}
-        for size in sorted(SIZES, key=lambda size: (isinstance(size, str), size)):
+        for size in sorted(PAIRS[pair].sizes, key=lambda size: (isinstance(size, str), size)):
             cell = Cell(pair, size, {(BASE, False): row_of(BASE, False, [base], counts, "test")}, {base["machine"]})
             for method in METHODS:
                 rate = rate_so_far(entries, pair, size, method, rate_sides)

@@ -25,6 +25,8 @@ GENERAL, DOMAIN = SIDES = ("general", "domain")
 FULL = "full"
 SIZES: tuple[int | str, ...] = (300, 100, 1000, FULL)
 """Training examples of the domain, of language models blocks; more than there are is all of them."""
+FEW_SIZES: tuple[int | str, ...] = (300, 100, FULL)
+"""Of a domain of about a thousand examples, of which 1,000 would count the same cell twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class Pair:
         steps, batch_size: of every run.
         learning_rates: the grid, rising.
         validation, test: most examples of a side.
+        sizes: those of `SIZES` that it has.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Pair:
     learning_rates: tuple[float, ...] = (5e-5, 2e-4, 8e-4)
     validation: int = 200
     test: int = 400
+    sizes: tuple[int | str, ...] = SIZES
 
     def label_names(self) -> list[str] | None:
         """The labels in the order of their ids; `None` for language models."""
@@ -217,7 +221,14 @@ PAIRS: dict[str, Pair] = {
         ),
         Pair(name="lm-law", title="language: Wikipedia → law", domain="lm/dc_law", **_language),
         Pair(name="lm-medicine", title="language: Wikipedia → medicine", domain="lm/pubmed_abstracts", **_language),
-        Pair(name="ner-finance", title="entities: Wikipedia → contracts", domain="ner/sec_fin", group=2, **_entities),
+        Pair(
+            name="ner-finance",
+            title="entities: Wikipedia → contracts",
+            domain="ner/sec_fin",
+            group=2,
+            sizes=FEW_SIZES,
+            **_entities,
+        ),
         Pair(name="ner-tweets", title="entities: Wikipedia → tweets", domain="ner/broad_twitter", group=1, **_entities),
         Pair(
             name="summaries-medicine",
@@ -243,6 +254,7 @@ PAIRS: dict[str, Pair] = {
             steps=150,
             validation=100,
             test=200,
+            sizes=FEW_SIZES,
         ),
         Pair(
             name="recommendation-books",

@@ -61,11 +61,12 @@ def plan(
             continue
         yield from (Planned(pair=pair.name, size=FULL, method=BASE, seed=0, learning_rate=0.0) for pair in chosen_pairs)
         for size in (size for size in phase_sizes if size in sizes):
+            having_size = [pair for pair in chosen_pairs if size in pair.sizes]
             if set(RATE_SEEDS) <= set(phase_seeds):
-                yield from _search_rates(chosen_pairs, chosen_methods, size)
+                yield from _search_rates(having_size, chosen_methods, size)
             for seed in (seed for seed in phase_seeds if seed in seeds and seed not in RATE_SEEDS):
                 for method in chosen_methods:
-                    for pair in chosen_pairs:
+                    for pair in having_size:
                         yield Planned(pair=pair.name, size=size, method=method.key, seed=seed)
 
 

@@ -243,7 +243,7 @@ def missing_runs(cells: Sequence[Cell]) -> str:
         for size in SIZES:
             cell = there.get((pair.name, size))
             if cell is None:
-                row.append("no runs")
+                row.append("no runs" if size in pair.sizes else "as full")
                 continue
             trained = [one for one in cell.rows.values() if one.method != BASE and not one.is_interpolated]
             seeds = sorted(len(one.seeds) for one in trained)
