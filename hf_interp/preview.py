@@ -182,12 +182,13 @@ def _suggestion_lines(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return ["", "no amount of domain data is suggested: there is no fit of other pairs of corpora to suggest it by"]
     low, high = found["interval"]
+    rise = f"--alpha_schedule_type linear --alpha_start 0 --alpha_end {found['alpha_end']:.2f}"
     phases = f"--alpha_initial_steps {found['alpha_initial_steps']} --alpha_target_steps {found['alpha_target_steps']}"
     return [
         "",
         f"suggested α: {found['amount']:.2f}, 95% interval {low:.2f} to {high:.2f}",
         f"  --alpha_schedule_type constant --alpha_end {found['amount']:.2f}",
-        f"  or a rise of the same mean: --alpha_schedule_type linear --alpha_start 0 --alpha_end {found['alpha_end']:.2f}",
+        f"  or a rise of the same mean: {rise}",
         f"  {phases}",
         *(f"  {note}" for note in found["notes"]),
     ]

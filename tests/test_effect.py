@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from effect import cells, figures, frontier, methods, order, pairs, run, schedule, stats, summary, table, training
 from effect.outcomes import Outcomes, counts_of, outcomes_of, pack, unpack
 from effect.stats import Interval
+from matplotlib.figure import Figure
 from transformers import EvalPrediction
 
 from hf_interp.config import parse_recipe
@@ -461,6 +462,16 @@ def test_a_list_of_runs_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixt
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "lm-law base"
     assert lines[-2:] == ["lm-law 300 domain rate to be chosen seed 4", "8 runs to do"]
+
+
+def test_a_legend_names_what_any_of_the_places_shows_once() -> None:
+    figure = Figure()
+    places = figure.subplots(1, 2)
+    for axes, titles in zip(places, (["rising"], ["rising", "falling"]), strict=True):
+        for title in titles:
+            axes.plot([0, 1], label=title)
+    figures._legend(figure, places)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["rising", "falling"]
 
 
 def test_figures_need_something_to_draw(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Pictures of the comparison."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def draw_pairs(cells: Sequence[Cell], path: Path) -> bool:
             axes.invert_xaxis()
             axes.invert_yaxis()
         _name(axes, PAIRS[cell.pair].title, f"general {PAIRS[cell.pair].metric}", f"domain {PAIRS[cell.pair].metric}")
-    _legend(figure, places[0])
+    _legend(figure, places)
     figure.suptitle("up and to the right is better; hollow: M_α of the same run; bars: 95% intervals")
     figure.savefig(path, dpi=80)
     return True
@@ -54,8 +54,9 @@ def draw_order(cells: Sequence[Cell], path: Path) -> bool:
     shown = [cell for cell in shown if any((key, False) in cell.rows for key in moving)]
     if not shown:
         return False
-    figure = Figure(figsize=(11, 1.5 + 0.55 * len(shown)), layout="constrained")
-    for axes, side in zip(figure.subplots(1, 2, sharey=True), SIDES, strict=True):
+    figure = Figure(figsize=(11, 1.5 + 0.4 * len(shown)), layout="constrained")
+    places = figure.subplots(1, 2, sharey=True)
+    for axes, side in zip(places, SIDES, strict=True):
         for offset, key in enumerate(moving):
             for place, cell in enumerate(shown):
                 row = cell.rows.get((key, False))
@@ -68,13 +69,14 @@ def draw_order(cells: Sequence[Cell], path: Path) -> bool:
                         fmt="o",
                         markersize=4,
                         color=SHOWN[key],
-                        label=METHODS[key].title if place == 0 else None,
+                        label=METHODS[key].title,
                     )
         axes.axvline(0, color="grey", linewidth=0.8)
         axes.set_yticks(range(len(shown)), [f"{PAIRS[cell.pair].title}, {cell.size}" for cell in shown])
         _name(axes, f"{side} side: gain over constant 0.5", "accuracy, F1 or nats; above 0 is better", "")
+    axes.margins(y=0.01)
     axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=8)
+    _legend(figure, places)
     figure.savefig(path, dpi=80)
     return True
 
@@ -108,8 +110,8 @@ def draw_sizes(cells: Sequence[Cell], path: Path) -> bool:
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.set_xticks(range(len(order)), [str(size) for size in order])
         _name(axes, PAIRS[pair].title, "domain examples", "gain over domain only")
-    _legend(figure, places[0])
-    figure.suptitle("above 0 is better; in accuracy or nats")
+    _legend(figure, places)
+    figure.suptitle("above 0 is better; in accuracy, F1 or nats")
     figure.savefig(path, dpi=80)
     return True
 
@@ -161,7 +163,9 @@ def _name(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """One legend for all places, of what one of them shows; long handles tell dashed from solid lines."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, handlelength=4)
+def _legend(figure: Figure, places: Iterable[Axes]) -> None:
+    """One legend of all that any of the places shows; long handles tell dashed from solid lines."""
+    entries = {
+        label: handle for axes in places for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, frameon=False, handlelength=4)
