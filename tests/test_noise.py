@@ -176,6 +176,26 @@ def test_the_page_says_what_holds(tmp_path: Path) -> None:
     assert page.count("no runs") == 2 + 4
 
 
+def test_the_rise_is_held_against_the_constant_mixture(tmp_path: Path) -> None:
+    fake_noise(tmp_path)
+    levels = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])
+    assert noise_table.order_table(levels) == "One of both has not been run yet."
+    for method, hits in {"linear": 30, "constant-0.5": 20}.items():
+        for seed in (0, 1):
+            path = noise.NoiseRun(pair="sentiment-finance", method="domain", share=0.4, seed=seed).path(tmp_path)
+            entry = json.loads(path.read_text())
+            entry["method"] = method
+            entry["test"]["domain"] = pack("accuracy", Outcomes((np.arange(40) < hits).astype(float), np.ones(40)))
+            key = noise.NoiseRun(pair="sentiment-finance", method=method, share=0.4, seed=seed)
+            write_json(key.path(tmp_path), entry)
+    levels = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in noise_table.order_table(levels).splitlines()]
+    assert rows[0] == ["side", "40%"]  # 0% has neither
+    assert rows[2][0] == "domain"
+    assert rows[2][1].startswith("**+0.250 (")
+    assert rows[3] == ["general", "+0.000 (+0.000 to +0.000)"]
+
+
 def test_m0_is_held_against_all_seeds(tmp_path: Path) -> None:
     fake_noise(tmp_path)
     path = noise.NoiseRun(pair="sentiment-finance", method="domain", share=0.4, seed=1).path(tmp_path)

@@ -74,7 +74,7 @@ def draw_order(cells: Sequence[Cell], path: Path) -> bool:
         axes.axvline(0, color="grey", linewidth=0.8)
         axes.set_yticks(range(len(shown)), [f"{PAIRS[cell.pair].title}, {cell.size}" for cell in shown])
         _name(axes, f"{side} side: gain over constant 0.5", "accuracy, F1 or nats; above 0 is better", "")
-    axes.margins(y=0.01)
+    axes.margins(y=0.02)
     axes.invert_yaxis()
     _legend(figure, places)
     figure.savefig(path, dpi=80)

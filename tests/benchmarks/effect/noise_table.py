@@ -118,6 +118,19 @@ def fall_table(levels: Levels) -> str:
     return level_table(noisy, show, leave_out=[(BASE, False)])
 
 
+def order_table(levels: Levels) -> str:
+    """By how much the rise is better than the constant mixture that reads as much of the domain; sure ones are bold."""
+    keys = ("linear", False), ("constant-0.5", False)
+    found = {share: cell for share, cell in levels.items() if all(key in cell.rows for key in keys)}
+    if not found:
+        return "One of both has not been run yet."
+    rows = [
+        [side, *(_signed(cell.gain(cell.rows[keys[0]], cell.rows[keys[1]], side)) for cell in found.values())]
+        for side in ("domain", "general")
+    ]
+    return format_table(["side", *(f"{share:.0%}" for share in found)], rows)
+
+
 def _signed(found: Interval | None) -> str:
     if found is None:
         return ""
@@ -233,6 +246,7 @@ def report(pairs: Mapping[str, Levels]) -> str:
             "### Gain over domain only, on the domain\n\n" + gain_table(levels, "domain"),
             "### Gain over domain only, on the general side\n\n" + gain_table(levels, "general"),
             "### Change of the domain's accuracy from clean labels\n\n" + fall_table(levels),
+            "### Gain of the rise over constant 0.5\n\n" + order_table(levels),
         ]
     return "\n\n".join(parts) + "\n"
 
