@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -199,9 +200,11 @@ def test_every_pair_method_and_size_gets_every_seed_once() -> None:
     trained = [planned for planned in found if planned.method != methods.BASE]
     assert len(set(trained)) == len(trained)
     rows = len(methods.METHODS) * sum(len(pair.sizes) for pair in pairs.PAIRS.values())
-    at_chosen_rates = [planned for planned in trained if planned.learning_rate is None]
+    at_chosen_rates = [planned for planned in trained if planned.learning_rate is None and planned.seed != 0]
+    beyond_the_grid = [planned for planned in trained if planned.learning_rate is None and planned.seed == 0]
     assert len(at_chosen_rates) == rows * 4  # more seeds than that of the rates
-    assert len(trained) - len(at_chosen_rates) == rows * 3
+    assert len(beyond_the_grid) == rows
+    assert len(trained) - len(at_chosen_rates) - len(beyond_the_grid) == rows * 3
     assert all(planned.size in pairs.PAIRS[planned.pair].sizes for planned in trained)
     assert all(planned.seed == 0 for planned in trained if planned.learning_rate is not None)
 
@@ -212,7 +215,7 @@ def test_seed_0_of_all_methods_and_pairs_comes_before_seed_1() -> None:
         [key for key, one in table_.items() if getattr(one, name) == 1]
         for table_, name in ((pairs.PAIRS, "group"), (methods.METHODS, "tier"))
     ]
-    count = len(group) * len(tier) * 3
+    count = len(group) * len(tier) * 4  # three rates and those beyond
     assert {planned.seed for planned in first[:count]} == {0}
     assert {planned.pair for planned in first[:count]} == set(group)
     assert {planned.method for planned in first[:count]} == set(tier)
@@ -223,17 +226,78 @@ def test_learning_rates_are_chosen_first_for_every_size_whatever_the_seeds() -> 
     found = all_runs(pairs=["lm-law"], methods=["domain"], sizes=[100], seeds=[4])
     assert [(planned.size, planned.seed, planned.learning_rate) for planned in found if planned.method == "domain"] == [
         *((100, 0, rate) for rate in (1.5e-4, 5e-4, 1.5e-3)),
+        (100, 0, None),
         (100, 4, None),
     ]
 
 
-def test_the_best_rate_is_that_of_whole_seeds_and_of_equals_the_lowest() -> None:
-    scores = {(0.1, 0): 0.5, (0.2, 0): 0.25, (0.1, 1): 0.5, (0.2, 1): 0.75}
-    assert schedule.best_rate([0.1, 0.2], scores, [0, 1]) == 0.1
-    assert schedule.best_rate([0.1, 0.2], {**scores, (0.2, 1): 0.875}, [0, 1]) == 0.2
-    del scores[0.1, 0]
-    assert schedule.best_rate([0.1, 0.2], scores, [0, 1]) == 0.2
-    assert schedule.best_rate([0.1, 0.2, 0.4], scores, [0, 1]) is None
+def searched(scores: dict[float, float]) -> tuple[tuple[float, ...], float | None, float | None]:
+    found = schedule.search([0.1, 0.2, 0.4], scores.get)
+    return found.tried, found.best, found.following
+
+
+def test_a_grid_goes_on_beyond_the_end_at_which_its_best_rate_lies() -> None:
+    assert searched({}) == ((), None, 0.1)
+    assert searched({0.1: 1.0, 0.4: 2.0}) == ((0.1,), None, 0.2)
+    inside = {0.1: 1.0, 0.2: 2.0, 0.4: 1.0}
+    assert searched(inside) == ((0.1, 0.2, 0.4), 0.2, None)
+    rising = {0.1: 1.0, 0.2: 2.0, 0.4: 3.0}
+    assert searched(rising) == ((0.1, 0.2, 0.4), 0.4, 0.8)
+    assert searched({**rising, 0.8: 2.5}) == ((0.1, 0.2, 0.4, 0.8), 0.4, None)
+    assert searched({**rising, 0.8: 4.0}) == ((0.1, 0.2, 0.4, 0.8), 0.8, 1.6)
+    assert searched({**rising, 0.8: 4.0, 1.6: 5.0}) == ((0.1, 0.2, 0.4, 0.8, 1.6), 1.6, None)  # twice at most
+    falling = {0.1: 3.0, 0.2: 2.0, 0.4: 1.0}
+    assert searched(falling) == ((0.1, 0.2, 0.4), 0.1, 0.05)
+    assert searched({**falling, 0.05: 3.0}) == ((0.05, 0.1, 0.2, 0.4), 0.05, 0.025)  # the lowest of equal ones
+    assert searched({**falling, 0.05: 2.5}) == ((0.05, 0.1, 0.2, 0.4), 0.1, None)
+
+
+def test_a_rate_with_which_training_broke_down_is_never_the_best() -> None:
+    entry = {"pair": "lm-law", "validation": {"domain": math.nan, "general": 3.0}}
+    assert schedule.validation_score(entry) == -math.inf
+    assert schedule.validation_score(entry, ["general"]) == -3.0
+
+
+def write_scores(folder: Path, scores: dict[float, tuple[float, float]], *, seed: int = 0) -> None:
+    for rate, (domain, general) in scores.items():
+        key = training.Run(pair="intent-banking", size=100, method="domain", learning_rate=rate, seed=seed)
+        found = {"pair": key.pair, "validation": {"domain": domain, "general": general}}
+        write_json(key.path(folder), found)
+
+
+def test_a_run_leaves_the_queue_when_its_results_are_there(tmp_path: Path) -> None:
+    argv = ["--results", str(tmp_path), "--pairs", "intent-banking", "--methods", "domain", "--sizes", "100"]
+    queue = run.Queue(run.parse([*argv, "--seeds", "0", "1"]))
+    first = [queue.next() for _ in range(5)]
+    assert [found and (found.method, found.learning_rate) for found in first] == [
+        ("base", 0.0),
+        ("domain", 2e-4),
+        ("domain", 5e-4),
+        ("domain", 1.2e-3),
+        None,  # which rate is the best, and whether one beyond is to be tried, is not known yet
+    ]
+    write_scores(tmp_path, {2e-4: (0.5, 0.5), 5e-4: (0.5, 0.25), 1.2e-3: (0.75, 0.0)})
+    lower = queue.next()
+    assert lower is not None
+    assert (lower.learning_rate, lower.seed) == (8e-5, 0)
+    assert queue.next() is None
+    write_scores(tmp_path, {8e-5: (0.25, 0.5)})
+    chosen = queue.next()
+    assert chosen is not None
+    assert (chosen.learning_rate, chosen.seed) == (2e-4, 1)
+    write_scores(tmp_path, {2e-4: (0.5, 0.5)}, seed=1)
+    assert queue.next() is None
+    assert [planned.method for planned in queue.waiting] == ["base"]  # which was handed out, and has no results
+
+
+def test_a_rate_for_the_domain_is_chosen_by_its_validation_set_alone(tmp_path: Path) -> None:
+    write_scores(tmp_path, {2e-4: (0.5, 0.5), 5e-4: (0.625, 0.25), 1.2e-3: (0.5, 0.0)})
+    argv = ["--results", str(tmp_path), "--pairs", "intent-banking", "--methods", "domain", "--sizes", "100"]
+    queue = run.Queue(run.parse([*argv, "--seeds", "1", "--sides", "domain"]))
+    queue.next()
+    chosen = queue.next()
+    assert chosen is not None
+    assert (chosen.learning_rate, chosen.seed) == (5e-4, 1)
 
 
 # From runs to tables.
@@ -364,7 +428,7 @@ def test_the_page_names_what_is_missing(tmp_path: Path) -> None:
     assert "3 of 31 methods, 2 of 5 seeds" in page
     assert page.count("no runs") == sum(len(pair.sizes) for pair in pairs.PAIRS.values()) - 1
     assert page.count("as full") == 2  # contracts and summaries have no size of 1,000
-    assert "Of 3 chosen learning rates 0 are the lowest and 3 the highest of their grid." in page
+    assert "Of 3 chosen learning rates 0 are the lowest and 3 the highest of those tried." in page
     assert "Of 18 runs 18 were computed with bfloat16 autocast" in page  # which those that do not say were
     assert "No pair has all constant mixtures yet." in page
     short = (tmp_path / "summary.md").read_text("utf-8")
@@ -412,7 +476,12 @@ def toy_pair(tmp_path: Path, tiny_model_dir: Path, toy_data_dir: Path, monkeypat
 
 def test_two_runs_from_data_to_a_table(toy_pair: str, tmp_path: Path) -> None:
     args = argparse.Namespace(
-        results=tmp_path / "results", pairs=[toy_pair], methods=["domain", "linear-averaged"], sizes=[300], seeds=[0]
+        results=tmp_path / "results",
+        pairs=[toy_pair],
+        methods=["domain", "linear-averaged"],
+        sizes=[300],
+        seeds=[0],
+        sides=pairs.SIDES,
     )
     queue = run.Queue(args)
     done = []

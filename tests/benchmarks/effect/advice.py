@@ -25,7 +25,7 @@ if not __package__:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from effect.cells import rate_so_far
+from effect.cells import search_so_far
 from effect.pairs import PAIRS, SIDES, SIZES
 from effect.run import CACHE, RESULTS
 from effect.schedule import load
@@ -278,7 +278,7 @@ def _runs(
     entries: Sequence[Mapping[str, Any]], pair: str, method: str, size: int | str
 ) -> dict[int, Mapping[str, Any]]:
     """The runs of a method at its chosen learning rate, by seed."""
-    rate = rate_so_far(entries, pair, size, method)
+    rate = search_so_far(entries, pair, size, method).best
     wanted = (method, size, rate)
     return {
         entry["seed"]: entry

