@@ -20,7 +20,7 @@ from effect.noise import LEARNING_RATE, NOISE_METHODS, RESULTS, SEEDS, SHARES, S
 from effect.noise import PAIRS as NOISE_PAIRS
 from effect.pairs import PAIRS, SIDES
 from effect.schedule import load
-from effect.stats import Interval, judge
+from effect.stats import Interval, judge, span
 from effect.summary import VERDICTS
 from effect.table import RESAMPLE_NOTE
 from hf_interp.compare import BASE as BASE_TITLE
@@ -259,12 +259,12 @@ def count_table(pairs: Mapping[str, Levels]) -> str:
         for share in sorted(SHARES):
             cell = pairs.get(pair, {}).get(share)
             trained = [] if cell is None else [one for one in cell.rows.values() if not one.is_interpolated]
-            seeds = sorted(len(one.seeds) for one in trained if one.method != BASE)
-            if not seeds:
-                row.append("no runs")
-                continue
-            shown = "–".join(str(count) for count in dict.fromkeys([seeds[0], seeds[-1]]))
-            row.append(f"{len(seeds)} of {len(NOISE_METHODS)} methods, {shown} of {len(SEEDS)} seeds")
+            seeds = [len(one.seeds) for one in trained if one.method != BASE]
+            row.append(
+                f"{len(seeds)} of {len(NOISE_METHODS)} methods, {span(seeds)} of {len(SEEDS)} seeds"
+                if seeds
+                else "no runs"
+            )
         rows.append(row)
     return format_table(["pair", *(f"{share:.0%}" for share in sorted(SHARES))], rows)
 

@@ -70,6 +70,15 @@ def interval(value: float, samples: Array) -> Interval:
     return Interval(value, float(low), float(high))
 
 
+def span(counts: Sequence[int]) -> str:
+    """The least and the greatest of some numbers, or the one that all are.
+
+    >>> span([5, 3, 5]), span([2, 2])
+    ('3–5', '2')
+    """
+    return "–".join(str(count) for count in dict.fromkeys((min(counts), max(counts))))
+
+
 def ranks(values: Sequence[float]) -> list[float]:
     """1 for the greatest; equal values share the mean of their ranks.
 

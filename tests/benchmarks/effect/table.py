@@ -22,7 +22,7 @@ from effect.methods import BASE, METHODS, REFERENCES
 from effect.order import CONTROLS, Gain, equal_rate_gains
 from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIZES
 from effect.schedule import SEEDS, load
-from effect.stats import Interval
+from effect.stats import Interval, span
 from effect.summary import VERDICTS, Summary, summarise, verdicts
 from hf_interp.console import format_table
 from hf_interp.files import new_file, read_json
@@ -117,9 +117,14 @@ def domain_table(cells: Sequence[Cell]) -> str:
             ]
             better, worse = sum(gain.low > 0 for gain in known), sum(gain.high < 0 for gain in known)
             counts = f"{better}–{len(known) - better - worse}–{worse}"
-            rows.append([_size_text(size), METHODS[method].title, str(len(known)), *means, counts])
-    header = ["examples", "method", "cells", "domain, points", "domain, nats", "better–unsure–worse"]
+            seeds = span([len(_common_seeds(cell, method, PLAIN)) for cell in both])
+            rows.append([_size_text(size), METHODS[method].title, str(len(known)), seeds, *means, counts])
+    header = ["examples", "method", "cells", "seeds", "domain, points", "domain, nats", "better–unsure–worse"]
     return format_table(header, rows) if rows else NOTHING_YET
+
+
+def _common_seeds(cell: Cell, method: str, other: str) -> set[int]:
+    return set(cell.rows[method, False].seeds) & set(cell.rows[other, False].seeds)
 
 
 def _size_text(size: int | str) -> str:
@@ -246,9 +251,8 @@ def missing_runs(cells: Sequence[Cell]) -> str:
                 row.append("no runs" if size in pair.sizes else "as full")
                 continue
             trained = [one for one in cell.rows.values() if one.method != BASE and not one.is_interpolated]
-            seeds = sorted(len(one.seeds) for one in trained)
-            shown = f"{seeds[0]}" if seeds[0] == seeds[-1] else f"{seeds[0]}–{seeds[-1]}"
-            row.append(f"{len(trained)} of {len(METHODS)} methods, {shown} of {len(SEEDS)} seeds")
+            seeds = span([len(one.seeds) for one in trained])
+            row.append(f"{len(trained)} of {len(METHODS)} methods, {seeds} of {len(SEEDS)} seeds")
         rows.append(row)
     return format_table(["pair", *(str(size) for size in SIZES)], rows)
 
@@ -349,13 +353,14 @@ processor in training, as a multiple of domain only's."""
 AMOUNT_NOTE = """Mean gains over domain only by the number of domain examples there are, above 0 better; points are
 hundredths of accuracy or F1, nats are losses a token; wins–trades–ties–losses as above."""
 DOMAIN_NOTE = """And if nothing but the domain counts: every learning rate is that which is best on the domain's
-validation set, the general side is not looked at. *Better–unsure–worse*: cells whose 95% interval of the domain gain
-lies above 0, holds 0, lies below 0."""
+validation set (`run.py --sides domain`), the general side is not looked at. *Seeds*: those that both methods have at
+these rates. *Better–unsure–worse*: cells whose 95% interval of the domain gain lies above 0, holds 0, lies below 0."""
 FRONTIER_NOTE = """A method that reads more domain data is better on the domain and worse on the general side, for
 which no method is needed. Constant mixtures with α = 0.25, 0.5, 0.75 and 1 trace a line of points (domain, general):
-the gain is a method's domain score less the best on that line with at least its general score, mean over cells.
-*Above–between–below*: cells whose 95% interval of the gain lies above 0, holds 0, lies below 0. The right half compares
-M_α of the method with M_α of the constant mixtures."""
+the gain is a method's domain score less the best on that line with at least its general score, mean over cells. What
+constant mixtures reach bends outwards between the four, so that others of them, those "matched" below, may lie above
+the line too. *Above–between–below*: cells whose 95% interval of the gain lies above 0, holds 0, lies below 0. The right
+half compares M_α of the method with M_α of the constant mixtures."""
 EQUAL_RATE_NOTE = """And at equal learning rates, over every rate, size and seed at which both have been run: mean over
 pairs ± its standard error over pairs."""
 ORDER_NOTE = """The control reads as many domain examples, evenly mixed. Columns as under *How much domain data?*"""
@@ -374,11 +379,10 @@ def summary_section(cells: Sequence[Cell]) -> str:
         for found in (summaries[key] for key in SHORT if key in summaries)
     ]
     counted = [cell for cell in cells if all((key, False) in cell.rows for key in REFERENCES)]
-    seeds = sorted({len(row.seeds) for cell in counted for row in cell.rows.values() if row.method != BASE})
+    seeds = [len(row.seeds) for cell in counted for row in cell.rows.values() if row.method != BASE]
     pairs = len({cell.pair for cell in counted})
     header = ["method", "cells", *(f"against {METHODS[reference].title}" for reference in REFERENCES), "hypervolume"]
-    shown = "–".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "0"
-    return f"{len(counted)} cells of {pairs} pairs, {shown} seeds each.\n\n{format_table(header, rows)}\n"
+    return f"{len(counted)} cells of {pairs} pairs, {span(seeds or [0])} seeds each.\n\n{format_table(header, rows)}\n"
 
 
 def _volume(found: Summary) -> str:
