@@ -48,7 +48,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         alpha_schedule_kwargs (`dict`, *optional*): further arguments of the schedule, such as `{"rate": 3.0}`.
         alpha_start (`float`, *optional*, defaults to 0.0): α at the start, in [0, 1].
         alpha_end (`float`, *optional*, defaults to 1.0, or 0.5 if constant): α at the end, in [0, 1]; the value of a
-            constant schedule, of which 0.5 never lost to domain data only (EFFECT.md, "All cells together").
+            constant schedule, of which 0.5 ranks best by the mean of both sides (EFFECT.md, "All cells together").
         alpha_initial_steps (`float`, *optional*, defaults to 0): steps of the initial phase, or its share of the run if
             below 1.
         alpha_target_steps (`float`, *optional*, defaults to 0): the same for the target phase.
