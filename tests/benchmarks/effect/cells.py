@@ -31,7 +31,7 @@ class Row:
         numerators, denominators: by side, (num_seeds, num_examples).
         rate: the chosen learning rate; 0 of M₀.
         alphas: the chosen α of the weights, by seed.
-        seconds: of the processor, in training, by seed; other work on the machine does not change them much.
+        seconds: of the processor, in training, by seed.
     """
 
     method: str

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 
 from effect.cells import Cell
 from effect.methods import BASE, METHODS, REFERENCES
@@ -102,10 +102,10 @@ def _means(places: Sequence[tuple[float, float, float]]) -> tuple[float, float, 
 
 
 def _relative_time(cells: Iterable[Cell], key: tuple[str, bool]) -> float | None:
-    """The mean over cells of a method's median time as a multiple of domain only's."""
+    """The mean over cells of a method's least time as a multiple of domain only's."""
     found = []
     for cell in cells:
         row, plain = cell.rows.get(key), cell.rows.get((REFERENCES[0], False))
         if row is not None and plain is not None and row.seconds and plain.seconds:
-            found.append(median(row.seconds) / median(plain.seconds))
+            found.append(min(row.seconds) / min(plain.seconds))  # processors differed in speed
     return fmean(found) if found else None

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 if not __package__:
@@ -215,7 +215,7 @@ def cell_table(cell: Cell) -> str:
                 f"{fmean(row.alphas):.2f}" if row.alphas else "",
                 f"{row.rate:g}" if row.rate else "",
                 "" if row.method == BASE else str(len(row.seeds)),
-                f"{median(row.seconds):.0f}" if row.seconds and not row.is_interpolated else "",
+                f"{min(row.seconds):.0f}" if row.seconds and not row.is_interpolated else "",
             ]
         )
     header = ["method", "domain", "general", "forgetting"]
@@ -336,7 +336,7 @@ What else a reader should know:
   Intents have one label set for both corpora. A model this small recommends books no better than by chance: that pair
   comes last.
 - {precision}
-- Seconds are of the processor: other work on the machine does not change them much."""
+- Seconds are of the processor, in the fastest of a method's runs: the processors differed in speed."""
 PRECISION = """Of {count} runs {bf16} were computed with bfloat16 autocast, the others in float32, on processors that do
   not multiply bfloat16. The same runs in the other precision (`run.py --pairs sentiment-airlines lm-law --sizes 1000
   --seeds 0 --methods domain constant-0.5 --results FOLDER`) differed by 0.25 points on average and 1 at the most, and
@@ -350,7 +350,7 @@ of both sides, among the rows that all cells have (1 is best). *Hypervolume*: ar
 dominates where the worst row of a cell is 0 and the best 1 on each side; with "+ M_α" the area of M_θ and M_α together.
 *Against*: wins–trades–ties–losses over cells; a win is surely better (the 95% interval lies above 0) on a side and
 surely worse on none, a trade surely better on one side and surely worse on the other. *Time*: of the
-processor in training, as a multiple of domain only's."""
+processor in training, of the fastest run, as a multiple of domain only's."""
 AMOUNT_NOTE = """Mean gains over domain only by the number of domain examples there are, above 0 better; points are
 hundredths of accuracy or F1, nats are losses a token; wins–trades–ties–losses as above."""
 DOMAIN_NOTE = """And if nothing but the domain counts: every learning rate is that which is best on the domain's
