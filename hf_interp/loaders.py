@@ -1,6 +1,8 @@
 """The loader of a mixture: as the arguments of the run have it, without a draw from the random numbers of training."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from hf_interp.dataset import SlotDataset, SlotSampler
+
+BURIAL_SECONDS = 1.0  # by then the system has told torch of a worker that died
 
 
 def slot_loader(
@@ -46,6 +50,29 @@ def slot_loader(
         dispatch_batches=False,
         non_blocking=accelerator.non_blocking,
     )
+
+
+@contextmanager
+def dead_workers_named() -> Iterator[None]:
+    """Where batches of workers are awaited: a connection that breaks says that its worker died.
+
+    torch receives batches over sockets. Those of a worker that is killed close a moment before torch is told of its
+    end, and what is read in between breaks with an error that does not mention a worker.
+
+    Raises:
+        RuntimeError: instead of such an error.
+    """
+    try:
+        yield
+    except (ConnectionError, EOFError) as error:
+        if "in DataLoader worker process" in str(error):  # raised there by what reads or collates, and told by torch
+            raise
+        time.sleep(BURIAL_SECONDS)  # torch's own signal handler ends it with the worker's process id and signal
+        raise RuntimeError(
+            f"A DataLoader worker exited unexpectedly, for its connection broke ({type(error).__name__}: {error}). If "
+            "the machine ran out of memory, lower `dataloader_num_workers` or `dataloader_prefetch_factor`; the run "
+            "goes on with `resume_from_checkpoint=True`."
+        ) from error
 
 
 def check_loader_arguments(args: TrainingArguments, *, num_workers: int) -> list[str]:

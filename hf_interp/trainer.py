@@ -50,7 +50,7 @@ from hf_interp.hosts import (
     stands_on,
 )
 from hf_interp.ledger import continue_plan
-from hf_interp.loaders import check_loader_arguments, slot_loader
+from hf_interp.loaders import check_loader_arguments, dead_workers_named, slot_loader
 from hf_interp.multitask import ObjectivesMixin
 from hf_interp.objectives import IGNORE_INDEX, is_plain_mean, per_example_loss
 from hf_interp.plan import MixturePlan
@@ -230,6 +230,17 @@ class InterpolationMixin(PushingMixin, ObjectivesMixin):
             num_workers=split.num_workers,
             seed=plan.seed,
         )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The host's; over a mixture, a loader worker that died is named whichever way torch finds out.
+
+        Raises:
+            RuntimeError: if a loader worker died.
+        """
+        if self.corpora is None or self.args.dataloader_num_workers == 0:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        with dead_workers_named():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(
         self,

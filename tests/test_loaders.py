@@ -1,0 +1,53 @@
+"""What ends the wait for the workers of a loader is told as what it is."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hf_interp import loaders
+from hf_interp.loaders import dead_workers_named
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(104, "Connection reset by peer"), BrokenPipeError(), ConnectionRefusedError(), EOFError()],
+)
+def test_a_connection_that_breaks_names_the_worker(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "BURIAL_SECONDS", 0)
+    said = rf"^A DataLoader worker exited unexpectedly.*\({type(error).__name__}: .*dataloader_num_workers.*resume_from"
+    with pytest.raises(RuntimeError, match=said) as raised, dead_workers_named():
+        raise error
+    assert raised.value.__cause__ is error
+
+
+def test_torch_has_the_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(seconds: float) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")  # as its signal handler does
+
+    monkeypatch.setattr(loaders.time, "sleep", told)
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid 1\) is killed"), dead_workers_named():
+        raise ConnectionResetError
+
+
+class Cut(torch.utils.data.Dataset[Any]):
+    """A corpus whose examples come from a server that hangs up."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        raise ConnectionResetError("the server hung up")
+
+
+def test_an_error_raised_in_a_worker_stays_what_it_is() -> None:
+    with pytest.raises(ConnectionResetError, match="the server hung up"), dead_workers_named():
+        next(iter(DataLoader(Cut(), num_workers=1)))
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), KeyError("input_ids"), StopIteration()])
+def test_other_errors_pass(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, dead_workers_named():
+        raise error
+    assert raised.value is error
