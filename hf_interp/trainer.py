@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -237,9 +238,10 @@ class InterpolationMixin(PushingMixin, ObjectivesMixin):
         Raises:
             RuntimeError: if a loader worker died.
         """
-        if self.corpora is None or self.args.dataloader_num_workers == 0:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
-        with dead_workers_named():
+        slots = self.train_dataset
+        # by the split and not by the arguments: some streams are read without the workers that were asked for
+        has_workers = isinstance(slots, SlotDataset) and slots.split.num_workers > 0
+        with dead_workers_named() if has_workers else nullcontext():
             return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(

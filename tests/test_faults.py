@@ -82,7 +82,7 @@ def test_a_loader_worker_that_dies_ends_the_run_with_a_word(tmp_path: Path) -> N
     assert [step for step, seen in whole.seen.items() if number in seen] == [11]
     parts = {"general": Deadly(corpus(0, 40), number, flag), "domain": corpus(DOMAIN_FIRST, 12)}
     flag.touch()
-    with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed by signal|exited unexpectedly)"):
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)"):
         train(tmp_path / "out", parts, dataloader_num_workers=2)
     assert len(find_checkpoint(tmp_path / "out").skipped) <= 1  # it may die while a checkpoint is written
     flag.unlink()

@@ -1,5 +1,8 @@
 """What ends the wait for the workers of a loader is told as what it is."""
 
+import os
+import signal
+import time
 from typing import Any
 
 import pytest
@@ -22,13 +25,23 @@ def test_a_connection_that_breaks_names_the_worker(error: Exception, monkeypatch
     assert raised.value.__cause__ is error
 
 
-def test_torch_has_the_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(seconds: float) -> None:
-        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")  # as its signal handler does
+class Dying(torch.utils.data.Dataset[Any]):
+    """A corpus that kills its reader a moment after it was asked."""
 
-    monkeypatch.setattr(loaders.time, "sleep", told)
-    with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid 1\) is killed"), dead_workers_named():
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_torch_has_the_first_word_of_a_worker_that_is_about_to_die(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "BURIAL_SECONDS", 60)
+    waits = iter(DataLoader(Dying(), num_workers=1))
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid \d+\) is killed by signal"), dead_workers_named():
         raise ConnectionResetError
+    del waits
 
 
 class Cut(torch.utils.data.Dataset[Any]):
