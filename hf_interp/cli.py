@@ -13,8 +13,8 @@ from typing import Any
 
 import shtab
 
-from hf_interp.console import run_command
-from hf_interp.results import RESULTS_NAME
+from hf_interp.utils.console import run_command
+from hf_interp.utils.run_folder import RESULTS_NAME
 
 DESCRIPTION = """Move a pretrained model into a domain without losing what it knew.
 
@@ -295,7 +295,7 @@ def _train(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def _plan(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    from hf_interp import preview
+    from hf_interp.commands import plan as preview
 
     if args.distance:
         given = _given(num_examples=args.distance_examples)
@@ -307,14 +307,14 @@ def _plan(args: argparse.Namespace, flags: Sequence[str]) -> None:
         plan, summary = found.plan, preview.summarise(*found)
     print(json.dumps(summary, indent=2, ensure_ascii=False) if args.json else preview.format_plan(summary))
     if args.plot:
-        from hf_interp.plots import plot_plan
+        from hf_interp.reporting.plots import plot_plan
 
         plot_plan(plan, args.plot)
         print(f"Drawn into {args.plot}.", file=sys.stderr)
 
 
 def _verify(args: argparse.Namespace, flags: Sequence[str]) -> int:
-    from hf_interp import verify
+    from hf_interp.commands import verify
 
     verdict = verify.verify(args.first, args.second)
     print(json.dumps(asdict(verdict), indent=2, ensure_ascii=False) if args.json else verdict.text)
@@ -322,8 +322,8 @@ def _verify(args: argparse.Namespace, flags: Sequence[str]) -> int:
 
 
 def _compare(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    from hf_interp import compare
-    from hf_interp.config import load_recipe, parse_recipe
+    from hf_interp.commands import compare
+    from hf_interp.tasks.parsing import load_recipe, parse_recipe
 
     recipe = load_recipe(args.recipe, flags)
     comparison = compare.compare(recipe, seeds=args.seeds, methods=args.methods)
@@ -342,9 +342,9 @@ def _tune(args: argparse.Namespace, flags: Sequence[str]) -> None:
     for name in ("alphas", "seeds", "steps"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name} belongs to --mixture. Give that too, or leave --{name} out.")
-    from hf_interp import tune
-    from hf_interp.config import load_recipe, parse_recipe
-    from hf_interp.space import read_space
+    from hf_interp.commands import tune
+    from hf_interp.commands.search_space import read_space
+    from hf_interp.tasks.parsing import load_recipe, parse_recipe
 
     recipe = load_recipe(args.recipe, flags)
     tuning = tune.tune_recipe(
@@ -365,8 +365,8 @@ def _tune(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def _mixture(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    from hf_interp import mixture_search
-    from hf_interp.config import load_recipe, parse_recipe
+    from hf_interp.commands import mixture_search
+    from hf_interp.tasks.parsing import load_recipe, parse_recipe
 
     recipe = load_recipe(args.recipe, flags)
     found = mixture_search.search_mixture(
@@ -384,10 +384,11 @@ def _mixture(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def _curve(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    from hf_interp import revisit
-    from hf_interp.curves import CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATED_NAME, format_curve
+    from hf_interp.commands.curve import curve_run
+    from hf_interp.reporting.curve import format_curve
+    from hf_interp.utils.run_folder import CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATED_NAME
 
-    curve, folder = revisit.curve_run(args.place, flags, save_model=args.save_model)
+    curve, folder = curve_run(args.place, flags, save_model=args.save_model)
     if args.json:
         print((folder / CURVE_NAME).read_text(encoding="utf-8"), end="")
         return
@@ -400,15 +401,16 @@ def _curve(args: argparse.Namespace, flags: Sequence[str]) -> None:
 def _merge(args: argparse.Namespace, flags: Sequence[str]) -> None:
     if flags and not args.recipe:
         raise ValueError(f"Unrecognized arguments: {' '.join(flags)}. Fields of a recipe need --recipe.")
-    from hf_interp import revisit
-    from hf_interp.alphas import parse_alpha
-    from hf_interp.curves import format_curve
+    from hf_interp.commands.merge import merge_runs
+    from hf_interp.reporting.curve import format_curve
+    from hf_interp.tasks.runs import load_run_recipe
+    from hf_interp.weights.alpha_spec import parse_alpha
 
-    merged = revisit.merge_runs(
+    merged = merge_runs(
         args.base,
         args.finetuned,
         args.output,
-        recipe=revisit.load_run_recipe(args.recipe, flags) if args.recipe else None,
+        recipe=load_run_recipe(args.recipe, flags) if args.recipe else None,
         soup=args.soup,
         alpha=None if args.alpha is None else parse_alpha(args.alpha),
         extrapolate=args.extrapolate,
@@ -430,7 +432,9 @@ def _merge(args: argparse.Namespace, flags: Sequence[str]) -> None:
 def _app(args: argparse.Namespace, flags: Sequence[str]) -> None:
     # before torch is loaded: on a machine that is busy, threads that spin while they wait take seconds for milliseconds
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from hf_interp import app, hub_space, slider_sources
+    from hf_interp.app import examples as slider_sources
+    from hf_interp.app import page as app
+    from hf_interp.app import space as hub_space
 
     if args.place and args.run_folder:
         raise ValueError(f"There must be one run, got {args.place!r} and --run {args.run_folder!r}. Give either.")
@@ -456,8 +460,8 @@ def _app(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def _card(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    from hf_interp.cards import CARD_NAME
-    from hf_interp.hub import render_card
+    from hf_interp.reporting.card import CARD_NAME
+    from hf_interp.reporting.hub import render_card
 
     card = render_card(args.folder, repo_id=args.repo, comparison=args.comparison, **_card_metadata(args))
     path = Path(args.output or Path(args.folder) / CARD_NAME)
@@ -466,13 +470,13 @@ def _card(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def _report(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    from hf_interp.report import write_report
+    from hf_interp.reporting.report import write_report
 
     print(f"The report is in {write_report(args.folders, args.output)}.")
 
 
 def _push(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    from hf_interp.hub import push_run
+    from hf_interp.reporting.hub import push_run
 
     report = push_run(
         args.folder,
@@ -510,8 +514,8 @@ def _given(**settings: Any) -> dict[str, Any]:
 
 def _demo(args: argparse.Namespace, flags: Sequence[str]) -> None:
     print("Loading the libraries, then training a small model on a general corpus ...", flush=True)
-    from hf_interp import compare, demo
-    from hf_interp.curves import CURVE_NAME, CURVE_PLOT_NAME
+    from hf_interp.commands import compare, demo
+    from hf_interp.utils.run_folder import CURVE_NAME, CURVE_PLOT_NAME
 
     comparison = demo.run_demo(args.folder, seeds=args.seeds, max_steps=args.max_steps, label_noise=args.label_noise)
     print(f"\nAccuracy on unseen sentences after {args.max_steps} steps, mean ± standard deviation over seeds:\n")

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_interp.demo import LABEL_NAMES, ToyShift, _write_untrained_model
+from hf_interp.commands.demo import LABEL_NAMES, ToyShift, _write_untrained_model
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 

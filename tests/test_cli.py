@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hf_interp import cli
-from hf_interp.preview import plan_recipe, summarise
+from hf_interp.commands.plan import plan_recipe, summarise
 
 COMMANDS = ("demo", "train", "plan", "compare", "tune", "curve", "merge", "app", "card", "push", "report")
 
@@ -317,7 +317,7 @@ def test_an_interruption_is_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_interp.preview.plan_recipe", interrupt)
+    monkeypatch.setattr("hf_interp.commands.plan.plan_recipe", interrupt)
     assert cli.main(["plan", "recipe.yaml"]) == 130
     assert capfd.readouterr().err == "hf-interp: interrupted\n"
 
@@ -326,7 +326,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
     def fail(*args: Any) -> None:
         raise KeyError("alpha")
 
-    monkeypatch.setattr("hf_interp.preview.plan_recipe", fail)
+    monkeypatch.setattr("hf_interp.commands.plan.plan_recipe", fail)
     with pytest.raises(KeyError, match="alpha"):
         cli.main(["plan", "recipe.yaml"])
 

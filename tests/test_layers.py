@@ -1,8 +1,10 @@
-"""Modules lie in layers: each imports only from those below it, and the lowest need neither torch nor transformers."""
+"""The package is a house of floors: a folder imports only from floors below it, and some rooms need no torch."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,152 +13,111 @@ import hf_interp
 
 FOLDER = Path(hf_interp.__file__).parent
 LAYERS = (
-    "schedules",
-    "space",
-    "permutations",
-    "shares",
-    "plan",
-    "ledger",
-    "controllers",
-    "files",
-    "local_paths",
-    "results",
-    "checkpoints",
-    "verify",
-    "console",
-    "alphas",
-    "curves",
-    "mixing_law",
-    "advice",
-    "plots",
-    "cards",
-    "hub",
-    "report_data",
-    "report_page",
-    "report_charts",
-    "report_views",
-    "report",
-    "choices",
-    "objectives",
-    "divergence",
-    "matching",
-    "tensors",
-    "adapter_kinds",
-    "adapter_weights",
+    "utils",
+    "mixture",
+    "reporting",
     "weights",
-    "tensor_files",
-    "blocks",
-    "checkpoint_folders",
-    "checkpoint_names",
-    "adapter_checkpoints",
-    "merging",
-    "tally",
-    "metrics",
-    "config",
-    "dialogues",
-    "columns",
-    "loading",
-    "encoding",
-    "collators",
-    "adalora",
-    "partial",
-    "adapters",
-    "tasks",
-    "tokens",
-    "corpora",
-    "readers",
-    "dataset",
-    "hosts",
-    "loaders",
-    "callbacks",
-    "reference",
-    "robust_loss",
-    "heads",
-    "multitask",
-    "proximal",
-    "anchors",
-    "planning",
-    "resuming",
-    "trackers",
-    "pushing",
-    "trainer",
-    "scoring",
-    "groups",
+    "losses",
+    "training",
     "selection",
-    "soups",
-    "interpolated",
-    "predictions",
-    "slider",
-    "slider_views",
-    "train",
-    "domain_distance",
-    "learning_rates",
-    "preview",
-    "revisit",
-    "slider_sources",
-    "hub_space",
+    "tasks",
     "app",
-    "compare",
-    "tune",
-    "mixture_search",
-    "demo",
+    "commands",
+    "train",
     "cli",
 )
 """From the lowest to the highest."""
+MODULES = {
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts): path
+    for path in sorted(FOLDER.rglob("*.py"))
+    if path.name != "__init__.py"
+}
 
 
-def imported_modules(source: str) -> set[str]:
-    """Modules of the package that are imported anywhere in a text, inside functions too; "" is the package itself."""
-    found = set()
+def imports(source: str) -> Iterator[tuple[str, str]]:
+    """The (module, name) of each import from the package in a text, inside functions too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found = [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            module = "." * node.level + (node.module or "")
-            # `from hf_interp import train` imports a module, `from hf_interp.train import main` names the module
-            names = [f"{module}.{alias.name}" for alias in node.names] if module == "hf_interp" else [module]
+            assert node.level == 0, "imports name the package"
+            found = [(node.module or "", alias.name) for alias in node.names]
         else:
             continue
-        for name in names:
-            top, _, rest = name.partition(".")
-            if top in ("hf_interp", ""):
-                module = rest.split(".")[0]
-                found.add(module if module in LAYERS else "")
-    return found
+        for module, name in found:
+            if module.split(".")[0] == "hf_interp":
+                inside = module.removeprefix("hf_interp").lstrip(".")
+                is_module = f"{inside}.{name}".lstrip(".") in MODULES
+                yield (f"{inside}.{name}".lstrip("."), "") if is_module else (inside, name)
 
 
-def test_every_module_has_its_layer() -> None:
-    assert sorted(path.stem for path in FOLDER.glob("*.py")) == sorted(["__init__", *LAYERS])
-    assert not [path for path in FOLDER.iterdir() if (path / "__init__.py").exists()]
+def test_every_folder_has_its_layer() -> None:
+    found = [path.stem for path in FOLDER.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert sorted(found) == sorted(["__init__", *LAYERS])
+    assert len([path for path in FOLDER.iterdir() if path.name != "__pycache__"]) <= 14
 
 
-@pytest.mark.parametrize("module", LAYERS)
-def test_a_module_imports_from_lower_layers_only(module: str) -> None:
-    found = imported_modules((FOLDER / f"{module}.py").read_text(encoding="utf-8"))
-    assert found <= set(LAYERS[: LAYERS.index(module)])
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_lower_layers_and_no_private_names(module: str) -> None:
+    layer = module.split(".")[0]
+    for other, name in imports(MODULES[module].read_text(encoding="utf-8")):
+        floor = other.split(".")[0]
+        if floor:  # the package's own names, such as its version, are everybody's
+            assert floor == layer or LAYERS.index(floor) < LAYERS.index(layer), f"{module} imports {other}"
+        assert not name.startswith("_") or name == "__version__", f"{module} imports {name} from {other}"
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = {
+        module: {other for other, _ in imports(path.read_text(encoding="utf-8")) if other in MODULES}
+        for module, path in MODULES.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises a CycleError that names them
+
+
+def test_weights_know_nothing_of_mixtures_and_neither_knows_the_trainer() -> None:
+    for module, path in MODULES.items():
+        source = path.read_text(encoding="utf-8")
+        if module.startswith("weights."):
+            assert not [other for other, _ in imports(source) if other.startswith("mixture")]
+        if module.startswith(("weights.", "mixture.")):
+            names = [
+                alias.name
+                for node in ast.walk(ast.parse(source))
+                if isinstance(node, ast.ImportFrom) and node.module == "transformers"
+                for alias in node.names
+            ]
+            assert "Trainer" not in names
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import numpy\nfrom torch import nn", set()),
-        ("from hf_interp.plan import SIDES", {"plan"}),
-        ("from hf_interp import train, preview", {"train", "preview"}),
-        ("import hf_interp.demo as show", {"demo"}),
-        ("def run():\n    from hf_interp.cli import main", {"cli"}),
-        ("import hf_interp", {""}),
-        ("from hf_interp import Corpus", {""}),
-        ("from .plan import SIDES", {"plan"}),
-        ("from . import plan", {""}),
+        ("import numpy\nfrom torch import nn", []),
+        ("from hf_interp.mixture.plan import MixturePlan", [("mixture.plan", "MixturePlan")]),
+        ("from hf_interp.commands import plan", [("commands.plan", "")]),
+        ("from hf_interp import train", [("train", "")]),
+        ("import hf_interp.commands.demo as show", [("commands.demo", "")]),
+        ("def run():\n    from hf_interp.cli import main", [("cli", "main")]),
+        ("import hf_interp", [("", "")]),
+        ("from hf_interp import Corpus", [("", "Corpus")]),
     ],
 )
-def test_all_forms_of_imports_are_seen(source: str, expected: set[str]) -> None:
-    assert imported_modules(source) == expected
+def test_all_forms_of_imports_are_seen(source: str, expected: list[tuple[str, str]]) -> None:
+    assert list(imports(source)) == expected
+
+
+@pytest.mark.parametrize("folder", [folder for folder in LAYERS if (FOLDER / folder).is_dir()])
+def test_a_folder_imports_nothing_by_itself(folder: str) -> None:
+    text = (FOLDER / folder / "__init__.py").read_text(encoding="utf-8")
+    assert not list(imports(text)), "a folder that imports its modules makes all of them as heavy as one"
 
 
 def test_plans_and_results_need_neither_torch_nor_transformers() -> None:
+    light = ["mixture.plan", "mixture.schedules", "selection.choice", "utils.console"]
+    light += [module for module in MODULES if module.startswith("reporting.")]
     check = (
-        "import hf_interp.plan, hf_interp.results, hf_interp.schedules, hf_interp.console, hf_interp.choices, sys; "
+        f"import sys, {', '.join(f'hf_interp.{module}' for module in light)}; "
         "print(*[name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, check=False)

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, pipeline
 
 from hf_interp import train
-from hf_interp.config import load_recipe, parse_recipe
-from hf_interp.preview import plan_recipe
-from hf_interp.results import RunResults, load_run_results
-from hf_interp.train import check_recipe, format_results, load_data, read_resume, run_recipe
+from hf_interp.commands.plan import plan_recipe
+from hf_interp.reporting.results import RunResults, load_run_results
+from hf_interp.tasks.build import check_recipe, load_data
+from hf_interp.tasks.parsing import load_recipe, parse_recipe
+from hf_interp.train import format_results, read_resume, run_recipe
 
 METRICS = {"loss", "accuracy", "f1", "matthews_correlation", "roc_auc"}
 

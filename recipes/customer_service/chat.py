@@ -32,7 +32,7 @@ from past_answers import AnswerIndex, read_answers, read_rows
 from service_models import Encoder, IntentModel, ResponseModel
 from transformers.utils import logging as host_logging
 
-from hf_interp.console import run_command
+from hf_interp.utils.console import run_command
 
 
 def calibrate(args: argparse.Namespace) -> str:

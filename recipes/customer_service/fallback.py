@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_interp.files import write_json
+from hf_interp.utils.files import write_json
 
 THRESHOLDS_NAME = "thresholds.json"
 OUT_OF_SCOPE = ("oos", "out_of_scope")

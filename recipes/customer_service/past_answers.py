@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from sklearn.neighbors import NearestNeighbors
 
-from hf_interp.files import new_folder
+from hf_interp.utils.files import new_folder
 
 EMBEDDINGS_NAME, ANSWERS_NAME = "embeddings.safetensors", "answers.jsonl"
 USERS = ("user", "customer", "human")

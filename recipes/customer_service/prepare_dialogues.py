@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_interp.console import run_command
+from hf_interp.utils.console import run_command
 
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 SEED = 13

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_interp.console import format_table
+from hf_interp.utils.console import format_table
 
 RATES = (0.01, 0.9)
 """A learned rate is held within these: below, hardly any alarm could be told from chance; above, no jump is left."""

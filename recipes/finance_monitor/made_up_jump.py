@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_interp.console import run_command
+from hf_interp.utils.console import run_command
 
 
 def make_jump(

@@ -23,8 +23,8 @@ import yaml
 from jumps import JumpDetector, RollingShares
 from streams import BadLine, Item
 
-from hf_interp.console import run_command
-from hf_interp.files import write_json
+from hf_interp.utils.console import run_command
+from hf_interp.utils.files import write_json
 
 ALL = "(all)"
 """The topic of every text."""

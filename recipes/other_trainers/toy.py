@@ -8,7 +8,7 @@ import datasets
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from hf_interp.demo import ToyShift
+from hf_interp.commands.demo import ToyShift
 
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
 SIZES = {"general": 400, "domain": 100}

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_interp.console import run_command
+from hf_interp.utils.console import run_command
 
 _INPUT = re.compile(
     r"User Preference: (?P<liked>.*)\nUser Unpreference: (?P<disliked>.*)\n"

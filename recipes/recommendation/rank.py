@@ -16,7 +16,7 @@ import numpy as np
 from pairs import read_rows
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from hf_interp.console import format_table, run_command
+from hf_interp.utils.console import format_table, run_command
 
 BATCH_SIZE = 64
 

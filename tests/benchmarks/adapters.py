@@ -25,10 +25,11 @@ from typing import Any
 
 import torch
 
-from hf_interp.adapters import PRESETS, count_parameters
-from hf_interp.config import load_recipe, parse_recipe
-from hf_interp.console import format_table
-from hf_interp.train import build_trainer, check_recipe, evaluate_at_end, load_data
+from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, load_data
+from hf_interp.tasks.parsing import load_recipe, parse_recipe
+from hf_interp.tasks.presets import PRESETS
+from hf_interp.training.model_info import count_parameters
+from hf_interp.utils.console import format_table
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "sentiment" / "reviews_to_finance.yaml"

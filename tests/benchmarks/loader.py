@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from hf_interp import Corpus, InterpolatedDataset
-from hf_interp.console import format_table
-from hf_interp.dataset import SlotDataset, SlotSampler, Split
-from hf_interp.schedules import linear
+from hf_interp.mixture.schedules import linear
+from hf_interp.mixture.slots import SlotDataset, SlotSampler, Split
+from hf_interp.utils.console import format_table
 
 LENGTH = 64
 

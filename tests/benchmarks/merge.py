@@ -86,7 +86,7 @@ def timed(part: Callable[[], None]) -> float:
 
 
 def child_ours(base: Path, finetuned: Path, out: Path) -> list[float]:
-    from hf_interp.merging import interpolate_checkpoints
+    from hf_interp.weights.merge import interpolate_checkpoints
 
     begin, imports = start()
     interpolate_checkpoints(base, finetuned, out, ALPHA)
@@ -210,7 +210,7 @@ def compare(ours: Path, other: Path, inputs: tuple[Path, Path]) -> str:
     """How two results differ, in words; the unit is the distance of neighbouring bfloat16 numbers."""
     import torch
 
-    from hf_interp.tensor_files import Reader, find_tensors
+    from hf_interp.weights.tensor_files import Reader, find_tensors
 
     found = [find_tensors(folder, "folder") for folder in (ours, other, *inputs)]
     if found[0].keys() != found[1].keys():
@@ -241,7 +241,7 @@ def contestants(mergekit: str | None) -> dict[str, str]:
 
 
 def tables(args: argparse.Namespace, folder: Path) -> Iterator[str]:
-    from hf_interp.console import format_table
+    from hf_interp.utils.console import format_table
 
     inputs = (folder / "base", folder / "tuned")
     for seed, path in enumerate(inputs):

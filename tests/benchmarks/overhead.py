@@ -30,8 +30,8 @@ from transformers import (
 )
 
 from hf_interp import InterpolatedDataset, InterpolationTrainer
-from hf_interp.console import format_table
-from hf_interp.schedules import linear
+from hf_interp.mixture.schedules import linear
+from hf_interp.utils.console import format_table
 
 
 def corpus(count: int, length: int, vocabulary: int, seed: int) -> datasets.Dataset:

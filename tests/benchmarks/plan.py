@@ -10,9 +10,10 @@ import statistics
 import time
 import tracemalloc
 
-from hf_interp.console import format_table
-from hf_interp.plan import MixturePlan, PlannedCorpus
-from hf_interp.schedules import cosine
+from hf_interp.mixture.apportionment import PlannedCorpus
+from hf_interp.mixture.plan import MixturePlan
+from hf_interp.mixture.schedules import cosine
+from hf_interp.utils.console import format_table
 
 BATCH_SIZE = 256
 

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from toys import config, corpus, tiny_model
 
 from hf_interp import InterpolationTrainer
-from hf_interp.checkpoints import rank_file
-from hf_interp.console import format_table
+from hf_interp.training.checkpoints import rank_file
+from hf_interp.utils.console import format_table
 
 CORPUS_ROWS = 500  # of each of the two corpora
 

@@ -23,12 +23,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
-from hf_interp.app import build_page, launch_page
-from hf_interp.console import format_table
-from hf_interp.results import describe_machine
-from hf_interp.slider import open_slider
-from hf_interp.slider_sources import find_source
-from hf_interp.slider_views import answers_html
+from hf_interp.app.examples import find_source
+from hf_interp.app.models import open_slider
+from hf_interp.app.page import build_page, launch_page
+from hf_interp.app.views import answers_html
+from hf_interp.utils.console import format_table
+from hf_interp.utils.environment import describe_machine
 
 TEXT = "operating profit fell to eur 2.1 mn from eur 3.4 mn a year earlier , the company said on tuesday "
 

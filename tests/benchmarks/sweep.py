@@ -21,10 +21,10 @@ import torch
 from overhead import corpus, minilm
 from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator
 
-from hf_interp.console import format_table
-from hf_interp.metrics import classification_metrics
-from hf_interp.selection import search_alpha
-from hf_interp.weights import LiveInterpolation
+from hf_interp.selection.search import search_alpha
+from hf_interp.tasks.metrics import classification_metrics
+from hf_interp.utils.console import format_table
+from hf_interp.weights.live import LiveInterpolation
 
 NUM_ALPHAS = 11
 

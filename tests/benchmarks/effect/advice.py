@@ -30,7 +30,7 @@ from effect.pairs import PAIRS, SIDES, SIZES
 from effect.run import CACHE, RESULTS
 from effect.schedule import load
 from effect.stats import Array
-from hf_interp.advice import (
+from hf_interp.commands.advice import (
     ADVICE_PATH,
     FEATURES,
     FEWEST_PAIRS,
@@ -40,10 +40,10 @@ from hf_interp.advice import (
     fit_advice,
     leave_pairs_out,
 )
-from hf_interp.console import format_table
-from hf_interp.files import read_json, write_json
-from hf_interp.mixing_law import fit_mixing_law
-from hf_interp.results import less_is_better
+from hf_interp.reporting.results import less_is_better
+from hf_interp.selection.mixing_law import fit_mixing_law
+from hf_interp.utils.console import format_table
+from hf_interp.utils.files import read_json, write_json
 
 DISTANCES = Path(__file__).with_name("distances.json")
 AMOUNTS = {"constant-0.25": 0.25, "constant-0.5": 0.5, "constant-0.75": 0.75, "domain": 1.0}
@@ -292,10 +292,10 @@ def _measure(pair: str, size: int | str, cache: Path) -> dict[str, Any]:
     import torch
 
     from effect.training import open_pair, pick
-    from hf_interp.config import parse_recipe
-    from hf_interp.corpora import with_dataset
-    from hf_interp.domain_distance import measure_distance
-    from hf_interp.train import Data
+    from hf_interp.commands.distance import measure_distance
+    from hf_interp.mixture.corpus import with_dataset
+    from hf_interp.tasks.build import Data
+    from hf_interp.tasks.parsing import parse_recipe
 
     torch.set_num_threads(1)
     setup = open_pair(pair, cache, "cpu")

@@ -14,9 +14,9 @@ from typing import Any
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from effect.pairs import DATA, ROOT, Pair, minilm
-from hf_interp.compare import quiet_bar, train_quietly
-from hf_interp.config import parse_recipe
-from hf_interp.train import check_recipe, load_data
+from hf_interp.commands.compare import quiet_bar, train_quietly
+from hf_interp.tasks.build import check_recipe, load_data
+from hf_interp.tasks.parsing import parse_recipe
 
 sys.path.append(str(ROOT / "tests" / "benchmarks"))
 

@@ -12,9 +12,9 @@ from effect.outcomes import unpack
 from effect.pairs import PAIRS, SIDES
 from effect.schedule import RATE_SEED, Search, grid, search, validation_score
 from effect.stats import Array, Interval, Resamples, draw, interval, resampled
-from hf_interp.compare import BASE as BASE_TITLE
-from hf_interp.compare import PLUS
-from hf_interp.results import less_is_better
+from hf_interp.commands.compare import BASE as BASE_TITLE
+from hf_interp.commands.compare import PLUS
+from hf_interp.reporting.results import less_is_better
 
 NUM_RESAMPLES = 2000
 SEED = 0

@@ -11,8 +11,8 @@ from typing import Any
 from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_interp.config import InterpolationConfig
-from hf_interp.schedules import progress_of
+from hf_interp.mixture.schedules import progress_of
+from hf_interp.training.config import InterpolationConfig
 
 BASE = "base"
 """M₀ itself, which no run trains."""

@@ -117,8 +117,8 @@ def do_noise_run(run: NoiseRun, folder: Path, device: str = "cpu") -> dict[str, 
     """
     from effect.pairs import FULL
     from effect.training import Run, do_run, open_pair, pick, train_method
-    from hf_interp.compare import quiet_bar
-    from hf_interp.corpora import with_dataset
+    from hf_interp.commands.compare import quiet_bar
+    from hf_interp.mixture.corpus import with_dataset
 
     if run.method == BASE:
         return do_run(Run(pair=run.pair, size=FULL, method=BASE, learning_rate=0.0, seed=0), folder, device)
@@ -142,7 +142,7 @@ def do_noise_run(run: NoiseRun, folder: Path, device: str = "cpu") -> dict[str, 
 
 def work(run: NoiseRun, results: Path, cache: Path, device: str) -> None:
     """Do a run and write what it found."""
-    from hf_interp.files import write_json
+    from hf_interp.utils.files import write_json
 
     write_json(run.path(results), do_noise_run(run, cache, device))
 

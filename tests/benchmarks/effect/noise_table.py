@@ -23,10 +23,10 @@ from effect.schedule import load
 from effect.stats import Interval, judge, span
 from effect.summary import VERDICTS
 from effect.table import RESAMPLE_NOTE
-from hf_interp.compare import BASE as BASE_TITLE
-from hf_interp.compare import PLUS
-from hf_interp.console import format_table
-from hf_interp.files import new_file
+from hf_interp.commands.compare import BASE as BASE_TITLE
+from hf_interp.commands.compare import PLUS
+from hf_interp.utils.console import format_table
+from hf_interp.utils.files import new_file
 
 OUTPUT = Path(__file__).parents[1] / "NOISE.md"
 REFERENCE = ("domain", False)

@@ -14,7 +14,7 @@ from effect.cells import spread_counts
 from effect.methods import BASE
 from effect.outcomes import unpack
 from effect.pairs import PAIRS, SIDES
-from hf_interp.results import less_is_better
+from hf_interp.reporting.results import less_is_better
 
 CONTROLS = {
     "linear": "constant-0.5",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hf_interp.scoring import Predictions
+from hf_interp.selection.scoring import Predictions
 
 Array = npt.NDArray[np.float64]
 MILLI = 1000.0  # losses are kept in thousandths of a nat
@@ -42,7 +42,7 @@ def outcomes_of(metric: str, found: Predictions, label_names: Sequence[str] | No
 
     Args:
         metric: accuracy, f1 or loss.
-        found: what `hf_interp.scoring.predict` returns.
+        found: what `hf_interp.selection.scoring.predict` returns.
         label_names: the tags, for f1.
     """
     if metric == "loss":

@@ -11,7 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from hf_interp.files import new_file
+from hf_interp.utils.files import new_file
 
 ROOT = Path(__file__).parents[3]
 sys.path.append(str(ROOT / "recipes" / "recommendation"))

@@ -56,7 +56,7 @@ def start_worker() -> None:
 def work(run: Run, results: Path, cache: Path, device: str) -> None:
     """Do a run and write what it found."""
     from effect.training import do_run
-    from hf_interp.files import write_json
+    from hf_interp.utils.files import write_json
 
     write_json(run.path(results), do_run(run, cache, device))
 

@@ -10,8 +10,8 @@ from typing import Any
 from effect.methods import BASE, METHODS, Method
 from effect.pairs import FULL, PAIRS, SIDES, SIZES, Pair
 from effect.training import Run
-from hf_interp.files import read_json
-from hf_interp.results import less_is_better
+from hf_interp.reporting.results import less_is_better
+from hf_interp.utils.files import read_json
 
 FIRST_SIZE = 300
 """The number of domain examples that comes first, with all methods."""

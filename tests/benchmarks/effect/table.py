@@ -24,8 +24,8 @@ from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIZES
 from effect.schedule import SEEDS, load
 from effect.stats import Interval, span
 from effect.summary import VERDICTS, Summary, summarise, verdicts
-from hf_interp.console import format_table
-from hf_interp.files import new_file, read_json
+from hf_interp.utils.console import format_table
+from hf_interp.utils.files import new_file, read_json
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

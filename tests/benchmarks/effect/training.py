@@ -17,14 +17,15 @@ from effect.bases import base_model, freeze_embeddings
 from effect.methods import BASE, METHODS, AverageWeights, Method
 from effect.outcomes import Outcomes, counts_of, outcomes_of, pack
 from effect.pairs import FULL, PAIRS, Pair
-from hf_interp.compare import QUIET, quiet_bar
-from hf_interp.config import Recipe, parse_recipe
-from hf_interp.corpora import Corpus, with_dataset
-from hf_interp.interpolated import search_run
-from hf_interp.results import describe_machine
-from hf_interp.scoring import predict
-from hf_interp.tasks import get_task
-from hf_interp.train import Data, build_trainer, check_recipe, load_data
+from hf_interp.commands.compare import QUIET, quiet_bar
+from hf_interp.mixture.corpus import Corpus, with_dataset
+from hf_interp.selection.scoring import predict
+from hf_interp.tasks.build import Data, build_trainer, check_recipe, load_data
+from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.runs import search_run
+from hf_interp.tasks.task import get_task
+from hf_interp.utils.environment import describe_machine
 
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
 

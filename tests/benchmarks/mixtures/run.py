@@ -39,7 +39,7 @@ def execute(runs: Sequence[Run], results: Path, cache: Path, minutes: float) -> 
     import datasets
     import torch
 
-    from hf_interp.files import write_json
+    from hf_interp.utils.files import write_json
     from mixtures.training import do_run
 
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from effect.pairs import PAIRS
 ALPHAS = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 """The sweep's."""
 SHORT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Those of short runs, as in `hf_interp.mixture_search`."""
+"""Those of short runs, as in `hf_interp.commands.mixture_search`."""
 SHARES = (4, 2)
 """Short runs are as long as full ones, divided by these."""
 SEEDS = (0, 1)

@@ -53,7 +53,7 @@ def limit_of(general: Array, base: float) -> float:
 
 
 def choose(curves: Curves, objective: str, base: float) -> int:
-    """The place of the best α of some curves, for the objectives of `hf_interp.mixing_law.choose_mixture`.
+    """The place of the best α of some curves, for the objectives of `hf_interp.selection.mixing_law.choose_mixture`.
 
     Args:
         curves: losses by α.

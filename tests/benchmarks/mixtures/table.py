@@ -19,9 +19,9 @@ from effect.pairs import PAIRS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hf_interp.console import format_table
-from hf_interp.curves import short_alpha
-from hf_interp.files import new_file
+from hf_interp.reporting.curve import short_alpha
+from hf_interp.utils.console import format_table
+from hf_interp.utils.files import new_file
 from mixtures.schedule import ALPHAS, DEFAULT_PAIRS, SEEDS, plan
 from mixtures.scores import (
     MAX_FORGETTING,
@@ -62,9 +62,9 @@ runs of a pair, and the middle learning rate. All losses are nats a token or a t
 
 The *sweep* trains at {num_alphas} constant α and is judged on the test sets. Every way sees validation losses only.
 
-- *Law*: `hf_interp.mixing_law` through runs at 5 α (0, 0.25, 0.5, 0.75, 1) or 3 (0, 0.5, 1), and what it chooses; where
-  seeds show that the law misses, and for the domain alone, it takes lines between the means. With all steps the runs
-  are the sweep's own.
+- *Law*: `hf_interp.selection.mixing_law` through runs at 5 α (0, 0.25, 0.5, 0.75, 1) or 3 (0, 0.5, 1), and what it
+  chooses; where seeds show that the law misses, and for the domain alone, it takes lines between the means. With all
+  steps the runs are the sweep's own.
 - *A fourth of the steps and of the data*: what `hf-interp tune --mixture` does. Each run is on a fourth of both
   corpora, other examples for every seed, so that examples are repeated as often as in a full run. *The same runs,
   without the law*: the best of the five α by the mean losses.

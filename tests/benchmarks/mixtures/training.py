@@ -16,17 +16,17 @@ from effect.pairs import PAIRS
 from effect.training import Setup, open_pair, pick
 from transformers import PrinterCallback
 
-from hf_interp.adapter_kinds import find_kind
-from hf_interp.adapter_weights import merge_adapter
-from hf_interp.compare import quiet_bar
-from hf_interp.config import parse_recipe
-from hf_interp.corpora import with_dataset
-from hf_interp.mixture_search import constant_alpha, shortened_data
-from hf_interp.results import describe_machine
-from hf_interp.scoring import predict
-from hf_interp.tasks import get_task
-from hf_interp.train import build_trainer
-from hf_interp.weights import LiveInterpolation
+from hf_interp.commands.compare import quiet_bar
+from hf_interp.commands.mixture_search import constant_alpha, shortened_data
+from hf_interp.mixture.corpus import with_dataset
+from hf_interp.selection.scoring import predict
+from hf_interp.tasks.build import build_trainer
+from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.tasks.task import get_task
+from hf_interp.utils.environment import describe_machine
+from hf_interp.weights.adapter_kinds import find_kind
+from hf_interp.weights.adapters import merge_adapter
+from hf_interp.weights.live import LiveInterpolation
 from mixtures.schedule import ALPHAS, Run
 
 SIZE = 300

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from effect.pairs import PAIRS
 
-from hf_interp.mixing_law import OBJECTIVES, choose_mixture
+from hf_interp.selection.mixing_law import OBJECTIVES, choose_mixture
 from mixtures.schedule import ALPHAS, SHORT_ALPHAS
 from mixtures.scores import MAX_FORGETTING, SIDES, Array, choose
 

@@ -29,12 +29,12 @@ from shared import (
 from torch.utils.data import DataLoader
 
 from hf_interp import InterpolatedDataset, MixturePlan
-from hf_interp.schedules import linear
+from hf_interp.mixture.schedules import linear
 
 try:
     from hf_interp import PlannedCorpus
 except ImportError:  # versions that do not name it at the top
-    from hf_interp.plan import PlannedCorpus
+    from hf_interp.mixture.apportionment import PlannedCorpus
 
 LONG_RUN = 400_000  # steps: a run of 12.8 million examples, to resume in
 

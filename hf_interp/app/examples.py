@@ -1,0 +1,287 @@
+"""What the page of the slider is about: the two models, their curve, and texts to try, from a run or from flags."""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_interp.app.models import check_task_name, describe_pair
+from hf_interp.app.predictions import MASK, split_words
+from hf_interp.reporting.curve import AlphaCurve, load_curve
+from hf_interp.selection.choice import AlphaSearch
+from hf_interp.tasks.loading import load_corpus
+from hf_interp.tasks.models import label_names_of
+from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.tasks.recipe import CorpusConfig, Recipe
+from hf_interp.tasks.runs import load_run_recipe
+from hf_interp.tasks.task import get_task
+from hf_interp.utils.redaction import last_part
+from hf_interp.utils.run_folder import CURVE_NAME
+from hf_interp.weights.model_folder import find_folder
+
+logger = logging.getLogger(__name__)
+
+NUM_EXAMPLES = 5
+"""Texts of each side."""
+MAX_CHARACTERS = 600
+"""Longer texts of corpora are cut, so that a list of them can be read."""
+PROMPT_WORDS, MASKED_WORDS = 12, 30
+"""A causal language model goes on from so many words; a masked one gets so many."""
+
+BUILT_IN: dict[str, tuple[str, ...]] = {
+    "sequence-classification": (
+        "A quiet start, and then it does not let go of you until the very end.",
+        "The company's operating profit fell to 2.1 million euros from 3.4 million a year earlier.",
+        "Nobody at the desk could say when the next flight would leave.",
+    ),
+    "token-classification": (
+        "Maria Keller moved from Geneva to Oslo to work for the Red Cross.",
+        "On Monday the Bank of Japan kept its interest rate at 0.5 percent.",
+    ),
+    "masked-lm": (
+        f"The capital of Norway is {MASK}.",
+        f"The patient was treated with {MASK} for two weeks.",
+        f"The court {MASK} the appeal.",
+    ),
+    "causal-lm": ("The weather in the north will be", "The court held that the contract was", "The patient was given"),
+    "translation": ("The train leaves at nine.", "Please read the instructions before you begin."),
+    "summarization": (
+        "The council met on Tuesday to discuss the new bridge. After two hours it agreed to build it by next summer, "
+        "at a cost of four million, half of which the state will pay. The old bridge will stay open until then.",
+    ),
+    "seq2seq": ("The council met on Tuesday and agreed to build the new bridge by next summer.",),
+}
+"""By task; of no side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A text to try.
+
+    Args:
+        text: the text.
+        side: "general" or "domain"; "" if it is of neither.
+        text_pair: the second text of a pair.
+        label: what the data say of it, in words.
+    """
+
+    text: str
+    side: str = ""
+    text_pair: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a page is about.
+
+    Args:
+        recipe: names M₀ and the task.
+        finetuned: M_θ, a folder or a name on the Hub.
+        title: of the page.
+        curve: of the run, if there is one.
+        examples: texts to try.
+        examples_are_data: whether these are of the run's data.
+        has_pairs: whether the model takes two texts.
+    """
+
+    recipe: Recipe
+    finetuned: str
+    title: str
+    curve: AlphaCurve | None = None
+    examples: list[Example] = field(default_factory=list)
+    examples_are_data: bool = False
+    has_pairs: bool = False
+
+
+def find_source(
+    run: str | Path | None = None,
+    *,
+    base: str | None = None,
+    finetuned: str | None = None,
+    task: str | None = None,
+    label_names: Sequence[str] | None = None,
+    max_length: int | None = None,
+    examples: str | Path | None = None,
+    title: str | None = None,
+    has_pairs: bool = False,
+) -> Source:
+    """What a page is about, from a run, from two models, or from both, of which what is said in words counts.
+
+    Args:
+        run: the folder of a trained run; names both models, the task and the data, and has the curve.
+        base: M₀, a folder or a name on the Hub.
+        finetuned: M_θ, the same; a whole model or an adapter.
+        task: by default the run's, or that of M_θ's class.
+        label_names: by default the recipe's, or the model's own.
+        max_length: texts are cut to so many tokens; by default the recipe's, or 128.
+        examples: a file of JSON lines with `text`, and, where they are known, `side`, `text_pair` and `label`.
+        title: of the page.
+        has_pairs: whether the model takes two texts; by default whether the run's corpora have two.
+
+    Raises:
+        FileNotFoundError: if the run or the file is not there.
+        ValueError: if a model is not named, or what is given is not what it must be.
+    """
+    given: dict[str, Any] = {
+        "label_names": None if label_names is None else list(label_names),
+        "max_length": max_length,
+    }
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"`max_length` must be at least 1, got {max_length}.")
+    curve = None
+    if run is not None:
+        folder = Path(run)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"There is no folder of a run {str(run)!r}.")
+        recipe = parse_recipe(load_run_recipe(folder))[0]
+        given |= {"model_name_or_path": base, "task": task}
+        recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+        finetuned = finetuned or str(folder)
+        if (folder / CURVE_NAME).is_file():
+            curve = load_curve(folder / CURVE_NAME)
+    elif base is None or finetuned is None:
+        raise ValueError(
+            f"`{'base' if base is None else 'finetuned'}` must be given: name the folder of a run, or both M₀ (--base) "
+            "and M_θ (--finetuned)."
+        )
+    else:
+        recipe = describe_pair(base, finetuned, task=task, **given)
+    check_task_name(recipe.task)
+    has_pairs = has_pairs or any(corpus.text_pair_column for corpus in recipe.corpora.values())
+    found = read_examples(examples) if examples is not None else _recipe_examples(recipe)
+    return Source(
+        recipe=recipe,
+        finetuned=str(finetuned),
+        title=title or f"{_short(recipe.model_name_or_path)} → {_short(str(finetuned))}",
+        curve=curve,
+        examples=found or [Example(text=text) for text in BUILT_IN[recipe.task]],
+        examples_are_data=examples is None and bool(found),
+        has_pairs=has_pairs and recipe.task == "sequence-classification",
+    )
+
+
+def read_examples(path: str | Path) -> list[Example]:
+    """Examples from a file of JSON lines.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: for a line that is not an object with a `text`, naming it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file of examples {str(path)!r}.")
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
+            raise ValueError(
+                f"Line {number} of {str(path)!r} must be a JSON object with a `text`, such as "
+                '{"text": "...", "side": "domain"}.'
+            )
+        side = row.get("side", "")
+        if side not in ("", "general", "domain"):
+            raise ValueError(f"`side` in line {number} of {str(path)!r} must be general or domain, got {side!r}.")
+        texts = {name: str(row[name]) for name in ("text_pair", "label") if row.get(name) is not None}
+        found.append(Example(text=row["text"], side=side, **texts))
+    if not found:
+        raise ValueError(f"The file of examples {str(path)!r} has no lines.")
+    return found
+
+
+def _short(name: str) -> str:
+    """A name on the Hub, or the last part of a path."""
+    return find_folder(name, "model").name if Path(name).is_dir() else last_part(name) if "\\" in name else name
+
+
+def _recipe_examples(recipe: Recipe) -> list[Example]:
+    """Texts of both sides from the data of a recipe; none where they are not there any more."""
+    found: list[Example] = []
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    for side, (name, config) in _sides(recipe).items():
+        try:
+            found += _load_examples(recipe, name, config, side)
+        except (ValueError, OSError) as error:
+            logger.warning(f"There are no examples of the {side} side: {' '.join(str(error).split())}")
+    return found
+
+
+def _sides(recipe: Recipe) -> dict[str, tuple[str, CorpusConfig]]:
+    """The set of each side: of validation or evaluation, which the model has not learnt, else of training."""
+    search = recipe.alpha_search or AlphaSearch()
+    found: dict[str, tuple[str, CorpusConfig]] = {}
+    for side, name in (("general", search.general), ("domain", search.domain)):
+        candidates = [
+            (name, group[name]) for group in (recipe.eval_corpora, recipe.validation_corpora) if name in group
+        ]
+        candidates += [(other, corpus) for other, corpus in recipe.corpora.items() if side in (corpus.side, other)]
+        for other, corpus in candidates:
+            if corpus.objective is None and side not in found:
+                found[side] = (other, corpus)
+    return found
+
+
+def _load_examples(recipe: Recipe, name: str, config: CorpusConfig, side: str) -> list[Example]:
+    columns = get_task(recipe.task).columns(recipe, config)
+    few = NUM_EXAMPLES if config.max_examples is None else min(NUM_EXAMPLES, config.max_examples)
+    rows = load_corpus(name, replace(config, max_examples=few), columns, label_names_of(recipe))
+    found = []
+    for row in rows:
+        text = _text(recipe.task, row)
+        if text:
+            pair = str(row.get("text_pair") or "")
+            found.append(Example(text=text, side=side, text_pair=pair, label=_label(row, recipe.label_names or [])))
+    return found
+
+
+def _text(task: str, row: Mapping[str, Any]) -> str:
+    """What the model is to be asked about an example."""
+    if "tokens" in row:
+        text = " ".join(row["tokens"])
+    elif "messages" in row:
+        turns = [turn["content"] for turn in row["messages"] if turn["role"] == "user"]
+        text = turns[0] if turns else ""
+    else:
+        text = str(row["text"]).strip()
+    if task == "causal-lm" and "messages" not in row:
+        return " ".join(text.split()[:PROMPT_WORDS])
+    if task == "masked-lm":
+        return mask_word(" ".join(text.split()[:MASKED_WORDS]))
+    return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS].rsplit(maxsplit=1)[0]
+
+
+def mask_word(text: str) -> str:
+    """A text with its longest word masked, of several the last.
+
+    >>> mask_word("The court dismissed the appeal.")
+    'The court [MASK] the appeal.'
+    """
+    words = [word for word in split_words(text) if word.isalpha()]
+    if not words:
+        return f"{text} {MASK}"
+    longest = max(reversed(words), key=len)
+    before, _, after = text.rpartition(longest)
+    return f"{before}{MASK}{after}"
+
+
+def _label(row: Mapping[str, Any], label_names: Sequence[str]) -> str:
+    label = row.get("label")
+    if isinstance(label, int):
+        return label_names[label]
+    if isinstance(label, list):  # of several labels, which hold
+        return ", ".join(name for name, holds in zip(label_names, label, strict=True) if holds)
+    if label is not None:
+        return f"{label:g}"
+    target = str(row.get("target", ""))
+    return target if len(target) <= MAX_CHARACTERS else f"{target[:MAX_CHARACTERS]} …"

@@ -1,0 +1,318 @@
+"""M_α at any α, asked for any text: the models behind a slider. Safe to be asked by several threads at once.
+
+M₀ is mapped into memory, M_θ is held once, and M_α is written into the one model that answers. A question sets α and
+runs the model under one lock, so that nobody gets the answer of somebody else's α.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto import modeling_auto
+
+from hf_interp.app.predictions import FORMS, Outcome, Question, Settings, check_text, settings_of
+from hf_interp.losses.ref_model import base_of
+from hf_interp.selection.groups import parameter_groups, spread_alphas
+from hf_interp.tasks.models import load_model
+from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.task import TASKS, get_task
+from hf_interp.tasks.tokenizers import prepare_tokenizer
+from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.files import read_json
+from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
+from hf_interp.weights.adapters import merge_adapter
+from hf_interp.weights.alpha_spec import check_alpha
+from hf_interp.weights.checkpoint_names import common_tokens_differ, has_tokenizer
+from hf_interp.weights.interpolate import open_interpolation
+from hf_interp.weights.merge_adapter import find_base, open_adapter
+from hf_interp.weights.model_folder import find_folder, open_base
+from hf_interp.weights.tensors import Weights
+
+SliderAlpha = float | Mapping[str, float]
+"""One α, or one for every group of weights."""
+
+NUM_KEPT = 64
+"""Texts for which the answers of M₀ and M_θ are kept; of a language model's, each has a number for every token."""
+
+_CLASSES = {
+    "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "token-classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "masked-lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "causal-lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+}
+"""Which classes are of which task; a class that several tasks have is of the first."""
+
+
+class Answers(NamedTuple):
+    """What the three models make of a text."""
+
+    places: list[str]
+    """What is decided on; see [`Question`]."""
+    base: Outcome
+    """M₀'s."""
+    interpolated: Outcome
+    """M_α's."""
+    finetuned: Outcome
+    """M_θ's."""
+
+
+class AlphaSlider:
+    """M_α of one pair of models, to be asked for texts.
+
+    Args:
+        model: M_θ, a model of transformers or a `PeftModel` whose adapter can be scaled; it is taken over.
+        base: M₀; `None` for a `PeftModel` that has it inside.
+        tokenizer: of M_θ.
+        recipe: names the task, and how texts are read.
+        finetuned_only: names of weights that are M_θ's at every α, because M₀ has none.
+        max_new_tokens: the longest answer of a model that generates.
+        chats: see [`Settings`]; by default what the recipe's corpora are, or whether there is a chat template.
+        device: where the model runs.
+
+    Raises:
+        ValueError: for a task that has no answers to show, labels that are not the model's, and whatever cannot be
+            interpolated (see `interpolate_weights`).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        base: Weights | None,
+        tokenizer: PreTrainedTokenizerBase,
+        recipe: Recipe,
+        *,
+        finetuned_only: Sequence[str] = (),
+        max_new_tokens: int = 32,
+        chats: bool | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        check_task_name(recipe.task)
+        config = base_of(model).config
+        self.recipe, self.tokenizer = recipe, tokenizer
+        self.settings: Settings = settings_of(recipe, tokenizer, config, max_new_tokens=max_new_tokens, chats=chats)
+        self.labels = _labels(recipe, config)
+        self._form = FORMS[recipe.task]
+        self._model = model.to(device).eval().requires_grad_(False)
+        self._live = open_interpolation(base, self._model, finetuned_only=finetuned_only)
+        self.groups = parameter_groups(self._live.names)
+        self._lock = threading.Lock()
+        self._at: SliderAlpha | None = None  # where the model is; None if that is not known
+        self._kept: OrderedDict[tuple[str, str | None], tuple[Outcome, Outcome]] = OrderedDict()
+
+    @property
+    def notes(self) -> list[str]:
+        """What somebody who looks at the answers should know."""
+        names = [decision.name for decision in self._live.report.decisions if decision.action == "finetuned"]
+        if not names:
+            return []
+        shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+        return [f"M₀ has no head of its own ({shown}): its backbone is read by the head of M_θ."]
+
+    def choice(self, index: int) -> str:
+        """The name of a choice: a label, or a token as it is written."""
+        if self.labels is not None:
+            return self.labels[index]
+        return str(self.tokenizer.decode([index]))
+
+    def predict(self, text: str, alpha: SliderAlpha, text_pair: str | None = None) -> Outcome:
+        """What M_α makes of a text.
+
+        Args:
+            text: cut to the settings' `max_length`.
+            alpha: a number in [0, 1], or one for each of `groups`.
+            text_pair: a second text, for classifiers of pairs.
+
+        Raises:
+            TypeError, ValueError: for an α that is none, or a text that cannot be asked.
+        """
+        alpha = self._check_alpha(alpha)
+        with self._lock:
+            return self._answer(self._ask(text, text_pair), alpha)
+
+    def compare(self, text: str, alpha: SliderAlpha, text_pair: str | None = None) -> Answers:
+        """What M₀, M_α and M_θ make of a text; the answers of M₀ and M_θ are kept for the next α. See `predict`."""
+        alpha = self._check_alpha(alpha)
+        with self._lock:
+            question = self._ask(text, text_pair)
+            key = (text, text_pair)
+            if key not in self._kept:
+                self._kept[key] = (self._answer(question, 0.0), self._answer(question, 1.0))
+            self._kept.move_to_end(key)
+            if len(self._kept) > NUM_KEPT:
+                self._kept.popitem(last=False)
+            base, finetuned = self._kept[key]
+            interpolated = {0.0: base, 1.0: finetuned}.get(alpha) if isinstance(alpha, float) else None
+            return Answers(question.places, base, interpolated or self._answer(question, alpha), finetuned)
+
+    def _check_alpha(self, alpha: SliderAlpha) -> SliderAlpha:
+        if not isinstance(alpha, Mapping):
+            check_alpha(alpha)
+            return float(alpha)
+        if alpha.keys() != self.groups.keys():
+            raise ValueError(f"`alpha` must have a number for each of {', '.join(self.groups)}, got {list(alpha)}.")
+        for value in alpha.values():
+            check_alpha(value)
+        values = {name: float(value) for name, value in alpha.items()}
+        first = next(iter(values.values()))
+        return first if set(values.values()) == {first} else values
+
+    def _ask(self, text: str, text_pair: str | None) -> Question:
+        # a fast tokenizer is set to truncate while it is used, so this too is one thread's at a time
+        question = self._form.ask(self.tokenizer, self.settings, check_text(text), text_pair)
+        device = self._model.device
+        return question._replace(inputs={name: tensor.to(device) for name, tensor in question.inputs.items()})
+
+    def _answer(self, question: Question, alpha: SliderAlpha) -> Outcome:
+        """What M_α says; only under the lock."""
+        if alpha != self._at:
+            self._at = None
+            self._live.set_alpha(spread_alphas(alpha, self.groups) if isinstance(alpha, Mapping) else alpha)
+            self._at = alpha
+        with torch.inference_mode():
+            return self._form.answer(self._model, self.tokenizer, self.settings, question)
+
+
+def open_slider(
+    recipe: Recipe,
+    finetuned: str | Path,
+    *,
+    max_new_tokens: int = 32,
+    chats: bool | None = None,
+    device: str | torch.device = "cpu",
+) -> AlphaSlider:
+    """Load M₀ and M_θ, by the same rules as `interpolate_checkpoints`. No code from a model's repository is run.
+
+    Args:
+        recipe: names M₀ (`model_name_or_path`) and the task; see `describe_pair` for a pair without one.
+        finetuned: M_θ, a folder or a name on the Hub; a whole model or an adapter.
+        max_new_tokens: the longest answer of a model that generates.
+        chats: see [`AlphaSlider`].
+        device: where the model runs.
+
+    Raises:
+        ValueError: if a model cannot be found, or the two cannot be interpolated.
+    """
+    check_task_name(recipe.task)
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"`max_new_tokens` must be at least 1, got {max_new_tokens!r}.")
+    recipe = replace(recipe, trust_remote_code=False)
+    folder = find_folder(finetuned, "finetuned")
+    is_adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
+    if is_adapter:
+        origin = find_base(recipe.model_name_or_path, folder)
+        model, base, kind, new = open_adapter(origin, folder)
+        if not kind.is_scalable:
+            model = merge_adapter(model, kind)
+            base = open_base(origin, model) if base is None else base
+    else:
+        origin = find_folder(recipe.model_name_or_path, "base", revision=recipe.model_revision)
+        model, new = load_model(recipe, str(folder), local_files_only=True).model, set()
+        base = open_base(origin, model)
+    tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer(folder) else origin, local_files_only=True)
+    prepare_tokenizer(tokenizer, recipe)
+    inner = base_of(model)
+    if getattr(inner.config, "pad_token_id", None) is None:
+        inner.config.pad_token_id = tokenizer.pad_token_id
+    get_task(recipe.task).prepare(tokenizer, inner, recipe)
+    if not is_adapter:
+        _check_tokens(origin, folder, inner)
+    return AlphaSlider(
+        model,
+        base,
+        tokenizer,
+        recipe,
+        finetuned_only=sorted(new),
+        max_new_tokens=max_new_tokens,
+        chats=chats,
+        device=device,
+    )
+
+
+def describe_pair(base: str, finetuned: str | Path, *, task: str | None = None, **fields: Any) -> Recipe:
+    """A recipe for a pair of models of which there is no other.
+
+    Args:
+        base: M₀, a folder or a name on the Hub.
+        finetuned: M_θ.
+        task: by default that of M_θ's class, or what its adapter is for.
+        fields: further fields of the recipe that are not `None`.
+
+    Raises:
+        ValueError: for a task that is not known, or that neither says.
+    """
+    if task is None:
+        task = find_task(find_folder(finetuned, "finetuned"))
+    check_task_name(task)
+    return Recipe(
+        model_name_or_path=base,
+        corpora={},
+        task=task,
+        **{name: value for name, value in fields.items() if value is not None},
+    )
+
+
+def find_task(folder: Path) -> str:
+    """The task of the model or adapter in a folder.
+
+    Raises:
+        ValueError: if it cannot be told.
+    """
+    adapter = read_json(folder / ADAPTER_CONFIG_NAME)
+    if isinstance(adapter, dict):
+        found = [name for name in FORMS if TASKS[name].peft_type == adapter.get("task_type") is not None]
+        if found:
+            return found[-1]  # of those that write from a source, the one without a metric of its own
+        raise ValueError(f"`task` must be given: the adapter in {folder.name!r} does not say what it is for.")
+    classes = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).architectures or []
+    for name, known in _CLASSES.items():
+        if classes and classes[0] in _flat(known.values()):
+            return name
+    raise ValueError(
+        f"`task` must be given, one of {', '.join(FORMS)}: {folder.name!r} is of the class "
+        f"{classes[0] if classes else 'that is not named'}, which is none of theirs."
+    )
+
+
+def check_task_name(task: str) -> None:
+    """Refuse a task whose answers cannot be shown.
+
+    Raises:
+        ValueError: naming the nearest.
+    """
+    if task not in FORMS:
+        raise ValueError(f"`task` must be one of {', '.join(FORMS)}, got {task!r}." + did_you_mean(task, FORMS))
+
+
+def _flat(classes: Any) -> set[str]:
+    """Names of classes, of which some stand in tuples."""
+    return {name for found in classes for name in ([found] if isinstance(found, str) else found)}
+
+
+def _labels(recipe: Recipe, config: Any) -> list[str] | None:
+    """The names of the labels; `None` where tokens are chosen."""
+    if recipe.task not in ("sequence-classification", "token-classification"):
+        return None
+    known = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    given = list(recipe.label_names or known)
+    if len(given) != len(known):
+        raise ValueError(f"`label_names` must be the {len(known)} labels of the model in their order, got {given}.")
+    return given
+
+
+def _check_tokens(base: Path, finetuned: Path, model: Any) -> None:
+    """Refuse rows of embeddings that belong to different tokens."""
+    if not (has_tokenizer(base) and has_tokenizer(finetuned)):
+        return
+    size = model.get_input_embeddings().weight.shape[0]
+    difference = common_tokens_differ(base, finetuned, size, trust_remote_code=False)
+    if difference is not None:
+        raise ValueError(
+            f"M₀ and M_θ must have the same token behind every common id, but {difference}. Train with M₀'s tokenizer, "
+            "to which tokens may be added."
+        )

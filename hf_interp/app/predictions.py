@@ -1,0 +1,259 @@
+"""What a model of a task makes of a text: the text as its inputs, and its outputs as probabilities or a text."""
+
+import math
+import re
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hf_interp.tasks.recipe import Recipe
+
+Probabilities = npt.NDArray[np.float32]
+
+MASK = "[MASK]"
+"""Stands for the mask of any tokenizer in a text."""
+MAX_PLACES = 512
+"""Words or masks of one text; of more, the first are taken."""
+
+_WORDS = re.compile(r"[぀-ヿ㐀-鿿]|[^\W_぀-ヿ㐀-鿿][\w.\-'’&/]*[^\W_]|[^\W_]|[^\w\s]|_")
+_SPLIT = re.compile(r"\s[.,;:!?](\s|$)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How texts are read and answered.
+
+    Args:
+        max_length: texts are cut to so many tokens; prompts lose their beginning, other texts their end.
+        max_new_tokens: the longest answer of a model that generates.
+        source_prefix: put before every input of sequence to sequence, such as "summarize: ".
+        problem_type: of sequence classification, see `hf_interp.tasks.PROBLEM_TYPES`.
+        chats: whether a prompt is a turn of a dialogue, put into the tokenizer's chat template.
+    """
+
+    max_length: int = 128
+    max_new_tokens: int = 32
+    source_prefix: str = ""
+    problem_type: str = "single_label_classification"
+    chats: bool = False
+
+
+class Question(NamedTuple):
+    """A text as a model takes it."""
+
+    inputs: dict[str, torch.Tensor]
+    """A batch of one."""
+    places: list[str]
+    """What is decided on: words, masks, the text as a whole; their names."""
+    positions: list[int]
+    """Where the answers of a model that answers at every token stand; one for each place."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What one model makes of one text.
+
+    Args:
+        probabilities: shape (places, choices): of labels, of tags, of tokens; of a regression the one number.
+        text: what the model has written, if it generates.
+    """
+
+    probabilities: Probabilities
+    text: str | None = None
+
+
+class Form(NamedTuple):
+    """How a task is asked and answered."""
+
+    ask: Callable[[PreTrainedTokenizerBase, Settings, str, str | None], Question]
+    answer: Callable[[Any, PreTrainedTokenizerBase, Settings, Question], Outcome]
+
+
+def split_words(text: str) -> list[str]:
+    """Words and marks of punctuation, as corpora of tagged words have them; Chinese and Japanese signs one by one.
+
+    A text with white space before its marks has been split already.
+
+    >>> split_words("The U.S. bank, A-1, rose 3.5%.")
+    ['The', 'U.S', '.', 'bank', ',', 'A-1', ',', 'rose', '3.5', '%', '.']
+    >>> split_words("The U.S. bank rose .")
+    ['The', 'U.S.', 'bank', 'rose', '.']
+    """
+    return text.split() if _SPLIT.search(text) else _WORDS.findall(text)
+
+
+def check_text(text: Any) -> str:
+    """A text that can be asked.
+
+    Raises:
+        ValueError: if it is none, or blank.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("The text must not be empty. Write one, or choose an example.")
+    return text
+
+
+def _check_left(found: Sized) -> None:
+    if not found:
+        raise ValueError("The text must have words: nothing is left of it after tokenising. Choose an example.")
+
+
+def settings_of(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    model_config: Any,
+    *,
+    max_new_tokens: int = 32,
+    chats: bool | None = None,
+) -> Settings:
+    """The settings that a recipe, a tokenizer and a model's configuration come to.
+
+    Args:
+        recipe: of which task the model is, and what it was trained on.
+        tokenizer: of the model.
+        model_config: of the model.
+        max_new_tokens: the longest answer.
+        chats: by default whether the recipe's corpora are dialogues, or, without corpora, there is a chat template.
+    """
+    known = [getattr(model_config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    longest = min([tokenizer.model_max_length, *(length for length in known if isinstance(length, int))])
+    if recipe.task == "causal-lm":  # the answer has to fit behind the prompt
+        longest -= max_new_tokens
+    corpora = recipe.corpora.values()
+    if chats is None:
+        chats = any(corpus.messages_column for corpus in corpora) if corpora else bool(tokenizer.chat_template)
+    return Settings(
+        max_length=max(1, min(recipe.max_length, longest)),
+        max_new_tokens=max_new_tokens,
+        source_prefix=recipe.source_prefix,
+        problem_type=_problem_type(recipe, model_config),
+        chats=chats and recipe.task == "causal-lm",
+    )
+
+
+def _problem_type(recipe: Recipe, model_config: Any) -> str:
+    known = recipe.problem_type or getattr(model_config, "problem_type", None)
+    is_number = known is None and not recipe.label_names and getattr(model_config, "num_labels", 2) == 1
+    return "regression" if is_number else known or "single_label_classification"
+
+
+def _ask_whole(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str, pair: str | None) -> Question:
+    inputs = tokenizer(text, pair or None, truncation=True, max_length=settings.max_length, return_tensors="pt")
+    return Question(dict(inputs), [""], [])
+
+
+def _ask_words(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str, pair: str | None) -> Question:
+    words = split_words(text)[:MAX_PLACES]
+    encoded = tokenizer(
+        words, is_split_into_words=True, truncation=True, max_length=settings.max_length, return_tensors="pt"
+    )
+    first: dict[int, int] = {}
+    for position, word in enumerate(encoded.word_ids(0)):
+        if word is not None:
+            first.setdefault(word, position)
+    _check_left(first)
+    return Question(dict(encoded), [words[word] for word in first], list(first.values()))
+
+
+def _ask_masks(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str, pair: str | None) -> Question:
+    text = text.replace(MASK, str(tokenizer.mask_token))
+    encoded = tokenizer(text, truncation=True, max_length=settings.max_length, return_tensors="pt")
+    positions = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0].tolist()[:MAX_PLACES]
+    if not positions:
+        raise ValueError(f"The text must have a {MASK} among its first {settings.max_length} tokens. Put one in.")
+    names = [MASK] if len(positions) == 1 else [f"{MASK} {number}" for number in range(1, len(positions) + 1)]
+    return Question(dict(encoded), names, positions)
+
+
+def _ask_prompt(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str, pair: str | None) -> Question:
+    if settings.chats:
+        turns = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=not settings.chats, verbose=False)["input_ids"]
+    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]  # or there would be nothing to go on with
+    _check_left(ids)
+    tokens = torch.tensor([ids[-settings.max_length :]])
+    return Question({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, ["next token"], [-1])
+
+
+def _ask_source(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str, pair: str | None) -> Question:
+    source = settings.source_prefix + text
+    encoded = tokenizer(source, truncation=True, max_length=settings.max_length, return_tensors="pt")
+    return Question({name: encoded[name] for name in ("input_ids", "attention_mask")}, [], [])
+
+
+def _classify(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, question: Question) -> Outcome:
+    logits = model(**question.inputs).logits.float()
+    if settings.problem_type == "multi_label_classification":
+        logits = logits.sigmoid()
+    elif settings.problem_type != "regression":
+        logits = logits.softmax(-1)
+    return Outcome(probabilities=_array(logits.reshape(1, -1)))
+
+
+def _fill(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, question: Question) -> Outcome:
+    logits = model(**question.inputs).logits[0, question.positions]
+    return Outcome(probabilities=_array(logits.float().softmax(-1)))
+
+
+def _continue(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, question: Question) -> Outcome:
+    probabilities = _fill(model, tokenizer, settings, question).probabilities
+    found = _generate(model, tokenizer, settings, question)[question.inputs["input_ids"].shape[1] :]
+    return Outcome(probabilities=probabilities, text=tokenizer.decode(found, skip_special_tokens=True))
+
+
+def _write(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, question: Question) -> Outcome:
+    found = _generate(model, tokenizer, settings, question)
+    return Outcome(
+        probabilities=np.zeros((0, 0), np.float32), text=tokenizer.decode(found, skip_special_tokens=True).strip()
+    )
+
+
+def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, question: Question) -> torch.Tensor:
+    """The tokens that are the likeliest one by one, the same at every call."""
+    found: torch.Tensor = model.generate(
+        **question.inputs,
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return found[0]
+
+
+def _array(tensor: torch.Tensor) -> Probabilities:
+    return tensor.cpu().numpy().astype(np.float32)
+
+
+FORMS: dict[str, Form] = {
+    "sequence-classification": Form(_ask_whole, _classify),
+    "token-classification": Form(_ask_words, _fill),
+    "masked-lm": Form(_ask_masks, _fill),
+    "causal-lm": Form(_ask_prompt, _continue),
+    "translation": Form(_ask_source, _write),
+    "summarization": Form(_ask_source, _write),
+    "seq2seq": Form(_ask_source, _write),
+}
+"""By the names of `hf_interp.tasks.TASKS`."""
+
+GENERATING = tuple(name for name, form in FORMS.items() if form.answer in (_continue, _write))
+"""Tasks whose models write, which takes longer than one pass."""
+
+
+def best_choices(outcomes: Sequence[Outcome], place: int, most: int) -> list[int]:
+    """The choices that any of the models finds likeliest at a place, the likeliest first.
+
+    >>> first = Outcome(probabilities=np.array([[0.7, 0.2, 0.1]], np.float32))
+    >>> second = Outcome(probabilities=np.array([[0.1, 0.3, 0.6]], np.float32))
+    >>> best_choices([first, second], 0, 2)
+    [0, 2]
+    """
+    highest = np.max([outcome.probabilities[place] for outcome in outcomes], axis=0)
+    order = np.argsort(-highest, kind="stable")[:most]
+    return [int(choice) for choice in order if math.isfinite(highest[choice])]

@@ -1,0 +1,249 @@
+"""Compare ways of moving a model into a domain, at equal steps, over several seeds."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.utils import logging as host_logging
+
+from hf_interp.reporting.plots import plot_comparison
+from hf_interp.reporting.results import Comparison, RunResults, evaluations, forgetting, save_results, spread
+from hf_interp.selection.choice import AlphaSearch
+from hf_interp.selection.scoring import halves
+from hf_interp.tasks.build import Data, build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
+from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.runs import save_curve, search_run
+from hf_interp.tasks.task import get_task
+from hf_interp.training.trainer import InterpolationTrainer
+from hf_interp.utils.console import format_table
+from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.redaction import without_tokens
+from hf_interp.utils.run_folder import RESULTS_NAME
+
+logger = logging.getLogger(__name__)
+
+BASE = "M₀"
+PLUS = " + M_α"
+"""After a method: its weights, interpolated with M₀'s."""
+METHODS: dict[str, dict[str, Any]] = {
+    "domain only": {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 1.0}},
+    "general → domain": {
+        "alpha_schedule_type": "steps",
+        "alpha_schedule_kwargs": {"values": [0.0, 1.0]},
+        "alpha_initial_steps": 0,
+        "alpha_target_steps": 0,
+    },
+    "constant 0.5": {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 0.5}},
+    "scheduled α": {},
+}
+"""What is laid over the recipe for each method."""
+
+PLOT_NAME = "comparison.png"
+
+
+def compare(
+    recipe: Mapping[str, Any], *, seeds: Sequence[int] = (0, 1), methods: Sequence[str] | None = None
+) -> Comparison:
+    """Run every method with every seed; `results.json` and a picture go to `output_dir`, the runs into folders below.
+
+    Of every trained model M_α is evaluated too, at the α that the validation sets choose (`alpha_search` says how). A
+    recipe without `validation_corpora` has half of each evaluation set taken for that; all methods are then compared on
+    the other half.
+
+    Args:
+        recipe: a recipe with evaluation sets `general` and `domain`.
+        seeds: seeds of the runs: order of the data, dropout, and a new head if the model needs one.
+        methods: some of `METHODS`; all by default.
+
+    Returns:
+        the metrics of M₀ and of every method, by seed.
+
+    Raises:
+        ValueError: for an unknown method, or a recipe without the two evaluation sets.
+    """
+    chosen = list(METHODS) if methods is None else list(methods)
+    if not chosen or not seeds:
+        raise ValueError(f"`methods` and `seeds` must not be empty, got {chosen} and {list(seeds)}.")
+    for method in chosen:
+        if method not in METHODS:
+            raise ValueError(
+                f"`methods` must be of {', '.join(METHODS)}, got {method!r}." + did_you_mean(method, METHODS)
+            )
+    parsed, args = parse_recipe(recipe)
+    if not {"general", "domain"} <= set(parsed.eval_corpora):
+        raise ValueError(
+            f"A comparison needs the evaluation sets general and domain, got {list(parsed.eval_corpora)}. "
+            "Name them under `eval_corpora`."
+        )
+    parsed.alpha_search = parsed.alpha_search or AlphaSearch()
+    task = check_recipe(parsed, args)
+    data = _with_validation(load_data(parsed, task))
+    for method in chosen:  # now, so that none fails after hours of others
+        plan_data(data, parse_recipe({**recipe, **METHODS[method]})[1])
+    for warning in plan_data(data, args).warnings():
+        logger.warning(warning)
+    folder = Path(args.output_dir or ".")
+    rows: list[dict[str, Any]] = []
+    base: dict[int, dict[str, dict[str, float]]] = {}  # M₀'s metrics by seed: with the same seed all runs begin alike
+    with quiet_bar(len(chosen) * len(seeds) * args.max_steps, shown=not args.disable_tqdm) as bar:
+        for method, seed in product(chosen, seeds):
+            bar.set_description(f"{method}, seed {seed}")
+            place = folder / re.sub(r"\W+", "-", method) / f"seed-{seed}"
+            own = {"seed": seed, "output_dir": str(place)}
+            trainer = train_quietly({**recipe, **METHODS[method], **own}, data, bar, evaluate_base=seed not in base)
+            results = trainer.results()
+            base.setdefault(seed, results.base_metrics)
+            rows.append(_row(method, seed, results, base[seed]))
+            bar.set_description(f"{method}, seed {seed}: searching for α of the weights")
+            rows.append(_interpolated_row(method, seed, trainer, parsed, data, base[seed], place))
+    settings = {
+        "recipe": without_tokens(recipe),
+        "seeds": list(seeds),
+        "steps": args.max_steps,
+        "alpha_search": parsed.alpha_search.to_dict(),
+        "halved_eval_sets": not parsed.validation_corpora,
+    }
+    first_rows = [_row_of(BASE, seed, metrics, metrics, curve=[]) for seed, metrics in base.items()]
+    comparison = Comparison(rows=first_rows + rows, settings=settings)
+    save_results(comparison, folder / RESULTS_NAME)
+    plot_comparison(comparison, folder / PLOT_NAME)
+    return comparison
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """Mean ± standard deviation over seeds of the main metric of each side, by method."""
+
+    def cell(found: dict[str, float] | None, digits: int = 3) -> str:
+        return "" if found is None else f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f}"
+
+    rows = [
+        [
+            row["method"],
+            cell(
+                spread([one["alpha"] for one in comparison.rows if one["method"] == row["method"] and "alpha" in one]),
+                2,
+            ),
+            cell(row["domain"]),
+            cell(row["general"]),
+            cell(row["forgetting"]),
+        ]
+        for row in comparison.table()
+    ]
+    sides = [f"{side} {comparison.metric(side)}" for side in ("domain", "general")]
+    return format_table(["method", "α of weights", *sides, "forgetting"], rows)
+
+
+def train_quietly(
+    recipe: Mapping[str, Any], data: Data, bar: Any, *, evaluate_base: bool = True
+) -> InterpolationTrainer:
+    """Train a recipe on data that is loaded already, saying nothing but moving a bar; returns the trained trainer."""
+    parsed, args = parse_recipe({**recipe, **QUIET})
+    trainer = build_trainer(parsed, get_task(parsed.task), args, data, callbacks=[CountSteps(bar)])
+    trainer.recipe = without_tokens(recipe)
+    trainer.args.eval_on_start = evaluate_base and bool(data.eval_sets)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.train()
+    evaluate_at_end(trainer)
+    return trainer
+
+
+@contextmanager
+def quiet_bar(total: int, *, shown: bool = True) -> Iterator[Any]:
+    """One bar for several runs (on a terminal), and silence about what each of them would say again."""
+    ours, verbosity = logging.getLogger("hf_interp"), host_logging.get_verbosity()
+    level = ours.level
+    ours.setLevel(logging.ERROR)
+    host_logging.set_verbosity_error()
+    host_logging.disable_progress_bar()
+    try:
+        with tqdm(total=total, unit="step", disable=None if shown else True) as bar:
+            yield bar
+    finally:
+        ours.setLevel(level)
+        host_logging.set_verbosity(verbosity)
+        host_logging.enable_progress_bar()
+
+
+QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "log_level": "error", "push_to_hub": False}
+
+
+class CountSteps(TrainerCallback):
+    """Moves one bar over the steps of all runs."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.bar.update(1)
+
+
+def _row(method: str, seed: int, results: RunResults, base: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    drawn = {corpus["name"]: corpus["drawn"] for corpus in results.plan["corpora"]}
+    first = {"step": 0, **{f"{name}_{key}": value for name, found in base.items() for key, value in found.items()}}
+    curve = [first, *(point for point in _curve(results) if point["step"] > 0)]
+    return _row_of(method, seed, results.final_metrics, base, curve=curve, drawn=drawn)
+
+
+def _interpolated_row(
+    method: str,
+    seed: int,
+    trainer: InterpolationTrainer,
+    recipe: Recipe,
+    data: Data,
+    base: Mapping[str, Mapping[str, float]],
+    folder: Path,
+) -> dict[str, Any]:
+    """M_α of a trained model at the α that the validation sets choose; its curve is saved in the run's folder."""
+    curve = search_run(trainer, recipe, data.validation_sets, apply=True)
+    save_curve(curve, folder)
+    metrics = evaluations([trainer.evaluate()])
+    return _row_of(f"{method}{PLUS}", seed, metrics, base, curve=[], alpha=curve.alpha)
+
+
+def _with_validation(data: Data) -> Data:
+    """The data, with half of each evaluation set as its validation set if there are no others."""
+    if data.validation_sets:
+        return data
+    parts = {name: halves(len(dataset), 0, name) for name, dataset in data.eval_sets.items()}
+    return replace(
+        data,
+        eval_sets={name: dataset.select(parts[name][1]) for name, dataset in data.eval_sets.items()},
+        validation_sets={name: dataset.select(parts[name][0]) for name, dataset in data.eval_sets.items()},
+    )
+
+
+def _row_of(
+    method: str, seed: int, metrics: Mapping[str, Any], base: Mapping[str, Mapping[str, float]], **more: Any
+) -> dict[str, Any]:
+    lost = forgetting(base["general"], metrics["general"])
+    return {"method": method, "seed": seed, "metrics": metrics, "forgetting": lost, **more}
+
+
+def _curve(results: RunResults) -> list[dict[str, Any]]:
+    """What the picture needs of the log: α, the domain's share and the evaluation metrics, by step."""
+    domain = [corpus["name"] for corpus in results.plan["corpora"] if corpus["side"] == "domain"]
+    curve = []
+    for entry in results.log_history:
+        point = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
+        if "alpha" in entry:
+            point["alpha"] = entry["alpha"]
+            point["domain_share"] = sum(entry[f"share_{name}"] for name in domain)
+        if point:
+            curve.append({"step": entry["step"], **point})
+    return curve

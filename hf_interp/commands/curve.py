@@ -1,0 +1,37 @@
+"""`hf-interp curve`: a trained run at every α."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_interp.reporting.curve import AlphaCurve
+from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.tasks.runs import load_run_recipe, open_run, save_curve, scored_sets, search_run
+from hf_interp.utils.run_folder import INTERPOLATED_NAME
+
+
+def curve_run(path: str | Path, flags: Sequence[str] = (), *, save_model: bool = False) -> tuple[AlphaCurve, Path]:
+    """The curve over α of a run that has been trained.
+
+    Args:
+        path: the folder of the run, or its recipe.
+        flags: laid over the recipe, such as `--alpha_search.objective constrained`.
+        save_model: save M_α at the chosen α into the folder `interpolated` of the run.
+
+    Returns:
+        the curve, and the folder of the run, where `curve.json` and `curve.png` are.
+
+    Raises:
+        FileNotFoundError: if there is no such run.
+        ValueError: if its folder does not tell its recipe, or evaluation sets are missing.
+    """
+    values = load_run_recipe(path, flags)
+    recipe, args = parse_recipe(values)
+    folder = Path(args.output_dir or ".")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no run in {str(folder)!r}. Train the recipe first: `hf-interp train`.")
+    trainer, data = open_run(recipe, args, folder)
+    curve = search_run(trainer, recipe, scored_sets(data), apply=save_model)
+    save_curve(curve, folder)
+    if save_model:
+        trainer.save_model(str(folder / INTERPOLATED_NAME))
+    return curve, folder

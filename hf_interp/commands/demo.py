@@ -1,0 +1,208 @@
+"""The embedded demo: two small corpora with a real shift between them, a small model, and a comparison. No network.
+
+The general corpus is a toy language: neutral words, and words of praise and of blame that decide the label. The domain
+speaks of other things (domain words that the general corpus never shows) and judges differently: some words of praise
+are blame there and the other way round, and some domain words carry a judgement of their own. A model that learns the
+domain alone learns the turned words at the price of their general sense; what keeps both apart is the context.
+"""
+
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
+
+from hf_interp.commands.compare import BASE, compare, quiet_bar, train_quietly
+from hf_interp.reporting.results import Comparison
+from hf_interp.tasks.build import check_recipe, load_data
+from hf_interp.tasks.parsing import parse_recipe
+
+LABEL_NAMES = ["negative", "positive"]
+SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyShift:
+    """A pair of toy corpora.
+
+    Args:
+        num_neutral: neutral words, shared by both corpora.
+        num_judging: words of praise, and as many of blame.
+        num_turned: how many of each mean the opposite in the domain.
+        num_domain: neutral words of the domain, which the general corpus never shows.
+        num_domain_judging: domain words of praise, and as many of blame.
+        label_noise: share of training labels that are flipped.
+        seed: of the random choices.
+    """
+
+    num_neutral: int = 150
+    num_judging: int = 30
+    num_turned: int = 15
+    num_domain: int = 60
+    num_domain_judging: int = 20
+    label_noise: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_noise < 0.5:
+            raise ValueError(f"`label_noise` must lie in [0, 0.5), got {self.label_noise}.")
+        if not 0 <= self.num_turned <= self.num_judging:
+            raise ValueError(f"`num_turned` must lie in [0, num_judging={self.num_judging}], got {self.num_turned}.")
+
+    def vocabulary(self) -> list[str]:
+        """All words of both corpora."""
+        return [*self._neutral(), *self._domain_neutral(), *self._words("general", 0), *self._words("general", 1)] + [
+            f"d{kind}{index}" for kind in ("bad", "good") for index in range(self.num_domain_judging)
+        ]
+
+    def sentences(self, side: str, count: int, *, split: str, noisy: bool) -> Iterator[dict[str, Any]]:
+        """`count` rows with `text` and `label`; another `split` gives other rows."""
+        draw = random.Random(f"{self.seed}/{side}/{split}")
+        for _ in range(count):
+            label = draw.randrange(2)
+            words = draw.choices(self._words(side, label), k=2)
+            words += draw.choices(self._words(side, 1 - label), k=draw.random() < 0.3)
+            words += draw.choices(self._neutral(), k=draw.randint(4, 7))
+            if side == "domain":
+                words += draw.choices(self._domain_neutral(), k=draw.randint(1, 3))
+            draw.shuffle(words)
+            shown = 1 - label if noisy and draw.random() < self.label_noise else label
+            yield {"text": " ".join(words), "label": LABEL_NAMES[shown]}
+
+    def _words(self, side: str, label: int) -> list[str]:
+        """Words that speak for a label."""
+        own = [f"{('bad', 'good')[label]}{index}" for index in range(self.num_judging)]
+        if side == "general":
+            return own
+        turned = [f"{('good', 'bad')[label]}{index}" for index in range(self.num_turned)]
+        new = [f"d{('bad', 'good')[label]}{index}" for index in range(self.num_domain_judging)]
+        return own[self.num_turned :] + turned + new
+
+    def _neutral(self) -> list[str]:
+        return [f"word{index}" for index in range(self.num_neutral)]
+
+    def _domain_neutral(self) -> list[str]:
+        return [f"term{index}" for index in range(self.num_domain)]
+
+
+def run_demo(
+    folder: str | os.PathLike[str] = "hf_interp_demo",
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    max_steps: int = 300,
+    num_domain_examples: int = 300,
+    label_noise: float = 0.1,
+) -> Comparison:
+    """Write corpora, M₀ and a recipe into `folder`, then compare the methods.
+
+    Args:
+        folder: made if it is not there; its files are written anew.
+        seeds: seeds of the comparison, at least two.
+        max_steps: optimizer steps of every method.
+        num_domain_examples: training examples of the domain.
+        label_noise: share of training labels that are flipped.
+
+    Raises:
+        ValueError: for fewer than two seeds, or settings out of range.
+    """
+    if len(seeds) < 2:
+        raise ValueError(f"`seeds` must be at least two, to see a spread; got {list(seeds)}.")
+    for name, count in (("max_steps", max_steps), ("num_domain_examples", num_domain_examples)):
+        if count < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {count}.")
+    folder = Path(folder)
+    shift = ToyShift(label_noise=label_noise)
+    recipe = _write_data(folder, shift, num_domain_examples)
+    _write_untrained_model(folder / "untrained", shift)
+    _train_base_model(folder, recipe, max_steps)
+    recipe |= {
+        "model_name_or_path": str(folder / "base"),
+        "output_dir": str(folder / "comparison"),
+        "max_steps": max_steps,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return compare(recipe, seeds=seeds, methods=["domain only", "constant 0.5", "scheduled α"])
+
+
+def _write_data(folder: Path, shift: ToyShift, num_domain_examples: int) -> dict[str, Any]:
+    """The corpora, and the part of the recipe that names them."""
+    sizes = {
+        ("general", "train"): 4000,
+        ("general", "validation"): 500,
+        ("general", "test"): 1000,
+        ("domain", "train"): num_domain_examples,
+        ("domain", "validation"): 500,
+        ("domain", "test"): 1000,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for (side, split), count in sizes.items():
+        rows = shift.sentences(side, count, split=split, noisy=split == "train")
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{side}_{split}.jsonl").write_text(text, encoding="utf-8")
+    groups = {"corpora": "train", "eval_corpora": "test", "validation_corpora": "validation"}
+    return {
+        "task": "sequence-classification",
+        "label_names": LABEL_NAMES,
+        "max_length": 24,
+        **{
+            group: {side: {"path": str(folder / f"{side}_{split}.jsonl")} for side in ("general", "domain")}
+            for group, split in groups.items()
+        },
+        "alpha_search": True,
+        "alpha_schedule_type": "linear",
+        "alpha_start": 0.0,
+        "alpha_end": 1.0,
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 250,
+        "learning_rate": 1e-3,
+        "eval_strategy": "steps",
+        "eval_steps": 50,
+        "logging_steps": 10,
+    }
+
+
+def _write_untrained_model(folder: Path, shift: ToyShift) -> None:
+    words = [*SPECIAL_TOKENS.values(), *shift.vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **SPECIAL_TOKENS).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=32,
+        type_vocab_size=1,
+        num_labels=2,
+    )
+    set_seed(shift.seed)
+    BertForSequenceClassification(config).save_pretrained(folder)
+
+
+def _train_base_model(folder: Path, recipe: dict[str, Any], max_steps: int) -> None:
+    """M₀: the small model, trained on the general corpus."""
+    general_only = {
+        **recipe,
+        "model_name_or_path": str(folder / "untrained"),
+        "output_dir": str(folder / "base"),
+        "corpora": {"general": recipe["corpora"]["general"]},
+        "eval_corpora": {},
+        "validation_corpora": {},
+        "alpha_search": False,
+        "alpha_schedule_type": "constant",
+        "alpha_end": 0.0,
+        "max_steps": 2 * max_steps,
+        "eval_strategy": "no",
+    }
+    parsed, args = parse_recipe(general_only)
+    data = load_data(parsed, check_recipe(parsed, args))
+    with quiet_bar(args.max_steps) as bar:
+        bar.set_description(BASE)
+        train_quietly(general_only, data, bar).save_model()

@@ -1,0 +1,293 @@
+"""`hf-interp plan`: what a recipe will read, before anything is trained."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments, get_scheduler
+
+from hf_interp.commands.advice import Advice, features_of, load_advice
+from hf_interp.commands.distance import (
+    NUM_EXAMPLES,
+    DomainDistance,
+    check_both_sides,
+    format_distance,
+    measure_distance,
+)
+from hf_interp.mixture.continuation import continue_plan
+from hf_interp.mixture.packing import mean_tokens
+from hf_interp.mixture.plan import MixturePlan
+from hf_interp.tasks.build import Data, check_recipe, load_data, plan_data
+from hf_interp.tasks.parsing import load_recipe, parse_recipe
+from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
+from hf_interp.training.config import InterpolationConfig
+from hf_interp.utils.console import format_table
+
+COUNTS = ("drawn", "tokens", "passes", "all read at step")
+
+MOST_STEPS = 2000
+"""That are looked at: of a longer run so many, evenly spaced."""
+
+
+def rate_weighted_alpha(plan: MixturePlan, args: TrainingArguments) -> float | None:
+    """The mean of α over the steps of a plan, each weighted by its learning rate.
+
+    Args:
+        plan: of the run; what a run that goes on has read before is left out.
+        args: with the learning rate's schedule.
+
+    Returns:
+        the weighted mean; `None` where the rates are not known beforehand (`reduce_lr_on_plateau`), or all are 0.
+    """
+    steps = np.unique(np.linspace(plan.start_step, plan.max_steps - 1, MOST_STEPS).round().astype(int))
+    rates = learning_rate_factors(args, steps.tolist(), plan.max_steps)
+    if rates is None or not sum(rates):
+        return None
+    alphas = [plan.alpha(step) for step in steps.tolist()]
+    return math.fsum(rate * alpha for rate, alpha in zip(rates, alphas, strict=True)) / math.fsum(rates)
+
+
+def learning_rate_factors(args: TrainingArguments, steps: list[int], max_steps: int) -> list[float] | None:
+    """By what the learning rate is multiplied at some steps, as the host's schedule has it; `None` if it depends on
+    training.
+
+    Args:
+        args: with `lr_scheduler_type`, `lr_scheduler_kwargs` and `warmup_steps`.
+        steps: from 0 on.
+        max_steps: of the run.
+
+    Raises:
+        ValueError: for arguments that the schedule does not take.
+    """
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    kwargs = dict(args.lr_scheduler_kwargs or {})
+    try:
+        scheduler = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=args.get_warmup_steps(max_steps),
+            num_training_steps=max_steps,
+            scheduler_specific_kwargs=kwargs,
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"`lr_scheduler_kwargs` ({kwargs}) do not suit `lr_scheduler_type` ({args.lr_scheduler_type.value}): "
+            f"{error}. See its function in `transformers.optimization`."
+        ) from error
+    if not isinstance(scheduler, LambdaLR):
+        return None
+    return [float(scheduler.lr_lambdas[0](step)) for step in steps]
+
+
+class Resumed(NamedTuple):
+    """From where a plan goes on."""
+
+    step: int
+    changes: list[str]
+
+
+class Preview(NamedTuple):
+    """What a recipe will read.
+
+    Args:
+        plan: of the run.
+        mean_tokens: of an example, by corpus.
+        resumed: from where a run that is resumed goes on.
+        weighted_alpha: the mean of α weighted by the learning rate, if that is known beforehand.
+    """
+
+    plan: MixturePlan
+    mean_tokens: dict[str, float]
+    resumed: Resumed | None
+    weighted_alpha: float | None
+
+
+def plan_recipe(
+    path: str, flags: Sequence[str] = (), resume: str | None = None, num_processes: int | None = None
+) -> Preview:
+    """The plan of a recipe, and what is known of its examples and of its learning rate.
+
+    Args:
+        path, flags: as for training.
+        resume: a checkpoint to go on from, or a folder whose last whole checkpoint is meant.
+        num_processes: processes to plan for; those of the checkpoint by default, or 1.
+
+    Raises:
+        ValueError, OSError: as training would raise.
+    """
+    recipe, args = parse_recipe(load_recipe(path, flags))
+    saved = None if resume is None else _read_checkpoint(resume)
+    return _plan(load_data(recipe, check_recipe(recipe, args)), args, saved, num_processes)
+
+
+def measure_recipe(
+    path: str,
+    flags: Sequence[str] = (),
+    resume: str | None = None,
+    num_processes: int | None = None,
+    *,
+    num_examples: int = NUM_EXAMPLES,
+) -> tuple[MixturePlan, dict[str, Any]]:
+    """The plan of a recipe and its summary, with the `distance` of its sides for M₀ and the `suggestion` in that.
+
+    Args:
+        path, flags, resume, num_processes: as for `plan_recipe`.
+        num_examples: of each side, by which the distance is measured.
+
+    Raises:
+        ValueError, OSError: as training would raise, or if the distance cannot be measured.
+    """
+    recipe, args = parse_recipe(load_recipe(path, flags))
+    task = check_recipe(recipe, args)
+    check_both_sides([corpus.side or "" for corpus in recipe.corpora.values()])
+    saved = None if resume is None else _read_checkpoint(resume)
+    data = load_data(recipe, task)
+    preview = _plan(data, args, saved, num_processes)
+    summary = summarise(*preview)
+    found = measure_distance(recipe, args, data, num_examples=num_examples)
+    return preview.plan, {
+        **summary,
+        "distance": {**found.to_dict(), "suggestion": suggest(found, summary, load_advice())},
+    }
+
+
+def suggest(found: DomainDistance, summary: Mapping[str, Any], advice: Advice | None) -> dict[str, Any] | None:
+    """The amount of domain data that the distance suggests for a plan, with the schedule that has it.
+
+    Args:
+        found: the distance.
+        summary: the plan's.
+        advice: what is known of other pairs of corpora.
+
+    Returns:
+        `Suggestion.to_dict()`; `None` without advice.
+    """
+    if advice is None:
+        return None
+    sizes = [corpus["num_examples"] for corpus in summary["corpora"] if corpus["side"] == "domain"]
+    num_domain = None if None in sizes else sum(sizes)
+    num_examples = summary["max_steps"] * summary["batch_size"]
+    features = features_of(found.distance.value, found.known_losses, num_examples, num_domain)
+    return advice.suggest(features, summary["max_steps"]).to_dict()
+
+
+def _plan(data: Data, args: InterpolationConfig, saved: Mapping[str, Any] | None, num_processes: int | None) -> Preview:
+    plan = plan_data(data, args, num_processes or (saved or {}).get("num_processes"))
+    lengths = {corpus.name: mean_tokens(corpus.dataset) for corpus in data.corpora}
+    known = {name: length for name, length in lengths.items() if length is not None}
+    resumed = None
+    if saved is not None:
+        plan, changes = continue_plan(plan, saved["plan"], saved["global_step"])
+        resumed = Resumed(saved["global_step"], changes)
+    return Preview(plan, known, resumed, rate_weighted_alpha(plan, args))
+
+
+def summarise(
+    plan: MixturePlan,
+    mean_tokens: Mapping[str, float],
+    resumed: Resumed | None = None,
+    weighted_alpha: float | None = None,
+) -> dict[str, Any]:
+    """`MixturePlan.summary()` with what else a `Preview` has, and what each corpus has given before it is resumed."""
+    summary = {**plan.summary(), "rate_weighted_alpha": weighted_alpha}
+    for corpus in summary["corpora"]:
+        mean = mean_tokens.get(corpus["name"])
+        corpus["tokens"] = None if mean is None else round(mean * corpus["drawn"])
+    if resumed is not None:
+        summary["resumed"] = resumed._asdict()
+        for corpus, count in zip(summary["corpora"], plan.drawn_before(resumed.step).tolist(), strict=True):
+            corpus["read_before"] = count
+    return summary
+
+
+def format_plan(summary: Mapping[str, Any]) -> str:
+    """The plan as a text for the terminal."""
+    tokens = [corpus["tokens"] for corpus in summary["corpora"]]
+    total = f", about {sum(tokens):,} tokens" if None not in tokens else ""
+    resumed = summary.get("resumed")
+    lines = []
+    if resumed is not None:
+        changes = "; ".join(resumed["changes"]) or "none, so the order stays that of the first run"
+        lines += [f"goes on from step {resumed['step']:,}; changes: {changes}"]
+    lines += [
+        f"{summary['max_steps']:,} steps of {summary['batch_size']:,} examples{_from_start(summary)}: "
+        f"{summary['num_examples']:,} examples{total}",
+        f"domain share over {'these' if summary['start_step'] else 'all'} steps: {summary['domain_share']:.1%}"
+        + _weighted(summary["rate_weighted_alpha"]),
+        *(["α is a share of tokens, the shares of a side are of examples"] if summary["unit"] == "tokens" else []),
+        f"fingerprint: {summary['fingerprint']}",
+        "",
+        format_table(
+            ["step", *(f"{mark['step']:,}" for mark in summary["alpha"])],
+            [["α", *(f"{mark['alpha']:.3f}" for mark in summary["alpha"])]],
+        ),
+        "",
+        format_table(
+            ["corpus", "side", "examples", "share of side", *(["read before"] if resumed else []), *COUNTS],
+            [_corpus_row(corpus) for corpus in summary["corpora"]],
+        ),
+    ]
+    lines += ["", *(f"Warning: {warning}" for warning in summary["warnings"])] if summary["warnings"] else []
+    if "distance" in summary:
+        lines += ["", format_distance(summary["distance"]), *_suggestion_lines(summary["distance"]["suggestion"])]
+    return "\n".join(lines)
+
+
+def _suggestion_lines(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["", "no amount of domain data is suggested: there is no fit of other pairs of corpora to suggest it by"]
+    low, high = found["interval"]
+    rise = f"--alpha_schedule_type linear --alpha_start 0 --alpha_end {found['alpha_end']:.2f}"
+    phases = f"--alpha_initial_steps {found['alpha_initial_steps']} --alpha_target_steps {found['alpha_target_steps']}"
+    return [
+        "",
+        f"suggested α: {found['amount']:.2f}, 95% interval {low:.2f} to {high:.2f}",
+        f"  --alpha_schedule_type constant --alpha_end {found['amount']:.2f}",
+        f"  or a rise of the same mean: {rise}",
+        f"  {phases}",
+        *(f"  {note}" for note in found["notes"]),
+    ]
+
+
+def _weighted(alpha: float | None) -> str:
+    return "" if alpha is None else f"; α weighted by the learning rate: {alpha:.1%}"
+
+
+def _from_start(summary: Mapping[str, Any]) -> str:
+    return f" (from step {summary['start_step']:,} on)" if summary["start_step"] else ""
+
+
+def _corpus_row(corpus: Mapping[str, Any]) -> list[str]:
+    def cell(value: Any, form: str = ",", absent: str = "-") -> str:
+        return absent if value is None else format(value, form)
+
+    return [
+        corpus["name"],
+        corpus["side"],
+        cell(corpus["num_examples"], absent="stream"),
+        f"{corpus['share']:.1%}",
+        *([cell(corpus["read_before"])] if "read_before" in corpus else []),
+        cell(corpus["drawn"]),
+        cell(corpus["tokens"]),
+        cell(corpus["passes"], ".2f"),
+        cell(corpus["exhausted_at"], absent="never"),
+    ]
+
+
+def _read_checkpoint(path: str) -> dict[str, Any]:
+    """What a checkpoint, or the last whole one of a folder, says of the mixture."""
+    folder = Path(path)
+    checkpoint = folder if (folder / STATE_NAME).exists() else find_checkpoint(folder, weights_only=True).path
+    if checkpoint is None:
+        raise ValueError(f"{path!r} is no checkpoint and holds no whole one.")
+    fault = find_fault(checkpoint, weights_only=True)
+    if fault is not None:
+        raise ValueError(f"The checkpoint {str(checkpoint)!r} cannot be resumed: {fault}.")
+    saved = read_mixture(checkpoint)
+    if saved is None:
+        raise ValueError(f"The checkpoint {str(checkpoint)!r} was written without a mixture.")
+    return saved

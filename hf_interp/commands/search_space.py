@@ -1,0 +1,302 @@
+"""What a search over the settings of α may try: a range or a list of values for each field, and how a trial draws."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from hf_interp.utils.errors import did_you_mean
+
+TYPES = ("linear", "exponential", "cosine", "sigmoid", "constant")
+"""Schedules that are tried by default."""
+POSSIBLE_TYPES = (*TYPES, "polynomial")
+"""Schedules whose ends can be searched; steps and piecewise hold values of their own."""
+ALPHA_FIELDS = ("alpha_schedule_type", "alpha_start", "alpha_end", "alpha_initial_steps", "alpha_target_steps")
+FIELDS = (*ALPHA_FIELDS, "learning_rate")
+CONSTANT = "constant_alpha"
+"""What the value of a constant schedule is called among a trial's parameters: it is no end of anything."""
+LONGEST = 0.95
+"""Share of a run that both phases together may take."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """All values from `low` to `high`; with `log`, drawn by their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+Choices = tuple[Any, ...]
+
+
+class Trial(Protocol):
+    """What is asked of optuna's trials."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number from low to high."""
+
+
+class Refused(ValueError):
+    """Settings that cannot be, such as a start above the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Settings that may be tried (see `make_space`).
+
+    Args:
+        alpha_schedule_type: names of schedules.
+        alpha_start, alpha_end: α at the ends of the transition; `alpha_end` also holds the values of a constant
+            schedule.
+        alpha_initial_steps, alpha_target_steps: lengths of the phases, as shares of the run.
+        learning_rate: learning rates; `None` leaves the recipe's.
+        falling: whether α may start above its end.
+    """
+
+    alpha_schedule_type: Choices
+    alpha_start: Range | Choices
+    alpha_end: Range | Choices
+    alpha_initial_steps: Range | Choices
+    alpha_target_steps: Range | Choices
+    learning_rate: Range | Choices | None = None
+    falling: bool = False
+
+    def suggest(self, trial: Trial) -> dict[str, Any]:
+        """The settings of a trial: values of `ALPHA_FIELDS`, and `learning_rate` if it is searched.
+
+        A constant schedule has one value, which both ends get, and no phases. α, and shares of the run, are rounded to
+        three decimals, learning rates to three digits.
+
+        Raises:
+            Refused: if what was drawn from lists does not go together.
+        """
+        kind = trial.suggest_categorical("alpha_schedule_type", self.alpha_schedule_type)
+        if kind == "constant":
+            start = end = _draw(trial, CONSTANT, self.alpha_end)
+            initial = target = 0.0
+        else:
+            end = _draw(trial, "alpha_end", self._ends())
+            start = _draw(trial, "alpha_start", self.alpha_start, at_most=1.0 if self.falling else end)
+            initial = _draw(trial, "alpha_initial_steps", self.alpha_initial_steps, at_most=LONGEST)
+            target = _draw(trial, "alpha_target_steps", self.alpha_target_steps, at_most=round(LONGEST - initial, 3))
+        settings = dict(zip(ALPHA_FIELDS, (kind, start, end, initial, target), strict=True))
+        if self.learning_rate is not None:
+            settings["learning_rate"] = _draw(trial, "learning_rate", self.learning_rate)
+        return settings
+
+    def parameters(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What a trial must draw to get the settings; `None` if they lie outside.
+
+        >>> make_space().parameters(dict(alpha_schedule_type="constant", alpha_end=0.5))
+        {'alpha_schedule_type': 'constant', 'constant_alpha': 0.5}
+        """
+        replay = _Replay({**settings, CONSTANT: settings["alpha_end"]})
+        try:
+            self.suggest(replay)
+        except Refused:
+            return None
+        return replay.drawn
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for results."""
+        return asdict(self)
+
+    def _ends(self) -> Range | Choices:
+        """The ends of a transition, without those below every start."""
+        start, end = self.alpha_start, self.alpha_end
+        if self.falling or not isinstance(end, Range):
+            return end
+        return Range(max(end.low, start.low if isinstance(start, Range) else min(start)), end.high)
+
+
+def make_space(
+    restrictions: Mapping[str, Any] | None = None,
+    *,
+    learning_rate: float | None = None,
+    falling: bool = False,
+) -> Space:
+    """What may be tried: all that makes sense, or less.
+
+    By default: linear, exponential, cosine, sigmoid and constant schedules, whose α moves between any two values of
+    [0, 1] without falling, with phases of at most 0.4 of the run each.
+
+    Args:
+        restrictions: by field of `FIELDS`, a `Range` or a pair (low, high), a list of values, or one value.
+        learning_rate: search the learning rate too, from a quarter of this to four times as much, unless restricted.
+        falling: allow α to start above its end.
+
+    Raises:
+        ValueError: for an unknown field or schedule, a value out of range, or ranges that do not go together.
+
+    >>> make_space({"alpha_end": (0.5, 1.0), "alpha_schedule_type": "linear"}).alpha_end
+    Range(low=0.5, high=1.0, log=False)
+    """
+    given = dict(restrictions or {})
+    for name in given:
+        if name not in FIELDS:
+            raise ValueError(
+                f"`space` can restrict {', '.join(FIELDS)}, got {name!r}." + did_you_mean(str(name), FIELDS)
+            )
+    if learning_rate is not None:
+        given.setdefault("learning_rate", (learning_rate / 4, learning_rate * 4))
+    space = Space(
+        alpha_schedule_type=_types(given.get("alpha_schedule_type", TYPES)),
+        alpha_start=_numbers("alpha_start", given.get("alpha_start", (0.0, 1.0)), 1.0),
+        alpha_end=_numbers("alpha_end", given.get("alpha_end", (0.0, 1.0)), 1.0),
+        alpha_initial_steps=_numbers("alpha_initial_steps", given.get("alpha_initial_steps", (0.0, 0.4)), LONGEST),
+        alpha_target_steps=_numbers("alpha_target_steps", given.get("alpha_target_steps", (0.0, 0.4)), LONGEST),
+        learning_rate=_rates(given["learning_rate"]) if "learning_rate" in given else None,
+        falling=falling,
+    )
+    _check_together(space)
+    return space
+
+
+def read_space(texts: Sequence[str]) -> dict[str, Any]:
+    """Restrictions from texts: a range `field=low..high`, a list `field=a,b,c`, or `field=value`.
+
+    Raises:
+        ValueError: if a text cannot be read, or a field comes twice.
+
+    >>> read_space(["alpha_end=0.5..1", "alpha_schedule_type=linear,cosine", "alpha_start=0"])
+    {'alpha_end': (0.5, 1.0), 'alpha_schedule_type': ['linear', 'cosine'], 'alpha_start': [0.0]}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ValueError(
+                f"`space` must be such as alpha_end=0.5..1.0, alpha_start=0,0.1 or alpha_schedule_type=linear, got "
+                f"{text!r}."
+            )
+        if name in found:
+            raise ValueError(f"`space` restricts {name!r} twice. Give all of its values at once, such as {name}=a,b.")
+        ends = re.fullmatch(r"(.+?)\.\.(.+)", value)
+        if name == "alpha_schedule_type":
+            found[name] = value.split(",")
+        elif ends:
+            found[name] = (_number(name, ends[1]), _number(name, ends[2]))
+        else:
+            found[name] = [_number(name, part) for part in value.split(",")]
+    return found
+
+
+class _Replay:
+    """A trial that draws what it is told."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+        self.drawn: dict[str, Any] = {}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        if self.values[name] not in choices:
+            raise Refused(name)
+        return self._draw(name)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        if not low <= self.values[name] <= high:
+            raise Refused(name)
+        return float(self._draw(name))
+
+    def _draw(self, name: str) -> Any:
+        self.drawn[name] = self.values[name]
+        return self.drawn[name]
+
+
+def _draw(trial: Trial, name: str, values: Range | Choices, *, at_most: float | None = None) -> float:
+    """A value of a range that ends at `at_most`, or one of a list, which is refused above it."""
+    if not isinstance(values, Range):
+        value = float(trial.suggest_categorical(name, values))
+        if at_most is not None and value > at_most:
+            raise Refused(f"`{name}` {value:g} exceeds {at_most:g}")
+        return value
+    high = values.high if at_most is None else min(values.high, at_most)
+    if high < values.low:
+        raise Refused(f"`{name}` would have to lie between {values.low:g} and {high:g}")
+    value = trial.suggest_float(name, values.low, high, log=values.log)
+    value = float(f"{value:.3g}") if values.log else round(value, 3)
+    return min(max(value, values.low), high)
+
+
+def _types(value: Any) -> Choices:
+    types = (value,) if isinstance(value, str) else tuple(value)
+    if not types:
+        raise ValueError("`space` must leave a value for `alpha_schedule_type`, got none.")
+    for kind in types:
+        if kind not in POSSIBLE_TYPES:
+            raise ValueError(
+                f"`space` can take the schedules {', '.join(POSSIBLE_TYPES)}, got {kind!r}."
+                + did_you_mean(str(kind), POSSIBLE_TYPES)
+            )
+    return types
+
+
+def _numbers(name: str, value: Any, highest: float) -> Range | Choices:
+    values = _range_or_choices(name, value)
+    ends = (values.low, values.high) if isinstance(values, Range) else values
+    for end in ends:
+        if not 0 <= end <= highest:
+            what = "an α" if highest == 1 else "a share of the run"
+            raise ValueError(f"`space` needs `{name}` to be {what} in [0, {highest:g}], got {end:g}.")
+    return values
+
+
+def _rates(value: Any) -> Range | Choices:
+    values = _range_or_choices("learning_rate", value)
+    lowest = values.low if isinstance(values, Range) else min(values)
+    if lowest <= 0:
+        raise ValueError(f"`space` needs `learning_rate` to be above 0, got {lowest:g}.")
+    return Range(values.low, values.high, log=True) if isinstance(values, Range) else values
+
+
+def _range_or_choices(name: str, value: Any) -> Range | Choices:
+    if isinstance(value, Range):
+        value = (value.low, value.high)
+    if isinstance(value, tuple):
+        if len(value) != 2:
+            raise ValueError(f"`space` needs a pair (low, high) or a list for `{name}`, got {value}.")
+        low, high = (_number(name, end) for end in value)
+        if low > high:
+            raise ValueError(f"`space` needs a range of `{name}` that rises, got {low:g}..{high:g}.")
+        return Range(low, high)
+    values = tuple(_number(name, one) for one in (value if isinstance(value, list) else [value]))
+    if not values:
+        raise ValueError(f"`space` must leave a value for `{name}`, got none.")
+    return values
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`space` needs numbers for `{name}`, got {value!r}.") from None
+
+
+def _check_together(space: Space) -> None:
+    if set(space.alpha_schedule_type) == {"constant"}:
+        return
+    start, end = _lowest(space.alpha_start), _highest(space.alpha_end)
+    if start > end and not space.falling:
+        raise ValueError(
+            f"`space` lets α start at {start:g} or above and end at {end:g} or below, so that it falls. Allow that "
+            "with `falling` (--falling), or change the ranges."
+        )
+    shortest = _lowest(space.alpha_initial_steps) + _lowest(space.alpha_target_steps)
+    if shortest > LONGEST:
+        raise ValueError(
+            f"`space` needs phases that together take at most {LONGEST:g} of the run, got at least {shortest:g}. "
+            "Shorten one."
+        )
+
+
+def _lowest(values: Range | Choices) -> float:
+    return values.low if isinstance(values, Range) else float(min(values))
+
+
+def _highest(values: Range | Choices) -> float:
+    return values.high if isinstance(values, Range) else float(max(values))

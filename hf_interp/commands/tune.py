@@ -1,0 +1,605 @@
+"""Search over the settings of α on validation sets: the host's `hyperparameter_search`, with optuna, on a recipe."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from transformers import PrinterCallback, ProgressCallback
+
+from hf_interp.commands.compare import QUIET, CountSteps, quiet_bar
+from hf_interp.commands.search_space import ALPHA_FIELDS, Space, make_space
+from hf_interp.reporting.plots import plot_tuning
+from hf_interp.reporting.results import evaluations, forgetting, less_is_better, main_metric, save_results
+from hf_interp.selection.choice import AlphaSearch, choose_alpha
+from hf_interp.tasks.build import Data, build_trainer, check_recipe, load_data, plan_data
+from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.tasks.recipe import Recipe
+from hf_interp.training.config import InterpolationConfig
+from hf_interp.utils.console import format_table
+from hf_interp.utils.environment import describe_machine, installed_versions
+
+DATABASE_NAME = "tuning.db"
+TUNING_NAME = "tuning.json"
+PLOT_NAME = "tuning.png"
+TUNED_NAME = "tuned.yaml"
+"""The recipe with the best settings."""
+
+TRIAL = {
+    **QUIET,
+    "eval_strategy": "no",  # a trial is judged by the model at its end
+    "load_best_model_at_end": False,
+    "push_to_hub": False,
+}
+"""What is laid over a recipe for its trials."""
+MOST_REFUSED = 50
+"""Trials in a row whose settings cannot be planned, after which the search gives up."""
+
+
+class Score(NamedTuple):
+    """What a trial is worth."""
+
+    objective: float
+    """More is better."""
+    feasible: bool
+    """Whether it keeps the constraint, if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What is searched for: one number from the metrics on the validation sets, of which more is better.
+
+    With d and g the metrics of the two sides after a trial and d₀ and g₀ those of M₀, turned so that more is better, it
+    is for the objective
+    - "domain": d;
+    - "mean": w·d + (1 − w)·g with w = `domain_weight`;
+    - "harmonic": 1 / (w/d + (1 − w)/g), and 0 where d or g is 0;
+    - "constrained": d where g ≥ g₀ − `max_forgetting`. Elsewhere the trial is not feasible: it ranks behind all that
+      are, and its number, min(d, d₀) − (g₀ − `max_forgetting` − g), tells the search how far off it is.
+
+    These are the objectives of `choose_alpha`, with M₀ at α = 0 and the trained model at α = 1. A trial whose metrics
+    are not finite has the objective minus infinity and is not feasible.
+
+    Args:
+        search: objective, `max_forgetting`, `domain_weight` and the names of the sets.
+        metric: the metric that is compared.
+        base: M₀'s metrics by set.
+
+    Raises:
+        ValueError: if a set lacks the metric, or the objective cannot be computed from such a metric.
+    """
+
+    search: AlphaSearch
+    metric: str
+    base: Mapping[str, Mapping[str, float]]
+
+    def __post_init__(self) -> None:
+        for name, found in self.base.items():
+            if self.metric not in found:
+                raise ValueError(
+                    f"The metric {self.metric!r} is not among those of the set {name!r}: {', '.join(found)}. Choose "
+                    "one of them as `alpha_search.metric`."
+                )
+            if not math.isfinite(found[self.metric]):
+                raise ValueError(f"M₀'s {self.metric} on the set {name!r} must be finite, got {found[self.metric]}.")
+        self.score(self.base)
+
+    def value(self, metrics: Mapping[str, Mapping[str, float]], name: str) -> float | None:
+        """The metric on a set; `None` if there is no such set."""
+        return metrics[name][self.metric] if name in metrics else None
+
+    def score(self, metrics: Mapping[str, Mapping[str, float]]) -> Score:
+        """The objective after a trial.
+
+        >>> base = {"domain": {"accuracy": 0.5}, "general": {"accuracy": 0.75}}
+        >>> goal = Goal(search=AlphaSearch(objective="constrained", max_forgetting=0.0), metric="accuracy", base=base)
+        >>> goal.score({"domain": {"accuracy": 0.8}, "general": {"accuracy": 0.8}})
+        Score(objective=0.8, feasible=True)
+        >>> goal.score({"domain": {"accuracy": 0.8}, "general": {"accuracy": 0.5}})
+        Score(objective=0.25, feasible=False)
+        """
+        search, more = self.search, not less_is_better(self.metric)
+        # without a general set the objective is the domain's alone
+        domain, general = (
+            np.array([found.get(name, {}).get(self.metric, 0.0) for found in (self.base, metrics)], dtype=np.float64)
+            for name in (search.domain, search.general)
+        )
+        if not np.isfinite([domain, general]).all():
+            return Score(-math.inf, False)
+        objective = choose_alpha(
+            [0.0, 1.0],
+            domain,
+            general,
+            objective=search.objective,
+            max_forgetting=search.max_forgetting,
+            domain_weight=search.domain_weight,
+            one_standard_error=False,
+            domain_greater_is_better=more,
+            general_greater_is_better=more,
+            num_resamples=0,
+        ).objective_values[1]
+        if objective > -math.inf:
+            return Score(objective, True)
+        (d_base, d), (g_base, g) = (values if more else -values for values in (domain, general))
+        return Score(float(min(d, d_base) - (g_base - search.max_forgetting - g)), False)
+
+
+@dataclass(kw_only=True)
+class Tuning:
+    """What a search has found.
+
+    Args:
+        trials: the complete trials in the order in which they ran: `trial` (its number), `own` (whether its settings
+            are the recipe's own), `settings`, `objective` (`None` where it is not finite), `feasible`, `domain`,
+            `general` and `forgetting` of the metric (`None` without a general set), `metrics` by validation set, and
+            `seconds`.
+        base_metrics: M₀'s metrics by validation set.
+        settings: what was asked: the recipe, the space, the objective with its metric, the seed.
+    """
+
+    trials: list[dict[str, Any]]
+    base_metrics: dict[str, dict[str, float]]
+    settings: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=installed_versions)
+    machine: dict[str, Any] = field(default_factory=describe_machine)
+
+    def ranked(self) -> list[dict[str, Any]]:
+        """The trials, best first: those that keep the constraint, then by objective, of equals the earlier one."""
+
+        def key(row: Mapping[str, Any]) -> tuple[bool, float]:
+            return not row["feasible"], math.inf if row["objective"] is None else -row["objective"]
+
+        return sorted(self.trials, key=key)
+
+
+def tune_recipe(
+    recipe: Mapping[str, Any],
+    *,
+    trials: int,
+    space: Mapping[str, Any] | None = None,
+    tune_learning_rate: bool = False,
+    falling: bool = False,
+    storage: str | None = None,
+    study_name: str = "tuning",
+) -> Tuning:
+    """Search for the settings of α that are best for a recipe, on its validation sets.
+
+    Every trial is a run of the recipe from the same M₀ with the same seed and as many steps, but other settings of α;
+    the first has the recipe's own. What is best says the recipe's `alpha_search`, whose `objective`, `metric`,
+    `max_forgetting`, `domain_weight`, `domain` and `general` mean for the trained models here what they mean for M_α
+    there (see `Goal`). Without it the objective is "constrained" if there is a general set, and else "domain".
+
+    The study, `tuning.json`, `tuning.png` and the recipe with the best settings, `tuned.yaml`, go to `output_dir`; no
+    model does. Called again, the search goes on until there are so many trials. A trial that was killed does not count,
+    and the search tries again what it would have tried; so it does the same as one that was never interrupted. Only
+    one process at a time may work on a study.
+
+    Args:
+        recipe: a recipe with a set `domain` and, but for the objective "domain", a set `general`: among its
+            `validation_corpora`, or among its `eval_corpora` if it has none of the former.
+        trials: complete trials to end with, those of earlier calls among them.
+        space: restrictions by field (see `hf_interp.commands.search_space.make_space`).
+        tune_learning_rate: search the learning rate too.
+        falling: allow α to start above its end.
+        storage: URL of a database, as optuna takes it; by default `tuning.db` in `output_dir`.
+        study_name: name of the study in it.
+
+    Returns:
+        all complete trials.
+
+    Raises:
+        ImportError: if optuna is not installed.
+        ValueError, OSError: for bad input, before anything is trained; for a study of another recipe or space; or if
+            the space holds no settings that can be planned.
+    """
+    _check_optuna()
+    check_one_process()
+    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
+        raise ValueError(f"`trials` must be a whole number of at least 1, got {trials!r}.")
+    parsed, args = parse_recipe(recipe)
+    task = check_recipe(parsed, args)
+    search = choose_search(parsed)
+    rate = args.learning_rate if tune_learning_rate else None
+    restricted = make_space(space, learning_rate=rate, falling=falling)
+    is_quiet, args = args.disable_tqdm, parse_recipe({**recipe, **TRIAL})[1]
+    data = load_data(parsed, task)
+    sets = data.validation_sets or data.eval_sets
+    data = replace(data, eval_sets={name: sets[name] for name in (search.domain, search.general) if name in sets})
+    plan_data(data, args)  # now, so that bad input leaves nothing behind
+    folder = Path(args.output_dir or ".")
+    with _open_study(storage, folder, study_name) as (study, opened):
+        _settle(study, {"recipe": {**recipe, "output_dir": None}, "space": restricted.to_dict()})
+        steps = max(trials - len(_rows(study)), 0) * args.max_steps
+        with quiet_bar(steps, shown=not is_quiet) as bar:
+            trainer = build_trainer(parsed, task, args, data, callbacks=[CountSteps(bar)], anew=True)
+            trainer.args.eval_on_start = False
+            for callback in (PrinterCallback, ProgressCallback):
+                trainer.remove_callback(callback)
+            if "base_metrics" not in study.user_attrs:
+                study.set_user_attr("base_metrics", evaluations([trainer.evaluate()]))
+            base = study.user_attrs["base_metrics"]
+            goal = Goal(search=search, metric=search.metric or main_metric(base) or "loss", base=base)
+            tuner = _Tuner(recipe, args, data, restricted, goal, study, bar)
+            tuner.write()
+            while len(tuner.rows) < trials:  # the host counts trials whose settings were refused
+                trainer.hyperparameter_search(
+                    hp_space=tuner.settings_of,
+                    compute_objective=tuner.objective_of,
+                    n_trials=trials - len(tuner.rows),
+                    direction="maximize",
+                    backend="optuna",
+                    study_name=study_name,
+                    storage=opened,
+                    load_if_exists=True,
+                    sampler=_make_sampler(args.seed),
+                )
+    tuning = tuner.tuning()
+    draw(tuning, folder / PLOT_NAME)
+    return tuning
+
+
+def choose_search(recipe: Recipe) -> AlphaSearch:
+    """What a recipe wants to be good at: its `alpha_search`, or what suits its sets.
+
+    Raises:
+        ValueError: if the domain's set is missing, or for the objective "knee".
+    """
+    group = "validation_corpora" if recipe.validation_corpora else "eval_corpora"
+    names = list(getattr(recipe, group))
+    search = recipe.alpha_search or AlphaSearch(objective="constrained" if "general" in names else "domain")
+    if search.domain not in names:
+        raise ValueError(
+            f"A search over the settings of α needs the set {search.domain!r}, but `{group}` has {names}. Name it "
+            "there."
+        )
+    if search.objective == "knee":
+        raise ValueError(
+            "`alpha_search.objective` must not be 'knee' here: a knee belongs to the curve of one run. Take "
+            "'constrained', 'mean', 'harmonic' or 'domain'."
+        )
+    return search
+
+
+def tuned_recipe(recipe: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with the settings of a trial; keys stay in order, and the recipe's own settings as they are written.
+
+    >>> trial = {"own": False, "settings": {"alpha_end": 0.5, "alpha_schedule_kwargs": {}}}
+    >>> tuned_recipe({"alpha_end": 1.0, "alpha_schedule_kwargs": {"rate": 3.0}, "seed": 1}, trial)
+    {'alpha_end': 0.5, 'seed': 1}
+    """
+    if trial["own"]:
+        return dict(recipe)
+    tuned = {**recipe, **trial["settings"]}
+    if not tuned["alpha_schedule_kwargs"]:
+        del tuned["alpha_schedule_kwargs"]
+    return tuned
+
+
+def format_tuning(tuning: Tuning, top: int = 5) -> str:
+    """The best trials, the recipe's own settings and M₀: settings, objective, and the metric on both sides."""
+    metric, ranked = tuning.settings["metric"], tuning.ranked()
+    rows = []
+    for place, row in enumerate(ranked, 1):
+        if place <= top or row["own"]:
+            own = ", the recipe's" if row["own"] else ""
+            numbers = [_text(row[name]) for name in ("objective", "domain", "general", "forgetting")]
+            broken = "" if row["feasible"] else " (not feasible)"
+            rows.append(
+                [describe(row["settings"]), f"{row['trial']}{own}", str(place), numbers[0] + broken, *numbers[1:]]
+            )
+    base = [_text(tuning.base_metrics.get(name, {}).get(metric)) for name in tuning.settings["sets"]]
+    rows.append(["M₀", "", "", "", *base, ""])
+    objective = tuning.settings["objective"]
+    header = ["settings of α", "trial", "rank", objective, f"domain {metric}", f"general {metric}", "forgetting"]
+    return format_table(header, rows)
+
+
+def advise(tuning: Tuning, folder: str | os.PathLike[str]) -> str:
+    """What came out in a sentence, where it is, and what to do before it is believed."""
+    best, settings, count = tuning.ranked()[0], tuning.settings, len(tuning.trials)
+    what = f"Trial {best['trial']} is the best of {count}"
+    if best["own"]:
+        what = f"None of {count} trials is better than the recipe's own settings"
+    if not best["feasible"]:
+        what += (
+            f"; but none loses at most {settings['max_forgetting']:g} of M₀'s general {settings['metric']} "
+            "(`alpha_search.max_forgetting`)"
+        )
+    seeds = " ".join(str(settings["seed"] + more) for more in (1, 2, 3))
+    return f"""{what}.
+{TUNED_NAME} (the recipe with the best settings), {TUNING_NAME}, {PLOT_NAME} and the study are in {folder}.
+
+Every trial has run once, with seed {settings["seed"]}, and the best of many looks better than it is. Before you
+believe it, see other seeds and the test sets:
+  hf-interp compare {os.path.join(folder, TUNED_NAME)} --seeds {seeds}"""
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """Settings in a few words.
+
+    >>> describe(dict(alpha_schedule_type="cosine", alpha_start=0.1, alpha_end=0.9, alpha_initial_steps=0.25,
+    ...     alpha_target_steps=0.0))
+    'cosine 0.1 → 0.9, phases 0.25 and 0'
+    """
+    kind, start, end, initial, target = (settings[name] for name in ALPHA_FIELDS)
+    kwargs = settings.get("alpha_schedule_kwargs") or {}
+    parts = [f"constant {kwargs.get('value', end):g}" if kind == "constant" else f"{kind} {start:g} → {end:g}"]
+    if kind in ("steps", "piecewise"):
+        parts = [kind]
+    elif kwargs and kind != "constant":
+        parts += [f"{name} {value}" for name, value in kwargs.items()]
+    if initial or target:
+        parts.append(f"phases {initial:g} and {target:g}")
+    if "learning_rate" in settings:
+        parts.append(f"learning rate {settings['learning_rate']:g}")
+    return ", ".join(parts)
+
+
+def draw(tuning: Tuning, path: str | os.PathLike[str]) -> None:
+    """The objective over the trials, and the sides against each other."""
+    settings = tuning.settings
+    base = [tuning.base_metrics.get(name, {}).get(settings["metric"]) for name in settings["sets"]]
+    plot_tuning(tuning.trials, path, best=tuning.ranked()[0], base=base, metric=settings["metric"])
+
+
+class _Tuner:
+    """What the host asks in a search, for the settings of a trial and what its metrics are worth; keeps what was found.
+
+    Attributes:
+        rows: the complete trials.
+    """
+
+    def __init__(
+        self,
+        recipe: Mapping[str, Any],
+        args: InterpolationConfig,
+        data: Data,
+        space: Space,
+        goal: Goal,
+        study: Any,
+        bar: Any,
+    ) -> None:
+        self.recipe, self.args, self.data, self.space, self.goal = recipe, args, data, space, goal
+        self.bar = bar
+        self.rows = _rows(study)
+        self.own = {name: getattr(args, name) for name in ALPHA_FIELDS}
+        kwargs: Any = args.alpha_schedule_kwargs or {}
+        self.own["alpha_schedule_kwargs"] = dict(kwargs)
+        if space.learning_rate is not None:
+            self.own["learning_rate"] = args.learning_rate
+        self.own_parameters = self._own_parameters()
+        self.refused = 0
+        self.trial: Any = None
+        self.settings: dict[str, Any] = {}
+        self.began = 0.0
+        _enqueue_own(study, self.own_parameters)
+
+    def settings_of(self, trial: Any) -> dict[str, Any]:
+        """The settings of a trial: all of them, since those of the last trial are still in force.
+
+        Raises:
+            TrialPruned: if they cannot be planned.
+            ValueError: if that has come to pass too often.
+        """
+        import optuna
+
+        self.trial, self.began = trial, time.monotonic()
+        self.bar.set_description(f"trial {trial.number}")
+        try:
+            settings = self._draw(trial)
+            plan_data(self.data, parse_recipe({**self.recipe, **TRIAL, **settings})[1])
+        except ValueError as error:
+            self.refused += 1
+            trial.set_user_attr("refused", str(error))
+            if self.refused == MOST_REFUSED:
+                raise ValueError(
+                    f"The settings of {MOST_REFUSED} trials in a row could not be planned, those of the last because: "
+                    f"{error} Narrow `space` (--space) to what can be."
+                ) from error
+            raise optuna.TrialPruned(str(error)) from error
+        self.refused = 0
+        self.settings = settings
+        return settings
+
+    def objective_of(self, metrics: Mapping[str, float]) -> float:
+        """What a trial has reached; it is noted in the study and in the files."""
+        found, goal = evaluations([metrics]), self.goal
+        score, search = goal.score(found), goal.search
+        row = {
+            "trial": self.trial.number,
+            "own": bool(self.trial.user_attrs.get("own")),
+            "settings": self.settings,
+            "objective": score.objective if math.isfinite(score.objective) else None,
+            "feasible": score.feasible,
+            "domain": goal.value(found, search.domain),
+            "general": goal.value(found, search.general),
+            "forgetting": forgetting(goal.base.get(search.general, {}), found.get(search.general, {})).get(goal.metric),
+            "metrics": found,
+            "seconds": round(time.monotonic() - self.began, 3),
+        }
+        self.trial.set_user_attr("row", row)
+        self.rows.append(row)
+        self.write()
+        return score.objective
+
+    def tuning(self) -> Tuning:
+        """What has been found so far."""
+        search = self.goal.search
+        settings = {
+            "recipe": dict(self.recipe),
+            "space": self.space.to_dict(),
+            "objective": search.objective,
+            "max_forgetting": search.max_forgetting,
+            "domain_weight": search.domain_weight,
+            "metric": self.goal.metric,
+            "sets": [search.domain, search.general],
+            "seed": self.args.seed,
+        }
+        base = {name: dict(found) for name, found in self.goal.base.items()}
+        return Tuning(trials=list(self.rows), base_metrics=base, settings=settings)
+
+    def write(self) -> None:
+        """Write what has been found so far, and the recipe with the best of it."""
+        if not self.rows:
+            return
+        folder, tuning = Path(self.args.output_dir or "."), self.tuning()
+        save_results(tuning, folder / TUNING_NAME)
+        tuned = tuned_recipe(self.recipe, tuning.ranked()[0])
+        _write_text(folder / TUNED_NAME, yaml.safe_dump(tuned, sort_keys=False, allow_unicode=True))
+
+    def _draw(self, trial: Any) -> dict[str, Any]:
+        if trial.user_attrs.get("own"):
+            if self.own_parameters is not None:
+                self.space.suggest(trial)  # the study is to know what they are
+            return self.own
+        settings = self.space.suggest(trial)
+        kind = settings["alpha_schedule_type"]
+        # other schedules do not take these, and a constant's value is its α; empty and not none, for the host casts
+        keeps = kind == self.own["alpha_schedule_type"] and kind != "constant"
+        return {**settings, "alpha_schedule_kwargs": self.own["alpha_schedule_kwargs"] if keeps else {}}
+
+    def _own_parameters(self) -> dict[str, Any] | None:
+        """The recipe's own settings as a trial's parameters; `None` if they lie outside the space."""
+        own = dict(self.own)
+        if own["alpha_schedule_type"] == "constant":
+            own["alpha_end"] = own["alpha_schedule_kwargs"].get("value", own["alpha_end"])
+        return self.space.parameters(own)
+
+
+def _rows(study: Any) -> list[dict[str, Any]]:
+    """The complete trials of a study."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial.user_attrs["row"] for trial in trials if "row" in trial.user_attrs]
+
+
+def _settle(study: Any, asked: Mapping[str, Any]) -> None:
+    """Note in a new study what it is about, and check that an old one is about the same; what was killed has failed."""
+    from optuna.trial import TrialState
+
+    now, known = json.loads(json.dumps(asked, default=str)), study.user_attrs.get("asked")
+    if known is None:
+        if study.get_trials(deepcopy=False):
+            raise ValueError(
+                f"The study {study.study_name!r} was not made by hf-interp tune. Take another `study_name` "
+                "(--study_name) or `storage` (--storage)."
+            )
+        study.set_user_attr("asked", now)
+    elif changes := list(_changes(known, now)):
+        raise ValueError(
+            f"The study {study.study_name!r} is about something else: {'; '.join(changes)}. Its trials cannot be "
+            "compared with new ones: undo the changes, or begin another study with another `output_dir`, `study_name` "
+            "(--study_name) or `storage` (--storage)."
+        )
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _changes(before: Any, after: Any, place: str = "") -> Iterator[str]:
+    """What differs between two trees of plain values, such as "recipe.seed was 0 and is 1"."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in dict.fromkeys([*before, *after]):
+            yield from _changes(before.get(name), after.get(name), f"{place}.{name}" if place else name)
+    elif before != after:
+        yield f"{place} was {before!r} and is {after!r}"
+
+
+def _enqueue_own(study: Any, parameters: Mapping[str, Any] | None) -> None:
+    """Let the next trial have the recipe's own settings, unless one has had them."""
+    from optuna.trial import TrialState
+
+    settled = (TrialState.COMPLETE, TrialState.WAITING)
+    if not any(trial.user_attrs.get("own") for trial in study.get_trials(deepcopy=False, states=settled)):
+        study.enqueue_trial(dict(parameters or {}), user_attrs={"own": True})
+
+
+@contextmanager
+def _open_study(storage: str | None, folder: Path, name: str) -> Iterator[tuple[Any, Any]]:
+    """A study, new or as it was left, and the storage it is in; optuna says nothing but errors meanwhile."""
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    opened = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            opened = optuna.storages.RDBStorage(storage or f"sqlite:///{folder.resolve() / DATABASE_NAME}")
+            study = optuna.create_study(storage=opened, study_name=name, load_if_exists=True, direction="maximize")
+        except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:  # without its text: a URL may hold a password
+            place = "`storage` (--storage)" if storage else f"{DATABASE_NAME} in {str(folder)!r}"
+            raise ValueError(f"No study can be opened in {place}: {type(error).__name__}. Check it.") from error
+        yield study, opened
+    finally:
+        if opened is not None:
+            opened.remove_session()
+            opened.engine.dispose()
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _make_sampler(seed: int) -> Any:
+    """TPE, seeded anew for each trial by how many have ended: a search that goes on draws as if it never stopped."""
+    import optuna
+    from optuna.trial import TrialState
+
+    class Sampler(optuna.samplers.BaseSampler):
+        inner: optuna.samplers.BaseSampler
+
+        def before_trial(self, study: Any, trial: Any) -> None:
+            ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+            state = np.random.SeedSequence([seed, len(ended)]).generate_state(1)
+            self.inner = optuna.samplers.TPESampler(seed=int(state[0]))
+            self.inner.before_trial(study, trial)
+
+        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+            return self.inner.infer_relative_search_space(study, trial)
+
+        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
+            return self.inner.sample_relative(study, trial, search_space)
+
+        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+            return self.inner.sample_independent(study, trial, param_name, param_distribution)
+
+        def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
+            self.inner.after_trial(study, trial, state, values)
+
+    return Sampler()
+
+
+def _check_optuna() -> None:
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "A search over the settings of α needs optuna. Install it with `pip install hf_interp[tune]`."
+        ) from error
+
+
+def check_one_process() -> None:
+    """Refuse a launcher: the host's search loses step between processes where a trial's settings are refused."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1:
+        raise ValueError(
+            f"A search over the settings of α runs in one process, but a launcher has started {started}. Start "
+            "`hf-interp tune` without it; the tuned recipe may be trained with it."
+        )
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write beside and rename, so that no half a file is ever seen."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,196 @@
+"""`hf-interp verify`: whether two runs read the same, where they part, and whether a run read what its plan says.
+
+Each run has logged hashes of all it had read up to some steps (`order_fingerprint`), and keeps its plan. The hashes say
+between which steps two runs part; the plans say at which slot, and why.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_interp.mixture.continuation import plan_changes
+from hf_interp.mixture.plan import MixturePlan
+from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
+from hf_interp.utils.files import read_json
+from hf_interp.utils.run_folder import RESULTS_NAME
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """What is known of the order in which a run read.
+
+    Args:
+        source: where it comes from.
+        plan: the plan, with the chain before it.
+        fingerprints: hash of all that was read before a step, by step.
+    """
+
+    source: str
+    plan: MixturePlan
+    fingerprints: dict[int, str]
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether a plan cannot tell the examples, because a corpus is a stream."""
+        plan: MixturePlan | None = self.plan
+        while plan is not None:
+            if any(corpus.num_examples is None for corpus in plan.corpora):
+                return True
+            plan = plan.previous
+        return False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `compare_runs` or `check_run` found.
+
+    Args:
+        agrees: whether there is no difference as far as the records reach.
+        until: the last step up to which that is known.
+        text: the same in words.
+    """
+
+    agrees: bool
+    until: int
+    text: str
+
+
+def load_order(path: str | Path) -> RunOrder:
+    """The order of a run.
+
+    Args:
+        path: the folder of a run, one of its checkpoints, or its `results.json`.
+
+    Raises:
+        FileNotFoundError: if there is nothing there.
+        ValueError: if what is there does not tell the order.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {str(path)!r}.")
+    found = [order for order in (_from_results(path), _from_checkpoint(path)) if order is not None]
+    if not found:
+        raise ValueError(
+            f"{str(path)!r} does not tell in which order a run read: it holds neither a {RESULTS_NAME} nor a whole "
+            "checkpoint of a run over a mixture."
+        )
+    return max(found, key=lambda order: max(order.fingerprints, default=-1))
+
+
+def compare_runs(first: RunOrder, second: RunOrder) -> Verdict:
+    """Whether two runs read the same examples in the same order, as far as both have records.
+
+    Raises:
+        ValueError: if they have no step on record in common.
+    """
+    common = sorted(set(first.fingerprints) & set(second.fingerprints))
+    if not common:
+        raise ValueError(
+            f"The runs have no step on record in common: {_steps(first)} in {first.source}, {_steps(second)} in "
+            f"{second.source}. Log or save at the same steps."
+        )
+    parted = next((step for step in common if first.fingerprints[step] != second.fingerprints[step]), None)
+    agreed = max((step for step in common if parted is None or step < parted), default=0)
+    if parted is None:
+        text = f"The runs read the same examples in the same order up to step {agreed} (of {_ends(first, second)})."
+        return Verdict(True, agreed, text)
+    changes = plan_changes(first.plan, second.plan)
+    why = f" Their settings differ: {'; '.join(changes)}." if changes else " Their settings are the same."
+    where = _first_difference(first, second, agreed, parted)
+    return Verdict(
+        False, agreed, f"The runs read the same up to step {agreed} and part before step {parted}. {where}{why}"
+    )
+
+
+def check_run(run: RunOrder) -> Verdict:
+    """Whether a run read what its plan says, at every step on record.
+
+    Raises:
+        ValueError: for a run over streams, whose examples no plan can tell.
+    """
+    if run.has_streams:
+        raise ValueError(
+            f"{run.source} read streams, whose examples its plan does not know. Compare it with a second run."
+        )
+    total, before = 0, 0
+    for step, found in sorted(run.fingerprints.items()):
+        total = (total + run.plan.read_hash(before, step)) % (1 << 64)
+        if f"{total:016x}" != found:
+            return Verdict(
+                False,
+                before,
+                f"The run read what its plan says up to step {before}, and something else before step {step}: "
+                f"{found} on record, {total:016x} by the plan.",
+            )
+        before = step
+    return Verdict(
+        True, before, f"The run read what its plan says up to step {before} ({len(run.fingerprints)} records)."
+    )
+
+
+def verify(first: str | Path, second: str | Path | None = None) -> Verdict:
+    """`compare_runs` of two paths, or `check_run` of one."""
+    order = load_order(first)
+    return check_run(order) if second is None else compare_runs(order, load_order(second))
+
+
+def _from_results(path: Path) -> RunOrder | None:
+    file = path / RESULTS_NAME if path.is_dir() else path
+    results = read_json(file)
+    if not isinstance(results, dict) or not results.get("order"):
+        return None
+    return _order(str(file), results["order"]["plan"], results["log_history"])
+
+
+def _from_checkpoint(path: Path) -> RunOrder | None:
+    checkpoint = path if (path / STATE_NAME).is_file() else find_checkpoint(path, weights_only=True).path
+    if checkpoint is None or find_fault(checkpoint, weights_only=True) is not None:
+        return None
+    mixture = read_mixture(checkpoint)
+    return (
+        _order(str(checkpoint), mixture["plan"], read_json(checkpoint / STATE_NAME)["log_history"]) if mixture else None
+    )
+
+
+def _order(source: str, plan: Mapping[str, Any], log_history: list[dict[str, Any]]) -> RunOrder:
+    fingerprints = {
+        int(entry["step"]): entry["order_fingerprint"] for entry in log_history if "order_fingerprint" in entry
+    }
+    return RunOrder(source, MixturePlan.from_dict(plan), fingerprints)
+
+
+def _first_difference(first: RunOrder, second: RunOrder, begin: int, end: int) -> str:
+    """Where, between two steps, the plans of two runs put something else into a slot."""
+    for step in range(begin, end):
+        plans = first.plan.plan_of(step), second.plan.plan_of(step)
+        sizes = [plan.batch_size for plan in plans]
+        names, examples = zip(*(_contents(plan, step) for plan in plans), strict=True)
+        both = slice(min(sizes))
+        differs = np.flatnonzero((names[0][both] != names[1][both]) | (examples[0][both] != examples[1][both]))
+        if differs.size:
+            place = int(differs[0])
+            reads = " and ".join(f"{names[run][place]}[{examples[run][place]}]" for run in (0, 1))
+            return f"By their plans it is at step {step}, slot {place} of the batch: {reads}."
+        if sizes[0] != sizes[1]:
+            return f"By their plans it is at step {step}, whose batches have {sizes[0]} and {sizes[1]} examples."
+    if first.has_streams or second.has_streams:
+        return "Their plans are the same there: streams were divided among other readers, or gave other examples."
+    return "Their plans are the same there, so one of them did not read what its plan says: check each of them alone."
+
+
+def _contents(plan: MixturePlan, step: int) -> tuple[Any, Any]:
+    draw = plan.locate(range(step * plan.batch_size, (step + 1) * plan.batch_size))
+    return np.array([corpus.name for corpus in plan.corpora])[draw.corpus], draw.example
+
+
+def _steps(run: RunOrder) -> str:
+    steps = sorted(run.fingerprints)
+    return ", ".join(map(str, steps[:3])) + (f" … {steps[-1]}" if len(steps) > 3 else "") if steps else "none"
+
+
+def _ends(first: RunOrder, second: RunOrder) -> str:
+    ends = [max(run.fingerprints) for run in (first, second)]
+    return str(ends[0]) if ends[0] == ends[1] else f"{ends[0]} and {ends[1]}"

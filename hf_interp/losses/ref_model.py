@@ -1,0 +1,163 @@
+"""M₀ beside the model that is trained: a frozen model of its own, or the trained one with its adapters off."""
+
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from hf_interp.losses.per_example import head_shifts_labels
+from hf_interp.weights.adapter_kinds import KEEPING_INITS, is_peft_model
+
+TRAINED_APART = (".modules_to_save.", ".trainable_tokens_delta.")
+"""What stands in the names of parameters that adapters train instead of pretrained ones."""
+
+
+def base_of(model: Any) -> Any:
+    """A model without the adapter around it."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def shifts_labels(trainer: Trainer) -> bool:
+    """Whether position i of a trainer's model predicts label i + 1, which the host does not know of all its models."""
+    return trainer._loss_shifts_labels or head_shifts_labels(base_of(trainer.model))
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Make a model give predictions only; it is returned."""
+    config: Any = getattr(model, "config", None)
+    if config is not None:
+        config.use_cache = False  # nothing is generated
+    return model.requires_grad_(False).eval()
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model that stays as it is."""
+    copied = copy.deepcopy(model)
+    copied.zero_grad(set_to_none=True)
+    return freeze(copied)
+
+
+@contextmanager
+def adapters_off(model: Any) -> Iterator[None]:
+    """Turn a `PeftModel` into its base model in evaluation mode, and back into exactly what it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        with model.disable_adapter():  # which sets `requires_grad` of whatever belongs to an adapter
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, is_trained in trained:
+            parameter.requires_grad_(is_trained)
+
+
+def predict(
+    model: nn.Module, inputs: Mapping[str, Any], *, without_adapters: bool, autocast: AbstractContextManager[Any]
+) -> torch.Tensor:
+    """The logits of M₀, without gradients; no random number is drawn.
+
+    Args:
+        model: M₀, or the model whose adapters are to be turned off.
+        inputs: what the trained model gets. Labels are left out, which the loss alone would need, except where
+            an encoder-decoder makes its inputs from them.
+        without_adapters: turn the adapters off.
+        autocast: the precision to run in.
+    """
+    config = getattr(model, "config", None)
+    needs_labels = getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs
+    dropped = ("shift_labels",) if needs_labels else ("labels", "shift_labels")
+    inputs = {name: value for name, value in inputs.items() if name not in dropped}
+    with torch.no_grad(), adapters_off(model) if without_adapters else nullcontext(), autocast:
+        return logits_of(model(**inputs))
+
+
+def logits_of(outputs: Any) -> torch.Tensor:
+    """The logits among a model's outputs.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(
+            f"Predictions can be compared of models whose outputs have `logits`, got {type(outputs).__name__} without. "
+            'Use a model with a head and `return_dict=True`, or `anchor="l2sp"` without `log_loss_gap`.'
+        )
+    return logits
+
+
+def check_adapters_off(model: Any) -> None:
+    """Make sure that a `PeftModel` with its adapters off is, and stays, the pretrained model.
+
+    Raises:
+        ValueError: if training changes pretrained weights in place, or the adapter's initialisation has; or if the
+            adapter puts tokens before the input.
+    """
+    remedy = "pass the pretrained model as `ref_model`"
+    for config in model.peft_config.values():
+        check_base_is_kept(config, remedy)
+        if config.is_prompt_learning:
+            raise ValueError(
+                f"Adapters of the type {config.peft_type.value} cannot be turned off here, because they put tokens "
+                f"before the input. Use another type, such as LORA, or {remedy}."
+            )
+    check_base_is_frozen(model, remedy)
+
+
+def check_base_is_frozen(model: Any, remedy: str) -> None:
+    """Refuse a `PeftModel` of which training changes pretrained weights in place."""
+    for name, parameter in model.named_parameters():
+        is_own = model.base_model.prefix in name or any(mark in name for mark in TRAINED_APART)
+        if parameter.requires_grad and not is_own:
+            raise ValueError(
+                f"The pretrained model is not there any more once its {plain_name(name)!r} is trained in place. Train "
+                f'the adapter alone (`bias="none"`), or {remedy}.'
+            )
+
+
+def check_base_is_kept(config: Any, remedy: str) -> None:
+    """Refuse initialisations of LoRA that move a part of the pretrained weights into the adapter."""
+    init = getattr(config, "init_lora_weights", True)
+    if init not in KEEPING_INITS:
+        raise ValueError(
+            f"`init_lora_weights={init!r}` changes the pretrained weights, so the model without its adapter is not the "
+            f"pretrained one. Use `init_lora_weights=True`, or {remedy}."
+        )
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what PEFT puts around it.
+
+    >>> plain_name("base_model.model.classifier.modules_to_save.default.weight")
+    'classifier.weight'
+    """
+    before, mark, after = name.removeprefix("base_model.model.").partition(".modules_to_save.")
+    return f"{before}.{after.partition('.')[2]}" if mark else before
+
+
+def broadcast(tensors: Iterable[torch.Tensor]) -> None:
+    """Give all processes the first one's tensors, as is done with the weights of the model that is trained."""
+    for tensor in tensors:
+        torch.distributed.broadcast(tensor.detach(), src=0)
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of the names, shapes and a few numbers of each tensor.
+
+    >>> fingerprint({"a": torch.zeros(20)}) == fingerprint({"a": torch.zeros(20)})
+    True
+    >>> fingerprint({"a": torch.zeros(20)}) == fingerprint({"a": torch.ones(20)})
+    False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        few = tensor.detach().flatten()[:: max(1, tensor.numel() // 8)].cpu().double()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + few.numpy().tobytes())
+    return digest.hexdigest()[:16]

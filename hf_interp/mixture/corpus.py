@@ -1,0 +1,196 @@
+"""Corpora: the parts of a mixture, where they come from, and how their examples are read."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import torch
+
+from hf_interp.mixture.apportionment import SIDES, PlannedCorpus, Side, Unit
+from hf_interp.mixture.packing import mean_tokens
+from hf_interp.utils.errors import did_you_mean
+
+CONTENT_ROWS = 64  # rows by which a corpus is known again
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A named part of a mixture.
+
+    Args:
+        name: how it is called in logs and files; unique.
+        dataset: a `datasets.Dataset`, any map-style torch dataset, or a stream (a `datasets.IterableDataset` or another
+            torch `IterableDataset`), which is read in its own order.
+        side: "general" (drawn with share 1 − α) or "domain" (drawn with share α).
+        share: share of the side; give it to all corpora of a side or to none (then in proportion to their lengths).
+        max_passes: refuse to read the corpus more often than this; `None` for as often as it takes.
+        mean_tokens: mean number of tokens of an example, for a mixture by tokens; measured where it is not given and
+            the corpus has a length and a column `input_ids`.
+        objective: what the corpus trains, by a name in the trainer's `objectives`; `None` for the model's own task.
+    """
+
+    name: str
+    dataset: Any
+    side: Side = "domain"
+    share: float | None = None
+    max_passes: float | None = None
+    mean_tokens: float | None = None
+    objective: str | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the corpus can only be read from its beginning on."""
+        return isinstance(self.dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
+
+    def planned(self, unit: Unit = "examples") -> PlannedCorpus:
+        """What a plan that counts `unit` must know of it."""
+        length = self.mean_tokens
+        if unit == "tokens" and length is None and not self.is_stream:
+            length = mean_tokens(self.dataset)
+        return PlannedCorpus(
+            name=self.name,
+            side=self.side,
+            num_examples=None if self.is_stream else len(self.dataset),
+            share=self.share,
+            max_passes=self.max_passes,
+            mean_tokens=length,
+            content=content_fingerprint(self.dataset),
+        )
+
+
+def content_fingerprint(dataset: Any) -> str | None:
+    """12 hexadecimal digits over up to 64 rows of a `datasets.Dataset`, spaced evenly; `None` for other datasets.
+
+    The rows' token ids and labels decide, or all columns if there are no token ids: not how the dataset was made.
+    """
+    if not isinstance(dataset, datasets.Dataset) or len(dataset) == 0:
+        return None
+    columns = [name for name in ("input_ids", "labels", "label") if name in dataset.column_names]
+    if "input_ids" not in columns:
+        columns = sorted(dataset.column_names)
+    count = min(len(dataset), CONTENT_ROWS)
+    rows = [index * (len(dataset) - 1) // max(count - 1, 1) for index in range(count)]
+    sample = dataset.with_format(None).select_columns(columns).with_format("arrow")[rows]
+    text = repr((len(dataset), [[name, sample[name].to_pylist()] for name in columns]))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def is_mixture(train_dataset: Any) -> bool:
+    """Whether a `train_dataset` is of a form that `as_corpora` takes; anything else is left to the host."""
+    if isinstance(train_dataset, Mapping):
+        return True
+    return (
+        isinstance(train_dataset, (list, tuple))
+        and len(train_dataset) > 0
+        and all(isinstance(part, Corpus) for part in train_dataset)
+    )
+
+
+def as_corpora(train_dataset: Mapping[str, Any] | Sequence[Corpus]) -> list[Corpus]:
+    """The corpora of a mixture, however it is written.
+
+    Args:
+        train_dataset: `{"general": dataset, "domain": dataset}`, `{"general": {"web": dataset, ...}, ...}`, or a list
+            of `Corpus`.
+
+    Raises:
+        ValueError: for a key that is not a side.
+        TypeError: for a value that is not a dataset.
+    """
+    if not isinstance(train_dataset, Mapping):
+        return [_check_dataset(corpus) for corpus in train_dataset]
+    corpora = []
+    for side, part in train_dataset.items():
+        if side not in SIDES:
+            raise ValueError(
+                f"A mixture must have the keys 'general' and 'domain', got {list(train_dataset)}."
+                + did_you_mean(side, SIDES)
+            )
+        if isinstance(part, datasets.DatasetDict):
+            raise TypeError(
+                f"The {side} side must be a dataset, got a DatasetDict with the splits {list(part)}. Choose one."
+            )
+        parts = part if isinstance(part, Mapping) else {side: part}
+        corpora += [_check_dataset(Corpus(name, dataset, side)) for name, dataset in parts.items()]
+    return corpora
+
+
+def check_columns(corpora: Sequence[Corpus]) -> None:
+    """Refuse corpora whose examples could not sit in one batch; those of different objectives need not.
+
+    Raises:
+        ValueError: if a corpus lacks a column that another has, or class labels have other names.
+    """
+    for objective in {corpus.objective for corpus in corpora}:
+        _check_columns([corpus for corpus in corpora if corpus.objective == objective])
+
+
+def _check_columns(corpora: Sequence[Corpus]) -> None:
+    known = {corpus.name: corpus.dataset for corpus in corpora if _columns(corpus.dataset) is not None}
+    for name, dataset in known.items():
+        for other, their in known.items():
+            missing = sorted(set(_columns(their) or ()) - set(_columns(dataset) or ()))
+            if missing:
+                raise ValueError(
+                    f"Corpus {name!r} lacks the columns {missing} that corpus {other!r} has; it has "
+                    f"{_columns(dataset)}. Give all corpora the same columns, or remove those from {other!r}."
+                )
+            _check_class_names(name, dataset, other, their)
+
+
+def check_labels(corpora: Sequence[Corpus], num_labels: int) -> None:
+    """Refuse class labels that a model with `num_labels` classes does not have.
+
+    Raises:
+        ValueError: naming the corpus and the label.
+    """
+    for corpus in corpora:
+        columns = _columns(corpus.dataset) or []
+        column = next((name for name in ("labels", "label") if name in columns), None)
+        if column is None or corpus.is_stream:
+            continue
+        if getattr(corpus.dataset.features[column], "dtype", None) not in ("int64", "int32"):
+            continue  # a list of labels, or no classes at all
+        labels = corpus.dataset.unique(column)
+        wrong = [label for label in labels if label is None or not 0 <= label < num_labels]
+        if wrong:
+            below = any(label is None or label < 0 for label in wrong)  # which no number of classes would help
+            remedy = "" if below else f", or load the model with num_labels={max(wrong) + 1}"
+            raise ValueError(
+                f"Corpus {corpus.name!r} has the label {wrong[0]} in column {column!r}, but the model has {num_labels} "
+                f"labels (0 … {num_labels - 1}). Map the labels{remedy}."
+            )
+
+
+def _check_dataset(corpus: Corpus) -> Corpus:
+    if not corpus.is_stream and not (hasattr(corpus.dataset, "__getitem__") and hasattr(corpus.dataset, "__len__")):
+        raise TypeError(
+            f"Corpus {corpus.name!r} must be a dataset with a length and random access, or an IterableDataset, got "
+            f"{type(corpus.dataset).__name__}."
+        )
+    return corpus
+
+
+def _columns(dataset: Any) -> list[str] | None:
+    """Column names where a dataset knows them."""
+    if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)) and dataset.column_names is not None:
+        return list(dataset.column_names)
+    return None
+
+
+def _check_class_names(name: str, dataset: Any, other: str, their: Any) -> None:
+    for column, feature in (dataset.features or {}).items():
+        theirs = (their.features or {}).get(column)
+        named = [kind.names for kind in (feature, theirs) if isinstance(kind, datasets.ClassLabel)]
+        if len(named) == 2 and named[0] != named[1]:
+            raise ValueError(
+                f"The labels of corpora {name!r} and {other!r} differ in column {column!r}: {named[0]} and "
+                f"{named[1]}. Map both to one list of labels."
+            )
+
+
+def with_dataset(corpus: Corpus, dataset: Any) -> Corpus:
+    """The same corpus over another dataset, such as its tokenised form."""
+    return replace(corpus, dataset=dataset)

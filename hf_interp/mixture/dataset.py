@@ -1,0 +1,153 @@
+"""The mixture as a dataset: plan + corpora → examples.
+
+The trainer uses `SlotSampler`, which asks the plan in the main process what the next batch of this process holds, and
+`SlotDataset`, which reads that, in whatever process the loader asks it to. `InterpolatedDataset` is the same reading
+order as a torch `IterableDataset`, for other training loops.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from hf_interp.mixture.apportionment import Unit
+from hf_interp.mixture.corpus import Corpus, as_corpora
+from hf_interp.mixture.plan import MixturePlan
+from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
+from hf_interp.mixture.slots import SlotDataset, Split
+
+READ_AHEAD = 512  # examples that `InterpolatedDataset` reads at a time, at the most
+
+
+class InterpolatedDataset(IterableDataset[Any]):
+    """A mixture whose share of domain examples follows α, as an `IterableDataset` for any training loop.
+
+    Yields the examples of optimizer step 0, then those of step 1, and so on. The order is that of the trainer for the
+    same settings, and the same for any number of `DataLoader` workers, if the loader's batch size is
+    `batch_size / (num_processes · gradient_accumulation_steps)`.
+
+    Args:
+        corpora: a mixture in any form that the trainer takes as `train_dataset`.
+        batch_size: the global batch: examples per optimizer step over all processes and accumulation steps.
+        max_steps: optimizer steps of the run.
+        alpha_schedule: α over progress; constant at 0.5 by default.
+        seed: another seed, another order.
+        unit: whether α and the shares count examples or tokens.
+        gradient_accumulation_steps, num_processes, process_index: how a global batch is split; this process gets its
+            part only.
+
+    Raises:
+        ValueError: if the mixture cannot be planned (see `MixturePlan`) or the batch size does not divide.
+
+    >>> from hf_interp.mixture.schedules import linear
+    >>> corpora = {"general": range(100), "domain": range(1000, 1100)}
+    >>> mixture = InterpolatedDataset(corpora, batch_size=4, max_steps=3, alpha_schedule=linear())
+    >>> [sum(example >= 1000 for example in list(mixture)[step : step + 4]) for step in (0, 4, 8)]
+    [0, 2, 4]
+    """
+
+    def __init__(
+        self,
+        corpora: Mapping[str, Any] | Sequence[Corpus],
+        *,
+        batch_size: int,
+        max_steps: int,
+        alpha_schedule: AlphaSchedule | None = None,
+        seed: int = 0,
+        unit: Unit = "examples",
+        gradient_accumulation_steps: int = 1,
+        num_processes: int = 1,
+        process_index: int = 0,
+    ) -> None:
+        parts = as_corpora(corpora)
+        plan = MixturePlan(
+            [corpus.planned(unit) for corpus in parts],
+            alpha_schedule=constant(DEFAULT_ALPHA) if alpha_schedule is None else alpha_schedule,
+            batch_size=batch_size,
+            max_steps=max_steps,
+            seed=seed,
+            unit=unit,
+        )
+        if batch_size % (num_processes * gradient_accumulation_steps):
+            raise ValueError(
+                f"`batch_size` must be a multiple of num_processes · gradient_accumulation_steps "
+                f"({num_processes} · {gradient_accumulation_steps}), got {batch_size}."
+            )
+        if not 0 <= process_index < num_processes:
+            raise ValueError(f"`process_index` must lie in [0, {num_processes}), got {process_index}.")
+        self.split = Split(batch_size // (num_processes * gradient_accumulation_steps), num_processes, process_index)
+        self.slots = SlotDataset(plan, parts, self.split)
+        self._fingerprint = plan.fingerprint()
+        self._num_yielded, self._start_at = 0, 0
+        self._streams: dict[str, Any] = {}  # at the border before the position, by reader
+
+    @property
+    def plan(self) -> MixturePlan:
+        """The reading order."""
+        return self.slots.plan
+
+    @property
+    def corpora(self) -> list[Corpus]:
+        """What is mixed."""
+        return self.slots.corpora
+
+    def __len__(self) -> int:
+        return len(self.plan) // self.split.num_processes
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        workers, own = (worker.num_workers, worker.id) if worker is not None else (1, 0)
+        split = replace(self.split, num_workers=workers)
+        begin, self._start_at = self._start_at, 0
+        if self.slots.has_streams:
+            self.slots = SlotDataset(self.plan, self.corpora, split, self._streams if begin else None)
+        num_examples = len(range(own, len(self) // split.batch_size, workers)) * split.batch_size
+        first, count = self._border(begin), split.batch_size  # the first examples soon, then many at a time
+        while first < num_examples:
+            self._num_yielded = first
+            self._note_streams(split)
+            position = np.arange(first, min(first + count, num_examples))
+            batch, offset = np.divmod(position, split.batch_size)
+            slots = ((own + batch * workers) * split.num_processes + split.process_index) * split.batch_size + offset
+            for example in self.slots.__getitems__(slots.tolist()):
+                self._num_yielded += 1
+                if self._num_yielded % split.batch_size == 0:
+                    self._note_streams(split)
+                if self._num_yielded > begin:
+                    yield example
+            first += count
+            if not self.slots.has_streams:  # which keep their place only between micro-batches
+                count = min(2 * count, max(READ_AHEAD, split.batch_size))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of this (process, worker), for `load_state_dict`; `torchdata.StatefulDataLoader` calls it."""
+        state = {"num_yielded": self._num_yielded, "fingerprint": self._fingerprint}
+        return {**state, "streams": dict(self._streams)} if self.slots.has_streams else state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on where `state` was taken.
+
+        Nothing is read again, but for streams what lies between the border of the micro-batch and the position.
+
+        Raises:
+            ValueError: if the state belongs to another mixture.
+        """
+        if state["fingerprint"] != self._fingerprint:
+            raise ValueError(
+                f"The state belongs to another mixture: its fingerprint is {state['fingerprint']}, this one's "
+                f"{self._fingerprint}. Build the dataset from the same corpora and settings."
+            )
+        self._start_at = self._num_yielded = int(state["num_yielded"])
+        self._streams = dict(state.get("streams", {}))
+
+    def _border(self, position: int) -> int:
+        """Where reading begins."""
+        return position - position % self.split.batch_size if self.slots.has_streams else position
+
+    def _note_streams(self, split: Split) -> None:
+        if self.slots.has_streams:
+            workers = max(split.num_workers, 1)
+            readers = range(split.process_index * workers, (split.process_index + 1) * workers)
+            self._streams = {str(reader): self.slots.stream_states(reader) for reader in readers}

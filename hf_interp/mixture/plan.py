@@ -1,0 +1,576 @@
+"""Which example of which corpus sits in which slot of which optimizer step: a pure function of integers.
+
+A run of `max_steps` steps with a global batch of `batch_size` has `max_steps * batch_size` slots. Step s owns the slots
+s·B … s·B + B − 1, and a share α(s) of them belongs to the domain side. `MixturePlan` answers for any slot, at once and
+in any process, which example it holds; nothing is drawn at random while training, so workers, ranks, accumulation and
+restarts cannot change the order.
+
+How it is exact:
+
+- α(s) is rounded once to a multiple of 2⁻³⁰; everything after that is integer arithmetic.
+- Counts: up to step s the domain side has had round(B·Σα) slots and the general side the rest;
+  `hf_interp.mixture.apportionment` deals them to the corpora of a side, each within 2 slots of its target at every step
+  (within 1 for two corpora).
+- Order inside a global batch: a permutation keyed by (seed, step).
+- Order inside a pass over a corpus: a permutation keyed by (seed, corpus, pass).
+
+A run whose settings change in the middle is a chain of plans: each begins at a step, at the counts that the one before
+it has consumed. An adaptive α is fixed a few steps at a time (`commit`); what is fixed never changes.
+
+Only NumPy is imported here.
+"""
+
+import base64
+import copy
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hf_interp.mixture.apportionment import (
+    ALPHA_BITS,
+    SIDES,
+    PlannedCorpus,
+    Side,
+    Unit,
+    check_corpora,
+    example_alpha,
+    huffman,
+    share_units,
+)
+from hf_interp.mixture.permutations import IntArray, batch_orders, key_of, mix, permute
+from hf_interp.mixture.schedules import AlphaSchedule, progress_of
+
+ORDER_VERSION = 1  # raise it with any change of this module that makes the same settings read in another order
+MANY_PASSES = 4  # repeating data up to about four times costs little (Muennighoff et al. 2023, arXiv 2305.16264)
+BLOCK_SLOTS = 512  # slots laid out at a time: enough to hide the overhead of NumPy calls, few enough to seek fast
+
+
+class Draw(NamedTuple):
+    """The contents of some slots, one entry a slot."""
+
+    corpus: IntArray
+    """Index into `MixturePlan.corpora`."""
+    ordinal: IntArray
+    """How many examples of that corpus come before this one in the whole run."""
+    example: IntArray
+    """Index into the corpus (for a stream: the ordinal)."""
+
+
+class MixturePlan:
+    """The complete reading order of a run.
+
+    Args:
+        corpora: what is mixed (see `PlannedCorpus`).
+        alpha_schedule: a function from progress in [0, 1] to α in [0, 1]. It is asked once for every step, here.
+        batch_size: the global batch: examples per optimizer step over all processes and accumulation steps.
+        max_steps: optimizer steps of the run.
+        seed: another seed, another order; counts stay the same.
+        unit: what α and the shares count: "examples", or "tokens", for which the counts of examples are corrected by
+            the corpora's mean lengths.
+        num_committed: steps whose α is fixed from the beginning; all of them by default. The others follow the schedule
+            in forecasts only, and cannot be read before `commit` has fixed their α.
+
+    Attributes:
+        start_step (`int`): the first step of this plan; 0, unless it goes on where another ended (`after`).
+        previous (`MixturePlan` or `None`): the plan of the steps before `start_step`.
+        num_committed (`int`): how many steps have an α that is fixed.
+
+    Raises:
+        ValueError: for an empty corpus, shares that do not sum to 1, an α that is not in [0, 1] at some step, a side
+            that α asks for but that has no corpus, a corpus read more often than its `max_passes`.
+
+    >>> from hf_interp.mixture.schedules import linear
+    >>> corpora = [PlannedCorpus(name="web", side="general", num_examples=100),
+    ...            PlannedCorpus(name="law", side="domain", num_examples=10)]
+    >>> plan = MixturePlan(corpora, alpha_schedule=linear(0, 1), batch_size=4, max_steps=5)
+    >>> [plan.alpha(step) for step in range(5)]
+    [0.0, 0.25, 0.5, 0.75, 1.0]
+    >>> plan.drawn_before([0, 1, 2, 3, 4, 5]).tolist()
+    [[0, 0], [4, 0], [7, 1], [9, 3], [10, 6], [10, 10]]
+    >>> plan.locate(range(8)).corpus.tolist().count(1)
+    1
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[PlannedCorpus],
+        *,
+        alpha_schedule: AlphaSchedule,
+        batch_size: int,
+        max_steps: int,
+        seed: int = 0,
+        unit: Unit = "examples",
+        num_committed: int | None = None,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("max_steps", max_steps)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        self.corpora = check_corpora(corpora, unit)
+        self.batch_size = int(batch_size)
+        self.max_steps = int(max_steps)
+        self.seed = int(seed)
+        self.unit: Unit = unit
+        self.start_step = 0
+        self.previous: MixturePlan | None = None
+        self.num_committed = self.max_steps if num_committed is None else min(int(num_committed), self.max_steps)
+        self.is_adaptive = self.num_committed < self.max_steps
+        self._share_units = share_units(self.corpora, unit)
+        self._alpha_units = _tabulate(alpha_schedule, self.max_steps)
+        self._schedule_units = self._alpha_units.copy() if self.is_adaptive else self._alpha_units
+        self._set_up()
+        self._check_sides_asked_for()
+        self._check_max_passes()
+
+    def __len__(self) -> int:
+        """Number of slots in the run."""
+        return self.max_steps * self.batch_size
+
+    def alpha(self, step: int) -> float:
+        """α of a 0-based optimizer step; the last step's from there on."""
+        if self.previous is not None and step < self.start_step:
+            return self.previous.alpha(step)
+        return int(self._alpha_units[min(max(step, 0), self.max_steps - 1)]) / (1 << ALPHA_BITS)
+
+    def scheduled_alpha(self, step: int) -> float:
+        """α that the schedule has for a step, whatever has been fixed."""
+        return int(self._schedule_units[min(max(step, 0), self.max_steps - 1)]) / (1 << ALPHA_BITS)
+
+    def commit(self, alphas: Sequence[float]) -> None:
+        """Fix α of the next steps that have none fixed yet.
+
+        Raises:
+            ValueError: for an α outside [0, 1], a side without a corpus, or more steps than the run has left.
+        """
+        first, last = self.num_committed, self.num_committed + len(alphas)
+        if last > self.max_steps:
+            raise ValueError(f"α of steps {first} … {last - 1} cannot be fixed: the run has {self.max_steps} steps.")
+        before, fixed = self._alpha_units, _to_units(alphas, first, self.max_steps)
+        self._alpha_units = before.copy()
+        self._alpha_units[first:last] = fixed
+        try:
+            self._check_sides_asked_for(first)
+        except ValueError:
+            self._alpha_units = before
+            raise
+        self.num_committed = last
+        self._sum_up(first)
+
+    def after(self, previous: "MixturePlan | None", step: int) -> "MixturePlan":
+        """This plan from `step` on, and `previous` before: what that has consumed is not read again in a pass.
+
+        Without a previous plan nothing has been read before `step`. What a previous plan has fixed of an adaptive α
+        stays in force.
+        """
+        plan = copy.copy(self)
+        plan._alpha_units = self._alpha_units.copy()
+        plan.start_step, plan.previous = step, previous
+        if self.is_adaptive:
+            plan.num_committed = min(step + self.num_committed, self.max_steps)
+            if previous is not None and previous.is_adaptive and previous.num_committed > step:
+                plan.num_committed = min(previous.num_committed, self.max_steps)
+                fixed = slice(step, plan.num_committed)
+                plan._alpha_units[fixed] = previous._alpha_units[fixed]
+        plan._set_up()
+        plan._check_sides_asked_for(step)
+        plan._check_max_passes()
+        return plan
+
+    def plan_of(self, step: int) -> "MixturePlan":
+        """The plan in the chain that rules a step."""
+        return self if self.previous is None or step >= self.start_step else self.previous.plan_of(step)
+
+    def drawn_before(self, steps: int | Iterable[int]) -> IntArray:
+        """Examples of each corpus in all steps before each of `steps` (0 … max_steps): shape (…, num_corpora)."""
+        steps = np.asarray(steps, np.int64)
+        flat = steps.reshape(-1)
+        counts = self._start_drawn + self._drawn_since_start(np.maximum(flat, self.start_step))
+        if self.previous is not None:
+            for row in np.flatnonzero(flat < self.start_step):
+                consumed = self.previous.consumed(int(flat[row]))
+                counts[row] = [consumed.get(corpus.name, 0) for corpus in self.corpora]
+        return counts.reshape(*steps.shape, len(self.corpora))
+
+    def consumed(self, step: int) -> dict[str, int]:
+        """Examples drawn before `step` by name, also of corpora that only earlier plans of the chain had."""
+        earlier = self.previous.consumed(min(step, self.start_step)) if self.previous is not None else {}
+        names = [corpus.name for corpus in self.corpora]
+        return {**earlier, **dict(zip(names, self.drawn_before(step).tolist(), strict=True))}
+
+    def sides_before(self, step: int) -> dict[Side, int]:
+        """Examples of each side in all steps before `step`, each counted to the side it was drawn for."""
+        if self.previous is not None and step < self.start_step:
+            return self.previous.sides_before(step)
+        counts = self._drawn_since_start(np.array([max(step, self.start_step)]))[0]
+        before = self.previous.sides_before(self.start_step) if self.previous is not None else dict.fromkeys(SIDES, 0)
+        return {side: before[side] + int(counts[self._side(side)].sum()) for side in SIDES}
+
+    def locate(self, slots: range | Sequence[int] | IntArray) -> Draw:
+        """What the given slots hold.
+
+        Raises:
+            IndexError: for slots outside the plan, or of steps whose α is not fixed yet.
+        """
+        if isinstance(slots, range) and slots.step == 1 and len(slots):  # the usual case, a batch of one step
+            self._check_slots(slots[0], slots[-1])
+            block, offset = divmod(slots[0] - self._first_slot, self._block_steps * self.batch_size)
+            if offset + len(slots) <= self._block_steps * self.batch_size:
+                return self._draw(block, slice(offset, offset + len(slots)))
+        slots = np.asarray(slots, np.int64)
+        if slots.size:
+            self._check_slots(int(slots.min()), int(slots.max()))
+        block_of, offsets = np.divmod(slots - self._first_slot, self._block_steps * self.batch_size)
+        found = Draw(np.empty_like(slots), np.empty_like(slots), np.empty_like(slots))
+        for block in np.unique(block_of):
+            here = block_of == block
+            for target, source in zip(found, self._draw(int(block), offsets[here]), strict=True):
+                target[here] = source
+        return found
+
+    def read_hash(self, first_step: int, last_step: int) -> int:
+        """`hash_of_reads` of all slots of the steps from `first_step` to before `last_step`."""
+        total = 0
+        for step in range(first_step, last_step):
+            plan = self.plan_of(step)
+            slots = range(step * plan.batch_size, (step + 1) * plan.batch_size)
+            draw = plan.locate(slots)
+            total += hash_of_reads(np.arange(slots.start, slots.stop), plan.name_keys[draw.corpus], draw.example)
+        return total % (1 << 64)
+
+    def passes(self, step: int) -> list[float | None]:
+        """How often each corpus has been read through before `step`; `None` for a stream."""
+        drawn = self.drawn_before(step).tolist()
+        return [
+            count / corpus.num_examples if corpus.num_examples else None
+            for count, corpus in zip(drawn, self.corpora, strict=True)
+        ]
+
+    def exhausted_at(self, index: int) -> int | None:
+        """The step that draws the last unread example of corpus `index`; `None` if that never happens."""
+        size = self.corpora[index].num_examples
+        if size is None or self.drawn_before(self.max_steps)[index] < size:
+            return None
+        low, high = 0, self.max_steps  # the smallest number of steps after which `size` examples are drawn
+        while low < high:
+            middle = (low + high) // 2
+            if self.drawn_before(middle)[index] >= size:
+                high = middle
+            else:
+                low = middle + 1
+        return low - 1
+
+    def warnings(self) -> list[str]:
+        """What a user should know before the run; empty if all is well."""
+        found = []
+        drawn = self.drawn_before(self.max_steps).tolist()
+        for index, corpus in enumerate(self.corpora):
+            passes = drawn[index] / corpus.num_examples if corpus.num_examples else 0.0
+            if drawn[index] == 0:
+                found.append(f"Corpus {corpus.name!r} is never drawn. Raise its share, or move α, or leave it out.")
+            if passes > MANY_PASSES:
+                found.append(
+                    f"Corpus {corpus.name!r} is read {passes:.1f} times; beyond about {MANY_PASSES} passes a model "
+                    "gains little and begins to memorise. Lower its share of the run, or take fewer steps."
+                )
+            most = self._largest_expected_count(index)
+            if 0 < most < 0.999:  # not 1, which a rounded share or α may miss
+                found.append(
+                    f"A global batch of {self.batch_size} holds {most:.2g} examples of corpus {corpus.name!r} at the "
+                    "most, so that many steps hold none. Raise the batch size or accumulate gradients to have it in "
+                    "every step."
+                )
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the reading order, as plain values, without what came before `start_step`."""
+        return {
+            "corpora": [
+                {
+                    "name": corpus.name,
+                    "side": corpus.side,
+                    "num_examples": corpus.num_examples,
+                    "share": units / (1 << ALPHA_BITS),
+                    "content": corpus.content,
+                }
+                for corpus, units in zip(self.corpora, self._share_units, strict=True)
+            ],
+            "unit": self.unit,
+            "mean_tokens": [corpus.mean_tokens for corpus in self.corpora] if self.unit == "tokens" else None,
+            "batch_size": self.batch_size,
+            "max_steps": self.max_steps,
+            "seed": self.seed,
+            "adaptive": self.is_adaptive,
+            "order_version": ORDER_VERSION,
+            "alpha_sha256": _sha256(self._schedule_units),
+        }
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits; equal exactly when two runs read the same examples in the same order.
+
+        For an adaptive α it covers what is fixed so far and the schedule from there on.
+        """
+        state = {**self.to_dict(), "num_committed": None, "alpha": _sha256(self._alpha_units)}
+        state["previous"] = None if self.previous is None else self.previous.fingerprint()
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole plan, with the chain before it, as plain values for JSON."""
+        return {
+            **self.identity(),
+            "alpha": _pack(self._alpha_units),
+            "schedule": _pack(self._schedule_units) if self.is_adaptive else None,
+            "num_committed": self.num_committed,
+            "start_step": self.start_step,
+            "previous": self.previous.to_dict() if self.previous is not None else None,
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> "MixturePlan":
+        """The plan that `to_dict` has described.
+
+        Raises:
+            ValueError: if it was written by a version that reads in another order.
+        """
+        if state["order_version"] != ORDER_VERSION:
+            raise ValueError(
+                f"The plan was made by a version of hf_interp that reads in order {state['order_version']}; this one "
+                f"reads in order {ORDER_VERSION}. Go on with the version that the run was begun with."
+            )
+        plan = cls.__new__(cls)
+        lengths = state["mean_tokens"] or [None] * len(state["corpora"])
+        plan.corpora = tuple(
+            PlannedCorpus(**corpus, mean_tokens=length)
+            for corpus, length in zip(state["corpora"], lengths, strict=True)
+        )
+        plan.batch_size, plan.max_steps, plan.seed = state["batch_size"], state["max_steps"], state["seed"]
+        plan.unit, plan.is_adaptive = state["unit"], state["adaptive"]
+        plan.num_committed, plan.start_step = state["num_committed"], state["start_step"]
+        plan.previous = None if state["previous"] is None else cls.from_dict(state["previous"])
+        plan._share_units = [round(corpus["share"] * (1 << ALPHA_BITS)) for corpus in state["corpora"]]
+        plan._alpha_units = _unpack(state["alpha"])
+        plan._schedule_units = _unpack(state["schedule"]) if plan.is_adaptive else plan._alpha_units
+        plan._set_up()
+        return plan
+
+    def summary(self) -> dict[str, Any]:
+        """The plan in numbers, ready for JSON: α along the run, and what is drawn from each corpus."""
+        drawn = self.drawn_before(self.max_steps).tolist()
+        return {
+            "max_steps": self.max_steps,
+            "batch_size": self.batch_size,
+            "num_examples": sum(self.consumed(self.max_steps).values()),
+            "seed": self.seed,
+            "unit": self.unit,
+            "start_step": self.start_step,
+            "alpha": [{"step": step, "alpha": self.alpha(step)} for step in self.alpha_landmarks()],
+            "corpora": [
+                {
+                    "name": corpus.name,
+                    "side": corpus.side,
+                    "num_examples": corpus.num_examples,
+                    "share": units / (1 << ALPHA_BITS),
+                    "drawn_at_start": at_start,
+                    "drawn": count,
+                    "passes": count / corpus.num_examples if corpus.num_examples else None,
+                    "exhausted_at": self.exhausted_at(index),
+                }
+                for index, (corpus, units, at_start, count) in enumerate(
+                    zip(self.corpora, self._share_units, self._start_drawn.tolist(), drawn, strict=True)
+                )
+            ],
+            "domain_share": sum(
+                count - at_start
+                for corpus, at_start, count in zip(self.corpora, self._start_drawn.tolist(), drawn, strict=True)
+                if corpus.side == "domain"
+            )
+            / ((self.max_steps - self.start_step) * self.batch_size),
+            "warnings": self.warnings(),
+            "fingerprint": self.fingerprint(),
+        }
+
+    def alpha_landmarks(self, most: int = 12) -> list[int]:
+        """The steps that tell the schedule: both ends, the borders of phases, even points between."""
+        units = self._alpha_units[self.start_step :]
+        moves = np.flatnonzero(np.diff(units)) + self.start_step
+        marks = {self.start_step, self.max_steps - 1}
+        if moves.size:
+            marks |= {int(moves[0]), int(moves[-1]) + 1}
+            jumps = {int(step) + offset for step in moves for offset in (0, 1)} if moves.size <= most // 2 else set()
+            marks |= jumps or {int(step) for step in np.linspace(moves[0], moves[-1] + 1, 5).round()}
+        return sorted(marks)
+
+    def _set_up(self) -> None:
+        """All that follows from the settings."""
+        self._trees = {side: huffman(self._share_units, self._side(side)) for side in SIDES}
+        self._corpus_keys = np.array([key_of(self.seed, corpus.name) for corpus in self.corpora], np.uint64)
+        self.name_keys = np.array([key_of(0, corpus.name) for corpus in self.corpora], np.uint64)
+        # 0 for a stream, which is read in its own order
+        self._sizes = np.array([corpus.num_examples or 0 for corpus in self.corpora], np.int64)
+        self._order_key = key_of(self.seed, "order of a batch")
+        # An adaptive α is fixed step by step, and a block must be fixed as a whole.
+        self._block_steps = 1 if self.is_adaptive else max(1, BLOCK_SLOTS // self.batch_size)
+        self._blocks: dict[int, tuple[IntArray, IntArray, IntArray | None]] = {}
+        self._first_slot = self.start_step * self.batch_size
+        before = self.previous.consumed(self.start_step) if self.previous is not None else {}
+        self._start_drawn = np.array([before.get(corpus.name, 0) for corpus in self.corpora], np.int64)
+        self._sums = np.zeros(self.max_steps + 1, np.int64)  # Σ of the share of domain examples since `start_step`
+        self._sum_up(self.start_step)
+
+    def _sum_up(self, first: int) -> None:
+        units = self._alpha_units[first:]
+        if self.unit == "tokens":
+            units = example_alpha(units, self.corpora, self._share_units)
+        self._sums[first + 1 :] = self._sums[first] + np.cumsum(units)
+
+    def _drawn_since_start(self, steps: IntArray) -> IntArray:
+        counts = np.zeros((steps.size, len(self.corpora)), np.int64)
+        units = self._sums[steps]
+        # round(B·Σα / 2³⁰), with the whole units taken out first so that nothing overflows
+        whole, rest = units >> ALPHA_BITS, units & ((1 << ALPHA_BITS) - 1)
+        domain = self.batch_size * whole + ((2 * self.batch_size * rest + (1 << ALPHA_BITS)) >> (ALPHA_BITS + 1))
+        totals = {"general": (steps - self.start_step) * self.batch_size - domain, "domain": domain}
+        for side in SIDES:
+            tree = self._trees[side]
+            if tree is not None:
+                tree.deal(totals[side], counts)
+        return counts
+
+    def _side(self, side: Side) -> list[int]:
+        return [index for index, corpus in enumerate(self.corpora) if corpus.side == side]
+
+    def _check_slots(self, first: int, last: int) -> None:
+        if not (first >= self._first_slot and last < len(self)):
+            raise IndexError(f"Slots must lie in [{self._first_slot}, {len(self)}), got {first} … {last}.")
+        if last >= self.num_committed * self.batch_size:
+            raise IndexError(
+                f"α is fixed for the first {self.num_committed} steps, so slots must lie below "
+                f"{self.num_committed * self.batch_size}, got {first} … {last}. Decide further ahead of the loader."
+            )
+
+    def _check_sides_asked_for(self, first: int = 0) -> None:
+        full = 1 << ALPHA_BITS
+        units = self._alpha_units[first:]
+        for side, asks in (("general", units < full), ("domain", units > 0)):
+            if asks.any() and not any(corpus.side == side for corpus in self.corpora):
+                step = int(np.argmax(asks)) + first
+                raise ValueError(
+                    f"α is {self.alpha(step):g} at step {step}, which asks for {side} examples, but no corpus has side "
+                    f"{side!r} (got {[corpus.name for corpus in self.corpora]}). Add one, or use a constant α of "
+                    f"{1 if side == 'general' else 0}."
+                )
+
+    def _check_max_passes(self) -> None:
+        for corpus, passes in zip(self.corpora, self.passes(self.max_steps), strict=True):
+            if passes is not None and corpus.max_passes is not None and passes > corpus.max_passes:
+                raise ValueError(
+                    f"Corpus {corpus.name!r} would be read {passes:.2f} times, but its `max_passes` is "
+                    f"{corpus.max_passes:g}. Take fewer steps, lower its share, or raise `max_passes`."
+                )
+
+    def _largest_expected_count(self, index: int) -> float:
+        domain = np.diff(self._sums[self.start_step :])
+        units = domain if self.corpora[index].side == "domain" else (1 << ALPHA_BITS) - domain
+        return float(units.max()) / (1 << ALPHA_BITS) * self._share_units[index] / (1 << ALPHA_BITS) * self.batch_size
+
+    def _draw(self, block: int, places: slice | IntArray) -> Draw:
+        """What some places of a block hold."""
+        corpus, ordinal, example = self._lay_out(block)
+        if example is not None:
+            return Draw(corpus[places], ordinal[places], example[places])
+        return Draw(corpus[places], ordinal[places], self._examples(corpus[places], ordinal[places]))
+
+    def _lay_out(self, block: int) -> tuple[IntArray, IntArray, IntArray | None]:
+        """The contents of a block of steps; the last two blocks are remembered.
+
+        Without the examples where a batch is large: one process of many needs a few of them only.
+        """
+        if block not in self._blocks:
+            while len(self._blocks) >= 2:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[block] = self._lay_out_anew(block)
+        return self._blocks[block]
+
+    def _lay_out_anew(self, block: int) -> tuple[IntArray, IntArray, IntArray | None]:
+        first = self.start_step + block * self._block_steps
+        steps = np.arange(first, min(first + self._block_steps, self.max_steps))
+        before = self.drawn_before(np.append(steps, steps[-1] + 1))
+        counts = np.diff(before, axis=0).reshape(-1)
+        # In rank order a step holds its corpora one after another; `rank` then scatters them over the batch.
+        corpus = np.repeat(np.tile(np.arange(len(self.corpora)), len(steps)), counts)
+        first_rank = np.cumsum(counts) - counts
+        ordinal = np.arange(counts.sum()) + np.repeat(before[:-1].reshape(-1) - first_rank, counts)
+        rank = batch_orders(self._order_key, steps, self.batch_size)
+        flat = (rank + (np.arange(len(steps)) * self.batch_size)[:, None]).reshape(-1)
+        corpus, ordinal = corpus[flat], ordinal[flat]
+        return corpus, ordinal, self._examples(corpus, ordinal) if len(corpus) <= BLOCK_SLOTS else None
+
+    def _examples(self, corpus: IntArray, ordinal: IntArray) -> IntArray:
+        example = ordinal.copy()
+        shuffled = np.flatnonzero(self._sizes[corpus])
+        size = self._sizes[corpus[shuffled]]
+        passes, position = np.divmod(ordinal[shuffled], size)
+        example[shuffled] = permute(position, size, mix(passes, self._corpus_keys[corpus[shuffled]]))
+        return example
+
+
+def hash_of_reads(slots: IntArray, name_keys: npt.NDArray[np.uint64], examples: IntArray) -> int:
+    """A 64-bit hash of which example of which corpus was read into which slot.
+
+    The hash of many slots is the sum of theirs modulo 2⁶⁴, so that it does not matter which process read which of them,
+    or when.
+    """
+    return int(mix(slots, mix(examples, name_keys)).sum(dtype=np.uint64))
+
+
+def _to_units(alphas: Sequence[Any], first: int, max_steps: int) -> IntArray:
+    """α of the steps from `first` on in units of 2⁻³⁰."""
+    values = _as_floats(alphas, first)
+    wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))  # NaN compares false
+    if wrong.size:
+        step = first + int(wrong[0])
+        raise ValueError(
+            f"The α schedule must stay in [0, 1], got {values[wrong[0]]} at step {step} of {max_steps} "
+            f"(progress {progress_of(step, max_steps):.4g})."
+        )
+    return np.rint(values * (1 << ALPHA_BITS)).astype(np.int64)
+
+
+def _as_floats(alphas: Sequence[Any], first: int) -> npt.NDArray[np.float64]:
+    if set(map(type, alphas)) == {float}:  # which is fast, and the usual case
+        return np.array(alphas, np.float64)
+    values = np.empty(len(alphas), np.float64)
+    for index, alpha in enumerate(alphas):
+        try:
+            if isinstance(alpha, str):  # which float() would read
+                raise TypeError
+            values[index] = float(alpha)
+        except (TypeError, ValueError):
+            raise ValueError(f"The α schedule must return a number, got {alpha!r} at step {first + index}.") from None
+    return values
+
+
+def _tabulate(alpha_schedule: AlphaSchedule, max_steps: int) -> IntArray:
+    # `progress_of` all steps; both divisions are rounded alike
+    progress = (np.arange(max_steps) / max(max_steps - 1, 1)).tolist()
+    return _to_units(list(map(alpha_schedule, progress)), 0, max_steps)
+
+
+def _sha256(units: IntArray) -> str:
+    return hashlib.sha256(units.astype("<i8").tobytes()).hexdigest()
+
+
+def _pack(units: IntArray) -> str:
+    """A table of α as a text: second differences, most of which are 0 or 1 in size, compressed."""
+    bends = np.diff(units, n=2, prepend=[0, 0])
+    small = bends.astype(np.min_scalar_type(-1 - int(np.abs(bends).max())).newbyteorder("<"))
+    return f"{small.dtype.str}:{base64.b85encode(zlib.compress(small.tobytes())).decode()}"
+
+
+def _unpack(text: str) -> IntArray:
+    kind, _, packed = text.partition(":")
+    bends = np.frombuffer(zlib.decompress(base64.b85decode(packed)), kind).astype(np.int64)
+    return np.cumsum(np.cumsum(bends))

@@ -1,0 +1,213 @@
+"""How examples are read from a corpus: by index, by index through Arrow, or in order from a stream."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+
+from hf_interp.mixture.corpus import Corpus
+from hf_interp.mixture.permutations import IntArray
+
+HELD_IN_MEMORY = 32 * 2**20  # bytes of corpora that share a reader, at the most
+HELD_AFTER = 1024  # rows; a short look at a corpus does not copy it
+
+
+class MapReader:
+    """Reads any map-style dataset, in one call where it can read several examples at once."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    def read(self, indices: IntArray) -> list[Any]:
+        """The examples at `indices`."""
+        dataset = self.corpus.dataset
+        try:
+            if hasattr(dataset, "__getitems__"):
+                return list(dataset.__getitems__(indices.tolist()))
+            return [dataset[index] for index in indices.tolist()]
+        except Exception as error:
+            raise RuntimeError(
+                f"Corpus {self.corpus.name!r} failed at the examples {indices.tolist()}: {type(error).__name__}: "
+                f"{error}"
+            ) from error
+
+
+class ArrowReader:
+    """Reads rows of numbers, texts and lists of numbers from one or more `datasets.Dataset`s of the same columns.
+
+    The rows are those of the datasets themselves, as Python objects, NumPy arrays or tensors. They are made from whole
+    columns by NumPy, where a dataset makes one object a value, which is most of the time that reading tokenised rows
+    takes. Once some rows have been read, small corpora are held in memory in one piece, from which Arrow picks rows
+    several times faster than from a large one's many.
+
+    Args:
+        parts: the datasets; an index counts through all of them.
+    """
+
+    def __init__(self, *parts: datasets.Dataset) -> None:
+        self.parts = parts
+        self.form = parts[0].format["type"]
+        self.borders = np.cumsum([0, *map(len, parts)])
+        self.held: pa.Table | None = None
+        self._tables = [part.with_format("arrow") for part in parts]
+        self._may_hold = sum(map(_size, parts)) <= HELD_IN_MEMORY
+        self._num_read = 0
+
+    @staticmethod
+    def suits(dataset: Any) -> bool:
+        """Whether the rows of a dataset can be read so."""
+        if not isinstance(dataset, datasets.Dataset) or list(dataset.format["columns"]) != dataset.column_names:
+            return False
+        kinds = dataset.features.arrow_schema.types
+        if dataset.format["type"] is None:
+            return all(_is_plain(kind) for kind in kinds)
+        by_default = dataset.format["type"] in ("numpy", "torch") and not dataset.format["format_kwargs"]
+        return by_default and all(_is_plain(kind) and not pa.types.is_string(kind) for kind in kinds)
+
+    def read(self, indices: IntArray) -> list[dict[str, Any]]:
+        """The rows at `indices`."""
+        if self.held is None and self._may_hold and self._num_read >= HELD_AFTER:
+            self.held = pa.concat_tables([table[:] for table in self._tables]).combine_chunks()
+        self._num_read += len(indices)
+        # in one piece, as what it is taken from
+        table = self._gather(indices) if self.held is None else self.held.take(pa.array(indices))
+        columns = [_values(column.chunk(0), self.form) for column in table.columns]
+        if any(values is None for values in columns):
+            return self._read_singly(indices)
+        names = table.column_names
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    def _gather(self, indices: IntArray) -> pa.Table:
+        part_of = np.searchsorted(self.borders, indices, side="right") - 1
+        tables, places = [], []
+        for part in np.unique(part_of).tolist():
+            here = np.flatnonzero(part_of == part)
+            tables.append(self._tables[part][(indices[here] - self.borders[part]).tolist()])
+            places.append(here)
+        table = pa.concat_tables(tables).combine_chunks()
+        return table if len(tables) == 1 else table.take(pa.array(np.argsort(np.concatenate(places))))
+
+    def _read_singly(self, indices: IntArray) -> list[dict[str, Any]]:
+        part_of = np.searchsorted(self.borders, indices, side="right") - 1
+        return [self.parts[part][index - self.borders[part]] for part, index in zip(part_of, indices, strict=True)]
+
+
+class Readers:
+    """Readers for the corpora of a mixture that have random access; small ones that are alike share one.
+
+    Args:
+        corpora: the corpora; streams among them are left out.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus]) -> None:
+        self._readers: list[MapReader | ArrowReader] = []
+        self._reader_of = np.full(len(corpora), -1)
+        self._offset = np.zeros(len(corpora), np.int64)
+        alike: dict[str, list[int]] = {}
+        for index, corpus in enumerate(corpora):
+            if corpus.is_stream:
+                continue
+            if ArrowReader.suits(corpus.dataset) and _size(corpus.dataset) <= HELD_IN_MEMORY / len(corpora):
+                key = f"{corpus.dataset.format['type']} {corpus.dataset.features.arrow_schema}"
+                alike.setdefault(key, []).append(index)
+            else:
+                self._add(open_reader(corpus), [index], [0])
+        for members in alike.values():
+            reader = ArrowReader(*(corpora[index].dataset for index in members))
+            self._add(reader, members, reader.borders[:-1])
+
+    def read(self, corpus: IntArray, example: IntArray) -> list[Any]:
+        """Example number `example[i]` of corpus number `corpus[i]`, for all i; nothing for streams."""
+        reader_of = self._reader_of[corpus]
+        position = example + self._offset[corpus]
+        first = int(reader_of[0])
+        if first >= 0 and (reader_of == first).all():  # the usual case
+            return self._readers[first].read(position)
+        found: list[Any] = [None] * len(corpus)
+        for reader in np.unique(reader_of).tolist():
+            if reader >= 0:
+                places = np.flatnonzero(reader_of == reader)
+                for place, one in zip(places.tolist(), self._readers[reader].read(position[places]), strict=True):
+                    found[place] = one
+        return found
+
+    def _add(self, reader: MapReader | ArrowReader, members: Sequence[int], offsets: Sequence[int] | IntArray) -> None:
+        self._readers.append(reader)
+        self._reader_of[members] = len(self._readers) - 1
+        self._offset[members] = offsets
+
+
+def open_reader(corpus: Corpus) -> MapReader | ArrowReader:
+    """The fastest reader for a corpus with random access."""
+    return ArrowReader(corpus.dataset) if ArrowReader.suits(corpus.dataset) else MapReader(corpus)
+
+
+def reads_plainly(dataset: Any) -> bool:
+    """Whether reading surely draws no random numbers: a `datasets.Dataset` without a transform of the user's."""
+    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return _is_number(kind) or pa.types.is_string(kind) or (_is_list(kind) and _is_number(kind.value_type))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _size(dataset: datasets.Dataset) -> float:
+    """Bytes of a dataset's rows; of what it stands on, some may be selected away."""
+    return dataset.data.nbytes * len(dataset) / max(dataset.data.num_rows, 1)
+
+
+def _values(column: pa.Array, form: str | None) -> Sequence[Any] | None:
+    """The values of a column as a dataset of this format gives them; `None` where only the dataset can tell."""
+    if form is None:
+        return _to_python(column)
+    if column.null_count:
+        return None
+    if not _is_list(column.type):
+        return _to_form(column.to_numpy(zero_copy_only=False), form, is_scalar=True)
+    offsets = column.offsets.to_numpy()
+    values = column.values[int(offsets[0]) : int(offsets[-1])]
+    if values.null_count:
+        return None
+    flat, borders = _to_form(values.to_numpy(), form), (offsets - offsets[0]).tolist()
+    return [flat[begin:end] for begin, end in pairwise(borders)]
+
+
+def _to_form(values: np.ndarray[Any, Any], form: str, *, is_scalar: bool = False) -> Any:
+    """Numbers as `datasets` gives them: whole numbers of 64 bits, others of 32, but NumPy's scalars as they are."""
+    if form == "numpy" and is_scalar:
+        return list(values)
+    values = values.astype(
+        np.int64 if np.issubdtype(values.dtype, np.integer) else np.float32
+    )  # a copy: Arrow's is fixed
+    if form == "numpy":
+        return values
+    tensor = torch.from_numpy(values)
+    return tensor.unbind() if is_scalar else tensor
+
+
+def _to_python(column: pa.Array) -> list[Any]:
+    if column.null_count or pa.types.is_string(column.type):
+        return column.to_pylist()
+    if not _is_list(column.type):
+        return column.to_numpy().tolist()
+    offsets = column.offsets.to_numpy()
+    values = column.values[int(offsets[0]) : int(offsets[-1])]
+    if values.null_count:
+        return column.to_pylist()
+    lengths = offsets[1:] - offsets[:-1]
+    if (lengths == lengths[0]).all():
+        return values.to_numpy().reshape(len(lengths), lengths[0]).tolist()
+    flat, borders = values.to_numpy().tolist(), (offsets - offsets[0]).tolist()
+    return [flat[begin:end] for begin, end in pairwise(borders)]

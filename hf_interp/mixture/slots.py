@@ -1,0 +1,232 @@
+"""What a process reads for the slots of a plan that are its own."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import fsspec.asyn
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler, get_worker_info
+
+from hf_interp.mixture.collators import ObjectiveCollator, collate, random_state_of_slot
+from hf_interp.mixture.corpus import Corpus
+from hf_interp.mixture.permutations import IntArray
+from hf_interp.mixture.plan import MixturePlan, hash_of_reads
+from hf_interp.mixture.readers import Readers, reads_plainly
+from hf_interp.mixture.streams import StreamReader
+
+CORPUS_KEY = "corpus_index"
+"""Under this key a batch tells which corpus each of its examples is from (an index into `plan.corpora`)."""
+
+ORDER_KEY = "order_hash"
+"""Under this key a batch holds the hash of what was read for it, as two halves of 32 bits."""
+
+STREAMS_KEY = "stream_states"
+"""Under this key a batch holds the states of the streams after it, as JSON; absent without streams."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the examples of a global batch are divided.
+
+    Args:
+        batch_size: examples of a micro-batch of one process.
+        num_processes, process_index: of how many processes this is which.
+        num_workers: worker processes of its loader; they take micro-batches in turns.
+    """
+
+    batch_size: int
+    num_processes: int = 1
+    process_index: int = 0
+    num_workers: int = 0
+
+    @property
+    def num_readers(self) -> int:
+        """Readers over all processes; each reads its own part of a stream."""
+        return self.num_processes * max(self.num_workers, 1)
+
+    def first_slot(self, batch: int) -> int:
+        """The first slot of micro-batch number `batch` of this process."""
+        return (batch * self.num_processes + self.process_index) * self.batch_size
+
+    def reader_of(self, first_slot: int) -> int:
+        """The reader, 0 … num_readers − 1, of the micro-batch of this process that begins at `first_slot`."""
+        workers = max(self.num_workers, 1)
+        # by the number of the batch, not by the worker that happens to read it, which is another one after a restart
+        batch = first_slot // (self.batch_size * self.num_processes)
+        return self.process_index * workers + batch % workers
+
+
+class SlotRequest(NamedTuple):
+    """What is to be read for some consecutive slots."""
+
+    first_slot: int
+    corpus: IntArray
+    example: IntArray
+
+
+class SlotBatch(list):  # type: ignore[type-arg]
+    """A list of examples that knows its first slot, the corpus of each example, and what was read.
+
+    Attributes:
+        order_hash (`int`): `hash_of_reads` of the examples.
+        streams (`str` or `None`): the states of the streams of its reader, as JSON.
+    """
+
+    def __init__(
+        self, examples: Sequence[Any], first_slot: int, corpus: IntArray, order_hash: int, streams: str | None
+    ) -> None:
+        super().__init__(examples)
+        self.first_slot = first_slot
+        self.corpus = corpus
+        self.order_hash = order_hash
+        self.streams = streams
+
+
+class SlotDataset(Dataset[Any]):
+    """Example number s is what the plan puts into slot s.
+
+    Args:
+        plan: the reading order.
+        corpora: the corpora of the plan, in its order.
+        split: who reads which part of the streams; one reader reads all by default.
+        streams: states of the streams to begin with, by reader and corpus name, from `SlotBatch.streams`.
+    """
+
+    def __init__(
+        self,
+        plan: MixturePlan,
+        corpora: Sequence[Corpus],
+        split: Split | None = None,
+        streams: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.corpora = list(corpora)
+        self.split = split or Split(plan.batch_size)
+        self.has_streams = any(corpus.is_stream for corpus in corpora)
+        self._streams = {int(reader): dict(states) for reader, states in (streams or {}).items()}
+        # opened when first read, in the process that reads; streams by (reader, corpus)
+        self._readers: Readers | None = None
+        self._stream_readers: dict[tuple[int, int], StreamReader] = {}
+        # Setting and restoring random states takes some 0.1 ms a batch: only for datasets that may augment at random.
+        self._may_draw = not all(reads_plainly(corpus.dataset) for corpus in corpora)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, slot: int) -> Any:
+        return self.__getitems__([slot])[0]
+
+    def __getitems__(self, slots: SlotRequest | Sequence[int]) -> SlotBatch:
+        if isinstance(slots, SlotRequest):
+            first_slot, corpus, example = slots
+            numbers = np.arange(first_slot, first_slot + len(corpus))
+        else:
+            first_slot, (corpus, _, example) = slots[0], self.plan.locate(slots)
+            numbers = np.asarray(slots)
+        reader = self.split.reader_of(first_slot)
+        if self.has_streams:
+            example = example.copy()  # the plan's own; what a stream gives is numbered below
+        with random_state_of_slot(self.plan.seed, first_slot) if self._may_draw else nullcontext():
+            if self._readers is None:
+                self._readers = Readers(self.corpora)
+            examples = self._readers.read(corpus, example)
+            for index in self._streams_among(corpus):
+                places = np.flatnonzero(corpus == index)
+                found, example[places] = self._read_stream(reader, index, len(places))
+                for place, one in zip(places.tolist(), found, strict=True):
+                    examples[place] = one
+        order_hash = hash_of_reads(numbers, self.plan.name_keys[corpus], example)
+        streams = json.dumps({reader: self.stream_states(reader)}) if self.has_streams else None
+        return SlotBatch(examples, first_slot, corpus, order_hash, streams)
+
+    def stream_states(self, reader: int) -> dict[str, Any]:
+        """Where the streams of a reader in this process are: corpus name → state."""
+        states = self._streams.setdefault(reader, {})
+        for (owner, index), stream in self._stream_readers.items():
+            if owner == reader:
+                states[self.corpora[index].name] = stream.state_dict()
+        return dict(states)
+
+    def _streams_among(self, corpus: IntArray) -> list[int]:
+        return (
+            [index for index in np.unique(corpus).tolist() if self.corpora[index].is_stream] if self.has_streams else []
+        )
+
+    def _read_stream(self, reader: int, index: int, count: int) -> tuple[list[Any], IntArray]:
+        """The next examples of a stream for one of its readers, and numbers for them that no other reader gives."""
+        if (reader, index) not in self._stream_readers:
+            if get_worker_info() is not None:
+                fsspec.asyn.reset_lock()  # or a fork of a process with open remote files may hang
+            corpus = self.corpora[index]
+            state = self._streams.get(reader, {}).get(corpus.name)
+            self._stream_readers[reader, index] = StreamReader(corpus, reader, self.split.num_readers, state)
+        stream = self._stream_readers[reader, index]
+        numbers = (stream.num_read + np.arange(count)) * self.split.num_readers + reader
+        return stream.read(count), numbers
+
+
+class SlotSampler(Sampler[Any]):
+    """What this process reads, a micro-batch at a time, from micro-batch number `first_batch` on.
+
+    It runs in the main process: worker processes are told what to read, and need not know α.
+    """
+
+    drop_last = True  # read by accelerate; batches are never short
+
+    def __init__(self, plan: MixturePlan, split: Split, first_batch: int = 0) -> None:
+        self.plan = plan
+        self.split = split
+        self.first_batch = first_batch
+        self.batch_size = split.batch_size
+
+    def __iter__(self) -> Iterator[SlotRequest]:
+        for batch in range(self.first_batch, len(self)):
+            first = self.split.first_slot(batch)
+            corpus, _, example = self.plan.locate(range(first, first + self.batch_size))
+            yield SlotRequest(first, corpus, example)
+
+    def __len__(self) -> int:
+        """Micro-batches of this process in the whole run."""
+        return len(self.plan) // (self.split.num_processes * self.split.batch_size)
+
+
+class SlotCollator:
+    """A collator that also tells what a batch is made of, and whose random choices depend on the slot alone.
+
+    A collator that masks or augments at random draws from the generators of whatever process runs it, and on resume
+    from another point of their stream. Here they are set from (seed, first slot) for the duration of the call, or for
+    each example of its own (see `hf_interp.mixture.collators`).
+    """
+
+    def __init__(self, collator: Any, seed: int, *, may_draw: bool = True) -> None:
+        self.collator = collator
+        self.seed = seed
+        self.may_draw = may_draw
+
+    def __call__(self, batch: Any) -> Any:
+        """Collate a `SlotBatch`."""
+        numbers = range(batch.first_slot, batch.first_slot + len(batch))
+        if isinstance(self.collator, ObjectiveCollator):
+            collated: Any = self.collator.collate(batch, numbers, self.seed, batch.corpus.tolist())
+        else:
+            collated = collate(self.collator, batch, numbers, self.seed, may_draw=self.may_draw)
+        if isinstance(collated, Mapping):
+            collated[CORPUS_KEY] = torch.from_numpy(batch.corpus.copy())  # type: ignore[index]
+            collated[ORDER_KEY] = _halves(batch.order_hash)  # type: ignore[index]
+            if batch.streams is not None:
+                collated[STREAMS_KEY] = batch.streams  # type: ignore[index]
+        return collated
+
+
+def _halves(order_hash: int) -> torch.Tensor:
+    """Two numbers whose sums over many batches do not overflow."""
+    return torch.tensor([order_hash >> 32, order_hash & 0xFFFFFFFF])
+
+
+def whole_hash(halves: Sequence[int]) -> int:
+    """The hash of many batches, from the sums of their halves."""
+    return ((int(halves[0]) << 32) + int(halves[1])) % (1 << 64)

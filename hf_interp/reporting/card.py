@@ -1,0 +1,651 @@
+"""Model cards: what a run's results say, as the Hub shows it. They read results only. No torch.
+
+Whatever comes from data or settings (names of corpora, labels, reasons) is escaped, so that it cannot add markup, links
+or metadata; local paths are reduced to their last part, and secrets are blotted out.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib import resources
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_interp.reporting.curve import AlphaCurve, short_alpha
+from hf_interp.reporting.results import Comparison, RunResults, spread
+from hf_interp.utils.console import format_table
+from hf_interp.utils.redaction import (
+    find_secrets,
+    is_local,
+    last_part,
+    local_paths,
+    without_local_paths,
+    without_secrets,
+)
+
+CARD_NAME = "README.md"
+FINETUNED_REVISION = "finetuned"
+"""The branch that holds M_θ where the default branch holds M_α."""
+TAGS = ("hf_interp", "domain-adaptation")
+UNNAMED_SET = "evaluation set"
+MAX_TEXT = 500  # characters; names are shorter, and nothing from data should fill a card
+MAX_LABELS = 30  # labels that are written out in a snippet
+
+PIPELINES = {
+    "sequence-classification": "text-classification",
+    "token-classification": "token-classification",
+    "translation": "translation",
+    "summarization": "summarization",
+    "causal-lm": "text-generation",
+    "masked-lm": "fill-mask",
+}
+"""What the Hub calls the tasks; seq2seq has no name of its own there."""
+
+AUTO_CLASSES = {
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "translation": "AutoModelForSeq2SeqLM",
+    "summarization": "AutoModelForSeq2SeqLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+}
+SEQ2SEQ = ("translation", "summarization", "seq2seq")
+
+TASK_OF_CLASS = (
+    ("ForSequenceClassification", "sequence-classification"),
+    ("ForTokenClassification", "token-classification"),
+    ("ForMaskedLM", "masked-lm"),
+    ("ForConditionalGeneration", "seq2seq"),
+    ("ForCausalLM", "causal-lm"),
+    ("LMHeadModel", "causal-lm"),
+)
+"""Ends of names of model classes, for runs without a recipe."""
+
+Say = Callable[[Any], str]
+
+
+class Markdown(str):
+    """A text that is Markdown already, and goes into a card as it is."""
+
+
+def model_card(
+    results: RunResults,
+    curve: AlphaCurve | None = None,
+    comparison: Comparison | None = None,
+    *,
+    name: str,
+    repo_id: str | None = None,
+    interpolated: bool = False,
+    both: bool = False,
+    pictures: Sequence[str] = (),
+    base_model: str | None = None,
+    tags: Sequence[str] = (),
+    license: str | None = None,
+    language: str | Sequence[str] | None = None,
+) -> ModelCard:
+    """The card of a trained model.
+
+    Args:
+        results: of the run.
+        curve: its curve over α, if one was searched.
+        comparison: the same data trained in other ways, with spread over seeds.
+        name: what the model is called.
+        repo_id: where it is on the Hub; the snippet shows it. By default the snippet says `name`.
+        interpolated: whether the card is that of M_α; by default it is that of M_θ.
+        both: whether the repository has both, M_α on the default branch and M_θ on the branch `finetuned`.
+        pictures: names of pictures that lie beside the card, of `run.png` and `curve.png`.
+        base_model: name of M₀ on the Hub, where the run began from a local copy.
+        tags: further tags.
+        license: the licence of the model, as the Hub names it, such as apache-2.0.
+        language: ISO 639 codes.
+
+    Raises:
+        ValueError: if the comparison has no sets `domain` and `general`.
+    """
+    facts = _Facts(results, curve, base_model)
+    say = facts.say
+    context = {
+        "name": name,
+        "base": facts.base_text,
+        "base_revision": facts.recipe.get("model_revision"),
+        "task": f"Its task is {facts.task}." if facts.task else "",
+        "interpolated": interpolated,
+        "both": both,
+        "alpha": alpha_text(curve),
+        "usage": Markdown(usage(facts, repo_id or name, finetuned=both and not interpolated)),
+        "adapter_of_local": facts.is_adapter and facts.base_id is None,
+        "metrics_table": _metrics_table(results, say),
+        "has_base": bool(results.base_metrics),
+        "tells_forgetting": bool(results.forgetting),
+        "comparison_table": None if comparison is None else _comparison_table(comparison, say),
+        "comparison_seeds": None if comparison is None else len({row["seed"] for row in comparison.rows}),
+        "curve_table": None if curve is None else _curve_table(curve, facts),
+        "curve_reason": None if curve is None else curve.reason,
+        "curve_remarks": [] if curve is None else _curve_remarks(curve),
+        "curve_picture": "curve.png" if "curve.png" in pictures else None,
+        "run_picture": "run.png" if "run.png" in pictures else None,
+        "schedule": _schedule(results),
+        "alpha_table": _alpha_table(results, say),
+        "corpora_table": _corpora_table(facts),
+        "sets_table": _sets_table(facts),
+        "warnings": results.plan.get("warnings", []),
+        "training_table": _training_table(facts),
+        "limits": _limits(facts, curve, interpolated),
+        "fingerprint": results.plan.get("fingerprint"),
+        "order_fingerprint": next(
+            (entry["order_fingerprint"] for entry in reversed(results.log_history) if "order_fingerprint" in entry),
+            None,
+        ),
+        "versions": ", ".join(f"{package} {version}" for package, version in results.versions.items()),
+    }
+    body = _render(context, say)
+    metadata = _metadata(facts, curve, name=name, interpolated=interpolated, tags=tags, license=license)
+    if language is not None:
+        metadata.language = language if isinstance(language, str) else list(language)
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
+
+
+def escape(value: Any) -> str:
+    r"""A text that stands for itself in Markdown: one line, without markup, HTML, links, and characters that hide.
+
+    >>> print(escape("[a](https://b)<img src=x> | *c*\n# d"))
+    \[a\](https&#58;//b)&lt;img src=x&gt; \| \*c\* \# d
+    """
+    if isinstance(value, Markdown):
+        return value
+    text = clean(value)
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(character, entity)
+    # an underscore inside a word is no markup
+    text = re.sub(r"([\\`*{}\[\]#|~$!]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
+    # bare addresses become links even without brackets
+    text = text.replace("://", "&#58;//").replace("@", "&#64;")
+    return re.sub(r"\bwww\.", "www&#46;", text, flags=re.IGNORECASE)
+
+
+def clean(value: Any) -> str:
+    """A text in one line, not too long, without control characters and those that turn the direction of writing.
+
+    >>> clean("a\\n---\\nb\\u202e")
+    'a --- b'
+    """
+    text = "".join(character if character.isprintable() else " " for character in str(value))
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
+
+
+def alpha_text(curve: AlphaCurve | None) -> str:
+    """The α of M_α in words."""
+    if curve is None:
+        return "an α that the run does not tell"
+    if curve.group_alphas:
+        return "an α for each group of parameters: " + ", ".join(
+            f"{name} {short_alpha(alpha)}" for name, alpha in curve.group_alphas.items()
+        )
+    return f"α = {short_alpha(curve.alpha)}"
+
+
+class _Facts:
+    """What several sections need: what was adapted to what, and how to say it."""
+
+    def __init__(self, results: RunResults, curve: AlphaCurve | None, base_model: str | None) -> None:
+        self.results = results
+        self.recipe: dict[str, Any] = results.recipe or {}
+        known = local_paths([asdict(results), asdict(curve) if curve is not None else None])
+        secrets = find_secrets(self.recipe.get("hub_token"))
+        self.plain: Say = lambda value: clean(without_secrets(without_local_paths(str(value), known), secrets))
+        self.say: Say = lambda value: value if isinstance(value, Markdown) else escape(self.plain(value))
+        base = self.recipe.get("model_name_or_path") or results.model.get("base")
+        self.base_id = base_model or (base if base and is_hub_id(base) else None)
+        self.base_text = self.base_id or (
+            f"the local model {last_part(base)}" if base else "a pretrained model that the run does not name"
+        )
+        self.is_adapter = self.recipe.get("peft") is not None or bool(results.model.get("is_adapter"))
+        self.task = self.recipe.get("task") or (
+            "sequence-classification" if self.recipe else _task_of(str(results.model.get("class", "")))
+        )
+
+    def place(self, group: str, name: str) -> dict[str, Any]:
+        """What the recipe says of a corpus; nothing for runs without a recipe."""
+        found = (self.recipe.get(group) or {}).get(name)
+        return found if isinstance(found, dict) else {}
+
+    def source(self, group: str, name: str) -> str:
+        """Where a corpus comes from, in words."""
+        entry = self.place(group, name)
+        paths = entry.get("path")
+        if not paths:
+            return "not told"
+        paths = [paths] if isinstance(paths, str) else list(paths)
+        if len(paths) == 1 and is_hub_id(paths[0]):
+            more = [str(entry[key]) for key in ("config_name", "revision") if entry.get(key)]
+            return ", ".join([paths[0], *more, f"split {entry.get('split', 'train')}"])
+        shown = ", ".join(last_part(path) for path in paths)
+        return shown if "://" in paths[0] else f"{shown} (local)"
+
+    def dataset_ids(self) -> list[str]:
+        """The training corpora that are on the Hub."""
+        found = []
+        for name in self.recipe.get("corpora") or {}:
+            path = self.place("corpora", name).get("path")
+            path = path[0] if isinstance(path, list) and len(path) == 1 else path
+            if isinstance(path, str) and is_hub_id(path):
+                found.append(path)
+        return list(dict.fromkeys(found))
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text can be a name on the Hub and is no local path.
+
+    >>> is_hub_id("google/bert_uncased"), is_hub_id("./base"), is_hub_id("a b/c")
+    (True, False, False)
+    """
+    return re.fullmatch(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}", text, flags=re.ASCII) is not None and not is_local(text)
+
+
+def usage(facts: _Facts, place: str, *, finetuned: bool) -> str:
+    """A fenced snippet that loads the model and asks it something."""
+    task, recipe = facts.task, facts.recipe
+
+    def literal(value: Any) -> str:
+        return repr(facts.plain(value))
+
+    revision = f", revision={FINETUNED_REVISION!r}" if finetuned else ""
+    auto = AUTO_CLASSES.get(task or "", "AutoModel")
+    load_tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({literal(place)}{revision})"
+    has_pipeline = task in PIPELINES and task not in SEQ2SEQ
+    if facts.is_adapter:
+        more = ", pipeline" if has_pipeline else ""
+        base = literal(facts.base_id or "your/base-model")
+        lines = [
+            "from peft import PeftModel",
+            f"from transformers import {auto}, AutoTokenizer{more}",
+            "",
+            f"base = {auto}.from_pretrained({base}{_label_arguments(recipe, facts.plain)})",
+            f"model = PeftModel.from_pretrained(base, {literal(place)}{revision})",
+            load_tokenizer,
+        ]
+        where = "model=model, tokenizer=tokenizer"
+    elif has_pipeline:
+        lines, where = ["from transformers import pipeline", ""], f"model={literal(place)}{revision}"
+    else:
+        load_model = f"model = {auto}.from_pretrained({literal(place)}{revision})"
+        lines, where = [f"from transformers import {auto}, AutoTokenizer", "", load_model, load_tokenizer], ""
+    return "\n".join(["```python", *lines, *_question(task, recipe, where, literal), "```"])
+
+
+def _question(task: str | None, recipe: Mapping[str, Any], where: str, literal: Say) -> list[str]:
+    """The lines of a snippet that ask the model."""
+    if task == "sequence-classification":
+        # a regression's number is no probability
+        how = "function_to_apply='none'" if recipe.get("problem_type") == "regression" else "top_k=None"
+        return [f"classify = pipeline('text-classification', {where})", f"print(classify('A text.', {how}))"]
+    if task == "token-classification":
+        return [
+            f"tag = pipeline('token-classification', {where}, aggregation_strategy='simple')",
+            "print(tag('A text with names.'))",
+        ]
+    if task == "masked-lm":
+        return [
+            f"fill = pipeline('fill-mask', {where})",
+            "print(fill(f'A text with one {fill.tokenizer.mask_token} left out.'))",
+        ]
+    if task == "causal-lm":
+        corpora = (recipe.get("corpora") or {}).values()
+        is_chat = any(isinstance(corpus, Mapping) and corpus.get("messages_column") for corpus in corpora)
+        asked = "[{'role': 'user', 'content': 'A question?'}]" if is_chat else "'The beginning of a text'"
+        return [
+            f"generate = pipeline('text-generation', {where})",
+            f"print(generate({asked}, max_new_tokens=50)[0]['generated_text'])",
+        ]
+    if task in SEQ2SEQ:
+        prefix = str(recipe.get("source_prefix") or "")
+        source = literal(prefix + "A text.")
+        length = int(recipe.get("max_target_length") or 128)
+        return [
+            f"inputs = tokenizer({source}, return_tensors='pt')",
+            f"outputs = model.generate(**inputs, max_new_tokens={length})",
+            "print(tokenizer.batch_decode(outputs, skip_special_tokens=True))",
+        ]
+    return ["outputs = model(**tokenizer('A text.', return_tensors='pt'))"]
+
+
+def _label_arguments(recipe: Mapping[str, Any], plain: Say) -> str:
+    """What the base of an adapter must be told of its head, which the adapter brings."""
+    labels = recipe.get("label_names")
+    if not labels:
+        return ", num_labels=1" if recipe.get("problem_type") == "regression" else ""
+    if len(labels) > MAX_LABELS:
+        return f", num_labels={len(labels)}"
+    return f", id2label={ {index: plain(label) for index, label in enumerate(labels)}!r}"
+
+
+def _render(context: Mapping[str, Any], say: Say) -> str:
+    """Fill in the template; whatever is put in is escaped, but for what is `Markdown`."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, finalize=say, trim_blocks=True)
+    text = resources.files("hf_interp.reporting").joinpath("model_card.md").read_text(encoding="utf-8")
+    body = environment.from_string(text).render(context)
+    return re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], say: Say) -> Markdown:
+    return Markdown(format_table([say(cell) for cell in header], [[say(cell) for cell in row] for row in rows]))
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return ""
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def _metrics_table(results: RunResults, say: Say) -> Markdown | None:
+    rows = []
+    for name, final in results.final_metrics.items():
+        base = results.base_metrics.get(name, {})
+        for metric, value in final.items():
+            lost = _number(results.forgetting.get(metric)) if name == "general" else ""
+            rows.append([name or UNNAMED_SET, metric, _number(base.get(metric)), _number(value), lost])
+    header = ["set", "metric", "M₀", "M_θ", "forgetting"]
+    if not results.forgetting:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return _table(header, rows, say) if rows else None
+
+
+def _comparison_table(comparison: Comparison, say: Say) -> Markdown:
+    try:
+        found = comparison.table()
+        sides = [f"{side} {comparison.metric(side)}" for side in ("domain", "general")]
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"The comparison has no {error} in its rows. Give the results.json that `hf-interp compare` wrote."
+        ) from error
+
+    def cell(entry: Mapping[str, float] | None) -> str:
+        return "" if entry is None else f"{entry['mean']:.3f} ± {entry['std']:.3f}"
+
+    rows = []
+    for row in found:
+        alphas = spread([one["alpha"] for one in comparison.rows if one["method"] == row["method"] and "alpha" in one])
+        rows.append(
+            [row["method"], cell(alphas), *(cell(row[column]) for column in ("domain", "general", "forgetting"))]
+        )
+    return _table(["method", "α of weights", *sides, "forgetting"], rows, say)
+
+
+def _curve_table(curve: AlphaCurve, facts: _Facts) -> Markdown:
+    """The metrics of both sides over α, on examples that the choice of α has not seen."""
+    columns = [
+        (side, metric)
+        for metric in dict.fromkeys((curve.metric, "loss"))
+        for side in ("domain", "general")
+        if metric in curve.report.get(side, {})
+    ]
+    rows = []
+    for index, alpha in enumerate(curve.alphas):
+        names = [name for end, name in ((0, "M₀"), (1, "M_θ")) if alpha == end]
+        names += ["chosen"] * (alpha == curve.alpha and not curve.group_alphas)
+        cells = []
+        for side, metric in columns:
+            found = curve.report[side][metric]
+            error = found["std_errors"][index]
+            cells.append(_number(found["values"][index]) + ("" if error is None else f" ± {_number(error)}"))
+        rows.append([short_alpha(alpha) + (f" ({', '.join(names)})" if names else ""), *cells])
+    if curve.group_metrics:
+        found_by_group = [curve.group_metrics.get(side, {}).get(metric, {}) for side, metric in columns]
+        rows.append(["α by group (chosen)", *(_number(entry.get("value")) for entry in found_by_group)])
+    return _table(["α", *(f"{side} {metric}" for side, metric in columns)], rows, facts.say)
+
+
+def _curve_remarks(curve: AlphaCurve) -> list[str]:
+    remarks = []
+    if curve.num_examples:
+        chosen, shown = (
+            " and ".join(f"{counts[part]} {side}" for side, counts in curve.num_examples.items())
+            for part in ("selection", "report")
+        )
+        remarks.append(
+            f"α was chosen on {chosen} validation examples; the table shows {shown} others, ± one standard error."
+        )
+    if curve.confidence_interval:
+        low, high = map(short_alpha, curve.confidence_interval)
+        remarks.append(f"95% confidence interval of the best α: {low} to {high}.")
+    if curve.knee is not None:
+        remarks.append(f"Knee: α = {short_alpha(curve.knee)}.")
+    return [*remarks, *(f"Warning: {warning}" for warning in curve.warnings)]
+
+
+def _schedule(results: RunResults) -> str:
+    config, plan = results.config, results.plan
+    what = f"α is the share of domain {plan.get('unit', 'examples')} in a batch"
+    total = f"over {plan['max_steps']} steps of {plan['batch_size']} examples" if "max_steps" in plan else ""
+    if config.get("alpha_controller"):
+        return f"{what}; it answered to training (controller {config['alpha_controller']}) {total}."
+    if "alpha_schedule_type" not in config:
+        return f"{what}, {total}."
+    more = config.get("alpha_schedule_kwargs")
+    phases = [
+        f"{name} phase of " + (f"{config[key]:g} steps" if config[key] >= 1 else f"{config[key]:.0%} of them")
+        for name, key in (("initial", "alpha_initial_steps"), ("target", "alpha_target_steps"))
+        if config.get(key)
+    ]
+    settings = ", ".join([*([str(more)] if more else []), *phases])
+    return (
+        f"{what}: schedule {config['alpha_schedule_type']} from {config['alpha_start']:g} to {config['alpha_end']:g}"
+        f"{f' ({settings})' if settings else ''}, {total}."
+    )
+
+
+def _alpha_table(results: RunResults, say: Say) -> Markdown:
+    points = results.plan.get("alpha", [])
+    return _table(
+        ["step", *(str(point["step"]) for point in points)],
+        [["α", *(_number(point["alpha"]) for point in points)]],
+        say,
+    )
+
+
+def _corpora_table(facts: _Facts) -> Markdown:
+    rows = []
+    for corpus in facts.results.plan.get("corpora", []):
+        name, size, passes = corpus["name"], corpus.get("num_examples"), corpus.get("passes")
+        rows.append(
+            [
+                name,
+                corpus["side"],
+                facts.source("corpora", name),
+                "a stream" if size is None else f"{size:,}",
+                f"{corpus['drawn']:,}",
+                "" if passes is None else f"{passes:.2f}",
+                facts.place("corpora", name).get("license") or "unknown",
+            ]
+        )
+    return _table(["corpus", "side", "source", "examples", "read", "passes", "licence"], rows, facts.say)
+
+
+def _sets_table(facts: _Facts) -> Markdown | None:
+    rows = [
+        [name, use, facts.source(group, name), facts.place(group, name).get("license") or "unknown"]
+        for use, group in (("test", "eval_corpora"), ("choice of α", "validation_corpora"))
+        for name in facts.recipe.get(group) or {}
+    ]
+    return _table(["set", "use", "source", "licence"], rows, facts.say) if rows else None
+
+
+def _training_table(facts: _Facts) -> Markdown:
+    results, config, model, machine = facts.results, facts.results.config, facts.results.model, facts.results.machine
+    seconds = [entry["train_runtime"] for entry in results.log_history if "train_runtime" in entry]
+    trained, total = model.get("trained_parameters"), model.get("parameters")
+    adapter = facts.recipe.get("peft")
+    hardware = [machine.get("accelerator"), machine.get("processor"), f"{machine.get('cores')} cores"]
+    rows: list[tuple[str, Any]] = [
+        ("trained parameters", f"{trained:,} of {total:,}" if trained is not None and total else "unknown"),
+        ("adapter", adapter.get("peft_type", "PEFT") if isinstance(adapter, Mapping) else adapter),
+        ("objectives beside the task", ", ".join(facts.recipe.get("objectives") or {})),
+        ("hardware", ", ".join(str(part) for part in hardware if part)),
+        ("processes", machine.get("num_processes")),
+        ("training time", f"{seconds[-1]:,.0f} s, with evaluations on the way" if seconds else None),
+        ("emissions", _emissions_text(results.emissions)),
+        *(
+            (name.replace("_", " "), config.get(name))
+            for name in ("learning_rate", "lr_scheduler_type", "optim", "seed")
+        ),
+        ("precision", next((kind for kind in ("bf16", "fp16") if config.get(kind)), "float32 or the model's own")),
+        (
+            "anchor to M₀",
+            f"{config['anchor']}, strength {config['anchor_strength']:g}" if config.get("anchor") else None,
+        ),
+    ]
+    return _table(["setting", "value"], [[key, value] for key, value in rows if value not in (None, "")], facts.say)
+
+
+def _emissions_text(emissions: Mapping[str, Any]) -> str | None:
+    if not emissions:
+        return None
+    return (
+        f"{emissions['emissions']:.3g} kg CO₂e of {emissions['energy']:.3g} kWh, at the electricity of "
+        f"{emissions['country'] or 'an unknown country'} ({emissions['source']})"
+    )
+
+
+def _limits(facts: _Facts, curve: AlphaCurve | None, interpolated: bool) -> list[str]:
+    """What a reader must know before using the model; all of it follows from the results."""
+    results = facts.results
+    limits = []
+    worse = [
+        f"{metric} by {_number(lost)}" for metric, lost in results.forgetting.items() if lost is not None and lost > 0
+    ]
+    if worse:
+        limits.append(f"On the general set M_θ is worse than M₀: {', '.join(worse)}.")
+    if results.final_metrics:
+        limits.append(
+            "The metrics are of one run with one seed: differences smaller than the spread over seeds say nothing."
+        )
+    if interpolated and curve is not None:
+        limits.append(
+            "The metrics of M_α are of validation examples that the choice of α has not seen, not of the test sets."
+        )
+    if interpolated and curve is not None and curve.alpha == 0 and not curve.group_alphas:
+        limits.append("At α = 0 all weights that M₀ has are as M₀ has them: nothing of the training is in them.")
+    if curve is not None and curve.alpha not in curve.alphas:
+        limits.append("M_α was not evaluated at the chosen α itself.")
+    unknown = [
+        corpus["name"]
+        for corpus in results.plan.get("corpora", [])
+        if not facts.place("corpora", corpus["name"]).get("license")
+    ]
+    if unknown:
+        limits.append(
+            "The licences of these corpora are unknown, and may restrict what the model may be used for: "
+            f"{', '.join(unknown)}."
+        )
+    return [
+        *limits,
+        "The model has learned what its corpora hold, with their errors and prejudices; this run examined neither them "
+        "nor the model for bias. Test it on the people and texts that it is to be used on.",
+        "Nothing is known of it outside the domain and the general data on which it was evaluated.",
+    ]
+
+
+def _metadata(
+    facts: _Facts,
+    curve: AlphaCurve | None,
+    *,
+    name: str,
+    interpolated: bool,
+    tags: Sequence[str],
+    license: str | None,
+) -> ModelCardData:
+    pipeline = PIPELINES.get(facts.task or "")
+    kinds = [*(["interpolated"] if interpolated else []), *_adapter_tags(facts)]
+    found = _interpolated_results(facts, curve) if interpolated else _final_results(facts)
+    return ModelCardData(
+        base_model=facts.base_id,
+        co2_eq_emissions=_emissions_metadata(facts),
+        datasets=facts.dataset_ids() or None,
+        eval_results=found or None,
+        library_name="peft" if facts.is_adapter else "transformers",
+        license=facts.plain(license) if license else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in found)) or None,
+        model_name=facts.plain(name),
+        pipeline_tag=pipeline,
+        tags=[facts.plain(tag) for tag in dict.fromkeys([*TAGS, *kinds, *tags])],
+    )
+
+
+def _adapter_tags(facts: _Facts) -> list[str]:
+    """The tags by which PEFT's own cards are found."""
+    if not facts.is_adapter:
+        return []
+    kind = facts.results.model.get("peft_type")
+    return [*([kind.lower()] if kind else []), *([f"base_model:adapter:{facts.base_id}"] if facts.base_id else [])]
+
+
+def _emissions_metadata(facts: _Facts) -> dict[str, Any] | None:
+    """Emissions as the Hub wants them: in grams."""
+    emissions = facts.results.emissions
+    if not emissions:
+        return None
+    return {
+        "emissions": emissions["emissions"] * 1000,
+        "source": facts.plain(emissions["source"]),
+        "training_type": "fine-tuning",
+        "geographical_location": facts.plain(emissions["country"]),
+    }
+
+
+def _final_results(facts: _Facts) -> list[EvalResult]:
+    """Metrics of M_θ on the evaluation sets, for the card's metadata."""
+    return [
+        _eval_result(facts, "eval_corpora", name, metric, value)
+        for name, metrics in facts.results.final_metrics.items()
+        for metric, value in metrics.items()
+        if _is_number(value)
+    ]
+
+
+def _interpolated_results(facts: _Facts, curve: AlphaCurve | None) -> list[EvalResult]:
+    """Metrics of M_α on the half of the validation sets that the choice of α has not seen."""
+    if curve is None:
+        return []
+    group = "validation_corpora" if facts.recipe.get("validation_corpora") else "eval_corpora"
+    found = []
+    for side, metrics in curve.report.items():
+        for metric in metrics:
+            if curve.group_metrics is not None:
+                value = curve.group_metrics.get(side, {}).get(metric, {}).get("value")
+            else:
+                value = curve.at(curve.alpha, side, metric) if curve.alpha in curve.alphas else None
+            if _is_number(value):
+                name = str(curve.settings.get(side, side))
+                found.append(_eval_result(facts, group, name, metric, value, part="half not used to choose α"))
+    return found
+
+
+def _eval_result(facts: _Facts, group: str, name: str, metric: str, value: Any, part: str | None = None) -> EvalResult:
+    entry, shown = facts.place(group, name), facts.plain(name) or UNNAMED_SET
+    path = entry.get("path")
+    is_hub = isinstance(path, str) and is_hub_id(path)
+    split = str(entry.get("split", "train")) if is_hub else None
+    config = entry.get("config_name") if is_hub else None
+    return EvalResult(
+        task_type=PIPELINES.get(facts.task or "", "text2text-generation"),
+        dataset_type=str(path) if is_hub else re.sub(r"[^\w.-]+", "-", shown, flags=re.ASCII).strip("-") or "local",
+        dataset_name=f"{shown} ({part})" if part else shown,
+        dataset_config=facts.plain(config) if config else None,
+        dataset_split=facts.plain(split) if split else None,
+        metric_type=facts.plain(metric),
+        metric_name=facts.plain(metric),
+        metric_value=value,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _task_of(model_class: str) -> str | None:
+    return next((task for end, task in TASK_OF_CLASS if model_class.endswith(end)), None)

@@ -1,0 +1,205 @@
+"""Metrics of M_α = α·M_θ + (1 − α)·M₀ as functions of α: their shape, and what a search over them found. No torch.
+
+Functions take what has been evaluated: α, and for each α the metric or its units. Units are values with one place for
+each example, the same examples at every α, whose mean is the metric: the values of the examples for a metric that is a
+mean, pseudo-values for one that is not, or a single number where nothing is known of its spread.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hf_interp.utils.console import format_table
+from hf_interp.utils.environment import describe_machine, installed_versions
+
+FloatArray = npt.NDArray[np.float64]
+
+SLACK = 1e-9  # what differs by less, relative to its size, is taken as equal: 0.9 − 0.88 is not 0.02 to the last bit
+
+
+@dataclass(kw_only=True)
+class AlphaCurve:
+    """What a search over α found. `results.save_results` writes it and `load_curve` reads it.
+
+    Args:
+        alphas: the evaluated α, rising; 0 is the base model M₀, 1 the fine-tuned model M_θ.
+        selection: metrics on the examples by which α was chosen: dataset ("domain", "general") → metric →
+            `{"values": [...], "std_errors": [...]}`, one entry an α; an unknown standard error is `None`.
+        report: the same on examples that the choice has not seen.
+        metric: the metric that was optimised.
+        objective: one of `OBJECTIVES`.
+        settings: how it was optimised: `max_forgetting`, `domain_weight`, `tolerance`, `seed`, ...
+        method: how the α were found: a grid, golden section, ...
+        alpha, best_alpha, reason, confidence_interval: see `Choice`.
+        knee: see `find_knee`.
+        barrier: dataset → `{"height": ..., "alpha": ...}`, see `loss_barrier`.
+        num_evaluations: how often a model was evaluated.
+        num_examples: dataset → `{"selection": ..., "report": ...}`.
+        group_alphas: α of groups of parameters, if each has its own.
+        group_metrics: their metrics on the report examples: dataset → metric → `{"value": ..., "std_error": ...}`.
+        warnings: what a reader should know before trusting it.
+        base, finetuned: names or folders of M₀ and M_θ.
+    """
+
+    alphas: list[float]
+    selection: dict[str, dict[str, dict[str, list[Any]]]]
+    report: dict[str, dict[str, dict[str, list[Any]]]]
+    metric: str
+    objective: str
+    method: str
+    alpha: float
+    best_alpha: float
+    reason: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    confidence_interval: list[float] | None = None
+    knee: float | None = None
+    barrier: dict[str, dict[str, float]] = field(default_factory=dict)
+    num_evaluations: int = 0
+    num_examples: dict[str, dict[str, int]] = field(default_factory=dict)
+    group_alphas: dict[str, float] | None = None
+    group_metrics: dict[str, dict[str, dict[str, float | None]]] | None = None
+    warnings: list[str] = field(default_factory=list)
+    base: str | None = None
+    finetuned: str | None = None
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
+
+    def at(self, alpha: float, dataset: str, metric: str) -> float:
+        """A metric at an evaluated α, on the report examples.
+
+        Raises:
+            ValueError: for an α that was not evaluated, or an unknown dataset or metric; what there is is listed.
+        """
+        near = [index for index, known in enumerate(self.alphas) if math.isclose(known, alpha, abs_tol=SLACK)]
+        if not near:
+            raise ValueError(f"`alpha` must be one of those evaluated ({list_alphas(self.alphas)}), got {alpha}.")
+        if dataset not in self.report:
+            raise ValueError(f"`dataset` must be one of {', '.join(self.report)}, got {dataset!r}.")
+        if metric not in self.report[dataset]:
+            raise ValueError(f"`metric` must be one of {', '.join(self.report[dataset])}, got {metric!r}.")
+        return self.report[dataset][metric]["values"][near[0]]
+
+    def table(self) -> list[dict[str, Any]]:
+        """All that was measured, one row a value: `alpha`, `part` (selection, report), `dataset`, `metric`, `value`,
+        `std_error`."""
+        return [
+            {"alpha": alpha, "part": part, "dataset": dataset, "metric": metric, "value": value, "std_error": error}
+            for part, datasets in (("selection", self.selection), ("report", self.report))
+            for dataset, metrics in datasets.items()
+            for metric, found in metrics.items()
+            for alpha, value, error in zip(self.alphas, found["values"], found["std_errors"], strict=True)
+        ]
+
+
+def load_curve(path: str | os.PathLike[str]) -> AlphaCurve:
+    """Read what `results.save_results` wrote for a curve."""
+    return AlphaCurve(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def pareto_front(domain: npt.ArrayLike, general: npt.ArrayLike) -> list[int]:
+    """Indices of the points that no other point dominates: none is at least as good on both and better on one.
+
+    Args:
+        domain, general: the metrics, of equal length; more is better on both.
+
+    Raises:
+        ValueError: for lengths that differ.
+
+    >>> pareto_front([0.5, 0.8, 0.7, 0.9], [0.9, 0.8, 0.7, 0.6])
+    [0, 1, 3]
+    """
+    first, second = np.asarray(domain, dtype=np.float64), np.asarray(general, dtype=np.float64)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(
+            f"`domain` and `general` must be lists of one length, got shapes {first.shape} and {second.shape}."
+        )
+    no_worse = (first[:, None] >= first) & (second[:, None] >= second)
+    better = (first[:, None] > first) | (second[:, None] > second)
+    return np.flatnonzero(~(no_worse & better).any(axis=0)).tolist()
+
+
+def short_alpha(alpha: float) -> str:
+    """α as it stands in texts.
+
+    >>> short_alpha(0.61803), short_alpha(1.0)
+    ('0.618', '1')
+    """
+    return f"{alpha:.3g}"
+
+
+def list_alphas(alphas: npt.ArrayLike) -> str:
+    """Several α, rising, as they stand in messages.
+
+    >>> list_alphas([1.0, 0.0, 0.25])
+    '0, 0.25, 1'
+    """
+    return ", ".join(map(short_alpha, np.sort(alphas)))
+
+
+def format_curve(curve: AlphaCurve) -> str:
+    """The report examples' metrics by α as a Markdown table, and what was chosen and why in plain lines."""
+    datasets = sorted(curve.report, key=lambda name: ("domain", "general", name).index(name))
+    columns = [
+        (dataset, metric)
+        for metric in dict.fromkeys((curve.metric, "loss"))
+        for dataset in datasets
+        if metric in curve.report[dataset]
+    ]
+    rows = []
+    for index, alpha in enumerate(curve.alphas):
+        found = [curve.report[dataset][metric] for dataset, metric in columns]
+        rows.append(
+            [_name_alpha(curve, alpha), *(_cell(entry["values"][index], entry["std_errors"][index]) for entry in found)]
+        )
+    if curve.group_metrics:
+        groups = [curve.group_metrics.get(dataset, {}).get(metric, {}) for dataset, metric in columns]
+        rows.append(["α by group", *(_cell(entry.get("value"), entry.get("std_error")) for entry in groups)])
+    table = format_table(["α", *(f"{dataset} {metric}" for dataset, metric in columns)], rows)
+    return "\n".join([table, "", *_remarks(curve)])
+
+
+def _remarks(curve: AlphaCurve) -> list[str]:
+    """What was chosen and why, in plain lines."""
+    names = [f"{model} is {name}" for model, name in (("M₀", curve.base), ("M_θ", curve.finetuned)) if name]
+    lines = [curve.reason, *([f"{', '.join(names)}."] if names else [])]
+    if curve.confidence_interval:
+        low, high = map(short_alpha, curve.confidence_interval)
+        lines.append(f"95% confidence interval of the best α: {low} to {high}.")
+    if curve.barrier:
+        walls = (
+            f"{dataset} {entry['height']:.4g} at α = {short_alpha(entry['alpha'])}"
+            if entry["height"] > 0
+            else f"{dataset} none"
+            for dataset, entry in curve.barrier.items()
+        )
+        lines.append(f"Loss barrier between M₀ and M_θ: {', '.join(walls)}.")
+    lines.append("Knee: none." if curve.knee is None else f"Knee: α = {short_alpha(curve.knee)}.")
+    if curve.group_alphas:
+        lines.append(f"α by group: {', '.join(f'{name} {alpha:.3g}' for name, alpha in curve.group_alphas.items())}.")
+    if curve.num_examples:
+        chosen, shown = (
+            " and ".join(f"{counts[part]} {dataset}" for dataset, counts in curve.num_examples.items())
+            for part in ("selection", "report")
+        )
+        method = f"{curve.method}, {curve.num_evaluations} evaluations"
+        lines.append(f"Chosen on {chosen} examples ({method}); the table is of {shown} others.")
+    return [*lines, *(f"Warning: {warning}" for warning in curve.warnings)]
+
+
+def _name_alpha(curve: AlphaCurve, alpha: float) -> str:
+    names = [name for end, name in ((0, "M₀"), (1, "M_θ")) if alpha == end]
+    names += ["chosen"] * (alpha == curve.alpha)
+    return f"{short_alpha(alpha)} ({', '.join(names)})" if names else short_alpha(alpha)
+
+
+def _cell(value: float | None, error: float | None) -> str:
+    if value is None:
+        return ""
+    digits = 4 if abs(value) < 10 else 2
+    return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"

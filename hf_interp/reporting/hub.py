@@ -1,0 +1,519 @@
+"""Pushing runs to the Hub: M_α on the default branch and M_θ on a branch beside it, with results and card. No torch.
+
+What is pushed is staged in a folder of its own: the files of the model by name, results without local paths and
+secrets, pictures, and the card. Nothing else of the run's folder leaves the machine, and nothing in it is changed.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+
+from hf_interp.reporting.card import CARD_NAME, FINETUNED_REVISION, model_card
+from hf_interp.reporting.curve import load_curve
+from hf_interp.reporting.results import load_comparison, load_run_results
+from hf_interp.utils.files import read_json, write_json
+from hf_interp.utils.redaction import (
+    find_secrets,
+    is_local,
+    last_part,
+    local_paths,
+    without_local_paths,
+    without_secrets,
+)
+from hf_interp.utils.run_folder import CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATED_NAME, RESULTS_NAME, RUN_PLOT_NAME
+
+MAIN_REVISION = "main"
+TRAINING_ARGS_NAME = "training_args.bin"
+REPORT_NAME = "interpolation.json"
+COMPARISON_NAME = "comparison.json"
+"""What the results of a comparison are called in the repository."""
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+MODEL_FILES = (
+    *WEIGHTS,
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "configuration_*.py",
+    "modeling_*.py",
+    "tokenization_*.py",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "vocab*",
+    "merges.txt",
+    "bpe.codes",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+)
+"""Files of a model and its tokenizer, by pattern."""
+
+FOLDERS = ("objective_heads", "additional_chat_templates")
+"""Folders of a model; those that modules.json names, and those of further adapters, are found as they are."""
+
+SETTINGS_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json", REPORT_NAME)
+"""JSON files of a model that may hold paths."""
+
+STALE = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "config.json",
+    "generation_config.json",
+    "objective_heads/*",
+    TRAINING_ARGS_NAME,
+    REPORT_NAME,
+    CURVE_NAME,
+    CURVE_PLOT_NAME,
+    COMPARISON_NAME,
+)
+"""What an earlier push may have left: what loading would trip over, and what tells of another run."""
+
+OWN_FILES = (CARD_NAME, RESULTS_NAME, RUN_PLOT_NAME, CURVE_NAME, CURVE_PLOT_NAME, REPORT_NAME)
+SMALL = 1 << 24  # bytes up to which a file that is no model is searched for secrets
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushReport:
+    """What `push_run` did.
+
+    Args:
+        url: the repository.
+        commits: the last commit by revision.
+        files: what each revision holds of the run.
+        left_out: files and folders of the run that stayed on the machine.
+        notes: what a user should know.
+    """
+
+    url: str
+    commits: dict[str, str]
+    files: dict[str, list[str]]
+    left_out: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [self.url]
+        for revision, commit in self.commits.items():
+            lines.append(f"{revision}: {commit[:12]}, {', '.join(self.files[revision])}")
+        if self.left_out:
+            lines.append(f"Not pushed: {', '.join(self.left_out)}.")
+        return "\n".join([*lines, *self.notes])
+
+
+def push_run(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    comparison: str | Path | None = None,
+    card: str | Path | None = None,
+    base_model: str | None = None,
+    training_args: bool = False,
+    tags: Sequence[str] = (),
+    license: str | None = None,
+    language: str | Sequence[str] | None = None,
+) -> PushReport:
+    """Push a trained run.
+
+    If the run has a folder `interpolated`, the revision holds M_α and the branch `finetuned` M_θ; otherwise the
+    revision holds M_θ and there is no such branch. Each branch gets one commit, `finetuned` first. After an error the
+    same call goes on: what has been uploaded is known by its hash and not sent again.
+
+    Args:
+        folder: of the run, with the model and `results.json`.
+        repo_id: name of the repository, such as "user/name"; it is made if there is none.
+        private: make the repository private. One that is there already and is public is then refused.
+        token: by default that of `hf auth login` or of the environment.
+        revision: another branch than main, which must exist.
+        commit_message: by default "Push M_α" or "Push M_θ".
+        comparison: `results.json` of `hf-interp compare`, or its folder, for the card.
+        card: a card to push in place of the rendered one.
+        base_model: name of M₀ on the Hub, where the run began from a local copy.
+        training_args: push `training_args.bin` too, a pickle that holds every setting of the run, paths and `hub_token`
+            among them.
+        tags, license, language: further metadata of the card.
+
+    Raises:
+        ValueError: for a folder that is no run, a name that the Hub does not allow, or a file that holds a secret.
+        OSError: if the Hub refuses or cannot be reached, with how to go on.
+    """
+    folder = Path(folder)
+    check_run(folder)
+    check_name(repo_id)
+    target = revision or MAIN_REVISION
+    if target == FINETUNED_REVISION:
+        raise ValueError(f"`revision` must not be {target!r}, which is the branch of M_θ. Take another.")
+    has_both = (folder / INTERPOLATED_NAME).is_dir()
+    secrets = find_secrets(token, get_token(), recipe_token(folder))
+    settings: dict[str, Any] = {
+        "repo_id": repo_id,
+        "comparison": comparison,
+        "base_model": base_model,
+        "training_args": training_args,
+        "tags": tags,
+        "license": license,
+        "language": language,
+        "secrets": secrets,
+    }
+    api = HfApi(token=token, library_name="hf_interp")
+    commits: dict[str, str] = {}
+    files: dict[str, list[str]] = {}
+    with tempfile.TemporaryDirectory(prefix="hf_interp_push_") as temporary:
+        # everything is staged before anything is sent
+        stages: dict[str, Path] = {}
+        if has_both:
+            stages[FINETUNED_REVISION] = Path(temporary, "finetuned")
+            stage_run(folder, stages[FINETUNED_REVISION], both=True, **settings)
+        stages[target] = Path(temporary, "main")
+        stage_run(folder, stages[target], interpolated=has_both, both=has_both, card=card, **settings)
+        with explained(folder, repo_id, secrets):
+            url, repo_id = open_repo(api, repo_id, private)
+            if has_both:
+                api.create_branch(repo_id, branch=FINETUNED_REVISION, exist_ok=True)
+            for name, stage in stages.items():
+                is_interpolated = has_both and name == target
+                commit = api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=stage,
+                    revision=name,
+                    commit_message=commit_message or f"Push {'M_α' if is_interpolated else 'M_θ'}",
+                    delete_patterns=list(STALE),
+                )
+                commits[name], files[name] = commit.oid, sorted(_names(stage))
+    return PushReport(
+        url=url,
+        commits=commits,
+        files=files,
+        left_out=left_out(folder, training_args=training_args),
+        notes=_notes(folder, base_model),
+    )
+
+
+def stage_run(
+    folder: Path,
+    stage: Path,
+    *,
+    repo_id: str,
+    interpolated: bool = False,
+    both: bool = False,
+    comparison: str | Path | None = None,
+    card: str | Path | None = None,
+    base_model: str | None = None,
+    training_args: bool = False,
+    tags: Sequence[str] = (),
+    license: str | None = None,
+    language: str | Sequence[str] | None = None,
+    secrets: Sequence[str] | set[str] = (),
+) -> None:
+    """Gather what is pushed of a run in a folder; arguments as for `push_run`.
+
+    Raises:
+        ValueError: if a file holds a secret.
+    """
+    stage_model(folder / INTERPOLATED_NAME if interpolated else folder, stage, base_model=base_model, secrets=secrets)
+    known = _known_paths(folder)
+    for name in (RESULTS_NAME, CURVE_NAME):
+        if (folder / name).is_file():
+            write_json(stage / name, _neutral(read_json(folder / name), known, secrets), indent=2)
+    if comparison is not None:
+        found = _neutral(read_json(_comparison_file(comparison)), known, secrets)
+        write_json(stage / COMPARISON_NAME, found, indent=2)
+    for name in (RUN_PLOT_NAME, CURVE_PLOT_NAME):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, stage / name)
+    if training_args and (folder / TRAINING_ARGS_NAME).is_file():
+        shutil.copyfile(folder / TRAINING_ARGS_NAME, stage / TRAINING_ARGS_NAME)
+    if card is None:
+        text = str(
+            render_card(
+                folder,
+                repo_id=repo_id,
+                interpolated=interpolated,
+                both=both,
+                comparison=comparison,
+                base_model=base_model,
+                tags=tags,
+                license=license,
+                language=language,
+            )
+        )
+    else:
+        text = without_local_paths(Path(card).read_text(encoding="utf-8"), known)
+    (stage / CARD_NAME).write_text(text, encoding="utf-8")
+    check_secrets(stage, secrets)
+
+
+def stage_model(
+    folder: Path, stage: Path, *, base_model: str | None = None, secrets: Sequence[str] | set[str] = ()
+) -> None:
+    """Gather the files of a model; in its settings local paths are reduced to their last part.
+
+    Args:
+        folder: of the model.
+        stage: where to; must not exist.
+        base_model: name on the Hub of the model below an adapter.
+        secrets: what must not be told.
+    """
+    for path in model_files(folder):
+        to = stage / path.relative_to(folder)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        settings = read_json(path) if path.name in SETTINGS_FILES else None
+        if isinstance(settings, dict):
+            changed = _neutral(settings, (), secrets)
+            if base_model is not None and "base_model_name_or_path" in changed:
+                changed["base_model_name_or_path"] = base_model
+            if changed != settings:
+                write_json(to, changed, indent=2)
+                continue
+        shutil.copyfile(path, to)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model in a folder, those of its parts among them."""
+    modules = read_json(folder / "modules.json")
+    parts = {str(entry.get("path", "")) for entry in modules} if isinstance(modules, list) else set()
+    found = [path for path in folder.iterdir() if path.is_file() and _is_model_file(path.name)]
+    for path in folder.iterdir():
+        is_adapter = (path / "adapter_config.json").is_file() and not _is_other(path.name)
+        if path.is_dir() and (path.name in FOLDERS or path.name in parts - {""} or is_adapter):
+            found += [inner for inner in path.rglob("*") if inner.is_file() and _is_model_file(inner.name)]
+    return sorted(found)
+
+
+def left_out(folder: Path, *, training_args: bool = False) -> list[str]:
+    """Names of what lies in the folder of a run and is not pushed."""
+    taken = {path.relative_to(folder).parts[0] for path in model_files(folder)} | {*OWN_FILES, INTERPOLATED_NAME}
+    taken |= {TRAINING_ARGS_NAME} if training_args else set()
+    return sorted(path.name for path in folder.iterdir() if path.name not in taken)
+
+
+def render_card(
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    interpolated: bool | None = None,
+    both: bool | None = None,
+    comparison: str | Path | None = None,
+    **metadata: Any,
+) -> ModelCard:
+    """The card of a run's folder (see `hf_interp.reporting.card.model_card`).
+
+    Args:
+        folder: of the run.
+        repo_id: where it is, or will be, on the Hub.
+        interpolated: whether the card is that of M_α; by default, if the run has a folder `interpolated`.
+        both: whether the repository has M_θ too; by default the same.
+        comparison: `results.json` of `hf-interp compare`, or its folder.
+        metadata: further arguments of `model_card`.
+
+    Raises:
+        ValueError: for a folder that is no run, or a file that cannot be read.
+    """
+    folder = Path(folder)
+    has_both = (folder / INTERPOLATED_NAME).is_dir()
+    results = _load(load_run_results, folder / RESULTS_NAME)
+    curve = _load(load_curve, folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None
+    name = repo_id.rpartition("/")[2] if repo_id else folder.resolve().name
+    return model_card(
+        results,
+        curve,
+        None if comparison is None else _load(load_comparison, _comparison_file(comparison)),
+        name=name,
+        repo_id=repo_id,
+        interpolated=has_both if interpolated is None else interpolated,
+        both=has_both if both is None else both,
+        pictures=[picture for picture in (RUN_PLOT_NAME, CURVE_PLOT_NAME) if (folder / picture).is_file()],
+        **metadata,
+    )
+
+
+def check_run(folder: Path) -> None:
+    """Refuse what is no run.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if results or weights are missing.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r}. Give the `output_dir` of a trained run.")
+    if not (folder / RESULTS_NAME).is_file():
+        raise ValueError(f"The folder {str(folder)!r} has no {RESULTS_NAME}. Give the `output_dir` of a trained run.")
+    for place in (folder, folder / INTERPOLATED_NAME):
+        if place.is_dir() and not any(_matches(path.name, WEIGHTS) for path in place.iterdir()):
+            raise ValueError(f"The folder {str(place)!r} has no weights (*.safetensors). Train the run to its end.")
+
+
+def check_name(repo_id: str) -> None:
+    """Refuse a name that the Hub does not allow.
+
+    Raises:
+        ValueError: naming it.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"`repo_id` must be such as user/name, got {repo_id!r}: {error}") from None
+
+
+def check_secrets(stage: Path, secrets: Sequence[str] | set[str]) -> None:
+    """Refuse to push a file with a secret in it; weights are not searched.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    for path in sorted(stage.rglob("*")):
+        if not path.is_file() or path.stat().st_size > SMALL or path.suffix == ".safetensors":
+            continue
+        content = path.read_bytes()
+        if any(secret.encode() in content for secret in secrets):
+            raise ValueError(
+                f"{path.relative_to(stage)} holds a token or another secret of the environment, so nothing was pushed. "
+                "Take it out of the file."
+            )
+
+
+def make_repo(repo_id: str, *, private: bool | None = None, token: str | None = None) -> None:
+    """Make a repository if there is none, before anything is trained for it.
+
+    Raises:
+        ValueError: if it should be private and is public.
+        OSError: if the Hub refuses or cannot be reached.
+    """
+    with explained(None, repo_id, find_secrets(token, get_token())):
+        open_repo(HfApi(token=token, library_name="hf_interp"), repo_id, private)
+
+
+def open_repo(api: HfApi, repo_id: str, private: bool | None) -> tuple[str, str]:
+    """Make the repository if there is none; returns its URL and full name.
+
+    Raises:
+        ValueError: if it should be private and is public.
+    """
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    if private and not api.model_info(url.repo_id).private:
+        raise ValueError(
+            f"{url.repo_id} is there already and is public, so nothing was pushed. Make it private on the Hub, or push "
+            "without `private`."
+        )
+    return str(url), url.repo_id
+
+
+@contextmanager
+def explained(folder: str | Path | None, repo_id: str, secrets: Sequence[str] | set[str]) -> Iterator[None]:
+    """Say of the Hub's errors what failed, in one line without secrets, and how to go on.
+
+    Args:
+        folder: what is pushed; `None` where nothing is yet.
+        repo_id: where to.
+        secrets: what must not be told.
+    """
+    again = "start again" if folder is None else f"push {str(folder)!r} again (`hf-interp push`)"
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise OSError(f"{repo_id} was not pushed: HF_HUB_OFFLINE is set. Unset it, then {again}.") from None
+    except Exception as error:  # the client's own kinds, its HTTP library's, and those of its storage backend
+        if isinstance(error, ValueError) and not isinstance(error, (HfHubHTTPError, json.JSONDecodeError)):
+            raise  # ours, and what the Hub says of the card's metadata
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            again = f"log in with a token that may write there (`hf auth login`, or HF_TOKEN), then {again}"
+        if folder is not None:
+            again += ": the run is as it was, and what has been uploaded is not sent twice"
+        message = without_secrets(_message(error), secrets)
+        # not `from error`, which holds the request with its token
+        raise OSError(f"{repo_id} was not pushed whole: {message}. {again[0].upper()}{again[1:]}.") from None
+
+
+def _message(error: BaseException) -> str:
+    """What an error says and what it came from (uploads in threads raise a kind of their own), in one line."""
+    texts: list[str] = []
+    each: BaseException | None = error
+    while each is not None:
+        text = re.sub(r"\s*For more information check: \S+", ".", str(each)) or type(each).__name__
+        text = re.sub(r"(://[^\s?']+)\?[^\s']*", r"\1", text)  # what signs a request is nobody's business
+        texts.append(" ".join(text.split()).rstrip("."))
+        each = None if isinstance(each, HfHubHTTPError) else each.__cause__
+    return ": ".join(dict.fromkeys(texts))
+
+
+def recipe_token(folder: Path) -> str | None:
+    """A token that a recipe has left in the results of an older run."""
+    found = ((read_json(folder / RESULTS_NAME) or {}).get("recipe") or {}).get("hub_token")
+    return found if isinstance(found, str) else None
+
+
+def _neutral(value: Any, known: Sequence[str] | set[str], secrets: Sequence[str] | set[str]) -> Any:
+    if isinstance(value, dict) and isinstance(value.get("recipe"), dict):
+        value = {**value, "recipe": {key: inner for key, inner in value["recipe"].items() if key != "hub_token"}}
+    return without_secrets(without_local_paths(value, known), secrets)
+
+
+def _known_paths(folder: Path) -> set[str]:
+    """Local paths that any of the run's JSON files tells, and that of the folder."""
+    files = [read_json(folder / name) for name in (RESULTS_NAME, CURVE_NAME)]
+    return {str(folder.resolve()), *local_paths(files)}
+
+
+def _comparison_file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / RESULTS_NAME if path.is_dir() else path
+
+
+def _load(load: Any, path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {str(path)!r}.")
+    try:
+        return load(path)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is not what it should be: {error}") from error
+
+
+def _notes(folder: Path, base_model: str | None) -> list[str]:
+    settings = read_json(folder / "adapter_config.json") or {}
+    base = settings.get("base_model_name_or_path")
+    if base_model is None and isinstance(base, str) and is_local(base):
+        return [
+            f"The adapter's base model {last_part(base)!r} was a local folder, which others do not have. If it is on "
+            "the Hub, push again and name it (base_model)."
+        ]
+    return []
+
+
+def _is_model_file(name: str) -> bool:
+    return _matches(name, MODEL_FILES)
+
+
+def _is_other(name: str) -> bool:
+    return name == INTERPOLATED_NAME or re.fullmatch(r"checkpoint-\d+", name) is not None or name.startswith((".", "_"))
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _names(stage: Path) -> list[str]:
+    return [path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()]

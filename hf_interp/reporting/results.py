@@ -1,0 +1,249 @@
+"""What a run or a comparison found: plain dataclasses ↔ JSON. No torch."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from hf_interp.utils.environment import describe_machine, installed_versions
+from hf_interp.utils.files import write_json
+
+EMISSIONS_NAME = "emissions.csv"  # codecarbon's own name
+LESS_IS_BETTER = ("loss", "perplexity", "error", "mse", "mae", "wer", "cer", "ter")
+SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+@dataclass(kw_only=True)
+class RunResults:
+    """One run.
+
+    Args:
+        config: the training arguments; tokens are masked by the host.
+        plan: `MixturePlan.summary()`.
+        base_metrics: metrics of M₀, evaluated before the first step (`eval_on_start`), by evaluation set.
+        final_metrics: metrics of the last evaluation, by evaluation set.
+        forgetting: how much of each metric on the general side was lost (see `forgetting`).
+        log_history: everything the trainer logged.
+        order: what was read: `MixturePlan.to_dict()` under `plan`, and the `decisions` of an adaptive α.
+        versions: versions of the packages in use.
+        machine: processor and platform.
+        recipe: the recipe that the run followed, if any.
+        model: the model's `class`, its `parameters` and `trained_parameters`, whether it `is_adapter` and of which
+            `peft_type`.
+        emissions: what codecarbon measured of the training, if it was on (see `read_emissions`).
+    """
+
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    base_metrics: dict[str, dict[str, float]]
+    final_metrics: dict[str, dict[str, float]]
+    forgetting: dict[str, float]
+    log_history: list[dict[str, Any]]
+    order: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
+    recipe: dict[str, Any] | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    emissions: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_log(
+        cls,
+        *,
+        config: dict[str, Any],
+        plan: dict[str, Any],
+        log_history: Sequence[Mapping[str, Any]],
+        order: Mapping[str, Any] | None = None,
+    ) -> "RunResults":
+        """Gather base and final metrics from a trainer's `log_history`."""
+        base = evaluations(entry for entry in log_history if entry.get("step") == 0)
+        final = evaluations(log_history)
+        return cls(
+            config=config,
+            plan=plan,
+            base_metrics=base,
+            final_metrics=final,
+            forgetting=forgetting(base.get("general", {}), final.get("general", {})),
+            log_history=[dict(entry) for entry in log_history],
+            order=dict(order or {}),
+        )
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """Several methods on the same data at equal steps, each over the same seeds.
+
+    Args:
+        rows: one entry per (method, seed): `method`, `seed`, `metrics` (by evaluation set), `forgetting`, `curve`.
+        settings: what all runs share.
+    """
+
+    rows: list[dict[str, Any]]
+    settings: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
+
+    def methods(self) -> list[str]:
+        """Names of the methods, in the order in which they were run."""
+        return list(dict.fromkeys(row["method"] for row in self.rows))
+
+    def values(self, method: str, dataset: str, metric: str) -> list[float]:
+        """The metric of a method on an evaluation set, one value a seed."""
+        return [row["metrics"][dataset][metric] for row in self.rows if row["method"] == method]
+
+    def metric(self, dataset: str) -> str:
+        """The main metric of an evaluation set; sides that train different objectives have different ones."""
+        found = main_metric({dataset: self.rows[0]["metrics"][dataset]})
+        assert found is not None
+        return found
+
+    def table(self, metric: str | None = None) -> list[dict[str, Any]]:
+        """Mean and standard deviation over seeds of a metric on both sides, and of its forgetting, by method.
+
+        Without a `metric` it is the main one of each side.
+        """
+        domain, general = (metric or self.metric(side) for side in ("domain", "general"))
+        table = []
+        for method in self.methods():
+            lost = [row["forgetting"].get(general) for row in self.rows if row["method"] == method]
+            table.append(
+                {
+                    "method": method,
+                    "domain": spread(self.values(method, "domain", domain)),
+                    "general": spread(self.values(method, "general", general)),
+                    "forgetting": spread([value for value in lost if value is not None]),
+                }
+            )
+        return table
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Mean and (sample) standard deviation; `None` without values.
+
+    >>> spread([1.0, 3.0])
+    {'mean': 2.0, 'std': 1.4142135623730951, 'num': 2}
+    """
+    if not values:
+        return None
+    return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0, "num": len(values)}
+
+
+def less_is_better(metric: str) -> bool:
+    """Whether less of a metric is better, by its name: losses, error rates, perplexity.
+
+    >>> less_is_better("loss"), less_is_better("accuracy")
+    (True, False)
+    """
+    return metric.endswith(LESS_IS_BETTER)
+
+
+def forgetting(base: Mapping[str, float], final: Mapping[str, float]) -> dict[str, float]:
+    """Base metric minus final metric on the general side, so that above 0 is lost skill.
+
+    Metrics of which less is better (losses, error rates, perplexity) are taken the other way round.
+
+    >>> forgetting({"accuracy": 0.75, "loss": 1.0}, {"accuracy": 0.5, "loss": 1.25})
+    {'accuracy': 0.25, 'loss': 0.25}
+    """
+    return {
+        name: (final[name] - base[name]) if less_is_better(name) else (base[name] - final[name])
+        for name in base
+        if name in final
+    }
+
+
+def main_metric(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
+    """The metric to show, of those that all sets have if there are any: accuracy, the first that is no loss, the loss.
+
+    >>> main_metric({"domain": {"loss": 0.5, "f1": 0.8}, "general": {"loss": 2.0, "perplexity": 7.4}})
+    'loss'
+    """
+    names = [name for found in metrics.values() for name in found if name not in SPEED_METRICS]
+    names = [name for name in names if all(name in found for found in metrics.values())] or names
+    for choice in ("accuracy", *(name for name in names if not name.endswith("loss")), *names):
+        if choice in names:
+            return choice
+    return None
+
+
+def evaluations(log_history: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The last value of every evaluation metric by evaluation set, from entries such as `{"eval_domain_loss": 0.4}`.
+
+    Metrics of a single, unnamed evaluation set stand under the empty name.
+
+    >>> evaluations([{"eval_domain_loss": 0.5}, {"eval_domain_loss": 0.4, "eval_domain_runtime": 2.0, "step": 9}])
+    {'domain': {'loss': 0.4}}
+    """
+    found: dict[str, dict[str, float]] = {}
+    for entry in log_history:
+        # The host logs one evaluation set at a time, and gives each its run time: that key tells the set's name.
+        names = [
+            key[len("eval") : -len("_runtime")] for key in entry if key.startswith("eval") and key.endswith("_runtime")
+        ]
+        for prefix in (f"eval{name}_" for name in names or _guess_names(entry)):
+            metrics = found.setdefault(prefix[len("eval_") :].rstrip("_"), {})
+            for key, value in entry.items():
+                metric = key.removeprefix(prefix)
+                if key.startswith(prefix) and metric not in SPEED_METRICS:
+                    metrics[metric] = value
+    return found
+
+
+def save_results(results: Any, path: str | os.PathLike[str]) -> None:
+    """Write a results dataclass as JSON: whole or not at all."""
+    write_json(path, _without_nan(asdict(results)), indent=2)
+
+
+def load_run_results(path: str | os.PathLike[str]) -> RunResults:
+    """Read what `save_results` wrote for a run."""
+    return RunResults(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def load_comparison(path: str | os.PathLike[str]) -> Comparison:
+    """Read what `save_results` wrote for a comparison."""
+    return Comparison(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def read_emissions(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What codecarbon wrote of the last run into a folder: nothing if there is no such file, or a value is missing.
+
+    Returns:
+        `emissions` in kg of CO₂ equivalents, `energy` in kWh, the `country` whose electricity was assumed, `source`.
+    """
+    path = Path(folder) / EMISSIONS_NAME
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        last = rows[-1]
+        return {
+            "emissions": float(last["emissions"]),
+            "energy": float(last["energy_consumed"]),
+            "country": last["country_name"],
+            "source": f"codecarbon {last['codecarbon_version']}",
+        }
+    except (IndexError, KeyError, TypeError, ValueError):  # an empty file, one of another version, half a line
+        return {}
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN and infinities, which JSON does not know, as nothing."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _guess_names(entry: Mapping[str, Any]) -> list[str]:
+    return list(
+        dict.fromkeys(
+            key[len("eval") : -len("_loss")] for key in entry if key.startswith("eval") and key.endswith("_loss")
+        )
+    )

@@ -1,0 +1,383 @@
+"""Which α of M_α = α·M_θ + (1 − α)·M₀ to take, by the metrics of both sides and how sure they are. NumPy only."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from hf_interp.reporting.curve import SLACK, FloatArray, list_alphas, short_alpha
+from hf_interp.selection.curve_shape import check_alphas, check_units, find_knee, first_best, knee_heights
+from hf_interp.utils.errors import did_you_mean
+from hf_interp.weights.alpha_spec import check_alpha
+
+Objective = Literal["domain", "constrained", "mean", "harmonic", "knee"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+Method = Literal["auto", "grid", "golden", "groups"]
+METHODS: tuple[Method, ...] = get_args(Method)
+SMOOTH_OBJECTIVES = ("domain", "mean")
+"""Objectives that are smooth in α if the metric is a loss."""
+
+CHUNK = 2**22  # resampled units that are held in memory at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaSearch:
+    """How to search for the α of M_α; a recipe's `alpha_search`.
+
+    Args:
+        objective: "domain", "constrained", "mean", "harmonic" or "knee" (see `choose_alpha`).
+        metric: the metric that is compared, such as accuracy or loss; by default accuracy, else the first that is no
+            loss, else the loss.
+        method: "grid" evaluates `alphas`; "golden" does golden section on the loss, and a grid where that is not
+            unimodal; "groups" finds an α for each group of parameters by gradient, from the best α of a grid on; "auto"
+            is golden section where the metric is a loss and the objective domain or mean, and else a grid.
+        alphas: the grid: α, or how many at equal distances in [0, 1]. 0 and 1 are always evaluated.
+        max_forgetting: by how much the general metric may be worse than M₀'s, for "constrained".
+        domain_weight: weight of the domain, for "mean" and "harmonic".
+        one_standard_error: take the smallest α within one standard error of the best.
+        tolerance: width of the interval at which golden section ends, and least step of groups.
+        extrapolate: allow α outside [0, 1].
+        domain, general: names of the sides' evaluation sets.
+        seed: of the halves, and of the bootstrap.
+
+    Raises:
+        ValueError: for an unknown name, or a value out of range.
+    """
+
+    objective: str = "domain"
+    metric: str | None = None
+    method: str = "auto"
+    alphas: int | list[float] = 11
+    max_forgetting: float = 0.01
+    domain_weight: float = 0.5
+    one_standard_error: bool = True
+    tolerance: float = 0.02
+    extrapolate: bool = False
+    domain: str = "domain"
+    general: str = "general"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_settings(self.objective, self.max_forgetting, self.domain_weight, num_resamples=0)
+        if self.method not in METHODS:
+            raise ValueError(
+                f"`method` must be one of {', '.join(METHODS)}, got {self.method!r}."
+                + did_you_mean(self.method, METHODS)
+            )
+        if self.method in ("golden", "groups") and self.objective not in SMOOTH_OBJECTIVES:
+            raise ValueError(
+                f"`method` {self.method!r} minimises a loss and needs the objective 'domain' or 'mean', got "
+                f"{self.objective!r}. Take 'grid'."
+            )
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"`tolerance` must lie in (0, 1), got {self.tolerance}.")
+        if self.domain == self.general:
+            raise ValueError(f"`domain` and `general` must be two sets, got {self.domain!r} for both.")
+        self.grid()
+
+    def grid(self) -> list[float]:
+        """The α of a grid.
+
+        >>> AlphaSearch(alphas=3).grid(), AlphaSearch(alphas=[0.4]).grid()
+        ([0.0, 0.5, 1.0], [0.4])
+        """
+        if isinstance(self.alphas, Sequence):
+            for alpha in self.alphas:
+                check_alpha(alpha, extrapolate=self.extrapolate)
+            return [float(alpha) for alpha in self.alphas]
+        if isinstance(self.alphas, bool) or not isinstance(self.alphas, int) or self.alphas < 2:
+            raise ValueError(f"`alphas` must be at least 2 α, or a list of them, got {self.alphas}.")
+        return [index / (self.alphas - 1) for index in range(self.alphas)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for results."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The α that was chosen, and why.
+
+    Args:
+        alpha: the chosen α.
+        best_alpha: the α with the best objective; `alpha` differs where the one-standard-error rule has moved it.
+        objective_values: the objective at every α, in the order in which the α were given. More is better: a metric of
+            which less is better has its sign changed. Minus infinity where the constraint is broken; for a knee the
+            height above the chord.
+        std_errors: standard errors of the differences of these values from that of `best_alpha`; `None` if the spread
+            is not known, and for a knee.
+        confidence_interval: 95% interval of `best_alpha`; `None` if the spread is not known.
+        reason: one sentence with the numbers.
+    """
+
+    alpha: float
+    best_alpha: float
+    objective_values: tuple[float, ...]
+    std_errors: tuple[float, ...] | None
+    confidence_interval: tuple[float, float] | None
+    reason: str
+
+
+def choose_alpha(
+    alphas: npt.ArrayLike,
+    domain: npt.ArrayLike,
+    general: npt.ArrayLike,
+    *,
+    objective: str,
+    max_forgetting: float = 0.01,
+    domain_weight: float = 0.5,
+    one_standard_error: bool = True,
+    domain_greater_is_better: bool = True,
+    general_greater_is_better: bool = True,
+    metric: str = "metric",
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Choice:
+    """Choose the α of M_α from what was evaluated.
+
+    With d(α) and g(α) the metrics of the two sides, turned so that more is better, the objective is
+    - "domain": d;
+    - "constrained": d where g ≥ g(0) − max_forgetting, which α = 0 itself always meets;
+    - "mean": w·d + (1 − w)·g with w = `domain_weight`;
+    - "harmonic": 1 / (w/d + (1 − w)/g), and 0 where d or g is 0;
+    - "knee": see `find_knee`; where there is no knee, d.
+
+    The best α is the one with the greatest objective, and of equal ones that nearest to 0. The one-standard-error rule
+    (Breiman et al. 1984) then takes the α nearest to 0 whose objective is within one standard error of the best: less
+    is forgotten at no loss that could be measured. The standard error is that of the difference between the two α,
+    paired over units. The two datasets are independent of each other, so that their variances add; for the harmonic
+    mean by the delta method.
+
+    The confidence interval is that of the best α, without the one-standard-error rule, which may thus choose an α below
+    it. It holds the middle 95% of the best α of bootstrap resamples: units of each dataset are drawn with replacement,
+    the same at all α. Its ends are evaluated α.
+
+    Args:
+        alphas: the evaluated α, in any order, also outside [0, 1].
+        domain, general: units of the metric, shape (num_alphas, num_units of that dataset), or (num_alphas,) for a
+            single number each, of whose spread nothing is known: then there is neither interval nor rule.
+        objective: one of `OBJECTIVES`.
+        max_forgetting: by how much the general metric may be worse than at α = 0, in the unit of the metric.
+        domain_weight: w, in [0, 1].
+        one_standard_error: whether to apply the rule; it is never applied to a knee.
+        domain_greater_is_better, general_greater_is_better: whether more of the metric is better on that side.
+        metric: what the metric is called in the reason.
+        num_resamples: bootstrap resamples; 0 for no interval.
+        seed: seed of the resamples.
+
+    Raises:
+        ValueError: for an unknown objective, an argument out of range, shapes that do not fit, repeated α, values that
+            are not finite, a constraint without α = 0, or a harmonic mean of what is negative or better if less.
+
+    >>> choice = choose_alpha([0.0, 0.5, 1.0], [0.5, 0.8, 0.9], [0.9, 0.88, 0.7], objective="constrained",
+    ...     max_forgetting=0.02, metric="recall")
+    >>> choice.alpha, choice.objective_values
+    (0.5, (0.5, 0.8, -inf))
+    >>> print(choice.reason)
+    α = 0.5 has the best domain recall (0.8) of the 2 α whose general recall falls by at most 0.02 from 0.9 at α = 0.
+    """
+    places = check_alphas(alphas)
+    _check_settings(objective, max_forgetting, domain_weight, num_resamples)
+    order = np.lexsort((places, np.abs(places)))  # nearest to 0 first, so that the first of equals is the one to take
+    domain_sign, general_sign = (1 if more else -1 for more in (domain_greater_is_better, general_greater_is_better))
+    search = _Search(
+        alphas=places[order],
+        domain=domain_sign * check_units("domain", domain, places)[order],
+        general=general_sign * check_units("general", general, places)[order],
+        objective=objective,
+        max_forgetting=max_forgetting,
+        domain_weight=domain_weight,
+    )
+    if objective == "constrained" and 0 not in places:
+        raise ValueError(
+            f"`alphas` must hold 0 for the objective 'constrained', got {list_alphas(places)}. Evaluate M₀ too."
+        )
+    if objective == "harmonic":
+        _check_harmonic(search, domain_greater_is_better and general_greater_is_better)
+
+    values = search.values(search.domain.mean(axis=1), search.general.mean(axis=1))
+    best = int(first_best(values))
+    errors = search.std_errors(best)
+    chosen = best
+    if one_standard_error and errors is not None:
+        # the best itself is within 0 of itself; rounding must not count against an α that is one standard error off
+        chosen = int(np.argmax(values + errors >= values[best] - SLACK * abs(values[best])))
+    places_in_order = np.argsort(order)
+    return Choice(
+        alpha=float(search.alphas[chosen]),
+        best_alpha=float(search.alphas[best]),
+        objective_values=tuple(values[places_in_order].tolist()),
+        std_errors=None if errors is None else tuple(errors[places_in_order].tolist()),
+        confidence_interval=search.confidence_interval(num_resamples, seed),
+        reason=_explain(search, values, errors, best, chosen, metric, domain_sign, general_sign),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """What `choose_alpha` was asked, with both sides turned so that more is better, and α nearest to 0 first."""
+
+    alphas: FloatArray
+    domain: FloatArray
+    general: FloatArray
+    objective: str
+    max_forgetting: float
+    domain_weight: float
+
+    def values(self, domain: FloatArray, general: FloatArray) -> FloatArray:
+        """The objective from metrics of shape (..., num_alphas)."""
+        weight = self.domain_weight
+        if self.objective == "constrained":
+            base = general[..., self.alphas == 0]
+            slack = SLACK * np.maximum(np.abs(base), np.abs(general))
+            return np.where(general >= base - self.max_forgetting - slack, domain, -np.inf)
+        if self.objective == "mean":
+            return weight * domain + (1 - weight) * general
+        if self.objective == "harmonic":
+            # a resample of pseudo-values may go below 0; no harmonic mean is worse than 0
+            return np.maximum(domain, 0) * self._to_mean(domain, general)
+        if self.objective == "knee":
+            heights, bends = knee_heights(self.alphas, domain, general)
+            return np.where(bends[..., None], heights, domain)
+        return domain
+
+    def _to_mean(self, domain: FloatArray, general: FloatArray) -> FloatArray:
+        """Harmonic mean / domain metric = g / (w·g + (1 − w)·d); 1 where both are 0."""
+        domain, general = np.maximum(domain, 0), np.maximum(general, 0)
+        below = self.domain_weight * general + (1 - self.domain_weight) * domain
+        return np.divide(general, below, out=np.ones_like(below), where=below > 0)
+
+    def slopes(self) -> tuple[FloatArray, FloatArray]:
+        """∂objective/∂d and ∂objective/∂g at each α."""
+        one, zero, weight = np.ones(len(self.alphas)), np.zeros(len(self.alphas)), self.domain_weight
+        if self.objective == "mean":
+            return weight * one, (1 - weight) * one
+        if self.objective == "harmonic":
+            domain, general = self.domain.mean(axis=1), self.general.mean(axis=1)
+            ratio = self._to_mean(domain, general)  # h/d; and h/g = (1 − w·h/d) / (1 − w), which also holds at g = 0
+            other = (1 - weight * ratio) / (1 - weight) if weight < 1 else zero
+            return weight * ratio**2, (1 - weight) * other**2
+        return one, zero
+
+    def std_errors(self, best: int) -> FloatArray | None:
+        """Standard error of the difference of the objective at each α from that at the best."""
+        if self.objective == "knee":
+            return None
+        variance = np.zeros(len(self.alphas))
+        for units, slope in zip((self.domain, self.general), self.slopes(), strict=True):
+            if not slope.any():
+                continue
+            if units.shape[1] == 1:
+                return None
+            linear = slope[:, None] * units
+            variance += (linear - linear[best]).var(axis=1, ddof=1) / units.shape[1]
+        return np.sqrt(variance)
+
+    def confidence_interval(self, num_resamples: int, seed: int) -> tuple[float, float] | None:
+        """Middle 95% of the best α of bootstrap resamples."""
+        domain_counts = self.objective != "mean" or self.domain_weight > 0
+        general_counts = self.domain_weight < 1 if self.objective == "mean" else self.objective != "domain"
+        sides = ((self.domain, domain_counts), (self.general, general_counts))
+        if not num_resamples or any(counts and units.shape[1] == 1 for units, counts in sides):
+            return None
+        generator = np.random.default_rng(seed)
+        domain, general = (
+            _resampled_means(units, num_resamples, generator) if counts else units.mean(axis=1)
+            for units, counts in sides
+        )
+        best = self.alphas[first_best(self.values(domain, general))]
+        low, high = np.quantile(best, 0.025, method="lower"), np.quantile(best, 0.975, method="higher")
+        return float(low), float(high)
+
+
+def _resampled_means(units: FloatArray, num_resamples: int, generator: np.random.Generator) -> FloatArray:
+    """Means over units drawn with replacement, the same units at all α: shape (num_resamples, num_alphas)."""
+    size = units.shape[1]
+    rows = max(CHUNK // size, 1)
+    means = []
+    for begin in range(0, num_resamples, rows):
+        count = min(rows, num_resamples - begin)
+        # counts of draws are multinomial; counting draws is many times faster than `Generator.multinomial`
+        draws = generator.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
+        weights = np.bincount(draws.ravel(), minlength=count * size).reshape(count, size)
+        means.append(weights.astype(np.float64) @ units.T / size)
+    return np.concatenate(means)
+
+
+def _explain(
+    search: _Search,
+    values: FloatArray,
+    errors: FloatArray | None,
+    best: int,
+    chosen: int,
+    metric: str,
+    domain_sign: int,
+    general_sign: int,
+) -> str:
+    """The reason of a choice."""
+    alpha = f"α = {short_alpha(search.alphas[chosen])}"
+    general = general_sign * search.general.mean(axis=1)
+    domain = domain_sign * search.domain.mean(axis=1)
+    name, sign, among = f"domain {metric}", domain_sign, ""
+    if search.objective == "knee":
+        if find_knee(search.alphas, search.domain.mean(axis=1), search.general.mean(axis=1)) is not None:
+            point = f"domain {metric} {domain[chosen]:.4g}, general {metric} {general[chosen]:.4g}"
+            return (
+                f"{alpha} is the knee of the curve: its point ({point}) lies farthest from the chord between the ends."
+            )
+        among = ", and is taken because the curve has no knee"
+    elif search.objective == "mean":
+        name = f"mean of domain and general {metric} at domain weight {search.domain_weight:.4g}"
+        sign = domain_sign if domain_sign == general_sign else 1
+    elif search.objective == "harmonic":
+        name = f"harmonic mean of domain and general {metric} at domain weight {search.domain_weight:.4g}"
+    elif search.objective == "constrained":
+        bound = f"{'falls' if general_sign > 0 else 'rises'} by at most {search.max_forgetting:.4g}"
+        bound = f"whose general {metric} {bound} from {general[search.alphas == 0][0]:.4g} at α = 0"
+        num_feasible = int(np.isfinite(values).sum())
+        if num_feasible == 1:
+            return f"{alpha} is the only α {bound}."
+        among = f" of the {num_feasible} α {bound}"
+    reached, top = sign * values[chosen], sign * values[best]
+    if chosen == best:
+        return f"{alpha} has the best {name} ({reached:.4g}){among}."
+    assert errors is not None
+    first = "smallest α" if search.alphas.min() >= 0 else "α nearest to 0"
+    return (
+        f"{alpha} is the {first} whose {name} ({reached:.4g}) lies within one standard error ({errors[chosen]:.2g}) of "
+        f"the best ({top:.4g} at α = {short_alpha(search.alphas[best])}){among}."
+    )
+
+
+def _check_settings(objective: str, max_forgetting: float, domain_weight: float, num_resamples: int) -> None:
+    if objective not in OBJECTIVES:
+        raise ValueError(
+            f"`objective` must be one of {', '.join(OBJECTIVES)}, got {objective!r}."
+            + did_you_mean(objective, OBJECTIVES)
+        )
+    if not 0 <= max_forgetting < math.inf:
+        raise ValueError(f"`max_forgetting` must be at least 0 and finite, got {max_forgetting}.")
+    if not 0 <= domain_weight <= 1:
+        raise ValueError(f"`domain_weight` must lie in [0, 1], got {domain_weight}.")
+    if num_resamples < 0:
+        raise ValueError(f"`num_resamples` must be at least 0, got {num_resamples}.")
+
+
+def _check_harmonic(search: _Search, greater_is_better: bool) -> None:
+    remedy = "Take the objective 'mean', or a metric such as accuracy."
+    if not greater_is_better:
+        raise ValueError(
+            "`objective` must not be 'harmonic' where less of a metric is better: the harmonic mean would favour the "
+            f"worse side. {remedy}"
+        )
+    for name, units in (("domain", search.domain), ("general", search.general)):
+        means = units.mean(axis=1)
+        if (means < 0).any():
+            worst = int(means.argmin())
+            raise ValueError(
+                f"`{name}` must not be negative for the objective 'harmonic', got {means[worst]:.4g} at α = "
+                f"{short_alpha(search.alphas[worst])}. {remedy}"
+            )

@@ -1,0 +1,405 @@
+"""Choose the α of M_α = α·M_θ + (1 − α)·M₀ by what it does to both sides: `search_alpha`."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import Trainer
+
+from hf_interp.reporting.curve import AlphaCurve
+from hf_interp.reporting.results import less_is_better, main_metric
+from hf_interp.selection.choice import SMOOTH_OBJECTIVES, AlphaSearch, Choice, choose_alpha
+from hf_interp.selection.curve_shape import find_knee, golden_section, is_unimodal, loss_barrier
+from hf_interp.selection.groups import parameter_groups, search_groups, spread_alphas, take_rows
+from hf_interp.selection.scoring import Parts, Scores, TrainerScorer, Units, halves, summarise
+from hf_interp.utils.errors import did_you_mean
+from hf_interp.weights.adapter_kinds import is_peft_model
+from hf_interp.weights.adapters import AdapterInterpolation
+from hf_interp.weights.interpolate import open_interpolation
+from hf_interp.weights.live import LiveInterpolation
+from hf_interp.weights.model_folder import open_base
+from hf_interp.weights.tensors import Weights
+
+logger = logging.getLogger(__name__)
+
+Interpolation = LiveInterpolation | AdapterInterpolation
+Evaluate = Callable[[nn.Module], Mapping[str, Mapping[str, Any]]]
+
+SIDES = ("domain", "general")
+
+
+def search_alpha(
+    subject: Trainer | Evaluate,
+    base_model: Weights | str | os.PathLike[str] | None = None,
+    *,
+    model: Any = None,
+    eval_dataset: Mapping[str, Any] | None = None,
+    report_dataset: Mapping[str, Any] | None = None,
+    finetuned_only: Sequence[str] = (),
+    recalibrate: Iterable[Any] | None = None,
+    apply: bool = False,
+    **settings: Any,
+) -> AlphaCurve:
+    """Evaluate M_α = α·M_θ + (1 − α)·M₀ over α on the domain and the general side, and choose an α.
+
+    The choice is made on one half of the validation examples and reported on the other, so that what is reported has
+    not been chosen. Whatever is evaluated is evaluated once. M_θ is put back at the end, unless `apply` is set.
+
+    Args:
+        subject: a trainer whose model is M_θ (any `Trainer`, also of PEFT models); or a function from a model to its
+            metrics, `{"domain": {"loss": ..., ...}, "general": {...}}`, each a number, or an array with the value of
+            every example, whose mean is the metric. Numbers alone have no standard errors, and no halves.
+        base_model: M₀: a model, a state dict, or a folder or name of a checkpoint. `None` for PEFT models, whose M₀ is
+            the model without the adapter. What it lacks, such as a head, is M_θ's at every α.
+        model: M_θ, if `subject` is a function.
+        eval_dataset: validation sets by name; by default the trainer's.
+        report_dataset: sets to report on; then α is chosen on all of `eval_dataset`.
+        finetuned_only: patterns of names to take from M_θ whole, such as a head that M₀ was given at random.
+        recalibrate: batches on which the statistics of batch norms are measured anew at every α but 0 and 1.
+        apply: leave M_α at the chosen α in the model.
+        settings: fields of [`AlphaSearch`], such as `objective="constrained", max_forgetting=0.02`.
+
+    Returns:
+        the metrics of both sides over α, the α chosen and why; see [`AlphaCurve`].
+
+    Raises:
+        TypeError, ValueError: for settings that are none, evaluation sets that are missing, and what cannot be
+            interpolated (see `interpolate_weights`).
+    """
+    search = _make_search(settings)
+    trainer = subject if isinstance(subject, Trainer) else None
+    score: Callable[[], Parts]
+    if trainer is not None:
+        if model is not None:
+            raise TypeError("`model` must be left out with a trainer, whose model is M_θ.")
+        if search.method == "groups" and trainer.args.world_size > 1:
+            raise ValueError("`method` 'groups' must run on one process, whose gradients are those of all examples.")
+        model = trainer.model
+        sets = _pick(eval_dataset if eval_dataset is not None else trainer.eval_dataset, search, "eval_dataset")
+        reports = None if report_dataset is None else _pick(report_dataset, search, "report_dataset")
+        score = TrainerScorer(trainer, sets, reports, search.metric, search.seed)
+    else:
+        if model is None:
+            raise TypeError("`model` must be given with a function: the model whose weights are M_θ.")
+        if eval_dataset is not None or report_dataset is not None:
+            raise TypeError("`eval_dataset` and `report_dataset` must be left out with a function, which has its own.")
+        if search.method == "groups":
+            raise ValueError("`method` 'groups' needs a trainer, whose loss has gradients; got a function.")
+        sets, reports, score = {}, None, _function_scorer(subject, model, search)
+    base = open_base(base_model, model) if isinstance(base_model, (str, os.PathLike)) else base_model
+    live = open_interpolation(
+        base, model, finetuned_only=finetuned_only, extrapolate=search.extrapolate, recalibrate=recalibrate
+    )
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        run = _Run(live, score, search)
+        choice = run.choose()
+        curve = run.curve(choice)
+        if trainer is not None and search.method == "groups":
+            chosen_on = sets if reports is not None else _selection_rows(sets, search.seed)
+            run.add_groups(curve, _search_groups(trainer, live, chosen_on, choice.best_alpha, search))
+        curve.base, curve.finetuned = _name_ends(base_model, model)
+    finally:
+        live.restore()
+        for module, mode in modes.items():
+            module.training = mode
+    if apply:
+        live.set_alpha(chosen_alpha(curve))
+    for warning in curve.warnings:
+        logger.warning(warning)
+    return curve
+
+
+def chosen_alpha(curve: AlphaCurve) -> Any:
+    """What a curve has chosen, as an α for `interpolate_weights`: a number, or numbers by name if by groups."""
+    if curve.group_alphas is None:
+        return curve.alpha
+    return spread_alphas(curve.group_alphas, curve.settings["groups"])
+
+
+class _Run:
+    """The evaluations of one search."""
+
+    def __init__(self, live: Interpolation, score: Callable[[], Parts], search: AlphaSearch) -> None:
+        self.live, self.score, self.search = live, score, search
+        self.parts: dict[float, Parts] = {}
+        self.warnings = _notes(live)
+        self.method = "grid"
+        self.evaluate(1.0)
+        names = self._metrics()
+        metric = search.metric or main_metric({"": dict.fromkeys(names, 0.0)})
+        if metric is None or metric not in names:
+            raise ValueError(f"`metric` must be one of {', '.join(names)}, which both sides have; got {metric!r}.")
+        self.metric = metric
+        self.evaluate(0.0)
+
+    def evaluate(self, alpha: float) -> Parts:
+        """Metrics at an α; evaluated once."""
+        alpha = round(float(alpha), 6)
+        if alpha not in self.parts:
+            self.live.set_alpha(alpha)
+            self.parts[alpha] = self.score()
+        return self.parts[alpha]
+
+    def choose(self) -> Choice:
+        """Evaluate what the method asks for, and choose."""
+        search = self.search
+        is_smooth = self.metric.endswith("loss") and search.objective in SMOOTH_OBJECTIVES
+        if search.method == "golden" or (search.method == "auto" and is_smooth):
+            self._golden()
+        else:
+            self._grid()
+        alphas = self.alphas
+        return choose_alpha(
+            alphas,
+            self.units("domain", self.metric),
+            self.units("general", self.metric),
+            objective=search.objective,
+            max_forgetting=search.max_forgetting,
+            domain_weight=search.domain_weight,
+            one_standard_error=search.one_standard_error,
+            domain_greater_is_better=not less_is_better(self.metric),
+            general_greater_is_better=not less_is_better(self.metric),
+            metric=self.metric,
+            seed=search.seed,
+        )
+
+    @property
+    def alphas(self) -> list[float]:
+        """α evaluated so far, rising."""
+        return sorted(self.parts)
+
+    def units(self, side: str, metric: str) -> Units:
+        """(num_alphas, num_units) of the examples by which α is chosen."""
+        return np.stack([self.parts[alpha].selection[side][metric] for alpha in self.alphas])
+
+    def curve(self, choice: Choice) -> AlphaCurve:
+        """All that was found."""
+        parts = [self.parts[alpha] for alpha in self.alphas]
+        selection = self._tabulate([part.selection for part in parts])
+        report = self._tabulate([part.report for part in parts])
+        sign = -1 if less_is_better(self.metric) else 1
+        knee = find_knee(self.alphas, *(sign * np.array(selection[side][self.metric]["values"]) for side in SIDES))
+        self._warn_if_flat()
+        return AlphaCurve(
+            alphas=self.alphas,
+            selection=selection,
+            report=report,
+            metric=self.metric,
+            objective=self.search.objective,
+            method=self.method,
+            alpha=choice.alpha,
+            best_alpha=choice.best_alpha,
+            reason=choice.reason,
+            settings=self.search.to_dict(),
+            confidence_interval=None if choice.confidence_interval is None else list(choice.confidence_interval),
+            knee=knee,
+            barrier=self._barriers(report),
+            num_evaluations=len(self.parts),
+            num_examples=self._sizes(parts[0]),
+            warnings=self.warnings,
+        )
+
+    def add_groups(self, curve: AlphaCurve, groups: dict[str, float]) -> None:
+        """Evaluate α by groups and note it in the curve."""
+        members = parameter_groups(self.live.names)
+        self.live.set_alpha(spread_alphas(groups, members))
+        report = self.score().report
+        curve.group_alphas = groups
+        curve.method = f"{curve.method}, then groups by gradient"
+        curve.settings["groups"] = members
+        curve.group_metrics = {
+            side: {
+                name: dict(zip(("value", "std_error"), summarise(units), strict=True))
+                for name, units in report[side].items()
+            }
+            for side in SIDES
+        }
+
+    def _grid(self) -> None:
+        for alpha in self.search.grid():
+            self.evaluate(alpha)
+
+    def _golden(self) -> None:
+        """Golden section on the loss, which is smooth; a grid if the loss is not unimodal."""
+        search, self.method = self.search, "golden section"
+        name = self.metric if self.metric.endswith("loss") else "loss"
+        if name not in self._metrics():
+            raise ValueError("`method` 'golden' needs a loss on both sides, and there is none. Take 'grid'.")
+        shares = _shares(search)
+
+        def loss(alpha: float) -> float:
+            found = self.evaluate(alpha).selection
+            return sum(share * float(found[side][name].mean()) for side, share in shares.items())
+
+        grid = search.grid()
+        golden_section(loss, low=min(0.0, *grid), high=max(1.0, *grid), tolerance=search.tolerance)
+        units = _weighted([self.units(side, name) for side in shares], list(shares.values()))
+        if not is_unimodal(self.alphas, units):
+            self.method = "grid, because the loss is not unimodal in α"
+            self._grid()
+
+    def _metrics(self) -> list[str]:
+        first = next(iter(self.parts.values())).selection
+        return [name for name in first["domain"] if name in first["general"]]
+
+    def _tabulate(self, scores: Sequence[Scores]) -> dict[str, dict[str, dict[str, list[Any]]]]:
+        table: dict[str, dict[str, dict[str, list[Any]]]] = {}
+        for side in SIDES:
+            table[side] = {}
+            for name in scores[0][side]:
+                found = [summarise(one[side][name]) for one in scores]
+                table[side][name] = {
+                    "values": [value for value, _ in found],
+                    "std_errors": [error for _, error in found],
+                }
+        return table
+
+    def _barriers(self, report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        barriers = {}
+        for side in SIDES:
+            if "loss" not in report[side]:
+                continue
+            losses, errors = report[side]["loss"]["values"], report[side]["loss"]["std_errors"]
+            height, alpha = loss_barrier(self.alphas, losses)
+            barriers[side] = {"height": height, "alpha": alpha}
+            error = errors[self.alphas.index(alpha)] or 0.0
+            if height > max(2 * error, 0.05 * max(losses[self.alphas.index(0.0)], losses[self.alphas.index(1.0)])):
+                self.warnings.append(
+                    f"The {side} loss has a barrier of {height:.3g} at α = {alpha:g}: M₀ and M_θ do not lie in one "
+                    "basin. A smaller learning rate, an anchor (`anchor: l2sp`) or α by depth may help."
+                )
+        return barriers
+
+    def _sizes(self, parts: Parts) -> dict[str, dict[str, int]]:
+        if self._is_of_numbers():
+            return {}
+        return {
+            side: {
+                part: max(len(units) for units in scores[side].values())
+                for part, scores in zip(("selection", "report"), parts, strict=True)
+            }
+            for side in SIDES
+        }
+
+    def _warn_if_flat(self) -> None:
+        values = [self.units(side, name) for side in SIDES for name in self._metrics()]
+        if all((first == second).all() for units in values for first, second in pairwise(units)):
+            self.warnings.append(
+                "The metrics are the same at every α: are M₀ and M_θ the same model? A `state_dict()` is no copy: it "
+                "goes with its model."
+            )
+        if self._is_of_numbers():
+            self.warnings.append(
+                "Each metric is a single number: α is chosen and reported on the same examples, and nothing is known "
+                "of its standard error. Return an array with the value of every example."
+            )
+
+    def _is_of_numbers(self) -> bool:
+        """Whether all metrics are single numbers."""
+        scores = next(iter(self.parts.values())).selection
+        return all(len(units) == 1 for side in SIDES for units in scores[side].values())
+
+
+def _make_search(settings: Mapping[str, Any]) -> AlphaSearch:
+    names = [field.name for field in fields(AlphaSearch)]
+    for name in settings:
+        if name not in names:
+            raise TypeError(
+                f"`search_alpha` has no setting {name!r}; they are {', '.join(names)}." + did_you_mean(name, names)
+            )
+    return AlphaSearch(**settings)
+
+
+def _shares(search: AlphaSearch) -> dict[str, float]:
+    """The sides' shares in the loss that is minimised."""
+    weight = search.domain_weight if search.objective == "mean" else 1.0
+    return {side: share for side, share in zip(SIDES, (weight, 1 - weight), strict=True) if share > 0}
+
+
+def _weighted(sides: Sequence[Units], shares: Sequence[float]) -> Units:
+    """Units of a weighted sum of metrics over different examples: their mean is the sum, and their spread is its.
+
+    >>> units = _weighted([np.array([[1.0, 3.0]]), np.array([[4.0, 4.0]])], [0.5, 0.5])
+    >>> units.mean(), round(units.std() / np.sqrt(4), 6), round(0.5 * 1.0 / np.sqrt(2), 6)
+    (np.float64(3.0), np.float64(0.353553), np.float64(0.353553))
+    """
+    means = [units.mean(axis=1, keepdims=True) for units in sides]
+    size = sum(units.shape[1] for units in sides)
+    parts = [
+        share * (units - mean) * (size / units.shape[1])
+        for units, mean, share in zip(sides, means, shares, strict=True)
+    ]
+    total = sum(share * mean for mean, share in zip(means, shares, strict=True))
+    return np.concatenate(parts, axis=1) + total
+
+
+def _search_groups(
+    trainer: Trainer, live: Interpolation, sets: Mapping[str, Any], start: float, search: AlphaSearch
+) -> dict[str, float]:
+    return search_groups(
+        trainer, live, sets, _shares(search), start=start, tolerance=search.tolerance, seed=search.seed
+    )
+
+
+def _selection_rows(sets: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The halves by which α is chosen."""
+    return {name: take_rows(dataset, halves(len(dataset), seed, name)[0]) for name, dataset in sets.items()}
+
+
+def _notes(live: Interpolation) -> list[str]:
+    """What a reader should know of M₀."""
+    names = [decision.name for decision in live.report.decisions if decision.action == "finetuned"]
+    if not names:
+        return []
+    shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    return [f"M₀ has no head of its own ({shown}): at α = 0 its backbone is read by M_θ's head."]
+
+
+def _name_ends(base_model: Any, model: Any) -> tuple[str | None, str | None]:
+    """Names or folders of M₀ and M_θ, where they are known."""
+    own = getattr(model, "name_or_path", None) or None
+    if isinstance(base_model, (str, os.PathLike)):
+        return str(base_model), None if is_peft_model(model) else own
+    if is_peft_model(model):  # it goes by the name of its base model
+        return own, None
+    return getattr(base_model, "name_or_path", None) or None, own
+
+
+def _function_scorer(evaluate: Evaluate, model: nn.Module, search: AlphaSearch) -> Callable[[], Parts]:
+    """A function's metrics in two halves; single numbers stand for both."""
+
+    def score() -> Parts:
+        found = evaluate(model)
+        missing = [name for name in (search.domain, search.general) if name not in found]
+        if missing:
+            raise ValueError(f"The evaluate function must return metrics of {missing[0]!r}, got {list(found)}.")
+        selection: Scores = {}
+        report: Scores = {}
+        for side, name in zip(SIDES, (search.domain, search.general), strict=True):
+            selection[side], report[side] = {}, {}
+            for metric, value in found[name].items():
+                units = np.asarray(value, dtype=np.float64).reshape(-1)
+                parts = halves(len(units), search.seed, side) if len(units) > 1 else (slice(None), slice(None))
+                selection[side][metric], report[side][metric] = units[parts[0]], units[parts[1]]
+        return Parts(selection, report)
+
+    return score
+
+
+def _pick(datasets: Any, search: AlphaSearch, argument: str) -> dict[str, Any]:
+    """The sides' sets out of all evaluation sets."""
+    names = (search.domain, search.general)
+    if not isinstance(datasets, Mapping) or any(name not in datasets for name in names):
+        found = list(datasets) if isinstance(datasets, Mapping) else type(datasets).__name__
+        raise ValueError(
+            f"`{argument}` must be a mapping with the sets {names[0]!r} and {names[1]!r}, got {found}. Name the sides' "
+            "sets with `domain=` and `general=` if they are called otherwise."
+        )
+    return {side: datasets[name] for side, name in zip(SIDES, names, strict=True)}

@@ -1,0 +1,309 @@
+"""From a recipe to its data, its model and its trainer."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.utils import logging as host_logging
+
+from hf_interp.losses.gce import check_head
+from hf_interp.losses.ref_model import base_of
+from hf_interp.mixture.corpus import Corpus, check_columns
+from hf_interp.mixture.packing import pack
+from hf_interp.mixture.plan import MixturePlan
+from hf_interp.tasks.loading import encode_corpus, load_corpus
+from hf_interp.tasks.models import label_names_of, load_model
+from hf_interp.tasks.presets import adapt, adapter_callbacks, check_adapter
+from hf_interp.tasks.recipe import CorpusConfig, Recipe
+from hf_interp.tasks.task import TASKS, Task, check_task, get_task
+from hf_interp.tasks.tokenizers import prepare_tokenizer
+from hf_interp.training.config import InterpolationConfig
+from hf_interp.training.heads import Objective
+from hf_interp.training.planning import plan_mixture
+from hf_interp.training.trainer import InterpolationMixin, InterpolationSeq2SeqTrainer, InterpolationTrainer
+from hf_interp.utils.errors import did_you_mean
+
+
+def check_search(recipe: Recipe) -> None:
+    """Refuse a recipe that asks for a search and has no sets for it.
+
+    Raises:
+        ValueError: if the set of a side is missing.
+    """
+    search = recipe.alpha_search
+    if search is None:
+        return
+    group = "validation_corpora" if recipe.validation_corpora else "eval_corpora"
+    found = getattr(recipe, group)
+    for name in (search.domain, search.general):
+        if name not in found:
+            raise ValueError(
+                f"`alpha_search` needs the sets {search.domain!r} and {search.general!r}, but `{group}` has "
+                f"{list(found)}. Name them there, or say in `alpha_search` what `domain` and `general` are called."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A recipe's data, tokenised.
+
+    Args:
+        tokenizer: the tokenizer of the model.
+        corpora: training corpora.
+        eval_sets: evaluation sets by name.
+        validation_sets: sets by name on which the α of the weights is chosen, if they are others.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    corpora: list[Corpus]
+    eval_sets: dict[str, datasets.Dataset]
+    validation_sets: dict[str, datasets.Dataset] = field(default_factory=dict)
+
+
+def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
+    """What can be checked before anything is loaded."""
+    task = check_task(recipe)
+    if args.domain_loss is not None:
+        check_head(task.model_class, recipe.problem_type)
+    for name in recipe.objective_names():
+        if name not in recipe.objectives and name not in TASKS:
+            known = [*recipe.objectives, *TASKS]
+            raise ValueError(
+                f"`objective` must be one of `objectives` ({', '.join(recipe.objectives) or 'none'}) or a task "
+                f"({', '.join(TASKS)}), got {name!r}." + did_you_mean(name, known)
+            )
+        if check_task(recipe.for_objective(name)).generates:
+            raise ValueError(
+                f"The objective {name!r} cannot be {recipe.for_objective(name).task}, which has no backbone apart from "
+                "its head."
+            )
+    if args.max_steps <= 0:
+        raise ValueError(
+            f"A mixture needs `max_steps`, got {args.max_steps}. Set it in the recipe or with --max_steps."
+        )
+    if recipe.peft is not None:
+        check_adapter(
+            recipe.peft, task.peft_type, max_steps=args.max_steps, is_interpolated=recipe.alpha_search is not None
+        )
+    check_search(recipe)
+    folder = Path(recipe.model_name_or_path).expanduser()
+    if recipe.model_name_or_path.startswith((".", "/", "~")) and not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {recipe.model_name_or_path!r} (`model_name_or_path`).")
+    return task
+
+
+def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> Data:
+    """Load and tokenise the corpora (if anything `trains`) and evaluation sets of a recipe."""
+    if not sys.stderr.isatty():  # bars would fill a log with their every step
+        datasets.disable_progress_bars()
+        host_logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(
+        recipe.model_name_or_path, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
+    )
+    prepare_tokenizer(tokenizer, recipe)
+
+    def tokenised(name: str, group: Mapping[str, CorpusConfig]) -> Any:
+        return tokenise(name, group[name], recipe.for_objective(group[name].objective), tokenizer)
+
+    corpora = [
+        Corpus(
+            name,
+            tokenised(name, recipe.corpora),
+            config.side or "domain",
+            share=config.share,
+            max_passes=config.max_passes,
+            mean_tokens=config.mean_tokens,
+            objective=config.objective,
+        )
+        for name, config in (recipe.corpora if trains else {}).items()
+    ]
+    return Data(
+        tokenizer=tokenizer,
+        corpora=corpora,
+        eval_sets={name: tokenised(name, recipe.eval_corpora) for name in recipe.eval_corpora},
+        validation_sets={name: tokenised(name, recipe.validation_corpora) for name in recipe.validation_corpora},
+    )
+
+
+def tokenise(name: str, config: CorpusConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Load a corpus and turn it into model inputs, packed if the recipe says so.
+
+    Raises:
+        ValueError: for what cannot be trained on, naming corpus, column and row.
+    """
+    task = get_task(recipe.task)
+    columns = task.columns(recipe, config)
+    raw = load_corpus(name, config, columns, label_names_of(recipe))
+    encoded = encode_corpus(name, raw, config, task.encode(tokenizer, recipe), list(columns))
+    if not (task.is_packed and recipe.packing and "text" in columns):
+        return encoded
+    packed = pack(encoded, recipe.max_length)
+    if isinstance(packed, datasets.Dataset) and len(packed) == 0:
+        raise ValueError(
+            f"Corpus {name!r} has fewer than `max_length` ({recipe.max_length}) tokens, so that nothing is left of it "
+            "when packed. Lower `max_length`, or set `packing: false`."
+        )
+    return packed
+
+
+def plan_data(data: Data, args: InterpolationConfig, num_processes: int | None = None) -> MixturePlan:
+    """The plan that the trainer will make for a new run, before there is a model; for this world by default.
+
+    Raises:
+        ValueError: if the corpora do not fit together or cannot be planned.
+    """
+    check_columns(data.corpora)
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps * (num_processes or args.world_size)
+    return plan_mixture(data.corpora, args, batch_size=batch_size, is_adaptive=args.alpha_controller is not None)
+
+
+def build_model(recipe: Recipe, task: Task, args: InterpolationConfig) -> torch.nn.Module:
+    """The pretrained model, with its adapter if there is one; `args.seed` decides a new head.
+
+    Raises:
+        ValueError: if the anchor of `args` needs a head that the model does not have.
+    """
+    set_seed(args.seed)
+    model, new_names = load_model(recipe, revision=recipe.model_revision)
+    settle_new_head(args, recipe.model_name_or_path, new_names)
+    if recipe.peft is None:
+        return model
+    return adapt(model, recipe.peft, task_type=task.peft_type, max_steps=args.max_steps, new_names=new_names)
+
+
+def build_trainer(
+    recipe: Recipe,
+    task: Task,
+    args: InterpolationConfig,
+    data: Data,
+    callbacks: Sequence[TrainerCallback] = (),
+    *,
+    anew: bool = False,
+) -> Any:
+    """The model in an `InterpolationTrainer`, or an `InterpolationSeq2SeqTrainer` where the task generates.
+
+    Args:
+        recipe, task, args, data: what is trained, and how.
+        callbacks: further callbacks.
+        anew: load the model anew whenever training begins, as `hyperparameter_search` needs it.
+    """
+    if data.eval_sets:
+        args.eval_on_start = True  # M₀'s metrics, without which nothing can be said about forgetting
+    if not torch.accelerator.is_available():
+        args.dataloader_pin_memory = False  # there is nothing to pin for, and torch would warn at every loader
+
+    def model_init() -> torch.nn.Module:
+        model = build_model(recipe, task, args)
+        prepare_model(recipe, task, model, data.tokenizer)
+        return model
+
+    model = None if anew else model_init()
+    return trainer_class(task)(
+        model=model,
+        model_init=model_init if anew else None,
+        args=args,
+        train_dataset=data.corpora,
+        eval_dataset=data.eval_sets or None,
+        processing_class=data.tokenizer,
+        callbacks=[_SeedFirstStep(), *adapter_callbacks(recipe.peft), *callbacks],
+        **task_parts(recipe, task, args, data.tokenizer, has_metrics=bool(data.eval_sets)),
+    )
+
+
+def trainer_class(task: Task) -> type[Any]:
+    """The trainer of a task."""
+    return InterpolationSeq2SeqTrainer if task.generates else InterpolationTrainer
+
+
+def task_parts(
+    recipe: Recipe, task: Task, args: InterpolationConfig, tokenizer: PreTrainedTokenizerBase, *, has_metrics: bool
+) -> dict[str, Any]:
+    """What a trainer must be given for a task and for the objectives beside it; `args` are set for generation.
+
+    A task that generates does so in every evaluation, up to `generation_max_length` tokens (by default
+    `max_target_length`).
+    """
+    if task.generates:
+        args.predict_with_generate = True
+        if args.generation_max_length is None:
+            args.generation_max_length = recipe.max_target_length
+    groups = {**recipe.eval_corpora, **recipe.validation_corpora}
+    return {
+        "data_collator": task.collator(tokenizer, recipe),
+        "compute_metrics": task.metrics(tokenizer, recipe) if has_metrics else None,
+        "preprocess_logits_for_metrics": task.preprocess_logits() if task.preprocess_logits else None,
+        "objectives": {name: build_objective(recipe, name, args, tokenizer) for name in recipe.objective_names()},
+        "eval_objectives": {name: each.objective for name, each in groups.items() if each.objective is not None},
+    }
+
+
+def build_objective(
+    recipe: Recipe, name: str, args: InterpolationConfig, tokenizer: PreTrainedTokenizerBase
+) -> Objective:
+    """The head of an objective, as the pretrained model has it or new, with what evaluates it."""
+    own = recipe.for_objective(name)
+    task = get_task(own.task)
+    set_seed(args.seed)
+    return Objective(
+        load_model(own, revision=recipe.model_revision).model,
+        task.collator(tokenizer, own),
+        task.metrics(tokenizer, own),
+        task.preprocess_logits() if task.preprocess_logits else None,
+    )
+
+
+def prepare_model(recipe: Recipe, task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set what the model must know of the tokenizer and of the task."""
+    inner = base_of(model)
+    if getattr(inner.config, "pad_token_id", None) is None:
+        inner.config.pad_token_id = tokenizer.pad_token_id
+    task.prepare(tokenizer, inner, recipe)
+
+
+def settle_new_head(args: InterpolationConfig, name_or_path: str, new_names: Sequence[str]) -> None:
+    """Leave a head that the pretrained model does not have out of what is compared with it.
+
+    Raises:
+        ValueError: if that model's predictions are asked for.
+    """
+    if new_names and (args.anchor == "distill" or args.log_loss_gap):
+        asking = "anchor: distill" if args.anchor == "distill" else "log_loss_gap: true"
+        raise ValueError(
+            f"`{asking}` needs a pretrained model with a trained head, but {name_or_path!r} lacks "
+            f"{', '.join(new_names)}. Start from a model with a head for the task, or use `anchor: l2sp` without "
+            "`log_loss_gap`."
+        )
+    if new_names and args.anchor == "l2sp":
+        args.anchor_exclude = sorted({*(args.anchor_exclude or []), *new_names})
+
+
+class _SeedFirstStep(TrainerCallback):
+    """Seeds the first step: evaluation draws random numbers, and a run must not depend on whether M₀ was evaluated."""
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0:
+            set_seed(args.seed)
+
+
+def evaluate_at_end(trainer: InterpolationMixin) -> None:
+    """Evaluate the trained model, unless the last evaluation of the run was already of it."""
+    if not trainer.eval_dataset:
+        return
+    evaluated = [entry["step"] for entry in trainer.state.log_history if any(key.startswith("eval_") for key in entry)]
+    if trainer.args.load_best_model_at_end or max(evaluated, default=-1) < trainer.state.global_step:
+        trainer.evaluate()

@@ -1,0 +1,173 @@
+"""From the columns of a task to the inputs of a model: one function for each kind of task.
+
+Each takes (tokenizer, recipe) and gives a function from a batch of columns to a batch of model inputs, for
+`Dataset.map`; it raises `RowError` for a row that cannot be trained on.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_interp.tasks.dialogues import encode_dialogue
+from hf_interp.tasks.loading import RowError
+from hf_interp.tasks.recipe import Recipe
+
+Batch = dict[str, list[Any]]
+Encode = Callable[[Batch], Batch]
+
+IGNORE = -100
+
+
+def encode_classification(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
+    """text (and text_pair) → input_ids, attention_mask, ...: (length,), cut to `max_length`.
+
+    label → labels: an index (), numbers for several labels (num_labels,), or a number () for regression.
+    """
+
+    def encode(batch: Batch) -> Batch:
+        encoded = tokenizer(batch["text"], batch.get("text_pair"), truncation=True, max_length=recipe.max_length)
+        _check_not_empty(encoded["input_ids"], "text")
+        return {**encoded, "labels": batch["label"]}
+
+    return encode
+
+
+def encode_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
+    """tokens → input_ids, attention_mask, ...: (length,), cut to `max_length`; tags → labels: (length,).
+
+    The first piece of a word has the word's tag, its other pieces and special tokens have −100.
+
+    Raises:
+        ValueError: for a tokenizer that does not know which word a piece is of.
+    """
+    _check_fast(tokenizer, "Token classification")
+
+    def encode(batch: Batch) -> Batch:
+        for row, (words, tags) in enumerate(zip(batch["tokens"], batch["tags"], strict=True)):
+            if len(words) != len(tags):
+                raise RowError(
+                    row, "tags", f"{len(tags)} tags for {len(words)} words", "Every word needs one tag: mend the file."
+                )
+        encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=recipe.max_length)
+        labels = [_align(encoded.word_ids(row), tags) for row, tags in enumerate(batch["tags"])]
+        for row, aligned in enumerate(labels):
+            if all(label == IGNORE for label in aligned):
+                raise RowError(row, "tokens", "no token left after tokenising", "Remove such rows from the file.")
+        return {**encoded, "labels": labels}
+
+    return encode
+
+
+def encode_pairs(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
+    """text → input_ids, attention_mask: (length,), cut to `max_length`; target → labels: (target length,)."""
+
+    def encode(batch: Batch) -> Batch:
+        sources = [recipe.source_prefix + text for text in batch["text"]]
+        encoded = tokenizer(sources, truncation=True, max_length=recipe.max_length)
+        labels = tokenizer(text_target=batch["target"])["input_ids"]
+        cut = tokenizer(text_target=batch["target"], truncation=True, max_length=recipe.max_target_length)["input_ids"]
+        for row, label in enumerate(labels):
+            if len(label) > recipe.max_target_length and not recipe.truncate_target:
+                raise RowError(
+                    row,
+                    "target",
+                    f"a target of {len(label)} tokens, more than `max_target_length` ({recipe.max_target_length})",
+                    "Raise `max_target_length`, or set `truncate_target: true`.",
+                )
+        _check_not_empty(encoded["input_ids"], "text")
+        _check_not_empty(cut, "target")
+        return {**encoded, "labels": cut}
+
+    return encode
+
+
+def encode_causal(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
+    """text or messages → input_ids, attention_mask, labels: (length,), cut to `max_length` if not packed later.
+
+    Of a text every token is a label, and the end-of-text token is put behind it; of messages, what the assistant says.
+    """
+
+    def encode(batch: Batch) -> Batch:
+        if "messages" in batch:
+            return _encode_dialogues(tokenizer, batch["messages"], recipe.max_length)
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        encoded = tokenizer(batch["text"], return_token_type_ids=False, verbose=False)["input_ids"]
+        ids = [tokens if tokens[-1:] == end else tokens + end for tokens in encoded]
+        ids = ids if recipe.packing else [tokens[: recipe.max_length] for tokens in ids]
+        _check_not_empty(ids, "text")
+        for row, tokens in enumerate(ids):
+            if len(tokens) == 1 and not recipe.packing:  # a batch of such texts has no loss
+                raise RowError(
+                    row,
+                    "text",
+                    "a text of one token, behind which there is none to predict",
+                    "Remove such rows from the file, raise `max_length`, or set `packing: true`.",
+                )
+        return {"input_ids": ids, "attention_mask": [[1] * len(tokens) for tokens in ids], "labels": ids}
+
+    return encode
+
+
+def encode_masked(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
+    """text → input_ids, attention_mask, special_tokens_mask: (length,), cut to `max_length` if not packed later.
+
+    With whole-word masking also offset_mapping: (length, 2). The collator makes the labels.
+
+    Raises:
+        ValueError: for whole-word masking with a tokenizer that does not know where a piece stands.
+    """
+    if recipe.whole_word_mask:
+        _check_fast(tokenizer, "Masking whole words")
+
+    def encode(batch: Batch) -> Batch:
+        encoded = tokenizer(
+            batch["text"],
+            truncation=not recipe.packing,
+            max_length=None if recipe.packing else recipe.max_length,
+            return_special_tokens_mask=True,
+            return_offsets_mapping=recipe.whole_word_mask,
+            return_token_type_ids=False,
+            verbose=False,  # of texts longer than the model, which are packed later
+        )
+        _check_not_empty(encoded["input_ids"], "text")
+        return dict(encoded)
+
+    return encode
+
+
+def _encode_dialogues(tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Any], max_length: int) -> Batch:
+    _check_fast(tokenizer, "Training on dialogues")
+    encoded = []
+    for row, turns in enumerate(dialogues):
+        try:
+            encoded.append(encode_dialogue(tokenizer, turns, max_length))
+        except ValueError as error:
+            raise RowError(
+                row, "messages", str(error), "Raise `max_length`, change `chat_template`, or remove such rows."
+            ) from error
+    return {name: [one[name] for one in encoded] for name in ("input_ids", "attention_mask", "labels")}
+
+
+def _check_fast(tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{what} needs a tokenizer that says where in the text its pieces stand, which {type(tokenizer).__name__} "
+            "cannot. Use a model with a tokenizer.json."
+        )
+
+
+def _align(word_ids: Sequence[int | None], tags: Sequence[int]) -> list[int]:
+    """A label for every piece.
+
+    >>> _align([None, 0, 0, 1, None], [3, 5])
+    [-100, 3, -100, 5, -100]
+    """
+    before = [None, *word_ids[:-1]]
+    return [IGNORE if word is None or word == last else tags[word] for word, last in zip(word_ids, before, strict=True)]
+
+
+def _check_not_empty(ids: Sequence[Sequence[int]], column: str) -> None:
+    for row, tokens in enumerate(ids):
+        if not tokens:
+            raise RowError(row, column, "an empty text after tokenising", "Remove such rows from the file.")

@@ -1,0 +1,71 @@
+"""Pretrained models with the head of a task."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+
+from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.task import get_task
+
+
+class Loaded(NamedTuple):
+    """A pretrained model with a task's head."""
+
+    model: PreTrainedModel
+    new_names: list[str]
+    """Parameters that the checkpoint lacks, hence new: those of an untrained head."""
+
+
+def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -> Loaded:
+    """A pretrained model with the head of a recipe's task; heads that the checkpoint lacks are new.
+
+    Args:
+        recipe: the task, its labels, and the model.
+        name_or_path: another place to load from.
+        kwargs: passed to `from_pretrained`.
+
+    Raises:
+        ValueError: if the checkpoint has a head for another number of labels, or for the same labels in another order.
+    """
+    name_or_path = name_or_path or recipe.model_name_or_path
+    task = get_task(recipe.task)
+    kwargs = {"trust_remote_code": recipe.trust_remote_code, **kwargs}
+    num_labels, label_names = task.num_labels(recipe) or None, recipe.label_names
+    if num_labels is not None:
+        kwargs["num_labels"] = num_labels
+    if recipe.problem_type is not None:
+        kwargs["problem_type"] = recipe.problem_type
+    if num_labels is not None and label_names:
+        trained = list(AutoConfig.from_pretrained(name_or_path, **_of_config(kwargs)).id2label.values())
+        if trained != list(label_names) and sorted(trained) == sorted(label_names):
+            raise ValueError(
+                f"`label_names` must have the order in which {name_or_path!r} was trained, {trained}, got "
+                f"{list(label_names)}."
+            )
+        kwargs |= {
+            "id2label": dict(enumerate(label_names)),
+            "label2id": {label: index for index, label in enumerate(label_names)},
+        }
+    try:
+        model, found = getattr(transformers, task.model_class).from_pretrained(
+            name_or_path, output_loading_info=True, **kwargs
+        )
+    except RuntimeError as error:
+        if num_labels is None or "mismatched" not in str(error):
+            raise
+        raise ValueError(
+            f"The head of {name_or_path!r} does not fit the {num_labels} labels {list(label_names or [])}. List the "
+            "labels that the model was trained with, in its order, or start from a model without a head."
+        ) from error
+    return Loaded(model, sorted(found["missing_keys"]))
+
+
+def _of_config(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name in ("revision", "trust_remote_code")}
+
+
+def label_names_of(recipe: Recipe) -> Sequence[str] | None:
+    """The labels that corpora are read with."""
+    return recipe.label_names if get_task(recipe.task).num_labels(recipe) is not None else None

@@ -1,0 +1,229 @@
+"""Recipes from YAML files and command-line flags."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from enum import EnumMeta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from hf_interp.mixture.apportionment import SIDES
+from hf_interp.selection.choice import AlphaSearch
+from hf_interp.tasks.recipe import CorpusConfig, ObjectiveConfig, Recipe
+from hf_interp.training.config import InterpolationConfig
+from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.yaml_values import with_numbers
+
+
+def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a recipe's YAML and lay command-line flags over it.
+
+    Returns:
+        the recipe as a plain mapping, for `parse_recipe`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a mapping, or a flag cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no recipe {str(path)!r}.")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"Recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"Recipe {str(path)!r} must be a mapping of fields, got {_kind(recipe)}.")
+    return lay_flags(recipe, flags)
+
+
+def lay_flags(recipe: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
+    """Lay command-line flags over a recipe, in place.
+
+    Raises:
+        ValueError: if a flag cannot be read.
+    """
+    for key, value in read_flags(flags):
+        _set(recipe, key, value)
+    return recipe
+
+
+def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig]:
+    """Check a recipe and turn it into its two halves.
+
+    Raises:
+        ValueError: for an unknown field (the nearest is named), a missing one, or a value of the wrong kind.
+    """
+    recipe_fields = _field_names(Recipe)
+    known = {*recipe_fields, *_field_names(InterpolationConfig)}
+    for key in recipe:
+        if key not in known:
+            raise ValueError(f"Unknown field {key!r} in the recipe." + did_you_mean(key, known))
+    training = {key: value for key, value in recipe.items() if key not in recipe_fields}
+    own = {key: value for key, value in recipe.items() if key in recipe_fields and value is not None}
+    for group in ("corpora", "eval_corpora", "validation_corpora"):
+        if group in own:
+            own[group] = _corpora(group, own[group])
+    if "objectives" in own:
+        own["objectives"] = _objectives(own["objectives"])
+    if "alpha_search" in own:
+        own["alpha_search"] = _alpha_search(own["alpha_search"])
+    parsed: Recipe = _build(Recipe, own, "the recipe")
+    if not parsed.corpora:
+        raise ValueError("`corpora` must name at least one corpus, got none.")
+    return parsed, parse_training_arguments(training)
+
+
+def parse_training_arguments(values: Mapping[str, Any]) -> InterpolationConfig:
+    """`InterpolationConfig` from plain values, converted as the host's own command-line parser converts them."""
+    kinds = typing.get_type_hints(InterpolationConfig)
+    whole: dict[str, Any] = {}
+    flags: list[str] = []
+    for key, value in values.items():
+        if value is False and any(
+            "no" in list(kind) for kind in _alternatives(kinds[key]) if isinstance(kind, EnumMeta)
+        ):
+            value = "no"  # as in `save_strategy: no`, which is false in YAML
+        if isinstance(value, (dict, list)):
+            if type(value) not in _alternatives(kinds[key]):
+                raise ValueError(f"`{key}` must not be {_kind(value)}, got {value!r}.")
+            whole[key] = with_numbers(value)  # the command-line parser would take it as a text only
+        elif value is not None:
+            flags.append(f"--{key}={value}")
+    return InterpolationConfig(**{**vars(_Parser(InterpolationConfig).parse_args(flags)), **whole})
+
+
+def read_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
+    """`--key value`, `--key=value` and a bare `--key` (true); values are read as YAML.
+
+    >>> read_flags(["--learning_rate", "0.1", "--bf16", "--corpora.domain.where={label: [a, b]}"])
+    [('learning_rate', 0.1), ('bf16', True), ('corpora.domain.where', {'label': ['a', 'b']})]
+    """
+    found: list[tuple[str, Any]] = []
+    rest = list(flags)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--") or flag == "--":
+            raise ValueError(f"Expected a flag such as --learning_rate 1e-4, got {flag!r}.")
+        key, equals, text = flag[2:].partition("=")
+        if not equals and rest and not rest[0].startswith("--"):
+            equals, text = "=", rest.pop(0)
+        try:
+            found.append((key, yaml.safe_load(text) if equals else True))
+        except yaml.YAMLError as error:
+            raise ValueError(f"The value of --{key} is not YAML: {text!r}.") from error
+    return found
+
+
+class _Parser(HfArgumentParser):
+    """The host's parser, which raises where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message[:1].upper()}{message[1:]}.")
+
+
+def _corpora(group: str, entries: Any) -> dict[str, CorpusConfig]:
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"`{group}` must be a mapping from names to corpora, got {_kind(entries)}.")
+    corpora = {}
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"`{group}.{name}` must be a mapping of fields, got {_kind(entry)}.")
+        corpus: CorpusConfig = _build(CorpusConfig, entry, f"`{group}.{name}`")
+        if corpus.side is None and name in SIDES:
+            corpus.side = name
+        if group == "corpora" and corpus.side not in SIDES:
+            raise ValueError(f"`{group}.{name}.side` must be general or domain, got {corpus.side!r}.")
+        corpora[str(name)] = corpus
+    return corpora
+
+
+def _objectives(entries: Any) -> dict[str, ObjectiveConfig]:
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"`objectives` must be a mapping from names to objectives, got {_kind(entries)}.")
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"`objectives.{name}` must be a mapping of fields, got {_kind(entry)}.")
+    return {str(name): _build(ObjectiveConfig, entry, f"`objectives.{name}`") for name, entry in entries.items()}
+
+
+def _alpha_search(settings: Any) -> AlphaSearch | None:
+    if isinstance(settings, bool):
+        return AlphaSearch() if settings else None
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"`alpha_search` must be true or a mapping of settings, got {settings!r}.")
+    return _build(AlphaSearch, settings, "`alpha_search`")
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    names = _field_names(cls)
+    for key in values:
+        if key not in names:
+            raise ValueError(f"Unknown field {key!r} in {where}." + did_you_mean(key, names))
+    converted = {key: _convert(cls, key, value, where) for key, value in values.items() if value is not None}
+    missing = [name for name in _required(cls) if name not in converted]
+    if missing:
+        raise ValueError(f"{where[0].upper()}{where[1:]} must give {', '.join(missing)}.")
+    return cls(**converted)
+
+
+def _convert(cls: type, key: str, value: Any, where: str) -> Any:
+    """`value` as the field's annotation wants it: YAML reads 1e-4 as a text and 3 as a whole number."""
+    annotation = cls.__annotations__[key]
+    expected = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    kinds = [getattr(kind, "__name__", str(kind)) for kind in _alternatives(annotation)]
+    if type(value).__name__ in kinds:
+        return value
+    if "float" in kinds and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if "Literal" in kinds and isinstance(value, str):
+        return value
+    if "str" in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"`{key}` in {where} must be {expected}, got {value!r}.")
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, each without its parameters: `list[str] | None` gives list and NoneType."""
+    origin = typing.get_origin(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return [kind for member in typing.get_args(annotation) for kind in _alternatives(member)]
+    return [origin or annotation]
+
+
+def _set(recipe: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; a top-level key may be written with dashes, as the host's flags may."""
+    head, *path = key.split(".")
+    keys = [head.replace("-", "_"), *path]
+    place = recipe
+    for step in keys[:-1]:
+        inner = place.setdefault(step, {})
+        if inner is True and step == "alpha_search":  # which means all of its defaults
+            inner = place[step] = {}
+        if not isinstance(inner, dict):
+            raise ValueError(f"--{key} reaches into {step!r}, which is {_kind(inner)} in the recipe.")
+        place = inner
+    place[keys[-1]] = value
+
+
+def _field_names(cls: type) -> list[str]:
+    return [entry.name for entry in dataclasses.fields(cls) if entry.init]
+
+
+def _required(cls: type) -> Iterable[str]:
+    return (
+        entry.name
+        for entry in dataclasses.fields(cls)
+        if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+    )
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,339 @@
+"""Adapters: what training updates, by name. Some are PEFT's, which is optional; others are parts of the model itself.
+
+In every preset of a classifier the head is trained in full, as is whatever else the pretrained checkpoint lacks.
+"""
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.pytorch_utils import Conv1D
+
+from hf_interp.tasks.adalora import AdaLoraCallback, prepare_adalora
+from hf_interp.tasks.freezing import PARTS, head_names, train_part
+from hf_interp.utils.errors import did_you_mean
+from hf_interp.weights.adapter_kinds import FACTORS, KEEPING_INITS
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Low-rank updates ΔW = BA·lora_alpha/r (Hu et al. 2021, arXiv 2106.09685) of every linear layer, with lora_alpha =
+    # 2r (Biderman et al. 2024, arXiv 2405.09673).
+    "lora": {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "all-linear"},
+    # LoRA scaled by lora_alpha/√r, with which higher ranks learn as fast (Kalajdzievski 2023, arXiv 2312.03732).
+    "rslora": {
+        "peft_type": "LORA",
+        "use_rslora": True,
+        "r": 32,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "target_modules": "all-linear",
+    },
+    # The norms of columns are trained apart from their directions (Liu et al. 2024, arXiv 2402.09353).
+    "dora": {
+        "peft_type": "LORA",
+        "use_dora": True,
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "target_modules": "all-linear",
+    },
+    # ΔW = PΛQ, of which the least important ranks are taken away, from 12 to 8 a layer on average (Zhang et al. 2023,
+    # arXiv 2303.10512). The steps of its schedule are shares of `max_steps`, see `_adalora_schedule`.
+    "adalora": {
+        "peft_type": "ADALORA",
+        "init_r": 12,
+        "target_r": 8,
+        "lora_alpha": 24,
+        "lora_dropout": 0.05,
+        "orth_reg_weight": 0.1,
+        "target_modules": "all-linear",
+    },
+    # Factors on keys, values and the inner activations (Liu et al. 2022, arXiv 2205.05638); for its targets see
+    # `_ia3_targets`.
+    "ia3": {"peft_type": "IA3"},
+    # Trained tokens before the input (Lester et al. 2021, arXiv 2104.08691), which start as words of the vocabulary.
+    "prompt_tuning": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 20, "prompt_tuning_init": "SAMPLE_VOCAB"},
+    # Biases and the head (Ben Zaken et al. 2022, arXiv 2106.10199).
+    "bitfit": {},
+    # The last n layers and the head; n of the encoder and n of the decoder, where there are both.
+    "last_layers": {"n": 2},
+    # What lies outside the backbone.
+    "head": {},
+}
+"""Name → the fields of a PEFT configuration, or the options of a part of the model (see `hf_interp.tasks.freezing`)."""
+
+IA3_TARGETS = (
+    ("key", "value", "output.dense"),
+    ("k_lin", "v_lin", "lin2"),
+    ("k_proj", "v_proj", "down_proj"),
+    ("k_proj", "v_proj", "fc2"),
+    ("k", "v", "wo"),
+    ("Wqkv", "Wqkv", "mlp.Wo"),
+)
+"""Linear layers of keys and of values, and the one that takes the inner activations, for models that PEFT has no entry
+for. The first line of which a model has all is taken."""
+
+_HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
+
+def check_adapter(
+    adapter: str | Mapping[str, Any], task_type: str | None, *, max_steps: int, is_interpolated: bool = False
+) -> None:
+    """Refuse what is no adapter, before there is a model.
+
+    Args:
+        adapter: see `adapt`.
+        task_type: PEFT's name for the task.
+        max_steps: optimizer steps of the run.
+        is_interpolated: whether M_α of the trained adapter is asked for.
+
+    Raises:
+        ImportError: if PEFT is needed and not installed.
+        ValueError: for an unknown preset, type or field (the nearest is named); or if the adapter is to be interpolated
+            and cannot be.
+    """
+    name, fields = _resolve(adapter)
+    if name in PARTS:
+        return
+    config = _build_config(fields, task_type, max_steps)
+    if is_interpolated and not _is_scalable(config):
+        shown = repr(name) if name else f"of type {config.peft_type.value}"
+        raise ValueError(
+            f"`alpha_search` needs an adapter that is linear in one of its factors, which {shown} is not as it is set. "
+            "Leave `alpha_search` out, or use lora, rslora, adalora or ia3 (or a part of the model, such as bitfit)."
+        )
+
+
+def adapt(
+    model: PreTrainedModel,
+    adapter: str | Mapping[str, Any],
+    *,
+    task_type: str | None,
+    max_steps: int,
+    new_names: Sequence[str] = (),
+) -> nn.Module:
+    """Limit what training updates.
+
+    Args:
+        model: to be trained; it is changed.
+        adapter: a name in `PRESETS`; a mapping with `preset` and fields laid over it; or a mapping with `peft_type`
+            (LORA, IA3, ...) and the fields of its configuration.
+        task_type: PEFT's name for the task, such as "SEQ_CLS"; `None` where it has none, as for masked language models.
+        max_steps: optimizer steps of the run, by which AdaLoRA's schedule goes.
+        new_names: parameters that the pretrained checkpoint lacks.
+
+    Returns:
+        a `PeftModel`, or the model itself with the rest frozen. Add `adapter_callbacks` to its trainer.
+
+    Raises:
+        ImportError: if PEFT is needed and not installed.
+        ValueError: see `check_adapter`; or if the model has nothing of the kind that is to be trained.
+    """
+    name, fields = _resolve(adapter)
+    if name in PARTS:
+        return train_part(model, name, new_names=new_names, **fields)
+    config = _build_config(fields, task_type, max_steps)
+    _check_task(model, config)
+    _fit_to_model(config, model, fields, new_names)
+    import peft
+
+    head = set(head_names(model)) if task_type in _HEADED else set()
+    adapted = peft.get_peft_model(model, config)
+    _check_head(adapted, head, name or config.peft_type.value)
+    if config.peft_type.value == "ADALORA":
+        prepare_adalora(adapted)
+    return adapted
+
+
+def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
+    """A trained adapter on its model, to be evaluated.
+
+    `PeftModel.from_pretrained` does the same, but an AdaLoRA that it loads cannot take labels.
+    """
+    import peft
+
+    loaded = peft.PeftModel.from_pretrained(model, folder)
+    if loaded.active_peft_config.peft_type.value == "ADALORA":
+        loaded.base_model.trainable_adapter_name = loaded.active_adapter  # its penalty is looked up by this
+        prepare_adalora(loaded)
+    return loaded
+
+
+def adapter_callbacks(adapter: str | Mapping[str, Any] | None) -> list[TrainerCallback]:
+    """What a trainer must call for an adapter."""
+    if adapter is None:
+        return []
+    _, fields = _resolve(adapter)
+    return [AdaLoraCallback()] if str(fields.get("peft_type")).upper() == "ADALORA" else []
+
+
+def get_peft_config(adapter: str | Mapping[str, Any], task_type: str | None, *, max_steps: int | None = None) -> Any:
+    """A PEFT configuration from a preset's name or a mapping.
+
+    Args:
+        adapter: see `adapt`; a preset that is PEFT's.
+        task_type: PEFT's name for the task; for classification PEFT then trains the head in full.
+        max_steps: optimizer steps of the run; AdaLoRA needs it, or a `total_step`.
+
+    Raises:
+        ImportError: if `peft` is not installed.
+        ValueError: for an unknown preset, type or field (the nearest is named), or a value that PEFT refuses.
+    """
+    name, fields = _resolve(adapter)
+    if name in PARTS:
+        raise ValueError(f"`peft: {name}` trains a part of the model itself, without PEFT. Use `adapt`.")
+    return _build_config(fields, task_type, max_steps)
+
+
+def _resolve(adapter: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a preset ("" for none), and all fields."""
+    given = {"preset": adapter} if isinstance(adapter, str) else dict(adapter)
+    if "preset" not in given:
+        return "", given
+    name = given.pop("preset")
+    if name not in PRESETS:
+        raise ValueError(
+            f"`peft` must be one of {', '.join(PRESETS)} or a mapping with `preset` or `peft_type`, got {name!r}."
+            + did_you_mean(str(name), PRESETS)
+        )
+    if name in PARTS:
+        known = [option for option in inspect.signature(PARTS[name]).parameters if option != "model"]
+        for field in given:
+            if field not in known:
+                raise ValueError(f"Unknown field {field!r} for the preset {name}." + did_you_mean(field, known))
+    return name, {**PRESETS[name], **given}
+
+
+def _build_config(fields: Mapping[str, Any], task_type: str | None, max_steps: int | None) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(
+            "`peft` is set, but PEFT is not installed. Install it with `pip install hf_interp[peft]`."
+        ) from error
+    fields = {"task_type": task_type, **fields}
+    kinds = {kind.value: cls for kind, cls in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = str(fields.pop("peft_type", None)).upper()
+    if kind not in kinds:
+        raise ValueError(
+            f"`peft_type` must be one of {', '.join(sorted(kinds))}, got {kind!r}." + did_you_mean(kind, kinds)
+        )
+    known = kinds[kind].__dataclass_fields__
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"Unknown field {name!r} for PEFT type {kind}." + did_you_mean(name, known))
+    if kind == "ADALORA":
+        fields = _adalora_schedule(fields, max_steps)
+    return kinds[kind](**fields)
+
+
+def _adalora_schedule(fields: dict[str, Any], max_steps: int | None) -> dict[str, Any]:
+    """The steps of AdaLoRA's schedule: no rank is taken away in the first tenth and in the last half of the run.
+
+    In between that is done about a thousand times in a long run, and at every step of a short one. The shares are
+    those of the paper's largest task (its table 8: 8,000 and 50,000 of 85,000 steps, every 100 steps).
+    """
+    total = fields.get("total_step") or max_steps
+    if not total:
+        raise ValueError("AdaLoRA needs the number of steps of the run. Give `max_steps`, or `total_step`.")
+    if max_steps and total != max_steps:
+        raise ValueError(
+            f"AdaLoRA's `total_step` must be the number of steps of the run, {max_steps}, got {total}. Leave it out."
+        )
+    steps = {"tinit": total // 10, "tfinal": total // 2, "deltaT": max(1, total // 1000)}
+    fields = {**steps, **fields, "total_step": total}
+    ranks = fields.get("init_r", 12), fields.get("target_r", 8)
+    if not ranks[0] > ranks[1] > 0:
+        raise ValueError(
+            f"AdaLoRA must begin with more ranks than it ends with: `init_r` > `target_r` > 0, got {ranks[0]} and "
+            f"{ranks[1]}."
+        )
+    return fields
+
+
+def _is_scalable(config: Any) -> bool:
+    """Whether M_α of an adapter of this configuration is such an adapter, and M₀ is in its model."""
+    kind = config.peft_type.value
+    if kind == "LORA" and (config.use_dora or config.init_lora_weights not in KEEPING_INITS):
+        return False
+    return kind in FACTORS and getattr(config, "bias", "none") == "none"
+
+
+def _check_task(model: PreTrainedModel, config: Any) -> None:
+    """Refuse trained tokens where PEFT does not put them before the input, or not before the labels."""
+    is_refused = config.task_type in (None, "TOKEN_CLS") or (
+        config.task_type == "SEQ_CLS" and model.config.is_encoder_decoder
+    )
+    if config.is_prompt_learning and is_refused:
+        raise ValueError(
+            f"Adapters of the type {config.peft_type.value} put tokens before the input, which PEFT does not do for "
+            f"{type(model).__name__}. Use another preset, such as lora."
+        )
+
+
+def _fit_to_model(config: Any, model: PreTrainedModel, fields: Mapping[str, Any], new_names: Sequence[str]) -> None:
+    """Set what depends on the model and was not said."""
+    known = type(config).__dataclass_fields__
+    if "fan_in_fan_out" in known and "fan_in_fan_out" not in fields:
+        config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
+    if "modules_to_save" in known and "modules_to_save" not in fields:
+        config.modules_to_save = _whole_modules(model, config.task_type, new_names) or None
+    if config.is_prompt_learning:  # PEFT knows a few names of these
+        config.token_dim = config.token_dim or model.get_input_embeddings().embedding_dim
+        config.num_layers = config.num_layers or getattr(model.config, "num_hidden_layers", None)
+        config.num_attention_heads = config.num_attention_heads or getattr(model.config, "num_attention_heads", None)
+    if config.peft_type.value == "IA3" and config.target_modules is None:
+        _ia3_targets(config, model)
+
+
+def _whole_modules(model: PreTrainedModel, task_type: str | None, new_names: Sequence[str]) -> list[str]:
+    """Modules that are trained in full, none inside another: a classifier's head, and what the checkpoint lacks."""
+    paths = [name.partition(".")[0] for name in (head_names(model) if task_type in _HEADED else [])]
+    paths += [name.rpartition(".")[0] for name in new_names]
+    found = [path for path in dict.fromkeys(paths) if _is_apart(model, path)]
+    return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+
+
+def _is_apart(model: nn.Module, path: str) -> bool:
+    """Whether a module below the model shares no parameter with others, so that a copy of it can be trained."""
+    owners: dict[int, set[bool]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), set()).add(name.startswith(f"{path}."))
+    return bool(path) and {True, False} not in owners.values()
+
+
+def _ia3_targets(config: Any, model: PreTrainedModel) -> None:
+    """PEFT's own targets if it knows the model, else the first of `IA3_TARGETS` that the model has.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
+
+    if model.config.model_type in KNOWN:
+        return
+    linear = [f".{name}" for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    for targets in IA3_TARGETS:
+        if all(any(name.endswith(f".{target}") for name in linear) for target in targets):
+            config.target_modules, config.feedforward_modules = set(targets), {targets[-1]}
+            return
+    raise ValueError(
+        f"`peft: ia3` has no targets for {type(model).__name__}. Set `target_modules` (layers of keys and values, and "
+        "those that take the inner activations) and, of these, the last in `feedforward_modules`."
+    )
+
+
+def _check_head(adapted: Any, head: set[str], adapter: str) -> None:
+    """Refuse an adapter beside which a classifier's new head would stay as it is."""
+    trained = {
+        name.removeprefix("base_model.").removeprefix("model.").replace(".modules_to_save.default.", ".")
+        for name, parameter in adapted.named_parameters()
+        if parameter.requires_grad
+    }
+    if missing := sorted(head - trained):
+        raise ValueError(
+            f"`peft: {adapter}` would leave the head untrained ({missing[0]!r} of {type(adapted).__name__}): PEFT does "
+            "not know it. Use another preset, such as lora."
+        )

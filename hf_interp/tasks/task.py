@@ -1,0 +1,295 @@
+"""One table: task → columns, model class, preprocessing, collator, metrics. A new task is a new entry.
+
+A task of one's own is a `Task` put into `TASKS` before a recipe is run, which then names it. In a script, for `python`
+or `accelerate launch`:
+
+```python
+from transformers import DataCollatorForMultipleChoice
+
+from hf_interp.tasks.parsing import load_recipe
+from hf_interp.tasks.metrics import classification_metrics
+from hf_interp.tasks.task import TASKS, Task
+from hf_interp.train import run_recipe
+
+
+def encode_choices(tokenizer, recipe):
+    def encode(batch):  # lists of the columns below
+        found = {"labels": batch["answer"], "input_ids": [], "attention_mask": []}
+        for question, choices in zip(batch["question"], batch["choices"]):
+            encoded = tokenizer([question] * len(choices), choices, truncation=True, max_length=recipe.max_length)
+            for name in ("input_ids", "attention_mask"):
+                found[name].append(encoded[name])
+        return found
+
+    return encode
+
+
+TASKS["multiple-choice"] = Task(
+    model_class="AutoModelForMultipleChoice",
+    columns=lambda recipe, corpus: {"question": "text", "choices": "words", "answer": "anything"},
+    encode=encode_choices,
+    collator=lambda tokenizer, recipe: DataCollatorForMultipleChoice(tokenizer),
+    metrics=lambda tokenizer, recipe: classification_metrics(),
+)
+run_recipe(load_recipe("recipe.yaml"))  # task: multiple-choice; of a corpus, columns: {question: stem, answer: key}
+```
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hf_interp.mixture.collators import MaskingCollator
+from hf_interp.tasks.columns import Kind, check_tag_set
+from hf_interp.tasks.encoding import (
+    Encode,
+    encode_causal,
+    encode_classification,
+    encode_masked,
+    encode_pairs,
+    encode_tokens,
+)
+from hf_interp.tasks.recipe import CorpusConfig, Recipe
+from hf_interp.tasks.tokenizers import language_token
+from hf_interp.utils.errors import did_you_mean
+
+PROBLEM_TYPES: dict[str, Kind] = {
+    "single_label_classification": "class",
+    "multi_label_classification": "classes",
+    "regression": "number",
+}
+"""What the label of a sequence classifier is."""
+
+ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """How a task is trained.
+
+    Args:
+        model_class: name of the transformers auto class.
+        columns: (recipe, corpus) → the kinds of the columns that the corpus must have (see `hf_interp.tasks.columns`).
+            What the file calls them is in the recipe: `text_column: review`, or `columns: {question: stem}`.
+        encode: (tokenizer, recipe) → a function from a batch of columns to model inputs, for `Dataset.map`.
+        collator: (tokenizer, recipe) → data collator.
+        metrics: (tokenizer, recipe) → `compute_metrics` (called late: it imports `evaluate`), or `None`.
+        preprocess_logits: → `preprocess_logits_for_metrics`, which keeps logits from piling up; or `None`.
+        peft_type: PEFT's name for the task, if it has one.
+        num_labels: recipe → how many labels the head has; `None` where it has none. With a number, but for regression,
+            the recipe must list `label_names`.
+        is_packed: whether texts become examples of `max_length` tokens if the recipe says `packing`.
+        generates: whether evaluation generates, with `Seq2SeqTrainer`.
+        check: recipe → raises `ValueError` for what can be seen before anything is loaded.
+        prepare: (tokenizer, model, recipe) → sets what generation needs of both.
+    """
+
+    model_class: str
+    columns: Callable[[Recipe, CorpusConfig], Mapping[str, Kind]]
+    encode: Callable[[PreTrainedTokenizerBase, Recipe], Encode]
+    collator: Callable[[PreTrainedTokenizerBase, Recipe], Any]
+    metrics: Callable[[PreTrainedTokenizerBase, Recipe], ComputeMetrics | None] = lambda tokenizer, recipe: None
+    preprocess_logits: Callable[[], Callable[[Any, Any], Any]] | None = None
+    peft_type: str | None = None
+    num_labels: Callable[[Recipe], int | None] = lambda recipe: None
+    is_packed: bool = False
+    generates: bool = False
+    check: Callable[[Recipe], None] = lambda recipe: None
+    prepare: Callable[[PreTrainedTokenizerBase, PreTrainedModel, Recipe], None] = lambda tokenizer, model, recipe: None
+
+
+def _problem_type(recipe: Recipe) -> str:
+    return recipe.problem_type or "single_label_classification"
+
+
+def _classification_columns(recipe: Recipe, corpus: CorpusConfig) -> Mapping[str, Kind]:
+    pair: dict[str, Kind] = {"text_pair": "any text"} if corpus.text_pair_column else {}
+    return {"text": "text", **pair, "label": PROBLEM_TYPES[_problem_type(recipe)]}
+
+
+def _check_problem_type(recipe: Recipe) -> None:
+    if _problem_type(recipe) not in PROBLEM_TYPES:
+        raise ValueError(
+            f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, got {recipe.problem_type!r}."
+            + did_you_mean(str(recipe.problem_type), PROBLEM_TYPES)
+        )
+    if _problem_type(recipe) == "regression" and recipe.label_names:
+        raise ValueError(f"A regression has no `label_names`, got {recipe.label_names}. Leave them out.")
+
+
+def _check_tags(recipe: Recipe) -> None:
+    check_tag_set(recipe.label_names or [])
+
+
+def _causal_columns(recipe: Recipe, corpus: CorpusConfig) -> Mapping[str, Kind]:
+    return {"messages": "turns"} if corpus.messages_column else {"text": "prose"}
+
+
+def _masking(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Any:
+    return MaskingCollator(tokenizer, recipe.mlm_probability, recipe.whole_word_mask)
+
+
+def _check_masking(recipe: Recipe) -> None:
+    if not 0 < recipe.mlm_probability <= 1:
+        raise ValueError(f"`mlm_probability` must lie in (0, 1], got {recipe.mlm_probability}.")
+
+
+def _prepare_languages(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> None:
+    """Let generation begin with the language that is wanted, where a multilingual model needs to be told."""
+    if recipe.target_lang is not None:
+        token = language_token(tokenizer, recipe.target_lang, "target_lang")
+        model.generation_config.forced_bos_token_id = token
+
+
+# `hf_interp.tasks.metrics` imports evaluate, which takes seconds: these are called late.
+
+
+def _classification_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
+    from hf_interp.tasks.metrics import classification_metrics
+
+    return classification_metrics(_problem_type(recipe))
+
+
+def _token_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
+    from hf_interp.tasks.metrics import token_metrics
+
+    return token_metrics(recipe.label_names or [])
+
+
+def _translation_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
+    from hf_interp.tasks.metrics import Translation, generation_metrics
+
+    return generation_metrics(tokenizer, [Translation])
+
+
+def _summary_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
+    from hf_interp.tasks.metrics import Summary, generation_metrics
+
+    return generation_metrics(tokenizer, [Summary])
+
+
+def _seq2seq_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
+    from hf_interp.tasks.metrics import Summary, Translation, generation_metrics
+
+    return generation_metrics(tokenizer, [Summary, Translation])
+
+
+def _language_model_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
+    from hf_interp.tasks.metrics import language_model_metrics
+
+    return language_model_metrics
+
+
+def _score_tokens() -> Callable[[Any, Any], Any]:
+    from hf_interp.tasks.metrics import score_tokens
+
+    return score_tokens
+
+
+def _score_shifted_tokens() -> Callable[[Any, Any], Any]:
+    from hf_interp.tasks.metrics import score_shifted_tokens
+
+    return score_shifted_tokens
+
+
+def _seq2seq(metrics: Callable[[PreTrainedTokenizerBase, Recipe], ComputeMetrics]) -> Task:
+    return Task(
+        model_class="AutoModelForSeq2SeqLM",
+        columns=lambda recipe, corpus: {"text": "text", "target": "text"},
+        encode=encode_pairs,
+        collator=lambda tokenizer, recipe: DataCollatorForSeq2Seq(tokenizer),
+        metrics=metrics,
+        peft_type="SEQ_2_SEQ_LM",
+        generates=True,
+        prepare=_prepare_languages,
+    )
+
+
+TASKS: dict[str, Task] = {
+    "sequence-classification": Task(
+        model_class="AutoModelForSequenceClassification",
+        columns=_classification_columns,
+        encode=encode_classification,
+        collator=lambda tokenizer, recipe: DataCollatorWithPadding(tokenizer),
+        metrics=_classification_metrics,
+        peft_type="SEQ_CLS",
+        num_labels=lambda recipe: 1 if recipe.problem_type == "regression" else len(recipe.label_names or []),
+        check=_check_problem_type,
+    ),
+    "token-classification": Task(
+        model_class="AutoModelForTokenClassification",
+        columns=lambda recipe, corpus: {"tokens": "words", "tags": "tags"},
+        encode=encode_tokens,
+        collator=lambda tokenizer, recipe: DataCollatorForTokenClassification(tokenizer),
+        metrics=_token_metrics,
+        peft_type="TOKEN_CLS",
+        num_labels=lambda recipe: len(recipe.label_names or []),
+        check=_check_tags,
+    ),
+    "translation": _seq2seq(_translation_metrics),
+    "summarization": _seq2seq(_summary_metrics),
+    "seq2seq": _seq2seq(_seq2seq_metrics),
+    "causal-lm": Task(
+        model_class="AutoModelForCausalLM",
+        columns=_causal_columns,
+        encode=encode_causal,
+        collator=lambda tokenizer, recipe: DataCollatorForSeq2Seq(tokenizer),
+        metrics=_language_model_metrics,
+        preprocess_logits=_score_shifted_tokens,
+        peft_type="CAUSAL_LM",
+        is_packed=True,
+    ),
+    "masked-lm": Task(
+        model_class="AutoModelForMaskedLM",
+        columns=lambda recipe, corpus: {"text": "prose"},
+        encode=encode_masked,
+        collator=_masking,
+        metrics=_language_model_metrics,
+        preprocess_logits=_score_tokens,
+        is_packed=True,
+        check=_check_masking,
+    ),
+}
+"""All tasks. translation, summarization and seq2seq differ in their metrics alone: BLEU and chrF, ROUGE, or both."""
+
+
+def get_task(name: str) -> Task:
+    """The entry of a task.
+
+    Raises:
+        ValueError: for an unknown task (the nearest is named).
+    """
+    if name not in TASKS:
+        raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {name!r}." + did_you_mean(name, TASKS))
+    return TASKS[name]
+
+
+def check_task(recipe: Recipe) -> Task:
+    """The task of a recipe, with what can be checked before anything is loaded.
+
+    Raises:
+        ValueError: for an unknown task, missing or unfit `label_names`, or what the task itself refuses.
+    """
+    task = get_task(recipe.task)
+    if recipe.label_names:
+        if not all(isinstance(label, str) for label in recipe.label_names):
+            raise ValueError(
+                f"`label_names` must be texts, got {recipe.label_names}. Put those into quotes that YAML reads "
+                "otherwise."
+            )
+        twice = [label for label in recipe.label_names if recipe.label_names.count(label) > 1]
+        if twice:
+            raise ValueError(f"`label_names` must be different labels, got {twice[0]!r} twice.")
+    task.check(recipe)
+    if task.num_labels(recipe) == 0:
+        raise ValueError(f"A recipe for {recipe.task} must list `label_names`, in the order of the label ids.")
+    return task

@@ -1,0 +1,78 @@
+"""What a recipe wants of a tokenizer."""
+
+from typing import Any
+
+from tokenizers import pre_tokenizers
+from transformers import PreTrainedTokenizerBase
+
+from hf_interp.tasks.dialogues import set_chat_template
+from hf_interp.tasks.recipe import Recipe
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+    """Set what a recipe wants of a tokenizer: languages, a chat template, a token to pad with, words one by one.
+
+    Raises:
+        ValueError: for dialogues without a chat template, a language that the tokenizer does not know, or a tokenizer
+            that has nothing to pad with.
+    """
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"The tokenizer of {recipe.model_name_or_path!r} has neither a token to pad with nor one that ends a "
+                "text. Set its `pad_token` and save it beside the model."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    _set_languages(tokenizer, recipe)
+    corpora = [
+        corpus
+        for group in (recipe.corpora, recipe.eval_corpora, recipe.validation_corpora)
+        for corpus in group.values()
+    ]
+    if any(corpus.messages_column for corpus in corpora):
+        set_chat_template(tokenizer, recipe.chat_template)
+    names = {recipe.for_objective(corpus.objective).task for corpus in corpora}
+    if "token-classification" in names:
+        _prefix_words(tokenizer)
+
+
+def _set_languages(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+    for field, name in (("source_lang", "src_lang"), ("target_lang", "tgt_lang")):
+        value = getattr(recipe, field)
+        if value is None:
+            continue
+        if not hasattr(tokenizer, "src_lang"):
+            raise ValueError(
+                f"The tokenizer of {recipe.model_name_or_path!r} knows no languages, got `{field}`: {value!r}. Leave "
+                "it out for a model of two languages."
+            )
+        language_token(tokenizer, value, field)
+        setattr(tokenizer, name, value)
+
+
+def language_token(tokenizer: PreTrainedTokenizerBase, language: str, field: str) -> int:
+    """The token that stands for a language."""
+    try:
+        if hasattr(tokenizer, "get_lang_id"):  # of M2M100, whose tokens are called otherwise than its languages
+            return int(tokenizer.get_lang_id(language))
+        token = tokenizer.convert_tokens_to_ids(language)
+    except KeyError:
+        token = None
+    if token is None or token == tokenizer.unk_token_id:
+        raise ValueError(
+            f"The tokenizer does not know the language {language!r} (`{field}`). Name it as the model does, or leave "
+            "it out for a model of two languages."
+        )
+    return int(token)
+
+
+def _prefix_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer of bytes put a space before words that come one by one, as they had in pretraining."""
+    if not tokenizer.is_fast:
+        return
+    found: Any = tokenizer.backend_tokenizer.pre_tokenizer  # a sequence has no length, but can be gone through
+    has_parts = isinstance(found, pre_tokenizers.Sequence)
+    for part in found if has_parts else [found]:
+        if isinstance(part, pre_tokenizers.ByteLevel):
+            part.add_prefix_space = True
+            tokenizer.add_prefix_space = True  # or classes such as RoBERTa's forget it when they are loaded

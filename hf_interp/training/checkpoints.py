@@ -1,0 +1,250 @@
+"""Checkpoints on disk: whether one is whole, which is the last whole one, and what the mixture left in it.
+
+The host writes a checkpoint file by file, `trainer_state.json` last. A run that is killed meanwhile, or a disk that
+fills up, leaves a folder that looks like a checkpoint and is none. What can be told without loading it is told here.
+"""
+
+import json
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+
+from hf_interp.utils.files import read_json
+from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
+
+TORCH_WRITES = ("inline_container", "Parent directory")
+"""What the `RuntimeError` says by which torch tells that it could not write a file."""
+
+# The host's names, spelled out so that looking at checkpoints needs no torch.
+PREFIX_CHECKPOINT_DIR = "checkpoint"
+STATE_NAME = "trainer_state.json"
+CALLBACK_NAME = "AlphaCallback"
+STATES = {"optimizer.pt": "optimizer*", "scheduler.pt": "scheduler.pt", "rng_state.pth": "rng_state*.pth"}
+"""What `save_only_model` leaves out, and how else it may be called."""
+WEIGHT_PATTERNS = ("model*.safetensors", f"{ADAPTER_NAME}*.safetensors", "pytorch_model*.bin", f"{ADAPTER_NAME}*.bin")
+
+
+class Found(NamedTuple):
+    """The last whole checkpoint of a run."""
+
+    path: Path | None
+    """`None` if there is none."""
+    skipped: list[str]
+    """Later ones that are not whole, each with the reason."""
+
+
+def find_checkpoint(output_dir: str | Path, *, weights_only: bool = False) -> Found:
+    """The last whole checkpoint in `output_dir`.
+
+    Args:
+        output_dir: the folder of a run.
+        weights_only: do not ask for the optimizer's state (`save_only_model`).
+    """
+    folder = Path(output_dir)
+    steps = sorted((step, path) for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (step := _step_of(path)) >= 0)
+    skipped: list[str] = []
+    for _, path in reversed(steps):
+        fault = find_fault(path, weights_only=weights_only)
+        if fault is None:
+            return Found(path, skipped)
+        skipped.append(f"{path.name} ({fault})")
+    return Found(None, skipped)
+
+
+def find_fault(checkpoint: str | Path, *, weights_only: bool = False) -> str | None:
+    """What is wrong with a checkpoint, in a few words; `None` if it is whole.
+
+    It is whole if its `trainer_state.json`, which is written last, can be read, and every file of weights, optimizer
+    and random states is there from its first byte to its last. Of all but JSON files, headers and directories are read
+    and not contents.
+
+    Args:
+        checkpoint: the folder.
+        weights_only: whether it may be without any state of optimizer, scheduler and random numbers; never without
+            some of them.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return "no such folder"
+    state = read_json(folder / STATE_NAME)
+    if state is None:
+        return f"{STATE_NAME} is missing or cut short"
+    if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
+        return f"{STATE_NAME} is not a trainer's state"
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        if not _is_whole(path):
+            return f"{path.name} is cut short"
+    missing = _missing(folder, weights_only)
+    return f"no {missing}" if missing is not None else _fault_of_ranks(folder, state)
+
+
+def read_mixture(checkpoint: str | Path) -> dict[str, Any] | None:
+    """What `AlphaCallback` has left in a checkpoint; `None` if it was written without a mixture."""
+    state = read_json(Path(checkpoint) / STATE_NAME) or {}
+    stored = state.get("stateful_callbacks", {}).get(CALLBACK_NAME)
+    found = stored.get("attributes", {}).get("mixture") if isinstance(stored, dict) else None
+    return dict(found, global_step=state["global_step"]) if found else None
+
+
+def rank_file(checkpoint: str | Path, process_index: int) -> Path:
+    """Where a process keeps what only it knows of the mixture."""
+    return Path(checkpoint) / f"mixture_state_{process_index}.json"
+
+
+def break_up(checkpoint: str | Path) -> None:
+    """Make sure that a checkpoint, if there is one, is not whole before it is written anew from first to last."""
+    for pattern in (STATE_NAME, *STATES.values()):
+        for path in Path(checkpoint).glob(pattern):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+
+def random_file(checkpoint: str | Path, process_index: int, num_processes: int) -> Path:
+    """Where the host keeps the random states of a process."""
+    return Path(checkpoint) / ("rng_state.pth" if num_processes == 1 else f"rng_state_{process_index}.pth")
+
+
+def _step_of(path: Path) -> int:
+    step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+    return int(step) if step.isdecimal() and path.is_dir() else -1
+
+
+def _missing(folder: Path, weights_only: bool) -> str | None:
+    """What a run that is to go on needs and a checkpoint does not have."""
+    names = {path.name for path in folder.iterdir()}
+    for index in folder.glob("*.index.json"):
+        missing = sorted(set(read_json(index).get("weight_map", {}).values()) - names)
+        if missing:
+            return missing[0]
+    for shard in folder.glob("*-00001-of-*"):
+        index_name = f"{shard.name.partition('-')[0]}{shard.suffix}.index.json"
+        if index_name not in names:
+            return index_name
+    needed = ["rng_state.pth"]
+    if not any(path.is_dir() for path in folder.iterdir()):  # FSDP and DeepSpeed keep weights and optimizer in folders
+        if not any(any(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+            return "weights"
+        if any(folder.glob(f"{ADAPTER_NAME}*")) and ADAPTER_CONFIG_NAME not in names:
+            return ADAPTER_CONFIG_NAME
+        needed = list(STATES)
+    lacking = [name for name in needed if not any(folder.glob(STATES[name]))]
+    return None if not lacking or (weights_only and lacking == needed) else lacking[0]
+
+
+def _fault_of_ranks(folder: Path, state: Mapping[str, Any]) -> str | None:
+    """Other processes write while the main one does: their files may be missing for themselves."""
+    mixture = read_mixture(folder)
+    if mixture is None:
+        return None
+    world = mixture.get("num_processes", 0)  # by a trainer without our mixin there are none
+    has_random_states = any(folder.glob(STATES["rng_state.pth"]))
+    for rank in range(world):
+        found = read_json(rank_file(folder, rank))
+        if found is None or found.get("global_step") != state["global_step"]:
+            return f"{rank_file(folder, rank).name} is missing or of another step"
+        if has_random_states and not random_file(folder, rank, world).is_file():
+            return f"no {random_file(folder, rank, world).name}"
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file ends where it should, as far as its kind tells."""
+    if path.suffix == ".json":
+        return read_json(path) is not None
+    if path.suffix == ".safetensors":
+        return _is_whole_safetensors(path)
+    # what torch saves is a zip file, whose directory is its end
+    return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
+
+
+def _is_whole_safetensors(path: Path) -> bool:
+    """Whether a file is as long as its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        begin = file.read(8)
+        if len(begin) < 8:
+            return False
+        length = struct.unpack("<Q", begin)[0]
+        if length > size - 8:
+            return False
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return False
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return size == 8 + length + max(ends, default=0)
+
+
+def choose_checkpoint(
+    resume_from_checkpoint: str | bool | None, output_dir: str, *, weights_only: bool, is_main_process: bool
+) -> Found:
+    """The checkpoint to resume from: the same on all processes, and whole; none for a new run.
+
+    Args:
+        resume_from_checkpoint: a folder, or `True` for the last whole checkpoint of `output_dir`.
+        output_dir: the folder of the run.
+        weights_only: whether the run saves nothing else.
+        is_main_process: this one looks, and the others are told.
+
+    Raises:
+        ValueError: if there is none that is whole.
+    """
+    if not resume_from_checkpoint:
+        return Found(None, [])
+    if resume_from_checkpoint is not True:
+        fault = find_fault(resume_from_checkpoint, weights_only=True)
+        if fault is not None:
+            last = find_checkpoint(Path(resume_from_checkpoint).parent, weights_only=weights_only).path
+            raise ValueError(
+                f"The checkpoint {str(resume_from_checkpoint)!r} cannot be resumed: {fault}. "
+                + (f"The last whole one beside it is {str(last)!r}." if last else "There is no whole one beside it.")
+            )
+        return Found(Path(resume_from_checkpoint), [])
+    found: list[Any] = [find_checkpoint(output_dir, weights_only=weights_only) if is_main_process else None]
+    broadcast_object_list(found)
+    path, skipped = found[0]
+    if path is None:
+        faults = f" There are only parts of some: {', '.join(skipped)}." if skipped else ""
+        raise ValueError(f"No valid checkpoint found in output directory ({output_dir}).{faults} Start a new run.")
+    return Found(Path(path), skipped)
+
+
+def read_rank_states(checkpoint: Path, *, num_processes: int, process_index: int) -> list[dict[str, Any]]:
+    """What the processes of the saved run have left for this one.
+
+    If there are as many now, each takes up its own state; else the first takes up all, which is right for sums. From a
+    checkpoint that another trainer has written, there is none.
+    """
+    left = read_mixture(checkpoint) or read_json(rank_file(checkpoint, 0)) or {}
+    num_before = left.get("num_processes", 0)
+    if num_before == num_processes:
+        ranks: Sequence[int] = [process_index]
+    else:
+        ranks = range(num_before) if process_index == 0 else []
+    return [read_json(rank_file(checkpoint, rank)) for rank in ranks]
+
+
+@contextmanager
+def explained_writing(checkpoint: Path, *, weights_only: bool) -> Iterator[None]:
+    """Say in words that a checkpoint could not be written, as on a full disk, and which one is the last whole."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in TORCH_WRITES):
+            raise  # a loader worker or another process has died meanwhile
+        if find_fault(checkpoint, weights_only=weights_only) is None:
+            raise  # it has been written; what failed came after, such as a push to the Hub
+        last = find_checkpoint(checkpoint.parent, weights_only=weights_only).path
+        remedy = (
+            f"The last whole checkpoint is {str(last)!r}; resume from it with `resume_from_checkpoint=True` once "
+            "there is room and permission to write."
+            if last is not None
+            else "There is no earlier checkpoint."
+        )
+        raise OSError(f"The checkpoint {str(checkpoint)!r} could not be written: {error}. {remedy}") from error

@@ -1,0 +1,287 @@
+"""What a run is told: `InterpolationConfig` for the trainer, and recipes (YAML), whose keys are its fields and theirs.
+
+A recipe is one mapping. Its keys are the fields of `Recipe` and of `InterpolationConfig`, hence of `TrainingArguments`;
+every key is also a command-line flag, with dots to reach inside: `--learning_rate 1e-4 --corpora.domain.path my.csv`.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from transformers import Seq2SeqTrainingArguments
+
+from hf_interp.losses.kl_divergence import DIRECTIONS, Direction
+from hf_interp.mixture.apportionment import UNITS, Unit
+from hf_interp.mixture.controllers import AlphaController, get_controller
+from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, get_alpha_schedule
+from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.yaml_values import parse_mapping, with_numbers
+
+ANCHORS = ("distill", "l2sp")
+DOMAIN_LOSSES = ("gce",)
+AnchoredExamples = Literal["all", "general"]
+
+
+@dataclass
+class InterpolationConfig(Seq2SeqTrainingArguments):
+    """[`~transformers.TrainingArguments`] with the settings of α, and those of generation for sequence to sequence.
+
+    α(step) is the share of domain examples in the global batch of a step. It is held at `alpha_start` for
+    `alpha_initial_steps`, moves to `alpha_end`, and is held there for `alpha_target_steps`. The settings take effect
+    when the trainer's `train_dataset` is a mixture; `max_steps` must then be set.
+
+    An `anchor` ties the model to the pretrained M₀ with the weight (1 − α)·`anchor_strength`, over a mixture or an
+    ordinary dataset (see `hf_interp.losses.anchor`).
+
+    Args:
+        alpha_schedule_type (`str`, *optional*): constant, linear, exponential, cosine, sigmoid, polynomial, steps or
+            piecewise (see `hf_interp.mixture.schedules`). By default constant, or linear if another field of α is
+            given: at equal steps no rise was better than a constant mixture (tests/benchmarks/EFFECT.md, "Does the
+            order matter?").
+        alpha_schedule_kwargs (`dict`, *optional*): further arguments of the schedule, such as `{"rate": 3.0}`.
+        alpha_start (`float`, *optional*, defaults to 0.0): α at the start, in [0, 1].
+        alpha_end (`float`, *optional*, defaults to 1.0, or 0.5 if constant): α at the end, in [0, 1]; the value of a
+            constant schedule, of which 0.5 ranks best by the mean of both sides (EFFECT.md, "All cells together").
+        alpha_initial_steps (`float`, *optional*, defaults to 0): steps of the initial phase, or its share of the run if
+            below 1.
+        alpha_target_steps (`float`, *optional*, defaults to 0): the same for the target phase.
+        mixture_unit (`str`, *optional*, defaults to `"examples"`): what α and the shares count: "examples" or "tokens".
+        alpha_controller (`str`, *optional*): let α answer to training: guard or balance (see
+        `hf_interp.mixture.controllers`).
+        alpha_controller_kwargs (`dict`, *optional*): arguments of the controller, such as `{"tolerance": 0.1}`.
+        alpha_update_steps (`int`, *optional*, defaults to 10): steps from one decision of the controller to the next.
+        alpha_update_lag (`int`, *optional*, defaults to 10): steps from a decision until it is in force. It must exceed
+            `dataloader_num_workers * dataloader_prefetch_factor / gradient_accumulation_steps`, which are on their way.
+        log_corpus_loss (`bool`, *optional*, defaults to `True`): log the training loss of every corpus.
+        domain_loss (`str`, *optional*): "gce" trains a classifier on the domain's examples with generalised cross
+            entropy, which wrong labels move less (see `hf_interp.losses.gce`); general examples keep cross entropy. By
+            default the loss is the model's own. What is logged by corpus, and evaluated, is cross entropy in any case.
+        gce_q (`float`, *optional*, defaults to 0.7): q of "gce", in (0, 1]; the smaller, the nearer to cross entropy.
+        anchor (`str`, *optional*): "distill" adds the divergence from M₀'s predictions to the loss; "l2sp" pulls the
+            weights towards M₀'s after every optimizer step.
+        anchor_strength (`float`, *optional*, defaults to 1.0): weight of the anchor at α = 0. For l2sp it is γ: a step
+            at learning rate η moves the weights by the share ηγ / (1 + ηγ) of their way to M₀.
+        anchor_temperature (`float`, *optional*, defaults to 1.0): T by which distill divides the logits of both models;
+            the divergence is multiplied by T².
+        anchor_direction (`str`, *optional*, defaults to `"forward"`): of distill: "forward" is KL(M₀‖M_θ), "reverse" is
+            KL(M_θ‖M₀).
+        anchor_on (`str`, *optional*, defaults to `"all"`): the examples that distill looks at: "all", or those of
+            "general" corpora.
+        anchor_alpha_schedule (`dict`, *optional*): α of the anchor where it is not to be the data's: a schedule's name
+            or a mapping with its `type` and arguments, such as `{"type": "cosine", "end": 0.5}`. Without a mixture α
+            is otherwise what the fields above describe, over the steps of the run.
+        anchor_exclude (`list[str]`, *optional*): names of parameters that l2sp leaves alone, such as those of a new
+            head; `*` stands for any text.
+        log_loss_gap (`bool`, *optional*, defaults to `False`): log by how much the loss exceeds M₀'s, which costs a
+            forward pass of M₀.
+
+    Raises:
+        ValueError: for an unknown schedule, argument or anchor, or a value out of range.
+    """
+
+    alpha_schedule_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "How α moves: constant, linear, exponential, cosine, sigmoid, polynomial, steps or piecewise. "
+            "Default: constant, or linear if another field of α is given."
+        },
+    )
+    alpha_schedule_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Further arguments of the schedule, such as {"rate": 3.0}.'}
+    )
+    alpha_start: float | None = field(default=None, metadata={"help": "α at the start, in [0, 1]. Default: 0."})
+    alpha_end: float | None = field(
+        default=None,
+        metadata={"help": "α at the end, in [0, 1]; the value of a constant schedule. Default: 1, or 0.5 if constant."},
+    )
+    alpha_initial_steps: float = field(
+        default=0.0, metadata={"help": "Steps for which α is held at its start, or a share of the run if below 1."}
+    )
+    alpha_target_steps: float = field(
+        default=0.0, metadata={"help": "Steps for which α is held at its end, or a share of the run if below 1."}
+    )
+    mixture_unit: Unit = field(
+        default="examples", metadata={"help": "What α and the shares count: examples or tokens."}
+    )
+    alpha_controller: str | None = field(default=None, metadata={"help": "Let α answer to training: guard or balance."})
+    alpha_controller_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Arguments of the controller, such as {"tolerance": 0.1}.'}
+    )
+    alpha_update_steps: int = field(
+        default=10, metadata={"help": "Steps from one decision of the controller to the next."}
+    )
+    alpha_update_lag: int = field(default=10, metadata={"help": "Steps from a decision until it is in force."})
+    log_corpus_loss: bool = field(default=True, metadata={"help": "Log the training loss of every corpus."})
+    domain_loss: str | None = field(
+        default=None,
+        metadata={"help": "Loss of a classifier on the domain, where labels may be wrong: gce. Default: the model's."},
+    )
+    gce_q: float = field(
+        default=0.7, metadata={"help": "q of gce, in (0, 1]; the smaller, the nearer to cross entropy."}
+    )
+    # What ties the model to M₀
+    anchor: str | None = field(
+        default=None,
+        metadata={"help": "What ties the model to M₀: distill (its predictions) or l2sp (its weights)."},
+    )
+    anchor_strength: float = field(default=1.0, metadata={"help": "Weight of the anchor at α = 0."})
+    anchor_temperature: float = field(default=1.0, metadata={"help": "Temperature of distill."})
+    anchor_direction: Direction = field(
+        default="forward", metadata={"help": "Of distill: forward is KL(M₀‖M_θ), reverse is KL(M_θ‖M₀)."}
+    )
+    anchor_on: AnchoredExamples = field(
+        default="all", metadata={"help": "Examples that distill looks at: all, or those of general corpora."}
+    )
+    anchor_alpha_schedule: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'α of the anchor, if not the data\'s: a schedule such as {"type": "cosine", "end": 0.5}.'},
+    )
+    anchor_exclude: list[str] | None = field(
+        default=None, metadata={"help": "Names of parameters that l2sp leaves alone; * stands for any text."}
+    )
+    log_loss_gap: bool = field(
+        default=False, metadata={"help": "Log by how much the loss exceeds M₀'s; costs a forward pass of M₀."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("alpha_schedule_kwargs", "alpha_controller_kwargs"):
+            value = getattr(self, name)
+            setattr(self, name, with_numbers(parse_mapping(name, value) if isinstance(value, str) else value))
+        self._settle_schedule()
+        for name in ("alpha_start", "alpha_end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be an α in [0, 1], got {getattr(self, name)}.")
+        for name in ("alpha_update_steps", "alpha_update_lag"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.mixture_unit not in UNITS:
+            raise ValueError(f"`mixture_unit` must be 'examples' or 'tokens', got {self.mixture_unit!r}.")
+        self.build_alpha_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
+        self.build_alpha_controller()
+        self._check_domain_loss()
+        self._check_anchor()
+
+    def _settle_schedule(self) -> None:
+        """Fill in what is not given of the schedule. Who sets an end, a phase or a controller means α to move."""
+        if self.alpha_schedule_type is None:
+            moves = self.alpha_start, self.alpha_end, self.alpha_schedule_kwargs, self.alpha_controller
+            is_still = all(value is None for value in moves) and not (
+                self.alpha_initial_steps or self.alpha_target_steps
+            )
+            self.alpha_schedule_type = "constant" if is_still else "linear"
+        if self.alpha_start is None:
+            self.alpha_start = 0.0
+        if self.alpha_end is None:
+            self.alpha_end = DEFAULT_ALPHA if self.alpha_schedule_type == "constant" else 1.0
+
+    def _check_domain_loss(self) -> None:
+        if self.domain_loss is not None and self.domain_loss not in DOMAIN_LOSSES:
+            raise ValueError(
+                f"`domain_loss` must be {' or '.join(DOMAIN_LOSSES)}, got {self.domain_loss!r}. Leave it out for the "
+                "model's own." + did_you_mean(str(self.domain_loss), DOMAIN_LOSSES)
+            )
+        if not 0 < self.gce_q <= 1:
+            raise ValueError(
+                f"`gce_q` must lie in (0, 1], got {self.gce_q}. Leave `domain_loss` out for cross entropy, which is "
+                "the limit for q → 0."
+            )
+        if self.domain_loss != "gce" and self.gce_q != 0.7:
+            raise ValueError(f"`gce_q` ({self.gce_q}) needs `domain_loss` to be gce, got {self.domain_loss!r}.")
+
+    def _check_anchor(self) -> None:
+        if self.anchor is not None and self.anchor not in ANCHORS:
+            raise ValueError(
+                f"`anchor` must be one of {', '.join(ANCHORS)}, got {self.anchor!r}."
+                + did_you_mean(str(self.anchor), ANCHORS)
+            )
+        for name, options in (("anchor_direction", DIRECTIONS), ("anchor_on", get_args(AnchoredExamples))):
+            if getattr(self, name) not in options:
+                raise ValueError(f"`{name}` must be {' or '.join(map(repr, options))}, got {getattr(self, name)!r}.")
+        if not 0 <= self.anchor_strength < math.inf:
+            raise ValueError(f"`anchor_strength` must be a finite number of at least 0, got {self.anchor_strength}.")
+        if not 0 < self.anchor_temperature < math.inf:
+            raise ValueError(f"`anchor_temperature` must be a finite number above 0, got {self.anchor_temperature}.")
+        if isinstance(self.anchor_alpha_schedule, str):
+            self.anchor_alpha_schedule = _parse_schedule("anchor_alpha_schedule", self.anchor_alpha_schedule)
+        self.anchor_alpha_schedule = with_numbers(self.anchor_alpha_schedule)
+        if isinstance(self.anchor_exclude, str):
+            self.anchor_exclude = [self.anchor_exclude]
+        for entry in dataclasses.fields(self):
+            kinds = _ANCHORS_OF.get(entry.name, ())
+            if kinds and self.anchor not in kinds and getattr(self, entry.name) != entry.default:
+                raise ValueError(
+                    f"`{entry.name}` ({getattr(self, entry.name)}) needs `anchor` to be {' or '.join(kinds)}, got "
+                    f"{self.anchor!r}."
+                )
+        self.build_anchor_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
+
+    def build_anchor_schedule(self, max_steps: int) -> AlphaSchedule | None:
+        """The anchor's own schedule of α for a run of `max_steps`; `None` if it follows the data's."""
+        if self.anchor_alpha_schedule is None:
+            return None
+        kwargs: dict[str, Any] = dict(self.anchor_alpha_schedule)  # type: ignore[arg-type]
+        if "type" not in kwargs or "max_steps" in kwargs or "alpha_schedule_type" in kwargs:
+            raise ValueError(
+                "`anchor_alpha_schedule` must hold the `type` of a schedule and its arguments, such as "
+                f"{{type: cosine, end: 0.5}}, got {self.anchor_alpha_schedule}."
+            )
+        return get_alpha_schedule(str(kwargs.pop("type")), max_steps=max_steps, **kwargs)
+
+    def build_alpha_controller(self) -> AlphaController | None:
+        """The controller that the fields describe; `None` without one."""
+        if self.alpha_controller is None:
+            if self.alpha_controller_kwargs:
+                raise ValueError(
+                    f"`alpha_controller_kwargs` ({self.alpha_controller_kwargs}) need an `alpha_controller`: guard or "
+                    "balance."
+                )
+            return None
+        kwargs: dict[str, Any] = dict(self.alpha_controller_kwargs or {})  # type: ignore[arg-type]
+        return get_controller(self.alpha_controller, **kwargs)
+
+    def build_alpha_schedule(self, max_steps: int | None = None) -> AlphaSchedule:
+        """The schedule that the fields describe, for a run of `max_steps` (default: this configuration's)."""
+        kwargs: dict[str, Any] = dict(self.alpha_schedule_kwargs or {})  # type: ignore[arg-type]
+        for name in kwargs:
+            if name in _FIELD_OF:
+                raise ValueError(f"`alpha_schedule_kwargs` must not hold {name!r}; set `{_FIELD_OF[name]}` instead.")
+        assert self.alpha_schedule_type is not None  # settled, as the ends are
+        assert self.alpha_start is not None
+        assert self.alpha_end is not None
+        return get_alpha_schedule(
+            self.alpha_schedule_type,
+            start=self.alpha_start,
+            end=self.alpha_end,
+            max_steps=self.max_steps if max_steps is None else max_steps,
+            initial_steps=self.alpha_initial_steps,
+            target_steps=self.alpha_target_steps,
+            **kwargs,
+        )
+
+
+_FIELD_OF = {
+    "alpha_schedule_type": "alpha_schedule_type",
+    "start": "alpha_start",
+    "end": "alpha_end",
+    "max_steps": "max_steps",
+    "initial_steps": "alpha_initial_steps",
+    "target_steps": "alpha_target_steps",
+}
+"""Arguments of `get_alpha_schedule` that have fields of their own."""
+
+_ANCHORS_OF = {
+    "anchor_strength": ANCHORS,
+    "anchor_alpha_schedule": ANCHORS,
+    "anchor_temperature": ("distill",),
+    "anchor_direction": ("distill",),
+    "anchor_on": ("distill",),
+    "anchor_exclude": ("l2sp",),
+}
+"""Fields that only some anchors look at."""
+
+
+def _parse_schedule(name: str, text: str) -> dict[str, Any]:
+    """A mapping, or the bare name of a schedule."""
+    return {"type": text} if text.isidentifier() else parse_mapping(name, text)

@@ -1,0 +1,112 @@
+"""What one process has read and what it cost: sums that are added up over processes when they are asked for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hf_interp.utils.types import Reduce
+
+LOSS, EXAMPLES, TOKENS = range(3)  # rows of the sums, whose columns are corpora
+
+
+class Tally:
+    """Losses, examples and tokens by corpus, since the last log and since the last decision on α; the order's hash.
+
+    Args:
+        names: names of the corpora.
+        objectives: names of the objectives; of fewer than two nothing is reported.
+        device: where batches are; nothing is moved to the CPU before it is asked for.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device, objectives: Sequence[str] = ()) -> None:
+        self.names = list(names)
+        self.objectives = list(objectives)
+        kind = torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
+        self.since_log = torch.zeros(3, len(names), dtype=kind, device=device)
+        self.since_decision = torch.zeros(3, len(names), dtype=kind, device=device)
+        self.by_objective = torch.zeros(2, len(self.objectives), dtype=kind, device=device)  # losses and labels
+        self.order = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def add_order(self, halves: torch.Tensor) -> None:
+        """Add the hash of a batch, in two halves."""
+        self.order += halves
+
+    def add_losses(self, corpus: torch.Tensor, losses: torch.Tensor, *, for_decision: bool = True) -> None:
+        """Add the loss of every example of a batch; also to what the next decision needs, unless there is none."""
+        for sums in (self.since_log, self.since_decision) if for_decision else (self.since_log,):
+            sums[LOSS].index_add_(0, corpus, losses.to(sums.dtype))
+            sums[EXAMPLES].index_add_(0, corpus, torch.ones_like(losses, dtype=sums.dtype))
+
+    def add_objective(self, index: int, loss: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add the summed loss of some labels of an objective."""
+        self.by_objective[0, index] += loss.to(self.by_objective.dtype)
+        self.by_objective[1, index] += labels.to(self.by_objective.dtype)
+
+    def add_tokens(self, corpus: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Add the number of tokens of every example of a batch."""
+        self.since_log[TOKENS].index_add_(0, corpus, tokens.to(self.since_log.dtype))
+
+    def take_log(self, reduce: Reduce) -> dict[str, float]:
+        """`loss_<corpus>`, `objective_loss_<objective>` and, if tokens were counted, `token_share_<corpus>`.
+
+        The loss of an objective is the mean over its labels; the model's own is called task. What was not drawn is left
+        out.
+        """
+        sums = reduce(self.since_log).tolist()
+        self.since_log.zero_()
+        found = {
+            f"loss_{name}": loss / count
+            for name, loss, count in zip(self.names, sums[LOSS], sums[EXAMPLES], strict=True)
+            if count
+        }
+        if len(self.objectives) > 1:
+            losses, labels = reduce(self.by_objective).tolist()
+            self.by_objective.zero_()
+            found |= {
+                f"objective_loss_{name or 'task'}": loss / count
+                for name, loss, count in zip(self.objectives, losses, labels, strict=True)
+                if count
+            }
+        total = sum(sums[TOKENS])
+        if total:
+            found |= {
+                f"token_share_{name}": tokens / total for name, tokens in zip(self.names, sums[TOKENS], strict=True)
+            }
+        return found
+
+    def take_decision(self, reduce: Reduce, sides: Mapping[str, Sequence[int]]) -> dict[str, float]:
+        """`<side>_loss`, the mean loss of each side since the last decision; what was not drawn is left out."""
+        sums = reduce(self.since_decision).tolist()
+        self.since_decision.zero_()
+        found = {}
+        for side, members in sides.items():
+            count = sum(sums[EXAMPLES][index] for index in members)
+            if count:
+                found[f"{side}_loss"] = sum(sums[LOSS][index] for index in members) / count
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """All sums as plain values, by the names of the corpora."""
+        return {
+            "order": self.order.tolist(),
+            "by_objective": dict(zip(self.objectives, self.by_objective.T.tolist(), strict=True)),
+            **{
+                key: dict(zip(self.names, getattr(self, key).T.tolist(), strict=True))
+                for key in ("since_log", "since_decision")
+            },
+        }
+
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Begin with the sums of these states; corpora that are no longer there are left out."""
+        for state in states:
+            self.order += torch.tensor(state["order"], device=self.order.device)
+            if self.objectives:
+                by_objective = [state.get("by_objective", {}).get(name, [0.0, 0.0]) for name in self.objectives]
+                self.by_objective += torch.tensor(
+                    by_objective, dtype=self.by_objective.dtype, device=self.order.device
+                ).T
+            for key in ("since_log", "since_decision"):
+                sums = getattr(self, key)
+                rows = [state[key].get(name, [0.0, 0.0, 0.0]) for name in self.names]
+                sums += torch.tensor(rows, dtype=sums.dtype, device=sums.device).T

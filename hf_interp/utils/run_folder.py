@@ -1,0 +1,11 @@
+"""Names of the files in a run's folder."""
+
+ADAPTER_NAME, ADAPTER_CONFIG_NAME = "adapter_model", "adapter_config.json"
+
+CURVE_NAME = "curve.json"
+CURVE_PLOT_NAME = "curve.png"
+INTERPOLATED_NAME = "interpolated"
+"""Folder of M_α inside that of the run."""
+
+RESULTS_NAME = "results.json"
+RUN_PLOT_NAME = "run.png"

@@ -1,0 +1,420 @@
+"""M_α of PEFT models: α·M_θ + (1 − α)·M₀, where M₀ is the model without its adapter.
+
+What most adapters add to a weight is linear in one of their factors, so that scaling this factor by α alone gives M_α
+exactly: it is an adapter itself, is saved and merged as any other, and no weight of the model is copied or touched.
+What is no such factor is interpolated against its neutral value: IA3's vectors against 1, trained copies of modules,
+rows and biases against the originals. Adapters of other kinds (DoRA, OFT, ...) and those that changed M₀ when they
+were made (PiSSA, OLoRA, ...) are merged, and the merged weights interpolated.
+"""
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from hf_interp.weights.adapter_kinds import FACTORS, AdapterKind, find_kind
+from hf_interp.weights.alpha_spec import Alpha, resolve_alpha
+from hf_interp.weights.matching import Decision, InterpolationReport, match_names
+from hf_interp.weights.tensors import (
+    Interpolated,
+    Weights,
+    decide_tensors,
+    is_finite,
+    lerp,
+    named_tensors,
+    refuse_nan,
+    write_tensors,
+)
+
+# model → where a factor lies → the state in which it was left, and its trained value
+_scaled: WeakKeyDictionary[nn.Module, dict[int, tuple[int, torch.Tensor]]] = WeakKeyDictionary()
+
+
+class NeutralPair(NamedTuple):
+    """A parameter that takes the model from M₀ to M_θ."""
+
+    name: str
+    """What it changes: a parameter's name in the base model."""
+    parameter: nn.Parameter
+    """As trained."""
+    neutral: torch.Tensor | float
+    """Its value in M₀."""
+    reason: str
+    """What kind of parameter it is."""
+
+
+def neutral_pairs(model: Any, base: Weights | None = None) -> list[NeutralPair]:
+    """The parameters of a PEFT model whose values in M₀ are known, and between which M_α is linear.
+
+    Args:
+        model: a `PeftModel` of a kind that can be scaled.
+        base: M₀; needed only where biases of the base model itself were trained.
+
+    Raises:
+        TypeError, ValueError: see [`AdapterInterpolation`].
+    """
+    return _unique(_list_pairs(model, base))[0]
+
+
+class AdapterInterpolation:
+    """M_α of a PEFT model, in place, for any α and as often as asked.
+
+    Every α is computed from the trained values, of which a copy is kept; weights of the base model are not copied. As
+    a context manager it puts M_θ back at the end. What `save_pretrained` and `merge_and_unload` see is M_α.
+
+    A model that is at some α already, and was not touched since, is known by what it was trained to.
+
+    Args:
+        model: M_θ, a `PeftModel` with one active adapter; `model.get_base_model()` names its weights.
+        base: M₀, a state dict or a model; needed only where biases of the base model itself were trained.
+        finetuned_only: patterns of names to keep as they are in M_θ, such as a head that M₀ was given at random.
+        extrapolate: allow α outside [0, 1].
+
+    Raises:
+        TypeError: if it is no `PeftModel`.
+        ValueError: if the adapter is not of a kind that can be scaled, if it is merged, disabled or not the only
+            active one, or if `base` is needed.
+
+    ```python
+    with AdapterInterpolation(peft_model) as live:
+        for alpha in (0.0, 0.5, 1.0):
+            live.set_alpha(alpha)
+            print(alpha, trainer.evaluate())
+    ```
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        base: Weights | None = None,
+        *,
+        finetuned_only: Sequence[str] = (),
+        extrapolate: bool = False,
+    ) -> None:
+        pairs, ties = _unique(_list_pairs(model, base))
+        for pattern in finetuned_only:
+            if not any(fnmatchcase(pair.name, pattern) for pair in pairs):
+                raise ValueError(f"`finetuned_only` has a pattern that no changed weight matches: {pattern!r}.")
+        kept = {pair.name for pair in pairs if any(fnmatchcase(pair.name, pattern) for pattern in finetuned_only)}
+        self.model = model
+        self.extrapolate = extrapolate
+        self.names = list(dict.fromkeys(pair.name for pair in pairs if pair.name not in kept))
+        if not self.names:
+            raise ValueError("Nothing is left to interpolate: all that the adapter changes is from M_θ alone.")
+        self._pairs = [pair for pair in pairs if pair.name not in kept]
+        self._trained = [_trained_value(model, pair) for pair in self._pairs]
+        self._others = [
+            *(
+                Decision(name=pair.name, action="finetuned", reason="as asked for", base_name=pair.name)
+                for pair in pairs
+                if pair.name in kept
+            ),
+            *(Decision(name=name, action="tied", reason=f"to {first}", base_name=name) for name, first in ties.items()),
+        ]
+        self._alphas = dict.fromkeys(self.names, 1.0)
+
+    @property
+    def report(self) -> InterpolationReport:
+        """What is interpolated at the present α, and what is not and why; other weights are those of M₀."""
+        decisions = [
+            Decision(
+                name=pair.name,
+                action="interpolated",
+                reason=pair.reason,
+                base_name=pair.name,
+                alpha=self._alphas[pair.name],
+            )
+            for pair in self._pairs
+        ]
+        return InterpolationReport(decisions=decisions + self._others, notes=[])
+
+    def set_alpha(self, alpha: Alpha) -> None:
+        """Bring the model to M_α."""
+        self._alphas = resolve_alpha(alpha, self.names, extrapolate=self.extrapolate)
+        left = _scaled.setdefault(self.model, {})
+        for pair, trained in zip(self._pairs, self._trained, strict=True):
+            place = pair.parameter.detach()
+            with torch.no_grad():
+                lerp(_neutral_value(pair, trained), trained, self._alphas[pair.name], place)
+            left[place.data_ptr()] = (place._version, trained)
+
+    def restore(self) -> None:
+        """Bring the model back to M_θ, bit for bit."""
+        with torch.no_grad():
+            for pair, trained in zip(self._pairs, self._trained, strict=True):
+                pair.parameter.detach().copy_(trained)
+        _scaled.pop(self.model, None)
+        self._alphas = dict.fromkeys(self.names, 1.0)
+
+    def directions(self) -> Iterator[tuple[str, nn.Parameter, torch.Tensor]]:
+        """What is interpolated: name, live parameter p, and Δ = p(1) − p(0) in float32, one at a time.
+
+        M_α being linear in each p, ∂f/∂α of a group is the sum of ⟨∇_p f, Δ⟩ over the group.
+        """
+        for pair, trained in zip(self._pairs, self._trained, strict=True):
+            exact = torch.promote_types(trained.dtype, torch.float32)
+            place = pair.parameter
+            yield (
+                pair.name,
+                place,
+                trained.to(place.device, exact) - _neutral_value(pair, trained).to(place.device, exact),
+            )
+
+    def __enter__(self) -> "AdapterInterpolation":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
+
+
+def interpolate_adapter(
+    base: Weights | None,
+    model: Any,
+    alpha: Alpha,
+    *,
+    into: nn.Module | None = None,
+    finetuned_only: Sequence[str] = (),
+    extrapolate: bool = False,
+) -> Interpolated:
+    """M_α of a PEFT model.
+
+    Args:
+        base: M₀, a state dict or a model; needed only where the adapter changed weights of the model itself.
+        model: M_θ, a `PeftModel` with one active adapter.
+        alpha: see [`Alpha`]; patterns match the names of the base model's parameters.
+        into: the model itself, or `None`.
+        finetuned_only: patterns of names to take from M_θ whole.
+        extrapolate: allow α outside [0, 1].
+
+    Returns:
+        where the adapter can be scaled, an [`AdapterInterpolation`] at this α, whose `model` is the model given;
+        else a new plain model. With a report.
+
+    Raises:
+        TypeError, ValueError: see [`AdapterInterpolation`]; if PEFT cannot merge what cannot be scaled.
+    """
+    if find_kind(model).is_scalable:
+        if into is not None and into is not model:
+            raise ValueError("`into` must be the PEFT model itself: it is interpolated in place. Leave it out.")
+        live = AdapterInterpolation(model, base, finetuned_only=finetuned_only, extrapolate=extrapolate)
+        live.set_alpha(alpha)
+        return Interpolated(live, live.report)
+    if into is not None:
+        raise ValueError("`into` must be left out: this adapter is merged into a new model.")
+    return _interpolate_merged(base, model, alpha, finetuned_only, extrapolate)
+
+
+def _list_pairs(model: Any, base: Weights | None) -> list[NeutralPair]:
+    """All pairs, the further ones of the same storage too."""
+    kind = find_kind(model)
+    if not kind.is_scalable:
+        raise ValueError(
+            f"`model` must have an adapter that can be scaled, got {kind.label}. Merge it first: "
+            "`model.merge_and_unload()`, and give the base model as M₀."
+        )
+    root = model.get_base_model()
+    pairs = list(_walk(root, model.active_adapters[0], FACTORS[model.active_peft_config.peft_type.value]))
+    if not kind.keeps_base:
+        pairs += _trained_biases(root, model.active_peft_config.bias, base)
+    return pairs
+
+
+def _walk(root: nn.Module, adapter: str, factors: dict[str, float]) -> Iterator[NeutralPair]:
+    """What an adapter has in each module."""
+    from peft.tuners.ln_tuning.layer import LNTuningLayer
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for path, module in root.named_modules():
+        name = _plain_name(path)
+        if isinstance(module, ModulesToSaveWrapper):
+            if adapter in module.modules_to_save:
+                yield from _against_original(name, module.modules_to_save[adapter], module.original_module)
+        elif isinstance(module, LNTuningLayer):
+            if adapter in module.ln_tuning_layers:
+                yield from _against_original(name, module.ln_tuning_layers[adapter], module.base_layer)
+        elif isinstance(module, TrainableTokensLayer):
+            if adapter in module.trainable_tokens_delta:
+                trained, original = module.trainable_tokens_delta[adapter], module.trainable_tokens_original[adapter]
+                yield NeutralPair(
+                    f"{name}.weight", trained, original, f"{len(trained)} rows, against the original ones"
+                )
+        elif isinstance(module, BaseTunerLayer):
+            yield from _factors_of(name, module, adapter, factors)
+
+
+def _factors_of(name: str, layer: Any, adapter: str, factors: dict[str, float]) -> Iterator[NeutralPair]:
+    """The factor by which a layer is scaled."""
+    from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
+
+    weight = "weight"
+    if isinstance(layer, ParamWrapper):
+        weight = layer.parameter_name
+    elif isinstance(layer, MultiheadAttention):
+        weight = "in_proj_weight"
+    if "lora_B" in factors and adapter in layer.lora_variant and "MiCA" in type(layer.lora_variant[adapter]).__name__:
+        factors = {"lora_A": 0.0, "lora_embedding_A": 0.0}  # B is frozen
+    for factor, neutral in factors.items():
+        holder = getattr(layer, factor)
+        if adapter not in holder:
+            continue
+        found = holder[adapter]
+        reason = f"scaled {factor}" if neutral == 0 else f"{factor}, against {neutral:g}"
+        if isinstance(found, nn.Parameter):
+            if factor == "ia3_l" and not layer.is_feedforward and layer.get_base_layer().bias is not None:
+                reason += "; the bias with it"
+            yield NeutralPair(f"{name}.{weight}", found, neutral, reason)
+        else:
+            for part, parameter in found.named_parameters():
+                yield NeutralPair(f"{name}.{weight if part == 'weight' else part}", parameter, neutral, reason)
+
+
+def _against_original(name: str, trained: nn.Module, original: nn.Module) -> Iterator[NeutralPair]:
+    """A module that was trained whole, as a copy."""
+    for part, buffer in trained.named_buffers():
+        if buffer.is_floating_point() and not torch.equal(buffer, original.get_buffer(part).to(buffer)):
+            raise ValueError(
+                f"`{name}.{part}` is a buffer that training changed, and only weights are interpolated. Merge the "
+                "adapter first: `model.merge_and_unload()`, and give the base model as M₀."
+            )
+    for part, parameter in trained.named_parameters():
+        yield NeutralPair(
+            f"{name}.{part}" if name else part, parameter, original.get_parameter(part), "against its original"
+        )
+
+
+def _trained_biases(root: nn.Module, bias: str, base: Weights | None) -> Iterator[NeutralPair]:
+    """Biases of the base model that were trained in place: M₀'s are in `base` alone."""
+    if base is None:
+        raise ValueError(
+            f"`base` must be given, a state dict or a model: the adapter was trained with bias={bias!r}, which changes "
+            "biases of the base model itself, so that those of M₀ are no longer in the model."
+        )
+    suffix = "bias" if bias == "all" else ".base_layer.bias"
+    trained = {
+        _plain_name(name): parameter
+        for name, parameter in root.named_parameters()
+        if f".{name}".endswith(f".{suffix.removeprefix('.')}")
+        and not re.search(r"\.(lora_\w+|modules_to_save|original_module)\.", f".{name}")
+    }
+    originals = named_tensors(base)
+    names = match_names(originals.first, list(trained))
+    for name, parameter in trained.items():
+        if name not in names:
+            raise ValueError(f"`base` must have the biases that were trained, but has no {name!r}.")
+        original = originals.unique[originals.first[names[name]]]
+        if original.shape != parameter.shape:
+            raise ValueError(
+                f"`base` must be of the model's architecture, but {name!r} is {tuple(original.shape)} there and "
+                f"{tuple(parameter.shape)} in the model."
+            )
+        yield NeutralPair(name, parameter, original, "a trained bias, against M₀'s")
+
+
+def _unique(pairs: Sequence[NeutralPair]) -> tuple[list[NeutralPair], dict[str, str]]:
+    """Each storage once, and the further names → the first one's."""
+    seen: dict[Any, str] = {}
+    unique: list[NeutralPair] = []
+    ties: dict[str, str] = {}
+    for pair in pairs:
+        place = pair.parameter.detach()
+        key = (place.device, place.data_ptr(), place.numel()) if place.numel() else id(pair.parameter)
+        if key in seen:
+            ties[pair.name] = seen[key]
+        else:
+            seen[key] = pair.name
+            unique.append(pair)
+    return unique, ties
+
+
+def _trained_value(model: nn.Module, pair: NeutralPair) -> torch.Tensor:
+    """A copy of what a parameter was trained to, even if it is at some α now and was not touched since."""
+    place = pair.parameter.detach()
+    version, trained = _scaled.get(model, {}).get(place.data_ptr(), (None, place))
+    if version == place._version and trained.shape == place.shape:
+        return trained
+    if not is_finite(place):
+        neutral = _neutral_value(pair, place)
+        refuse_nan(pair.name, neutral, place)
+        raise ValueError(
+            f"{pair.name!r} of M_θ holds infinities: its training has diverged. Take an earlier checkpoint."
+        )
+    return place.clone()
+
+
+def _neutral_value(pair: NeutralPair, trained: torch.Tensor) -> torch.Tensor:
+    if isinstance(pair.neutral, torch.Tensor):
+        return pair.neutral.detach()
+    return torch.full((), pair.neutral, dtype=trained.dtype, device=trained.device).expand(trained.shape)
+
+
+def _interpolate_merged(
+    base: Weights | None, model: Any, alpha: Alpha, finetuned_only: Sequence[str], extrapolate: bool
+) -> Interpolated:
+    """M_α of an adapter that cannot be scaled, as a new plain model."""
+    kind = find_kind(model)
+    if base is None and not kind.keeps_base:
+        raise ValueError(
+            f"`base` must be given, a state dict or a model: an adapter of kind {kind.label} may have changed weights "
+            "of the base model itself, so that M₀ is no longer in the model."
+        )
+    merged = merge_adapter(copy.deepcopy(model), kind)
+    target = named_tensors(merged)
+    source = named_tensors(_without_adapter(copy.deepcopy(model)) if base is None else base)
+    decisions = decide_tensors(source, target, alpha, finetuned_only=finetuned_only, extrapolate=extrapolate)
+    write_tensors(decisions, source.unique, target.unique, target.unique)
+    notes = [f"merged, because an adapter of kind {kind.label} cannot be scaled"]
+    return Interpolated(merged, InterpolationReport(decisions=decisions + target.ties(), notes=notes))
+
+
+def merge_adapter(model: Any, kind: AdapterKind) -> Any:
+    """A plain model with an adapter merged into it; the PEFT model is taken apart.
+
+    Raises:
+        ValueError: if PEFT cannot merge it.
+    """
+    _unwrap_modules(model, trained=True)
+    try:
+        return model.merge_and_unload()
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`model` must have an adapter that can be scaled or merged, got {kind.label}, which PEFT does not merge "
+            f"here: {error}"
+        ) from error
+
+
+def _without_adapter(model: Any) -> nn.Module:
+    """M₀ out of a PEFT model, which is taken apart."""
+    _unwrap_modules(model, trained=False)
+    return model.unload()
+
+
+def _unwrap_modules(model: Any, *, trained: bool) -> None:
+    """Put what was trained whole, or its original, in its place; not all kinds of adapters do so when they merge."""
+    from peft.utils import ModulesToSaveWrapper
+
+    root, adapter = model.get_base_model(), model.active_adapters[0]
+    for path, module in list(root.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            takes_trained = trained and adapter in module.modules_to_save
+            parent, _, name = path.rpartition(".")
+            setattr(
+                root.get_submodule(parent),
+                name,
+                module.modules_to_save[adapter] if takes_trained else module.original_module,
+            )
+
+
+def _plain_name(path: str) -> str:
+    """A module's or parameter's name without what PEFT puts in between.
+
+    >>> _plain_name("encoder.query.base_layer.bias"), _plain_name("embed_tokens.token_adapter")
+    ('encoder.query.bias', 'embed_tokens')
+    """
+    return re.sub(r"\.(base_layer|token_adapter)(?=\.|$)", "", path)

@@ -1,0 +1,131 @@
+"""M_α in a live model, for any α and as often as asked."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_interp.weights.alpha_spec import Alpha, resolve_alpha
+from hf_interp.weights.batch_norm import check_batches, recalibrate_batch_norm
+from hf_interp.weights.matching import BATCH_NORM, InterpolationReport
+from hf_interp.weights.tensors import ANEW, Weights, decide_tensors, named_tensors, write_one
+
+
+class LiveInterpolation:
+    """M_α in a live model, for any α and as often as asked: what a search over α needs.
+
+    Of M_θ one copy is kept on the CPU; M₀ is read where it is. Every α is computed from these two. As a context
+    manager it puts M_θ back at the end.
+
+    The statistics of batch norms are measured anew at every α, but for α = 0 and 1, where they are those of the ends.
+
+    Args:
+        base: M₀, a model or a state dict; left as it is.
+        model: M_θ; its weights are overwritten.
+        finetuned_only: see `interpolate_weights`.
+        extrapolate: allow α outside [0, 1].
+        recalibrate: batches on which to measure the statistics of batch norms; the same in every process.
+
+    Raises:
+        ValueError: as `interpolate_weights` does.
+    """
+
+    def __init__(
+        self,
+        base: Weights,
+        model: nn.Module,
+        *,
+        finetuned_only: Sequence[str] = (),
+        extrapolate: bool = False,
+        recalibrate: Iterable[Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.batches = None if recalibrate is None else check_batches(model, recalibrate)
+        self.notes: list[str] = []
+        self.base, self.live = named_tensors(base), named_tensors(model)
+        self.extrapolate = extrapolate
+        self.finetuned = {
+            name: tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+            for name, tensor in self.live.unique.items()
+        }
+        # not at an end, where even the statistics of batch norms are defined
+        self.decisions = decide_tensors(
+            self.base, self.live, 0.5, finetuned_only=finetuned_only, keeps_statistics=self.batches is not None
+        )
+        self.names = [decision.name for decision in self.decisions if decision.action == "interpolated"]
+        self._alphas = dict.fromkeys(self.names, 1.0)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._parameters = {name: parameters[name] for name in self.live.unique if name in parameters}
+
+    @property
+    def report(self) -> InterpolationReport:
+        """What is interpolated at the present α, and what is not and why."""
+        decisions = [replace(decision, alpha=self._alphas.get(decision.name)) for decision in self.decisions]
+        return InterpolationReport(decisions=decisions + self.live.ties(), notes=list(self.notes))
+
+    def set_alpha(self, alpha: Alpha) -> None:
+        """Bring the model to M_α; what is not interpolated stays as it is in M_θ."""
+        self._alphas = resolve_alpha(alpha, self.names, extrapolate=self.extrapolate)
+        self._find_again()
+        with torch.no_grad():
+            for decision in self.decisions:
+                if decision.action == "interpolated" and decision.base_name is not None:
+                    place, finetuned = self.live.unique[decision.name], self.finetuned[decision.name]
+                    number = self._alphas[decision.name]
+                    write_one(number, decision.vocabulary_axis, self.base.unique[decision.base_name], finetuned, place)
+        if self.batches is not None:
+            ends = {end for end in (0.0, 1.0) if set(self._alphas.values()) == {end}}
+            self._write_statistics(of_base=0.0 in ends)
+            self.notes = [] if ends else [recalibrate_batch_norm(self.model, self.batches)]
+
+    def restore(self) -> None:
+        """Bring the model back to M_θ, bit for bit."""
+        self.notes = []
+        self._alphas = dict.fromkeys(self.names, 1.0)
+        self._find_again()
+        with torch.no_grad():
+            for name, tensor in self.live.unique.items():
+                tensor.copy_(self.finetuned[name])
+
+    def directions(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """What is interpolated: name, live parameter (or buffer), and Δ = M_θ − M₀ in float32, one at a time."""
+        self._find_again()
+        for decision in self.decisions:
+            if decision.action == "interpolated" and decision.base_name is not None:
+                place = self.live.unique[decision.name]
+                full = torch.zeros(place.shape, dtype=torch.float32, device=place.device)
+                theirs, mine = self.base.unique[decision.base_name], self.finetuned[decision.name]
+                axis = decision.vocabulary_axis
+                if axis is None:
+                    full.copy_(mine).sub_(theirs.to(place.device, torch.float32))
+                else:
+                    rows = min(theirs.shape[axis], mine.shape[axis])
+                    part = full.narrow(axis, 0, rows)
+                    part.copy_(mine.narrow(axis, 0, rows))
+                    part.sub_(theirs.narrow(axis, 0, rows).to(place.device, torch.float32))
+                yield decision.name, self._parameters.get(decision.name, place), full
+
+    def _find_again(self) -> None:
+        """Look the tensors up again if the model has been moved, to another device or other memory, since."""
+        unique = self.live.unique
+        if any(unique[name].data_ptr() != parameter.data_ptr() for name, parameter in self._parameters.items()):
+            self.live = named_tensors(self.model)
+
+    def _write_statistics(self, *, of_base: bool) -> None:
+        """Write the statistics of batch norms that M₀ or M_θ has."""
+        with torch.no_grad():
+            for decision in self.decisions:
+                if not BATCH_NORM.search(decision.name):
+                    continue
+                source = self.finetuned[decision.name]
+                if of_base and decision.reason == ANEW and decision.base_name is not None:
+                    source = self.base.unique[decision.base_name]
+                self.live.unique[decision.name].copy_(source)
+
+    def __enter__(self) -> "LiveInterpolation":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()

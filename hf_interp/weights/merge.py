@@ -1,0 +1,393 @@
+"""Interpolated checkpoints M_α = α·M_θ + (1 − α)·M₀, from folder to folder, in the memory of a few small blocks.
+
+Everything that can be decided on names, shapes and sizes is decided before a byte is written. Then blocks of tensors
+are read, interpolated and written, each by the next thread that is free.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_interp.utils.environment import installed_versions
+from hf_interp.utils.files import new_folder, read_json, unfinished_folders, write_json
+from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
+from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
+from hf_interp.weights.checkpoint_names import (
+    Pairing,
+    common_tokens_differ,
+    empty_model,
+    find_class,
+    has_tokenizer,
+    is_tied,
+    pair_names,
+)
+from hf_interp.weights.interpolate import interpolate_weights
+from hf_interp.weights.matching import (
+    BATCH_NORM,
+    EMBEDDINGS,
+    Decision,
+    InterpolationReport,
+    TensorInfo,
+    decide,
+    match_names,
+)
+from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
+from hf_interp.weights.model_folder import (
+    INTERPOLATION_NAME,
+    check_output,
+    copy_small_files,
+    find_folder,
+    num_small_bytes,
+)
+from hf_interp.weights.streaming import Inputs, are_equal, is_float, write_result
+from hf_interp.weights.tensor_files import SAFE_INDEX_NAME, Stored, create_shards, find_tensors, infos, num_bytes
+
+logger = logging.getLogger(__name__)
+
+MAX_SHARD_SIZE = "50GB"
+"""The host's default."""
+
+Name = str | os.PathLike[str]
+
+
+def interpolate_checkpoints(
+    base_dir: Name,
+    finetuned_dir: Name | Sequence[Name],
+    output_dir: Name,
+    alpha: Alpha,
+    *,
+    extrapolate: bool = False,
+    finetuned_only: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    trust_remote_code: bool = False,
+) -> InterpolationReport:
+    """Write the checkpoint M_α = α·M_θ + (1 − α)·M₀.
+
+    The new folder has M_θ's configuration, tokenizer and names of tensors, and loads with `from_pretrained`. What is
+    not interpolated is as in `interpolate_weights`. An `interpolation.json` in it says what was done. After an error
+    there is no new folder.
+
+    Args:
+        base_dir: M₀, a folder or a name on the Hub.
+        finetuned_dir: M_θ. Of several, fine-tuned from the same M₀, the mean is M_θ (a uniform soup, Wortsman et al.
+            2022, arXiv 2203.05482); names, configuration and tokenizer are the first's. An adapter is interpolated as
+            such.
+        output_dir: a new or empty folder.
+        alpha: a number; a mapping from patterns of M_θ's names to numbers, of which the first that matches counts; or
+            an `AlphaByDepth`.
+        extrapolate: allow α outside [0, 1].
+        finetuned_only: patterns of names to take from M_θ whole, such as a head that M₀ was given at random.
+        dtype: type of the result's floating-point tensors; by default M_θ's.
+        max_shard_size: of a file of weights, in bytes or as "5GB".
+        trust_remote_code: allow code that comes with M_θ to be run, to know its names.
+
+    Returns:
+        What was interpolated, and what was not and why, by M_θ's names.
+
+    Raises:
+        TypeError: for an α or a type that is none.
+        ValueError: for an α out of range, different architectures or vocabularies, packed quantised weights, NaN,
+            statistics of batch norms that differ, folders that hold no whole checkpoint, or an output that is taken.
+        OSError: if the disk is too small; before anything is written.
+    """
+    if not isinstance(alpha, (Mapping, AlphaByDepth)):
+        check_alpha(alpha, extrapolate=extrapolate)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"`dtype` must be a floating-point type of torch, got {dtype!r}.")
+    names = [finetuned_dir] if isinstance(finetuned_dir, (str, os.PathLike)) else list(finetuned_dir)
+    if not names:
+        raise ValueError("`finetuned_dir` must name at least one folder, got none.")
+    base, runs = find_folder(base_dir, "base_dir"), [find_folder(name, "finetuned_dir") for name in names]
+    output = Path(output_dir).resolve()
+    check_output(output, [base, *runs])
+    if (base / ADAPTER_CONFIG_NAME).is_file():
+        raise ValueError(f"`base_dir` must be a whole model, got the adapter {str(base_dir)!r}.")
+    if any((run / ADAPTER_CONFIG_NAME).is_file() for run in runs):
+        if len(runs) > 1:
+            raise ValueError("`finetuned_dir` must be one folder if it is an adapter's, got several.")
+        if dtype is not None:
+            raise ValueError("`dtype` must be left out for an adapter, whose types are kept.")
+        return interpolate_adapter_checkpoint(
+            base,
+            runs[0],
+            output,
+            alpha,
+            finetuned_only=finetuned_only,
+            extrapolate=extrapolate,
+            max_shard_size=max_shard_size,
+        )
+    request = _Request(
+        base=base,
+        runs=runs,
+        output=output,
+        alpha=alpha,
+        extrapolate=extrapolate,
+        finetuned_only=finetuned_only,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        trust_remote_code=trust_remote_code,
+        base_name=_public_name(base_dir),
+        finetuned_names=[_public_name(name) for name in names],
+    )
+    return _merge(request)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What was asked for, with folders found."""
+
+    base: Path
+    runs: list[Path]
+    output: Path
+    alpha: Alpha
+    extrapolate: bool
+    finetuned_only: Sequence[str]
+    dtype: torch.dtype | None
+    max_shard_size: int | str
+    trust_remote_code: bool
+    base_name: str
+    finetuned_names: list[str]
+
+
+def _merge(request: _Request) -> InterpolationReport:
+    base = find_tensors(request.base, "base_dir")
+    runs = [find_tensors(run, "finetuned_dir") for run in request.runs]
+    notes: list[str] = []
+    pairing = _pair(request, base, runs[0], notes)
+    if not pairing.same_layout:
+        return _merge_in_memory(request, base, runs)
+    finetuned = {name: stored for name, stored in runs[0].items() if name not in pairing.ties}
+    inputs = Inputs(base, [finetuned, *_align(request, runs, finetuned, notes)])
+    decisions = decide(
+        infos({name: stored for name, stored in base.items() if name not in pairing.stood_for}),
+        infos(finetuned),
+        request.alpha,
+        base_names=pairing.base_names,
+        finetuned_only=request.finetuned_only,
+        extrapolate=request.extrapolate,
+    )
+    notes += _check_tokens(request, inputs, decisions)
+    decisions = [_settle_statistics(decision, inputs) for decision in decisions]
+    results = {name: _result_info(stored.info, request.dtype) for name, stored in finetuned.items()}
+    _check_space(request, sum(num_bytes(info) for info in results.values()))
+    ties = [Decision(name=name, action="tied", reason=f"to {kept}") for name, kept in pairing.ties.items()]
+    with new_folder(request.output) as folder:
+        places = create_shards(
+            folder,
+            results,
+            max_shard_size=request.max_shard_size,
+            total_parameters=_num_parameters(request.runs[0], finetuned),
+        )
+        decisions = write_result(inputs, places, decisions)
+        notes += copy_small_files(request.runs[0], folder)
+        report = InterpolationReport(decisions=decisions + ties, notes=notes)
+        _finish(request, folder, report)
+    return report
+
+
+def _pair(request: _Request, base: Mapping[str, Stored], finetuned: Mapping[str, Stored], notes: list[str]) -> Pairing:
+    """Match names; where they are equal and nothing is stored twice, without building the model."""
+    if base.keys() == finetuned.keys() and not _has_doubles(finetuned):
+        return Pairing({name: name for name in finetuned}, {}, [])
+    try:
+        model = empty_model(request.runs[0], trust_remote_code=request.trust_remote_code)
+    except ValueError as error:
+        notes.append(f"names were matched by themselves: {error}")
+        shared = _shared_storage(finetuned)
+        names = match_names(base, [name for name in finetuned if name not in shared])
+        return Pairing(names, shared, [])
+    return pair_names(
+        model,
+        base,
+        finetuned,
+        base_is_tied=is_tied(request.base, default=bool(model.config.tie_word_embeddings)),
+        same_in_base=lambda first, second: are_equal(base[first], base[second]),
+        same_in_finetuned=lambda first, second: are_equal(finetuned[first], finetuned[second]),
+    )
+
+
+def _has_doubles(tensors: Mapping[str, Stored]) -> bool:
+    """Whether embeddings are stored twice, so that they may be tied."""
+    if _shared_storage(tensors):
+        return True
+    shapes = {stored.info.shape for name, stored in tensors.items() if EMBEDDINGS.search(name)}
+    for shape in shapes:
+        first, *others = (stored for stored in tensors.values() if stored.info.shape == shape)
+        if any(are_equal(first, other) for other in others):
+            return True
+    return False
+
+
+def _shared_storage(tensors: Mapping[str, Stored]) -> dict[str, str]:
+    """Further names of one tensor, in files of torch → the first."""
+    first: dict[Any, str] = {}
+    further = {}
+    for name, stored in tensors.items():
+        if stored.tensor is not None and stored.numel:
+            key = (stored.tensor.data_ptr(), stored.info)
+            if first.setdefault(key, name) != name:
+                further[name] = first[key]
+    return further
+
+
+def _align(
+    request: _Request, runs: Sequence[Mapping[str, Stored]], finetuned: Mapping[str, Stored], notes: list[str]
+) -> list[dict[str, Stored]]:
+    """The further runs of a soup by the first's names; they must have the same tensors."""
+    aligned = []
+    for folder, run in zip(request.runs[1:], runs[1:], strict=True):
+        pairing = _pair(replace(request, base=folder), run, runs[0], notes)
+        found = {name: run[other] for name, other in pairing.base_names.items() if name in finetuned}
+        for name, stored in finetuned.items():
+            shape = found[name].info.shape if name in found else None
+            if shape != stored.info.shape:
+                raise ValueError(
+                    f"`finetuned_dir` must be runs of one model, but {name!r} has shape {stored.info.shape} in "
+                    f"{request.runs[0].name!r} and {'is not' if shape is None else f'has {shape}'} in {folder.name!r}."
+                )
+        aligned.append(found)
+    return aligned
+
+
+def _check_tokens(request: _Request, inputs: Inputs, decisions: Iterable[Decision]) -> list[str]:
+    """Refuse rows that belong to different tokens; notes if that cannot be told."""
+    tables = [
+        decision
+        for decision in decisions
+        if decision.action == "interpolated" and EMBEDDINGS.search(decision.name) and decision.base_name is not None
+    ]
+    if not tables:
+        return []
+    folders = [request.base, *request.runs]
+    missing = [
+        name
+        for name, folder in zip(["M₀", *["M_θ"] * len(request.runs)], folders, strict=True)
+        if not has_tokenizer(folder)
+    ]
+    if missing:
+        return [f"tokens were not compared: {missing[0]} has no tokenizer"]
+    size = min(inputs.base[table.base_name or ""].info.shape[0] for table in tables)
+    size = min(size, *(inputs.runs[0][table.name].info.shape[0] for table in tables))
+    for run in request.runs:
+        difference = common_tokens_differ(request.base, run, size, trust_remote_code=request.trust_remote_code)
+        if difference is not None:
+            raise ValueError(
+                f"M₀ and M_θ must have the same token behind every common id, but {difference}. Train with M₀'s "
+                f"tokenizer, to which tokens may be added, or take the table from M_θ whole "
+                f"(`finetuned_only=[{tables[0].name!r}]`)."
+            )
+    return []
+
+
+def _settle_statistics(decision: Decision, inputs: Inputs) -> Decision:
+    """Copy statistics of batch norms that are the same; at the ends they are those of the ends."""
+    if decision.action != "interpolated" or not BATCH_NORM.search(decision.name):
+        return decision
+    assert decision.base_name is not None
+    runs = [run[decision.name] for run in inputs.runs]
+    if decision.alpha == 0 or (decision.alpha == 1 and len(runs) == 1):
+        return decision
+    if not all(are_equal(inputs.base[decision.base_name], run) for run in runs):
+        raise ValueError(
+            f"{decision.name!r} is a statistic of a batch norm, and those of M₀ and M_θ say nothing about M_α. Load "
+            "both as models and have them measured anew on batches: `interpolate_weights(..., recalibrate=batches)`."
+        )
+    return replace(decision, action="copied", reason="a statistic that is the same in M₀", alpha=None)
+
+
+def _check_space(request: _Request, size: int) -> None:
+    """Refuse a disk that is too small, before anything is written."""
+    existing = next(folder for folder in request.output.parents if folder.is_dir())
+    needed, free = size + num_small_bytes(request.runs[0]), shutil.disk_usage(existing).free
+    if needed > free:
+        left = unfinished_folders(request.output)
+        remedy = f" Unfinished folders lie beside it: {', '.join(left)}." if left else ""
+        raise OSError(f"`output_dir` needs {needed:,} bytes, and its disk has {free:,} free.{remedy}")
+
+
+def _finish(request: _Request, folder: Path, report: InterpolationReport) -> None:
+    """Configuration and an account of what was done."""
+    config = read_json(folder / "config.json")
+    if request.dtype is not None and isinstance(config, dict):
+        key = "torch_dtype" if "torch_dtype" in config else "dtype"
+        config[key] = str(request.dtype).removeprefix("torch.")
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
+    account = {
+        "alpha": asdict(request.alpha) if is_dataclass(request.alpha) else request.alpha,
+        "base": request.base_name,
+        "finetuned": request.finetuned_names,
+        "dtype": None if request.dtype is None else str(request.dtype).removeprefix("torch."),
+        "counts": {
+            action: len(report.names(action)) for action in ("interpolated", "copied", "finetuned", "tied", "dropped")
+        },
+        **report.to_dict(),
+        "versions": installed_versions(),
+    }
+    write_json(folder / INTERPOLATION_NAME, account, indent=2)
+
+
+def _merge_in_memory(
+    request: _Request, base: Mapping[str, Stored], runs: Sequence[Mapping[str, Stored]]
+) -> InterpolationReport:
+    """Interpolate models whose checkpoints hold different tensors: the host converts both when it loads them."""
+    if len(runs) > 1:
+        raise ValueError(
+            "`finetuned_dir` must be one folder if M₀'s checkpoint has other tensors than M_θ's, got several. Load and "
+            "save M₀ with the transformers that saved the runs."
+        )
+    sizes = [sum(num_bytes(stored.info) for stored in tensors.values()) for tensors in (base, runs[0])]
+    logger.warning(
+        "M₀ and M_θ are stored in different layouts (such as fused and single experts), so both are loaded, which "
+        f"takes {sum(sizes) / 1e9:.1f} GB of memory. Load and save one with the transformers that saved the other."
+    )
+    from transformers import AutoConfig
+
+    _check_space(request, sizes[1])
+    config = AutoConfig.from_pretrained(request.runs[0], trust_remote_code=request.trust_remote_code)
+    model_class = find_class(request.runs[0], config, trust_remote_code=request.trust_remote_code)
+    options = {"dtype": "auto", "local_files_only": True, "trust_remote_code": request.trust_remote_code}
+    model = model_class.from_pretrained(request.runs[0], **options)
+    source, loaded = model_class.from_pretrained(request.base, output_loading_info=True, **options)
+    # what M₀ lacks was given to it at random
+    weights = {name: tensor for name, tensor in source.state_dict().items() if name not in loaded["missing_keys"]}
+    report = interpolate_weights(
+        weights,
+        model.state_dict(),
+        request.alpha,
+        into=model,
+        finetuned_only=request.finetuned_only,
+        extrapolate=request.extrapolate,
+        dtype=request.dtype,
+    ).report
+    report.notes.append("interpolated in memory, because the checkpoints hold different tensors; names are the model's")
+    with new_folder(request.output) as folder:
+        model.save_pretrained(folder, max_shard_size=request.max_shard_size)
+        report.notes += copy_small_files(request.runs[0], folder)
+        _finish(request, folder, report)
+    return report
+
+
+def _num_parameters(folder: Path, tensors: Mapping[str, Stored]) -> int:
+    """As M_θ's index has it; of a single file, the elements of its floating-point tensors."""
+    index = read_json(folder / SAFE_INDEX_NAME)
+    found = index.get("metadata", {}).get("total_parameters") if isinstance(index, dict) else None
+    counted = sum(stored.numel for stored in tensors.values() if is_float(stored.info.dtype))
+    return found if isinstance(found, int) else counted
+
+
+def _public_name(name: Name) -> str:
+    """A name on the Hub, or that of a folder without the way to it."""
+    return Path(name).resolve().name if Path(name).is_dir() else str(name)
+
+
+def _result_info(info: TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
+    return info if dtype is None or not info.dtype.is_floating_point else TensorInfo(info.shape, dtype)

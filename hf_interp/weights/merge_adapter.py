@@ -1,0 +1,197 @@
+"""M_α of an adapter on disk: a folder with an adapter in, a folder with an adapter, or with the merged model, out."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hf_interp.utils.environment import installed_versions
+from hf_interp.utils.files import new_folder, write_json
+from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
+from hf_interp.weights.adapter_kinds import AdapterKind, find_kind, refuse_prompts
+from hf_interp.weights.adapters import interpolate_adapter, merge_adapter, neutral_pairs
+from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
+from hf_interp.weights.matching import InterpolationReport
+from hf_interp.weights.model_folder import INTERPOLATION_NAME, check_output, copy_small_files, find_folder
+
+MODEL_CLASSES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+"""PEFT's name for a task → the class of transformers."""
+
+_HEAD = re.compile(r"(^|\.)(classifier|score|classification_head)(\.out_proj)?\.weight$")
+
+
+def interpolate_adapter_checkpoint(
+    base: str | os.PathLike[str] | None,
+    adapter_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    alpha: Alpha,
+    *,
+    merge: bool = False,
+    finetuned_only: Sequence[str] = (),
+    extrapolate: bool = False,
+    max_shard_size: int | str = "50GB",
+) -> InterpolationReport:
+    """Write M_α of an adapter: an adapter that `PeftModel.from_pretrained` loads on the same base model.
+
+    Adapters that cannot be scaled are merged, and the whole model is written. An `interpolation.json` says what was
+    done. After an error there is no new folder.
+
+    Args:
+        base: M₀, a folder or a name on the Hub; by default what the adapter says.
+        adapter_dir: the adapter, a folder or a name on the Hub.
+        output_dir: a new or empty folder.
+        alpha: see [`Alpha`]; patterns match the names of the base model's parameters.
+        merge: write the merged model instead of an adapter.
+        finetuned_only: patterns of names to take from M_θ whole; what the checkpoint of M₀ lacks always is.
+        extrapolate: allow α outside [0, 1].
+        max_shard_size: of a file of a merged model, in bytes or as "5GB".
+
+    Returns:
+        What was interpolated, and what was not and why.
+
+    Raises:
+        TypeError: if α is no number.
+        ValueError: for an α out of range, folders that are not what they must be, an adapter that does not say what
+            model it is for, or one that can be neither scaled nor merged.
+    """
+    if not isinstance(alpha, (Mapping, AlphaByDepth)):
+        check_alpha(alpha, extrapolate=extrapolate)
+    source, output = find_folder(adapter_dir, "adapter_dir"), Path(output_dir).resolve()
+    if not (source / ADAPTER_CONFIG_NAME).is_file():
+        raise ValueError(f"`adapter_dir` must hold an adapter, got {str(adapter_dir)!r} without {ADAPTER_CONFIG_NAME}.")
+    origin = find_base(base, source)
+    check_output(output, [origin, source])
+    model, pristine, kind, new = open_adapter(origin, source)
+    result, report = interpolate_adapter(
+        pristine, model, alpha, finetuned_only=[*finetuned_only, *sorted(new)], extrapolate=extrapolate
+    )
+    report.decisions = [
+        replace(decision, reason="M₀ has no such tensor", base_name=None) if decision.name in new else decision
+        for decision in report.decisions
+    ]
+    whole = model if kind.is_scalable else result
+    if kind.is_scalable and merge:
+        whole = merge_adapter(model, kind)
+    account = {
+        "alpha": asdict(alpha) if is_dataclass(alpha) else alpha,
+        "base": origin.name,
+        "finetuned": [source.name],
+        "adapter": kind.label,
+        **report.to_dict(),
+        "versions": installed_versions(),
+    }
+    with new_folder(output) as folder:
+        if whole is not model:
+            copy_small_files(origin, folder)
+        copy_small_files(source, folder)
+        options = {} if whole is model else {"max_shard_size": max_shard_size}
+        whole.save_pretrained(str(folder), **options)
+        write_json(folder / INTERPOLATION_NAME, account, indent=2)
+    return report
+
+
+class OpenedAdapter(NamedTuple):
+    """An adapter in its base model."""
+
+    model: Any
+    """M_θ, a `PeftModel`."""
+    pristine: Any
+    """M₀ anew, where it is not in the model any more; else `None`."""
+    kind: AdapterKind
+    """What can be done with it."""
+    new_names: set[str]
+    """Names of weights that the checkpoint of M₀ lacks."""
+
+
+def find_base(base: str | os.PathLike[str] | None, source: Path) -> Path:
+    """The folder of the model that an adapter is for.
+
+    Args:
+        base: M₀, a folder or a name on the Hub; by default what the adapter says.
+        source: the folder of the adapter.
+
+    Raises:
+        ValueError: if the adapter changes no weights or does not say what it is for, or M₀ cannot be found.
+    """
+    import peft
+
+    config = peft.PeftConfig.from_pretrained(str(source))
+    refuse_prompts(config)
+    base = config.base_model_name_or_path if base is None else base
+    if not base:
+        raise ValueError(f"`base` must be given: {ADAPTER_CONFIG_NAME} in {source.name!r} names no base model.")
+    return find_folder(base, "base")
+
+
+def open_adapter(origin: Path, source: Path) -> OpenedAdapter:
+    """Load an adapter in the model that it is for, to be interpolated.
+
+    Args:
+        origin: the folder of M₀.
+        source: the folder of the adapter.
+
+    Raises:
+        ValueError: if the adapter does not say what class of model it is for.
+    """
+    import peft
+
+    config = peft.PeftConfig.from_pretrained(str(source))
+    plain, new = _load_base(config, origin, source, resize=True)
+    model = peft.PeftModel.from_pretrained(plain, str(source))
+    kind = find_kind(model)
+    pristine = None if kind.keeps_base else _load_base(config, origin, source)[0]
+    if kind.is_scalable:
+        new &= {pair.name for pair in neutral_pairs(model, pristine)}
+    return OpenedAdapter(model, pristine, kind, new)
+
+
+def _load_base(config: Any, origin: Path, source: Path, *, resize: bool = False) -> tuple[Any, set[str]]:
+    """The model that an adapter is for, from local files, and names of what its checkpoint lacks.
+
+    Args:
+        resize: give it a row for every token of the adapter's tokenizer.
+    """
+    import transformers
+
+    if config.task_type is not None:
+        name = MODEL_CLASSES.get(config.task_type)
+    else:
+        mapping = config.auto_mapping or {}
+        inside = str(mapping.get("parent_library", "")).partition(".")[0] == "transformers"
+        name = mapping.get("base_model_class") if inside else None
+    if name is None:
+        raise ValueError(
+            f"{ADAPTER_CONFIG_NAME} in {source.name!r} must say what class of model the adapter is for, got "
+            f"task_type={config.task_type!r}. Set `task_type` to one of {', '.join(MODEL_CLASSES)}."
+        )
+    options = {"num_labels": labels} if (labels := _count_labels(config, source)) else {}
+    model, loaded = getattr(transformers, name).from_pretrained(
+        origin, local_files_only=True, output_loading_info=True, **options
+    )
+    if resize and (source / "tokenizer_config.json").is_file():
+        size = len(transformers.AutoTokenizer.from_pretrained(str(source), local_files_only=True))
+        if size > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(size)
+    return model, set(loaded["missing_keys"])
+
+
+def _count_labels(config: Any, source: Path) -> int | None:
+    """How many labels the head has that an adapter brings; its configuration does not say so."""
+    from safetensors import safe_open
+
+    path = source / f"{ADAPTER_NAME}.safetensors"
+    if config.task_type not in ("SEQ_CLS", "TOKEN_CLS") or not path.is_file():
+        return None
+    with safe_open(str(path), framework="pt") as file:
+        names = [name for name in list(file.keys()) if _HEAD.search(name)]
+        sizes = [file.get_slice(name).get_shape()[0] for name in names]
+    return int(sizes[0]) if sizes else None

@@ -1,0 +1,190 @@
+"""Folders of models: found on disk or on the Hub, and what goes with the weights from one to the next."""
+
+import os
+import re
+import shutil
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_interp.utils.files import read_json
+from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, RESULTS_NAME
+from hf_interp.weights.adapter_kinds import is_peft_model
+from hf_interp.weights.checkpoint_names import find_places
+from hf_interp.weights.tensor_files import find_tensors
+
+INTERPOLATION_NAME = "interpolation.json"
+"""What an interpolated checkpoint says of itself."""
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "*.bpe", "*.spm", "*.codes", "LICENSE*")
+"""Configurations, tokenizers, code: what a model consists of beside its weights."""
+LEFT_BEHIND = (
+    "*.index.json",
+    "trainer_state.json",
+    "*_results.json",
+    "mixture_state_*.json",
+    ADAPTER_CONFIG_NAME,
+    RESULTS_NAME,
+    INTERPOLATION_NAME,
+)
+"""What is said of a run or of weights, and would not be true of others; a model card neither."""
+FOLDERS = ("additional_chat_templates",)
+HUB_WEIGHTS = (("model*.safetensors", "adapter_model.safetensors"), ("pytorch_model*.bin",))
+"""Weights to download; the second where there are none of the first."""
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def find_folder(name: str | os.PathLike[str], argument: str, *, revision: str | None = None) -> Path:
+    """The folder of a model; a name on the Hub is downloaded, or taken from the cache.
+
+    Args:
+        name: a folder, or the name of a model on the Hub.
+        argument: what the caller calls it, for messages.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise ValueError(f"`{argument}` must be a folder, got the file {str(name)!r}.")
+    if isinstance(name, Path) or not _HUB_NAME.fullmatch(str(name)) or str(name).startswith("."):
+        raise ValueError(f"`{argument}` must be a folder or the name of a model on the Hub, got {str(name)!r}.")
+    return _download(str(name), argument, revision)
+
+
+def copy_small_files(source: Path, target: Path) -> list[str]:
+    """Copy configurations, tokenizers and code; returns notes on what else was copied."""
+    for path in small_files(source):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, target / path)
+    notes = []
+    for name in _modules(source):
+        shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+        if any((target / name).rglob("*.safetensors")) or any((target / name).rglob("*.bin")):
+            notes.append(f"{name}: copied from M_θ with its weights")
+    return notes
+
+
+def small_files(folder: Path) -> list[Path]:
+    """Files that go with the weights, relative to the folder."""
+    found = [path for path in folder.iterdir() if path.is_file() and is_small_file(path.name)]
+    for name in FOLDERS:
+        found += [path for path in (folder / name).rglob("*") if path.is_file()]
+    return sorted(path.relative_to(folder) for path in found)
+
+
+def is_small_file(name: str) -> bool:
+    """Whether a file is one of those that go with the weights, by its name."""
+    is_kept = any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)
+    return is_kept and not any(fnmatchcase(name, pattern) for pattern in LEFT_BEHIND)
+
+
+def num_small_bytes(folder: Path) -> int:
+    """Size of all that `copy_small_files` copies."""
+    paths = [folder / path for path in small_files(folder)]
+    for name in _modules(folder):
+        paths += [path for path in (folder / name).rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in paths)
+
+
+def check_output(output: Path, inputs: list[Path]) -> None:
+    """Refuse an output folder that is taken, or lies in an input.
+
+    Args:
+        output: resolved.
+        inputs: resolved folders.
+
+    Raises:
+        ValueError: if it is a file, holds anything, or is, is in or holds an input.
+    """
+    for folder in inputs:
+        if output == folder or folder in output.parents:
+            raise ValueError(f"`output_dir` must be neither an input nor inside one, got {str(output)!r}.")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"`output_dir` must be a folder, got the file {str(output)!r}.")
+    if output.is_dir() and any(output.iterdir()):
+        raise ValueError(
+            f"`output_dir` must be new or empty, got {str(output)!r}, which holds files. Remove them first."
+        )
+
+
+def _modules(folder: Path) -> list[str]:
+    """Folders of the further modules of a sentence-transformers model."""
+    modules = read_json(folder / "modules.json")
+    names = (
+        [module.get("path", "") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    )
+    return [name for name in names if name and Path(name).name == name and (folder / name).is_dir()]
+
+
+def _download(name: str, argument: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        for weights in HUB_WEIGHTS:
+            # "*" matches "/" too, and folders hold other forms of the same weights
+            folder = Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    allow_patterns=[*SMALL_FILES, *weights],
+                    ignore_patterns=["*/*", "consolidated*"],
+                )
+            )
+            if any(path.match(pattern) for pattern in weights for path in folder.iterdir()):
+                break
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"`{argument}` must be a folder or the name of a model on the Hub, got {name!r}: there is no such folder, "
+            f"and it could not be downloaded ({reason}). Download it where there is a network: `hf download {name}`."
+        ) from error
+    return folder.resolve()
+
+
+def open_base(
+    name: str | os.PathLike[str], model: nn.Module, *, revision: str | None = None
+) -> dict[str, torch.Tensor]:
+    """The tensors of M₀'s checkpoint by the names that M_θ has for them, mapped into memory and not loaded.
+
+    Args:
+        name: a folder, or a name on the Hub.
+        model: M_θ, a model of transformers, with or without an adapter.
+        revision: branch, tag or commit of a model on the Hub.
+
+    Raises:
+        TypeError: for a model that is not of transformers.
+        ValueError: if there is no such checkpoint, or it is not whole, or has tensors of another layout.
+    """
+    peft_model: Any = model
+    inner: Any = peft_model.get_base_model() if is_peft_model(model) else model
+    if not isinstance(inner, PreTrainedModel):
+        raise TypeError(
+            f"`base_model` must be a model or a state dict for a {type(inner).__name__}, got {str(name)!r}: only "
+            "models of transformers are known by their checkpoints."
+        )
+    folder = find_folder(name, "base_model", revision=revision)
+    stored = find_tensors(folder, "base_model")
+    places = find_places(inner, stored)
+    converted = [name for name, place in places.items() if place.name != place.target]
+    if converted:
+        raise ValueError(
+            f"`base_model` {str(name)!r} has another layout than the model in memory ({converted[0]!r}). Load it with "
+            "`from_pretrained` and give the model."
+        )
+    tensors = {}
+    files: dict[Any, Any] = {
+        one.path: safe_open(one.path, framework="pt") for one in stored.values() if one.tensor is None
+    }
+    for name, one in stored.items():
+        tensors[places[name].name] = one.tensor if one.tensor is not None else files[one.path].get_tensor(name)
+    return tensors

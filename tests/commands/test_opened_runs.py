@@ -1,0 +1,164 @@
+"""Trained runs, looked at again by command."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from hf_interp import cli
+from hf_interp.commands.curve import curve_run
+from hf_interp.commands.merge import merge_runs
+from hf_interp.reporting.curve import load_curve
+from hf_interp.tasks.runs import load_run_recipe
+from hf_interp.train import run_recipe
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, make_recipe: Callable[[Path], dict[str, Any]]) -> list[str]:
+    """Folders of three runs of one recipe with other seeds."""
+    folder = tmp_path_factory.mktemp("revisit")
+    for seed in range(3):
+        recipe = make_recipe(folder / f"seed-{seed}")
+        run_recipe({**recipe, "seed": seed, "learning_rate": 1e-2, "alpha_search": {"alphas": 3}})
+    return [str(folder / f"seed-{seed}") for seed in range(3)]
+
+
+def weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+# Curves.
+
+
+def test_the_curve_of_a_run_is_that_of_its_training(runs: list[str]) -> None:
+    before = load_curve(Path(runs[0]) / "curve.json")
+    curve, folder = curve_run(runs[0], ["--corpora.general.path", "gone.jsonl"])  # which is not read again
+    assert str(folder) == runs[0]
+    assert (curve.alphas, curve.alpha, curve.reason) == (before.alphas, before.alpha, before.reason)
+    for part in ("selection", "report"):
+        for side, metrics in getattr(curve, part).items():
+            for metric, found in metrics.items():
+                assert found["values"] == pytest.approx(getattr(before, part)[side][metric]["values"], abs=1e-6)
+
+
+def test_flags_change_the_search(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--alpha_search.objective", "mean", "--alpha_search.metric", "loss", "--alpha_search.method", "golden"]
+    assert cli.main(["curve", runs[1], *flags, "--save_model"]) == 0
+    curve = load_curve(Path(runs[1]) / "curve.json")
+    assert (curve.objective, curve.metric) == ("mean", "loss")
+    assert len(curve.alphas) > 3
+    out = capsys.readouterr().out
+    assert curve.reason in out
+    assert f"M_α is in {runs[1]}/interpolated." in out
+    found, trained = weights(Path(runs[1]) / "interpolated"), weights(runs[1])
+    base = weights(load_run_recipe(runs[1])["model_name_or_path"])
+    assert all(torch.equal(found[name], torch.lerp(base[name], trained[name], curve.alpha)) for name in found)
+
+
+def test_a_curve_by_its_recipe_and_as_json(
+    runs: list[str], write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(load_run_recipe(runs[2]))
+    assert cli.main(["curve", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["alphas"] == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("makes", [True, False])
+def test_what_is_no_run_is_told(tmp_path: Path, makes: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    if makes:
+        folder.mkdir()
+    assert cli.main(["curve", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert ("does not tell its recipe" if makes else "There is no recipe") in err
+    assert err.count("\n") == 1
+
+
+def test_a_recipe_that_was_not_trained_is_told(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["curve", str(write_recipe(toy_recipe))]) == 2
+    assert "There is no run in" in capsys.readouterr().err
+
+
+# Merges.
+
+
+def test_two_checkpoints_are_merged(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, out = load_run_recipe(runs[0])["model_name_or_path"], tmp_path / "out"
+    assert cli.main(["merge", base, runs[0], str(out), "--alpha", "0.25"]) == 0
+    first, second, found = weights(base), weights(runs[0]), weights(out)
+    assert all(torch.equal(found[name], torch.lerp(first[name], second[name], 0.25)) for name in found)
+    text = capsys.readouterr().out
+    assert text.startswith(f"interpolated: {len(found)} tensors, α 0.25")
+    assert text.splitlines()[-1] == f"The model is in {out}."
+    assert AutoModelForSequenceClassification.from_pretrained(out).config.id2label[0] == "negative"
+
+
+@pytest.mark.parametrize(
+    ("alpha", "layer", "embedding"), [("0.5..1", 1.0, 0.5), ("{'*.embeddings.*': 0, '*': 1}", 1.0, 0.0)]
+)
+def test_alpha_by_depth_and_by_name(
+    runs: list[str], tmp_path: Path, alpha: str, layer: float, embedding: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = load_run_recipe(runs[0])["model_name_or_path"]
+    argv = ["merge", base, runs[0], str(tmp_path / "out"), "--alpha", alpha, "--json"]
+    assert cli.main([*argv, "--finetuned_only", "classifier.*"]) == 0
+    decisions = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["decisions"]}
+    assert decisions["bert.encoder.layer.1.output.dense.weight"]["alpha"] == layer
+    assert decisions["bert.embeddings.word_embeddings.weight"]["alpha"] == embedding
+    assert decisions["classifier.weight"]["action"] == "finetuned"
+
+
+@pytest.mark.parametrize("soup", ["uniform", "greedy"])
+def test_a_soup_is_mixed_and_its_alpha_chosen(
+    runs: list[str], tmp_path: Path, soup: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, out = load_run_recipe(runs[0])["model_name_or_path"], tmp_path / "out"
+    argv = ["merge", base, *runs, str(out), "--soup", soup, "--recipe", runs[0], "--alpha_search.metric", "loss"]
+    assert cli.main([*argv, "--alpha_search.method", "grid"]) == 0
+    curve = load_curve(out / "curve.json")
+    assert (out / "curve.png").is_file()
+    assert curve.base == base
+    members = str(curve.finetuned).split(", ")
+    assert members == runs if soup == "uniform" else set(members) <= set(runs)
+    mean = torch.stack([weights(run)["classifier.weight"] for run in members]).mean(0)
+    expected = torch.lerp(weights(base)["classifier.weight"], mean, curve.alpha)
+    assert torch.allclose(weights(out)["classifier.weight"], expected, atol=1e-7)
+    assert f"{soup} soup of {', '.join(members)}" in capsys.readouterr().out
+
+
+def test_a_uniform_soup_needs_no_recipe(runs: list[str], tmp_path: Path) -> None:
+    base = load_run_recipe(runs[0])["model_name_or_path"]
+    merged = merge_runs(base, runs, str(tmp_path / "out"), alpha=1.0)
+    assert merged.members == runs
+    mean = torch.stack([weights(run)["classifier.bias"] for run in runs]).mean(0)
+    assert torch.allclose(weights(tmp_path / "out")["classifier.bias"], mean, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "`alpha` needs a recipe"),
+        (["--alpha", "0.5", "--soup", "greedy"], "`soup` greedy needs a recipe"),
+        (["--alpha", "half"], "`alpha` must be a number such as 0.6"),
+        (["--alpha", "1.5"], "`alpha` must lie in [0, 1], got 1.5"),
+        (["--alpha", "0.5", "--dtype", "int8"], "`dtype` must be a floating-point type"),
+        (["--alpha", "0.5", "--learning_rate", "1"], "Fields of a recipe need --recipe"),
+        (["--alpha", "0.5", "--finetuned_only", "score.*"], "no tensor matches: 'score.*'"),
+    ],
+)
+def test_merges_that_cannot_be_are_refused_in_one_line(
+    runs: list[str], tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = load_run_recipe(runs[0])["model_name_or_path"]
+    assert cli.main(["merge", base, runs[0], str(tmp_path / "out"), *flags]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,135 @@
+"""The preview of a recipe against the trainer that follows it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from hf_interp import InterpolationTrainer
+from hf_interp.commands.plan import format_plan, plan_recipe, summarise
+from hf_interp.tasks.build import build_trainer, check_recipe, load_data
+from hf_interp.tasks.parsing import parse_recipe
+
+
+def trainer_of(recipe: dict[str, Any]) -> InterpolationTrainer:
+    parsed, args = parse_recipe(recipe)
+    task = check_recipe(parsed, args)
+    return build_trainer(parsed, task, args, load_data(parsed, task))
+
+
+def two_domains(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The corpora of a recipe with the domain's test file for a second domain corpus."""
+    law, acts = recipe["corpora"]["domain"], recipe["eval_corpora"]["domain"]
+    domain = {"law": {**law, "side": "domain", "share": 0.75}, "acts": {**acts, "side": "domain", "share": 0.25}}
+    return {"general": recipe["corpora"]["general"], **domain}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3, "seed": 5},
+        {"data_seed": 11, "seed": 5, "alpha_schedule_type": "cosine", "alpha_initial_steps": 1},
+        {"alpha_schedule_type": "constant", "alpha_end": 0.5, "max_steps": 9},
+        {"corpora": two_domains},
+    ],
+)
+def test_the_plan_is_the_trainers(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], changes: dict[str, Any]
+) -> None:
+    recipe = {**toy_recipe, **{key: value(toy_recipe) if callable(value) else value for key, value in changes.items()}}
+    plan, *_ = plan_recipe(str(write_recipe(recipe)))
+    trained = trainer_of(recipe).plan
+    assert trained is not None
+    assert plan.fingerprint() == trained.fingerprint()
+    assert plan.summary() == trained.summary()
+
+
+def test_flags_change_the_plan(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    plan, *_ = plan_recipe(str(write_recipe(toy_recipe)), ["--max_steps", "7", "--alpha_end", "0.5", "--seed=3"])
+    assert (plan.max_steps, plan.alpha(6), plan.seed) == (7, 0.5, 3)
+
+
+def test_tokens_are_those_of_the_examples(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    plan, mean_tokens, *_ = plan_recipe(str(write_recipe({**toy_recipe, "max_length": 8})))
+    tokenizer = AutoTokenizer.from_pretrained(toy_recipe["model_name_or_path"])
+    for side in ("general", "domain"):
+        rows = [json.loads(line) for line in Path(toy_recipe["corpora"][side]["path"]).read_text().splitlines()]
+        lengths = [min(len(tokenizer(row["text"])["input_ids"]), 8) for row in rows]
+        assert mean_tokens[side] == pytest.approx(sum(lengths) / len(lengths))
+    summary = summarise(plan, mean_tokens)
+    assert [corpus["tokens"] for corpus in summary["corpora"]] == [
+        round(8 * mean_tokens[side]) for side in ("general", "domain")
+    ]
+
+
+def test_tokens_of_a_large_corpus_are_estimated_from_a_spread_sample(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    lengths = [1] * 1500 + [3] * 1500  # sorted, as a corpus may be
+    rows = [json.dumps({"text": "word1 " * length, "label": "negative"}) for length in lengths]
+    (tmp_path / "large.jsonl").write_text("\n".join(rows))
+    toy_recipe["corpora"]["general"] = {"path": str(tmp_path / "large.jsonl")}
+    assert plan_recipe(str(write_recipe(toy_recipe)))[1]["general"] == 2.0
+
+
+def test_streams_have_no_tokens_and_no_passes(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    toy_recipe["corpora"]["domain"]["streaming"] = True
+    summary = summarise(*plan_recipe(str(write_recipe(toy_recipe))))
+    general, domain = summary["corpora"]
+    assert (domain["num_examples"], domain["tokens"], domain["passes"], domain["exhausted_at"]) == (None,) * 4
+    assert general["tokens"] > 0
+    text = format_plan(summary)
+    assert "tokens," not in text
+    assert "about" not in text
+    assert "stream" in text
+
+
+def test_the_text_tells_every_number(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    found = plan_recipe(str(write_recipe({**toy_recipe, "max_steps": 1000, "warmup_steps": 0})))
+    plan, summary = found.plan, summarise(*found)
+    general, domain = summary["corpora"]
+    lines = format_plan(summary).splitlines()
+    total = general["tokens"] + domain["tokens"]
+    assert lines[0] == f"1,000 steps of 4 examples: 4,000 examples, about {total:,} tokens"
+    assert lines[1] == "domain share over all steps: 50.0%; α weighted by the learning rate: 33.3%"
+    assert lines[2] == f"fingerprint: {plan.fingerprint()}"
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    assert ["step", "0", "250", "500", "749", "999"] in cells
+    assert next(row for row in cells if row[0] == "α")[1::4] == ["0.000", "1.000"]
+    exhausted = [f"{plan.exhausted_at(index):,}" for index in (0, 1)]
+    assert ["general", "general", "40", "100.0%", "2,000", f"{general['tokens']:,}", "50.00", exhausted[0]] in cells
+    assert ["domain", "domain", "12", "100.0%", "2,000", f"{domain['tokens']:,}", "166.67", exhausted[1]] in cells
+    assert lines[-2].startswith("Warning: Corpus 'general' is read 50.0 times")
+    assert lines[-1].startswith("Warning: Corpus 'domain' is read 166.7 times")
+
+
+def test_a_plan_without_warnings_has_none(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    text = format_plan(summarise(*plan_recipe(str(write_recipe(toy_recipe)))))
+    assert "Warning" not in text
+    assert text.count("never") == 2  # neither corpus is read through
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": None}, r"A mixture needs `max_steps`, got -1\. Set it in the recipe or with --max_steps"),
+        ({"max_steps": 0}, "A mixture needs `max_steps`, got 0"),
+        ({"label_names": None}, "A recipe for sequence-classification must list `label_names`"),
+        ({"label_names": []}, "must list `label_names`"),
+        ({"peft": "lorra"}, "Did you mean 'lora'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_trained_cannot_be_planned(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_recipe(str(write_recipe({**toy_recipe, **changes})))
+
+
+def test_a_plan_makes_no_folder(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    plan_recipe(str(write_recipe(toy_recipe)))
+    assert not Path(toy_recipe["output_dir"]).exists()

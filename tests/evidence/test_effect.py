@@ -1,0 +1,549 @@
+"""The comparison of methods: statistics, the order of runs, what is kept of a run, and runs from data to a table."""
+
+import argparse
+import gzip
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from effect import cells, figures, frontier, methods, order, pairs, run, schedule, stats, summary, table, training
+from effect.outcomes import Outcomes, counts_of, outcomes_of, pack, unpack
+from effect.stats import Interval
+from matplotlib.figure import Figure
+from transformers import EvalPrediction
+
+from hf_interp.commands.demo import LABEL_NAMES
+from hf_interp.selection.scoring import Predictions
+from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.utils.files import write_json
+
+# Statistics.
+
+
+def test_a_resample_is_the_mean_over_its_seeds_of_weighted_ratios() -> None:
+    draws = stats.Resamples(np.array([[0, 0], [1, 0]]), np.array([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]]))
+    numerators = np.array([[1.0, 0.0, 1.0], [0.0, 4.0, 1.0]])
+    denominators = np.array([[1.0, 2.0, 1.0], [1.0, 2.0, 2.0]])
+    # first: seed 0 alone, (1 + 2) / (1 + 2); second: seed 1 is 12 / 6 and seed 0 is 0 / 6
+    assert stats.resampled(numerators, denominators, draws).tolist() == [1.0, 1.0]
+
+
+def test_a_resample_with_nothing_to_divide_by_is_zero() -> None:
+    draws = stats.Resamples(np.array([[0]]), np.array([[2.0, 0.0]]))
+    assert stats.resampled(np.array([[0.0, 2.0]]), np.array([[0.0, 2.0]]), draws).tolist() == [0.0]
+
+
+def test_draws_hold_as_many_seeds_and_examples_as_there_are() -> None:
+    draws = stats.draw(3, 50, 200, np.random.default_rng(0))
+    assert draws.seeds.shape == (200, 3)
+    assert set(np.unique(draws.seeds)) == {0, 1, 2}
+    assert draws.weights.shape == (200, 50)
+    assert (draws.weights.sum(axis=1) == 50).all()
+    assert draws.weights.mean(axis=0) == pytest.approx(np.ones(50), abs=0.3)
+
+
+@pytest.mark.parametrize(("seeds", "examples"), [(0, 1), (1, 0)])
+def test_nothing_cannot_be_resampled(seeds: int, examples: int) -> None:
+    with pytest.raises(ValueError, match=f"needs a seed and an example, got {seeds} and {examples}"):
+        stats.draw(seeds, examples, 1, np.random.default_rng(0))
+
+
+def test_the_interval_of_a_mean_is_as_wide_as_theory_says() -> None:
+    hits = (np.arange(400) % 2).astype(float)[None]
+    samples = stats.resampled(hits, np.ones_like(hits), stats.draw(1, 400, 4000, np.random.default_rng(1)))
+    found = stats.interval(0.5, samples)
+    half_width = 1.96 * 0.5 / 20
+    assert (found.low, found.high) == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=0.005)
+
+
+def test_equal_values_share_their_rank() -> None:
+    assert stats.ranks([3.0, 1.0, 3.0, 2.0, 3.0]) == [2.0, 5.0, 2.0, 4.0, 2.0]
+    assert stats.ranks([7.0]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("points", "area"),
+    [
+        ([], 0.0),
+        ([(0.5, 0.5)], 0.25),
+        ([(0.5, 0.5), (0.5, 0.5)], 0.25),
+        ([(1.0, 0.2), (0.2, 1.0)], 0.2 + 0.2 - 0.04),
+        ([(1.0, 0.2), (0.2, 1.0), (0.1, 0.9)], 0.36),
+        ([(1.0, 0.5), (1.0, 0.75)], 0.75),
+        ([(1.0, 0.0), (0.0, 1.0), (-1.0, 5.0)], 0.0),
+    ],
+)
+def test_the_hypervolume_counts_what_is_dominated_once(points: list[tuple[float, float]], area: float) -> None:
+    assert stats.hypervolume(points, (0.0, 0.0)) == pytest.approx(area, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("domain", "general", "verdict"),
+    [
+        ((0.01, 0.1), (-0.1, 0.1), "win"),
+        ((0.0, 0.1), (-0.1, 0.0), "tie"),
+        ((-0.1, -0.01), (-0.1, 0.1), "loss"),
+        ((0.01, 0.1), (-0.1, -0.01), "trade"),
+    ],
+)
+def test_a_win_is_sure_on_one_side_at_no_sure_cost(
+    domain: tuple[float, float], general: tuple[float, float], verdict: str
+) -> None:
+    assert stats.judge({"domain": Interval(0.0, *domain), "general": Interval(0.0, *general)}) == verdict
+
+
+# What is kept of a run.
+
+
+@pytest.mark.parametrize(
+    ("metric", "outcomes", "same"),
+    [
+        ("accuracy", Outcomes(np.array([1.0, 0, 0, 1, 1, 0, 1, 0, 1]), np.ones(9)), True),
+        ("f1", Outcomes(np.array([2.0, 0.0, 4.0]), np.array([2.0, 3.0, 5.0])), True),
+        ("loss", Outcomes(np.array([3.0, 8.0]), np.array([2.0, 4.0])), True),
+        ("loss", Outcomes(np.array([4.0004]), np.array([1.0])), False),
+    ],
+)
+def test_outcomes_come_out_as_they_went_in(metric: str, outcomes: Outcomes, same: bool) -> None:
+    counts = counts_of(metric, {"domain": outcomes})["domain"]
+    found = unpack(metric, pack(metric, outcomes), counts)
+    assert found.denominators.tolist() == outcomes.denominators.tolist()
+    assert (found.numerators.tolist() == outcomes.numerators.tolist()) is same
+    assert found.value == pytest.approx(outcomes.value, abs=0.0005)
+
+
+def predictions(logits: Any, labels: Any, losses: Any = (0.0,), counts: Any = (1.0,)) -> Predictions:
+    return Predictions(np.array(losses), np.array(counts), EvalPrediction(np.array(logits), np.array(labels)))
+
+
+def test_accuracy_is_the_share_of_hits() -> None:
+    found = outcomes_of("accuracy", predictions([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0]], [1, 1, 1]), None)
+    assert found.numerators.tolist() == [1.0, 0.0, 1.0]
+    assert found.value == 2 / 3
+
+
+def test_the_loss_is_a_mean_over_tokens() -> None:
+    found = outcomes_of("loss", predictions([], [], [2.0, 6.0], [1.0, 3.0]), None)
+    assert found.value == 2.0
+
+
+def test_f1_of_sentences_adds_up_to_that_of_the_package() -> None:
+    from hf_interp.tasks.metrics import token_metrics
+
+    names = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG"]
+    labels = np.array([[-100, 1, 2, 0, -100], [-100, 3, 0, 1, 0], [-100, 0, 0, 0, -100]])
+    chosen = np.array([[0, 1, 2, 0, 3], [0, 1, 0, 1, 0], [0, 3, 4, 0, 0]])
+    found = outcomes_of("f1", predictions(np.eye(5)[chosen], labels), names)
+    assert found.numerators.tolist() == [2.0, 2.0, 0.0]
+    assert found.denominators.tolist() == [2.0, 4.0, 1.0]
+    package = token_metrics(names)(EvalPrediction(np.eye(5)[chosen], labels))
+    assert found.value == pytest.approx(package["f1"], abs=1e-12)
+
+
+def test_a_larger_size_has_the_rows_of_a_smaller_one() -> None:
+    import datasets
+
+    dataset = datasets.Dataset.from_dict({"number": list(range(50))})
+    small, large = (training.pick(dataset, size, seed=3)["number"] for size in (10, 30))
+    assert len(small) == 10
+    assert len(large) == 30
+    assert set(small) < set(large)
+    assert training.pick(dataset, 10, seed=4)["number"] != small
+    assert len(training.pick(dataset, 50)) == len(training.pick(dataset, pairs.FULL)) == 50
+
+
+# Methods.
+
+
+@pytest.mark.parametrize("key", methods.METHODS)
+def test_every_method_is_a_recipe(key: str) -> None:
+    fields = methods.METHODS[key].recipe_fields(900, 100, 200)
+    recipe = {"model_name_or_path": "x", "corpora": {"domain": {"path": "x"}}, "max_steps": 200, "use_cpu": True}
+    _, args = parse_recipe({**recipe, "output_dir": "unused", **fields})
+    assert 0 <= methods.mean_alpha(fields, 200) <= 1
+    assert args.lr_scheduler_type.value in ("linear", "cosine", "warmup_stable_decay", "constant_with_warmup")
+
+
+@pytest.mark.parametrize(("method", "control"), table.CONTROLS.items())
+def test_a_control_reads_as_many_domain_examples(method: str, control: str) -> None:
+    found, wanted = (
+        methods.mean_alpha(methods.METHODS[key].recipe_fields(900, 100, 200), 200) for key in (control, method)
+    )
+    assert found == pytest.approx(wanted, abs=1e-9)
+
+
+def test_proportional_is_the_share_of_the_domain() -> None:
+    assert methods.mean_alpha(methods.METHODS["proportional"].recipe_fields(900, 100, 200), 200) == pytest.approx(0.1)
+
+
+# The order of the runs.
+
+
+def all_runs(**chosen: Any) -> list[schedule.Planned]:
+    given = {
+        "pairs": list(pairs.PAIRS),
+        "methods": list(methods.METHODS),
+        "sizes": pairs.SIZES,
+        "seeds": schedule.SEEDS,
+    }
+    return list(schedule.plan(**{**given, **chosen}))
+
+
+def test_every_pair_method_and_size_gets_every_seed_once() -> None:
+    found = all_runs()
+    trained = [planned for planned in found if planned.method != methods.BASE]
+    assert len(set(trained)) == len(trained)
+    rows = len(methods.METHODS) * sum(len(pair.sizes) for pair in pairs.PAIRS.values())
+    at_chosen_rates = [planned for planned in trained if planned.learning_rate is None and planned.seed != 0]
+    beyond_the_grid = [planned for planned in trained if planned.learning_rate is None and planned.seed == 0]
+    assert len(at_chosen_rates) == rows * 4  # more seeds than that of the rates
+    assert len(beyond_the_grid) == rows
+    assert len(trained) - len(at_chosen_rates) - len(beyond_the_grid) == rows * 3
+    assert all(planned.size in pairs.PAIRS[planned.pair].sizes for planned in trained)
+    assert all(planned.seed == 0 for planned in trained if planned.learning_rate is not None)
+
+
+def test_seed_0_of_all_methods_and_pairs_comes_before_seed_1() -> None:
+    first = [planned for planned in all_runs() if planned.method != methods.BASE]
+    group, tier = [
+        [key for key, one in table_.items() if getattr(one, name) == 1]
+        for table_, name in ((pairs.PAIRS, "group"), (methods.METHODS, "tier"))
+    ]
+    count = len(group) * len(tier) * 4  # three rates and those beyond
+    assert {planned.seed for planned in first[:count]} == {0}
+    assert {planned.pair for planned in first[:count]} == set(group)
+    assert {planned.method for planned in first[:count]} == set(tier)
+    assert {planned.seed for planned in first[count : count + len(group) * len(tier)]} == {1}
+
+
+def test_learning_rates_are_chosen_first_for_every_size_whatever_the_seeds() -> None:
+    found = all_runs(pairs=["lm-law"], methods=["domain"], sizes=[100], seeds=[4])
+    assert [(planned.size, planned.seed, planned.learning_rate) for planned in found if planned.method == "domain"] == [
+        *((100, 0, rate) for rate in (1.5e-4, 5e-4, 1.5e-3)),
+        (100, 0, None),
+        (100, 4, None),
+    ]
+
+
+def searched(scores: dict[float, float]) -> tuple[tuple[float, ...], float | None, float | None]:
+    found = schedule.search([0.1, 0.2, 0.4], scores.get)
+    return found.tried, found.best, found.following
+
+
+def test_a_grid_goes_on_beyond_the_end_at_which_its_best_rate_lies() -> None:
+    assert searched({}) == ((), None, 0.1)
+    assert searched({0.1: 1.0, 0.4: 2.0}) == ((0.1,), None, 0.2)
+    inside = {0.1: 1.0, 0.2: 2.0, 0.4: 1.0}
+    assert searched(inside) == ((0.1, 0.2, 0.4), 0.2, None)
+    rising = {0.1: 1.0, 0.2: 2.0, 0.4: 3.0}
+    assert searched(rising) == ((0.1, 0.2, 0.4), 0.4, 0.8)
+    assert searched({**rising, 0.8: 2.5}) == ((0.1, 0.2, 0.4, 0.8), 0.4, None)
+    assert searched({**rising, 0.8: 4.0}) == ((0.1, 0.2, 0.4, 0.8), 0.8, 1.6)
+    assert searched({**rising, 0.8: 4.0, 1.6: 5.0}) == ((0.1, 0.2, 0.4, 0.8, 1.6), 1.6, None)  # twice at most
+    falling = {0.1: 3.0, 0.2: 2.0, 0.4: 1.0}
+    assert searched(falling) == ((0.1, 0.2, 0.4), 0.1, 0.05)
+    assert searched({**falling, 0.05: 3.0}) == ((0.05, 0.1, 0.2, 0.4), 0.05, 0.025)  # the lowest of equal ones
+    assert searched({**falling, 0.05: 2.5}) == ((0.05, 0.1, 0.2, 0.4), 0.1, None)
+
+
+def test_a_rate_with_which_training_broke_down_is_never_the_best() -> None:
+    entry = {"pair": "lm-law", "validation": {"domain": math.nan, "general": 3.0}}
+    assert schedule.validation_score(entry) == -math.inf
+    assert schedule.validation_score(entry, ["general"]) == -3.0
+
+
+def write_scores(folder: Path, scores: dict[float, tuple[float, float]], *, seed: int = 0) -> None:
+    for rate, (domain, general) in scores.items():
+        key = training.Run(pair="intent-banking", size=100, method="domain", learning_rate=rate, seed=seed)
+        found = {"pair": key.pair, "validation": {"domain": domain, "general": general}}
+        write_json(key.path(folder), found)
+
+
+def test_a_run_leaves_the_queue_when_its_results_are_there(tmp_path: Path) -> None:
+    argv = ["--results", str(tmp_path), "--pairs", "intent-banking", "--methods", "domain", "--sizes", "100"]
+    queue = run.Queue(run.parse([*argv, "--seeds", "0", "1"]))
+    first = [queue.next() for _ in range(5)]
+    assert [found and (found.method, found.learning_rate) for found in first] == [
+        ("base", 0.0),
+        ("domain", 2e-4),
+        ("domain", 5e-4),
+        ("domain", 1.2e-3),
+        None,  # which rate is the best, and whether one beyond is to be tried, is not known yet
+    ]
+    write_scores(tmp_path, {2e-4: (0.5, 0.5), 5e-4: (0.5, 0.25), 1.2e-3: (0.75, 0.0)})
+    lower = queue.next()
+    assert lower is not None
+    assert (lower.learning_rate, lower.seed) == (8e-5, 0)
+    assert queue.next() is None
+    write_scores(tmp_path, {8e-5: (0.25, 0.5)})
+    chosen = queue.next()
+    assert chosen is not None
+    assert (chosen.learning_rate, chosen.seed) == (2e-4, 1)
+    write_scores(tmp_path, {2e-4: (0.5, 0.5)}, seed=1)
+    assert queue.next() is None
+    assert [planned.method for planned in queue.waiting] == ["base"]  # which was handed out, and has no results
+
+
+def test_a_rate_for_the_domain_is_chosen_by_its_validation_set_alone(tmp_path: Path) -> None:
+    write_scores(tmp_path, {2e-4: (0.5, 0.5), 5e-4: (0.625, 0.25), 1.2e-3: (0.5, 0.0)})
+    argv = ["--results", str(tmp_path), "--pairs", "intent-banking", "--methods", "domain", "--sizes", "100"]
+    queue = run.Queue(run.parse([*argv, "--seeds", "1", "--sides", "domain"]))
+    queue.next()
+    chosen = queue.next()
+    assert chosen is not None
+    assert (chosen.learning_rate, chosen.seed) == (5e-4, 1)
+
+
+# From runs to tables.
+
+
+def fake_results(folder: Path, pair: str) -> None:
+    """Results as runs would write them: domain only learns and forgets, constant 0.5 learns and forgets nothing."""
+    counts = {"domain": [1, 40], "general": [1, 40]}
+    hits = {"base": (20, 30), "domain": (30, 20), "constant-0.5": (30, 30), "linear": (30, 30)}
+
+    def packed(domain: int, general: int) -> dict[str, str]:
+        values = {"domain": domain, "general": general}
+        return {
+            side: pack("accuracy", Outcomes((np.arange(40) < value).astype(float), np.ones(40)))
+            for side, value in values.items()
+        }
+
+    base = {"pair": pair, "method": "base", "counts": counts, "machine": "M", "test": packed(*hits["base"])}
+    write_json(folder / pair / "base.json", base)
+    for method in ("domain", "constant-0.5", "linear"):
+        for rate in schedule.grid(pairs.PAIRS[pair], methods.METHODS[method]):
+            for seed in (0, 1):
+                key = training.Run(pair=pair, size=300, method=method, learning_rate=rate, seed=seed)
+                found = {
+                    **vars(key),
+                    "processor_seconds": 10.0 if method == "domain" else 12.0,
+                    "machine": "M",
+                    "validation": {"domain": rate, "general": rate},
+                    "alpha": 0.5,
+                    "test": packed(*hits[method]),
+                    "test_interpolated": packed(25, 25) if method == "domain" else None,
+                }
+                write_json(key.path(folder), found)
+
+
+def test_tables_say_what_the_results_hold(tmp_path: Path) -> None:
+    fake_results(tmp_path, "sentiment-finance")
+    (cell,) = cells.cells_of(schedule.load(tmp_path))
+    row = cell.rows["domain", False]
+    assert row.rate == 8e-4  # the best on validation
+    assert row.seeds == (0, 1)
+    assert (row.value("domain"), row.value("general")) == (0.75, 0.5)
+    assert cell.rows["domain", True].value("general") == 0.625
+    assert cell.rows["linear", True].value("general") == 0.75  # α is 1 where there is nothing else
+    gain = cell.gain(cell.rows["constant-0.5", False], row, "general")
+    assert gain is not None
+    assert gain.value == 0.25
+    assert 0 < gain.low < 0.25 < gain.high < 0.5
+    by_title = {found.title: found for found in summary.summarise([cell])}
+    assert by_title["constant 0.5"].verdicts["domain"] == {"win": 1, "trade": 0, "tie": 0, "loss": 0}
+    assert by_title["constant 0.5"].verdicts["constant-0.5"] == {"win": 0, "trade": 0, "tie": 0, "loss": 0}
+    assert by_title["domain only"].verdicts["constant-0.5"]["loss"] == 1
+    assert by_title["M₀"].verdicts["domain"]["trade"] == 1
+    assert by_title["constant 0.5"].volume == 1.0
+    assert by_title["domain only"].volume == 0.0
+    assert by_title["domain only + M_α"].volume == 0.25
+    assert by_title["constant 0.5"].time == pytest.approx(1.2)
+    # M₀ has 50 hits, domain only 50, its M_α 50, the other four rows 60
+    assert by_title["constant 0.5"].rank == (2.5, 3.0, 3.0)
+    assert by_title["domain only"].rank == (6.0, 3.0, 7.0)
+
+
+def test_less_loss_is_a_gain(tmp_path: Path) -> None:
+    def row(method: str, losses: list[float]) -> cells.Row:
+        array = {side: np.array([losses]) for side in ("domain", "general")}
+        return cells.Row(method, False, (0,), array, {side: np.ones((1, 2)) for side in array})
+
+    cell = cells.Cell("lm-law", 300, {})
+    gain = cell.gain(row("linear", [1.0, 1.0]), row("domain", [3.0, 3.0]), "domain")
+    assert gain == Interval(2.0, 2.0, 2.0)
+
+
+def test_a_method_is_held_against_the_best_constant_mixture_at_its_general_score() -> None:
+    def row(method: str, domain: float, general: float) -> cells.Row:
+        values = {"domain": np.full((2, 4), domain), "general": np.full((2, 4), general)}
+        return cells.Row(method, False, (0, 1), values, {side: np.ones((2, 4)) for side in values})
+
+    points = {"constant-0.25": (0.6, 0.8), "constant-0.5": (0.7, 0.75), "constant-0.75": (0.75, 0.65)}
+    rows = {(key, False): row(key, *point) for key, point in points.items()}
+    cell = cells.Cell("sentiment-finance", 300, {**rows, ("linear", False): row("linear", 0.7, 0.7)})
+    assert frontier.frontier_gain(cell, "linear") is None  # without domain only the line has no end
+    cell.rows["domain", False] = row("domain", 0.74, 0.5)
+    found = frontier.frontier_gain(cell, "linear")
+    assert found == pytest.approx((-0.025, -0.025, -0.025))  # between 0.5 and 0.75, whose general score is 0.7 too
+    cell.rows["linear", False] = row("linear", 0.8, 0.4)
+    assert frontier.frontier_gain(cell, "linear") == pytest.approx((0.05, 0.05, 0.05))
+    cell.rows["linear", False] = row("linear", 0.7, 0.9)  # no constant mixture keeps as much
+    assert frontier.frontier_gain(cell, "linear") == pytest.approx((0.1, 0.1, 0.1))
+    assert frontier.frontier_gain(cell, "linear", is_interpolated=True) is None
+
+
+def test_less_loss_lies_beyond_the_constant_mixtures() -> None:
+    def row(method: str, domain: float, general: float) -> cells.Row:
+        values = {"domain": np.full((1, 4), domain), "general": np.full((1, 4), general)}
+        return cells.Row(method, False, (0,), values, {side: np.ones((1, 4)) for side in values})
+
+    keys = [*frontier.CONSTANTS, "linear"]
+    points = [(4.0, 4.0), (3.5, 4.25), (3.25, 4.5), (3.0, 5.0), (3.25, 4.25)]
+    cell = cells.Cell("lm-law", 300, {(key, False): row(key, *point) for key, point in zip(keys, points, strict=True)})
+    assert frontier.frontier_gain(cell, "linear") == (0.25, 0.25, 0.25)
+
+
+def test_every_control_reads_as_many_domain_examples() -> None:
+    for method, control in order.CONTROLS.items():
+        means = [
+            methods.mean_alpha(methods.METHODS[key].recipe_fields(1000, 300, 600), 600) for key in (method, control)
+        ]
+        assert means[0] == pytest.approx(means[1], abs=0.002), method
+
+
+def test_order_is_compared_at_equal_rates_and_seeds(tmp_path: Path) -> None:
+    for pair in ("sentiment-finance", "sentiment-airlines"):
+        fake_results(tmp_path, pair)
+    results = schedule.load(tmp_path)
+    found = order.equal_rate_gains(results, "linear", "domain", is_loss=False)
+    assert found is not None
+    assert found["domain"] == order.Gain(0.0, 0.0, 2, 12)  # 2 pairs × 3 rates × 2 seeds
+    assert found["general"] == order.Gain(0.25, 0.0, 2, 12)
+    assert order.equal_rate_gains(results, "linear", "domain", is_loss=True) is None
+    assert order.equal_rate_gains(results, "linear", "falling", is_loss=False) is None
+
+
+def test_the_page_names_what_is_missing(tmp_path: Path) -> None:
+    fake_results(tmp_path / "results", "sentiment-finance")
+    argv = ["--results", str(tmp_path / "results"), "--output", str(tmp_path / "EFFECT.md")]
+    assert table.main([*argv, "--figures", str(tmp_path), "--summary", str(tmp_path / "summary.md")]) == 0
+    page = (tmp_path / "EFFECT.md").read_text("utf-8")
+    assert "3 of 31 methods, 2 of 5 seeds" in page
+    assert page.count("no runs") == sum(len(pair.sizes) for pair in pairs.PAIRS.values()) - 1
+    assert page.count("as full") == 2  # contracts and summaries have no size of 1,000
+    assert "Of 3 chosen learning rates 0 are the lowest and 3 the highest of those tried." in page
+    assert "Of 18 runs 18 were computed with bfloat16 autocast" in page  # which those that do not say were
+    assert "No pair has all constant mixtures yet." in page
+    short = (tmp_path / "summary.md").read_text("utf-8")
+    assert "1 cells of 1 pairs, 2 seeds each." in short
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in short.splitlines() if line[:1] == "|"]
+    assert [row[0] for row in rows[2:4]] == ["M₀", "domain only"]
+    assert ["constant 0.5", "1", "1–0–0–0", "", "1.000"] in rows
+    assert (tmp_path / "pairs.png").stat().st_size > 0
+    assert (tmp_path / "order.png").stat().st_size > 0
+    assert not (tmp_path / "sizes.png").exists()  # which needs two sizes
+
+
+# From end to end.
+
+
+@pytest.fixture
+def toy_pair(tmp_path: Path, tiny_model_dir: Path, toy_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    for side in ("general", "domain"):
+        (tmp_path / "data" / side).mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            rows = (toy_data_dir / f"{side}_{split}.jsonl").read_bytes()
+            (tmp_path / "data" / side / f"{split}.jsonl.gz").write_bytes(gzip.compress(rows))
+    toy = pairs.Pair(
+        name="toy",
+        title="toy",
+        group=1,
+        task="sequence-classification",
+        metric="accuracy",
+        general=str(tmp_path / "data" / "general"),
+        domain=str(tmp_path / "data" / "domain"),
+        base=str(tiny_model_dir),
+        base_steps=3,
+        base_batch_size=4,
+        fields={"max_length": 16},
+        labels=tuple(LABEL_NAMES),
+        steps=4,
+        batch_size=4,
+        learning_rates=(1e-3,),
+        validation=10,
+        test=12,
+    )
+    monkeypatch.setitem(pairs.PAIRS, "toy", toy)
+    return toy.name
+
+
+def test_two_runs_from_data_to_a_table(toy_pair: str, tmp_path: Path) -> None:
+    args = argparse.Namespace(
+        results=tmp_path / "results",
+        pairs=[toy_pair],
+        methods=["domain", "linear-averaged"],
+        sizes=[300],
+        seeds=[0],
+        sides=pairs.SIDES,
+    )
+    queue = run.Queue(args)
+    done = []
+    while (todo := queue.next()) is not None:
+        done.append(todo)
+        run.work(todo, args.results, tmp_path / "cache", "cpu")
+    # M₀ of each phase is the same; the toy has one learning rate
+    assert [(todo.method, todo.size, todo.seed) for todo in done] == [
+        ("base", "full", 0),
+        ("domain", 300, 0),
+        ("linear-averaged", 300, 0),
+    ]
+    assert queue.waiting == []
+    assert run.Queue(args).next() is None  # all are there
+    assert all(path.stat().st_size <= 3072 for path in args.results.glob("*/*.json"))
+    (cell,) = cells.cells_of(schedule.load(args.results))
+    assert list(cell.rows) == [
+        ("base", False),
+        ("domain", False),
+        ("domain", True),
+        ("linear-averaged", False),
+        ("linear-averaged", True),
+    ]
+    assert cell.rows["domain", False].numerators["domain"].shape == (1, 12)
+    entry = next(entry for entry in schedule.load(args.results)["toy"] if entry["method"] == "linear-averaged")
+    assert entry["drawn"] == {"general": 8, "domain": 8}
+    assert entry["num_domain"] == 12
+    assert entry["curve"]["alphas"] == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_averaged_weights_are_the_mean_of_the_last_steps(toy_pair: str, tmp_path: Path) -> None:
+    import torch
+
+    model = torch.nn.Linear(1, 1, bias=False)
+    callback = methods.AverageWeights(0.5)
+    for step in range(1, 5):
+        torch.nn.init.constant_(model.weight, float(step))
+        state = argparse.Namespace(global_step=step, max_steps=4)
+        callback.on_step_end(None, state, None, model=model)  # type: ignore[arg-type]
+    callback.on_train_end(None, None, None, model=model)  # type: ignore[arg-type]
+    assert model.weight.item() == 3.5
+
+
+def test_a_list_of_runs_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--list", "--results", str(tmp_path), "--pairs", "lm-law", "--methods", "domain", "--sizes", "300"]
+    assert run.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "lm-law base"
+    assert lines[-2:] == ["lm-law 300 domain rate to be chosen seed 4", "8 runs to do"]
+
+
+def test_a_legend_names_what_any_of_the_places_shows_once() -> None:
+    figure = Figure()
+    places = figure.subplots(1, 2)
+    for axes, titles in zip(places, (["rising"], ["rising", "falling"]), strict=True):
+        for title in titles:
+            axes.plot([0, 1], label=title)
+    figures._legend(figure, places)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["rising", "falling"]
+
+
+def test_figures_need_something_to_draw(tmp_path: Path) -> None:
+    for name, draw in figures.FIGURES.items():
+        assert draw([], tmp_path / name) is False
+    assert list(tmp_path.iterdir()) == []

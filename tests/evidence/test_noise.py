@@ -1,0 +1,255 @@
+"""The comparison under wrong labels: what is flipped, which runs there are, and runs from data to a page."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from effect import noise, noise_table, pairs, run, schedule, training
+from effect.outcomes import Outcomes, pack
+
+from hf_interp.commands.demo import LABEL_NAMES
+from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.utils.files import write_json
+
+LEAST = {"output_dir": "unused", "max_steps": 50, "use_cpu": True}
+
+
+def test_flipped_labels_are_as_many_as_asked_and_always_other_classes() -> None:
+    labels = np.arange(300) % 3
+    before = np.zeros(300, dtype=bool)
+    for share in sorted(noise.SHARES):
+        found = noise.flip(labels, share, 3, seed=5)
+        changed = found != labels
+        assert changed.sum() == round(300 * share)
+        assert set(found) <= {0, 1, 2}
+        assert (changed >= before).all()  # what is flipped at a smaller share stays so
+        before = changed
+    assert labels.tolist() == (np.arange(300) % 3).tolist()
+
+
+def test_flips_are_the_seeds_and_go_to_each_other_class_alike() -> None:
+    labels = np.zeros(3000, dtype=np.int64)
+    first, same, other = (noise.flip(labels, 0.5, 3, seed) for seed in (0, 0, 1))
+    assert (first == same).all()
+    assert (first != other).any()
+    counts = np.bincount(first, minlength=3)
+    assert counts[0] == 1500
+    assert counts[1] == pytest.approx(750, abs=4 * np.sqrt(1500 / 4))
+
+
+@pytest.mark.parametrize("key", noise.NOISE_METHODS)
+def test_every_method_under_noise_is_a_recipe(key: str) -> None:
+    fields = noise.NOISE_METHODS[key].recipe_fields(100, 20, 50)
+    _, args = parse_recipe({"model_name_or_path": "m", "corpora": {"domain": {"path": "p"}}, **fields, **LEAST})
+    assert (args.domain_loss == "gce") == key.endswith("-gce")
+    assert (args.label_smoothing_factor == 0.1) == key.endswith("-smooth")
+    assert (args.anchor == "distill") == (key == "distill")
+
+
+def test_every_run_under_noise_has_a_file_of_its_own() -> None:
+    runs = list(noise.plan(noise.PAIRS, noise.SHARES, noise.SEEDS))
+    assert len({one.path(Path()) for one in runs}) == len(runs) == 2 * (1 + 3 * 4 * 7)
+    assert [one.method for one in runs[:2]] == ["base", "domain"]
+    assert {one.seed for one in runs[: 1 + 4 * 7]} == {0}  # a seed is whole before the next
+
+
+@pytest.fixture
+def toy_pair(tmp_path: Path, tiny_model_dir: Path, toy_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    for side in ("general", "domain"):
+        (tmp_path / "data" / side).mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            rows = (toy_data_dir / f"{side}_{split}.jsonl").read_bytes()
+            (tmp_path / "data" / side / f"{split}.jsonl.gz").write_bytes(gzip.compress(rows))
+    toy = pairs.Pair(
+        name="toy",
+        title="toy",
+        group=1,
+        task="sequence-classification",
+        metric="accuracy",
+        general=str(tmp_path / "data" / "general"),
+        domain=str(tmp_path / "data" / "domain"),
+        base=str(tiny_model_dir),
+        base_steps=3,
+        base_batch_size=4,
+        fields={"max_length": 16},
+        labels=tuple(LABEL_NAMES),
+        steps=4,
+        batch_size=4,
+        learning_rates=(1e-3,),
+        validation=10,
+        test=12,
+    )
+    monkeypatch.setitem(pairs.PAIRS, "toy", toy)
+    return toy.name
+
+
+def test_runs_under_noise_from_data_to_a_page(toy_pair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "SIZE", 10)
+    trained: list[list[int]] = []
+    train = training.train_method
+
+    def noting(setup: Any, method: Any, corpora: Any, *args: Any) -> Any:
+        trained.append([list(corpus.dataset["labels"]) for corpus in corpora])
+        return train(setup, method, corpora, *args)
+
+    monkeypatch.setattr(training, "train_method", noting)
+    for method, share in (("base", 0.0), ("domain", 0.0), ("domain", 0.4), ("domain-gce", 0.4)):
+        key = noise.NoiseRun(pair=toy_pair, method=method, share=share)
+        noise.work(key, tmp_path / "results", tmp_path / "cache", "cpu")
+        assert key.path(tmp_path / "results").exists()
+    clean, noisy, robust = trained
+    assert noisy == robust
+    assert noisy[0] == clean[0]  # the general corpus
+    assert len(clean[1]) == 10
+    assert sum(one != other for one, other in zip(noisy[1], clean[1], strict=True)) == 4
+    found = schedule.load(tmp_path / "results")
+    assert sorted(entry["flipped"] for entry in found["toy"] if entry["method"] != "base") == [0, 4, 4]
+    levels = noise_table.levels_of(found["toy"])
+    assert list(levels) == [0.0, 0.4]
+    assert list(levels[0.4].rows) == [
+        ("base", False),
+        ("domain", False),
+        ("domain", True),
+        ("domain-gce", False),
+        ("domain-gce", True),
+    ]
+    monkeypatch.setattr(noise_table, "NOISE_PAIRS", ("toy",))
+    assert noise_table.main(["--results", str(tmp_path / "results"), "--output", str(tmp_path / "NOISE.md")]) == 0
+    page = (tmp_path / "NOISE.md").read_text()
+    assert "2 of 7 methods, 1 of 3 seeds" in page
+    assert "| domain only, generalised cross entropy + M_α |" in page
+
+
+def fake_noise(folder: Path) -> None:
+    """Results of two seeds: with wrong labels domain only falls by half, and the robust loss by nothing."""
+
+    def packed(domain: int, general: int) -> dict[str, str]:
+        hits = {"domain": domain, "general": general}
+        return {
+            side: pack("accuracy", Outcomes((np.arange(40) < value).astype(float), np.ones(40)))
+            for side, value in hits.items()
+        }
+
+    pair = "sentiment-finance"
+    base = {"pair": pair, "method": "base", "machine": "M", "test": packed(20, 30)}
+    write_json(folder / pair / "base.json", {**base, "counts": {side: [1, 40] for side in pairs.SIDES}})
+    for method, hits in {"domain": {0.0: 36, 0.4: 18}, "domain-gce": {0.0: 36, 0.4: 36}}.items():
+        for share, domain in hits.items():
+            for seed in (0, 1):
+                key = noise.NoiseRun(pair=pair, method=method, share=share, seed=seed)
+                found = {**base, **vars(key), "alpha": 0.5, "test": packed(domain, 30), "test_interpolated": None}
+                write_json(key.path(folder), found)
+
+
+def test_the_page_says_what_holds(tmp_path: Path) -> None:
+    fake_noise(tmp_path)
+    levels = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])
+    assert levels[0.4].rows["domain", False].seeds == (0, 1)
+    said = noise_table.what_holds({"sentiment-finance": levels})
+    robust = "*domain only, generalised cross entropy*, *domain only, generalised cross entropy + M_α*"
+    assert said.splitlines() == [
+        "Sentiment: tweets → financial news (2 seeds):",
+        "",
+        f"- than *domain only*: surely better: {robust}; surely worse: none; no sure difference: *M₀*, "
+        "*domain only + M_α*.",
+        f"- than *M₀*: surely better: {robust}; surely worse: none; no sure difference: *domain only*, "
+        "*domain only + M_α*.",
+    ]
+    falls = noise_table.fall_table(levels).splitlines()
+    assert "**-0.450 (" in next(line for line in falls if line.startswith("| domain only  "))
+    assert "+0.000 (+0.000 to +0.000)" in next(line for line in falls if "cross entropy  " in line)
+    (row,) = (
+        line.split("|")
+        for line in noise_table.summary_table({"sentiment-finance": levels}).splitlines()
+        if "cross entropy  " in line
+    )
+    assert [cell.strip() for cell in row[2:5]] == ["+45.0", "+0.0", "1–0–0–0"]
+    page = noise_table.report({"sentiment-finance": levels})
+    assert "| sentiment: tweets → tweets to airlines | " in page
+    assert page.count("no runs") == 2 + 4
+
+
+def test_the_rise_is_held_against_the_constant_mixture(tmp_path: Path) -> None:
+    fake_noise(tmp_path)
+    levels = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])
+    assert noise_table.order_table(levels) == "One of both has not been run yet."
+    for method, hits in {"linear": 30, "constant-0.5": 20}.items():
+        for seed in (0, 1):
+            path = noise.NoiseRun(pair="sentiment-finance", method="domain", share=0.4, seed=seed).path(tmp_path)
+            entry = json.loads(path.read_text())
+            entry["method"] = method
+            entry["test"]["domain"] = pack("accuracy", Outcomes((np.arange(40) < hits).astype(float), np.ones(40)))
+            key = noise.NoiseRun(pair="sentiment-finance", method=method, share=0.4, seed=seed)
+            write_json(key.path(tmp_path), entry)
+    levels = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in noise_table.order_table(levels).splitlines()]
+    assert rows[0] == ["side", "40%"]  # 0% has neither
+    assert rows[2][0] == "domain"
+    assert rows[2][1].startswith("**+0.250 (")
+    assert rows[3] == ["general", "+0.000 (+0.000 to +0.000)"]
+
+
+def test_m0_is_held_against_all_seeds(tmp_path: Path) -> None:
+    fake_noise(tmp_path)
+    path = noise.NoiseRun(pair="sentiment-finance", method="domain", share=0.4, seed=1).path(tmp_path)
+    entry = json.loads(path.read_text())
+    entry["test"]["domain"] = pack("accuracy", Outcomes((np.arange(40) < 10).astype(float), np.ones(40)))
+    write_json(path, entry)
+    cell = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])[0.4]
+    base, plain = cell.rows["base", False], cell.rows["domain", False]
+    for row, other, sign in ((base, plain, 1), (plain, base, -1)):
+        gain = cell.gain(row, other, "domain")
+        assert gain is not None
+        assert gain.value == pytest.approx(sign * (20 - (18 + 10) / 2) / 40)
+
+
+def test_a_page_of_no_noisy_runs_says_so(tmp_path: Path) -> None:
+    fake_noise(tmp_path)
+    for path in tmp_path.glob("*/0.4_*"):
+        path.unlink()
+    levels = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])
+    assert noise_table.what_holds({"sentiment-finance": levels}) == "There are no runs at 40% yet."
+    assert noise_table.fall_table(levels) == "There are no runs with clean and with noisy labels yet."
+
+
+def test_runs_are_drained_one_after_the_other_and_failures_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    left = iter([0, 1])
+    # 1 / 0 fails in its process; what comes after it is still done
+    failed = run.drain(lambda: next(left, None), (1).__floordiv__, "run {}".format, workers=1, minutes=1)
+    assert failed == 1
+    out = capsys.readouterr().out
+    assert "FAILED run 0" in out
+    assert "\nrun 1: " in out
+    assert "1 runs done, 1 failed." in out
+
+
+def test_no_run_is_begun_when_time_is_up() -> None:
+    taken: list[int] = []
+    assert run.drain(lambda: taken.append(1), len, str, workers=1, minutes=0.0) == 0  # type: ignore[func-returns-value]
+    assert taken == []
+
+
+def test_a_list_of_runs_under_noise_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_noise(tmp_path)
+    arguments = [
+        "--list",
+        "--results",
+        str(tmp_path),
+        "--pairs",
+        "sentiment-finance",
+        "--shares",
+        "0.4",
+        "--seeds",
+        "1",
+    ]
+    assert noise.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "sentiment-finance domain-smooth 40% seed 1"
+    assert lines[-1] == "5 runs to do"

@@ -1,0 +1,663 @@
+"""`InterpolationMixin` before TRL's `SFTTrainer` and sentence-transformers' `SentenceTransformerTrainer`."""
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from toys import losses, same_weights, weights
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from hf_interp import Corpus, InterpolatedDataset, InterpolationConfig, InterpolationMixin
+from hf_interp.mixture.schedules import constant, linear
+
+# TRL turns gradient checkpointing on under the name that transformers has given up.
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "other_trainers"
+GENERAL, DOMAIN = 40, 12
+SPECIAL = ["[PAD]", "[UNK]", "[EOS]", "<|user|>", "<|assistant|>"]
+FIRST = len(SPECIAL)  # the id of w0
+WORDS = [*SPECIAL, *(f"w{number}" for number in range(GENERAL + DOMAIN))]
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }} {% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] }} {{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{% endif %} {% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+# What both are tried on: example i of a mixture has w{i} for its first word, and its own length.
+
+
+def first_words(side: str, count: int | None = None) -> list[int]:
+    first, size = (0, GENERAL) if side == "general" else (GENERAL, DOMAIN)
+    return list(range(first, first + (count or size)))
+
+
+def tail(number: int) -> str:
+    return " ".join(f"w{(number + step) % len(WORDS) % (GENERAL + DOMAIN)}" for step in range(1, 3 + number % 5))
+
+
+ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "text": lambda number: {"text": f"w{number} {tail(number)}"},
+    "completion": lambda number: {"prompt": f"w{number} w1", "completion": f" {tail(number)}"},
+    "messages": lambda number: {
+        "messages": [{"role": "user", "content": f"w{number}"}, {"role": "assistant", "content": tail(number)}]
+    },
+    "pair": lambda number: {"anchor": f"w{number} w1", "positive": tail(number)},
+    "scored": lambda number: {"one": f"w{number} w1", "other": tail(number), "score": (number % 5) / 4},
+    "preference": lambda number: {"prompt": f"w{number}", "chosen": f" {tail(number)}", "rejected": " w0 w0"},
+}
+
+
+def rows(kind: str, side: str, count: int | None = None) -> datasets.Dataset:
+    return datasets.Dataset.from_list([ROWS[kind](number) for number in first_words(side, count)])
+
+
+def mixture(kind: str, count: int | None = None) -> dict[str, datasets.Dataset]:
+    return {side: rows(kind, side, count) for side in ("general", "domain")}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]", model_max_length=32
+    )
+    made.chat_template = TEMPLATE
+    return made
+
+
+SETTINGS = {
+    "max_steps": 8,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+    "report_to": "none",
+}
+
+
+class Noting:
+    """Notes the first words of the examples that a training step gets, by optimizer step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.seen: dict[int, list[int]] = {}
+        super().__init__(*args, **kwargs)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
+        ids = next(value for key, value in inputs.items() if key.endswith("input_ids"))  # of the first column
+        self.seen.setdefault(self.state.global_step, []).extend((ids[:, 0] - FIRST).tolist())
+        return super().training_step(model, inputs, *args)
+
+
+def planned_words(trainer: Any) -> dict[int, list[int]]:
+    """What the plan has for every step."""
+    size, found = trainer.plan.batch_size, {}
+    for step in range(trainer.plan.max_steps):
+        corpus, _, example = trainer.plan.locate(range(step * size, (step + 1) * size))
+        found[step] = [
+            index + (0 if trainer.corpora[which].side == "general" else GENERAL)
+            for which, index in zip(corpus.tolist(), example.tolist(), strict=True)
+        ]
+    return found
+
+
+def logged(trainer: Any, key: str) -> list[Any]:
+    """What the training logs say, `None` where they say nothing of it."""
+    return [entry.get(key) for entry in trainer.state.log_history if "loss" in entry]
+
+
+DOMAIN_COUNTS = [0, 1, 1, 1, 3, 3, 3, 4]
+"""Of 4 examples in each of 8 steps, with α from 0 to 1."""
+RISE = {"alpha_schedule": linear()}
+
+
+# TRL
+
+
+@pytest.fixture(scope="module")
+def trl() -> ModuleType:
+    return pytest.importorskip("trl", reason="trl is not installed: pip install hf_interp[trl]")
+
+
+@pytest.fixture(scope="module")
+def sft(trl: ModuleType) -> Callable[..., Any]:
+    """A function from a `train_dataset` to a trainer; `host=True` makes a plain `SFTTrainer`."""
+
+    class InterpolationSFTTrainer(Noting, InterpolationMixin, trl.SFTTrainer):
+        pass
+
+    @dataclass
+    class Config(trl.SFTConfig, InterpolationConfig):
+        pass
+
+    def make(
+        train_dataset: Any,
+        folder: Path,
+        *,
+        host: bool = False,
+        with_alpha: bool = False,
+        given: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        config = Config if with_alpha else trl.SFTConfig
+        cls = trl.SFTTrainer if host else InterpolationSFTTrainer
+        return cls(
+            model=tiny_llama(),
+            args=config(str(folder), **{**SETTINGS, **kwargs}),
+            train_dataset=train_dataset,
+            processing_class=tokenizer(),
+            **(given or {}),
+        )
+
+    return make
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    set_seed(7)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=32,
+            attention_dropout=0.1,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=2,
+        )
+    )
+
+
+def test_sft_reads_what_the_plan_says(sft: Callable[..., Any], tmp_path: Path) -> None:
+    trainer = sft(mixture("text"), tmp_path, given=RISE)
+    trainer.train()
+    assert trainer.seen == planned_words(trainer)
+    assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
+    assert logged(trainer, "alpha") == pytest.approx([step / 7 for step in range(8)], abs=1e-6)
+    assert logged(trainer, "share_domain") == [count / 4 for count in DOMAIN_COUNTS]
+    assert trainer.alpha == 1.0
+    assert (tmp_path / "results.json").is_file()
+
+
+def test_sft_logs_its_own_metrics_and_each_corpus_loss(sft: Callable[..., Any], tmp_path: Path) -> None:
+    trainer = sft(mixture("text"), tmp_path, max_steps=2, gradient_checkpointing=False, given=RISE)
+    model, calls = tiny_llama(), []
+    trainer.model.register_forward_hook(lambda *_: calls.append(1))
+    trainer.train()
+    assert len(calls) == 2  # no second pass for the losses of the corpora
+    assert all(value > 0 for key in ("entropy", "num_tokens") for value in logged(trainer, key))
+    assert all(0 <= value <= 1 for value in logged(trainer, "mean_token_accuracy"))
+    # At step 0 all is general: its loss by examples and by tokens, from the untrained model.
+    examples = [trainer.corpora[0].dataset[number] for number in trainer.seen[0]]
+    model.eval()
+    sums, counts = [], []
+    with torch.no_grad():
+        for example in examples:
+            ids = torch.tensor([example["input_ids"]])
+            counts.append(ids.shape[1] - 1)
+            sums.append(float(model(input_ids=ids, labels=ids).loss) * counts[-1])
+    mean = sum(total / count for total, count in zip(sums, counts, strict=True)) / 4
+    # dropout in the attention is small
+    assert trainer.state.log_history[0]["loss_general"] == pytest.approx(mean, rel=0.02)
+    assert losses(trainer)[0] == pytest.approx(sum(sums) / sum(counts), rel=0.02)
+
+
+def test_sft_over_an_ordinary_dataset_is_the_hosts_bit_for_bit(sft: Callable[..., Any], tmp_path: Path) -> None:
+    runs = []
+    for host in (True, False):
+        runs.append(sft(rows("text", "general"), tmp_path, host=host, per_device_train_batch_size=3))
+        runs[-1].train()
+    assert same_weights(weights(runs[0]), weights(runs[1]))
+    assert losses(runs[0]) == losses(runs[1])
+    assert runs[1].plan is None
+
+
+def test_sft_weights_do_not_depend_on_accumulation(sft: Callable[..., Any], tmp_path: Path) -> None:
+    set_up = {"optim": "sgd", "learning_rate": 0.3, "max_grad_norm": 0.0, "bf16": False}
+    found = []
+    for batch_size, steps in ((4, 1), (2, 2), (1, 4)):
+        split = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": steps}
+        trainer = sft(mixture("completion"), tmp_path, **set_up, **split)
+        trainer.model.config.attention_dropout = 0.0
+        for layer in trainer.model.model.layers:
+            layer.self_attn.attention_dropout = 0.0  # which draws for a micro-batch
+        trainer.train()
+        found.append((weights(trainer), losses(trainer), logged(trainer, "loss_general")[:7]))  # none in the last step
+    for those, their, general in found[1:]:
+        for name, tensor in found[0][0].items():
+            torch.testing.assert_close(those[name], tensor, rtol=1e-4, atol=1e-6)
+        assert their == pytest.approx(found[0][1], rel=1e-4)
+        assert general == pytest.approx(found[0][2], rel=1e-4)
+
+
+def test_sft_resumes_bit_for_bit(sft: Callable[..., Any], tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    whole = sft(mixture("completion"), tmp_path / "run", **saving)
+    whole.train()
+    resumed = sft(mixture("completion"), tmp_path / "run", **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    assert list(resumed.seen) == [3, 4, 5, 6, 7]
+    assert {step: whole.seen[step] for step in range(3, 8)} == resumed.seen
+    assert same_weights(weights(whole), weights(resumed))
+    assert losses(whole) == losses(resumed)
+    assert logged(whole, "order_fingerprint")[-1] == logged(resumed, "order_fingerprint")[-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("completion", {}),
+        ("completion", {"completion_only_loss": False}),
+        ("messages", {"assistant_only_loss": True}),
+        ("text", {"max_length": 4}),
+        ("text", {"packing": True, "packing_strategy": "wrapped", "max_length": 8}),
+        ("text", {"packing": True, "max_length": 8}),
+        ("text", {"padding_free": True, "max_length": None}),
+    ],
+    ids=["completion", "whole", "assistant", "cut", "wrapped", "packed", "padding-free"],
+)
+def test_sft_prepares_each_corpus_as_it_does_alone(
+    kind: str, settings: dict[str, Any], sft: Callable[..., Any], tmp_path: Path
+) -> None:
+    # The evaluation set is the object that is trained on: it is prepared once more, alone.
+    given = mixture(kind)
+    trainer = sft(given, tmp_path, max_steps=4, given={"eval_dataset": given}, **settings)
+    for corpus in trainer.corpora:
+        alone = sft(given[corpus.name], tmp_path, host=True, **settings).train_dataset
+        kept = [name for name in alone.column_names if name in ("input_ids", "labels", "seq_lengths")]
+        assert corpus.dataset.to_dict() == alone.select_columns(kept).to_dict()
+        assert trainer.eval_dataset[corpus.name]["input_ids"] == alone["input_ids"]
+    trainer.train()
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    masked = any(label == -100 for labels in trainer.corpora[1].dataset["labels"] for label in labels)
+    assert masked == (kind == "messages" or (kind == "completion" and not settings))
+
+
+def test_sft_leaves_corpora_as_they_are_where_asked(sft: Callable[..., Any], tmp_path: Path) -> None:
+    given = {
+        side: datasets.Dataset.from_list(
+            [{"input_ids": [FIRST + number, 6, 7], "labels": [-100, 6, 7]} for number in first_words(side)]
+        )
+        for side in ("general", "domain")
+    }
+    trainer = sft(given, tmp_path, max_length=2, dataset_kwargs={"skip_prepare_dataset": True})
+    assert [corpus.dataset.to_dict() for corpus in trainer.corpora] == [each.to_dict() for each in given.values()]
+    trainer.train()
+    assert trainer.seen == planned_words(trainer)
+
+
+def test_padding_free_sft_trains_as_padded(sft: Callable[..., Any], tmp_path: Path) -> None:
+    settings = {"max_length": None, "gradient_checkpointing": False}
+    padded, free = (sft(mixture("text"), tmp_path, padding_free=each, **settings) for each in (False, True))
+    for trainer in (padded, free):
+        trainer.model.model.layers[0].self_attn.attention_dropout = 0.0
+        trainer.train()
+    assert losses(free) == pytest.approx(losses(padded), rel=1e-4)
+    assert logged(free, "alpha") == logged(padded, "alpha")
+    assert logged(free, "loss_domain") == [None] * 8  # the borders between examples are gone
+
+
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_sft_counts_tokens_where_it_can_tell_the_examples(
+    padding_free: bool, sft: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = {"mixture_unit": "tokens", "padding_free": padding_free, "max_length": None}
+    trainer = sft(mixture("text"), tmp_path, with_alpha=True, **settings)
+    trainer.train()
+    shares = []
+    for seen in planned_words(trainer).values():
+        tokens = {number: len(ROWS["text"](number)["text"].split()) + 1 for number in seen}  # and the end
+        shares.append(
+            sum(tokens[number] for number in seen if number >= GENERAL) / sum(tokens[number] for number in seen)
+        )
+    # with all examples in one row, the plan still goes by tokens
+    assert logged(trainer, "token_share_domain") == ([None] * 8 if padding_free else pytest.approx(shares))
+
+
+def test_sft_evaluates_each_side(sft: Callable[..., Any], tmp_path: Path) -> None:
+    held_out = mixture("completion", count=6)
+    mixed = sft(mixture("completion"), tmp_path, given={"eval_dataset": held_out})
+    host = sft(rows("completion", "general"), tmp_path, host=True, given={"eval_dataset": held_out})
+    found, expected = mixed.evaluate(), host.evaluate()
+    for side in ("general", "domain"):
+        assert found[f"eval_{side}_loss"] == expected[f"eval_{side}_loss"]
+    assert mixed.evaluate(rows("completion", "domain", 6))["eval_loss"] == found["eval_domain_loss"]
+
+
+def test_sft_trains_an_adapter(sft: Callable[..., Any], tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed: pip install hf_interp[peft]")
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
+    trainer = sft(mixture("completion"), tmp_path, given={"peft_config": lora, **RISE})
+    before = weights(trainer)
+    trainer.train()
+    changed = {name for name, tensor in weights(trainer).items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if "lora_" in name}
+    assert logged(trainer, "share_domain") == [count / 4 for count in DOMAIN_COUNTS]
+
+
+def test_sft_takes_a_schedule_of_its_own(sft: Callable[..., Any], tmp_path: Path) -> None:
+    trainer = sft(mixture("text"), tmp_path, given={"alpha_schedule": constant(0.5)})
+    trainer.train()
+    assert logged(trainer, "share_domain") == [0.5] * 8
+    with pytest.raises(ValueError, match="`alpha_schedule` needs a mixture as `train_dataset`"):
+        sft(rows("text", "general"), tmp_path, given={"alpha_schedule": constant(0.5)})
+
+
+def test_sft_takes_corpora_and_streams(sft: Callable[..., Any], tmp_path: Path) -> None:
+    parts = [
+        Corpus("web", rows("text", "general"), "general"),
+        Corpus("law", rows("text", "domain").to_iterable_dataset(), "domain"),
+    ]
+    trainer = sft(parts, tmp_path, given=RISE)
+    trainer.train()
+    assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
+    assert [loss is not None for loss in logged(trainer, "loss_law")] == [count > 0 for count in DOMAIN_COUNTS]
+
+
+def test_sft_settings_and_those_of_alpha_go_together(trl: ModuleType, sft: Callable[..., Any], tmp_path: Path) -> None:
+    defaults = trl.SFTConfig(str(tmp_path), use_cpu=True)
+    trainer = sft(mixture("text"), tmp_path, with_alpha=True, alpha_start=0.5, alpha_end=0.5, anchor="l2sp")
+    for name in ("gradient_checkpointing", "bf16", "max_length", "warmup_steps", "lr_scheduler_type"):
+        assert getattr(trainer.args, name) == getattr(defaults, name)  # TRL's, not those of `TrainingArguments`
+    trainer.train()
+    assert logged(trainer, "share_domain") == [0.5] * 8
+    assert logged(trainer, "anchor_weight") == [0.5] * 8
+    assert logged(trainer, "anchor_loss")[-1] > 0
+    with pytest.raises(ValueError, match="`alpha_start` must be an α in"):
+        sft(mixture("text"), tmp_path, with_alpha=True, alpha_start=2.0)
+
+
+@pytest.mark.parametrize("settings", [{"anchor": "distill"}, {"log_loss_gap": True}])
+def test_sft_has_no_logits_to_compare(settings: dict[str, Any], sft: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leave no logits to compare with M₀'s"):
+        sft(mixture("text"), tmp_path, with_alpha=True, **settings)
+
+
+def test_sft_refuses_what_it_cannot_prepare(sft: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="corpus 'domain' is a list"):
+        sft({"general": rows("text", "general"), "domain": [{"text": "w1"}]}, tmp_path)
+    with pytest.raises(ValueError, match="Corpus 'general' is empty"):
+        sft({"general": rows("text", "general").select([]), "domain": rows("text", "domain")}, tmp_path)
+    with pytest.raises(TypeError, match="Give it the corpora themselves"):
+        sft(InterpolatedDataset(mixture("text"), batch_size=4, max_steps=8, alpha_schedule=linear()), tmp_path)
+    with pytest.raises(ValueError, match="must have the keys 'general' and 'domain'"):
+        sft({"genral": rows("text", "general"), "domain": rows("text", "domain")}, tmp_path)
+
+
+def test_sft_asks_whether_prompts_count_where_corpora_differ(sft: Callable[..., Any], tmp_path: Path) -> None:
+    mixed = {"general": rows("text", "general"), "domain": rows("completion", "domain")}
+    with pytest.raises(ValueError, match=r"only \['domain'\] have a prompt and a completion"):
+        sft(mixed, tmp_path)
+    trainer = sft(mixed, tmp_path, completion_only_loss=True, given=RISE)
+    text, pair = (corpus.dataset[0] for corpus in trainer.corpora)
+    assert text["labels"] == text["input_ids"]
+    assert pair["labels"] == [-100, -100, *pair["input_ids"][2:]]
+    trainer.train()
+    assert trainer.alpha == 1.0
+
+
+@pytest.mark.parametrize("name", ["GRPOTrainer", "KTOTrainer"])
+def test_trainers_with_loaders_of_their_own_are_refused(name: str, trl: ModuleType) -> None:
+    mixed = type("Mixed", (InterpolationMixin, getattr(trl, name)), {})
+    with pytest.raises(ValueError, match=f"but {name} depends on what its `(get_train_dataloader|_get_train_sampler)`"):
+        mixed(tiny_llama(), train_dataset=mixture("preference"))
+
+
+def test_dpo_reads_what_the_plan_says(trl: ModuleType, tmp_path: Path) -> None:
+    mixed = type("InterpolationDPOTrainer", (Noting, InterpolationMixin, trl.DPOTrainer), {})
+    trainer = mixed(
+        model=tiny_llama(),
+        args=trl.DPOConfig(str(tmp_path), gradient_checkpointing=False, **SETTINGS),
+        train_dataset=mixture("preference"),
+        processing_class=tokenizer(),
+        ref_model=tiny_llama(),
+        **RISE,
+    )
+    trainer.train()
+    # chosen and rejected, one below the other
+    assert {step: seen[:4] for step, seen in trainer.seen.items()} == planned_words(trainer)
+    assert logged(trainer, "share_domain") == [count / 4 for count in DOMAIN_COUNTS]
+    assert all("rewards/margins" in entry for entry in trainer.state.log_history if "loss" in entry)
+
+
+# sentence-transformers
+
+
+@pytest.fixture(scope="module")
+def st() -> ModuleType:
+    return pytest.importorskip(
+        "sentence_transformers",
+        reason="sentence-transformers is not installed: pip install hf_interp[sentence-transformers]",
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    set_seed(7)
+    BertModel(
+        BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=32,
+        )
+    ).save_pretrained(folder)
+    words = tokenizer()
+    words.chat_template = None  # or the pairs would be taken for messages
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embed(st: ModuleType, encoder_dir: Path) -> Callable[..., Any]:
+    """A function from a `train_dataset` to a trainer; `host=True` makes a plain `SentenceTransformerTrainer`."""
+    from sentence_transformers.sentence_transformer import losses as st_losses
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    class InterpolationSentenceTransformerTrainer(Noting, InterpolationMixin, st.SentenceTransformerTrainer):
+        pass
+
+    @dataclass
+    class Config(st.SentenceTransformerTrainingArguments, InterpolationConfig):
+        pass
+
+    def make(
+        train_dataset: Any,
+        folder: Path,
+        *,
+        host: bool = False,
+        with_alpha: bool = False,
+        loss: str = "MultipleNegativesRankingLoss",
+        dropout: float = 0.1,
+        given: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        encoder = Transformer(str(encoder_dir), max_seq_length=16)
+        model = st.SentenceTransformer(modules=[encoder, Pooling(encoder.get_embedding_dimension())], device="cpu")
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = dropout
+        config = Config if with_alpha else st.SentenceTransformerTrainingArguments
+        cls = st.SentenceTransformerTrainer if host else InterpolationSentenceTransformerTrainer
+        settings = {"loss": getattr(st_losses, loss)(model), **(given or {})}
+        set_seed(7)
+        return cls(model, config(str(folder), **{**SETTINGS, **kwargs}), train_dataset, **settings)
+
+    return make
+
+
+def test_embeddings_read_what_the_plan_says(embed: Callable[..., Any], tmp_path: Path) -> None:
+    trainer = embed(mixture("pair"), tmp_path, given=RISE)
+    trainer.train()
+    assert trainer.seen == planned_words(trainer)
+    assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
+    assert logged(trainer, "alpha") == pytest.approx([step / 7 for step in range(8)], abs=1e-6)
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    assert (tmp_path / "results.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["one", "named"])
+def test_embeddings_over_ordinary_datasets_are_the_hosts_bit_for_bit(
+    kind: str, embed: Callable[..., Any], tmp_path: Path
+) -> None:
+    one, other = rows("pair", "general"), rows("pair", "domain")
+    # Several named datasets are the host's own: each batch is drawn from one of them.
+    train_dataset = one if kind == "one" else {"questions": one, "titles": other}
+    runs = []
+    for host in (True, False):
+        runs.append(embed(train_dataset, tmp_path, host=host))
+        runs[-1].train()
+    assert same_weights(weights(runs[0]), weights(runs[1]))
+    assert losses(runs[0]) == losses(runs[1])
+    assert runs[1].plan is None
+
+
+def test_embeddings_resume_bit_for_bit(embed: Callable[..., Any], tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    whole = embed(mixture("pair"), tmp_path / "run", **saving)
+    whole.train()
+    resumed = embed(mixture("pair"), tmp_path / "run", **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    assert {step: whole.seen[step] for step in range(3, 8)} == resumed.seen
+    assert same_weights(weights(whole), weights(resumed))
+    assert losses(whole) == losses(resumed)
+
+
+def test_embeddings_of_scored_pairs_do_not_depend_on_accumulation(embed: Callable[..., Any], tmp_path: Path) -> None:
+    found = []
+    for batch_size, steps in ((4, 1), (1, 4)):
+        trainer = embed(
+            mixture("scored"),
+            tmp_path,
+            loss="CosineSimilarityLoss",
+            dropout=0.0,
+            optim="sgd",
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=steps,
+        )
+        trainer.train()
+        found.append((weights(trainer), losses(trainer)))
+    for name, tensor in found[0][0].items():
+        torch.testing.assert_close(found[1][0][name], tensor, rtol=1e-4, atol=1e-6)
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-4)
+
+
+def test_embeddings_evaluate_each_side_and_describe_both(embed: Callable[..., Any], tmp_path: Path) -> None:
+    trainer = embed(mixture("pair"), tmp_path, given={"eval_dataset": mixture("pair", count=8)})
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_general_loss"] > 0
+    assert metrics["eval_domain_loss"] > 0
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "#### general" in card
+    assert "#### domain" in card
+    assert f"dataset_size:{GENERAL + DOMAIN}" in card
+
+
+def test_embeddings_take_prompts_and_leave_datasets_as_they_were(embed: Callable[..., Any], tmp_path: Path) -> None:
+    given = mixture("pair")
+    trainer = embed(given, tmp_path, prompts={"anchor": "w51 "})
+    trainer.train()
+    assert all(set(words) == {51} for words in trainer.seen.values())
+    assert given["general"].format["type"] is None
+    assert given["general"].column_names == ["anchor", "positive"]
+
+
+def test_embeddings_take_corpora_streams_and_plans(embed: Callable[..., Any], tmp_path: Path) -> None:
+    parts = [
+        Corpus("web", rows("pair", "general"), "general"),
+        Corpus("law", rows("pair", "domain").to_iterable_dataset(), "domain"),
+    ]
+    planned = InterpolatedDataset(mixture("pair"), batch_size=4, max_steps=8, alpha_schedule=linear())
+    for train_dataset, given in ((parts, RISE), (planned, None)):
+        trainer = embed(train_dataset, tmp_path, given=given)
+        trainer.train()
+        assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
+
+
+def test_embedding_settings_and_those_of_alpha_go_together(embed: Callable[..., Any], tmp_path: Path) -> None:
+    trainer = embed(mixture("pair"), tmp_path, with_alpha=True, alpha_start=0.25, alpha_end=0.25, prompts="w3 ")
+    trainer.train()
+    assert logged(trainer, "share_domain") == [0.25] * 8
+    assert trainer.args.prompts == "w3 "
+
+
+def test_embeddings_refuse_what_differs_between_corpora(embed: Callable[..., Any], tmp_path: Path) -> None:
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    by_name = dict.fromkeys(("general", "domain"), MultipleNegativesRankingLoss)
+    with pytest.raises(ValueError, match="`loss` must be the same for all corpora"):
+        embed(mixture("pair"), tmp_path, given={"loss": by_name})
+    for name in ("prompts", "router_mapping"):
+        nested = {side: {"anchor": "query"} for side in ("general", "domain")}
+        with pytest.raises(ValueError, match=f"`{name}` must be the same for all corpora"):
+            embed(mixture("pair"), tmp_path, **{name: nested})
+    turned = rows("pair", "domain").select_columns(["positive", "anchor"])
+    with pytest.raises(ValueError, match=r"Use `dataset.select_columns\(\['anchor', 'positive'\]\)`"):
+        embed({"general": rows("pair", "general"), "domain": turned}, tmp_path)
+    with pytest.raises(ValueError, match="must have the keys 'general' and 'domain'"):
+        embed({"genral": rows("pair", "general"), "domain": rows("pair", "domain")}, tmp_path)
+
+
+def test_embeddings_warn_of_a_batch_sampler(
+    embed: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="hf_interp.training.trainer"):
+        embed(mixture("pair"), tmp_path, batch_sampler="no_duplicates")
+    assert "NO_DUPLICATES" in caplog.text
+    assert "is ignored: the plan of the mixture sets the order." in caplog.text
+    caplog.clear()
+    embed(mixture("pair"), tmp_path)
+    assert "is ignored" not in caplog.text
+
+
+# The examples
+
+
+@pytest.mark.parametrize(("name", "package"), [("sft", "trl"), ("embeddings", "sentence_transformers")])
+def test_the_examples_run(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.syspath_prepend(str(RECIPES))
+    spec = importlib.util.spec_from_file_location(f"example_{name}", RECIPES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, example)  # where its settings are pickled from
+    spec.loader.exec_module(example)
+    flags = ["--output_dir", str(tmp_path), "--max_steps", "2", "--use_cpu", "true", "--report_to", "none"]
+    flags += ["--disable_tqdm", "true", "--dataloader_pin_memory", "false"]
+    metrics = example.main([*flags, "--alpha_start", "1.0"])
+    assert metrics["eval_general_loss"] > 0
+    assert metrics["eval_domain_loss"] > 0
+    assert (tmp_path / "results.json").is_file()
+    assert (tmp_path / "model.safetensors").is_file()
+    # and on files, with the model that was saved
+    for side, rows_ in example.toy_corpora("train").items():
+        rows_.to_json(tmp_path / f"{side}.jsonl")
+    files = [f"--{side}={tmp_path / side}.jsonl" for side in ("general", "domain")]
+    assert example.main([*flags, "--model", str(tmp_path), *files]) == {}
+    with pytest.raises(ValueError, match="Give both `--general` and `--domain`"):
+        example.main([*flags, files[0]])

@@ -1,0 +1,398 @@
+"""Controllers: what they decide on given metrics, and how that becomes part of a plan."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from hf_interp.mixture.apportionment import PlannedCorpus
+from hf_interp.mixture.controllers import CONTROLLERS, AdaptiveAlpha, Balance, Guard, get_controller
+from hf_interp.mixture.plan import MixturePlan
+from hf_interp.mixture.schedules import linear
+
+
+def hundredths(step: int) -> float:
+    return min(max(step, 0), 100) / 100
+
+
+def half(step: int) -> float:
+    return 0.5
+
+
+# Guard.
+
+
+def run_guard(guard: Guard, values: list[Any], steps: int = 2, first: int = 0) -> list[tuple[list[float], str]]:
+    """What a guard decides on one value after another: α in hundredths, and the first word of why."""
+    found = []
+    for turn, value in enumerate(values):
+        begin = first + turn * steps
+        metrics = {} if value is None else {"general_loss": value}
+        alphas, reason = guard.decide(range(begin, begin + steps), metrics, hundredths)
+        found.append(([round(100 * alpha) for alpha in alphas], reason.partition(":")[0]))  # type: ignore[union-attr]
+    return found
+
+
+def test_the_guard_goes_on_holds_and_goes_back() -> None:
+    guard = Guard(tolerance=0.1)
+    assert run_guard(guard, [1.0, 1.05, 1.15, 1.15, 1.3, 1.0, 0.5, 1.3], first=10) == [
+        ([10, 11], "on"),
+        ([12, 13], "on"),
+        ([13, 13], "held"),
+        ([13, 13], "held"),
+        ([12, 11], "back"),
+        ([12, 13], "on"),
+        ([14, 15], "on"),
+        ([14, 13], "back"),
+    ]
+    assert guard.delay == 25 - 13
+    assert guard.baseline == 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "word"), [(2.0, "on"), (2.25, "on"), (2.2501, "held"), (2.5, "held"), (2.5001, "back"), (0.0, "on")]
+)
+def test_the_guard_keeps_to_its_tolerance(value: float, word: str) -> None:
+    guard = Guard(tolerance=0.125)
+    assert [step[1] for step in run_guard(guard, [2.0, value])] == ["on", word]
+
+
+def test_the_guard_never_goes_back_beyond_the_beginning() -> None:
+    guard = Guard(tolerance=0.1, baseline=1.0)
+    assert run_guard(guard, [1.0, 9.0, 9.0, 9.0, 1.0], steps=3) == [
+        ([0, 1, 2], "on"),
+        ([1, 0, 0], "back"),
+        ([0, 0, 0], "back"),
+        ([0, 0, 0], "back"),
+        ([1, 2, 3], "on"),
+    ]
+
+
+def test_the_guard_does_not_stop_for_what_it_does_not_know() -> None:
+    guard = Guard(tolerance=0.1)
+    assert run_guard(guard, [None, 1.0, None, 1.15, None]) == [
+        ([0, 1], "on"),
+        ([2, 3], "on"),
+        ([4, 5], "on"),
+        ([5, 5], "held"),
+        ([6, 7], "on"),
+    ]
+    assert guard.baseline == 1.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_guard_goes_back_when_the_metric_is_no_number(value: float) -> None:
+    guard = Guard(tolerance=0.1)
+    assert run_guard(guard, [value, 1.0, value], first=10) == [([8, 7], "back"), ([8, 9], "on"), ([8, 7], "back")]
+    assert guard.baseline == 1.0
+
+
+def test_the_guard_says_why() -> None:
+    guard = Guard("eval_web_loss", tolerance=0.1)
+
+    def reason(**metrics: float) -> str:
+        return guard.decide(range(4, 5), metrics, hundredths).reason
+
+    assert reason(general_loss=1.0) == "on: eval_web_loss is not known"
+    assert reason(eval_web_loss=2.0) == "on: eval_web_loss 2 is 0.0% below its start of 2"
+    assert reason(eval_web_loss=1.0) == "on: eval_web_loss 1 is 50.0% below its start of 2"
+    assert reason(eval_web_loss=2.3) == "held: eval_web_loss 2.3 is 15.0% above its start of 2"
+    assert reason(eval_web_loss=3.0) == "back: eval_web_loss 3 is 50.0% above its start of 2"
+    assert reason(eval_web_loss=math.nan) == "back: it is nan"
+
+
+def test_a_baseline_may_be_given() -> None:
+    guard = Guard(tolerance=0.1, baseline=2.0)
+    assert [word for _, word in run_guard(guard, [2.3, 2.1, 4.0])] == ["held", "on", "back"]
+    assert guard.baseline == 2.0
+
+
+def test_a_metric_that_begins_at_nothing_is_no_error() -> None:
+    guard = Guard(tolerance=0.1)
+    assert [word for _, word in run_guard(guard, [0.0, 0.5, 0.5])] == ["on", "on", "on"]
+
+
+def test_a_guard_comes_back_as_it_was() -> None:
+    values = [None, 1.0, 1.15, 1.5, 1.0, math.nan, 1.15, 0.9, 1.0]
+    whole = run_guard(Guard(tolerance=0.1), values, first=20)
+    for point in range(len(values) + 1):
+        first = Guard(tolerance=0.1)
+        run_guard(first, values[:point], first=20)
+        second = Guard(tolerance=0.1)
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert second.state_dict() == first.state_dict()
+        assert run_guard(second, values[point:], first=20 + 2 * point) == whole[point:]
+
+
+@pytest.mark.parametrize("name", ["tolerance", "baseline"])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan])
+def test_a_guard_refuses_what_is_not_positive(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` of the guard must be positive, got {value}"):
+        Guard(**{name: value})
+    Guard(**{name: 1e-9})
+
+
+# Balance.
+
+
+def logit(alpha: float) -> float:
+    return math.log(alpha / (1 - alpha))
+
+
+def losses(general: float | None = None, domain: float | None = None) -> dict[str, float]:
+    return {f"{side}_loss": loss for side, loss in (("general", general), ("domain", domain)) if loss is not None}
+
+
+def decide(balance: Balance, *metrics: Mapping[str, float], schedule: Callable[[int], float] = half) -> list[float]:
+    return [balance.decide(range(2), one, schedule).alphas for one in metrics]  # type: ignore[misc]
+
+
+def test_the_balance_raises_and_lowers_alpha() -> None:
+    start, raised, again, lowered = decide(
+        Balance(), losses(1.0, 2.0), losses(0.5, 2.0), losses(0.5, 1.0), losses(1.0, 1.0)
+    )
+    assert start == 0.5
+    assert logit(raised) == pytest.approx(0.5)  # the general side has improved by a half, the domain not at all
+    assert again == pytest.approx(raised)  # both by a half
+    assert logit(lowered) == pytest.approx(0.0, abs=1e-12)  # the domain alone by a half
+
+
+def test_target_and_gain_scale_the_answer() -> None:
+    found = decide(Balance(target=2.0, gain=0.25), losses(1.0, 1.0), losses(0.5, 0.75))
+    assert logit(found[1]) == pytest.approx(0.25 * (2.0 * 0.5 - 0.25))
+    assert decide(Balance(target=0.5), losses(1.0, 1.0), losses(0.5, 0.75)) == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize(("first", "expected"), [(0.0, 0.2), (0.2, 0.2), (0.5, 0.5), (0.7, 0.7), (1.0, 0.7)])
+def test_the_balance_begins_at_the_schedule_inside_its_bounds(first: float, expected: float) -> None:
+    balance = Balance(low=0.2, high=0.7)
+    assert decide(balance, losses(1.0, 1.0), schedule=lambda step: first) == pytest.approx([expected])
+    assert decide(balance, {}, schedule=lambda step: 0.3) == pytest.approx([expected])  # which it asks only once
+
+
+@pytest.mark.parametrize("improved", [0.5, 1e-9, 0.0, -1e300])
+def test_the_balance_keeps_inside_its_bounds(improved: float) -> None:
+    up = Balance(gain=1e4)
+    assert decide(up, losses(1.0, 1.0), losses(improved, 1.0))[1] == (0.95 if improved < 1 else 0.05)
+    down = Balance(gain=1e4)
+    assert decide(down, losses(1.0, 1.0), losses(1.0, improved))[1] == 0.05
+
+
+@pytest.mark.parametrize("gain", [1.0, 1e6])
+def test_a_loss_that_explodes_goes_to_a_bound(gain: float) -> None:
+    assert decide(Balance(gain=gain), losses(1e-3, 1.0), losses(1e6, 1.0))[1] == 0.05
+    assert decide(Balance(gain=gain), losses(1.0, 1e-3), losses(1.0, 1e6))[1] == 0.95
+    assert decide(Balance(gain=gain), losses(1e-3, 1.0), losses(1e300, 1.0), losses(1e-9, 1.0))[1] == 0.05
+
+
+def test_a_loss_that_begins_at_nothing_is_no_error() -> None:
+    assert decide(Balance(), losses(0.0, 1.0), losses(0.5, 1.0)) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "side"),
+    [
+        ({}, "general"),
+        (losses(domain=1.0), "general"),
+        (losses(general=1.0), "domain"),
+        (losses(1.0, math.nan), "domain"),
+        (losses(math.inf, 1.0), "general"),
+    ],
+)
+def test_the_balance_keeps_alpha_for_what_it_does_not_know(metrics: dict[str, float], side: str) -> None:
+    balance = Balance()
+    decide(balance, losses(1.0, 1.0), losses(0.5, 1.0))
+    alpha = balance.alpha
+    found = balance.decide(range(2), metrics, half)
+    assert found == (alpha, f"kept: the loss of the {side} side is not known")
+    assert balance.start == {"general": 1.0, "domain": 1.0}
+
+
+def test_the_balance_says_why() -> None:
+    balance = Balance()
+
+    def reason(general: float, domain: float) -> str:
+        return balance.decide(range(2), losses(general, domain), half).reason
+
+    assert reason(1.0, 1.0) == "kept: the general loss has improved by 0.0%, the domain's by 0.0%"
+    assert reason(0.5, 0.75) == "raised: the general loss has improved by 50.0%, the domain's by 25.0%"
+    assert reason(1.5, 0.75) == "lowered: the general loss has improved by -50.0%, the domain's by 25.0%"
+
+
+def test_a_balance_comes_back_as_it_was() -> None:
+    metrics = [losses(domain=2.0), losses(1.0, 2.0), losses(0.7, 1.9), {}, losses(0.6, 1.0), losses(0.9, 0.5)]
+    whole = decide(Balance(), *metrics)
+    for point in range(len(metrics) + 1):
+        first, second = Balance(), Balance()
+        decide(first, *metrics[:point])
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert second.state_dict() == first.state_dict()
+        assert decide(second, *metrics[point:]) == whole[point:]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"target": 0.0}, "`target` of the balance must be positive, got 0.0"),
+        ({"gain": -1}, "`gain` of the balance must be positive, got -1"),
+        ({"gain": math.nan}, "`gain` of the balance must be positive, got nan"),
+        ({"low": 0.0}, "0 < low < high < 1, got 0.0 and 0.95"),
+        ({"high": 1.0}, "0 < low < high < 1, got 0.05 and 1.0"),
+        ({"low": 0.5, "high": 0.5}, "0 < low < high < 1, got 0.5 and 0.5"),
+        ({"low": 0.6, "high": 0.5}, "got 0.6 and 0.5"),
+    ],
+)
+def test_a_balance_refuses_what_does_not_fit(kwargs: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Balance(**kwargs)
+
+
+# By name.
+
+
+def test_controllers_by_name() -> None:
+    assert set(CONTROLLERS) == {"guard", "balance"}
+    assert isinstance(get_controller("guard"), Guard)
+    balance = get_controller("balance", target=2.0, low=0.1)
+    assert isinstance(balance, Balance)
+    assert (balance.target, balance.low, balance.high) == (2.0, 0.1, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("gaurd", {}, r"Unknown controller 'gaurd'; there are \['guard', 'balance'\]\. Did you mean 'guard'\?"),
+        ("guard", {"gain": 1}, "Wrong arguments for the controller 'guard': .*gain"),
+        ("guard", {"tolerance": 0}, "`tolerance` of the guard must be positive"),
+    ],
+)
+def test_unknown_names_and_arguments_are_refused(name: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        get_controller(name, **kwargs)
+
+
+# At work.
+
+
+class Answers:
+    """Gives the answers it was made with, and notes what it was asked."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[range, dict[str, float], list[float]]] = []
+
+    def decide(self, steps: range, metrics: Mapping[str, float], schedule: Callable[[int], float]) -> Any:
+        self.asked.append((steps, dict(metrics), [schedule(step) for step in steps]))
+        return self.answers.pop(0), "because"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"left": list(self.answers)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.answers = list(state["left"])
+
+
+def at_work(*answers: Any, max_steps: int = 11, committed: int = 4, general: bool = True) -> AdaptiveAlpha:
+    corpora = [PlannedCorpus(name="law", side="domain", num_examples=10)]
+    if general:
+        corpora.append(PlannedCorpus(name="web", side="general", num_examples=20))
+    schedule = linear() if general else linear(1, 1)
+    plan = MixturePlan(corpora, alpha_schedule=schedule, batch_size=4, max_steps=max_steps, num_committed=committed)
+    return AdaptiveAlpha(plan, Answers(*answers), update_steps=3, lag=2)
+
+
+def test_a_decision_is_due_when_the_lag_reaches_what_is_fixed() -> None:
+    work = at_work(0.5, 0.5, 0.5)
+    due = []
+    for step in range(12):
+        if work.is_due(step):
+            due.append((step, work.plan.num_committed))
+            work.decide(step, {})
+    assert due == [(2, 4), (5, 7), (8, 10)]
+    assert work.plan.num_committed == 11
+    assert not any(work.is_due(step) for step in range(12))
+
+
+def test_decisions_are_fixed_in_the_plan_and_noted() -> None:
+    work = at_work(0.25, [0.0, 1.0, 0.5], (1,), committed=4)
+    before = work.plan.locate(range(16))
+    assert work.decide(2, {"general_loss": 1.5}) == {
+        "step": 2,
+        "from_step": 4,
+        "to_step": 7,
+        "alpha": 0.25,
+        "reason": "because",
+    }
+    work.decide(5, {})
+    work.decide(8, {})
+    assert [work.plan.alpha(step) for step in range(4, 11)] == [0.25, 0.25, 0.25, 0.0, 1.0, 0.5, 1.0]
+    assert [(each["step"], each["from_step"], each["to_step"], each["alpha"]) for each in work.decisions] == [
+        (2, 4, 7, 0.25),
+        (5, 7, 10, 0.5),
+        (8, 10, 11, 1.0),
+    ]
+    asked = work.controller.asked  # type: ignore[attr-defined]
+    assert asked[0][:2] == (range(4, 7), {"general_loss": 1.5})
+    assert asked[0][2] == pytest.approx([0.4, 0.5, 0.6])  # the schedule, whatever has been decided
+    assert asked[2][2] == [1.0]
+    assert work.plan.drawn_before(11).sum() == 44
+    assert (work.plan.locate(range(16)).example == before.example).all()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([0.5, 0.5], r"must give α for 3 steps, got 2: \[0\.5, 0\.5\]"),
+        ([0.5] * 4, "must give α for 3 steps, got 4"),
+        ([], "must give α for 3 steps, got 0"),
+        ([0.5, 1.5, 0.5], r"must stay in \[0, 1\], got 1\.5 at step 5"),
+        (-0.1, r"must stay in \[0, 1\], got -0\.1 at step 4"),
+        (math.nan, r"must stay in \[0, 1\], got nan at step 4"),
+        ([0.5, None, 0.5], "must return a number, got None at step 5"),
+        ("abc", "must return a number, got 'a' at step 4"),
+        (None, "must return a number, got None at step 4"),
+    ],
+)
+def test_wrong_answers_are_refused_and_nothing_is_fixed(answer: Any, message: str) -> None:
+    work = at_work(answer, 0.5)
+    before = work.plan.to_dict()
+    with pytest.raises(ValueError, match=message):
+        work.decide(2, {})
+    assert work.plan.to_dict() == before
+    assert work.decisions == []
+    assert work.decide(2, {})["alpha"] == 0.5
+
+
+def test_alpha_of_a_side_without_a_corpus_is_refused_and_nothing_is_fixed() -> None:
+    work = at_work(0.5, general=False)
+    before = work.plan.to_dict()
+    with pytest.raises(ValueError, match=r"α is 0.5 at step 4, which asks for general examples"):
+        work.decide(2, {})
+    assert work.plan.to_dict() == before
+
+
+def test_work_goes_on_from_a_state() -> None:
+    whole = at_work(0.25, [0.0, 1.0, 0.5], 0.75)
+    first = at_work(0.25, [0.0, 1.0, 0.5], 0.75)
+    for step in (2, 5, 8):
+        whole.decide(step, {})
+    first.decide(2, {})
+    saved = json.loads(json.dumps({"plan": first.plan.to_dict(), "work": first.state_dict()}))
+    second = AdaptiveAlpha(MixturePlan.from_dict(saved["plan"]), Answers(), update_steps=3, lag=2)
+    second.load_state_dict(saved["work"], 2)
+    assert second.is_due(5)
+    second.decide(5, {})
+    second.decide(8, {})
+    assert second.decisions == whole.decisions
+    assert second.plan.to_dict() == whole.plan.to_dict()
+    assert second.plan.read_hash(0, 11) == whole.plan.read_hash(0, 11)
+    assert len(first.decisions) == 1  # a state is a copy
+
+
+def test_an_empty_range_of_metrics_leaves_guard_and_balance_able_to_decide() -> None:
+    for controller in (Guard(), Balance()):
+        work = at_work()
+        work.controller = controller
+        assert work.decide(2, {})["to_step"] == 7

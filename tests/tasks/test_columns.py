@@ -1,0 +1,137 @@
+"""Values of columns: what a file holds against what a task wants."""
+
+from typing import Any
+
+import datasets
+import pytest
+
+from hf_interp.tasks.columns import BadValueError, check_tag_set, class_names, converter, first_fault, is_iob2
+from hf_interp.tasks.recipe import CorpusConfig
+
+TAGS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG"]
+
+
+def convert(kind: Any, value: Any, names: list[str] | None = None, feature: Any = None, **fields: Any) -> Any:
+    return converter(kind, CorpusConfig(path="rows.jsonl", **fields), names, feature)(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        ("text", " a ", " a "),
+        ("any text", "", ""),
+        ("prose", "a", "a"),
+        ("words", ["a", "b"], ["a", "b"]),
+        ("number", 3, 3.0),
+        ("number", -0.5, -0.5),
+        ("anything", {"a": 1}, {"a": 1}),
+        ("turns", [{"role": "assistant", "content": "Hi"}], [{"role": "assistant", "content": "Hi"}]),
+    ],
+)
+def test_values_of_every_kind(kind: str, value: Any, expected: Any) -> None:
+    found = convert(kind, value)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "what"),
+    [
+        ("text", None, "None where a text belongs"),
+        ("text", 3, "3 where a text belongs"),
+        ("text", " \n", "an empty text"),
+        ("any text", None, "None where a text belongs"),
+        ("words", "a b", "'a b' where a list of words belongs"),
+        ("words", [], r"\[\] where a list of words belongs"),
+        ("words", ["a", None], r"\['a', None\] where a list of words belongs"),
+        ("number", "3", "'3' where a number belongs"),
+        ("number", True, "True where a number belongs"),
+        ("number", float("nan"), "nan where a number belongs"),
+        ("number", float("-inf"), "-inf where a number belongs"),
+        ("classes", "a", "'a' where a list of labels belongs"),
+        ("tags", None, "None where a list of tags belongs"),
+        ("turns", "Hi", "'Hi' where a list of turns belongs"),
+        ("text", ["x" * 200], r"\['x+\.\.\. where a text belongs"),
+    ],
+)
+def test_values_of_another_kind_are_refused(kind: str, value: Any, what: str) -> None:
+    with pytest.raises(BadValueError, match=f"^{what}$") as caught:
+        convert(kind, value, ["a", "b"])
+    assert "Remove such rows from the file, or name another column." in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("value", "fields", "expected"),
+    [
+        (["b"], {}, [0.0, 1.0, 0.0]),
+        ([], {}, [0.0, 0.0, 0.0]),
+        (["a", "c", "a"], {}, [1.0, 0.0, 1.0]),
+        ([2, 0], {}, [1.0, 0.0, 1.0]),
+        (["x", "b"], {"label_map": {"x": None}}, [0.0, 1.0, 0.0]),
+        (["x"], {"label_map": {"x": "c"}}, [0.0, 0.0, 1.0]),
+    ],
+)
+def test_several_labels(value: Any, fields: dict[str, Any], expected: list[float]) -> None:
+    assert convert("classes", value, ["a", "b", "c"], **fields) == expected
+
+
+def test_a_label_that_is_not_in_the_list_is_refused() -> None:
+    with pytest.raises(BadValueError, match=r"the label 'd', which is not in `label_names` \(\['a', 'b'\]\)") as caught:
+        convert("classes", ["a", "d"], ["a", "b"])
+    assert "in `label_map`, or to null to leave it out; `label_map` is None." in caught.value.remedy
+    with pytest.raises(BadValueError, match="the label 'd'") as caught:
+        convert("tags", ["a", "d"], ["a", "b"])
+    assert caught.value.remedy == "Map it to one of them in `label_map`; `label_map` is None."
+
+
+def test_tags_by_name_by_number_and_by_the_names_of_their_classes() -> None:
+    assert convert("tags", ["B-PER", "I-PER", "O"], TAGS) == [1, 2, 0]
+    assert convert("tags", [1, 2, 0], TAGS) == [1, 2, 0]
+    other = datasets.List(datasets.ClassLabel(names=["B-ORG", "O"]))
+    assert class_names(other) == ["B-ORG", "O"]
+    assert convert("tags", [1, 0], TAGS, other) == [0, 3]
+    assert convert("tags", ["B-MISC", "O"], TAGS, label_map={"B-MISC": "O"}) == [0, 0]
+
+
+def test_a_tag_that_is_mapped_to_nothing_is_refused() -> None:
+    with pytest.raises(BadValueError, match="the tag 'B-MISC', which `label_map` maps to null") as caught:
+        convert("tags", ["O", "B-MISC"], TAGS, label_map={"B-MISC": None})
+    assert "map it to 'O'" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("tags", "fault"),
+    [
+        ([], None),
+        (["O", "B-PER", "I-PER", "I-PER", "B-PER", "O"], None),
+        (["I-PER"], 0),
+        (["O", "I-PER"], 1),
+        (["B-PER", "I-ORG"], 1),
+        (["B-PER", "O", "I-PER"], 2),
+    ],
+)
+def test_tags_that_are_not_iob2(tags: list[str], fault: int | None) -> None:
+    assert first_fault(tags) == fault
+    if fault is None:
+        assert convert("tags", tags, TAGS) == [TAGS.index(tag) for tag in tags]
+        return
+    before = tags[fault - 1] if fault else "the beginning"
+    message = f"tags that are not IOB2: '{tags[fault]}' at place {fault} follows '{before}'"
+    with pytest.raises(BadValueError, match=message) as caught:
+        convert("tags", tags, TAGS)
+    assert f"Write 'B-{tags[fault][2:]}'" in caught.value.remedy
+
+
+def test_other_schemes_are_left_alone() -> None:
+    assert not is_iob2(["NOUN", "VERB"])
+    assert not is_iob2(["O", "I-PER"])
+    assert not is_iob2([])
+    assert convert("tags", ["VERB", "NOUN"], ["NOUN", "VERB"]) == [1, 0]
+    check_tag_set(["NOUN", "I-don't-know"])
+
+
+def test_a_set_of_tags_in_which_an_entity_cannot_begin_is_refused() -> None:
+    check_tag_set(TAGS)
+    check_tag_set(["O", "B-PER"])  # entities of one word
+    with pytest.raises(ValueError, match="`label_names` has 'I-ORG' without 'B-ORG'"):
+        check_tag_set(["O", "B-PER", "I-PER", "I-ORG"])

@@ -1,0 +1,66 @@
+"""What ends the wait for the workers of a loader is told as what it is."""
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hf_interp.training import dataloader as loaders
+from hf_interp.training.dataloader import dead_workers_named
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(104, "Connection reset by peer"), BrokenPipeError(), ConnectionRefusedError(), EOFError()],
+)
+def test_a_connection_that_breaks_names_the_worker(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "BURIAL_SECONDS", 0)
+    said = rf"^A DataLoader worker exited unexpectedly.*\({type(error).__name__}: .*dataloader_num_workers.*resume_from"
+    with pytest.raises(RuntimeError, match=said) as raised, dead_workers_named():
+        raise error
+    assert raised.value.__cause__ is error
+
+
+class Dying(torch.utils.data.Dataset[Any]):
+    """A corpus that kills its reader a moment after it was asked."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_torch_has_the_first_word_of_a_worker_that_is_about_to_die(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "BURIAL_SECONDS", 60)
+    waits = iter(DataLoader(Dying(), num_workers=1))
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid \d+\) is killed by signal"), dead_workers_named():
+        raise ConnectionResetError
+    del waits
+
+
+class Cut(torch.utils.data.Dataset[Any]):
+    """A corpus whose examples come from a server that hangs up."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        raise ConnectionResetError("the server hung up")
+
+
+def test_an_error_raised_in_a_worker_stays_what_it_is() -> None:
+    with pytest.raises(ConnectionResetError, match="the server hung up"), dead_workers_named():
+        next(iter(DataLoader(Cut(), num_workers=1)))
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), KeyError("input_ids"), StopIteration()])
+def test_other_errors_pass(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, dead_workers_named():
+        raise error
+    assert raised.value is error

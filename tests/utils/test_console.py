@@ -1,0 +1,82 @@
+"""The terminal: exit statuses, errors in one line, tables."""
+
+import json
+
+import pytest
+
+from hf_interp.utils.console import EXPECTED, format_table, run_command
+
+
+def fail_with(error: BaseException) -> None:
+    raise error
+
+
+def test_a_command_that_ends_well_has_status_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: print("done")) == 0
+    assert capsys.readouterr() == ("done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("`rate` must be finite, got nan."), "`rate` must be finite, got nan."),
+        (TypeError("a text where a number belongs"), "a text where a number belongs"),
+        (FileNotFoundError(2, "No such file or directory", "a.json"), "[Errno 2] No such file or directory: 'a.json'"),
+        (ImportError("peft is not installed"), "peft is not installed"),
+        (ModuleNotFoundError("No module named 'peft'"), "No module named 'peft'"),
+        (ValueError("first\n  second\n\n\tthird "), "first second third"),
+        (ValueError(), "ValueError"),
+        (OSError(" \n"), "OSError"),
+        (json.JSONDecodeError("Expecting value", "{", 1), "Expecting value: line 1 column 2 (char 1)"),
+    ],
+)
+def test_bad_input_has_status_2_and_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: fail_with(error)) == 2
+    assert capsys.readouterr() == ("", f"hf-interp: error: {line}\n")
+
+
+@pytest.mark.parametrize("error", [kind("why") for kind in EXPECTED])
+def test_the_traceback_is_kept_when_asked_for(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(type(error), match="why") as caught:
+        run_command(lambda: fail_with(error), traceback=True)
+    assert caught.value is error
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("traceback", [False, True])
+def test_an_interrupted_command_has_status_130(traceback: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: fail_with(KeyboardInterrupt()), traceback=traceback) == 130
+    assert capsys.readouterr() == ("", "hf-interp: interrupted\n")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ours"), KeyError("ours"), AssertionError("ours"), SystemExit("ours")])
+def test_a_fault_of_ours_is_not_hidden(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(type(error), match="ours"):
+        run_command(lambda: fail_with(error))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "expected"),
+    [
+        (["α"], [], ["| α  |", "| :- |"]),
+        (["a", "b"], [["1", "2"]], ["| a  |  b |", "| :- | -: |", "| 1  |  2 |"]),
+        (
+            ["corpus", "n", "passes"],
+            [["law", "1,000", "0.5"], ["a long name", "7", ""]],
+            [
+                "| corpus      |     n | passes |",
+                "| :---------- | ----: | -----: |",
+                "| law         | 1,000 |    0.5 |",
+                "| a long name |     7 |        |",
+            ],
+        ),
+    ],
+)
+def test_tables(header: list[str], rows: list[list[str]], expected: list[str]) -> None:
+    assert format_table(header, rows).split("\n") == expected
+
+
+def test_a_row_with_a_cell_too_many_is_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        format_table(["a", "b"], [["1", "2", "3"]])
