@@ -17,7 +17,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hf_interp.reporting.card import CARD_NAME, FINETUNED_REVISION, model_card
 from hf_interp.reporting.curve import load_curve

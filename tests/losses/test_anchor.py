@@ -234,7 +234,7 @@ def test_m0_is_not_run_where_its_weight_is_0(tmp_path: Path, monkeypatch: pytest
     steps: list[int] = []
     whole = predict
     monkeypatch.setattr(
-        "hf_interp.losses.ref_model.predict", lambda *a, **k: steps.append(trainer.state.global_step) or whole(*a, **k)
+        "hf_interp.losses.anchor.predict", lambda *a, **k: steps.append(trainer.state.global_step) or whole(*a, **k)
     )
     args = config(tmp_path, anchor="distill", alpha_schedule_type="steps", alpha_schedule_kwargs={"values": [0, 1]})
     trainer = InterpolationTrainer(tiny_model(), args, train_dataset=mixture())
