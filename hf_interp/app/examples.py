@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from hf_interp.app.models import check_task_name, describe_pair
-from hf_interp.app.predictions import MASK, split_words
+from hf_interp.app.predictions import split_words
 from hf_interp.reporting.curve import AlphaCurve, load_curve
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.tasks.loading import load_corpus
@@ -22,6 +22,7 @@ from hf_interp.tasks.runs import load_run_recipe
 from hf_interp.tasks.task import get_task
 from hf_interp.utils.redaction import last_part
 from hf_interp.utils.run_folder import CURVE_NAME
+from hf_interp.utils.task_info import MASK, TASK_INFOS
 from hf_interp.weights.model_folder import find_folder
 
 logger = logging.getLogger(__name__)
@@ -32,31 +33,6 @@ MAX_CHARACTERS = 600
 """Longer texts of corpora are cut, so that a list of them can be read."""
 PROMPT_WORDS, MASKED_WORDS = 12, 30
 """A causal language model goes on from so many words; a masked one gets so many."""
-
-BUILT_IN: dict[str, tuple[str, ...]] = {
-    "sequence-classification": (
-        "A quiet start, and then it does not let go of you until the very end.",
-        "The company's operating profit fell to 2.1 million euros from 3.4 million a year earlier.",
-        "Nobody at the desk could say when the next flight would leave.",
-    ),
-    "token-classification": (
-        "Maria Keller moved from Geneva to Oslo to work for the Red Cross.",
-        "On Monday the Bank of Japan kept its interest rate at 0.5 percent.",
-    ),
-    "masked-lm": (
-        f"The capital of Norway is {MASK}.",
-        f"The patient was treated with {MASK} for two weeks.",
-        f"The court {MASK} the appeal.",
-    ),
-    "causal-lm": ("The weather in the north will be", "The court held that the contract was", "The patient was given"),
-    "translation": ("The train leaves at nine.", "Please read the instructions before you begin."),
-    "summarization": (
-        "The council met on Tuesday to discuss the new bridge. After two hours it agreed to build it by next summer, "
-        "at a cost of four million, half of which the state will pay. The old bridge will stay open until then.",
-    ),
-    "seq2seq": ("The council met on Tuesday and agreed to build the new bridge by next summer.",),
-}
-"""By task; of no side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +136,7 @@ def find_source(
         finetuned=str(finetuned),
         title=title or f"{_short(recipe.model_name_or_path)} → {_short(str(finetuned))}",
         curve=curve,
-        examples=found or [Example(text=text) for text in BUILT_IN[recipe.task]],
+        examples=found or [Example(text=text) for text in TASK_INFOS[recipe.task].examples],
         examples_are_data=examples is None and bool(found),
         has_pairs=has_pairs and recipe.task == "sequence-classification",
     )

@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.models.auto import modeling_auto
 
 from hf_interp.app.predictions import FORMS, Outcome, Question, Settings, check_text, settings_of
 from hf_interp.losses.ref_model import base_of
 from hf_interp.selection.groups import parameter_groups, spread_alphas
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.recipe import Recipe
-from hf_interp.tasks.task import TASKS, get_task
+from hf_interp.tasks.task import get_task
 from hf_interp.tasks.tokenizers import prepare_tokenizer
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.files import read_json
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
+from hf_interp.utils.task_info import task_of_adapter, task_of_class
 from hf_interp.weights.adapters import merge_adapter
 from hf_interp.weights.alpha_spec import check_alpha
 from hf_interp.weights.checkpoint_names import common_tokens_differ, has_tokenizer
@@ -38,15 +38,6 @@ SliderAlpha = float | Mapping[str, float]
 
 NUM_KEPT = 64
 """Texts for which the answers of M₀ and M_θ are kept; of a language model's, each has a number for every token."""
-
-_CLASSES = {
-    "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    "token-classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    "masked-lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    "causal-lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-}
-"""Which classes are of which task; a class that several tasks have is of the first."""
 
 
 class Answers(NamedTuple):
@@ -265,18 +256,18 @@ def find_task(folder: Path) -> str:
     """
     adapter = read_json(folder / ADAPTER_CONFIG_NAME)
     if isinstance(adapter, dict):
-        found = [name for name in FORMS if TASKS[name].peft_type == adapter.get("task_type") is not None]
-        if found:
-            return found[-1]  # of those that write from a source, the one without a metric of its own
-        raise ValueError(f"`task` must be given: the adapter in {folder.name!r} does not say what it is for.")
+        task = task_of_adapter(adapter.get("task_type"))
+        if task is None:
+            raise ValueError(f"`task` must be given: the adapter in {folder.name!r} does not say what it is for.")
+        return task
     classes = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).architectures or []
-    for name, known in _CLASSES.items():
-        if classes and classes[0] in _flat(known.values()):
-            return name
-    raise ValueError(
-        f"`task` must be given, one of {', '.join(FORMS)}: {folder.name!r} is of the class "
-        f"{classes[0] if classes else 'that is not named'}, which is none of theirs."
-    )
+    task = task_of_class(classes[0]) if classes else None
+    if task is None:
+        raise ValueError(
+            f"`task` must be given, one of {', '.join(FORMS)}: {folder.name!r} is of the class "
+            f"{classes[0] if classes else 'that is not named'}, which is none of theirs."
+        )
+    return task
 
 
 def check_task_name(task: str) -> None:
@@ -289,14 +280,9 @@ def check_task_name(task: str) -> None:
         raise ValueError(f"`task` must be one of {', '.join(FORMS)}, got {task!r}." + did_you_mean(task, FORMS))
 
 
-def _flat(classes: Any) -> set[str]:
-    """Names of classes, of which some stand in tuples."""
-    return {name for found in classes for name in ([found] if isinstance(found, str) else found)}
-
-
 def _labels(recipe: Recipe, config: Any) -> list[str] | None:
     """The names of the labels; `None` where tokens are chosen."""
-    if recipe.task not in ("sequence-classification", "token-classification"):
+    if not get_task(recipe.task).info.has_labels:
         return None
     known = [str(config.id2label[index]) for index in sorted(config.id2label)]
     given = list(recipe.label_names or known)

@@ -12,11 +12,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_interp.tasks.recipe import Recipe
+from hf_interp.utils.task_info import MASK
 
 Probabilities = npt.NDArray[np.float32]
 
-MASK = "[MASK]"
-"""Stands for the mask of any tokenizer in a text."""
 MAX_PLACES = 512
 """Words or masks of one text; of more, the first are taken."""
 

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hf_interp.app.examples import BUILT_IN, Example, Source, read_examples
+from hf_interp.app.examples import Example, Source, read_examples
 from hf_interp.reporting.card import is_hub_id
 from hf_interp.reporting.curve import AlphaCurve, load_curve
 from hf_interp.reporting.hub import model_files, stage_model
@@ -15,6 +15,7 @@ from hf_interp.tasks.recipe import Recipe
 from hf_interp.utils.files import new_folder, read_json, write_json
 from hf_interp.utils.redaction import without_local_paths
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, CURVE_NAME
+from hf_interp.utils.task_info import TASK_INFOS
 from hf_interp.weights.model_folder import check_output
 
 SETTINGS_NAME, EXAMPLES_NAME = "slider.json", "examples.jsonl"
@@ -35,7 +36,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait are slow on a busy machine
 
-from hf_interp.app import serve_space  # noqa: E402
+from hf_interp.app.page import serve_space  # noqa: E402
 
 serve_space(Path(__file__).parent)
 '''
@@ -123,7 +124,9 @@ def load_space(folder: Path) -> tuple[Source, dict[str, Any]]:
         finetuned=finetuned,
         title=settings["title"],
         curve=curve,
-        examples=read_examples(path) if path.is_file() else [Example(text=text) for text in BUILT_IN[recipe.task]],
+        examples=read_examples(path)
+        if path.is_file()
+        else [Example(text=text) for text in TASK_INFOS[recipe.task].examples],
         has_pairs=settings["has_pairs"],
     )
     return source, {name: settings[name] for name in ("max_new_tokens", "chats")}

@@ -25,6 +25,7 @@ from hf_interp.utils.redaction import (
     without_local_paths,
     without_secrets,
 )
+from hf_interp.utils.task_info import TASK_INFOS, AnswerKind, TaskInfo, task_of_class
 
 CARD_NAME = "README.md"
 FINETUNED_REVISION = "finetuned"
@@ -33,37 +34,6 @@ TAGS = ("hf_interp", "domain-adaptation")
 UNNAMED_SET = "evaluation set"
 MAX_TEXT = 500  # characters; names are shorter, and nothing from data should fill a card
 MAX_LABELS = 30  # labels that are written out in a snippet
-
-PIPELINES = {
-    "sequence-classification": "text-classification",
-    "token-classification": "token-classification",
-    "translation": "translation",
-    "summarization": "summarization",
-    "causal-lm": "text-generation",
-    "masked-lm": "fill-mask",
-}
-"""What the Hub calls the tasks; seq2seq has no name of its own there."""
-
-AUTO_CLASSES = {
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "translation": "AutoModelForSeq2SeqLM",
-    "summarization": "AutoModelForSeq2SeqLM",
-    "seq2seq": "AutoModelForSeq2SeqLM",
-    "causal-lm": "AutoModelForCausalLM",
-    "masked-lm": "AutoModelForMaskedLM",
-}
-SEQ2SEQ = ("translation", "summarization", "seq2seq")
-
-TASK_OF_CLASS = (
-    ("ForSequenceClassification", "sequence-classification"),
-    ("ForTokenClassification", "token-classification"),
-    ("ForMaskedLM", "masked-lm"),
-    ("ForConditionalGeneration", "seq2seq"),
-    ("ForCausalLM", "causal-lm"),
-    ("LMHeadModel", "causal-lm"),
-)
-"""Ends of names of model classes, for runs without a recipe."""
 
 Say = Callable[[Any], str]
 
@@ -206,8 +176,13 @@ class _Facts:
         )
         self.is_adapter = self.recipe.get("peft") is not None or bool(results.model.get("is_adapter"))
         self.task = self.recipe.get("task") or (
-            "sequence-classification" if self.recipe else _task_of(str(results.model.get("class", "")))
+            "sequence-classification" if self.recipe else task_of_class(str(results.model.get("class", "")))
         )
+
+    @property
+    def task_info(self) -> TaskInfo:
+        """The facts about the task; of an unknown one there are none."""
+        return TASK_INFOS.get(self.task or "", TaskInfo(auto_class="AutoModel"))
 
     def place(self, group: str, name: str) -> dict[str, Any]:
         """What the recipe says of a corpus; nothing for runs without a recipe."""
@@ -249,15 +224,15 @@ def is_hub_id(text: str) -> bool:
 
 def usage(facts: _Facts, place: str, *, finetuned: bool) -> str:
     """A fenced snippet that loads the model and asks it something."""
-    task, recipe = facts.task, facts.recipe
+    answer, recipe = facts.task_info.answer, facts.recipe
 
     def literal(value: Any) -> str:
         return repr(facts.plain(value))
 
     revision = f", revision={FINETUNED_REVISION!r}" if finetuned else ""
-    auto = AUTO_CLASSES.get(task or "", "AutoModel")
+    auto = facts.task_info.auto_class
     load_tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({literal(place)}{revision})"
-    has_pipeline = task in PIPELINES and task not in SEQ2SEQ
+    has_pipeline = answer not in (None, "text")
     if facts.is_adapter:
         more = ", pipeline" if has_pipeline else ""
         base = literal(facts.base_id or "your/base-model")
@@ -275,26 +250,26 @@ def usage(facts: _Facts, place: str, *, finetuned: bool) -> str:
     else:
         load_model = f"model = {auto}.from_pretrained({literal(place)}{revision})"
         lines, where = [f"from transformers import {auto}, AutoTokenizer", "", load_model, load_tokenizer], ""
-    return "\n".join(["```python", *lines, *_question(task, recipe, where, literal), "```"])
+    return "\n".join(["```python", *lines, *_question(answer, recipe, where, literal), "```"])
 
 
-def _question(task: str | None, recipe: Mapping[str, Any], where: str, literal: Say) -> list[str]:
+def _question(answer: AnswerKind | None, recipe: Mapping[str, Any], where: str, literal: Say) -> list[str]:
     """The lines of a snippet that ask the model."""
-    if task == "sequence-classification":
+    if answer == "label":
         # a regression's number is no probability
         how = "function_to_apply='none'" if recipe.get("problem_type") == "regression" else "top_k=None"
         return [f"classify = pipeline('text-classification', {where})", f"print(classify('A text.', {how}))"]
-    if task == "token-classification":
+    if answer == "tags":
         return [
             f"tag = pipeline('token-classification', {where}, aggregation_strategy='simple')",
             "print(tag('A text with names.'))",
         ]
-    if task == "masked-lm":
+    if answer == "masks":
         return [
             f"fill = pipeline('fill-mask', {where})",
             "print(fill(f'A text with one {fill.tokenizer.mask_token} left out.'))",
         ]
-    if task == "causal-lm":
+    if answer == "continuation":
         corpora = (recipe.get("corpora") or {}).values()
         is_chat = any(isinstance(corpus, Mapping) and corpus.get("messages_column") for corpus in corpora)
         asked = "[{'role': 'user', 'content': 'A question?'}]" if is_chat else "'The beginning of a text'"
@@ -302,7 +277,7 @@ def _question(task: str | None, recipe: Mapping[str, Any], where: str, literal: 
             f"generate = pipeline('text-generation', {where})",
             f"print(generate({asked}, max_new_tokens=50)[0]['generated_text'])",
         ]
-    if task in SEQ2SEQ:
+    if answer == "text":
         prefix = str(recipe.get("source_prefix") or "")
         source = literal(prefix + "A text.")
         length = int(recipe.get("max_target_length") or 128)
@@ -559,7 +534,6 @@ def _metadata(
     tags: Sequence[str],
     license: str | None,
 ) -> ModelCardData:
-    pipeline = PIPELINES.get(facts.task or "")
     kinds = [*(["interpolated"] if interpolated else []), *_adapter_tags(facts)]
     found = _interpolated_results(facts, curve) if interpolated else _final_results(facts)
     return ModelCardData(
@@ -571,7 +545,7 @@ def _metadata(
         license=facts.plain(license) if license else None,
         metrics=list(dict.fromkeys(result.metric_type for result in found)) or None,
         model_name=facts.plain(name),
-        pipeline_tag=pipeline,
+        pipeline_tag=facts.task_info.pipeline_tag,
         tags=[facts.plain(tag) for tag in dict.fromkeys([*TAGS, *kinds, *tags])],
     )
 
@@ -632,7 +606,7 @@ def _eval_result(facts: _Facts, group: str, name: str, metric: str, value: Any, 
     split = str(entry.get("split", "train")) if is_hub else None
     config = entry.get("config_name") if is_hub else None
     return EvalResult(
-        task_type=PIPELINES.get(facts.task or "", "text2text-generation"),
+        task_type=facts.task_info.pipeline_tag or "text2text-generation",
         dataset_type=str(path) if is_hub else re.sub(r"[^\w.-]+", "-", shown, flags=re.ASCII).strip("-") or "local",
         dataset_name=f"{shown} ({part})" if part else shown,
         dataset_config=facts.plain(config) if config else None,
@@ -645,7 +619,3 @@ def _eval_result(facts: _Facts, group: str, name: str, metric: str, value: Any, 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _task_of(model_class: str) -> str | None:
-    return next((task for end, task in TASK_OF_CLASS if model_class.endswith(end)), None)

@@ -77,7 +77,7 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
     """What can be checked before anything is loaded."""
     task = check_task(recipe)
     if args.domain_loss is not None:
-        check_head(task.model_class, recipe.problem_type)
+        check_head(task.info.auto_class, recipe.problem_type)
     for name in recipe.objective_names():
         if name not in recipe.objectives and name not in TASKS:
             known = [*recipe.objectives, *TASKS]
@@ -96,7 +96,7 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
         )
     if recipe.peft is not None:
         check_adapter(
-            recipe.peft, task.peft_type, max_steps=args.max_steps, is_interpolated=recipe.alpha_search is not None
+            recipe.peft, task.info.peft_type, max_steps=args.max_steps, is_interpolated=recipe.alpha_search is not None
         )
     check_search(recipe)
     folder = Path(recipe.model_name_or_path).expanduser()
@@ -181,7 +181,7 @@ def build_model(recipe: Recipe, task: Task, args: InterpolationConfig) -> torch.
     settle_new_head(args, recipe.model_name_or_path, new_names)
     if recipe.peft is None:
         return model
-    return adapt(model, recipe.peft, task_type=task.peft_type, max_steps=args.max_steps, new_names=new_names)
+    return adapt(model, recipe.peft, task_type=task.info.peft_type, max_steps=args.max_steps, new_names=new_names)
 
 
 def build_trainer(

@@ -49,7 +49,7 @@ def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -
             "label2id": {label: index for index, label in enumerate(label_names)},
         }
     try:
-        model, found = getattr(transformers, task.model_class).from_pretrained(
+        model, found = getattr(transformers, task.info.auto_class).from_pretrained(
             name_or_path, output_loading_info=True, **kwargs
         )
     except RuntimeError as error:

@@ -10,6 +10,7 @@ from hf_interp.tasks.parsing import load_recipe
 from hf_interp.tasks.metrics import classification_metrics
 from hf_interp.tasks.task import TASKS, Task
 from hf_interp.train import run_recipe
+from hf_interp.utils.task_info import TaskInfo
 
 
 def encode_choices(tokenizer, recipe):
@@ -25,7 +26,7 @@ def encode_choices(tokenizer, recipe):
 
 
 TASKS["multiple-choice"] = Task(
-    model_class="AutoModelForMultipleChoice",
+    info=TaskInfo(auto_class="AutoModelForMultipleChoice", pipeline_tag="multiple-choice"),
     columns=lambda recipe, corpus: {"question": "text", "choices": "words", "answer": "anything"},
     encode=encode_choices,
     collator=lambda tokenizer, recipe: DataCollatorForMultipleChoice(tokenizer),
@@ -35,6 +36,7 @@ run_recipe(load_recipe("recipe.yaml"))  # task: multiple-choice; of a corpus, co
 ```
 """
 
+from collections import UserDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +63,7 @@ from hf_interp.tasks.encoding import (
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.tokenizers import language_token
 from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.task_info import TASK_INFOS, TaskInfo
 
 PROBLEM_TYPES: dict[str, Kind] = {
     "single_label_classification": "class",
@@ -77,14 +80,13 @@ class Task:
     """How a task is trained.
 
     Args:
-        model_class: name of the transformers auto class.
+        info: the model class, and what cards, adapters and the page must know of the task.
         columns: (recipe, corpus) → the kinds of the columns that the corpus must have (see `hf_interp.tasks.columns`).
             What the file calls them is in the recipe: `text_column: review`, or `columns: {question: stem}`.
         encode: (tokenizer, recipe) → a function from a batch of columns to model inputs, for `Dataset.map`.
         collator: (tokenizer, recipe) → data collator.
         metrics: (tokenizer, recipe) → `compute_metrics` (called late: it imports `evaluate`), or `None`.
         preprocess_logits: → `preprocess_logits_for_metrics`, which keeps logits from piling up; or `None`.
-        peft_type: PEFT's name for the task, if it has one.
         num_labels: recipe → how many labels the head has; `None` where it has none. With a number, but for regression,
             the recipe must list `label_names`.
         is_packed: whether texts become examples of `max_length` tokens if the recipe says `packing`.
@@ -93,13 +95,12 @@ class Task:
         prepare: (tokenizer, model, recipe) → sets what generation needs of both.
     """
 
-    model_class: str
+    info: TaskInfo
     columns: Callable[[Recipe, CorpusConfig], Mapping[str, Kind]]
     encode: Callable[[PreTrainedTokenizerBase, Recipe], Encode]
     collator: Callable[[PreTrainedTokenizerBase, Recipe], Any]
     metrics: Callable[[PreTrainedTokenizerBase, Recipe], ComputeMetrics | None] = lambda tokenizer, recipe: None
     preprocess_logits: Callable[[], Callable[[Any, Any], Any]] | None = None
-    peft_type: str | None = None
     num_labels: Callable[[Recipe], int | None] = lambda recipe: None
     is_packed: bool = False
     generates: bool = False
@@ -201,64 +202,74 @@ def _score_shifted_tokens() -> Callable[[Any, Any], Any]:
     return score_shifted_tokens
 
 
-def _seq2seq(metrics: Callable[[PreTrainedTokenizerBase, Recipe], ComputeMetrics]) -> Task:
+def _seq2seq(name: str, metrics: Callable[[PreTrainedTokenizerBase, Recipe], ComputeMetrics]) -> Task:
     return Task(
-        model_class="AutoModelForSeq2SeqLM",
+        info=TASK_INFOS[name],
         columns=lambda recipe, corpus: {"text": "text", "target": "text"},
         encode=encode_pairs,
         collator=lambda tokenizer, recipe: DataCollatorForSeq2Seq(tokenizer),
         metrics=metrics,
-        peft_type="SEQ_2_SEQ_LM",
         generates=True,
         prepare=_prepare_languages,
     )
 
 
-TASKS: dict[str, Task] = {
-    "sequence-classification": Task(
-        model_class="AutoModelForSequenceClassification",
-        columns=_classification_columns,
-        encode=encode_classification,
-        collator=lambda tokenizer, recipe: DataCollatorWithPadding(tokenizer),
-        metrics=_classification_metrics,
-        peft_type="SEQ_CLS",
-        num_labels=lambda recipe: 1 if recipe.problem_type == "regression" else len(recipe.label_names or []),
-        check=_check_problem_type,
-    ),
-    "token-classification": Task(
-        model_class="AutoModelForTokenClassification",
-        columns=lambda recipe, corpus: {"tokens": "words", "tags": "tags"},
-        encode=encode_tokens,
-        collator=lambda tokenizer, recipe: DataCollatorForTokenClassification(tokenizer),
-        metrics=_token_metrics,
-        peft_type="TOKEN_CLS",
-        num_labels=lambda recipe: len(recipe.label_names or []),
-        check=_check_tags,
-    ),
-    "translation": _seq2seq(_translation_metrics),
-    "summarization": _seq2seq(_summary_metrics),
-    "seq2seq": _seq2seq(_seq2seq_metrics),
-    "causal-lm": Task(
-        model_class="AutoModelForCausalLM",
-        columns=_causal_columns,
-        encode=encode_causal,
-        collator=lambda tokenizer, recipe: DataCollatorForSeq2Seq(tokenizer),
-        metrics=_language_model_metrics,
-        preprocess_logits=_score_shifted_tokens,
-        peft_type="CAUSAL_LM",
-        is_packed=True,
-    ),
-    "masked-lm": Task(
-        model_class="AutoModelForMaskedLM",
-        columns=lambda recipe, corpus: {"text": "prose"},
-        encode=encode_masked,
-        collator=_masking,
-        metrics=_language_model_metrics,
-        preprocess_logits=_score_tokens,
-        is_packed=True,
-        check=_check_masking,
-    ),
-}
+class TaskTable(UserDict[str, Task]):
+    """Tasks by name. Their facts are where cards, adapters and the page look for them, as long as they are in here."""
+
+    def __setitem__(self, name: str, task: Task) -> None:
+        super().__setitem__(name, task)
+        TASK_INFOS[name] = task.info
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        del TASK_INFOS[name]
+
+
+TASKS = TaskTable(
+    {
+        "sequence-classification": Task(
+            info=TASK_INFOS["sequence-classification"],
+            columns=_classification_columns,
+            encode=encode_classification,
+            collator=lambda tokenizer, recipe: DataCollatorWithPadding(tokenizer),
+            metrics=_classification_metrics,
+            num_labels=lambda recipe: 1 if recipe.problem_type == "regression" else len(recipe.label_names or []),
+            check=_check_problem_type,
+        ),
+        "token-classification": Task(
+            info=TASK_INFOS["token-classification"],
+            columns=lambda recipe, corpus: {"tokens": "words", "tags": "tags"},
+            encode=encode_tokens,
+            collator=lambda tokenizer, recipe: DataCollatorForTokenClassification(tokenizer),
+            metrics=_token_metrics,
+            num_labels=lambda recipe: len(recipe.label_names or []),
+            check=_check_tags,
+        ),
+        "translation": _seq2seq("translation", _translation_metrics),
+        "summarization": _seq2seq("summarization", _summary_metrics),
+        "seq2seq": _seq2seq("seq2seq", _seq2seq_metrics),
+        "causal-lm": Task(
+            info=TASK_INFOS["causal-lm"],
+            columns=_causal_columns,
+            encode=encode_causal,
+            collator=lambda tokenizer, recipe: DataCollatorForSeq2Seq(tokenizer),
+            metrics=_language_model_metrics,
+            preprocess_logits=_score_shifted_tokens,
+            is_packed=True,
+        ),
+        "masked-lm": Task(
+            info=TASK_INFOS["masked-lm"],
+            columns=lambda recipe, corpus: {"text": "prose"},
+            encode=encode_masked,
+            collator=_masking,
+            metrics=_language_model_metrics,
+            preprocess_logits=_score_tokens,
+            is_packed=True,
+            check=_check_masking,
+        ),
+    }
+)
 """All tasks. translation, summarization and seq2seq differ in their metrics alone: BLEU and chrF, ROUGE, or both."""
 
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_interp.tasks.dialogues import set_chat_template
 from hf_interp.tasks.recipe import Recipe
+from hf_interp.utils.task_info import TASK_INFOS
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
@@ -32,7 +33,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Non
     if any(corpus.messages_column for corpus in corpora):
         set_chat_template(tokenizer, recipe.chat_template)
     names = {recipe.for_objective(corpus.objective).task for corpus in corpora}
-    if "token-classification" in names:
+    if any(TASK_INFOS[name].answer == "tags" for name in names):
         _prefix_words(tokenizer)
 
 

@@ -10,21 +10,12 @@ from typing import Any, NamedTuple
 from hf_interp.utils.environment import installed_versions
 from hf_interp.utils.files import new_folder, write_json
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
+from hf_interp.utils.task_info import adapter_classes, labelled_adapters
 from hf_interp.weights.adapter_kinds import AdapterKind, find_kind, refuse_prompts
 from hf_interp.weights.adapters import interpolate_adapter, merge_adapter, neutral_pairs
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
 from hf_interp.weights.matching import InterpolationReport
 from hf_interp.weights.model_folder import INTERPOLATION_NAME, check_output, copy_small_files, find_folder
-
-MODEL_CLASSES = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
-"""PEFT's name for a task → the class of transformers."""
 
 _HEAD = re.compile(r"(^|\.)(classifier|score|classification_head)(\.out_proj)?\.weight$")
 
@@ -163,7 +154,7 @@ def _load_base(config: Any, origin: Path, source: Path, *, resize: bool = False)
     import transformers
 
     if config.task_type is not None:
-        name = MODEL_CLASSES.get(config.task_type)
+        name = adapter_classes().get(config.task_type)
     else:
         mapping = config.auto_mapping or {}
         inside = str(mapping.get("parent_library", "")).partition(".")[0] == "transformers"
@@ -171,7 +162,7 @@ def _load_base(config: Any, origin: Path, source: Path, *, resize: bool = False)
     if name is None:
         raise ValueError(
             f"{ADAPTER_CONFIG_NAME} in {source.name!r} must say what class of model the adapter is for, got "
-            f"task_type={config.task_type!r}. Set `task_type` to one of {', '.join(MODEL_CLASSES)}."
+            f"task_type={config.task_type!r}. Set `task_type` to one of {', '.join(adapter_classes())}."
         )
     options = {"num_labels": labels} if (labels := _count_labels(config, source)) else {}
     model, loaded = getattr(transformers, name).from_pretrained(
@@ -189,7 +180,7 @@ def _count_labels(config: Any, source: Path) -> int | None:
     from safetensors import safe_open
 
     path = source / f"{ADAPTER_NAME}.safetensors"
-    if config.task_type not in ("SEQ_CLS", "TOKEN_CLS") or not path.is_file():
+    if config.task_type not in labelled_adapters() or not path.is_file():
         return None
     with safe_open(str(path), framework="pt") as file:
         names = [name for name in list(file.keys()) if _HEAD.search(name)]

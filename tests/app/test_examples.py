@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from hf_interp.app.examples import (
-    BUILT_IN,
     MASKED_WORDS,
     NUM_EXAMPLES,
     PROMPT_WORDS,
@@ -17,11 +16,11 @@ from hf_interp.app.examples import (
     find_source,
     read_examples,
 )
-from hf_interp.app.predictions import MASK
 from hf_interp.commands.demo import LABEL_NAMES
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.utils.files import write_json
 from hf_interp.utils.run_folder import RESULTS_NAME
+from hf_interp.utils.task_info import MASK, TASK_INFOS
 
 
 @pytest.fixture
@@ -87,7 +86,7 @@ def test_data_that_are_gone_leave_texts_of_our_own(run: Path, caplog: pytest.Log
             corpus["path"] = "./gone.jsonl"
     write_json(run / RESULTS_NAME, results)
     source = find_source(run)
-    assert [example.text for example in source.examples] == list(BUILT_IN["sequence-classification"])
+    assert [example.text for example in source.examples] == list(TASK_INFOS["sequence-classification"].examples)
     assert not source.examples_are_data
     assert "There are no examples of the domain side: There is no file './gone.jsonl'" in caplog.text
 

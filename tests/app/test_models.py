@@ -14,10 +14,10 @@ import transformers
 from architectures import make_model, make_tokenizer
 from tokenizers import normalizers, processors
 
-from hf_interp.app.examples import BUILT_IN
 from hf_interp.app.models import NUM_KEPT, AlphaSlider, describe_pair, find_task, open_slider
-from hf_interp.app.predictions import GENERATING, MASK, Outcome, best_choices, settings_of, split_words
+from hf_interp.app.predictions import GENERATING, Outcome, best_choices, settings_of, split_words
 from hf_interp.tasks.task import TASKS
+from hf_interp.utils.task_info import MASK, TASK_INFOS
 from hf_interp.weights.merge import interpolate_checkpoints
 
 TEXT = "w4 w9 w17 w5"
@@ -84,7 +84,7 @@ def text_of(task: str) -> str:
 
 def expected(folder: str, task: str, slider: AlphaSlider) -> Outcome:
     """What the model in a folder makes of the text, without any of the slider's code but its encoding."""
-    model = getattr(transformers, TASKS[task].model_class).from_pretrained(folder).eval()
+    model = getattr(transformers, TASKS[task].info.auto_class).from_pretrained(folder).eval()
     tokenizer = task_tokenizer()
     ids = tokenizer(text_of(task).replace(MASK, "w59"), return_tensors="pt")
     if task == "causal-lm":
@@ -333,7 +333,8 @@ def test_a_model_says_its_task(task: str, pair: Callable[[str], tuple[str, str]]
 
 
 def test_every_task_can_be_shown_and_has_texts() -> None:
-    assert TASK_MODELS.keys() == BUILT_IN.keys() == TASKS.keys()
+    assert TASK_MODELS.keys() == TASKS.keys() == TASK_INFOS.keys()
+    assert all(info.examples for info in TASK_INFOS.values())
 
 
 # Refusals

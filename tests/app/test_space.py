@@ -10,11 +10,12 @@ import yaml
 from architectures import make_model, make_tokenizer
 from huggingface_hub import SpaceCard
 
-from hf_interp.app.examples import BUILT_IN, Example, Source
+from hf_interp.app.examples import Example, Source
 from hf_interp.app.models import describe_pair
 from hf_interp.app.space import MAX_BYTES, load_space, write_space
 from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.tasks.recipe import CorpusConfig
+from hf_interp.utils.task_info import TASK_INFOS
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
@@ -128,7 +129,7 @@ def test_texts_of_a_run_stay_at_home(tmp_path: Path) -> None:
     ]
     assert not [path for path in (tmp_path / "space").iterdir() if "secret" in path.read_text("utf-8")]
     again, options = load_space(tmp_path / "space")
-    assert [example.text for example in again.examples] == list(BUILT_IN["sequence-classification"])
+    assert [example.text for example in again.examples] == list(TASK_INFOS["sequence-classification"].examples)
     assert options["chats"] is True
 
 

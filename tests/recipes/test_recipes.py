@@ -155,7 +155,7 @@ def toy_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def model_kind(task: str) -> str:
     kinds = {"AutoModelForCausalLM": "decoder", "AutoModelForSeq2SeqLM": "encoder-decoder"}
-    return kinds.get(TASKS[task].model_class, "encoder")
+    return kinds.get(TASKS[task].info.auto_class, "encoder")
 
 
 def toy_row(recipe: Recipe, corpus: CorpusConfig, number: int, texts: list[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 import transformers
 import yaml
 from architectures import make_model, make_tokenizer
+from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModel,
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from hf_interp.reporting.curve import load_curve
+from hf_interp.reporting.hub import render_card
 from hf_interp.reporting.results import RunResults, load_run_results
 from hf_interp.tasks import task as tasks
 from hf_interp.tasks.build import check_recipe
@@ -39,6 +41,7 @@ from hf_interp.tasks.task import TASKS, check_task, get_task
 from hf_interp.tasks.tokenizers import prepare_tokenizer
 from hf_interp.train import run_recipe
 from hf_interp.training.config import InterpolationConfig
+from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
 
 CLASSIFICATION = TASKS["sequence-classification"]
 
@@ -65,7 +68,7 @@ def test_an_unknown_task_is_refused(name: str, message: str) -> None:
 
 def test_every_task_names_parts_that_exist() -> None:
     for task in TASKS.values():
-        assert hasattr(transformers, task.model_class)
+        assert hasattr(transformers, task.info.auto_class)
         assert task.columns(recipe(label_names=["a"]), CorpusConfig(path="rows.jsonl"))
         assert task.check(recipe(label_names=["O", "B-A", "I-A"])) is None
 
@@ -507,3 +510,20 @@ def test_the_task_of_ones_own_that_the_docstring_shows(
     results = load_run_results(tmp_path / "out" / "results.json")
     assert set(results.final_metrics["domain"]) == {"loss", "accuracy", "f1", "matthews_correlation"}
     check_search(tmp_path / "out", AutoModelForMultipleChoice)
+    card = render_card(tmp_path / "out")
+    assert card.data.pipeline_tag == "multiple-choice"
+    assert {result.task_type for result in card.data.eval_results} == {"multiple-choice"}
+    assert "AutoModelForMultipleChoice.from_pretrained('out')" in card.text
+
+    run_recipe({**recipe, "output_dir": "adapter", "peft": "lora"})
+    interpolate_adapter_checkpoint(headless_dir, "adapter", "merged", 0.5, merge=True)
+    merged = AutoModelForMultipleChoice.from_pretrained("merged").state_dict()
+    base = AutoModelForMultipleChoice.from_pretrained(headless_dir)
+    trained = PeftModel.from_pretrained(base, "adapter").merge_and_unload().state_dict()
+    assert torch.equal(merged["classifier.weight"], trained["classifier.weight"])  # M₀ has none
+    pristine = AutoModel.from_pretrained(headless_dir).state_dict()
+    moved = [name for name in pristine if not torch.equal(pristine[name], trained[f"bert.{name}"])]
+    assert moved
+    for name in moved:
+        middle = (pristine[name] + trained[f"bert.{name}"]) / 2
+        torch.testing.assert_close(merged[f"bert.{name}"], middle, rtol=1e-4, atol=1e-6)

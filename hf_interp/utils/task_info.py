@@ -1,0 +1,179 @@
+"""One table of what a task is, for training, cards, adapters and the page alike. No torch.
+
+`hf_interp.tasks.task.TASKS` says how each of them is trained. A task that is put in there brings its entry here.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+MASK = "[MASK]"
+"""Stands for the mask of any tokenizer in a text."""
+
+AnswerKind = Literal["label", "tags", "masks", "continuation", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInfo:
+    """Facts about a task that need no training code.
+
+    Args:
+        auto_class: name of the transformers auto class.
+        pipeline_tag: the Hub's name for the task, if it has one.
+        peft_type: PEFT's name for the task, if it has one.
+        class_endings: ends of the names of its model classes, by which the task of a checkpoint is known. The longest
+            that fits counts. Of tasks that share their classes, one has them.
+        answer: what a model gives for a text, and the page and the card's snippet ask for: a `label` of the whole text,
+            `tags` of its words, tokens for its `masks`, its `continuation`, or another `text`. `None` if it is none of
+            these; then the page cannot show it.
+        examples: texts to try on the page, where a run has none.
+    """
+
+    auto_class: str
+    pipeline_tag: str | None = None
+    peft_type: str | None = None
+    class_endings: tuple[str, ...] = ()
+    answer: AnswerKind | None = None
+    examples: tuple[str, ...] = ()
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the head chooses among labels, of a text or of its words."""
+        return self.answer in ("label", "tags")
+
+    @property
+    def is_generative(self) -> bool:
+        """Whether the model writes, which takes longer than one pass."""
+        return self.answer in ("continuation", "text")
+
+
+TASK_INFOS: dict[str, TaskInfo] = {
+    "sequence-classification": TaskInfo(
+        auto_class="AutoModelForSequenceClassification",
+        pipeline_tag="text-classification",
+        peft_type="SEQ_CLS",
+        class_endings=("ForSequenceClassification",),
+        answer="label",
+        examples=(
+            "A quiet start, and then it does not let go of you until the very end.",
+            "The company's operating profit fell to 2.1 million euros from 3.4 million a year earlier.",
+            "Nobody at the desk could say when the next flight would leave.",
+        ),
+    ),
+    "token-classification": TaskInfo(
+        auto_class="AutoModelForTokenClassification",
+        pipeline_tag="token-classification",
+        peft_type="TOKEN_CLS",
+        class_endings=("ForTokenClassification",),
+        answer="tags",
+        examples=(
+            "Maria Keller moved from Geneva to Oslo to work for the Red Cross.",
+            "On Monday the Bank of Japan kept its interest rate at 0.5 percent.",
+        ),
+    ),
+    "translation": TaskInfo(
+        auto_class="AutoModelForSeq2SeqLM",
+        pipeline_tag="translation",
+        peft_type="SEQ_2_SEQ_LM",
+        answer="text",
+        examples=("The train leaves at nine.", "Please read the instructions before you begin."),
+    ),
+    "summarization": TaskInfo(
+        auto_class="AutoModelForSeq2SeqLM",
+        pipeline_tag="summarization",
+        peft_type="SEQ_2_SEQ_LM",
+        answer="text",
+        examples=(
+            "The council met on Tuesday to discuss the new bridge. After two hours it agreed to build it by next "
+            "summer, at a cost of four million, half of which the state will pay. The old bridge will stay open until "
+            "then.",
+        ),
+    ),
+    "seq2seq": TaskInfo(
+        auto_class="AutoModelForSeq2SeqLM",
+        peft_type="SEQ_2_SEQ_LM",
+        class_endings=("ForConditionalGeneration", "ForTextToText", "MarianMTModel", "EncoderDecoderModel"),
+        answer="text",
+        examples=("The council met on Tuesday and agreed to build the new bridge by next summer.",),
+    ),
+    "causal-lm": TaskInfo(
+        auto_class="AutoModelForCausalLM",
+        pipeline_tag="text-generation",
+        peft_type="CAUSAL_LM",
+        class_endings=(
+            "ForCausalLM",
+            "LMHeadModel",
+            "ReformerModelWithLMHead",
+            "BertGenerationDecoder",
+            "Gemma3ForConditionalGeneration",
+            "Gemma3nForConditionalGeneration",
+            "Gemma4ForConditionalGeneration",
+            "Gemma4UnifiedForConditionalGeneration",
+            "GotOcr2ForConditionalGeneration",
+        ),
+        answer="continuation",
+        examples=(
+            "The weather in the north will be",
+            "The court held that the contract was",
+            "The patient was given",
+        ),
+    ),
+    "masked-lm": TaskInfo(
+        auto_class="AutoModelForMaskedLM",
+        pipeline_tag="fill-mask",
+        class_endings=("ForMaskedLM", "FlaubertWithLMHeadModel", "XLMWithLMHeadModel"),
+        answer="masks",
+        examples=(
+            f"The capital of Norway is {MASK}.",
+            f"The patient was treated with {MASK} for two weeks.",
+            f"The court {MASK} the appeal.",
+        ),
+    ),
+}
+"""By task. seq2seq has no name of its own on the Hub."""
+
+OTHER_ADAPTERS = {"QUESTION_ANS": "AutoModelForQuestionAnswering", "FEATURE_EXTRACTION": "AutoModel"}
+"""PEFT's names for tasks that are not trained here → the auto class that their adapters are for."""
+
+
+def task_of_class(model_class: str) -> str | None:
+    """Return the task of a model class by the end of its name.
+
+    >>> task_of_class("BertForMaskedLM"), task_of_class("GPT2LMHeadModel"), task_of_class("BertModel")
+    ('masked-lm', 'causal-lm', None)
+    """
+    found = [
+        (len(ending), name)
+        for name, info in TASK_INFOS.items()
+        for ending in info.class_endings
+        if model_class.endswith(ending)
+    ]
+    return max(found)[1] if found else None
+
+
+def task_of_adapter(peft_type: str | None) -> str | None:
+    """Return the task that an adapter's configuration names; of several, the one that has the model classes.
+
+    >>> task_of_adapter("SEQ_2_SEQ_LM"), task_of_adapter(None)
+    ('seq2seq', None)
+    """
+    found = [name for name, info in TASK_INFOS.items() if info.peft_type == peft_type is not None]
+    return max(found, key=lambda name: len(TASK_INFOS[name].class_endings), default=None)
+
+
+def adapter_classes() -> dict[str, str]:
+    """Return PEFT's names for tasks with the auto classes that their adapters are for.
+
+    >>> adapter_classes()["CAUSAL_LM"], adapter_classes()["QUESTION_ANS"]
+    ('AutoModelForCausalLM', 'AutoModelForQuestionAnswering')
+    """
+    trained = {info.peft_type: info.auto_class for info in TASK_INFOS.values() if info.peft_type is not None}
+    return OTHER_ADAPTERS | trained
+
+
+def labelled_adapters() -> set[str]:
+    """Return PEFT's names for the tasks whose heads choose among labels.
+
+    >>> sorted(labelled_adapters())
+    ['SEQ_CLS', 'TOKEN_CLS']
+    """
+    return {info.peft_type for info in TASK_INFOS.values() if info.has_labels and info.peft_type is not None}
