@@ -42,11 +42,7 @@ EXAMPLES = {
     ],
     "verify": ["verify runs/mine", "verify runs/one_process runs/eight_processes"],
     "compare": ["compare recipe.yaml --seeds 0 1 2 3 4", "compare recipe.yaml --methods 'domain only' 'constant 0.5'"],
-    "tune": [
-        "tune recipe.yaml --trials 20",
-        "tune recipe.yaml --space alpha_end=0.5..1.0",
-        "tune recipe.yaml --mixture",
-    ],
+    "tune": ["tune recipe.yaml --trials 20", "tune recipe.yaml --space alpha_end=0.5..1.0"],
     "curve": ["curve runs/mine --save_model", "curve runs/mine --alpha_search.objective constrained"],
     "merge": ["merge BASE runs/mine merged --alpha 0.7", "merge BASE runs/a runs/b soup --recipe recipe.yaml"],
     "app": ["app runs/mine", "app --base google-bert/bert-base-uncased --finetuned user/model"],
@@ -131,7 +127,7 @@ def _add(commands: Any, name: str, run: Any, summary: str, *, recipe: bool = Tru
         command.add_argument(
             "--distance",
             action="store_true",
-            help="measure how far apart the sides are for the pretrained model, and suggest an amount of domain data",
+            help="measure how far apart the sides are for the pretrained model",
         )
         command.add_argument(
             "--distance_examples", type=int, metavar="N", help="of --distance: examples of each side (default: 500)"
@@ -198,12 +194,6 @@ def _add_tune_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--falling", action="store_true", help="let α also start above its end")
     command.add_argument("--storage", metavar="URL", help="a database (default: tuning.db in the output_dir)")
     command.add_argument("--study_name", default="tuning", help="name of the study in it (default: %(default)s)")
-    command.add_argument(
-        "--mixture", action="store_true", help="choose a constant α from a few short runs, by the law of mixtures"
-    )
-    command.add_argument("--alphas", type=float, nargs="+", help="of --mixture: α to train at (default: five)")
-    command.add_argument("--seeds", type=int, nargs="+", help="of --mixture (default: the recipe's and the next)")
-    command.add_argument("--steps", type=int, help="of --mixture: of each run (default: a fourth of the recipe's)")
     command.add_argument("--json", action="store_true", help="print all trials as JSON")
     command.epilog = "Any other flag sets a field of the recipe, such as --alpha_search.objective constrained."
 
@@ -336,12 +326,6 @@ def _compare(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def _tune(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    if args.mixture:
-        _mixture(args, flags)
-        return
-    for name in ("alphas", "seeds", "steps"):
-        if getattr(args, name) is not None:
-            raise ValueError(f"--{name} belongs to --mixture. Give that too, or leave --{name} out.")
     from hf_interp.commands import tune
     from hf_interp.commands.search_space import read_space
     from hf_interp.tasks.parsing import load_recipe, parse_recipe
@@ -362,25 +346,6 @@ def _tune(args: argparse.Namespace, flags: Sequence[str]) -> None:
         return
     print(tune.format_tuning(tuning))
     print(tune.advise(tuning, folder))
-
-
-def _mixture(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    from hf_interp.commands import mixture_search
-    from hf_interp.tasks.parsing import load_recipe, parse_recipe
-
-    recipe = load_recipe(args.recipe, flags)
-    found = mixture_search.search_mixture(
-        recipe,
-        tell=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
-        **_given(alphas=args.alphas, seeds=args.seeds, max_steps=args.steps),
-    )
-    folder = Path(parse_recipe(recipe)[1].output_dir or ".")
-    if args.json:
-        print((folder / mixture_search.MIXTURE_NAME).read_text(encoding="utf-8"), end="")
-        return
-    print(mixture_search.format_mixtures(found))
-    names = f"{mixture_search.MIXED_NAME} (the recipe with this α), {mixture_search.MIXTURE_NAME}"
-    print(f"{names} and {mixture_search.PLOT_NAME} are in {folder}.")
 
 
 def _curve(args: argparse.Namespace, flags: Sequence[str]) -> None:

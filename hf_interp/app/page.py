@@ -212,14 +212,13 @@ def _heading(slider: AlphaSlider, source: Source) -> str:
 
 def _group_sliders(gradio: Any, slider: AlphaSlider, curve: AlphaCurve | None, start: float) -> tuple[Any, list[Any]]:
     """A switch, and a slider for every group of weights; those that the search has found, where it has."""
-    found = curve.group_alphas if curve is not None and curve.group_alphas is not None else {}
     with gradio.Accordion("An α for each group of weights", open=False, elem_id="groups"):
         by_group = gradio.Checkbox(False, label="Use these in place of the one α", elem_id="by_group")
         sliders = [
             gradio.Slider(
                 0,
                 1,
-                min(max(found.get(group, start), 0.0), 1.0),
+                min(max(start, 0.0), 1.0),
                 step=0.01,
                 label=f"{GROUP_NAMES[group]} ({len(names)} tensors)",
                 elem_id=f"group_{group}",

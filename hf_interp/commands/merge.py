@@ -11,7 +11,6 @@ from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.scoring import TrainerScorer
-from hf_interp.selection.search import chosen_alpha
 from hf_interp.tasks.build import Data
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import Recipe
@@ -83,7 +82,7 @@ def merge_runs(
         if alpha is None:
             curve = search_run(trainer, replace(parsed, model_name_or_path=base), scored_sets(data))
             curve.finetuned = ", ".join(members)
-            alpha = chosen_alpha(curve)
+            alpha = curve.alpha
     assert alpha is not None
     if merge_adapter:
         report = interpolate_adapter_checkpoint(base, members[0], output_dir, alpha, merge=True, **settings)

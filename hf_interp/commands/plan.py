@@ -10,10 +10,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
-from hf_interp.commands.advice import Advice, features_of, load_advice
 from hf_interp.commands.distance import (
     NUM_EXAMPLES,
-    DomainDistance,
     check_both_sides,
     format_distance,
     measure_distance,
@@ -132,7 +130,7 @@ def measure_recipe(
     *,
     num_examples: int = NUM_EXAMPLES,
 ) -> tuple[MixturePlan, dict[str, Any]]:
-    """The plan of a recipe and its summary, with the `distance` of its sides for M₀ and the `suggestion` in that.
+    """The plan of a recipe and its summary, with the `distance` of its sides for M₀.
 
     Args:
         path, flags, resume, num_processes: as for `plan_recipe`.
@@ -149,30 +147,7 @@ def measure_recipe(
     preview = _plan(data, args, saved, num_processes)
     summary = summarise(*preview)
     found = measure_distance(recipe, args, data, num_examples=num_examples)
-    return preview.plan, {
-        **summary,
-        "distance": {**found.to_dict(), "suggestion": suggest(found, summary, load_advice())},
-    }
-
-
-def suggest(found: DomainDistance, summary: Mapping[str, Any], advice: Advice | None) -> dict[str, Any] | None:
-    """The amount of domain data that the distance suggests for a plan, with the schedule that has it.
-
-    Args:
-        found: the distance.
-        summary: the plan's.
-        advice: what is known of other pairs of corpora.
-
-    Returns:
-        `Suggestion.to_dict()`; `None` without advice.
-    """
-    if advice is None:
-        return None
-    sizes = [corpus["num_examples"] for corpus in summary["corpora"] if corpus["side"] == "domain"]
-    num_domain = None if None in sizes else sum(sizes)
-    num_examples = summary["max_steps"] * summary["batch_size"]
-    features = features_of(found.distance.value, found.known_losses, num_examples, num_domain)
-    return advice.suggest(features, summary["max_steps"]).to_dict()
+    return preview.plan, {**summary, "distance": found.to_dict()}
 
 
 def _plan(data: Data, args: InterpolationConfig, saved: Mapping[str, Any] | None, num_processes: int | None) -> Preview:
@@ -233,24 +208,8 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     ]
     lines += ["", *(f"Warning: {warning}" for warning in summary["warnings"])] if summary["warnings"] else []
     if "distance" in summary:
-        lines += ["", format_distance(summary["distance"]), *_suggestion_lines(summary["distance"]["suggestion"])]
+        lines += ["", format_distance(summary["distance"])]
     return "\n".join(lines)
-
-
-def _suggestion_lines(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None:
-        return ["", "no amount of domain data is suggested: there is no fit of other pairs of corpora to suggest it by"]
-    low, high = found["interval"]
-    rise = f"--alpha_schedule_type linear --alpha_start 0 --alpha_end {found['alpha_end']:.2f}"
-    phases = f"--alpha_initial_steps {found['alpha_initial_steps']} --alpha_target_steps {found['alpha_target_steps']}"
-    return [
-        "",
-        f"suggested α: {found['amount']:.2f}, 95% interval {low:.2f} to {high:.2f}",
-        f"  --alpha_schedule_type constant --alpha_end {found['amount']:.2f}",
-        f"  or a rise of the same mean: {rise}",
-        f"  {phases}",
-        *(f"  {note}" for note in found["notes"]),
-    ]
 
 
 def _weighted(alpha: float | None) -> str:

@@ -152,10 +152,6 @@ def alpha_text(curve: AlphaCurve | None) -> str:
     """The α of M_α in words."""
     if curve is None:
         return "an α that the run does not tell"
-    if curve.group_alphas:
-        return "an α for each group of parameters: " + ", ".join(
-            f"{name} {short_alpha(alpha)}" for name, alpha in curve.group_alphas.items()
-        )
     return f"α = {short_alpha(curve.alpha)}"
 
 
@@ -362,16 +358,13 @@ def _curve_table(curve: AlphaCurve, facts: _Facts) -> Markdown:
     rows = []
     for index, alpha in enumerate(curve.alphas):
         names = [name for end, name in ((0, "M₀"), (1, "M_θ")) if alpha == end]
-        names += ["chosen"] * (alpha == curve.alpha and not curve.group_alphas)
+        names += ["chosen"] * (alpha == curve.alpha)
         cells = []
         for side, metric in columns:
             found = curve.report[side][metric]
             error = found["std_errors"][index]
             cells.append(_number(found["values"][index]) + ("" if error is None else f" ± {_number(error)}"))
         rows.append([short_alpha(alpha) + (f" ({', '.join(names)})" if names else ""), *cells])
-    if curve.group_metrics:
-        found_by_group = [curve.group_metrics.get(side, {}).get(metric, {}) for side, metric in columns]
-        rows.append(["α by group (chosen)", *(_number(entry.get("value")) for entry in found_by_group)])
     return _table(["α", *(f"{side} {metric}" for side, metric in columns)], rows, facts.say)
 
 
@@ -503,7 +496,7 @@ def _limits(facts: _Facts, curve: AlphaCurve | None, interpolated: bool) -> list
         limits.append(
             "The metrics of M_α are of validation examples that the choice of α has not seen, not of the test sets."
         )
-    if interpolated and curve is not None and curve.alpha == 0 and not curve.group_alphas:
+    if interpolated and curve is not None and curve.alpha == 0:
         limits.append("At α = 0 all weights that M₀ has are as M₀ has them: nothing of the training is in them.")
     if curve is not None and curve.alpha not in curve.alphas:
         limits.append("M_α was not evaluated at the chosen α itself.")
@@ -589,10 +582,7 @@ def _interpolated_results(facts: _Facts, curve: AlphaCurve | None) -> list[EvalR
     found = []
     for side, metrics in curve.report.items():
         for metric in metrics:
-            if curve.group_metrics is not None:
-                value = curve.group_metrics.get(side, {}).get(metric, {}).get("value")
-            else:
-                value = curve.at(curve.alpha, side, metric) if curve.alpha in curve.alphas else None
+            value = curve.at(curve.alpha, side, metric) if curve.alpha in curve.alphas else None
             if _is_number(value):
                 name = str(curve.settings.get(side, side))
                 found.append(_eval_result(facts, group, name, metric, value, part="half not used to choose α"))

@@ -22,6 +22,9 @@ FloatArray = npt.NDArray[np.float64]
 
 SLACK = 1e-9  # what differs by less, relative to its size, is taken as equal: 0.9 − 0.88 is not 0.02 to the last bit
 
+FORMER_FIELDS = ("group_alphas", "group_metrics")
+"""Of a curve, in files of earlier versions."""
+
 
 @dataclass(kw_only=True)
 class AlphaCurve:
@@ -41,8 +44,6 @@ class AlphaCurve:
         barrier: dataset → `{"height": ..., "alpha": ...}`, see `loss_barrier`.
         num_evaluations: how often a model was evaluated.
         num_examples: dataset → `{"selection": ..., "report": ...}`.
-        group_alphas: α of groups of parameters, if each has its own.
-        group_metrics: their metrics on the report examples: dataset → metric → `{"value": ..., "std_error": ...}`.
         warnings: what a reader should know before trusting it.
         base, finetuned: names or folders of M₀ and M_θ.
     """
@@ -62,8 +63,6 @@ class AlphaCurve:
     barrier: dict[str, dict[str, float]] = field(default_factory=dict)
     num_evaluations: int = 0
     num_examples: dict[str, dict[str, int]] = field(default_factory=dict)
-    group_alphas: dict[str, float] | None = None
-    group_metrics: dict[str, dict[str, dict[str, float | None]]] | None = None
     warnings: list[str] = field(default_factory=list)
     base: str | None = None
     finetuned: str | None = None
@@ -98,8 +97,9 @@ class AlphaCurve:
 
 
 def load_curve(path: str | os.PathLike[str]) -> AlphaCurve:
-    """Read what `results.save_results` wrote for a curve."""
-    return AlphaCurve(**json.loads(Path(path).read_text(encoding="utf-8")))
+    """Read what `results.save_results` wrote for a curve; fields that there are no more are left out."""
+    found = json.loads(Path(path).read_text(encoding="utf-8"))
+    return AlphaCurve(**{name: value for name, value in found.items() if name not in FORMER_FIELDS})
 
 
 def pareto_front(domain: npt.ArrayLike, general: npt.ArrayLike) -> list[int]:
@@ -157,9 +157,6 @@ def format_curve(curve: AlphaCurve) -> str:
         rows.append(
             [_name_alpha(curve, alpha), *(_cell(entry["values"][index], entry["std_errors"][index]) for entry in found)]
         )
-    if curve.group_metrics:
-        groups = [curve.group_metrics.get(dataset, {}).get(metric, {}) for dataset, metric in columns]
-        rows.append(["α by group", *(_cell(entry.get("value"), entry.get("std_error")) for entry in groups)])
     table = format_table(["α", *(f"{dataset} {metric}" for dataset, metric in columns)], rows)
     return "\n".join([table, "", *_remarks(curve)])
 
@@ -180,8 +177,6 @@ def _remarks(curve: AlphaCurve) -> list[str]:
         )
         lines.append(f"Loss barrier between M₀ and M_θ: {', '.join(walls)}.")
     lines.append("Knee: none." if curve.knee is None else f"Knee: α = {short_alpha(curve.knee)}.")
-    if curve.group_alphas:
-        lines.append(f"α by group: {', '.join(f'{name} {alpha:.3g}' for name, alpha in curve.group_alphas.items())}.")
     if curve.num_examples:
         chosen, shown = (
             " and ".join(f"{counts[part]} {dataset}" for dataset, counts in curve.num_examples.items())

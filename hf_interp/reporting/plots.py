@@ -244,24 +244,16 @@ def _trade_off(axes: Axes, curve: AlphaCurve) -> None:
         style: dict[str, Any] = {"marker": "*", "markersize": 17, "color": COLOURS[1], "linestyle": "", "zorder": 4}
         axes.plot(general[chosen], domain[chosen], label=f"chosen: α = {short_alpha(curve.alpha)}", **style)
         names.setdefault(chosen, f"α = {short_alpha(curve.alpha)}")
-    if curve.group_metrics:
-        group: Any = [curve.group_metrics[side][metric]["value"] for side in ("general", "domain")]
-        style = {"marker": "D", "markersize": 8, "color": COLOURS[3], "linestyle": "", "zorder": 5}
-        axes.plot(*group, label="α by group", **style)
-        general, domain = np.append(general, group[0]), np.append(domain, group[1])
-        names[len(curve.alphas)] = "α by group"
     for name, values in (("x", general), ("y", domain)):
         if _is_wide(values, metric):
             _make_logarithmic(axes, name)
     for index in _apart(_scaled(general, metric), _scaled(domain, metric), list(names)):
         text = names.get(index) or short_alpha(curve.alphas[index])
-        # the curve bends to the upper right: that side of it is free for α, and the other for the groups
-        place = {"xytext": (7, 7)} if index < len(curve.alphas) else {"xytext": (-9, -7), "ha": "right", "va": "top"}
         style = (
             {"color": "black", "fontsize": "medium"} if index in names else {"color": "dimgrey", "fontsize": "small"}
         )
         style["bbox"] = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
-        axes.annotate(text, (general[index], domain[index]), textcoords="offset points", **place, **style)
+        axes.annotate(text, (general[index], domain[index]), xytext=(7, 7), textcoords="offset points", **style)
     axes.margins(0.12)
     _finish(axes, "domain against general: the upper right is better", f"domain {metric}", f"general {metric}")
     axes.legend(fontsize="small", framealpha=0.95, markerscale=0.6)

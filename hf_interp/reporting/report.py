@@ -277,11 +277,6 @@ def _alpha_table(writer: Writer, curves: Sequence[AlphaCurve]) -> Html:
         ]
         for name, place in places
     ]
-    for curve in curves:
-        if curve.group_alphas and curve.group_metrics:
-            shown = ", ".join(f"{name} {short_alpha(alpha)}" for name, alpha in curve.group_alphas.items())
-            found = [curve.group_metrics.get(side, {}).get(metric, {}) for side in SIDES]
-            rows.append([f"α by group: {shown}", "–", *(_shown(_with_error(one)) for one in found)])
     header = ["", "α", *(in_words(side, metric) for side in SIDES)]
     note = "On examples that the choice has not seen. " + (
         INTERVALS if len(curves) > 1 else "± is half of the 95% interval, 1.96 standard errors over examples."
@@ -293,11 +288,6 @@ def _at(curves: Sequence[AlphaCurve], place: Callable[[AlphaCurve], float], side
     found = [along_alpha(curve, side).get(place(curve)) for curve in curves]
     known = [one for one in found if one is not None]
     return known[0] if len(curves) == 1 and known else estimate([one.value for one in known])
-
-
-def _with_error(found: Mapping[str, float | None]) -> Estimate | None:
-    value, error = found.get("value"), found.get("std_error")
-    return None if value is None else Estimate(value=value, half=None if error is None else 1.96 * error)
 
 
 def _settings_section(writer: Writer, study: Study, key: str) -> Html:

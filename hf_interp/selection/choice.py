@@ -15,7 +15,7 @@ from hf_interp.weights.alpha_spec import check_alpha
 
 Objective = Literal["domain", "constrained", "mean", "harmonic", "knee"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-Method = Literal["auto", "grid", "golden", "groups"]
+Method = Literal["auto", "grid", "golden"]
 METHODS: tuple[Method, ...] = get_args(Method)
 SMOOTH_OBJECTIVES = ("domain", "mean")
 """Objectives that are smooth in α if the metric is a loss."""
@@ -32,13 +32,13 @@ class AlphaSearch:
         metric: the metric that is compared, such as accuracy or loss; by default accuracy, else the first that is no
             loss, else the loss.
         method: "grid" evaluates `alphas`; "golden" does golden section on the loss, and a grid where that is not
-            unimodal; "groups" finds an α for each group of parameters by gradient, from the best α of a grid on; "auto"
-            is golden section where the metric is a loss and the objective domain or mean, and else a grid.
+            unimodal; "auto" is golden section where the metric is a loss and the objective domain or mean, and else a
+            grid.
         alphas: the grid: α, or how many at equal distances in [0, 1]. 0 and 1 are always evaluated.
         max_forgetting: by how much the general metric may be worse than M₀'s, for "constrained".
         domain_weight: weight of the domain, for "mean" and "harmonic".
         one_standard_error: take the smallest α within one standard error of the best.
-        tolerance: width of the interval at which golden section ends, and least step of groups.
+        tolerance: width of the interval at which golden section ends.
         extrapolate: allow α outside [0, 1].
         domain, general: names of the sides' evaluation sets.
         seed: of the halves, and of the bootstrap.
@@ -67,9 +67,9 @@ class AlphaSearch:
                 f"`method` must be one of {', '.join(METHODS)}, got {self.method!r}."
                 + did_you_mean(self.method, METHODS)
             )
-        if self.method in ("golden", "groups") and self.objective not in SMOOTH_OBJECTIVES:
+        if self.method == "golden" and self.objective not in SMOOTH_OBJECTIVES:
             raise ValueError(
-                f"`method` {self.method!r} minimises a loss and needs the objective 'domain' or 'mean', got "
+                f"`method` 'golden' minimises a loss and needs the objective 'domain' or 'mean', got "
                 f"{self.objective!r}. Take 'grid'."
             )
         if not 0 < self.tolerance < 1:

@@ -15,7 +15,6 @@ from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.results import less_is_better, main_metric
 from hf_interp.selection.choice import SMOOTH_OBJECTIVES, AlphaSearch, Choice, choose_alpha
 from hf_interp.selection.curve_shape import find_knee, golden_section, is_unimodal, loss_barrier
-from hf_interp.selection.groups import parameter_groups, search_groups, spread_alphas, take_rows
 from hf_interp.selection.scoring import Parts, Scores, TrainerScorer, Units, halves, summarise
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.weights.adapter_kinds import is_peft_model
@@ -77,8 +76,6 @@ def search_alpha(
     if trainer is not None:
         if model is not None:
             raise TypeError("`model` must be left out with a trainer, whose model is M_θ.")
-        if search.method == "groups" and trainer.args.world_size > 1:
-            raise ValueError("`method` 'groups' must run on one process, whose gradients are those of all examples.")
         model = trainer.model
         sets = _pick(eval_dataset if eval_dataset is not None else trainer.eval_dataset, search, "eval_dataset")
         reports = None if report_dataset is None else _pick(report_dataset, search, "report_dataset")
@@ -88,9 +85,7 @@ def search_alpha(
             raise TypeError("`model` must be given with a function: the model whose weights are M_θ.")
         if eval_dataset is not None or report_dataset is not None:
             raise TypeError("`eval_dataset` and `report_dataset` must be left out with a function, which has its own.")
-        if search.method == "groups":
-            raise ValueError("`method` 'groups' needs a trainer, whose loss has gradients; got a function.")
-        sets, reports, score = {}, None, _function_scorer(subject, model, search)
+        score = _function_scorer(subject, model, search)
     base = open_base(base_model, model) if isinstance(base_model, (str, os.PathLike)) else base_model
     live = open_interpolation(
         base, model, finetuned_only=finetuned_only, extrapolate=search.extrapolate, recalibrate=recalibrate
@@ -99,28 +94,17 @@ def search_alpha(
     model.eval()
     try:
         run = _Run(live, score, search)
-        choice = run.choose()
-        curve = run.curve(choice)
-        if trainer is not None and search.method == "groups":
-            chosen_on = sets if reports is not None else _selection_rows(sets, search.seed)
-            run.add_groups(curve, _search_groups(trainer, live, chosen_on, choice.best_alpha, search))
+        curve = run.curve(run.choose())
         curve.base, curve.finetuned = _name_ends(base_model, model)
     finally:
         live.restore()
         for module, mode in modes.items():
             module.training = mode
     if apply:
-        live.set_alpha(chosen_alpha(curve))
+        live.set_alpha(curve.alpha)
     for warning in curve.warnings:
         logger.warning(warning)
     return curve
-
-
-def chosen_alpha(curve: AlphaCurve) -> Any:
-    """What a curve has chosen, as an α for `interpolate_weights`: a number, or numbers by name if by groups."""
-    if curve.group_alphas is None:
-        return curve.alpha
-    return spread_alphas(curve.group_alphas, curve.settings["groups"])
 
 
 class _Run:
@@ -205,22 +189,6 @@ class _Run:
             num_examples=self._sizes(parts[0]),
             warnings=self.warnings,
         )
-
-    def add_groups(self, curve: AlphaCurve, groups: dict[str, float]) -> None:
-        """Evaluate α by groups and note it in the curve."""
-        members = parameter_groups(self.live.names)
-        self.live.set_alpha(spread_alphas(groups, members))
-        report = self.score().report
-        curve.group_alphas = groups
-        curve.method = f"{curve.method}, then groups by gradient"
-        curve.settings["groups"] = members
-        curve.group_metrics = {
-            side: {
-                name: dict(zip(("value", "std_error"), summarise(units), strict=True))
-                for name, units in report[side].items()
-            }
-            for side in SIDES
-        }
 
     def _grid(self) -> None:
         for alpha in self.search.grid():
@@ -338,19 +306,6 @@ def _weighted(sides: Sequence[Units], shares: Sequence[float]) -> Units:
     ]
     total = sum(share * mean for mean, share in zip(means, shares, strict=True))
     return np.concatenate(parts, axis=1) + total
-
-
-def _search_groups(
-    trainer: Trainer, live: Interpolation, sets: Mapping[str, Any], start: float, search: AlphaSearch
-) -> dict[str, float]:
-    return search_groups(
-        trainer, live, sets, _shares(search), start=start, tolerance=search.tolerance, seed=search.seed
-    )
-
-
-def _selection_rows(sets: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """The halves by which α is chosen."""
-    return {name: take_rows(dataset, halves(len(dataset), seed, name)[0]) for name, dataset in sets.items()}
 
 
 def _notes(live: Interpolation) -> list[str]:

@@ -151,20 +151,6 @@ class AdapterInterpolation:
         _scaled.pop(self.model, None)
         self._alphas = dict.fromkeys(self.names, 1.0)
 
-    def directions(self) -> Iterator[tuple[str, nn.Parameter, torch.Tensor]]:
-        """What is interpolated: name, live parameter p, and Δ = p(1) − p(0) in float32, one at a time.
-
-        M_α being linear in each p, ∂f/∂α of a group is the sum of ⟨∇_p f, Δ⟩ over the group.
-        """
-        for pair, trained in zip(self._pairs, self._trained, strict=True):
-            exact = torch.promote_types(trained.dtype, torch.float32)
-            place = pair.parameter
-            yield (
-                pair.name,
-                place,
-                trained.to(place.device, exact) - _neutral_value(pair, trained).to(place.device, exact),
-            )
-
     def __enter__(self) -> "AdapterInterpolation":
         return self
 

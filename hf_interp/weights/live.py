@@ -1,6 +1,6 @@
 """M_α in a live model, for any α and as often as asked."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,24 +88,6 @@ class LiveInterpolation:
         with torch.no_grad():
             for name, tensor in self.live.unique.items():
                 tensor.copy_(self.finetuned[name])
-
-    def directions(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """What is interpolated: name, live parameter (or buffer), and Δ = M_θ − M₀ in float32, one at a time."""
-        self._find_again()
-        for decision in self.decisions:
-            if decision.action == "interpolated" and decision.base_name is not None:
-                place = self.live.unique[decision.name]
-                full = torch.zeros(place.shape, dtype=torch.float32, device=place.device)
-                theirs, mine = self.base.unique[decision.base_name], self.finetuned[decision.name]
-                axis = decision.vocabulary_axis
-                if axis is None:
-                    full.copy_(mine).sub_(theirs.to(place.device, torch.float32))
-                else:
-                    rows = min(theirs.shape[axis], mine.shape[axis])
-                    part = full.narrow(axis, 0, rows)
-                    part.copy_(mine.narrow(axis, 0, rows))
-                    part.sub_(theirs.narrow(axis, 0, rows).to(place.device, torch.float32))
-                yield decision.name, self._parameters.get(decision.name, place), full
 
     def _find_again(self) -> None:
         """Look the tensors up again if the model has been moved, to another device or other memory, since."""

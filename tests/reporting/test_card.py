@@ -14,7 +14,7 @@ from architectures import make_model, make_tokenizer
 from hub_server import HubServer, Refused, check_metadata
 from huggingface_hub import ModelCard, ModelCardData
 
-from hf_interp.reporting.card import alpha_text, clean, escape, is_hub_id, model_card
+from hf_interp.reporting.card import clean, escape, is_hub_id, model_card
 from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.results import Comparison, RunResults
 
@@ -259,20 +259,6 @@ def test_the_card_beside_it_tells_of_the_end_of_training() -> None:
     assert "revision='finetuned'" in section(card, "How to use")
     assert "![" not in card.text
     assert [result.metric_value for result in card.data.eval_results] == [1.25, 0.75, 0.5, 0.875]
-
-
-def test_alphas_of_groups() -> None:
-    metrics = {
-        "domain": {"loss": {"value": 0.625, "std_error": None}},
-        "general": {"loss": {"value": 1.125, "std_error": 0.1}},
-    }
-    curve = alpha_curve(group_alphas={"lower": 0.25, "upper": 1.0}, group_metrics=metrics)
-    assert alpha_text(curve) == "an α for each group of parameters: lower 0.25, upper 1"
-    card = model_card(run_results(), curve, name="law", interpolated=True)
-    rows = table(section(card, "The α of the weights"))
-    assert rows[2][0] == "0.5"
-    assert rows[-1] == ["α by group (chosen)", "0.6250", "1.1250"]
-    assert [result.metric_value for result in card.data.eval_results] == [0.625, 1.125]
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0.0, True), (0.5, False)])

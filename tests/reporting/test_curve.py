@@ -1,5 +1,7 @@
 """Curves over α: search for a minimum, their shape, what was found as a file and as a table."""
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -320,7 +322,6 @@ def test_a_curve_lists_all_that_was_measured() -> None:
     [
         {},
         {"confidence_interval": [0.5, 1.0], "knee": 0.5, "barrier": {"domain": {"height": 0.1, "alpha": 0.5}}},
-        {"group_alphas": {"head": 0.1}, "group_metrics": {"domain": {"loss": {"value": 1 / 3, "std_error": None}}}},
         {"settings": {"max_forgetting": 0.02}, "num_examples": {"domain": {"selection": 1, "report": 2}}},
         {"warnings": ["größer"], "base": "bert", "finetuned": "out"},
     ],
@@ -329,6 +330,12 @@ def test_a_curve_is_read_as_it_was_written(tmp_path: Path, changes: dict[str, An
     save_results(curve(**changes), tmp_path / "curve.json")
     assert load_curve(tmp_path / "curve.json") == curve(**changes)
     assert load_curve(str(tmp_path / "curve.json")).table() == curve(**changes).table()
+
+
+def test_a_curve_of_an_earlier_version_is_read_without_what_there_is_no_more(tmp_path: Path) -> None:
+    found = dataclasses.asdict(curve()) | {"group_alphas": {"head": 0.1}, "group_metrics": None}
+    (tmp_path / "curve.json").write_text(json.dumps(found), encoding="utf-8")
+    assert load_curve(tmp_path / "curve.json") == curve()
 
 
 def test_a_curve_as_a_table() -> None:
@@ -353,8 +360,6 @@ def test_a_table_of_all_that_was_found() -> None:
             confidence_interval=[0.5, 1.0],
             knee=0.5,
             barrier={"domain": {"height": 0.125, "alpha": 0.5}, "general": {"height": 0.0, "alpha": 0.0}},
-            group_alphas={"embeddings": 0.25, "head": 1.0},
-            group_metrics={"domain": {"accuracy": {"value": 0.95, "std_error": 0.01}}},
             num_evaluations=3,
             num_examples={"domain": sizes, "general": sizes},
             warnings=["It is noisy."],
@@ -364,12 +369,10 @@ def test_a_table_of_all_that_was_found() -> None:
     )
     for line in (
         "| 1 (M_θ, chosen) | 0.9000 ± 0.0100 |  0.7000 ± 0.0200 |       12.50 |       1.5000 |",
-        "| α by group      | 0.9500 ± 0.0100 |                  |             |              |",
         "M₀ is bert, M_θ is out.",
         "95% confidence interval of the best α: 0.5 to 1.",
         "Loss barrier between M₀ and M_θ: domain 0.125 at α = 0.5, general none.",
         "Knee: α = 0.5.",
-        "α by group: embeddings 0.25, head 1.",
         "Chosen on 10 domain and 10 general examples (grid, 3 evaluations); the table is of 12 domain and 12 general "
         "others.",
         "Warning: It is noisy.",

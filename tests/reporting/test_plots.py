@@ -207,13 +207,12 @@ def test_a_curve_shows_both_sides_and_the_choice(tmp_path: Path, drawn: list[Fig
 
 
 def test_a_curve_shows_the_sides_against_each_other(tmp_path: Path, drawn: list[Figure]) -> None:
-    groups = {side: {"accuracy": {"value": 0.7, "std_error": None}} for side in ("domain", "general")}
-    plot_curve(curve(group_metrics=groups), tmp_path / "curve.png")
-    assert labels(drawn[0], 1) == ["$M_\\alpha$ along α", "Pareto frontier", "chosen: α = 0.5", "α by group"]
+    plot_curve(curve(), tmp_path / "curve.png")
+    assert labels(drawn[0], 1) == ["$M_\\alpha$ along α", "Pareto frontier", "chosen: α = 0.5"]
     path, front = drawn[0].axes[1].lines[:2]
     assert list(path.get_xdata()) == [0.9, 0.88, 0.8, 0.4]
     assert list(front.get_xdata()) == [0.8, 0.88, 0.9]
-    assert texts(drawn[0], 1) == ["$M_0$", "$M_\\theta$", "α = 0.5", "α by group", "0.25"]
+    assert texts(drawn[0], 1) == ["$M_0$", "$M_\\theta$", "α = 0.5", "0.25"]
 
 
 def test_losses_are_turned_and_wide_ones_drawn_on_logarithms(tmp_path: Path, drawn: list[Figure]) -> None:

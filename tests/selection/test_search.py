@@ -15,9 +15,7 @@ from toys import config, corpus, mixture, same_weights, tiny_model, weights
 from transformers import BertModel, Trainer, TrainerCallback, set_seed
 
 from hf_interp import InterpolationTrainer
-from hf_interp.selection.groups import group_slopes, mean_loss, parameter_groups, search_groups, spread_alphas
-from hf_interp.selection.scoring import halves
-from hf_interp.selection.search import chosen_alpha, search_alpha
+from hf_interp.selection.search import search_alpha
 from hf_interp.tasks.metrics import classification_metrics
 from hf_interp.weights.interpolate import interpolate_weights, open_interpolation
 
@@ -278,61 +276,6 @@ def test_a_trainer_keeps_its_modes_log_and_callbacks(tmp_path: Path) -> None:
 # Groups.
 
 
-@pytest.mark.parametrize("kind", ["full", "adapter"])
-def test_slopes_of_groups_are_the_derivatives(tmp_path: Path, kind: str) -> None:
-    base, model = (tiny_model(), moved()) if kind == "full" else (None, adapted())
-    trainer = host(tmp_path, model.double())
-    model.eval()
-    live = open_interpolation(base.double() if base is not None else None, model)
-    groups, shares = parameter_groups(live.names), {"domain": 0.7, "general": 0.3}
-    alphas = dict.fromkeys(groups, 0.4)
-    live.set_alpha(spread_alphas(alphas, groups))
-    slopes = group_slopes(trainer, live, SETS, shares)
-    for group in groups:
-        losses = []
-        for change in (1e-3, -1e-3):
-            live.set_alpha(spread_alphas({**alphas, group: 0.4 + change}, groups))
-            losses.append(mean_loss(trainer, SETS, shares))
-        assert slopes[group] == pytest.approx((losses[0] - losses[1]) / 2e-3, abs=2e-4)
-
-
-def test_groups_are_found_by_gradient(tmp_path: Path) -> None:
-    trainer = host(tmp_path, moved())
-    before = weights(trainer)
-    curve = search_alpha(trainer, tiny_model(), method="groups", metric="loss", objective="mean", apply=True)
-    assert curve.method == "grid, then groups by gradient"
-    assert curve.group_alphas is not None
-    assert set(curve.group_alphas) == set(curve.settings["groups"])
-    expected = interpolate_weights(tiny_model().state_dict(), before, chosen_alpha(curve)).result
-    assert same_weights(weights(trainer), expected)
-
-
-@pytest.mark.parametrize("start", [0.0, 0.3, 1.0])
-def test_groups_are_never_worse_than_one_alpha_where_they_are_checked(tmp_path: Path, start: float) -> None:
-    trainer, shares = host(tmp_path, moved()), {"domain": 0.5, "general": 0.5}
-    live = open_interpolation(tiny_model(), trainer.model)
-    trainer.model.eval()
-    found = search_groups(trainer, live, SETS, shares, start=start)
-    check = {name: rows.select(halves(len(rows), 0, f"{name}, groups")[1]) for name, rows in SETS.items()}
-    losses = []
-    for alphas in (found, dict.fromkeys(found, start)):
-        live.set_alpha(spread_alphas(alphas, parameter_groups(live.names)))
-        losses.append(mean_loss(trainer, check, shares))
-    assert losses[0] <= losses[1]
-    assert not any(parameter.grad is not None for parameter in trainer.model.parameters())
-
-
-def test_thirds_of_the_layers() -> None:
-    names = [f"h.{index}.w" for index in range(4)] + ["wte.weight", "ln_f.weight"]
-    assert parameter_groups(names) == {
-        "embeddings": ["wte.weight"],
-        "lower": ["h.0.w", "h.1.w"],
-        "middle": ["h.2.w"],
-        "upper": ["h.3.w"],
-        "rest": ["ln_f.weight"],
-    }
-
-
 # Bad input.
 
 
@@ -349,7 +292,6 @@ def test_thirds_of_the_layers() -> None:
         ({"method": "golden", "objective": "knee"}, ValueError, "minimises a loss.*got 'knee'. Take 'grid'"),
         ({"alphas": 2.5}, ValueError, "`alphas` must be at least 2 α, or a list"),
         ({"eval_dataset": {}}, TypeError, "must be left out with a function, which has its own"),
-        ({"method": "groups"}, ValueError, "needs a trainer, whose loss has gradients"),
         ({"domain": "law"}, ValueError, "must return metrics of 'law'"),
         ({"max_forgetting": -0.1}, ValueError, "`max_forgetting` must be at least 0"),
     ],

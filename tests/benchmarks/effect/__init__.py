@@ -2,7 +2,6 @@
 
     python tests/benchmarks/effect/run.py --workers 2 --minutes 60    # go on with the runs; see its docstring
     python tests/benchmarks/effect/table.py                           # what there is so far, as tables and figures
-    python tests/benchmarks/effect/advice.py                          # the best amount of domain data, told beforehand
     python tests/benchmarks/effect/noise.py                           # where labels of the domain are wrong
 
 `pairs` says what is trained on what, `methods` how, `training` does one run, `outcomes` keeps what it found example by

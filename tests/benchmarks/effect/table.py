@@ -14,8 +14,6 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).parents[1])
 
-from effect.advice import DISTANCES, find_amounts
-from effect.advice import tables as advice_tables
 from effect.cells import Cell, Row, cells_of
 from effect.frontier import CONSTANTS, gains
 from effect.methods import BASE, METHODS, REFERENCES
@@ -25,7 +23,7 @@ from effect.schedule import SEEDS, load
 from effect.stats import Interval, span
 from effect.summary import VERDICTS, Summary, summarise, verdicts
 from hf_interp.utils.console import format_table
-from hf_interp.utils.files import new_file, read_json
+from hf_interp.utils.files import new_file
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -160,14 +158,6 @@ def equal_rate_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return format_table(header, rows) if rows else NOTHING_YET
 
 
-def advice_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The best amounts and what the distance of the sides says of them, where it has been measured."""
-    distances = read_json(DISTANCES) or {}
-    return advice_tables(
-        [each for each in find_amounts(results) if str(each.size) in distances.get(each.pair, {})], distances
-    )
-
-
 def _gain_text(gain: Gain, factor: int) -> str:
     decimals = 1 if factor == 100 else 3
     error = "" if gain.error is None else f" ± {factor * gain.error:.{decimals}f}"
@@ -289,7 +279,6 @@ def report(cells: Sequence[Cell], results: Mapping[str, Sequence[Mapping[str, An
         "## Does the order matter?\n\n" + ORDER_NOTE + "\n\n" + order_table(cells),
         EQUAL_RATE_NOTE + "\n\n" + equal_rate_table(results),
         *(f"![{name}](effect/{name})" for name in figures),
-        "## Can the best amount be told before training?\n\n" + ADVICE_NOTE + "\n\n" + advice_table(results),
     ]
     for cell in cells:
         pair = PAIRS[cell.pair]
@@ -341,10 +330,6 @@ PRECISION = """Of {count} runs {bf16} were computed with bfloat16 autocast, the 
   not multiply bfloat16. The same runs in the other precision (`run.py --pairs sentiment-airlines lm-law --sizes 1000
   --seeds 0 --methods domain constant-0.5 --results FOLDER`) differed by 0.25 points on average and 1 at the most, and
   by at most 0.0004 nats, without a direction."""
-ADVICE_NOTE = """Made by `python tests/benchmarks/effect/advice.py`, from the constant mixtures alone. *Best α*: of the
-mean of both sides on validation, by a curve through them (the law of mixtures for losses, else a parabola), between
-0.25 and 1. *Regression*: on the three features, by ridge regression on the other pairs; *mean of others*: without any
-feature. The table of errors has them, each pair counting once, and what following them would have lost."""
 SUMMARY_NOTE = """A cell is a pair at a number of domain examples. *Rank*: the mean over cells of the rank by the mean
 of both sides, among the rows that all cells have (1 is best). *Hypervolume*: area that the point (domain, general)
 dominates where the worst row of a cell is 0 and the best 1 on each side; with "+ M_α" the area of M_θ and M_α together.
