@@ -112,70 +112,7 @@ class Guard:
         self.baseline, self.delay = state["baseline"], int(state["delay"])
 
 
-class Balance:
-    """Keeps the relative loss improvements of the two sides in a ratio.
-
-    The improvement of a side is i = 1 − loss / starting loss. α grows where the domain lags behind `target` times the
-    improvement of the general side, and falls where it is ahead: logit α ← logit α + gain · (target · i_general −
-    i_domain). The relative loss as a measure of pace is that of GradNorm (Chen et al. 2018, arXiv 1711.02257).
-
-    Args:
-        target: wanted ratio of the domain's improvement to the general side's.
-        gain: how strongly α answers.
-        low, high: bounds of α; inside (0, 1), so that both sides stay in sight.
-
-    Raises:
-        ValueError: for a target or gain that is not positive, or bounds out of order or range.
-
-    >>> balance = Balance(gain=2.0)
-    >>> balance.decide(range(0, 2), {"general_loss": 1.0, "domain_loss": 1.0}, lambda step: 0.5).alphas
-    0.5
-    >>> round(balance.decide(range(2, 4), {"general_loss": 0.8, "domain_loss": 1.0}, lambda step: 0.5).alphas, 3)
-    0.599
-    """
-
-    def __init__(self, target: float = 1.0, gain: float = 1.0, low: float = 0.05, high: float = 0.95) -> None:
-        for name, value in (("target", target), ("gain", gain)):
-            if not value > 0:
-                raise ValueError(f"`{name}` of the balance must be positive, got {value}.")
-        if not 0 < low < high < 1:
-            raise ValueError(f"The bounds of the balance must satisfy 0 < low < high < 1, got {low} and {high}.")
-        self.target, self.gain, self.low, self.high = target, gain, low, high
-        self.start: dict[str, float] = {}
-        self.alpha: float | None = None
-
-    def decide(self, steps: range, metrics: Mapping[str, float], schedule: Callable[[int], float]) -> Decision:
-        """α of `steps`; see `AlphaController.decide`."""
-        if self.alpha is None:
-            self.alpha = min(max(schedule(steps.start), self.low), self.high)
-        losses = {side: metrics.get(f"{side}_loss") for side in ("general", "domain")}
-        missing = [side for side, loss in losses.items() if loss is None or not math.isfinite(loss)]
-        if missing:
-            return Decision(self.alpha, f"kept: the loss of the {missing[0]} side is not known")
-        gained = {}
-        for side, loss in losses.items():
-            if loss > 0:  # type: ignore[operator]
-                self.start.setdefault(side, loss)  # type: ignore[arg-type]
-            gained[side] = 1 - loss / self.start[side] if side in self.start else 0.0  # type: ignore[operator]
-        push = self.gain * (self.target * gained["general"] - gained["domain"])
-        logit = max(math.log(self.alpha / (1 - self.alpha)) + push, -700.0)  # or the exponential would overflow
-        self.alpha = min(max(1 / (1 + math.exp(-logit)), self.low), self.high)
-        word = "raised" if push > 0 else "lowered" if push < 0 else "kept"
-        return Decision(
-            self.alpha,
-            f"{word}: the general loss has improved by {gained['general']:.1%}, the domain's by {gained['domain']:.1%}",
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """What it remembers."""
-        return {"start": dict(self.start), "alpha": self.alpha}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Remember what `state_dict` has given."""
-        self.start, self.alpha = dict(state["start"]), state["alpha"]
-
-
-CONTROLLERS: dict[str, Callable[..., AlphaController]] = {"guard": Guard, "balance": Balance}
+CONTROLLERS: dict[str, Callable[..., AlphaController]] = {"guard": Guard}
 """Controllers by name."""
 
 

@@ -19,7 +19,6 @@ from transformers import (
 )
 from transformers.utils import logging as host_logging
 
-from hf_interp.losses.gce import check_head
 from hf_interp.losses.ref_model import base_of
 from hf_interp.mixture.corpus import Corpus, check_columns
 from hf_interp.mixture.packing import pack
@@ -76,8 +75,6 @@ class Data:
 def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
     """What can be checked before anything is loaded."""
     task = check_task(recipe)
-    if args.domain_loss is not None:
-        check_head(task.info.auto_class, recipe.problem_type)
     for name in recipe.objective_names():
         if name not in recipe.objectives and name not in TASKS:
             known = [*recipe.objectives, *TASKS]

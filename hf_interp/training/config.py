@@ -19,7 +19,6 @@ from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.yaml_values import parse_mapping, with_numbers
 
 ANCHORS = ("distill", "l2sp")
-DOMAIN_LOSSES = ("gce",)
 AnchoredExamples = Literal["all", "general"]
 
 
@@ -47,17 +46,13 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
             below 1.
         alpha_target_steps (`float`, *optional*, defaults to 0): the same for the target phase.
         mixture_unit (`str`, *optional*, defaults to `"examples"`): what α and the shares count: "examples" or "tokens".
-        alpha_controller (`str`, *optional*): let α answer to training: guard or balance (see
+        alpha_controller (`str`, *optional*): let α answer to training: guard (see
         `hf_interp.mixture.controllers`).
         alpha_controller_kwargs (`dict`, *optional*): arguments of the controller, such as `{"tolerance": 0.1}`.
         alpha_update_steps (`int`, *optional*, defaults to 10): steps from one decision of the controller to the next.
         alpha_update_lag (`int`, *optional*, defaults to 10): steps from a decision until it is in force. It must exceed
             `dataloader_num_workers * dataloader_prefetch_factor / gradient_accumulation_steps`, which are on their way.
         log_corpus_loss (`bool`, *optional*, defaults to `True`): log the training loss of every corpus.
-        domain_loss (`str`, *optional*): "gce" trains a classifier on the domain's examples with generalised cross
-            entropy, which wrong labels move less (see `hf_interp.losses.gce`); general examples keep cross entropy. By
-            default the loss is the model's own. What is logged by corpus, and evaluated, is cross entropy in any case.
-        gce_q (`float`, *optional*, defaults to 0.7): q of "gce", in (0, 1]; the smaller, the nearer to cross entropy.
         anchor (`str`, *optional*): "distill" adds the divergence from M₀'s predictions to the loss; "l2sp" pulls the
             weights towards M₀'s after every optimizer step.
         anchor_strength (`float`, *optional*, defaults to 1.0): weight of the anchor at α = 0. For l2sp it is γ: a step
@@ -104,7 +99,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
     mixture_unit: Unit = field(
         default="examples", metadata={"help": "What α and the shares count: examples or tokens."}
     )
-    alpha_controller: str | None = field(default=None, metadata={"help": "Let α answer to training: guard or balance."})
+    alpha_controller: str | None = field(default=None, metadata={"help": "Let α answer to training: guard."})
     alpha_controller_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Arguments of the controller, such as {"tolerance": 0.1}.'}
     )
@@ -113,13 +108,6 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
     )
     alpha_update_lag: int = field(default=10, metadata={"help": "Steps from a decision until it is in force."})
     log_corpus_loss: bool = field(default=True, metadata={"help": "Log the training loss of every corpus."})
-    domain_loss: str | None = field(
-        default=None,
-        metadata={"help": "Loss of a classifier on the domain, where labels may be wrong: gce. Default: the model's."},
-    )
-    gce_q: float = field(
-        default=0.7, metadata={"help": "q of gce, in (0, 1]; the smaller, the nearer to cross entropy."}
-    )
     # What ties the model to M₀
     anchor: str | None = field(
         default=None,
@@ -160,7 +148,6 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
             raise ValueError(f"`mixture_unit` must be 'examples' or 'tokens', got {self.mixture_unit!r}.")
         self.build_alpha_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
         self.build_alpha_controller()
-        self._check_domain_loss()
         self._check_anchor()
 
     def _settle_schedule(self) -> None:
@@ -175,20 +162,6 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
             self.alpha_start = 0.0
         if self.alpha_end is None:
             self.alpha_end = DEFAULT_ALPHA if self.alpha_schedule_type == "constant" else 1.0
-
-    def _check_domain_loss(self) -> None:
-        if self.domain_loss is not None and self.domain_loss not in DOMAIN_LOSSES:
-            raise ValueError(
-                f"`domain_loss` must be {' or '.join(DOMAIN_LOSSES)}, got {self.domain_loss!r}. Leave it out for the "
-                "model's own." + did_you_mean(str(self.domain_loss), DOMAIN_LOSSES)
-            )
-        if not 0 < self.gce_q <= 1:
-            raise ValueError(
-                f"`gce_q` must lie in (0, 1], got {self.gce_q}. Leave `domain_loss` out for cross entropy, which is "
-                "the limit for q → 0."
-            )
-        if self.domain_loss != "gce" and self.gce_q != 0.7:
-            raise ValueError(f"`gce_q` ({self.gce_q}) needs `domain_loss` to be gce, got {self.domain_loss!r}.")
 
     def _check_anchor(self) -> None:
         if self.anchor is not None and self.anchor not in ANCHORS:
@@ -234,8 +207,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         if self.alpha_controller is None:
             if self.alpha_controller_kwargs:
                 raise ValueError(
-                    f"`alpha_controller_kwargs` ({self.alpha_controller_kwargs}) need an `alpha_controller`: guard or "
-                    "balance."
+                    f"`alpha_controller_kwargs` ({self.alpha_controller_kwargs}) need an `alpha_controller`: guard."
                 )
             return None
         kwargs: dict[str, Any] = dict(self.alpha_controller_kwargs or {})  # type: ignore[arg-type]

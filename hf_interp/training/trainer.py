@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_interp.losses.anchor import Anchor, check_anchor
-from hf_interp.losses.gce import DomainLoss, make_domain_loss
 from hf_interp.losses.per_example import IGNORE_INDEX, is_plain_mean, per_example_loss
 from hf_interp.losses.ref_model import shifts_labels
 from hf_interp.mixture.apportionment import SIDES
@@ -120,7 +119,6 @@ class InterpolationMixin(PushingMixin, ObjectivesMixin):
     _saved: dict[str, Any] | None = None
     _adaptive: AdaptiveAlpha | None = None
     _anchor: Anchor | None = None
-    _domain_loss: DomainLoss | None = None
     _batch_corpus: torch.Tensor | None = None
     _is_first_of_replica: bool = True
     _mixture: list[Corpus] | None = None
@@ -163,9 +161,6 @@ class InterpolationMixin(PushingMixin, ObjectivesMixin):
         if has_mixture:
             for warning in check_settings(self):
                 self._warn(warning)
-        self._domain_loss = make_domain_loss(self, has_mixture=has_mixture)
-        if self._domain_loss is not None:
-            self.compute_loss_func = self._domain_loss
         self._set_heads()
         if self._wants_anchor:
             self._set_anchor(ref_model, has_mixture)
@@ -274,8 +269,6 @@ class InterpolationMixin(PushingMixin, ObjectivesMixin):
     ) -> Any:
         """The host's loss and what the anchor adds; on the way, what each corpus contributes is noted."""
         corpus, self._batch_corpus = self._batch_corpus, None
-        if self._domain_loss is not None:
-            self._domain_loss.is_domain = None if corpus is None else ~self._is_general(corpus)
         anchor = self._anchor if model.training else None
         if corpus is not None and OBJECTIVES_KEY in inputs:
             found = self._multitask_loss(model, inputs[OBJECTIVES_KEY], corpus)
@@ -284,7 +277,7 @@ class InterpolationMixin(PushingMixin, ObjectivesMixin):
             found = self._evaluation_loss(model, inputs)
             return found if return_outputs else found[0]
         if corpus is None and anchor is None:
-            if self.corpora is not None and not model.training and self.compute_loss_func is self._domain_loss:
+            if self.corpora is not None and not model.training and self.compute_loss_func is None:
                 # No function of the user's, so each evaluation batch stands for itself. Told of the items of all
                 # processes, the host multiplies by their number, also where the model has not divided by the items.
                 num_items_in_batch = None

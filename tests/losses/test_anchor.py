@@ -742,7 +742,7 @@ def test_without_a_mixture_the_fields_give_alpha_over_the_steps_of_the_run(tmp_p
 
 
 def test_the_weight_follows_an_adaptive_alpha(tmp_path: Path) -> None:
-    settings = {"alpha_controller": "balance", "alpha_controller_kwargs": {"gain": 5.0}, "alpha_update_steps": 2}
+    settings = {"alpha_controller": "guard", "alpha_controller_kwargs": {"tolerance": 0.001}, "alpha_update_steps": 2}
     trainer = run(tmp_path, anchor="distill", max_steps=16, alpha_update_lag=1, **settings)
     alphas = logged(trainer, "alpha")
     assert logged(trainer, "anchor_weight") == [1 - alpha for alpha in alphas]

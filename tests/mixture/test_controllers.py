@@ -8,17 +8,13 @@ from typing import Any
 import pytest
 
 from hf_interp.mixture.apportionment import PlannedCorpus
-from hf_interp.mixture.controllers import CONTROLLERS, AdaptiveAlpha, Balance, Guard, get_controller
+from hf_interp.mixture.controllers import CONTROLLERS, AdaptiveAlpha, Guard, get_controller
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import linear
 
 
 def hundredths(step: int) -> float:
     return min(max(step, 0), 100) / 100
-
-
-def half(step: int) -> float:
-    return 0.5
 
 
 # Guard.
@@ -134,136 +130,20 @@ def test_a_guard_refuses_what_is_not_positive(name: str, value: float) -> None:
     Guard(**{name: 1e-9})
 
 
-# Balance.
-
-
-def logit(alpha: float) -> float:
-    return math.log(alpha / (1 - alpha))
-
-
-def losses(general: float | None = None, domain: float | None = None) -> dict[str, float]:
-    return {f"{side}_loss": loss for side, loss in (("general", general), ("domain", domain)) if loss is not None}
-
-
-def decide(balance: Balance, *metrics: Mapping[str, float], schedule: Callable[[int], float] = half) -> list[float]:
-    return [balance.decide(range(2), one, schedule).alphas for one in metrics]  # type: ignore[misc]
-
-
-def test_the_balance_raises_and_lowers_alpha() -> None:
-    start, raised, again, lowered = decide(
-        Balance(), losses(1.0, 2.0), losses(0.5, 2.0), losses(0.5, 1.0), losses(1.0, 1.0)
-    )
-    assert start == 0.5
-    assert logit(raised) == pytest.approx(0.5)  # the general side has improved by a half, the domain not at all
-    assert again == pytest.approx(raised)  # both by a half
-    assert logit(lowered) == pytest.approx(0.0, abs=1e-12)  # the domain alone by a half
-
-
-def test_target_and_gain_scale_the_answer() -> None:
-    found = decide(Balance(target=2.0, gain=0.25), losses(1.0, 1.0), losses(0.5, 0.75))
-    assert logit(found[1]) == pytest.approx(0.25 * (2.0 * 0.5 - 0.25))
-    assert decide(Balance(target=0.5), losses(1.0, 1.0), losses(0.5, 0.75)) == pytest.approx([0.5, 0.5])
-
-
-@pytest.mark.parametrize(("first", "expected"), [(0.0, 0.2), (0.2, 0.2), (0.5, 0.5), (0.7, 0.7), (1.0, 0.7)])
-def test_the_balance_begins_at_the_schedule_inside_its_bounds(first: float, expected: float) -> None:
-    balance = Balance(low=0.2, high=0.7)
-    assert decide(balance, losses(1.0, 1.0), schedule=lambda step: first) == pytest.approx([expected])
-    assert decide(balance, {}, schedule=lambda step: 0.3) == pytest.approx([expected])  # which it asks only once
-
-
-@pytest.mark.parametrize("improved", [0.5, 1e-9, 0.0, -1e300])
-def test_the_balance_keeps_inside_its_bounds(improved: float) -> None:
-    up = Balance(gain=1e4)
-    assert decide(up, losses(1.0, 1.0), losses(improved, 1.0))[1] == (0.95 if improved < 1 else 0.05)
-    down = Balance(gain=1e4)
-    assert decide(down, losses(1.0, 1.0), losses(1.0, improved))[1] == 0.05
-
-
-@pytest.mark.parametrize("gain", [1.0, 1e6])
-def test_a_loss_that_explodes_goes_to_a_bound(gain: float) -> None:
-    assert decide(Balance(gain=gain), losses(1e-3, 1.0), losses(1e6, 1.0))[1] == 0.05
-    assert decide(Balance(gain=gain), losses(1.0, 1e-3), losses(1.0, 1e6))[1] == 0.95
-    assert decide(Balance(gain=gain), losses(1e-3, 1.0), losses(1e300, 1.0), losses(1e-9, 1.0))[1] == 0.05
-
-
-def test_a_loss_that_begins_at_nothing_is_no_error() -> None:
-    assert decide(Balance(), losses(0.0, 1.0), losses(0.5, 1.0)) == [0.5, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("metrics", "side"),
-    [
-        ({}, "general"),
-        (losses(domain=1.0), "general"),
-        (losses(general=1.0), "domain"),
-        (losses(1.0, math.nan), "domain"),
-        (losses(math.inf, 1.0), "general"),
-    ],
-)
-def test_the_balance_keeps_alpha_for_what_it_does_not_know(metrics: dict[str, float], side: str) -> None:
-    balance = Balance()
-    decide(balance, losses(1.0, 1.0), losses(0.5, 1.0))
-    alpha = balance.alpha
-    found = balance.decide(range(2), metrics, half)
-    assert found == (alpha, f"kept: the loss of the {side} side is not known")
-    assert balance.start == {"general": 1.0, "domain": 1.0}
-
-
-def test_the_balance_says_why() -> None:
-    balance = Balance()
-
-    def reason(general: float, domain: float) -> str:
-        return balance.decide(range(2), losses(general, domain), half).reason
-
-    assert reason(1.0, 1.0) == "kept: the general loss has improved by 0.0%, the domain's by 0.0%"
-    assert reason(0.5, 0.75) == "raised: the general loss has improved by 50.0%, the domain's by 25.0%"
-    assert reason(1.5, 0.75) == "lowered: the general loss has improved by -50.0%, the domain's by 25.0%"
-
-
-def test_a_balance_comes_back_as_it_was() -> None:
-    metrics = [losses(domain=2.0), losses(1.0, 2.0), losses(0.7, 1.9), {}, losses(0.6, 1.0), losses(0.9, 0.5)]
-    whole = decide(Balance(), *metrics)
-    for point in range(len(metrics) + 1):
-        first, second = Balance(), Balance()
-        decide(first, *metrics[:point])
-        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-        assert second.state_dict() == first.state_dict()
-        assert decide(second, *metrics[point:]) == whole[point:]
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"target": 0.0}, "`target` of the balance must be positive, got 0.0"),
-        ({"gain": -1}, "`gain` of the balance must be positive, got -1"),
-        ({"gain": math.nan}, "`gain` of the balance must be positive, got nan"),
-        ({"low": 0.0}, "0 < low < high < 1, got 0.0 and 0.95"),
-        ({"high": 1.0}, "0 < low < high < 1, got 0.05 and 1.0"),
-        ({"low": 0.5, "high": 0.5}, "0 < low < high < 1, got 0.5 and 0.5"),
-        ({"low": 0.6, "high": 0.5}, "got 0.6 and 0.5"),
-    ],
-)
-def test_a_balance_refuses_what_does_not_fit(kwargs: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Balance(**kwargs)
-
-
 # By name.
 
 
 def test_controllers_by_name() -> None:
-    assert set(CONTROLLERS) == {"guard", "balance"}
-    assert isinstance(get_controller("guard"), Guard)
-    balance = get_controller("balance", target=2.0, low=0.1)
-    assert isinstance(balance, Balance)
-    assert (balance.target, balance.low, balance.high) == (2.0, 0.1, 0.95)
+    assert set(CONTROLLERS) == {"guard"}
+    guard = get_controller("guard", metric="eval_web_loss", tolerance=0.1)
+    assert isinstance(guard, Guard)
+    assert (guard.metric, guard.tolerance, guard.baseline) == ("eval_web_loss", 0.1, None)
 
 
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("gaurd", {}, r"Unknown controller 'gaurd'; there are \['guard', 'balance'\]\. Did you mean 'guard'\?"),
+        ("gaurd", {}, r"Unknown controller 'gaurd'; there are \['guard'\]\. Did you mean 'guard'\?"),
         ("guard", {"gain": 1}, "Wrong arguments for the controller 'guard': .*gain"),
         ("guard", {"tolerance": 0}, "`tolerance` of the guard must be positive"),
     ],
@@ -391,8 +271,7 @@ def test_work_goes_on_from_a_state() -> None:
     assert len(first.decisions) == 1  # a state is a copy
 
 
-def test_an_empty_range_of_metrics_leaves_guard_and_balance_able_to_decide() -> None:
-    for controller in (Guard(), Balance()):
-        work = at_work()
-        work.controller = controller
-        assert work.decide(2, {})["to_step"] == 7
+def test_an_empty_range_of_metrics_leaves_the_guard_able_to_decide() -> None:
+    work = at_work()
+    work.controller = Guard()
+    assert work.decide(2, {})["to_step"] == 7

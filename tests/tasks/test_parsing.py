@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import Seq2SeqTrainingArguments
 
-from hf_interp.mixture.controllers import Balance, Guard
+from hf_interp.mixture.controllers import Guard
 from hf_interp.tasks.parsing import load_recipe, parse_recipe, parse_training_arguments, read_flags
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.training.config import InterpolationConfig
@@ -390,8 +390,8 @@ def test_the_fields_build_the_controller_they_describe() -> None:
     assert arguments().build_alpha_controller() is None
     guard = arguments(alpha_controller="guard", alpha_controller_kwargs="{tolerance: 1e-1}").build_alpha_controller()
     assert (type(guard), guard.tolerance) == (Guard, 0.1)
-    balance = arguments(alpha_controller="balance", alpha_controller_kwargs={"target": 2.0}).build_alpha_controller()
-    assert (type(balance), balance.target) == (Balance, 2.0)
+    guard = arguments(alpha_controller="guard", alpha_controller_kwargs={"baseline": 2.0}).build_alpha_controller()
+    assert (type(guard), guard.baseline) == (Guard, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -535,8 +535,6 @@ def test_added_fields_have_help_and_documentation() -> None:
         "alpha_update_steps",
         "alpha_update_lag",
         "log_corpus_loss",
-        "domain_loss",
-        "gce_q",
         "anchor",
         "anchor_strength",
         "anchor_temperature",

@@ -37,16 +37,43 @@ from transformers import (
 )
 
 from hf_interp import Corpus, InterpolatedDataset, InterpolationSeq2SeqTrainer, InterpolationTrainer
+from hf_interp.mixture.controllers import Guard
 from hf_interp.mixture.schedules import constant, linear
 
 
 def run(
-    output_dir: Path, *, dropout: float = 0.1, train_dataset: Any = None, resume: Any = None, **kwargs: Any
+    output_dir: Path,
+    *,
+    dropout: float = 0.1,
+    train_dataset: Any = None,
+    resume: Any = None,
+    controller: Any = None,
+    **kwargs: Any,
 ) -> NotingTrainer:
     dataset = mixture() if train_dataset is None else train_dataset
-    trainer = NotingTrainer(tiny_model(dropout), config(output_dir, **kwargs), train_dataset=dataset)
+    args = config(output_dir, **kwargs)
+    trainer = NotingTrainer(tiny_model(dropout), args, train_dataset=dataset, alpha_controller=controller)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
+
+
+class Swing:
+    """A controller of one's own: raises α when the general loss falls, and lowers it when it grows."""
+
+    def __init__(self) -> None:
+        self.alpha, self.loss = 0.5, float("inf")
+
+    def decide(self, steps: range, metrics: Any, schedule: Any) -> tuple[float, str]:
+        loss = metrics.get("general_loss", self.loss)
+        word, factor = ("raised", 1.1) if loss < self.loss else ("lowered", 0.9)
+        self.alpha, self.loss = min(factor * self.alpha, 0.9), loss
+        return self.alpha, f"{word}: the general loss is {loss:.4g}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"alpha": self.alpha, "loss": self.loss}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.alpha, self.loss = state["alpha"], state["loss"]
 
 
 # With an ordinary dataset the trainer is its host.
@@ -419,14 +446,13 @@ def test_the_order_is_logged_and_does_not_depend_on_workers_or_accumulation(tmp_
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("controller", ["guard", "balance"])
-def test_an_adaptive_alpha_is_replayed_on_resume(tmp_path: Path, controller: str, workers: int) -> None:
+@pytest.mark.parametrize("controller", [Guard(tolerance=0.001), Swing()])
+def test_an_adaptive_alpha_is_replayed_on_resume(tmp_path: Path, controller: Any, workers: int) -> None:
     settings = {
         "max_steps": 24,
         "save_strategy": "steps",
         "save_steps": 7,  # between two decisions
-        "alpha_controller": controller,
-        "alpha_controller_kwargs": {"tolerance": 0.001} if controller == "guard" else {"gain": 5.0},
+        "controller": controller,
         "alpha_update_steps": 2,
         "alpha_update_lag": 5,
         "learning_rate": 3e-2,
@@ -690,10 +716,10 @@ def test_a_controller_goes_on_with_another_lag_or_gives_way_to_another(tmp_path:
     assert [resumed.plan.alpha(step) for step in range(10)] == [first.plan.alpha(step) for step in range(10)]
     assert [resumed.plan.alpha(step) for step in range(9, 14)] == [first.plan.alpha(9)] * 5
     assert [decision["from_step"] for decision in decisions[4:]] == [14]
-    change = {"alpha_controller": "balance"}
+    change = {"alpha_controller": None, "controller": Swing()}
     other = run(tmp_path / "other", resume=str(tmp_path / "checkpoint-6"), **{**settings, **change})
-    assert type(other._adaptive.controller).__name__ == "Balance"
-    assert "improved" in other.results().order["decisions"][-1]["reason"]
+    assert type(other._adaptive.controller).__name__ == "Swing"
+    assert "general loss" in other.results().order["decisions"][-1]["reason"]
 
 
 def test_hyperparameter_search_over_alpha(tmp_path: Path) -> None:
