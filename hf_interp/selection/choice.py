@@ -25,23 +25,24 @@ CHUNK = 2**22  # resampled units that are held in memory at once
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaSearch:
-    """How to search for the α of M_α; a recipe's `alpha_search`.
+    """A search for the α of M_α: the settings under `alpha_search` of a recipe.
 
     Args:
-        objective: "domain", "constrained", "mean", "harmonic" or "knee" (see `choose_alpha`).
-        metric: the metric that is compared, such as accuracy or loss; by default accuracy, else the first that is no
-            loss, else the loss.
-        method: "grid" evaluates `alphas`; "golden" does golden section on the loss, and a grid where that is not
-            unimodal; "auto" is golden section where the metric is a loss and the objective domain or mean, and else a
-            grid.
-        alphas: the grid: α, or how many at equal distances in [0, 1]. 0 and 1 are always evaluated.
-        max_forgetting: by how much the general metric may be worse than M₀'s, for "constrained".
-        domain_weight: weight of the domain, for "mean" and "harmonic".
+        objective: domain (the best domain metric), constrained (the best domain metric that keeps `max_forgetting`),
+            mean or harmonic (of both sides, weighted by `domain_weight`), or knee (of the curve of both sides).
+        metric: the metric that is compared. By default accuracy, else the first that is no loss, else the loss.
+        method: grid evaluates `alphas`; golden does golden section on the loss, and a grid where that is not unimodal;
+            auto is golden section where the metric is a loss and the objective domain or mean, and else a grid.
+        alphas: the grid: a list of α, or how many at equal distances in [0, 1], at least 2. 0 and 1 are always
+            evaluated.
+        max_forgetting: by how much the general metric may be worse than M₀'s, for constrained.
+        domain_weight: weight of the domain in mean and harmonic, in [0, 1].
         one_standard_error: take the smallest α within one standard error of the best.
-        tolerance: width of the interval at which golden section ends.
+        tolerance: width of the interval at which golden section ends, in (0, 1).
         extrapolate: allow α outside [0, 1].
-        domain, general: names of the sides' evaluation sets.
-        seed: of the halves, and of the bootstrap.
+        domain: name of the domain's evaluation set.
+        general: name of the general evaluation set; another than `domain`.
+        seed: seed of the halves and of the bootstrap.
 
     Raises:
         ValueError: for an unknown name, or a value out of range.

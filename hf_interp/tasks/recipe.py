@@ -10,31 +10,39 @@ from hf_interp.selection.choice import AlphaSearch
 
 @dataclass(kw_only=True)
 class CorpusConfig:
-    """One corpus of a recipe.
+    """One corpus of a recipe: an entry of `corpora`, `eval_corpora` or `validation_corpora`.
 
     Args:
         path: a dataset's name on the Hub, a local file or list of files (.json, .jsonl, .csv, .tsv, .parquet, .txt,
             each also as .gz), or a local folder.
-        side: "general" or "domain"; may be left out where the corpus is itself called so.
-        config_name, split, revision: passed to `datasets.load_dataset`.
-        text_column, text_pair_column, label_column: where the inputs and the label are. A dot reaches into a column of
-            mappings: `translation.en`.
-        tokens_column, tags_column: where the words of token classification and their tags are.
-        target_column: where the output of sequence to sequence is.
-        messages_column: where the turns of a dialogue are, for a causal language model; without it the corpus is plain
+        side: "general" (α = 0) or "domain" (α = 1). It may be left out where the corpus is itself called so; an
+            evaluation set needs none.
+        config_name: the dataset's configuration, for `datasets.load_dataset`.
+        split: the dataset's split, such as `train` or `train[:1000]`.
+        revision: branch, tag or commit of the dataset on the Hub.
+        text_column: column of the input. A dot reaches into a column of mappings: `translation.en`.
+        text_pair_column: column of the second text of a pair.
+        label_column: column of the label, for sequence classification.
+        tokens_column: column of the words, for token classification.
+        tags_column: column of the tags of the words, for token classification.
+        target_column: column of the output, for sequence to sequence.
+        messages_column: column of the turns of a dialogue, for a causal language model. Without it the corpus is plain
             text.
-        role_key, content_key: what a turn calls its speaker and its text.
-        roles: from speakers to system, user or assistant, such as `{human: user, gpt: assistant}`; those names
-            themselves need no entry.
-        columns: where the columns of a task of one's own are: from the task's name of a column to the file's.
+        role_key: key of the speaker in a turn.
+        content_key: key of the text in a turn.
+        roles: speakers as system, user or assistant, such as `{human: user, gpt: assistant}`. Those names themselves
+            need no entry.
+        columns: columns of a task of your own: from the task's name of a column to the file's.
         label_map: from values found in `label_column` (or single tags in `tags_column`) to the recipe's `label_names`;
             `null` drops the rows. Label names themselves need no entry, nor do ids if there is no map.
-        objective: what the corpus trains, if it is not the recipe's task: a name in `objectives`, or a task.
-        where: keep the rows whose column has the given value, or one of the given values.
+        objective: what the corpus trains, if that is not the recipe's task: a name in `objectives`, or a task.
+        where: keep the rows whose column has the given value, or one of the given values: `{lang: [en, de]}`.
         max_examples: keep at most this many rows, drawn with `sample_seed`.
-        share: share of the side (see `hf_interp.mixture.plan.PlannedCorpus`).
-        max_passes: refuse to read the corpus more often.
-        mean_tokens: mean number of tokens of an example, for a stream in a mixture by tokens.
+        sample_seed: seed of that draw.
+        share: share of its side, in [0, 1]. Give it for all corpora of a side or for none; the shares of a side sum
+            to 1. Without shares, corpora are read in proportion to their lengths.
+        max_passes: refuse to read the corpus more often than this; above 0.
+        mean_tokens: mean number of tokens of an example. A stream in a mixture by tokens needs it.
         streaming: read it as a stream, without downloading it first.
         license: its licence, for the model card.
     """
@@ -67,18 +75,22 @@ class CorpusConfig:
     license: str | None = None
 
     def source(self, column: str) -> str:
-        """What the file calls a column of the task."""
+        """Return the file's name of a column of the task."""
         return (self.columns or {}).get(column) or getattr(self, f"{column}_column", None) or column
 
 
 @dataclass(kw_only=True)
 class ObjectiveConfig:
-    """What corpora train beside the recipe's task, on the same backbone with a head of its own.
+    """An objective that corpora may train beside the recipe's task, on the same backbone with a head of its own.
 
     Args:
-        task: an entry of `hf_interp.tasks.TASKS`.
-        label_names, problem_type, max_length, packing, mlm_probability, whole_word_mask: as in the recipe; what is left
-            out is the recipe's, but for the labels.
+        task: a task, as in the recipe.
+        label_names: the labels of this objective, in the order of their ids.
+        problem_type: as in the recipe; it is not taken over from there.
+        max_length: as in the recipe, whose value is the default.
+        packing: as in the recipe, whose value is the default.
+        mlm_probability: as in the recipe, whose value is the default.
+        whole_word_mask: as in the recipe, whose value is the default.
     """
 
     task: str
@@ -92,32 +104,35 @@ class ObjectiveConfig:
 
 @dataclass(kw_only=True)
 class Recipe:
-    """What a recipe says beside the fields of `InterpolationConfig`.
+    """The fields of a recipe beside those of `InterpolationConfig`.
 
     Args:
         model_name_or_path: the pretrained model M₀, on the Hub or in a folder.
-        corpora: training corpora by name.
-        eval_corpora: evaluation sets by name; metrics are called `eval_<name>_<metric>`.
-        validation_corpora: sets by name on which the α of the weights is chosen; without them `eval_corpora` are.
-        alpha_search: search for the α of the interpolated weights after training: `true`, or settings (see
-            `hf_interp.selection.choice.AlphaSearch`).
-        task: an entry of `hf_interp.tasks.TASKS`.
-        objectives: what corpora may train beside the task, by name; a corpus or evaluation set chooses one by its
-            `objective`. A task that needs no settings of its own, such as masked-lm, can be chosen without an entry.
+        corpora: training corpora by name; at least one.
+        eval_corpora: evaluation sets by name. Metrics are called `eval_<name>_<metric>`.
+        validation_corpora: sets by name on which the α of the weights is chosen. Without them `eval_corpora` are used.
+        alpha_search: search for the α of the interpolated weights after training: `true`, or a mapping of settings.
+        task: sequence-classification, token-classification, translation, summarization, seq2seq (the last three differ
+            in their metrics), causal-lm, masked-lm, or a task of your own.
+        objectives: objectives that corpora may train beside the task, by name; a corpus or evaluation set chooses one
+            by its `objective`. A task that needs no settings of its own, such as masked-lm, can be chosen without an
+            entry.
         label_names: the labels of the task, in the order of their ids; for token classification the tags.
-        problem_type: of sequence classification: single_label_classification (default), multi_label_classification
-            (each row has a list of labels) or regression (each row has a number).
-        max_length: inputs are cut to this many tokens; packed texts have exactly as many.
+        problem_type: single_label_classification, multi_label_classification (each row has a list of labels) or
+            regression (each row has a number). Sequence classification only; by default single_label_classification.
+        max_length: inputs are cut to this many tokens. Packed texts have exactly as many.
         max_target_length: the longest output of sequence to sequence, in tokens.
-        truncate_target: cut longer outputs, instead of refusing them.
-        source_prefix: put before every input of sequence to sequence, such as "summarize: ".
-        source_lang, target_lang: languages by the names that a multilingual tokenizer has for them, such as en_XX.
-        packing: whether language models read their texts packed into examples of `max_length` tokens.
+        truncate_target: cut longer outputs instead of refusing them.
+        source_prefix: a text put before every input of sequence to sequence, such as "summarize: ".
+        source_lang: language of the inputs, by the name that a multilingual tokenizer has for it, such as en_XX.
+        target_lang: language of the outputs, likewise.
+        packing: pack the texts of a language model into examples of `max_length` tokens.
         mlm_probability: share of the tokens that masked language modelling masks.
-        whole_word_mask: whether it masks whole words.
-        chat_template: for tokenizers without one: "chatml", or a file with a Jinja template.
-        peft: an adapter: a preset of `hf_interp.tasks.presets`; a mapping with `preset` and fields laid over it; or a
-            PEFT configuration as a mapping with `peft_type`.
+        whole_word_mask: mask whole words.
+        chat_template: "chatml", or a file with a Jinja template, for a tokenizer that has none.
+        peft: an adapter: the name of a preset (lora, rslora, dora, adalora, ia3, prompt_tuning, bitfit, last_layers,
+            head); a mapping with `preset` and the fields to change; or a PEFT configuration as a mapping with
+            `peft_type`.
         model_revision: branch, tag or commit of the model.
         trust_remote_code: allow code from the model's repository to run.
     """
@@ -146,7 +161,7 @@ class Recipe:
     trust_remote_code: bool = False
 
     def for_objective(self, name: str | None) -> "Recipe":
-        """The recipe as one objective sees it; `None` is the task itself.
+        """Return the recipe as one objective sees it; `None` stands for the task itself.
 
         Raises:
             ValueError: for a name that stands for no objective (the nearest is named) when it is looked up as a task.
@@ -160,7 +175,7 @@ class Recipe:
         )
 
     def objective_names(self) -> list[str]:
-        """The objectives that corpora or evaluation sets choose, in order of appearance."""
+        """List the objectives that corpora or evaluation sets choose, in order of appearance."""
         groups = (self.corpora, self.eval_corpora, self.validation_corpora)
         chosen = (corpus.objective for group in groups for corpus in group.values())
         return list(dict.fromkeys(name for name in chosen if name is not None))

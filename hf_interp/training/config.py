@@ -35,30 +35,32 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
 
     Args:
         alpha_schedule_type (`str`, *optional*): constant, linear, exponential, cosine, sigmoid, polynomial, steps or
-            piecewise (see `hf_interp.mixture.schedules`). By default constant, or linear if another field of α is
-            given: at equal steps no rise was better than a constant mixture (tests/benchmarks/EFFECT.md, "Does the
-            order matter?").
-        alpha_schedule_kwargs (`dict`, *optional*): further arguments of the schedule, such as `{"rate": 3.0}`.
+            piecewise. By default constant, or linear if another field of α is given: at equal steps no rise was better
+            than a constant mixture.
+        alpha_schedule_kwargs (`dict`, *optional*): further arguments of the schedule, such as `{"rate": 3.0}` of
+            exponential.
         alpha_start (`float`, *optional*, defaults to 0.0): α at the start, in [0, 1].
         alpha_end (`float`, *optional*, defaults to 1.0, or 0.5 if constant): α at the end, in [0, 1]; the value of a
-            constant schedule, of which 0.5 ranks best by the mean of both sides (EFFECT.md, "All cells together").
-        alpha_initial_steps (`float`, *optional*, defaults to 0): steps of the initial phase, or its share of the run if
-            below 1.
-        alpha_target_steps (`float`, *optional*, defaults to 0): the same for the target phase.
+            constant schedule, of which 0.5 ranks best by the mean of both sides.
+        alpha_initial_steps (`float`, *optional*, defaults to 0): steps for which α is held at its start, or their share
+            of the run if below 1.
+        alpha_target_steps (`float`, *optional*, defaults to 0): steps for which α is held at its end, or their share of
+            the run if below 1.
         mixture_unit (`str`, *optional*, defaults to `"examples"`): what α and the shares count: "examples" or "tokens".
-        alpha_controller (`str`, *optional*): let α answer to training: guard (see
-        `hf_interp.mixture.controllers`).
+        alpha_controller (`str`, *optional*): let α answer to training: guard holds α back while a general metric
+            is worse than at its start.
         alpha_controller_kwargs (`dict`, *optional*): arguments of the controller, such as `{"tolerance": 0.1}`.
-        alpha_update_steps (`int`, *optional*, defaults to 10): steps from one decision of the controller to the next.
+        alpha_update_steps (`int`, *optional*, defaults to 10): steps from one decision of the controller to the next;
+            at least 1.
         alpha_update_lag (`int`, *optional*, defaults to 10): steps from a decision until it is in force. It must exceed
             `dataloader_num_workers * dataloader_prefetch_factor / gradient_accumulation_steps`, which are on their way.
         log_corpus_loss (`bool`, *optional*, defaults to `True`): log the training loss of every corpus.
         anchor (`str`, *optional*): "distill" adds the divergence from M₀'s predictions to the loss; "l2sp" pulls the
             weights towards M₀'s after every optimizer step.
-        anchor_strength (`float`, *optional*, defaults to 1.0): weight of the anchor at α = 0. For l2sp it is γ: a step
-            at learning rate η moves the weights by the share ηγ / (1 + ηγ) of their way to M₀.
-        anchor_temperature (`float`, *optional*, defaults to 1.0): T by which distill divides the logits of both models;
-            the divergence is multiplied by T².
+        anchor_strength (`float`, *optional*, defaults to 1.0): weight of the anchor at α = 0; at least 0. For l2sp it
+            is γ: a step at learning rate η moves the weights by the share ηγ / (1 + ηγ) of their way to M₀.
+        anchor_temperature (`float`, *optional*, defaults to 1.0): T, above 0, by which distill divides the logits of
+            both models; the divergence is multiplied by T².
         anchor_direction (`str`, *optional*, defaults to `"forward"`): of distill: "forward" is KL(M₀‖M_θ), "reverse" is
             KL(M_θ‖M₀).
         anchor_on (`str`, *optional*, defaults to `"all"`): the examples that distill looks at: "all", or those of
