@@ -1,6 +1,7 @@
 """Fixtures: no network, caches in a folder of their own, a tiny model and a tiny recipe."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -13,7 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # models this small only wait for further t
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or every process that loader workers are forked from warns
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ SIZES = {
     ("domain", "test"): 16,
 }
 """Rows of the files of `toy_data_dir`."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_collections() -> Iterator[None]:
+    """Exempt what is in memory before a file's tests from garbage collection.
+
+    accelerate collects after every training: half a second a time, as the libraries and tests are a million objects.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
