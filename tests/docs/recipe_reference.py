@@ -26,6 +26,7 @@ label_names: [negative, positive]
 output_dir: out
 max_steps: 500
 learning_rate: 2e-5
+alpha_schedule_type: constant
 alpha_end: 0.5
 alpha_search: true
 corpora:
@@ -88,12 +89,15 @@ SECTIONS: dict[str, tuple[type, str]] = {
 def page() -> str:
     """Return the page as Markdown."""
     sections = [section(title, text, fields(cls)) for title, (cls, text) in SECTIONS.items()]
-    return "\n".join([HEAD, *sections, section("Training", "Of the training arguments most recipes set:", training())])
+    training = [[f"`{name}`", meaning] for name, meaning in TRAINING.items()]
+    return "\n".join([HEAD, *sections, section("Training", "Of the training arguments most recipes set:", training)])
 
 
 def section(title: str, text: str, rows: list[list[str]]) -> str:
-    lines = [f"## {title}", "", text, "", "| field | type | default | meaning |", "| :-- | :-- | :-- | :-- |"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+    """Return a section with a table; rows have the field and its meaning, and may have type and default between."""
+    header = ["field", "type", "default", "meaning"] if len(rows[0]) == 4 else ["field", "meaning"]
+    table = [header, [":--"] * len(header), *rows]
+    return "\n".join([f"## {title}", "", text, "", *("| " + " | ".join(row) + " |" for row in table), ""])
 
 
 def fields(cls: type) -> list[list[str]]:
@@ -102,14 +106,6 @@ def fields(cls: type) -> list[list[str]]:
     return [
         [f"`{entry.name}`", *kind_and_default(cls, entry, meanings[entry.name][0]), meanings[entry.name][1]]
         for entry in own_fields(cls)
-    ]
-
-
-def training() -> list[list[str]]:
-    """Return the rows of the training arguments that most recipes set."""
-    entries = {entry.name: entry for entry in dataclasses.fields(InterpolationConfig)}
-    return [
-        [f"`{name}`", *kind_and_default(InterpolationConfig, entries[name]), text] for name, text in TRAINING.items()
     ]
 
 
