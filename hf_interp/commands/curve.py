@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_interp.reporting.curve import AlphaCurve
-from hf_interp.tasks.parsing import parse_recipe
-from hf_interp.tasks.runs import load_run_recipe, open_run, save_curve, scored_sets, search_run
+from hf_interp.tasks.runs import load_run_recipe, open_run, parse_run, save_curve, scored_sets, search_run
 from hf_interp.utils.run_folder import INTERPOLATED_NAME
 
 
@@ -24,8 +23,7 @@ def curve_run(path: str | Path, flags: Sequence[str] = (), *, save_model: bool =
         FileNotFoundError: if there is no such run.
         ValueError: if its folder does not tell its recipe, or evaluation sets are missing.
     """
-    values = load_run_recipe(path, flags)
-    recipe, args = parse_recipe(values)
+    recipe, args = parse_run(load_run_recipe(path, flags))
     folder = Path(args.output_dir or ".")
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no run in {str(folder)!r}. Train the recipe first: `hf-interp train`.")

@@ -113,6 +113,14 @@ def run_demo(
     """
     if len(seeds) < 2:
         raise ValueError(f"`seeds` must be at least two, to see a spread; got {list(seeds)}.")
+    recipe = write_demo(folder, max_steps=max_steps, num_domain_examples=num_domain_examples, label_noise=label_noise)
+    return compare(recipe, seeds=seeds, methods=["domain only", "constant 0.5", "scheduled α"])
+
+
+def write_demo(
+    folder: str | os.PathLike[str], *, max_steps: int = 300, num_domain_examples: int = 300, label_noise: float = 0.1
+) -> dict[str, Any]:
+    """Write corpora, M₀ and `recipe.yaml` into a folder, and return the recipe; see `run_demo`."""
     for name, count in (("max_steps", max_steps), ("num_domain_examples", num_domain_examples)):
         if count < 1:
             raise ValueError(f"`{name}` must be at least 1, got {count}.")
@@ -127,7 +135,7 @@ def run_demo(
         "max_steps": max_steps,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    return compare(recipe, seeds=seeds, methods=["domain only", "constant 0.5", "scheduled α"])
+    return recipe
 
 
 def _write_data(folder: Path, shift: ToyShift, num_domain_examples: int) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.scoring import TrainerScorer
 from hf_interp.tasks.build import Data
-from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import Recipe
-from hf_interp.tasks.runs import open_run, save_curve, scored_sets, search_run
+from hf_interp.tasks.runs import open_run, parse_run, save_curve, scored_sets, search_run
 from hf_interp.weights.alpha_spec import Alpha
 from hf_interp.weights.matching import InterpolationReport
 from hf_interp.weights.merge import interpolate_checkpoints
@@ -76,7 +75,7 @@ def merge_runs(
     if merge_adapter and len(runs) > 1:
         raise ValueError(f"`merge_adapter` takes one adapter, got {len(runs)} models.")
     if recipe is not None:
-        parsed, args = parse_recipe(recipe)
+        parsed, args = parse_run(recipe)
         trainer, data = open_run(parsed, args, Path(runs[0]))
         members = _mix(trainer, parsed, data, members, soup)
         if alpha is None:

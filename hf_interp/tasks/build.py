@@ -72,8 +72,8 @@ class Data:
     validation_sets: dict[str, datasets.Dataset] = field(default_factory=dict)
 
 
-def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
-    """What can be checked before anything is loaded."""
+def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = True) -> Task:
+    """Check what can be checked before anything is loaded; of what only training needs, nothing unless it `trains`."""
     task = check_task(recipe)
     for name in recipe.objective_names():
         if name not in recipe.objectives and name not in TASKS:
@@ -87,11 +87,11 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
                 f"The objective {name!r} cannot be {recipe.for_objective(name).task}, which has no backbone apart from "
                 "its head."
             )
-    if args.max_steps <= 0:
+    if trains and args.max_steps <= 0:
         raise ValueError(
             f"A mixture needs `max_steps`, got {args.max_steps}. Set it in the recipe or with --max_steps."
         )
-    if recipe.peft is not None:
+    if trains and recipe.peft is not None:
         check_adapter(
             recipe.peft, task.info.peft_type, max_steps=args.max_steps, is_interpolated=recipe.alpha_search is not None
         )
@@ -103,7 +103,10 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig) -> Task:
 
 
 def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> Data:
-    """Load and tokenise the corpora (if anything `trains`) and evaluation sets of a recipe."""
+    """Load and tokenise the corpora and evaluation sets of a recipe.
+
+    If nothing `trains`, the corpora are not read, nor the evaluation sets where there are validation sets.
+    """
     if not sys.stderr.isatty():  # bars would fill a log with their every step
         datasets.disable_progress_bars()
         host_logging.disable_progress_bar()
@@ -127,10 +130,11 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> Data:
         )
         for name, config in (recipe.corpora if trains else {}).items()
     ]
+    eval_corpora = recipe.eval_corpora if trains or not recipe.validation_corpora else {}
     return Data(
         tokenizer=tokenizer,
         corpora=corpora,
-        eval_sets={name: tokenised(name, recipe.eval_corpora) for name in recipe.eval_corpora},
+        eval_sets={name: tokenised(name, eval_corpora) for name in eval_corpora},
         validation_sets={name: tokenised(name, recipe.validation_corpora) for name in recipe.validation_corpora},
     )
 

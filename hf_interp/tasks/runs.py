@@ -1,6 +1,7 @@
 """Trained runs: opened again, and the search for their α."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from hf_interp.reporting.plots import plot_curve
 from hf_interp.reporting.results import save_results
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.search import search_alpha
-from hf_interp.tasks.build import Data, check_recipe, check_search, load_data, prepare_model, task_parts, trainer_class
+from hf_interp.tasks.build import Data, check_recipe, load_data, prepare_model, task_parts, trainer_class
 from hf_interp.tasks.models import load_model
-from hf_interp.tasks.parsing import lay_flags, load_recipe
+from hf_interp.tasks.parsing import lay_flags, load_recipe, parse_recipe
 from hf_interp.tasks.presets import load_adapter
 from hf_interp.tasks.recipe import Recipe
+from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.heads import load_heads
 from hf_interp.utils.files import read_json
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, CURVE_NAME, CURVE_PLOT_NAME, RESULTS_NAME
@@ -26,6 +28,19 @@ from hf_interp.weights.adapters import neutral_pairs
 from hf_interp.weights.matching import match_names
 from hf_interp.weights.model_folder import find_folder, open_base
 from hf_interp.weights.tensor_files import find_tensors
+
+READ_IN_EVALUATION = (
+    *("output_dir", "seed", "full_determinism", "disable_tqdm", "log_level", "remove_unused_columns"),
+    *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_use_gather_object", "eval_do_concat_batches"),
+    *("prediction_loss_only", "batch_eval_metrics", "include_for_metrics"),
+    *("use_cpu", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "accelerator_config"),
+    *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    *("dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+    *("dataloader_persistent_workers", "dataloader_multiprocessing_context", "dataloader_in_order"),
+    *("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config"),
+)
+"""Training arguments that an evaluation reads. All others are of no account when a run is opened again: to ask for what
+they need, such as evaluation sets for `eval_strategy: steps`, would be to refuse runs that can be evaluated."""
 
 
 def search_run(
@@ -84,12 +99,30 @@ def load_run_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, An
     return lay_flags({**recipe, "output_dir": str(path)}, flags)
 
 
-def open_run(recipe: Recipe, args: Any, folder: Path) -> tuple[Trainer, Data]:
-    """A trained model in a trainer that evaluates it."""
+def parse_run(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig]:
+    """Parse the recipe of a run that is only evaluated; see `parse_recipe`.
+
+    Raises:
+        ValueError: for an unknown field, a missing one, or a value of the wrong kind of what is read.
+    """
+    dropped = {entry.name for entry in fields(InterpolationConfig)} - {entry.name for entry in fields(Recipe)}
+    dropped -= {*READ_IN_EVALUATION}
+    read = {name: value for name, value in recipe.items() if name not in dropped}
+    return parse_recipe({**read, "report_to": "none"})
+
+
+def open_run(recipe: Recipe, args: InterpolationConfig, folder: Path) -> tuple[Trainer, Data]:
+    """Open a trained model in a trainer that evaluates it.
+
+    Args:
+        recipe, args: from `parse_run`.
+        folder: of the model.
+
+    Raises:
+        ValueError, OSError: if evaluation sets are missing, or the model or its data cannot be read.
+    """
     recipe.alpha_search = recipe.alpha_search or AlphaSearch()
-    args.push_to_hub = False
-    check_search(recipe)
-    task = check_recipe(recipe, args)
+    task = check_recipe(recipe, args, trains=False)
     if not torch.accelerator.is_available():
         args.dataloader_pin_memory = False
     if (folder / ADAPTER_CONFIG_NAME).is_file():
@@ -106,4 +139,5 @@ def open_run(recipe: Recipe, args: Any, folder: Path) -> tuple[Trainer, Data]:
 
 
 def scored_sets(data: Data) -> Mapping[str, Any]:
+    """Return the sets by which α is chosen: the validation sets, or the evaluation sets where there are none."""
     return data.validation_sets or data.eval_sets

@@ -1,6 +1,10 @@
 """Trained runs, looked at again by command."""
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,19 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_interp import cli
 from hf_interp.commands.curve import curve_run
+from hf_interp.commands.demo import write_demo
 from hf_interp.commands.merge import merge_runs
 from hf_interp.reporting.curve import load_curve
-from hf_interp.tasks.runs import load_run_recipe
+from hf_interp.tasks.runs import (
+    READ_IN_EVALUATION,
+    load_run_recipe,
+    open_run,
+    parse_run,
+    scored_sets,
+    search_run,
+)
 from hf_interp.train import run_recipe
+from hf_interp.training.config import InterpolationConfig
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +57,66 @@ def test_the_curve_of_a_run_is_that_of_its_training(runs: list[str]) -> None:
         for side, metrics in getattr(curve, part).items():
             for metric, found in metrics.items():
                 assert found["values"] == pytest.approx(getattr(before, part)[side][metric]["values"], abs=1e-6)
+
+
+def test_the_commands_on_the_demos_own_run_work_as_a_user_types_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert write_demo("hf_interp_demo", max_steps=2)["eval_strategy"] == "steps"
+    here = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    for line in (
+        "train hf_interp_demo/recipe.yaml --output_dir mine",
+        "curve mine --save_model --alpha_search.alphas 3",
+        "merge hf_interp_demo/base mine merged --recipe mine --alpha_search.alphas 3",
+    ):
+        command = [sys.executable, "-m", "hf_interp.cli", *line.split()]
+        found = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
+        assert (found.returncode, found.stderr.count("hf-interp: error")) == (0, 0), found.stderr
+    assert load_curve("mine/curve.json").alphas == load_curve("merged/curve.json").alphas == [0.0, 0.5, 1.0]
+    assert weights("mine/interpolated").keys() == weights("merged").keys() == weights("mine").keys()
+
+
+NEEDS_OF_TRAINING = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "eval_on_start": True,
+    "load_best_model_at_end": True,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "anchor": "distill",
+    "anchor_on": "general",
+    "alpha_controller": "guard",
+    "log_loss_gap": True,
+    "push_to_hub": True,
+    "hub_model_id": "user/name",
+    "report_to": "a tracker that is not here",
+    "deepspeed": "gone.json",
+    "alpha_end": 7.0,
+    "max_steps": None,
+}
+
+
+@pytest.mark.parametrize("name", [*NEEDS_OF_TRAINING, None])
+def test_what_only_training_needs_is_not_asked_for(runs: list[str], name: str | None) -> None:
+    names = NEEDS_OF_TRAINING if name is None else [name]
+    parsed, args = parse_run({**load_run_recipe(runs[0]), **{each: NEEDS_OF_TRAINING[each] for each in names}})
+    trainer, data = open_run(parsed, args, Path(runs[0]))
+    assert data.corpora == []
+    assert data.eval_sets == {}  # as there are validation sets
+    assert search_run(trainer, parsed, scored_sets(data)).alphas == [0.0, 0.5, 1.0]
+
+
+def test_what_an_evaluation_reads_are_training_arguments() -> None:
+    assert {*READ_IN_EVALUATION} <= {entry.name for entry in dataclasses.fields(InterpolationConfig)}
+    assert len(READ_IN_EVALUATION) == len({*READ_IN_EVALUATION})
+
+
+def test_a_field_that_is_none_is_refused_when_a_run_is_opened(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["curve", runs[0], "--learning_rat", "1"]) == 2
+    assert "Unknown field 'learning_rat' in the recipe. Did you mean 'learning_rate'?" in capsys.readouterr().err
 
 
 def test_flags_change_the_search(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:

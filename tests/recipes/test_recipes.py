@@ -26,6 +26,7 @@ from transformers import (
     set_seed,
 )
 
+from hf_interp.commands.curve import curve_run
 from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.results import RunResults
 from hf_interp.tasks.build import check_recipe
@@ -217,7 +218,7 @@ def on_toy_files(path: Path, toy_models: Mapping[str, Path], folder: Path, flags
         "learning_rate": 1e-2,
         "warmup_steps": 0,
         "logging_steps": 1,
-        "eval_strategy": "no",
+        "eval_steps": 1,
         "use_cpu": True,
         "report_to": "none",
         "disable_tqdm": True,
@@ -244,6 +245,12 @@ def test_a_recipe_runs_on_toy_files(path: Path, toy_models: dict[str, Path], tmp
     results = run_recipe(on_toy_files(path, toy_models, tmp_path, ["--max_steps", "2"]))
     assert [entry["alpha"] for entry in results.log_history if "loss" in entry] == [0.0, 1.0]
     check_run(results, tmp_path / "out")
+    before = load_curve(tmp_path / "out" / "curve.json")
+    curve, _ = curve_run(tmp_path / "out")  # as `hf-interp curve` opens the run, with the recipe's own settings
+    assert (curve.alphas, curve.alpha, curve.metric) == (before.alphas, before.alpha, before.metric)
+    for side in ("general", "domain"):
+        for metric, found in curve.report[side].items():
+            assert found["values"] == pytest.approx(before.report[side][metric]["values"], abs=1e-5)
 
 
 @pytest.mark.slow
