@@ -1,27 +1,21 @@
 """The comparison of methods: statistics, the order of runs, what is kept of a run, and runs from data to a table."""
 
 import argparse
-import gzip
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 from effect import cells, figures, frontier, methods, order, pairs, run, schedule, stats, summary, table, training
 from effect.outcomes import Outcomes, counts_of, outcomes_of, pack, unpack
 from effect.stats import Interval
+from effect.store import Store
 from matplotlib.figure import Figure
 from transformers import EvalPrediction
 
-from hf_interp.commands.demo import LABEL_NAMES
 from hf_interp.selection.scoring import Predictions
 from hf_interp.tasks.parsing import parse_recipe
-from hf_interp.utils.files import write_json
 
 # Statistics.
 
@@ -258,15 +252,23 @@ def test_a_rate_with_which_training_broke_down_is_never_the_best() -> None:
     assert schedule.validation_score(entry, ["general"]) == -3.0
 
 
-def write_scores(folder: Path, scores: dict[float, tuple[float, float]], *, seed: int = 0) -> None:
+def write_scores(table: Path, scores: dict[float, tuple[float, float]], *, seed: int = 0) -> None:
     for rate, (domain, general) in scores.items():
         key = training.Run(pair="intent-banking", size=100, method="domain", learning_rate=rate, seed=seed)
-        found = {"pair": key.pair, "validation": {"domain": domain, "general": general}}
-        write_json(key.path(folder), found)
+        Store(table).add({**vars(key), "validation": {"domain": domain, "general": general}})
 
 
 def test_a_run_leaves_the_queue_when_its_results_are_there(tmp_path: Path) -> None:
-    argv = ["--results", str(tmp_path), "--pairs", "intent-banking", "--methods", "domain", "--sizes", "100"]
+    argv = [
+        "--results",
+        str(tmp_path / "effect.tsv"),
+        "--pairs",
+        "intent-banking",
+        "--methods",
+        "domain",
+        "--sizes",
+        "100",
+    ]
     queue = run.Queue(run.parse([*argv, "--seeds", "0", "1"]))
     first = [queue.next() for _ in range(5)]
     assert [found and (found.method, found.learning_rate) for found in first] == [
@@ -276,23 +278,32 @@ def test_a_run_leaves_the_queue_when_its_results_are_there(tmp_path: Path) -> No
         ("domain", 1.2e-3),
         None,  # which rate is the best, and whether one beyond is to be tried, is not known yet
     ]
-    write_scores(tmp_path, {2e-4: (0.5, 0.5), 5e-4: (0.5, 0.25), 1.2e-3: (0.75, 0.0)})
+    write_scores(tmp_path / "effect.tsv", {2e-4: (0.5, 0.5), 5e-4: (0.5, 0.25), 1.2e-3: (0.75, 0.0)})
     lower = queue.next()
     assert lower is not None
     assert (lower.learning_rate, lower.seed) == (8e-5, 0)
     assert queue.next() is None
-    write_scores(tmp_path, {8e-5: (0.25, 0.5)})
+    write_scores(tmp_path / "effect.tsv", {8e-5: (0.25, 0.5)})
     chosen = queue.next()
     assert chosen is not None
     assert (chosen.learning_rate, chosen.seed) == (2e-4, 1)
-    write_scores(tmp_path, {2e-4: (0.5, 0.5)}, seed=1)
+    write_scores(tmp_path / "effect.tsv", {2e-4: (0.5, 0.5)}, seed=1)
     assert queue.next() is None
     assert [planned.method for planned in queue.waiting] == ["base"]  # which was handed out, and has no results
 
 
 def test_a_rate_for_the_domain_is_chosen_by_its_validation_set_alone(tmp_path: Path) -> None:
-    write_scores(tmp_path, {2e-4: (0.5, 0.5), 5e-4: (0.625, 0.25), 1.2e-3: (0.5, 0.0)})
-    argv = ["--results", str(tmp_path), "--pairs", "intent-banking", "--methods", "domain", "--sizes", "100"]
+    write_scores(tmp_path / "effect.tsv", {2e-4: (0.5, 0.5), 5e-4: (0.625, 0.25), 1.2e-3: (0.5, 0.0)})
+    argv = [
+        "--results",
+        str(tmp_path / "effect.tsv"),
+        "--pairs",
+        "intent-banking",
+        "--methods",
+        "domain",
+        "--sizes",
+        "100",
+    ]
     queue = run.Queue(run.parse([*argv, "--seeds", "1", "--sides", "domain"]))
     queue.next()
     chosen = queue.next()
@@ -303,7 +314,7 @@ def test_a_rate_for_the_domain_is_chosen_by_its_validation_set_alone(tmp_path: P
 # From runs to tables.
 
 
-def fake_results(folder: Path, pair: str) -> None:
+def fake_results(path: Path, pair: str) -> None:
     """Results as runs would write them: domain only learns and forgets, constant 0.5 learns and forgets nothing."""
     counts = {"domain": [1, 40], "general": [1, 40]}
     hits = {"base": (20, 30), "domain": (30, 20), "constant-0.5": (30, 30), "linear": (30, 30)}
@@ -316,7 +327,7 @@ def fake_results(folder: Path, pair: str) -> None:
         }
 
     base = {"pair": pair, "method": "base", "counts": counts, "machine": "M", "test": packed(*hits["base"])}
-    write_json(folder / pair / "base.json", base)
+    entries: list[dict[str, Any]] = [base]
     for method in ("domain", "constant-0.5", "linear"):
         for rate in schedule.grid(pairs.PAIRS[pair], methods.METHODS[method]):
             for seed in (0, 1):
@@ -330,12 +341,14 @@ def fake_results(folder: Path, pair: str) -> None:
                     "test": packed(*hits[method]),
                     "test_interpolated": packed(25, 25) if method == "domain" else None,
                 }
-                write_json(key.path(folder), found)
+                entries.append(found)
+    for entry in entries:
+        Store(path).add(entry)
 
 
 def test_tables_say_what_the_results_hold(tmp_path: Path) -> None:
-    fake_results(tmp_path, "sentiment-finance")
-    (cell,) = cells.cells_of(schedule.load(tmp_path))
+    fake_results(tmp_path / "effect.tsv", "sentiment-finance")
+    (cell,) = cells.cells_of(Store(tmp_path / "effect.tsv").load())
     row = cell.rows["domain", False]
     assert row.rate == 8e-4  # the best on validation
     assert row.seeds == (0, 1)
@@ -410,8 +423,8 @@ def test_every_control_reads_as_many_domain_examples() -> None:
 
 def test_order_is_compared_at_equal_rates_and_seeds(tmp_path: Path) -> None:
     for pair in ("sentiment-finance", "sentiment-airlines"):
-        fake_results(tmp_path, pair)
-    results = schedule.load(tmp_path)
+        fake_results(tmp_path / "effect.tsv", pair)
+    results = Store(tmp_path / "effect.tsv").load()
     found = order.equal_rate_gains(results, "linear", "domain", is_loss=False)
     assert found is not None
     assert found["domain"] == order.Gain(0.0, 0.0, 2, 12)  # 2 pairs × 3 rates × 2 seeds
@@ -420,62 +433,54 @@ def test_order_is_compared_at_equal_rates_and_seeds(tmp_path: Path) -> None:
     assert order.equal_rate_gains(results, "linear", "falling", is_loss=False) is None
 
 
-def test_the_page_names_what_is_missing(tmp_path: Path) -> None:
-    fake_results(tmp_path / "results", "sentiment-finance")
-    argv = ["--results", str(tmp_path / "results"), "--output", str(tmp_path / "EFFECT.md")]
-    assert table.main([*argv, "--figures", str(tmp_path), "--summary", str(tmp_path / "summary.md")]) == 0
-    page = (tmp_path / "EFFECT.md").read_text("utf-8")
+def test_the_tables_name_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_results(tmp_path / "effect.tsv", "sentiment-finance")
+    results = ["--results", str(tmp_path / "effect.tsv")]
+    assert table.main(results) == 0
+    page = capsys.readouterr().out
+    assert [line for line in page.splitlines() if line[:3] == "## "] == [
+        f"## {title}" for title, _ in table.TABLES.values()
+    ]
     assert "3 of 31 methods, 2 of 5 seeds" in page
     assert page.count("no runs") == sum(len(pair.sizes) for pair in pairs.PAIRS.values()) - 1
     assert page.count("as full") == 2  # contracts and summaries have no size of 1,000
     assert "Of 3 chosen learning rates 0 are the lowest and 3 the highest of those tried." in page
-    assert "Of 18 runs 18 were computed with bfloat16 autocast" in page  # which those that do not say were
-    short = (tmp_path / "summary.md").read_text("utf-8")
+    assert "18 runs, 18 of them with bfloat16 autocast" in page  # which those that do not say were
+    assert table.main([*results, "--table", "short"]) == 0
+    short = capsys.readouterr().out
     assert "1 cells of 1 pairs, 2 seeds each." in short
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in short.splitlines() if line[:1] == "|"]
     assert [row[0] for row in rows[2:4]] == ["M₀", "domain only"]
     assert ["constant 0.5", "1", "1–0–0–0", "", "1.000"] in rows
+
+
+def test_a_cell_is_shown_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_results(tmp_path / "effect.tsv", "sentiment-finance")
+    results = ["--results", str(tmp_path / "effect.tsv")]
+    assert table.main([*results, "--cell", "sentiment-finance/300"]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith("## sentiment: tweets → financial news, 300 domain examples\n")
+    assert "150 steps of 16; metric: accuracy." in page
+    assert sum(line.startswith("| domain only") for line in page.splitlines()) == 2  # M_θ and M_α
+    with pytest.raises(SystemExit, match=r"no runs of lm-law/300\. Choose from sentiment-finance/300\."):
+        table.main([*results, "--cell", "lm-law/300"])
+
+
+def test_figures_are_drawn_of_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_results(tmp_path / "effect.tsv", "sentiment-finance")
+    assert table.main(["--results", str(tmp_path / "effect.tsv"), "--figures", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"Drawn in {tmp_path}: pairs.png, order.png.\n"  # sizes.png needs two sizes
     assert (tmp_path / "pairs.png").stat().st_size > 0
     assert (tmp_path / "order.png").stat().st_size > 0
-    assert not (tmp_path / "sizes.png").exists()  # which needs two sizes
+    assert not (tmp_path / "sizes.png").exists()
 
 
 # From end to end.
 
 
-@pytest.fixture
-def toy_pair(tmp_path: Path, tiny_model_dir: Path, toy_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    for side in ("general", "domain"):
-        (tmp_path / "data" / side).mkdir(parents=True)
-        for split in ("train", "validation", "test"):
-            rows = (toy_data_dir / f"{side}_{split}.jsonl").read_bytes()
-            (tmp_path / "data" / side / f"{split}.jsonl.gz").write_bytes(gzip.compress(rows))
-    toy = pairs.Pair(
-        name="toy",
-        title="toy",
-        group=1,
-        task="sequence-classification",
-        metric="accuracy",
-        general=str(tmp_path / "data" / "general"),
-        domain=str(tmp_path / "data" / "domain"),
-        base=str(tiny_model_dir),
-        base_steps=3,
-        base_batch_size=4,
-        fields={"max_length": 16},
-        labels=tuple(LABEL_NAMES),
-        steps=4,
-        batch_size=4,
-        learning_rates=(1e-3,),
-        validation=10,
-        test=12,
-    )
-    monkeypatch.setitem(pairs.PAIRS, "toy", toy)
-    return toy.name
-
-
 def test_two_runs_from_data_to_a_table(toy_pair: str, tmp_path: Path) -> None:
     args = argparse.Namespace(
-        results=tmp_path / "results",
+        results=tmp_path / "results" / "effect.tsv",
         pairs=[toy_pair],
         methods=["domain", "linear-averaged"],
         sizes=[300],
@@ -495,8 +500,8 @@ def test_two_runs_from_data_to_a_table(toy_pair: str, tmp_path: Path) -> None:
     ]
     assert queue.waiting == []
     assert run.Queue(args).next() is None  # all are there
-    assert all(path.stat().st_size <= 3072 for path in args.results.glob("*/*.json"))
-    (cell,) = cells.cells_of(schedule.load(args.results))
+    results = Store(args.results).load()
+    (cell,) = cells.cells_of(results)
     assert list(cell.rows) == [
         ("base", False),
         ("domain", False),
@@ -505,10 +510,12 @@ def test_two_runs_from_data_to_a_table(toy_pair: str, tmp_path: Path) -> None:
         ("linear-averaged", True),
     ]
     assert cell.rows["domain", False].numerators["domain"].shape == (1, 12)
-    entry = next(entry for entry in schedule.load(args.results)["toy"] if entry["method"] == "linear-averaged")
+    entry = next(entry for entry in results["toy"] if entry["method"] == "linear-averaged")
     assert entry["drawn"] == {"general": 8, "domain": 8}
     assert entry["num_domain"] == 12
-    assert entry["curve"]["alphas"] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert list(entry["curve"]["domain"]) == ["0", "0.25", "0.5", "0.75", "1"]
+    files = [args.results, *(args.results.parent / "predictions").iterdir()]
+    assert sum(path.stat().st_size for path in files) <= 3072 * len(done)
 
 
 def test_averaged_weights_are_the_mean_of_the_last_steps(toy_pair: str, tmp_path: Path) -> None:
@@ -525,7 +532,17 @@ def test_averaged_weights_are_the_mean_of_the_last_steps(toy_pair: str, tmp_path
 
 
 def test_a_list_of_runs_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--list", "--results", str(tmp_path), "--pairs", "lm-law", "--methods", "domain", "--sizes", "300"]
+    argv = [
+        "--list",
+        "--results",
+        str(tmp_path / "effect.tsv"),
+        "--pairs",
+        "lm-law",
+        "--methods",
+        "domain",
+        "--sizes",
+        "300",
+    ]
     assert run.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "lm-law base"

@@ -1,22 +1,15 @@
 """The comparison under wrong labels: what is flipped, which runs there are, and runs from data to a page."""
 
-import gzip
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-from effect import noise, noise_table, pairs, run, schedule, training
+from effect import noise, noise_table, pairs, run, training
 from effect.outcomes import Outcomes, pack
+from effect.store import Entry, Store
 
-from hf_interp.commands.demo import LABEL_NAMES
 from hf_interp.tasks.parsing import parse_recipe
-from hf_interp.utils.files import write_json
 
 LEAST = {"output_dir": "unused", "max_steps": 50, "use_cpu": True}
 
@@ -48,50 +41,22 @@ def test_flips_are_the_seeds_and_go_to_each_other_class_alike() -> None:
 def test_every_method_under_noise_is_a_recipe(key: str) -> None:
     fields = noise.NOISE_METHODS[key].recipe_fields(100, 20, 50)
     _, args = parse_recipe({"model_name_or_path": "m", "corpora": {"domain": {"path": "p"}}, **fields, **LEAST})
-    assert (args.domain_loss == "gce") == key.endswith("-gce")
     assert (args.label_smoothing_factor == 0.1) == key.endswith("-smooth")
     assert (args.anchor == "distill") == (key == "distill")
 
 
-def test_every_run_under_noise_has_a_file_of_its_own() -> None:
+def test_every_run_under_noise_has_a_row_of_its_own() -> None:
     runs = list(noise.plan(noise.PAIRS, noise.SHARES, noise.SEEDS))
-    assert len({one.path(Path()) for one in runs}) == len(runs) == 2 * (1 + 3 * 4 * 7)
+    assert len({one.key for one in runs}) == len(runs) == 2 * (1 + 3 * 4 * 5)
     assert [one.method for one in runs[:2]] == ["base", "domain"]
-    assert {one.seed for one in runs[: 1 + 4 * 7]} == {0}  # a seed is whole before the next
+    assert {one.seed for one in runs[: 1 + 4 * 5]} == {0}  # a seed is whole before the next
 
 
-@pytest.fixture
-def toy_pair(tmp_path: Path, tiny_model_dir: Path, toy_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    for side in ("general", "domain"):
-        (tmp_path / "data" / side).mkdir(parents=True)
-        for split in ("train", "validation", "test"):
-            rows = (toy_data_dir / f"{side}_{split}.jsonl").read_bytes()
-            (tmp_path / "data" / side / f"{split}.jsonl.gz").write_bytes(gzip.compress(rows))
-    toy = pairs.Pair(
-        name="toy",
-        title="toy",
-        group=1,
-        task="sequence-classification",
-        metric="accuracy",
-        general=str(tmp_path / "data" / "general"),
-        domain=str(tmp_path / "data" / "domain"),
-        base=str(tiny_model_dir),
-        base_steps=3,
-        base_batch_size=4,
-        fields={"max_length": 16},
-        labels=tuple(LABEL_NAMES),
-        steps=4,
-        batch_size=4,
-        learning_rates=(1e-3,),
-        validation=10,
-        test=12,
-    )
-    monkeypatch.setitem(pairs.PAIRS, "toy", toy)
-    return toy.name
-
-
-def test_runs_under_noise_from_data_to_a_page(toy_pair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_under_noise_from_data_to_tables(
+    toy_pair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(noise, "SIZE", 10)
+    table = tmp_path / "results" / "noise.tsv"
     trained: list[list[int]] = []
     train = training.train_method
 
@@ -100,16 +65,16 @@ def test_runs_under_noise_from_data_to_a_page(toy_pair: str, tmp_path: Path, mon
         return train(setup, method, corpora, *args)
 
     monkeypatch.setattr(training, "train_method", noting)
-    for method, share in (("base", 0.0), ("domain", 0.0), ("domain", 0.4), ("domain-gce", 0.4)):
+    for method, share in (("base", 0.0), ("domain", 0.0), ("domain", 0.4), ("domain-smooth", 0.4)):
         key = noise.NoiseRun(pair=toy_pair, method=method, share=share)
-        noise.work(key, tmp_path / "results", tmp_path / "cache", "cpu")
-        assert key.path(tmp_path / "results").exists()
-    clean, noisy, robust = trained
-    assert noisy == robust
+        noise.work(key, table, tmp_path / "cache", "cpu")
+        assert key.key in Store(table).rows()
+    clean, noisy, smooth = trained
+    assert noisy == smooth
     assert noisy[0] == clean[0]  # the general corpus
     assert len(clean[1]) == 10
     assert sum(one != other for one, other in zip(noisy[1], clean[1], strict=True)) == 4
-    found = schedule.load(tmp_path / "results")
+    found = Store(table).load()
     assert sorted(entry["flipped"] for entry in found["toy"] if entry["method"] != "base") == [0, 4, 4]
     levels = noise_table.levels_of(found["toy"])
     assert list(levels) == [0.0, 0.4]
@@ -117,18 +82,19 @@ def test_runs_under_noise_from_data_to_a_page(toy_pair: str, tmp_path: Path, mon
         ("base", False),
         ("domain", False),
         ("domain", True),
-        ("domain-gce", False),
-        ("domain-gce", True),
+        ("domain-smooth", False),
+        ("domain-smooth", True),
     ]
     monkeypatch.setattr(noise_table, "NOISE_PAIRS", ("toy",))
-    assert noise_table.main(["--results", str(tmp_path / "results"), "--output", str(tmp_path / "NOISE.md")]) == 0
-    page = (tmp_path / "NOISE.md").read_text()
+    assert noise_table.main(["--results", str(table)]) == 0
+    page = capsys.readouterr().out
     assert "2 of 7 methods, 1 of 3 seeds" in page
-    assert "| domain only, generalised cross entropy + M_α |" in page
+    assert "| domain only, label smoothing 0.1 + M_α |" in page
 
 
-def fake_noise(folder: Path) -> None:
+def fake_noise(path: Path) -> Store:
     """Results of two seeds: with wrong labels domain only falls by half, and the robust loss by nothing."""
+    store = Store(path / "noise.tsv")
 
     def packed(domain: int, general: int) -> dict[str, str]:
         hits = {"domain": domain, "general": general}
@@ -139,18 +105,25 @@ def fake_noise(folder: Path) -> None:
 
     pair = "sentiment-finance"
     base = {"pair": pair, "method": "base", "machine": "M", "test": packed(20, 30)}
-    write_json(folder / pair / "base.json", {**base, "counts": {side: [1, 40] for side in pairs.SIDES}})
+    store.add({**base, "counts": {side: [1, 40] for side in pairs.SIDES}})
     for method, hits in {"domain": {0.0: 36, 0.4: 18}, "domain-gce": {0.0: 36, 0.4: 36}}.items():
         for share, domain in hits.items():
             for seed in (0, 1):
                 key = noise.NoiseRun(pair=pair, method=method, share=share, seed=seed)
-                found = {**base, **vars(key), "alpha": 0.5, "test": packed(domain, 30), "test_interpolated": None}
-                write_json(key.path(folder), found)
+                own = {**vars(key), "size": noise.SIZE, "learning_rate": noise.LEARNING_RATE, "alpha": 0.5}
+                store.add({**base, **own, "test": packed(domain, 30), "test_interpolated": None})
+    return store
+
+
+def one_of(store: Store, method: str, share: float, seed: int) -> Entry:
+    """A run with all of its fields."""
+    key = noise.NoiseRun(pair="sentiment-finance", method=method, share=share, seed=seed).key
+    return {**store.rows()[key], **store.packed("sentiment-finance")[key]}
 
 
 def test_the_page_says_what_holds(tmp_path: Path) -> None:
-    fake_noise(tmp_path)
-    levels = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])
+    store = fake_noise(tmp_path)
+    levels = noise_table.levels_of(store.load()["sentiment-finance"])
     assert levels[0.4].rows["domain", False].seeds == (0, 1)
     said = noise_table.what_holds({"sentiment-finance": levels})
     robust = "*domain only, generalised cross entropy*, *domain only, generalised cross entropy + M_α*"
@@ -171,24 +144,22 @@ def test_the_page_says_what_holds(tmp_path: Path) -> None:
         if "cross entropy  " in line
     )
     assert [cell.strip() for cell in row[2:5]] == ["+45.0", "+0.0", "1–0–0–0"]
-    page = noise_table.report({"sentiment-finance": levels})
+    page = noise_table.summary({"sentiment-finance": levels})
     assert "| sentiment: tweets → tweets to airlines | " in page
     assert page.count("no runs") == 2 + 4
 
 
 def test_the_rise_is_held_against_the_constant_mixture(tmp_path: Path) -> None:
-    fake_noise(tmp_path)
-    levels = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])
+    store = fake_noise(tmp_path)
+    levels = noise_table.levels_of(store.load()["sentiment-finance"])
     assert noise_table.order_table(levels) == "One of both has not been run yet."
     for method, hits in {"linear": 30, "constant-0.5": 20}.items():
         for seed in (0, 1):
-            path = noise.NoiseRun(pair="sentiment-finance", method="domain", share=0.4, seed=seed).path(tmp_path)
-            entry = json.loads(path.read_text())
+            entry = one_of(store, "domain", 0.4, seed)
             entry["method"] = method
             entry["test"]["domain"] = pack("accuracy", Outcomes((np.arange(40) < hits).astype(float), np.ones(40)))
-            key = noise.NoiseRun(pair="sentiment-finance", method=method, share=0.4, seed=seed)
-            write_json(key.path(tmp_path), entry)
-    levels = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])
+            store.add(entry)
+    levels = noise_table.levels_of(store.load()["sentiment-finance"])
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in noise_table.order_table(levels).splitlines()]
     assert rows[0] == ["side", "40%"]  # 0% has neither
     assert rows[2][0] == "domain"
@@ -197,12 +168,11 @@ def test_the_rise_is_held_against_the_constant_mixture(tmp_path: Path) -> None:
 
 
 def test_m0_is_held_against_all_seeds(tmp_path: Path) -> None:
-    fake_noise(tmp_path)
-    path = noise.NoiseRun(pair="sentiment-finance", method="domain", share=0.4, seed=1).path(tmp_path)
-    entry = json.loads(path.read_text())
+    store = fake_noise(tmp_path)
+    entry = one_of(store, "domain", 0.4, 1)
     entry["test"]["domain"] = pack("accuracy", Outcomes((np.arange(40) < 10).astype(float), np.ones(40)))
-    write_json(path, entry)
-    cell = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])[0.4]
+    store.add(entry)
+    cell = noise_table.levels_of(store.load()["sentiment-finance"])[0.4]
     base, plain = cell.rows["base", False], cell.rows["domain", False]
     for row, other, sign in ((base, plain, 1), (plain, base, -1)):
         gain = cell.gain(row, other, "domain")
@@ -210,11 +180,10 @@ def test_m0_is_held_against_all_seeds(tmp_path: Path) -> None:
         assert gain.value == pytest.approx(sign * (20 - (18 + 10) / 2) / 40)
 
 
-def test_a_page_of_no_noisy_runs_says_so(tmp_path: Path) -> None:
-    fake_noise(tmp_path)
-    for path in tmp_path.glob("*/0.4_*"):
-        path.unlink()
-    levels = noise_table.levels_of(schedule.load(tmp_path)["sentiment-finance"])
+def test_tables_of_no_noisy_runs_say_so(tmp_path: Path) -> None:
+    store = fake_noise(tmp_path)
+    store.write_rows(entry for entry in store.rows().values() if entry.get("share") != 0.4)
+    levels = noise_table.levels_of(store.load()["sentiment-finance"])
     assert noise_table.what_holds({"sentiment-finance": levels}) == "There are no runs at 40% yet."
     assert noise_table.fall_table(levels) == "There are no runs with clean and with noisy labels yet."
 
@@ -241,7 +210,7 @@ def test_a_list_of_runs_under_noise_needs_no_data(tmp_path: Path, capsys: pytest
     arguments = [
         "--list",
         "--results",
-        str(tmp_path),
+        str(tmp_path / "noise.tsv"),
         "--pairs",
         "sentiment-finance",
         "--shares",
@@ -252,4 +221,4 @@ def test_a_list_of_runs_under_noise_needs_no_data(tmp_path: Path, capsys: pytest
     assert noise.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "sentiment-finance domain-smooth 40% seed 1"
-    assert lines[-1] == "5 runs to do"
+    assert lines[-1] == "4 runs to do"

@@ -1,7 +1,7 @@
-"""What the runs with flipped labels say so far, as NOISE.md.
+"""What the runs with flipped labels say so far, as tables; docs/evidence.md says what they mean.
 
-python tests/benchmarks/effect/noise_table.py
-python tests/benchmarks/effect/noise_table.py --results FOLDER --output FILE.md
+python tests/benchmarks/effect/noise_table.py                              # over both pairs
+python tests/benchmarks/effect/noise_table.py --pair sentiment-finance     # every number of a pair
 """
 
 import argparse
@@ -16,19 +16,16 @@ if not __package__:
 
 from effect.cells import Cell, Row, row_of, spread_counts
 from effect.methods import BASE
-from effect.noise import LEARNING_RATE, NOISE_METHODS, RESULTS, SEEDS, SHARES, SIZE
 from effect.noise import PAIRS as NOISE_PAIRS
+from effect.noise import RESULTS, SEEDS, SHARES, SIZE, TITLES
 from effect.pairs import PAIRS, SIDES
-from effect.schedule import load
 from effect.stats import Interval, judge, span
+from effect.store import Store
 from effect.summary import VERDICTS
-from effect.table import RESAMPLE_NOTE
 from hf_interp.commands.compare import BASE as BASE_TITLE
 from hf_interp.commands.compare import PLUS
 from hf_interp.utils.console import format_table
-from hf_interp.utils.files import new_file
 
-OUTPUT = Path(__file__).parents[1] / "NOISE.md"
 REFERENCE = ("domain", False)
 """What the others are compared with: plain fine-tuning."""
 Key = tuple[str, bool]
@@ -47,7 +44,7 @@ def levels_of(entries: Sequence[Mapping[str, Any]]) -> Levels:
     for share in sorted(SHARES):
         rows: dict[Key, Row] = {(BASE, False): row_of(BASE, False, [base], counts, "test")}
         machines = {base["machine"]}
-        for method in NOISE_METHODS:
+        for method in TITLES:
             found = [entry for entry in entries if (entry["method"], entry.get("share")) == (method, share)]
             found.sort(key=lambda entry: entry["seed"])
             if found:
@@ -62,13 +59,13 @@ def levels_of(entries: Sequence[Mapping[str, Any]]) -> Levels:
 def keys_of(levels: Levels) -> list[Key]:
     """All rows of a pair in the order of the methods."""
     keys = {key for cell in levels.values() for key in cell.rows}
-    return sorted(keys, key=lambda key: ([BASE, *NOISE_METHODS].index(key[0]), key[1]))
+    return sorted(keys, key=lambda key: ([BASE, *TITLES].index(key[0]), key[1]))
 
 
 def title_of(key: Key) -> str:
     """A row as tables call it."""
     method, is_interpolated = key
-    return (BASE_TITLE if method == BASE else NOISE_METHODS[method].title) + (PLUS if is_interpolated else "")
+    return (BASE_TITLE if method == BASE else TITLES[method]) + (PLUS if is_interpolated else "")
 
 
 # Tables.
@@ -208,38 +205,23 @@ def _sides_of(cell: Cell, reference: Key) -> str:
     return f"- than *{title_of(reference)}*: {said}."
 
 
-INTRODUCTION = """# Wrong labels in the domain
-
-Made by `python tests/benchmarks/effect/noise_table.py` from the files in `effect/results_noise`, which
-`python tests/benchmarks/effect/noise.py` writes. Machine: {machines}.
-
-Of the {size} training examples of the domain a share, in the heads of the columns, has labels that are flipped to one
-of the other classes, each as likely; which, the seed decides. The general corpus, validation and test are left as they
-are, so that the α of M_α is chosen on clean labels, which a noisy corpus need not have. All methods have one learning
-rate, {rate:g}, the middle of the grid of [EFFECT.md](EFFECT.md), where everything else is described: it was not chosen
-for any of them or for the noise. Generalised cross entropy has q = 0.7 and is the loss of domain examples only;
-distillation weighs M₀'s predictions as much as the labels throughout. All take as many steps, so that constant 0.5 and
-the rise read half as many domain examples as domain only, each example half as often.
-
-{resample_note}"""
-
-SUMMARY_NOTE = """Means over pairs, in points of accuracy, against domain only. *With noise*: wins–trades–ties–losses
-over pairs and shares above 0; a win is surely better (the 95% interval lies above 0) on a side and surely worse on
-none, a trade surely better on one and surely worse on the other."""
-
-
-def report(pairs: Mapping[str, Levels]) -> str:
-    """The whole page."""
+def summary(pairs: Mapping[str, Levels]) -> str:
+    """The tables over all pairs."""
     machines = sorted({machine for levels in pairs.values() for cell in levels.values() for machine in cell.machines})
-    most = max(SHARES)
-    parts = [
-        INTRODUCTION.format(machines="; ".join(machines), size=SIZE, rate=LEARNING_RATE, resample_note=RESAMPLE_NOTE),
-        "## What has been run\n\n" + count_table(pairs),
-        f"## What holds\n\nAccuracy on the domain at {most:.0%} noise.\n\n{what_holds(pairs)}",
-        SUMMARY_NOTE + "\n\n" + summary_table(pairs),
-    ]
-    for pair, levels in pairs.items():
-        parts += [
+    return "\n\n".join(
+        [
+            f"Machine: {'; '.join(machines)}.",
+            "## What has been run\n\n" + count_table(pairs),
+            f"## What holds on the domain at {max(SHARES):.0%} noise\n\n{what_holds(pairs)}",
+            "## Gains over domain only, in points\n\n" + summary_table(pairs),
+        ]
+    )
+
+
+def show_pair(pair: str, levels: Levels) -> str:
+    """The tables of a pair."""
+    return "\n\n".join(
+        [
             f"## {PAIRS[pair].title}",
             "### Accuracy on the domain\n\n" + accuracy_table(levels, "domain"),
             "### Accuracy on the general side\n\n" + accuracy_table(levels, "general"),
@@ -248,7 +230,7 @@ def report(pairs: Mapping[str, Levels]) -> str:
             "### Change of the domain's accuracy from clean labels\n\n" + fall_table(levels),
             "### Gain of the rise over constant 0.5\n\n" + order_table(levels),
         ]
-    return "\n\n".join(parts) + "\n"
+    )
 
 
 def count_table(pairs: Mapping[str, Levels]) -> str:
@@ -261,9 +243,7 @@ def count_table(pairs: Mapping[str, Levels]) -> str:
             trained = [] if cell is None else [one for one in cell.rows.values() if not one.is_interpolated]
             seeds = [len(one.seeds) for one in trained if one.method != BASE]
             row.append(
-                f"{len(seeds)} of {len(NOISE_METHODS)} methods, {span(seeds)} of {len(SEEDS)} seeds"
-                if seeds
-                else "no runs"
+                f"{len(seeds)} of {len(TITLES)} methods, {span(seeds)} of {len(SEEDS)} seeds" if seeds else "no runs"
             )
         rows.append(row)
     return format_table(["pair", *(f"{share:.0%}" for share in sorted(SHARES))], rows)
@@ -272,17 +252,18 @@ def count_table(pairs: Mapping[str, Levels]) -> str:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--pair", nargs="+", choices=NOISE_PAIRS, help="all tables of some pairs")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    found = load(args.results)
+    found = Store(args.results).load()
     pairs = {pair: levels for pair in NOISE_PAIRS if pair in found and (levels := levels_of(found[pair]))}
-    with new_file(args.output) as file:
-        file.write(report(pairs))
-    print(f"{sum(map(len, pairs.values()))} cells; {args.output} is written.")
+    if args.pair is None:
+        print(summary(pairs))
+    else:
+        print("\n\n".join(show_pair(pair, pairs[pair]) for pair in args.pair))
     return 0
 
 

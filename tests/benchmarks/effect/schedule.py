@@ -1,17 +1,15 @@
 """Which runs there are, and in which order, so that whatever has been done at any time makes a balanced table."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from effect.methods import BASE, METHODS, Method
 from effect.pairs import FULL, PAIRS, SIDES, SIZES, Pair
+from effect.store import Entry, Key
 from effect.training import Run
 from hf_interp.reporting.results import less_is_better
-from hf_interp.utils.files import read_json
 
 FIRST_SIZE = 300
 """The number of domain examples that comes first, with all methods."""
@@ -152,11 +150,11 @@ def _beyond(rates: Sequence[float], scores: Mapping[float, float]) -> list[float
     return [float(f"{best * ratio:.2g}")] if count < MOST_BEYOND else []
 
 
-def settle(planned: Planned, results: Path) -> Run | None:
+def settle(planned: Planned, done: Mapping[Key, Entry]) -> Run | None:
     """The run with its learning rate; `None` while that cannot be chosen yet."""
     rate = planned.learning_rate
     if rate is None:
-        found = search_results(planned, results)
+        found = search_results(planned, done)
         is_search = planned.seed == RATE_SEED
         rate = found.best if found.following is None else found.following if is_search and found.best else None
     if rate is None:
@@ -164,12 +162,12 @@ def settle(planned: Planned, results: Path) -> Run | None:
     return Run(pair=planned.pair, size=planned.size, method=planned.method, learning_rate=rate, seed=planned.seed)
 
 
-def search_results(planned: Planned, results: Path) -> Search:
-    """How far the search for a run's learning rate is, from the files that there are."""
+def search_results(planned: Planned, done: Mapping[Key, Entry]) -> Search:
+    """Return how far the search for a run's learning rate is, from the runs that are done."""
 
     def score(rate: float) -> float | None:
         run = Run(pair=planned.pair, size=planned.size, method=planned.method, learning_rate=rate, seed=RATE_SEED)
-        found = read_json(run.path(results))
+        found = done.get(run.key)
         return None if found is None else validation_score(found, planned.sides)
 
     return search(grid(PAIRS[planned.pair], METHODS[planned.method]), score)
@@ -180,12 +178,3 @@ def validation_score(entry: Mapping[str, Any], sides: Sequence[str] = SIDES) -> 
     sign = -1 if less_is_better(PAIRS[entry["pair"]].metric) else 1
     mean = sum(entry["validation"][side] for side in sides) / len(sides)
     return sign * mean if math.isfinite(mean) else -math.inf
-
-
-def load(results: Path) -> dict[str, list[dict[str, Any]]]:
-    """All results that there are, by pair."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(results.glob("*/*.json")):
-        entry: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault(entry["pair"], []).append(dict(entry))
-    return found

@@ -1,12 +1,14 @@
-"""The results so far as tables and figures: EFFECT.md, PNG files beside this program, and a summary for the README.
+"""The results so far, as tables on the screen and as figures; docs/evidence.md says what they mean.
 
-python tests/benchmarks/effect/table.py
-python tests/benchmarks/effect/table.py --results FOLDER --output FILE.md --figures FOLDER --summary FILE.md
+python tests/benchmarks/effect/table.py                            # every table over all cells
+python tests/benchmarks/effect/table.py --table order rates        # some of them
+python tests/benchmarks/effect/table.py --cell sentiment-finance/300 lm-law/full
+python tests/benchmarks/effect/table.py --figures docs/img         # draw pairs.png, sizes.png and order.png
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,15 +21,14 @@ from effect.frontier import CONSTANTS, gains
 from effect.methods import BASE, METHODS, REFERENCES
 from effect.order import CONTROLS, Gain, equal_rate_gains
 from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIZES
-from effect.schedule import SEEDS, load
+from effect.run import RESULTS
+from effect.schedule import SEEDS
 from effect.stats import Interval, span
+from effect.store import Store
 from effect.summary import VERDICTS, Summary, summarise, verdicts
 from hf_interp.utils.console import format_table
-from hf_interp.utils.files import new_file
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-OUTPUT = HERE.parent / "EFFECT.md"
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
 *MIXTURES, PLAIN = CONSTANTS
 AMOUNTS = [
     (size, method) for size in sorted(SIZES, key=lambda size: (size == FULL, size)) for method in (*MIXTURES, "linear")
@@ -142,7 +143,7 @@ def _gain_columns(cells: Sequence[Cell], method: str, control: str) -> list[str]
     return [str(len(both)), *means, _counts(verdicts(both, (method, False), (control, False)))]
 
 
-def equal_rate_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def equal_rate_table(results: Results) -> str:
     """The same at equal learning rates, over all runs that have one of the control."""
     rows = []
     for method, control in CONTROLS.items():
@@ -247,109 +248,9 @@ def missing_runs(cells: Sequence[Cell]) -> str:
     return format_table(["pair", *(str(size) for size in SIZES)], rows)
 
 
-def edge_note(cells: Sequence[Cell]) -> str:
-    """How often the best learning rate lies at an end of those tried, where a better one may lie beyond."""
-    found = [one for cell in cells for one in cell.searches.values()]
-    low, high = (sum(one.best == one.tried[end] for one in found) for end in (0, -1))
-    return f"Of {len(found)} chosen learning rates {low} are the lowest and {high} the highest of those tried."
-
-
-def precision_note(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """How many runs were computed in which precision; the first ones did not say, all of them in bfloat16."""
-    trained = [entry for entries in results.values() for entry in entries if entry["method"] != BASE]
-    count = sum(entry.get("precision", "bf16") == "bf16" for entry in trained)
-    return PRECISION.format(count=len(trained), bf16=count)
-
-
-def report(cells: Sequence[Cell], results: Mapping[str, Sequence[Mapping[str, Any]]], figures: Sequence[str]) -> str:
-    """The whole page."""
-    machines = sorted({machine for cell in cells for machine in cell.machines})
-    parts = [
-        INTRODUCTION.format(
-            machines="; ".join(machines),
-            edges=edge_note(cells),
-            resample_note=RESAMPLE_NOTE,
-            precision=precision_note(results),
-        ),
-        "## What has been run\n\n" + missing_runs(cells),
-        "## All cells together\n\n" + SUMMARY_NOTE + "\n\n" + summary_table(cells),
-        "## How much domain data?\n\n" + AMOUNT_NOTE + "\n\n" + amount_table(cells),
-        DOMAIN_NOTE + "\n\n" + domain_table(cells_of(results, rate_sides=[DOMAIN])),
-        "## Beyond constant mixtures?\n\n" + FRONTIER_NOTE + "\n\n" + frontier_table(cells),
-        "## Does the order matter?\n\n" + ORDER_NOTE + "\n\n" + order_table(cells),
-        EQUAL_RATE_NOTE + "\n\n" + equal_rate_table(results),
-        *(f"![{name}](effect/{name})" for name in figures),
-    ]
-    for cell in cells:
-        pair = PAIRS[cell.pair]
-        parts.append(
-            f"## {pair.title}, {_size_text(cell.size)} domain examples\n\n"
-            f"{pair.steps} steps of {pair.batch_size}; metric: {METRICS[pair.metric]}.\n\n{cell_table(cell)}"
-        )
-    return "\n\n".join(parts) + "\n"
-
-
 GAIN_COLUMNS = ("cells", "domain, points", "general, points", "domain, nats", "general, nats")
 NOTHING_YET = "No method and its control have been run yet."
 METRICS = {"accuracy": "accuracy", "f1": "F1 of entities", "loss": "loss in nats a token, of which less is better"}
-RESAMPLE_NOTE = """Intervals hold the middle 95% of 2,000 resamples of seeds and of test examples, drawn alike for both
-methods of a difference. With few seeds they are too narrow: the seeds that were not run are not in them."""
-INTRODUCTION = """# Does it help?
-
-Made by `python tests/benchmarks/effect/table.py` from the files in `effect/results`, which
-`python tests/benchmarks/effect/run.py` writes. Machine: {machines}.
-
-Every method starts from the same M₀ (the base model after training on the general corpus), takes the same number of
-optimizer steps and examples, AdamW with bias correction, 10% warm-up and, where nothing else is said, a linear decay.
-Its learning rate is the best by the mean of both sides on validation with seed 0, for every pair and number of domain
-examples: of three, and of up to two more beyond an end at which the best lies.
-{edges}
-A seed decides the order, dropout and which domain examples there are. "+ M_α" is the same run with its weights
-interpolated with M₀'s; α is the best of 0, 0.25, 0.5, 0.75 and 1 by the mean of both sides on half of the validation
-examples. Classifiers are MiniLM with frozen embeddings, cut to three layers (but all six for intents); language models
-are Llamas of three layers, 128 wide, pretrained on the general corpus alone. What the README concludes from all this is
-under [Does it help?](../../README.md#does-it-help).
-
-{resample_note}
-
-What else a reader should know:
-
-- A learning rate is chosen on validation with one seed. A high one that is best with it may break down with others, as
-  domain only does on the intents and, where the domain chooses, on the airlines with 300 examples. The grids were moved
-  once, and the rates beyond their ends added later, after runs whose test scores had been seen.
-- With a linear decay of the learning rate a linear rise weighs the domain with 33%, not 50%: what is read last counts
-  least. The tables under *Does the order matter?* have the same mixtures with other schedules of the rate.
-- The strengths of L2-SP (30) and of distillation (1) were not tuned, nor LoRA's rank (8, learning rates ten times as
-  high).
-- Domain examples of language models are blocks of 64 tokens. Summaries are measured by their loss, not by ROUGE.
-  Intents have one label set for both corpora. A model this small recommends books no better than by chance: that pair
-  comes last.
-- {precision}
-- Seconds are of the processor, in the fastest of a method's runs: the processors differed in speed."""
-PRECISION = """Of {count} runs {bf16} were computed with bfloat16 autocast, the others in float32, on processors that do
-  not multiply bfloat16. The same runs in the other precision (`run.py --pairs sentiment-airlines lm-law --sizes 1000
-  --seeds 0 --methods domain constant-0.5 --results FOLDER`) differed by 0.25 points on average and 1 at the most, and
-  by at most 0.0004 nats, without a direction."""
-SUMMARY_NOTE = """A cell is a pair at a number of domain examples. *Rank*: the mean over cells of the rank by the mean
-of both sides, among the rows that all cells have (1 is best). *Hypervolume*: area that the point (domain, general)
-dominates where the worst row of a cell is 0 and the best 1 on each side; with "+ M_α" the area of M_θ and M_α together.
-*Against*: wins–trades–ties–losses over cells; a win is surely better (the 95% interval lies above 0) on a side and
-surely worse on none, a trade surely better on one side and surely worse on the other. *Time*: of the
-processor in training, of the fastest run, as a multiple of domain only's."""
-AMOUNT_NOTE = """Mean gains over domain only by the number of domain examples there are, above 0 better; points are
-hundredths of accuracy or F1, nats are losses a token; wins–trades–ties–losses as above."""
-DOMAIN_NOTE = """And if nothing but the domain counts: every learning rate is that which is best on the domain's
-validation set (`run.py --sides domain`), the general side is not looked at. *Seeds*: those that both methods have at
-these rates. *Better–unsure–worse*: cells whose 95% interval of the domain gain lies above 0, holds 0, lies below 0."""
-FRONTIER_NOTE = """A method that reads more domain data is better on the domain and worse on the general side, for
-which no method is needed. Constant mixtures with α = 0.25, 0.5, 0.75 and 1 trace a line of points (domain, general):
-the gain is a method's domain score less the best on that line with at least its general score, mean over cells. What
-constant mixtures reach bends outwards between the four, so that others of them, those "matched" below, may lie above
-the line too. *Above–between–below*: cells whose 95% interval of the gain lies above 0, holds 0, lies below 0. The right
-half compares M_α of the method with M_α of the constant mixtures."""
-EQUAL_RATE_NOTE = """And at equal learning rates, over every rate, size and seed at which both have been run: mean over
-pairs ± its standard error over pairs."""
-ORDER_NOTE = """The control reads as many domain examples, evenly mixed. Columns as under *How much domain data?*"""
 
 
 def summary_section(cells: Sequence[Cell]) -> str:
@@ -375,39 +276,85 @@ def _volume(found: Summary) -> str:
     return "" if found.volume is None else f"{found.volume:.3f}"
 
 
-# Figures.
+def notes(results: Results, cells: Sequence[Cell]) -> str:
+    """What the runs have in common: machines, precision, and whether the grids of learning rates were wide enough."""
+    machines = sorted({machine for cell in cells for machine in cell.machines})
+    trained = [entry for entries in results.values() for entry in entries if entry["method"] != BASE]
+    # The first runs did not say; all of them were computed in bfloat16.
+    bf16 = sum(entry.get("precision", "bf16") == "bf16" for entry in trained)
+    return "\n".join(
+        [
+            f"{len(trained)} runs, {bf16} of them with bfloat16 autocast, the others in float32. "
+            f"Machine: {'; '.join(machines)}.",
+            edge_note(cells),
+        ]
+    )
+
+
+def edge_note(cells: Sequence[Cell]) -> str:
+    """How often the best learning rate lies at an end of those tried, where a better one may lie beyond."""
+    found = [one for cell in cells for one in cell.searches.values()]
+    low, high = (sum(one.best == one.tried[end] for one in found) for end in (0, -1))
+    return f"Of {len(found)} chosen learning rates {low} are the lowest and {high} the highest of those tried."
+
+
+TABLES: dict[str, tuple[str, Callable[[Results, Sequence[Cell]], str]]] = {
+    "notes": ("What the runs have in common", notes),
+    "runs": ("What has been run", lambda results, cells: missing_runs(cells)),
+    "all": ("All cells together", lambda results, cells: summary_table(cells)),
+    "short": ("Some methods over all cells", lambda results, cells: summary_section(cells)),
+    "amount": ("How much domain data?", lambda results, cells: amount_table(cells)),
+    "domain": (
+        "How much, if nothing but the domain counts?",
+        lambda results, cells: domain_table(cells_of(results, rate_sides=[DOMAIN])),
+    ),
+    "frontier": ("Beyond constant mixtures?", lambda results, cells: frontier_table(cells)),
+    "order": ("Does the order matter?", lambda results, cells: order_table(cells)),
+    "rates": ("Does the order matter at equal learning rates?", lambda results, cells: equal_rate_table(results)),
+}
+"""Name on the command line → title, and what makes the table."""
+
+
+def show_cell(cell: Cell) -> str:
+    """All methods in a cell, with its title."""
+    pair = PAIRS[cell.pair]
+    return (
+        f"## {pair.title}, {_size_text(cell.size)} domain examples\n\n"
+        f"{pair.steps} steps of {pair.batch_size}; metric: {METRICS[pair.metric]}.\n\n{cell_table(cell)}"
+    )
 
 
 def draw_figures(cells: Sequence[Cell], folder: Path) -> list[str]:
     """Draw what there is; returns the names of the files."""
     from effect import figures
 
-    drawn: list[str] = []
-    for name, draw in figures.FIGURES.items():
-        if draw(cells, folder / name):
-            drawn.append(name)
-    return drawn
+    return [name for name, draw in figures.FIGURES.items() if draw(cells, folder / name)]
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--figures", type=Path, default=HERE, help="folder of the figures")
-    parser.add_argument("--summary", type=Path, help="also write the README's table here")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES), help="default: all")
+    shown.add_argument("--cell", nargs="+", metavar="PAIR/SIZE", help="all methods of some cells")
+    shown.add_argument("--figures", type=Path, metavar="FOLDER", help="draw the figures into a folder")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    results = load(args.results)
+    results = Store(args.results).load()
     cells = cells_of(results)
-    with new_file(args.output) as file:
-        file.write(report(cells, results, draw_figures(cells, args.figures)))
-    if args.summary is not None:
-        with new_file(args.summary) as file:
-            file.write(summary_section(cells))
-    print(f"{len(cells)} cells; {args.output} is written.")
+    if args.figures is not None:
+        print(f"Drawn in {args.figures}: {', '.join(draw_figures(cells, args.figures)) or 'nothing'}.")
+    elif args.cell is not None:
+        by_name = {f"{cell.pair}/{cell.size}": cell for cell in cells}
+        if unknown := [name for name in args.cell if name not in by_name]:
+            raise SystemExit(f"There are no runs of {', '.join(unknown)}. Choose from {', '.join(by_name)}.")
+        print("\n\n".join(show_cell(by_name[name]) for name in args.cell))
+    else:
+        chosen = (TABLES[name] for name in args.table)
+        print("\n\n".join(f"## {title}\n\n{make(results, cells)}" for title, make in chosen))
     return 0
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from effect.bases import base_model, freeze_embeddings
 from effect.methods import BASE, METHODS, AverageWeights, Method
 from effect.outcomes import Outcomes, counts_of, outcomes_of, pack
 from effect.pairs import FULL, PAIRS, Pair
+from effect.store import Key, key_of
 from hf_interp.commands.compare import QUIET, quiet_bar
 from hf_interp.mixture.corpus import Corpus, with_dataset
 from hf_interp.selection.scoring import predict
@@ -32,7 +34,7 @@ ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one file of results is about.
+    """What a row of results is about.
 
     Args:
         pair, method: keys of `PAIRS` and `METHODS`; the method may be M₀.
@@ -47,11 +49,10 @@ class Run:
     learning_rate: float
     seed: int
 
-    def path(self, results: Path) -> Path:
-        """The file of its results."""
-        if self.method == BASE:
-            return results / self.pair / f"{BASE}.json"
-        return results / self.pair / f"{self.size}_{self.method}_{self.learning_rate:g}_{self.seed}.json"
+    @property
+    def key(self) -> Key:
+        """What tells it from other runs."""
+        return key_of(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def pick(dataset: datasets.Dataset, size: int | str, seed: int = 0) -> datasets.
 
 
 def do_run(run: Run, folder: Path, device: str = "cpu") -> dict[str, Any]:
-    """Train and evaluate; returns what goes into the file of results.
+    """Train and evaluate; returns what goes into the results.
 
     Args:
         run: what to do.
@@ -148,7 +149,7 @@ def _evaluate_base(setup: Setup, place: str) -> dict[str, Any]:
         "batch_size": setup.pair.batch_size,
         "num_train": {corpus.name: len(corpus.dataset) for corpus in setup.data.corpora},
         "machine": _machine(trainer),
-        "versions": {name: _version(name) for name in ("torch", "transformers")},
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers")),
         "validation": {side: round(found.value, 5) for side, found in validation.items()},
         "counts": {side: found if len(set(found)) > 1 else [found[0], len(found)] for side, found in counts.items()},
         "test": {side: pack(setup.pair.metric, found) for side, found in test.items()},
@@ -209,8 +210,8 @@ def train_method(
         "precision": "bf16" if trainer.args.bf16 else "fp32",
         "validation": {side: round(found[-1], 5) for side, found in values.items()},
         "curve": {
-            "alphas": curve.alphas,
-            **{side: [round(value, 4) for value in found] for side, found in values.items()},
+            side: {f"{alpha:g}": round(value, 4) for alpha, value in zip(curve.alphas, found, strict=True)}
+            for side, found in values.items()
         },
         "alpha": curve.alpha,
         "test": {side: pack(pair.metric, found) for side, found in trained.items()},
@@ -239,9 +240,3 @@ def _machine(trainer: Any) -> str:
         return torch.cuda.get_device_name(trainer.args.device)
     found = describe_machine()
     return f"{found['processor']}, {torch.get_num_threads()} thread of {found['cores']} cores"
-
-
-def _version(name: str) -> str:
-    from importlib.metadata import version
-
-    return version(name)
