@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PrinterCallback
+from transformers import PrinterCallback, Trainer
 
 from hf_interp.mixture.apportionment import SIDES, Side
 from hf_interp.mixture.corpus import Corpus
@@ -29,6 +29,7 @@ from hf_interp.tasks.task import get_task
 from hf_interp.training.config import InterpolationConfig
 
 Array = npt.NDArray[np.float64]
+Rows = Sequence[Mapping[str, Any]]
 
 NUM_EXAMPLES = 500
 """Of each side."""
@@ -36,8 +37,6 @@ FEWEST_EXAMPLES = 10
 FOLDS = 5
 PENALTIES = np.logspace(-2, 4, 13)
 """Among which the classifier's is chosen, within the folds that it is fitted on."""
-Z = 1.96
-"""Standard deviations to the ends of a 95% interval."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """What features are made of: labels and masks for a loss would tell the sides of different objectives apart."""
 
@@ -80,7 +79,7 @@ class ProxyDistance:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainDistance:
-    """What `measure_distance` found.
+    """Result of `measure_distance`.
 
     Args:
         distance: the proxy A-distance.
@@ -99,23 +98,11 @@ class DomainDistance:
     seconds: float
     seed: int
 
-    @property
-    def known_losses(self) -> dict[str, float] | None:
-        """The loss by side; `None` unless both are known, above 0 and hence comparable."""
-        found = {side: loss.value for side, loss in self.losses.items() if loss is not None and loss.value > 0}
-        return found if len(found) == len(self.losses) else None
-
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            **asdict(self.distance),
-            "interval": list(self.distance.interval),
-            "losses": {side: loss and asdict(loss) for side, loss in self.losses.items()},
-            "is_held_out": self.is_held_out,
-            "notes": list(self.notes),
-            "seconds": round(self.seconds, 2),
-            "seed": self.seed,
-        }
+        """Return plain values, for JSON."""
+        found = asdict(self)
+        whole = {**found.pop("distance"), **found, "seconds": round(self.seconds, 2)}
+        return {**whole, "interval": list(self.distance.interval), "notes": list(self.notes)}
 
 
 def check_both_sides(sides: Sequence[str]) -> None:
@@ -135,7 +122,7 @@ def check_both_sides(sides: Sequence[str]) -> None:
 def measure_distance(
     recipe: Recipe, args: InterpolationConfig, data: Data, *, num_examples: int = NUM_EXAMPLES, seed: int = 0
 ) -> DomainDistance:
-    """How far apart the corpora of a recipe are for its pretrained model, before it is trained.
+    """Measure how far apart the corpora of a recipe are for its pretrained model, before it is trained.
 
     Features are means of the last hidden state of the model without its head (the encoder's of an encoder-decoder)
     over the tokens of an example. The classifier is a ridge regression on standardised features; its errors are counted
@@ -143,8 +130,8 @@ def measure_distance(
     the classifier finds less, and the distance is smaller. Pieces of one text in several examples, as packing makes
     them, make it larger.
 
-    The loss is that of the model on the recipe's validation or evaluation sets `general` and `domain` (or as its
-    `alpha_search` calls them), or without both on the same training examples; as the task or the objective has it.
+    The loss is that of the model's own task on the recipe's validation or evaluation sets `general` and `domain` (or as
+    its `alpha_search` calls them), or without both on the same training examples.
 
     Args:
         recipe, args, data: what would be trained (see `hf_interp.train`). An adapter is left out: it is not M₀'s.
@@ -159,10 +146,8 @@ def measure_distance(
         raise ValueError(f"A distance needs at least {FEWEST_EXAMPLES} examples of each side, got {num_examples}.")
     begin = time.perf_counter()
     shares = {corpus["name"]: corpus["share"] for corpus in plan_data(data, args).summary()["corpora"]}
-    drawn = {
-        corpus.name: draw_examples(corpus, round(num_examples * shares[corpus.name]), seed) for corpus in data.corpora
-    }
-    rows = {side: [row for each in data.corpora if each.side == side for row in drawn[each.name]] for side in SIDES}
+    drawn = [(each, draw_examples(each, round(num_examples * shares[each.name]), seed)) for each in data.corpora]
+    rows = {side: [row for each, found in drawn if each.side == side for row in found] for side in SIDES}
     for side, found in rows.items():
         if len(found) < FEWEST_EXAMPLES:
             raise ValueError(
@@ -170,38 +155,38 @@ def measure_distance(
                 f"{len(found)}. Add examples, or leave out --distance."
             )
     held_out = held_out_sets(recipe, data)
-    evaluated = {each.name: draw_examples(each, num_examples, seed) for each in held_out} or drawn
-    with tempfile.TemporaryDirectory() as place:
-        evaluators = _Evaluators(recipe, args, data, place)
-        features = {side: pooled_features(evaluators.backbone, rows[side], evaluators.size) for side in SIDES}
-        losses: dict[str, SideLoss | None] = {}
-        notes = []
-        for side in SIDES:
-            parts = [(each.objective, evaluated[each.name]) for each in held_out or data.corpora if each.side == side]
-            losses[side], note = evaluators.loss(side, parts)
-            notes.append(note)
+    evaluated = [(each, draw_examples(each, num_examples, seed)) for each in held_out] or drawn
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, new_names = _open_base(recipe, args, data, folder)
+        model = trainer.model.eval()
+        backbone = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model.base_model
+        features = {side: pooled_features(backbone, rows[side], args.per_device_eval_batch_size) for side in SIDES}
+        losses = {
+            side: _side_loss(recipe, trainer, new_names, side, [pair for pair in evaluated if pair[0].side == side])
+            for side in SIDES
+        }
     return DomainDistance(
         distance=proxy_distance(features["general"], features["domain"], seed=seed),
-        losses=losses,
+        losses={side: None if isinstance(loss, str) else loss for side, loss in losses.items()},
         is_held_out=bool(held_out),
-        notes=tuple(dict.fromkeys(filter(None, notes))),
+        notes=tuple(loss for loss in losses.values() if isinstance(loss, str)),
         seconds=time.perf_counter() - begin,
         seed=seed,
     )
 
 
 def held_out_sets(recipe: Recipe, data: Data) -> list[Corpus]:
-    """The validation sets of both sides, or else the evaluation sets; nothing unless both sides are there."""
+    """Return the validation sets of both sides, or else the evaluation sets; nothing unless both sides are there."""
     search = recipe.alpha_search or AlphaSearch()
+    names: dict[Side, str] = {"general": search.general, "domain": search.domain}
     for group, sets in ((recipe.validation_corpora, data.validation_sets), (recipe.eval_corpora, data.eval_sets)):
-        names: dict[Side, str] = {"general": search.general, "domain": search.domain}
         if all(name in sets for name in names.values()):
             return [Corpus(name, sets[name], side, objective=group[name].objective) for side, name in names.items()]
     return []
 
 
 def proxy_distance(general: Array, domain: Array, *, seed: int = 0) -> ProxyDistance:
-    """The proxy A-distance of two samples of features.
+    """Return the proxy A-distance of two samples of features.
 
     Args:
         general, domain: (num_examples, num_features). Of the longer as many rows are drawn as the other has.
@@ -214,6 +199,7 @@ def proxy_distance(general: Array, domain: Array, *, seed: int = 0) -> ProxyDist
     >>> proxy_distance(rows, rows + 100.0).value
     2.0
     """
+    from scipy.stats import binomtest
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -228,18 +214,19 @@ def proxy_distance(general: Array, domain: Array, *, seed: int = 0) -> ProxyDist
     classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(PENALTIES))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     errors = int((cross_val_predict(classifier, rows, sides, cv=folds) != sides).sum())
-    low, high = wilson_interval(errors, 2 * count)
-    error = errors / (2 * count)
+    found = binomtest(errors, 2 * count)
+    low, high = found.proportion_ci(method="wilson")
+    error = float(found.statistic)
     return ProxyDistance(
         value=distance_of(error),
-        interval=(distance_of(high), distance_of(low)),
+        interval=(distance_of(float(high)), distance_of(float(low))),
         error=error,
         num_examples=count,
     )
 
 
 def distance_of(error: float) -> float:
-    """2·(1 − 2ε), or 0 where the classifier is worse than guessing.
+    """Return 2·(1 − 2ε), or 0 where the classifier is worse than guessing.
 
     >>> distance_of(0.0), distance_of(0.25), distance_of(0.6)
     (2.0, 1.0, 0.0)
@@ -247,20 +234,8 @@ def distance_of(error: float) -> float:
     return max(0.0, 2 * (1 - 2 * error))
 
 
-def wilson_interval(hits: int, total: int) -> tuple[float, float]:
-    """The 95% interval of a probability (Wilson 1927).
-
-    >>> [round(end, 3) for end in wilson_interval(0, 100)]
-    [0.0, 0.037]
-    """
-    share, square = hits / total, Z * Z / total
-    middle = (share + square / 2) / (1 + square)
-    margin = Z * math.sqrt(share * (1 - share) / total + square / (4 * total)) / (1 + square)
-    return max(0.0, middle - margin), min(1.0, middle + margin)
-
-
 def draw_examples(corpus: Corpus, size: int, seed: int) -> list[Mapping[str, Any]]:
-    """Rows of a corpus drawn with a seed, all if there are no more; of a stream the first."""
+    """Draw rows of a corpus with a seed, all if there are no more; of a stream take the first."""
     if corpus.is_stream:
         return list(islice(iter(corpus.dataset), size))
     generator = np.random.default_rng([seed, *corpus.name.encode()])
@@ -268,8 +243,8 @@ def draw_examples(corpus: Corpus, size: int, seed: int) -> list[Mapping[str, Any
     return [corpus.dataset[int(index)] for index in chosen]
 
 
-def pooled_features(backbone: Any, rows: Sequence[Mapping[str, Any]], batch_size: int = 32) -> Array:
-    """Means of a model's last hidden state over the tokens of each row: (num_rows, hidden_size).
+def pooled_features(backbone: Any, rows: Rows, batch_size: int = 32) -> Array:
+    """Return means of a model's last hidden state over the tokens of each row: (num_rows, hidden_size).
 
     Args:
         backbone: a model without a head, in evaluation mode.
@@ -297,7 +272,7 @@ def pooled_features(backbone: Any, rows: Sequence[Mapping[str, Any]], batch_size
 
 
 def format_distance(found: Mapping[str, Any]) -> str:
-    """`DomainDistance.to_dict()` as lines for the terminal."""
+    """Return `DomainDistance.to_dict()` as lines for the terminal."""
     low, high = found["interval"]
     lines = [
         f"distance of the sides for M₀: d_A = {found['value']:.2f}, 95% interval {low:.2f} to {high:.2f}",
@@ -315,84 +290,59 @@ def format_distance(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-class _Evaluators:
-    """M₀ with the head of each objective that is asked for, in a trainer that evaluates it."""
+def _open_base(recipe: Recipe, args: InterpolationConfig, data: Data, folder: str) -> tuple[Trainer, list[str]]:
+    """Open M₀ in a trainer that evaluates it, and writes and tells nothing; return also the names of a new head."""
+    task = get_task(recipe.task)
+    model, new_names = load_model(recipe, revision=recipe.model_revision)
+    prepare_model(recipe, task, model, data.tokenizer)
+    arguments = InterpolationConfig(
+        output_dir=folder,
+        max_steps=1,
+        per_device_eval_batch_size=args.per_device_eval_batch_size,
+        use_cpu=args.use_cpu,
+        seed=args.seed,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
+    )
+    trainer: Trainer = trainer_class(task)(
+        model=model,
+        args=arguments,
+        data_collator=task.collator(data.tokenizer, recipe),
+        processing_class=data.tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, new_names
 
-    def __init__(self, recipe: Recipe, args: InterpolationConfig, data: Data, place: str) -> None:
-        self.recipe, self.data = recipe, data
-        self.size = args.per_device_eval_batch_size
-        self._args = args
-        self._place = place
-        self._opened: dict[str | None, tuple[Any, list[str]]] = {}
 
-    @property
-    def backbone(self) -> Any:
-        """M₀ without a head; of an encoder-decoder its encoder."""
-        trainer, _ = self._open(self.data.corpora[0].objective)
-        model = trainer.model.eval()
-        if getattr(model.config, "is_encoder_decoder", False):
-            return model.get_encoder()
-        return model.base_model
-
-    def loss(
-        self, side: str, parts: Sequence[tuple[str | None, list[Mapping[str, Any]]]]
-    ) -> tuple[SideLoss | None, str | None]:
-        """M₀'s loss on the rows of a side, or why there is none."""
-        objectives = list(dict.fromkeys(objective for objective, _ in parts))
-        if len(objectives) > 1:
-            return None, f"The {side} side has no one loss: its corpora train {len(objectives)} objectives."
-        trainer, new_names = self._open(objectives[0])
-        if new_names:
-            return None, (
-                f"M₀ has no loss on the {side} side: its head for the task is new ({', '.join(new_names)}), and says "
-                "nothing yet."
-            )
-        found = predict(trainer, [row for _, rows in parts for row in rows])
-        if not found.has_losses or found.counts.sum() == 0:
-            return None, f"M₀'s loss on the {side} side cannot be told by its logits and labels."
-        value, error = summarise(ratio_units(found.losses, found.counts))
-        own = self.recipe.for_objective(objectives[0])
-        task = get_task(own.task)
-        return SideLoss(
-            value=value,
-            standard_error=error,
-            num_examples=len(found.losses),
-            unit="squared error" if own.problem_type == "regression" else "nats",
-            perplexity=math.exp(value) if task.is_packed or task.generates else None,
-        ), None
-
-    def _open(self, objective: str | None) -> tuple[Any, list[str]]:
-        if objective not in self._opened:
-            own = self.recipe.for_objective(objective)
-            task = get_task(own.task)
-            model, new_names = load_model(own, revision=own.model_revision)
-            prepare_model(own, task, model, self.data.tokenizer)
-            trainer = trainer_class(task)(
-                model=model,
-                args=self._arguments(),
-                data_collator=task.collator(self.data.tokenizer, own),
-                processing_class=self.data.tokenizer,
-            )
-            trainer.remove_callback(PrinterCallback)
-            self._opened[objective] = trainer, new_names
-        return self._opened[objective]
-
-    def _arguments(self) -> InterpolationConfig:
-        """What evaluates, and writes and tells nothing; of the run's arguments those that say where and how much."""
-        return InterpolationConfig(
-            output_dir=self._place,
-            max_steps=1,
-            per_device_eval_batch_size=self.size,
-            use_cpu=self._args.use_cpu,
-            seed=self._args.seed,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=self._args.dataloader_pin_memory and torch.accelerator.is_available(),
+def _side_loss(
+    recipe: Recipe, trainer: Trainer, new_names: Sequence[str], side: str, parts: Sequence[tuple[Corpus, Rows]]
+) -> SideLoss | str:
+    """Return M₀'s loss on the rows of a side, or why there is none."""
+    others = [corpus.objective for corpus, _ in parts if corpus.objective is not None]
+    if others:
+        return f"M₀ has no loss of its task on the {side} side, which trains the objective {others[0]}."
+    if new_names:
+        return (
+            f"M₀ has no loss on the {side} side: its head for the task is new ({', '.join(new_names)}), and says "
+            "nothing yet."
         )
+    found = predict(trainer, [row for _, rows in parts for row in rows])
+    if not found.has_losses or found.counts.sum() == 0:
+        return f"M₀'s loss on the {side} side cannot be told by its logits and labels."
+    value, error = summarise(ratio_units(found.losses, found.counts))
+    task = get_task(recipe.task)
+    return SideLoss(
+        value=value,
+        standard_error=error,
+        num_examples=len(found.losses),
+        unit="squared error" if recipe.problem_type == "regression" else "nats",
+        perplexity=math.exp(value) if task.is_packed or task.generates else None,
+    )
 
 
-def _batches(rows: Sequence[Mapping[str, Any]], size: int, pad: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Rows in batches, padded on the right, where padding moves no token."""
+def _batches(rows: Rows, size: int, pad: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield rows in batches, padded on the right, where padding moves no token."""
     for first in range(0, len(rows), size):
         batch = rows[first : first + size]
         if any(len(row.get("input_ids", ())) == 0 for row in batch):
