@@ -6,25 +6,12 @@ import math
 import os
 import random
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-    set_seed,
-)
+from toy_recipes import ENGLISH, FRENCH, GROUPS, REVIEWS, on_toy_files, toy_tokenizer, write_toy_models
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_interp.commands.curve import curve_run
 from hf_interp.reporting.curve import load_curve
@@ -32,14 +19,12 @@ from hf_interp.reporting.results import RunResults
 from hf_interp.tasks.build import check_recipe
 from hf_interp.tasks.columns import label_resolver
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
-from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.task import TASKS
 from hf_interp.train import run_recipe
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("HF_INTERP_DATA", ROOT.parent / "shared" / "data"))
 LOCAL = {"finance": "financial_phrasebank_50agree", "airlines": "airline_tweets"}
-GROUPS = ("corpora", "eval_corpora", "validation_corpora")
 RECIPES = [
     path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if "corpora" in yaml.safe_load(path.read_text("utf-8"))
 ]
@@ -64,6 +49,8 @@ def test_a_recipe_is_valid_as_it_is_written(path: Path) -> None:
         judged = recipe.eval_corpora[name]
         assert (corpus.path, corpus.split, corpus.objective) != (judged.path, judged.split, judged.objective)
         assert corpus.objective == judged.objective
+    assert {corpus.side for corpus in recipe.corpora.values()} == {"general", "domain"}
+    assert args.max_steps > 0
     assert str(args.output_dir).startswith("runs/")
 
 
@@ -104,127 +91,10 @@ def test_the_numbers_of_tags_become_tags(name: str, numbers: list[str]) -> None:
 
 # Every recipe for two steps: toy models, and toy files in the place of its corpora.
 
-ENGLISH = ["the", "a", "model", "court", "cell", "price", "falls", "rises", "slowly", "today", "user", "assistant"]
-FRENCH = ["le", "un", "modèle", "prix", "tombe", "monte", "lentement", "aujourd'hui"]
-REVIEWS = ["味道很好，送餐很快。", "饭是凉的，很失望。", "质量不错，下次还买。", "包装破了，客服不回复。"]
-SPECIAL = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
-LENGTH = 16  # of the examples of the toy runs, in tokens
-
-
-def toy_tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    """English and French words, and Chinese characters; other marks are unknown, as those of a chat."""
-    characters = sorted({character for review in REVIEWS for character in review})
-    marks = [*SPECIAL.values(), *ENGLISH, *FRENCH, "'", "aujourd", "hui", *characters]
-    vocabulary = {mark: number for number, mark in enumerate(dict.fromkeys(marks))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, handle_chinese_chars=True, strip_accents=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    if not special:  # BERT's
-        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL, **special)
-
 
 @pytest.fixture(scope="module")
 def toy_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders with an untrained encoder, decoder and encoder-decoder, each with the toy tokenizer."""
-    ends = {"encoder": {}, "decoder": {"eos_token": "[SEP]"}, "encoder-decoder": {"eos_token": "[SEP]"}}
-    folders = {}
-    for kind, special in ends.items():
-        tokenizer, folder = toy_tokenizer(**special), tmp_path_factory.mktemp(kind)
-        size, ids = len(tokenizer), {"pad_token_id": 0, "eos_token_id": 3}
-        set_seed(3)
-        if kind == "encoder":
-            shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-            model: Any = BertForMaskedLM(BertConfig(vocab_size=size, max_position_embeddings=32, **shape))
-        elif kind == "decoder":
-            shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-            model = LlamaForCausalLM(LlamaConfig(vocab_size=size, bos_token_id=None, **ids, **shape))
-        else:
-            shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-            model = T5ForConditionalGeneration(T5Config(vocab_size=size, decoder_start_token_id=0, **ids, **shape))
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        folders[kind] = folder
-    return folders
-
-
-def model_kind(task: str) -> str:
-    kinds = {"AutoModelForCausalLM": "decoder", "AutoModelForSeq2SeqLM": "encoder-decoder"}
-    return kinds.get(TASKS[task].info.auto_class, "encoder")
-
-
-def toy_row(recipe: Recipe, corpus: CorpusConfig, number: int, texts: list[str]) -> dict[str, Any]:
-    """Row `number` of a file that has the columns which a corpus is said to have."""
-    draw = random.Random(number)
-    labels = [label for label in recipe.label_names or [] if not label.startswith("I-")]
-    words = [draw.choice(ENGLISH) for _ in range(3 + number % 5)]
-    label = labels[number % len(labels)] if labels else None
-    turns = [
-        {corpus.role_key: role, corpus.content_key: word}
-        for role, word in zip(("user", "assistant"), words, strict=False)
-    ]
-    values = {
-        "text": texts[number % len(texts)],
-        "words": words,
-        "tags": [labels[(number + place) % len(labels)] for place in range(len(words))] if labels else None,
-        "class": label,
-        "classes": [label],
-        "number": float(number),
-        "turns": turns,
-    }
-    row: dict[str, Any] = {}
-    for column, kind in TASKS[recipe.task].columns(recipe, corpus).items():
-        *outer, last = corpus.source(column).split(".")
-        place = row
-        for step in outer:
-            place = place.setdefault(step, {})
-        place[last] = values["text" if kind in ("any text", "prose") else kind]
-    kept = {name: value[0] if isinstance(value, list) else value for name, value in (corpus.where or {}).items()}
-    return {**row, **kept}
-
-
-def toy_texts(path: Path) -> list[str]:
-    """Texts of the recipe's language, some longer than an example."""
-    if path.parent.name == "sentiment_zh":
-        return REVIEWS
-    draw = random.Random(1)
-    return [" ".join(draw.choice(ENGLISH + FRENCH) for _ in range(length)) for length in range(4, 2 * LENGTH, 3)]
-
-
-def on_toy_files(path: Path, toy_models: Mapping[str, Path], folder: Path, flags: list[str]) -> dict[str, Any]:
-    """A recipe with toy files of 40 rows for its corpora, a toy model, and sizes that fit them."""
-    recipe = load_recipe(path, flags)
-    parsed, _ = parse_recipe(recipe)
-    for group in GROUPS:
-        for name, corpus in getattr(parsed, group).items():
-            own = parsed.for_objective(corpus.objective)
-            rows = [toy_row(own, corpus, number, toy_texts(path)) for number in range(40)]
-            file = folder / f"{group}-{name}.jsonl"
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-            recipe[group][name]["path"] = str(file)
-    sizes = {
-        "model_name_or_path": str(toy_models[model_kind(parsed.task)]),
-        "max_length": LENGTH * (4 if any(corpus.messages_column for corpus in parsed.corpora.values()) else 1),
-        "max_target_length": 8,
-        "generation_max_length": 8,
-        "output_dir": str(folder / "out"),
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "eval_steps": 1,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "alpha_search": {**(recipe.get("alpha_search") or {}), "method": "grid", "alphas": 2},
-    }
-    return {**recipe, **sizes}
+    return write_toy_models(tmp_path_factory.mktemp("toy_models"))
 
 
 def check_run(results: RunResults, folder: Path) -> None:
@@ -242,7 +112,9 @@ def check_run(results: RunResults, folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*is ill-defined")
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_a_recipe_runs_on_toy_files(path: Path, toy_models: dict[str, Path], tmp_path: Path) -> None:
-    results = run_recipe(on_toy_files(path, toy_models, tmp_path, ["--max_steps", "2"]))
+    results = run_recipe(
+        on_toy_files(path, toy_models, tmp_path, ["--max_steps", "2", "--alpha_schedule_type", "linear"])
+    )
     assert [entry["alpha"] for entry in results.log_history if "loss" in entry] == [0.0, 1.0]
     check_run(results, tmp_path / "out")
     before = load_curve(tmp_path / "out" / "curve.json")
@@ -326,6 +198,8 @@ def test_the_sentiment_recipes_train_on_real_data(domain: str, tmp_path: Path) -
         "3",
         "--eval_strategy",
         "no",
+        "--alpha_schedule_type",
+        "linear",
     ]
     for group, split in (("corpora", "train"), ("eval_corpora", "test"), ("validation_corpora", "validation")):
         for side, folder in (("general", "rotten_tomatoes"), ("domain", LOCAL[domain])):

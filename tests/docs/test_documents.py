@@ -1,0 +1,114 @@
+"""The documents: every block runs as a reader types it, every link leads somewhere, every name is there."""
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from document_files import LAYS
+from documents import PYTHONS, SHELLS, SHOWN, Reader, read_blocks
+from hub_server import HubServer
+
+from hf_interp.tasks.recipe import Recipe
+from hf_interp.training.config import InterpolationConfig
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("recipes/*/README.md"))]
+QUICK = {"README.md"}
+"""Documents whose blocks run by default; those of the others are slow."""
+PAGES = sorted({*DOCUMENTS, *ROOT.glob("model_cards/**/*.md"), *ROOT.glob("tests/**/*.md")})
+FIELDS = Recipe.__dataclass_fields__.keys() | InterpolationConfig.__dataclass_fields__.keys()
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+COMMANDS = re.compile(r"^\$? ?(hf-interp|python|pip|accelerate|git) ", re.MULTILINE)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def tier(path: Path) -> list[pytest.MarkDecorator]:
+    return [] if name_of(path) in QUICK else [pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_a_block_is_run_or_declared(path: Path) -> None:
+    for block in read_blocks(path.read_text("utf-8")):
+        assert block.language in (*SHELLS, *PYTHONS, *SHOWN), f"line {block.line}: what is {block.language!r}?"
+        if block.language in SHOWN:
+            assert not COMMANDS.search(block.text), f"line {block.line}: a command must stand in a block of bash"
+            assert not block.declared or "write" in block.declared
+        assert block.typed()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_a_block_of_yaml_names_fields_that_there_are(path: Path) -> None:
+    for block in read_blocks(path.read_text("utf-8")):
+        if block.language == "yaml":
+            assert yaml.safe_load(block.text).keys() <= FIELDS, f"line {block.line}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if name_of(path) in QUICK else pytest.mark.slow, id=name_of(path))
+        for path in DOCUMENTS
+    ],
+)
+def test_the_blocks_run_as_they_are_typed(path: Path, tmp_path: Path, server: HubServer) -> None:
+    folder, home = tmp_path / "fresh", tmp_path / "home"
+    folder.mkdir()
+    home.mkdir()
+    server.reset()
+    with Reader(folder, LAYS, server.environment(home)) as reader:
+        for block in read_blocks(path.read_text("utf-8")):
+            reader.type(block)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_a_link_leads_to_a_file_and_a_heading(path: Path) -> None:
+    for target in LINK.findall(path.read_text("utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        place = (path.parent / file).resolve() if file else path
+        assert place.exists(), f"{target}: there is no such file"
+        if anchor and place.suffix == ".md":
+            assert anchor in anchors(place), f"{target}: there is no such heading"
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_a_name_of_the_package_is_there(path: Path) -> None:
+    text = path.read_text("utf-8")
+    for name in sorted(set(re.findall(r"\bhf_interp(?:\.[A-Za-z_]\w*)+", text))):
+        assert is_there(name), f"there is no {name}"
+    for file in sorted(set(re.findall(r"\b(?:hf_interp|tests|recipes)/[\w./-]+\.(?:py|md|yaml|png)\b", text))):
+        assert (ROOT / file).is_file(), f"there is no {file}"
+
+
+def is_there(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    module, *rest = name.split(".")
+    found = importlib.import_module(module)
+    for part in rest:
+        if not hasattr(found, part):
+            try:
+                importlib.import_module(f"{found.__name__}.{part}")
+            except (ImportError, AttributeError):
+                return False
+        found = getattr(found, part)
+    return True

@@ -1,0 +1,159 @@
+"""Every recipe on toy data: untrained models of one layer, and files of a few rows in the place of its corpora."""
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    set_seed,
+)
+
+from hf_interp.tasks.parsing import load_recipe, parse_recipe
+from hf_interp.tasks.recipe import CorpusConfig, Recipe
+from hf_interp.tasks.task import TASKS
+
+GROUPS = ("corpora", "eval_corpora", "validation_corpora")
+
+ENGLISH = ["the", "a", "model", "court", "cell", "price", "falls", "rises", "slowly", "today", "user", "assistant"]
+FRENCH = ["le", "un", "modèle", "prix", "tombe", "monte", "lentement", "aujourd'hui"]
+REVIEWS = ["味道很好，送餐很快。", "饭是凉的，很失望。", "质量不错，下次还买。", "包装破了，客服不回复。"]
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+LENGTH = 16  # of the examples of the toy runs, in tokens
+
+
+def toy_tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    """English and French words, and Chinese characters; other marks are unknown, as those of a chat."""
+    characters = sorted({character for review in REVIEWS for character in review})
+    marks = [*SPECIAL.values(), *ENGLISH, *FRENCH, "'", "aujourd", "hui", *characters]
+    vocabulary = {mark: number for number, mark in enumerate(dict.fromkeys(marks))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, handle_chinese_chars=True, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if not special:  # BERT's
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL, **special)
+
+
+def write_toy_models(folder: Path) -> dict[str, Path]:
+    """Write an untrained encoder, decoder and encoder-decoder, each with the toy tokenizer; return their folders."""
+    ends = {"encoder": {}, "decoder": {"eos_token": "[SEP]"}, "encoder-decoder": {"eos_token": "[SEP]"}}
+    folders = {}
+    for kind, special in ends.items():
+        tokenizer, place = toy_tokenizer(**special), folder / kind
+        size, ids = len(tokenizer), {"pad_token_id": 0, "eos_token_id": 3}
+        set_seed(3)
+        if kind == "encoder":
+            shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+            model: Any = BertForMaskedLM(BertConfig(vocab_size=size, max_position_embeddings=32, **shape))
+        elif kind == "decoder":
+            shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+            model = LlamaForCausalLM(LlamaConfig(vocab_size=size, bos_token_id=None, **ids, **shape))
+        else:
+            shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+            model = T5ForConditionalGeneration(T5Config(vocab_size=size, decoder_start_token_id=0, **ids, **shape))
+        model.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        folders[kind] = place
+    return folders
+
+
+def model_kind(task: str) -> str:
+    kinds = {"AutoModelForCausalLM": "decoder", "AutoModelForSeq2SeqLM": "encoder-decoder"}
+    return kinds.get(TASKS[task].info.auto_class, "encoder")
+
+
+def toy_row(recipe: Recipe, corpus: CorpusConfig, number: int, texts: list[str]) -> dict[str, Any]:
+    """Row `number` of a file that has the columns which a corpus is said to have."""
+    draw = random.Random(number)
+    labels = [label for label in recipe.label_names or [] if not label.startswith("I-")]
+    words = [draw.choice(ENGLISH) for _ in range(3 + number % 5)]
+    label = labels[number % len(labels)] if labels else None
+    turns = [
+        {corpus.role_key: role, corpus.content_key: word}
+        for role, word in zip(("user", "assistant"), words, strict=False)
+    ]
+    values = {
+        "text": texts[number % len(texts)],
+        "words": words,
+        "tags": [labels[(number + place) % len(labels)] for place in range(len(words))] if labels else None,
+        "class": label,
+        "classes": [label],
+        "number": float(number),
+        "turns": turns,
+    }
+    row: dict[str, Any] = {}
+    for column, kind in TASKS[recipe.task].columns(recipe, corpus).items():
+        *outer, last = corpus.source(column).split(".")
+        place = row
+        for step in outer:
+            place = place.setdefault(step, {})
+        place[last] = values["text" if kind in ("any text", "prose") else kind]
+    kept = {name: value[0] if isinstance(value, list) else value for name, value in (corpus.where or {}).items()}
+    return {**row, **kept}
+
+
+def toy_texts(path: Path) -> list[str]:
+    """Texts of the recipe's language, some longer than an example."""
+    if path.parent.name == "sentiment_zh":
+        return REVIEWS
+    draw = random.Random(1)
+    return [" ".join(draw.choice(ENGLISH + FRENCH) for _ in range(length)) for length in range(4, 2 * LENGTH, 3)]
+
+
+def write_toy_corpora(path: Path, recipe: dict[str, Any], folder: Path, rows: int = 40) -> None:
+    """Write toy files for the corpora of the recipe that was read from `path`, and name them in it."""
+    parsed, _ = parse_recipe(recipe)
+    for group in GROUPS:
+        for name, corpus in getattr(parsed, group).items():
+            own = parsed.for_objective(corpus.objective)
+            lines = [json.dumps(toy_row(own, corpus, number, toy_texts(path))) for number in range(rows)]
+            file = folder / f"{group}-{name}.jsonl"
+            file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+            recipe[group][name]["path"] = str(file)
+
+
+def toy_sizes(recipe: Mapping[str, Any], toy_models: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the fields that fit a recipe to a toy model and toy files."""
+    parsed, _ = parse_recipe(recipe)
+    return {
+        "model_name_or_path": str(toy_models[model_kind(parsed.task)]),
+        "max_length": LENGTH * (4 if any(corpus.messages_column for corpus in parsed.corpora.values()) else 1),
+        "max_target_length": 8,
+        "generation_max_length": 8,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "alpha_search": {**(recipe.get("alpha_search") or {}), "method": "grid", "alphas": 2},
+    }
+
+
+def on_toy_files(path: Path, toy_models: Mapping[str, Path], folder: Path, flags: list[str]) -> dict[str, Any]:
+    """A recipe with toy files of 40 rows for its corpora, a toy model, and sizes that fit them."""
+    recipe = load_recipe(path, flags)
+    write_toy_corpora(path, recipe, folder)
+    return {
+        **recipe,
+        **toy_sizes(recipe, toy_models),
+        "output_dir": str(folder / "out"),
+        "eval_steps": 1,
+    }
