@@ -14,6 +14,7 @@ import pytest
 
 from hf_interp import cli
 from hf_interp.commands.plan import plan_recipe, summarise
+from hf_interp.tasks.parsing import parse_recipe
 
 COMMANDS = ("demo", "train", "plan", "compare", "tune", "curve", "merge", "app", "card", "push", "report")
 
@@ -338,9 +339,20 @@ def test_the_command_is_installed() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_shows_examples_that_parse(command: str) -> None:
-    for example in cli.EXAMPLES[command]:
+    for example in cli.COMMANDS[command].examples:
         args, _ = cli._parser().parse_known_args(shlex.split(example))
         assert args.command == command
+
+
+@pytest.mark.parametrize("flag", ["--search_space", "--space"])
+def test_a_search_space_is_given_by_its_name_or_its_former_one(flag: str) -> None:
+    args, flags = cli._parser().parse_known_args(["tune", "recipe.yaml", flag, "alpha_end=0.5..1.0", flag, "a=1"])
+    assert (args.search_space, flags) == (["alpha_end=0.5..1.0", "a=1"], [])
+
+
+def test_without_an_output_dir_results_are_where_transformers_puts_them(toy_recipe: dict[str, Any]) -> None:
+    assert cli._folder_of(toy_recipe) == Path(toy_recipe.pop("output_dir"))
+    assert cli._folder_of(toy_recipe) == Path(parse_recipe(toy_recipe)[1].output_dir or "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
@@ -384,8 +396,3 @@ def test_a_training_can_be_read_by_programs_and_leaves_no_bars_in_logs(
     assert "\r" not in done.stderr
     assert "it/s]" not in done.stderr
     assert "'loss'" in done.stderr  # what the host logs still shows
-
-
-def test_the_page_of_the_slider_takes_one_run(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["app", "runs/a", "--run", "runs/b"]) == 2
-    assert "There must be one run, got 'runs/a' and --run 'runs/b'." in capfd.readouterr().err

@@ -18,10 +18,11 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
-from hf_interp.commands.compare import BASE, compare, quiet_bar, train_quietly
+from hf_interp.commands.compare import BASE, PLOT_NAME, compare, format_comparison, quiet_bar, train_quietly
 from hf_interp.reporting.results import Comparison
 from hf_interp.tasks.build import check_recipe, load_data
 from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.utils.run_folder import CURVE_NAME, CURVE_PLOT_NAME, RESULTS_NAME
 
 LABEL_NAMES = ["negative", "positive"]
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -115,6 +116,24 @@ def run_demo(
         raise ValueError(f"`seeds` must be at least two, to see a spread; got {list(seeds)}.")
     recipe = write_demo(folder, max_steps=max_steps, num_domain_examples=num_domain_examples, label_noise=label_noise)
     return compare(recipe, seeds=seeds, methods=["domain only", "constant 0.5", "scheduled α"])
+
+
+def describe_demo(comparison: Comparison, folder: str | os.PathLike[str], max_steps: int) -> str:
+    """Return the table of the comparison, what lies where, and what to do next."""
+    return f"""
+Accuracy on unseen sentences after {max_steps} steps, mean ± standard deviation over seeds:
+
+{format_comparison(comparison)}
+
+In {folder}/:
+  comparison/{PLOT_NAME}   α and realised share over steps; both metrics over steps
+  comparison/*/seed-*/         of every run: its results, and M_α over α ({CURVE_NAME}, {CURVE_PLOT_NAME})
+  comparison/{RESULTS_NAME}     every number, with settings and versions
+  recipe.yaml, *.jsonl, base/  what was run: the recipe, the corpora, M₀
+
+Next: change the recipe, look at what it would read, and train:
+  hf-interp plan {folder}/recipe.yaml
+  hf-interp train {folder}/recipe.yaml --output_dir {folder}/mine --alpha_end 0.75"""
 
 
 def write_demo(

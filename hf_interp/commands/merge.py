@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer
 
-from hf_interp.reporting.curve import AlphaCurve
+from hf_interp.reporting.curve import AlphaCurve, format_curve
 from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.scoring import TrainerScorer
@@ -24,19 +25,21 @@ from hf_interp.weights.soups import average_weights, greedy_soup
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What `merge_runs` did.
+    """Result of `merge_runs`.
 
     Args:
         members: the runs that went into the soup.
         alpha: the α of the weights.
         curve: how it was found, if it was.
         report: what was interpolated, and what was not and why.
+        num_given: how many runs there were to take.
     """
 
     members: list[str]
     alpha: Alpha
     curve: AlphaCurve | None
     report: InterpolationReport
+    num_given: int
 
 
 def merge_runs(
@@ -89,7 +92,26 @@ def merge_runs(
         report = interpolate_checkpoints(base, members, output_dir, alpha, **settings)
     if curve is not None:
         save_curve(curve, output_dir)
-    return Merged(members=members, alpha=alpha, curve=curve, report=report)
+    return Merged(members=members, alpha=alpha, curve=curve, report=report, num_given=len(runs))
+
+
+def format_merged(merged: Merged, soup: str) -> str:
+    """Return the curve if there is one, the members of a soup, and what was interpolated, as a text."""
+    curve = [] if merged.curve is None else [format_curve(merged.curve)]
+    members = [f"{soup} soup of {', '.join(merged.members)}"] if merged.num_given > 1 else []
+    return "\n".join([*curve, *members, str(merged.report)])
+
+
+def parse_dtype(name: str | None) -> torch.dtype | None:
+    """Return a floating-point type by its name in torch.
+
+    Raises:
+        ValueError: if there is no such type.
+    """
+    dtype = None if name is None else getattr(torch, name, name)
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    raise ValueError(f"`dtype` must be a floating-point type such as float32, bfloat16 or float16, got {name!r}.")
 
 
 def _mix(trainer: Trainer, recipe: Recipe, data: Data, runs: list[str], soup: str) -> list[str]:
