@@ -1,9 +1,10 @@
-"""What a search over the settings of α may try: a range or a list of values for each field, and how a trial draws."""
+"""The search space of the settings of α: a range or a list of values for each field, and how a trial draws them."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from hf_interp.utils.errors import did_you_mean
 
@@ -14,7 +15,7 @@ POSSIBLE_TYPES = (*TYPES, "polynomial")
 ALPHA_FIELDS = ("alpha_schedule_type", "alpha_start", "alpha_end", "alpha_initial_steps", "alpha_target_steps")
 FIELDS = (*ALPHA_FIELDS, "learning_rate")
 CONSTANT = "constant_alpha"
-"""What the value of a constant schedule is called among a trial's parameters: it is no end of anything."""
+"""The name of a constant schedule's value among a trial's parameters: it is no end of anything."""
 LONGEST = 0.95
 """Share of a run that both phases together may take."""
 
@@ -29,16 +30,6 @@ class Range:
 
 
 Choices = tuple[Any, ...]
-
-
-class Trial(Protocol):
-    """What is asked of optuna's trials."""
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of the choices."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """A number from low to high."""
 
 
 class Refused(ValueError):
@@ -66,8 +57,8 @@ class Space:
     learning_rate: Range | Choices | None = None
     falling: bool = False
 
-    def suggest(self, trial: Trial) -> dict[str, Any]:
-        """The settings of a trial: values of `ALPHA_FIELDS`, and `learning_rate` if it is searched.
+    def suggest(self, trial: Any) -> dict[str, Any]:
+        """Draw the settings of an optuna trial: `ALPHA_FIELDS`, and `learning_rate` if it is searched.
 
         A constant schedule has one value, which both ends get, and no phases. α, and shares of the run, are rounded to
         three decimals, learning rates to three digits.
@@ -90,28 +81,32 @@ class Space:
         return settings
 
     def parameters(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What a trial must draw to get the settings; `None` if they lie outside.
+        """Return what a trial must draw to get the settings; `None` if they lie outside.
 
         >>> make_space().parameters(dict(alpha_schedule_type="constant", alpha_end=0.5))
         {'alpha_schedule_type': 'constant', 'constant_alpha': 0.5}
         """
-        replay = _Replay({**settings, CONSTANT: settings["alpha_end"]})
+        from optuna.trial import FixedTrial
+
+        trial = FixedTrial({**settings, CONSTANT: settings["alpha_end"]})
         try:
-            self.suggest(replay)
-        except Refused:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # optuna only warns of a number outside its range
+                self.suggest(trial)
+        except (ValueError, UserWarning):
             return None
-        return replay.drawn
+        return dict(trial.params)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for results."""
+        """Return plain values, for results."""
         return asdict(self)
 
     def _ends(self) -> Range | Choices:
-        """The ends of a transition, without those below every start."""
+        """Return the ends of a transition, without those below every start."""
         start, end = self.alpha_start, self.alpha_end
         if self.falling or not isinstance(end, Range):
             return end
-        return Range(max(end.low, start.low if isinstance(start, Range) else min(start)), end.high)
+        return Range(max(end.low, min(_values_of(start))), end.high)
 
 
 def make_space(
@@ -120,7 +115,7 @@ def make_space(
     learning_rate: float | None = None,
     falling: bool = False,
 ) -> Space:
-    """What may be tried: all that makes sense, or less.
+    """Build the space: all that makes sense, or less.
 
     By default: linear, exponential, cosine, sigmoid and constant schedules, whose α moves between any two values of
     [0, 1] without falling, with phases of at most 0.4 of the run each.
@@ -158,7 +153,7 @@ def make_space(
 
 
 def read_space(texts: Sequence[str]) -> dict[str, Any]:
-    """Restrictions from texts: a range `field=low..high`, a list `field=a,b,c`, or `field=value`.
+    """Read restrictions from texts: a range `field=low..high`, a list `field=a,b,c`, or `field=value`.
 
     Raises:
         ValueError: if a text cannot be read, or a field comes twice.
@@ -186,30 +181,8 @@ def read_space(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-class _Replay:
-    """A trial that draws what it is told."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
-        self.drawn: dict[str, Any] = {}
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        if self.values[name] not in choices:
-            raise Refused(name)
-        return self._draw(name)
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        if not low <= self.values[name] <= high:
-            raise Refused(name)
-        return float(self._draw(name))
-
-    def _draw(self, name: str) -> Any:
-        self.drawn[name] = self.values[name]
-        return self.drawn[name]
-
-
-def _draw(trial: Trial, name: str, values: Range | Choices, *, at_most: float | None = None) -> float:
-    """A value of a range that ends at `at_most`, or one of a list, which is refused above it."""
+def _draw(trial: Any, name: str, values: Range | Choices, *, at_most: float | None = None) -> float:
+    """Draw a value of a range that ends at `at_most`, or one of a list, which is refused above it."""
     if not isinstance(values, Range):
         value = float(trial.suggest_categorical(name, values))
         if at_most is not None and value > at_most:
@@ -238,8 +211,7 @@ def _types(value: Any) -> Choices:
 
 def _numbers(name: str, value: Any, highest: float) -> Range | Choices:
     values = _range_or_choices(name, value)
-    ends = (values.low, values.high) if isinstance(values, Range) else values
-    for end in ends:
+    for end in _values_of(values):
         if not 0 <= end <= highest:
             what = "an α" if highest == 1 else "a share of the run"
             raise ValueError(f"`space` needs `{name}` to be {what} in [0, {highest:g}], got {end:g}.")
@@ -248,7 +220,7 @@ def _numbers(name: str, value: Any, highest: float) -> Range | Choices:
 
 def _rates(value: Any) -> Range | Choices:
     values = _range_or_choices("learning_rate", value)
-    lowest = values.low if isinstance(values, Range) else min(values)
+    lowest = min(_values_of(values))
     if lowest <= 0:
         raise ValueError(f"`space` needs `learning_rate` to be above 0, got {lowest:g}.")
     return Range(values.low, values.high, log=True) if isinstance(values, Range) else values
@@ -280,13 +252,13 @@ def _number(name: str, value: Any) -> float:
 def _check_together(space: Space) -> None:
     if set(space.alpha_schedule_type) == {"constant"}:
         return
-    start, end = _lowest(space.alpha_start), _highest(space.alpha_end)
+    start, end = min(_values_of(space.alpha_start)), max(_values_of(space.alpha_end))
     if start > end and not space.falling:
         raise ValueError(
             f"`space` lets α start at {start:g} or above and end at {end:g} or below, so that it falls. Allow that "
             "with `falling` (--falling), or change the ranges."
         )
-    shortest = _lowest(space.alpha_initial_steps) + _lowest(space.alpha_target_steps)
+    shortest = sum(min(_values_of(phase)) for phase in (space.alpha_initial_steps, space.alpha_target_steps))
     if shortest > LONGEST:
         raise ValueError(
             f"`space` needs phases that together take at most {LONGEST:g} of the run, got at least {shortest:g}. "
@@ -294,9 +266,6 @@ def _check_together(space: Space) -> None:
         )
 
 
-def _lowest(values: Range | Choices) -> float:
-    return values.low if isinstance(values, Range) else float(min(values))
-
-
-def _highest(values: Range | Choices) -> float:
-    return values.high if isinstance(values, Range) else float(max(values))
+def _values_of(values: Range | Choices) -> tuple[float, ...]:
+    """Return the two ends of a range, or the values of a list."""
+    return (values.low, values.high) if isinstance(values, Range) else values

@@ -1,10 +1,10 @@
-"""Search over the settings of α on validation sets: the host's `hyperparameter_search`, with optuna, on a recipe."""
+"""Search over the settings of α on validation sets: `Trainer.hyperparameter_search`, with optuna, on a recipe."""
 
 import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from hf_interp.tasks.recipe import Recipe
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.utils.console import format_table
 from hf_interp.utils.environment import describe_machine, installed_versions
+from hf_interp.utils.files import new_file
 
 DATABASE_NAME = "tuning.db"
 TUNING_NAME = "tuning.json"
@@ -38,13 +39,13 @@ TRIAL = {
     "load_best_model_at_end": False,
     "push_to_hub": False,
 }
-"""What is laid over a recipe for its trials."""
+"""Fields that every trial sets over the recipe's."""
 MOST_REFUSED = 50
 """Trials in a row whose settings cannot be planned, after which the search gives up."""
 
 
 class Score(NamedTuple):
-    """What a trial is worth."""
+    """The score of a trial."""
 
     objective: float
     """More is better."""
@@ -54,7 +55,7 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What is searched for: one number from the metrics on the validation sets, of which more is better.
+    """The goal of a search: one number from the metrics on the validation sets, of which more is better.
 
     With d and g the metrics of the two sides after a trial and d₀ and g₀ those of M₀, turned so that more is better, it
     is for the objective
@@ -92,11 +93,11 @@ class Goal:
         self.score(self.base)
 
     def value(self, metrics: Mapping[str, Mapping[str, float]], name: str) -> float | None:
-        """The metric on a set; `None` if there is no such set."""
+        """Return the metric on a set; `None` if there is no such set."""
         return metrics[name][self.metric] if name in metrics else None
 
     def score(self, metrics: Mapping[str, Mapping[str, float]]) -> Score:
-        """The objective after a trial.
+        """Return the objective after a trial.
 
         >>> base = {"domain": {"accuracy": 0.5}, "general": {"accuracy": 0.75}}
         >>> goal = Goal(search=AlphaSearch(objective="constrained", max_forgetting=0.0), metric="accuracy", base=base)
@@ -133,7 +134,7 @@ class Goal:
 
 @dataclass(kw_only=True)
 class Tuning:
-    """What a search has found.
+    """The outcome of a search.
 
     Args:
         trials: the complete trials in the order in which they ran: `trial` (its number), `own` (whether its settings
@@ -151,7 +152,7 @@ class Tuning:
     machine: dict[str, Any] = field(default_factory=describe_machine)
 
     def ranked(self) -> list[dict[str, Any]]:
-        """The trials, best first: those that keep the constraint, then by objective, of equals the earlier one."""
+        """Sort the trials, best first: those that keep the constraint, then by objective, of equals the earlier one."""
 
         def key(row: Mapping[str, Any]) -> tuple[bool, float]:
             return not row["feasible"], math.inf if row["objective"] is None else -row["objective"]
@@ -228,7 +229,7 @@ def tune_recipe(
             goal = Goal(search=search, metric=search.metric or main_metric(base) or "loss", base=base)
             tuner = _Tuner(recipe, args, data, restricted, goal, study, bar)
             tuner.write()
-            while len(tuner.rows) < trials:  # the host counts trials whose settings were refused
+            while len(tuner.rows) < trials:  # `Trainer` counts trials whose settings were refused
                 trainer.hyperparameter_search(
                     hp_space=tuner.settings_of,
                     compute_objective=tuner.objective_of,
@@ -238,7 +239,6 @@ def tune_recipe(
                     study_name=study_name,
                     storage=opened,
                     load_if_exists=True,
-                    sampler=_make_sampler(args.seed),
                 )
     tuning = tuner.tuning()
     draw(tuning, folder / PLOT_NAME)
@@ -246,7 +246,7 @@ def tune_recipe(
 
 
 def choose_search(recipe: Recipe) -> AlphaSearch:
-    """What a recipe wants to be good at: its `alpha_search`, or what suits its sets.
+    """Return the goal that a recipe sets: its `alpha_search`, or what suits its sets.
 
     Raises:
         ValueError: if the domain's set is missing, or for the objective "knee".
@@ -268,7 +268,7 @@ def choose_search(recipe: Recipe) -> AlphaSearch:
 
 
 def tuned_recipe(recipe: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with the settings of a trial; keys stay in order, and the recipe's own settings as they are written.
+    """Return the recipe with a trial's settings; keys stay in order, the recipe's own settings as they are written.
 
     >>> trial = {"own": False, "settings": {"alpha_end": 0.5, "alpha_schedule_kwargs": {}}}
     >>> tuned_recipe({"alpha_end": 1.0, "alpha_schedule_kwargs": {"rate": 3.0}, "seed": 1}, trial)
@@ -283,7 +283,7 @@ def tuned_recipe(recipe: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[st
 
 
 def format_tuning(tuning: Tuning, top: int = 5) -> str:
-    """The best trials, the recipe's own settings and M₀: settings, objective, and the metric on both sides."""
+    """Format the best trials, the recipe's own settings and M₀: settings, objective, and the metric on both sides."""
     metric, ranked = tuning.settings["metric"], tuning.ranked()
     rows = []
     for place, row in enumerate(ranked, 1):
@@ -302,7 +302,7 @@ def format_tuning(tuning: Tuning, top: int = 5) -> str:
 
 
 def advise(tuning: Tuning, folder: str | os.PathLike[str]) -> str:
-    """What came out in a sentence, where it is, and what to do before it is believed."""
+    """Say what came out, where it is, and what to do before it is believed."""
     best, settings, count = tuning.ranked()[0], tuning.settings, len(tuning.trials)
     what = f"Trial {best['trial']} is the best of {count}"
     if best["own"]:
@@ -322,7 +322,7 @@ believe it, see other seeds and the test sets:
 
 
 def describe(settings: Mapping[str, Any]) -> str:
-    """Settings in a few words.
+    """Return settings in a few words.
 
     >>> describe(dict(alpha_schedule_type="cosine", alpha_start=0.1, alpha_end=0.9, alpha_initial_steps=0.25,
     ...     alpha_target_steps=0.0))
@@ -343,46 +343,44 @@ def describe(settings: Mapping[str, Any]) -> str:
 
 
 def draw(tuning: Tuning, path: str | os.PathLike[str]) -> None:
-    """The objective over the trials, and the sides against each other."""
+    """Plot the objective over the trials, and the sides against each other."""
     settings = tuning.settings
     base = [tuning.base_metrics.get(name, {}).get(settings["metric"]) for name in settings["sets"]]
     plot_tuning(tuning.trials, path, best=tuning.ranked()[0], base=base, metric=settings["metric"])
 
 
+@dataclass
 class _Tuner:
-    """What the host asks in a search, for the settings of a trial and what its metrics are worth; keeps what was found.
+    """The answers to `Trainer.hyperparameter_search`: the settings of a trial, and its score; they keep what was found.
 
     Attributes:
         rows: the complete trials.
     """
 
-    def __init__(
-        self,
-        recipe: Mapping[str, Any],
-        args: InterpolationConfig,
-        data: Data,
-        space: Space,
-        goal: Goal,
-        study: Any,
-        bar: Any,
-    ) -> None:
-        self.recipe, self.args, self.data, self.space, self.goal = recipe, args, data, space, goal
-        self.bar = bar
-        self.rows = _rows(study)
-        self.own = {name: getattr(args, name) for name in ALPHA_FIELDS}
-        kwargs: Any = args.alpha_schedule_kwargs or {}
+    recipe: Mapping[str, Any]
+    args: InterpolationConfig
+    data: Data
+    space: Space
+    goal: Goal
+    study: Any
+    bar: Any
+    refused: int = 0
+    trial: Any = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    began: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.rows = _rows(self.study)
+        self.own = {name: getattr(self.args, name) for name in ALPHA_FIELDS}
+        kwargs: Any = self.args.alpha_schedule_kwargs or {}
         self.own["alpha_schedule_kwargs"] = dict(kwargs)
-        if space.learning_rate is not None:
-            self.own["learning_rate"] = args.learning_rate
+        if self.space.learning_rate is not None:
+            self.own["learning_rate"] = self.args.learning_rate
         self.own_parameters = self._own_parameters()
-        self.refused = 0
-        self.trial: Any = None
-        self.settings: dict[str, Any] = {}
-        self.began = 0.0
-        _enqueue_own(study, self.own_parameters)
+        _enqueue_own(self.study, self.own_parameters)
 
     def settings_of(self, trial: Any) -> dict[str, Any]:
-        """The settings of a trial: all of them, since those of the last trial are still in force.
+        """Return the settings of a trial: all of them, since those of the last trial are still in force.
 
         Raises:
             TrialPruned: if they cannot be planned.
@@ -392,6 +390,7 @@ class _Tuner:
 
         self.trial, self.began = trial, time.monotonic()
         self.bar.set_description(f"trial {trial.number}")
+        trial.study.sampler = _make_sampler(trial.study, self.args.seed)
         try:
             settings = self._draw(trial)
             plan_data(self.data, parse_recipe({**self.recipe, **TRIAL, **settings})[1])
@@ -409,7 +408,7 @@ class _Tuner:
         return settings
 
     def objective_of(self, metrics: Mapping[str, float]) -> float:
-        """What a trial has reached; it is noted in the study and in the files."""
+        """Return the score of a trial, and note it in the study and in the files."""
         found, goal = evaluations([metrics]), self.goal
         score, search = goal.score(found), goal.search
         row = {
@@ -430,7 +429,7 @@ class _Tuner:
         return score.objective
 
     def tuning(self) -> Tuning:
-        """What has been found so far."""
+        """Return what has been found so far."""
         search = self.goal.search
         settings = {
             "recipe": dict(self.recipe),
@@ -452,7 +451,8 @@ class _Tuner:
         folder, tuning = Path(self.args.output_dir or "."), self.tuning()
         save_results(tuning, folder / TUNING_NAME)
         tuned = tuned_recipe(self.recipe, tuning.ranked()[0])
-        _write_text(folder / TUNED_NAME, yaml.safe_dump(tuned, sort_keys=False, allow_unicode=True))
+        with new_file(folder / TUNED_NAME) as file:
+            yaml.safe_dump(tuned, file, sort_keys=False, allow_unicode=True)
 
     def _draw(self, trial: Any) -> dict[str, Any]:
         if trial.user_attrs.get("own"):
@@ -461,12 +461,12 @@ class _Tuner:
             return self.own
         settings = self.space.suggest(trial)
         kind = settings["alpha_schedule_type"]
-        # other schedules do not take these, and a constant's value is its α; empty and not none, for the host casts
+        # other schedules do not take these, and a constant's value is its α; not none, which `Trainer` would cast
         keeps = kind == self.own["alpha_schedule_type"] and kind != "constant"
         return {**settings, "alpha_schedule_kwargs": self.own["alpha_schedule_kwargs"] if keeps else {}}
 
     def _own_parameters(self) -> dict[str, Any] | None:
-        """The recipe's own settings as a trial's parameters; `None` if they lie outside the space."""
+        """Return the recipe's own settings as a trial's parameters; `None` if they lie outside the space."""
         own = dict(self.own)
         if own["alpha_schedule_type"] == "constant":
             own["alpha_end"] = own["alpha_schedule_kwargs"].get("value", own["alpha_end"])
@@ -474,7 +474,7 @@ class _Tuner:
 
 
 def _rows(study: Any) -> list[dict[str, Any]]:
-    """The complete trials of a study."""
+    """Return the complete trials of a study."""
     from optuna.trial import TrialState
 
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -504,7 +504,7 @@ def _settle(study: Any, asked: Mapping[str, Any]) -> None:
 
 
 def _changes(before: Any, after: Any, place: str = "") -> Iterator[str]:
-    """What differs between two trees of plain values, such as "recipe.seed was 0 and is 1"."""
+    """Yield what differs between two trees of plain values, such as "recipe.seed was 0 and is 1"."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in dict.fromkeys([*before, *after]):
             yield from _changes(before.get(name), after.get(name), f"{place}.{name}" if place else name)
@@ -546,33 +546,13 @@ def _open_study(storage: str | None, folder: Path, name: str) -> Iterator[tuple[
         optuna.logging.set_verbosity(verbosity)
 
 
-def _make_sampler(seed: int) -> Any:
-    """TPE, seeded anew for each trial by how many have ended: a search that goes on draws as if it never stopped."""
+def _make_sampler(study: Any, seed: int) -> Any:
+    """Return TPE for one trial, seeded by how many have ended: a search that goes on draws as if it never stopped."""
     import optuna
     from optuna.trial import TrialState
 
-    class Sampler(optuna.samplers.BaseSampler):
-        inner: optuna.samplers.BaseSampler
-
-        def before_trial(self, study: Any, trial: Any) -> None:
-            ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-            state = np.random.SeedSequence([seed, len(ended)]).generate_state(1)
-            self.inner = optuna.samplers.TPESampler(seed=int(state[0]))
-            self.inner.before_trial(study, trial)
-
-        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
-            return self.inner.infer_relative_search_space(study, trial)
-
-        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
-            return self.inner.sample_relative(study, trial, search_space)
-
-        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-            return self.inner.sample_independent(study, trial, param_name, param_distribution)
-
-        def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
-            self.inner.after_trial(study, trial, state, values)
-
-    return Sampler()
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return optuna.samplers.TPESampler(seed=int(np.random.SeedSequence([seed, len(ended)]).generate_state(1)[0]))
 
 
 def _check_optuna() -> None:
@@ -585,20 +565,13 @@ def _check_optuna() -> None:
 
 
 def check_one_process() -> None:
-    """Refuse a launcher: the host's search loses step between processes where a trial's settings are refused."""
+    """Refuse a launcher: the search of `Trainer` loses step between processes where a trial's settings are refused."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1:
         raise ValueError(
             f"A search over the settings of α runs in one process, but a launcher has started {started}. Start "
             "`hf-interp tune` without it; the tuned recipe may be trained with it."
         )
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write beside and rename, so that no half a file is ever seen."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _text(value: float | None) -> str:

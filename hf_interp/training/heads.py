@@ -8,19 +8,19 @@ same name, as torch's `fully_shard` does with the modules that it shards.
 
 import copy
 import functools
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from transformers import PreTrainedModel
 
 from hf_interp.losses.ref_model import base_of
 from hf_interp.mixture.collators import TASK, Collator
+from hf_interp.utils.files import new_file
 
 HEADS = "objective_heads"
 """The attribute that holds the heads, and the folder that keeps them beside a saved model."""
@@ -208,9 +208,8 @@ def _save_head(head: PreTrainedModel, state: Mapping[str, torch.Tensor], name: s
         for key, tensor in state.items()
         if key.startswith(prefix) and key.removeprefix(prefix) in own
     }
-    temporary = folder / f".{WEIGHTS_NAME}"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / WEIGHTS_NAME)
+    with new_file(folder / WEIGHTS_NAME, "wb") as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
     config = copy.deepcopy(head.config)
     config.architectures = [type(head).__name__]
     config.save_pretrained(folder)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, Literal
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = None) -> None:
@@ -19,12 +19,17 @@ def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None =
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[TextIO]:
-    """A file to write under a temporary name, renamed at the end; after an error nothing is left of it."""
+def new_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """Open a file to write under a temporary name, renamed at the end; after an error nothing is left of it.
+
+    Args:
+        path: where it is to be.
+        mode: "w" for text in UTF-8, "wb" for bytes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, mode, encoding=None if mode == "wb" else "utf-8") as file:
             yield file
         os.chmod(temporary, 0o644)  # mkstemp makes it private
         os.replace(temporary, path)
