@@ -35,7 +35,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
 
     Args:
         recipe: a recipe as a plain mapping (see `hf_interp.training.config.load_recipe`).
-        show_progress: show the host's progress bars, unless the recipe sets `disable_tqdm`.
+        show_progress: show `Trainer`'s progress bars, unless the recipe sets `disable_tqdm`.
 
     Returns:
         what the run found.
@@ -91,12 +91,12 @@ def remove_interpolated(folder: Path) -> None:
 
 
 def hub_name(args: InterpolationConfig) -> str:
-    """The repository that a run is pushed to: `hub_model_id`, or the name of its folder."""
+    """Return the repository that a run is pushed to: `hub_model_id`, or the name of its folder."""
     return args.hub_model_id or Path(args.output_dir or ".").absolute().name
 
 
 def hub_settings(args: InterpolationConfig) -> dict[str, Any]:
-    """What `push_run` takes of the training arguments."""
+    """Return what `push_run` takes of the training arguments."""
     return {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
 
 
@@ -125,7 +125,7 @@ def check_processes(args: InterpolationConfig) -> None:
 
 
 def read_resume(value: str | None) -> str | bool | None:
-    """`resume_from_checkpoint` as the host wants it: a folder, or True for the last checkpoint of `output_dir`."""
+    """Return `resume_from_checkpoint` as `Trainer` wants it: a folder, or True for the last of `output_dir`."""
     return {"true": True, "false": None}.get(value.lower(), value) if isinstance(value, str) else value
 
 
@@ -156,7 +156,7 @@ def train_and_report(path: str, flags: Sequence[str] = ()) -> RunResults:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command behind `accelerate launch`; returns the exit status."""
+    """Run the command behind `accelerate launch`; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m hf_interp.train", description="Train what a recipe describes.", allow_abbrev=False
     )

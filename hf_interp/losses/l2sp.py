@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_interp.losses.ref_model import check_base_is_frozen, plain_name
-from hf_interp.weights.adapters import neutral_pairs
+from hf_interp.weights.adapters import scaled_parameters
 
 Pair = tuple[str, nn.Parameter, torch.Tensor]
 """A parameter's name, the parameter, and what it is pulled to."""
@@ -42,7 +42,7 @@ def adapter_pairs(model: Any, excluded: Collection[str] = ()) -> list[Pair]:
     remedy = 'use `anchor="distill"` with the pretrained model as `ref_model`'
     check_base_is_frozen(model, remedy)
     try:
-        pairs = neutral_pairs(model)
+        pairs = scaled_parameters(model)
     except ValueError as error:
         raise ValueError(f'anchor="l2sp" pulls adapters that can be scaled. {error} Or {remedy}.') from error
     names = {id(parameter): name for name, parameter in model.named_parameters()}

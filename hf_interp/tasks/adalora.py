@@ -14,11 +14,6 @@ SENSITIVITY, UNCERTAINTY = "adalora_sensitivity", "adalora_uncertainty"
 """The averages behind importance scores, as they are called in the optimizer's state of a parameter."""
 
 
-def is_adalora(model: Any) -> bool:
-    """Whether a model, which may be no PEFT model, has an AdaLoRA that is trained."""
-    return hasattr(getattr(model, "base_model", None), "rankallocator")
-
-
 def prepare_adalora(model: Any) -> None:
     """Keep the orthogonality penalty out of the loss that a PEFT model returns; `AdaLoraCallback` sees to it instead.
 
@@ -29,7 +24,7 @@ def prepare_adalora(model: Any) -> None:
 
 
 def orthogonality(model: Any) -> torch.Tensor:
-    """The mean of ‖PᵀP − I‖ and ‖QQᵀ − I‖ (Frobenius) over all factors P and Q of ΔW = PΛQ (equation 4)."""
+    """Return the mean of ‖PᵀP − I‖ and ‖QQᵀ − I‖ (Frobenius) over all factors P and Q of ΔW = PΛQ (equation 4)."""
     norms = []
     for name, factor in _factors(model):
         if ".lora_E." not in name:
@@ -96,7 +91,7 @@ class AdaLoraCallback(TrainerCallback):
         """Update scores and ranks; gradients are still there."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         config, allocator = _config(model), model.base_model.rankallocator
-        step = state.global_step + 1  # steps taken: the host counts this one later
+        step = state.global_step + 1  # steps taken: `Trainer` counts this one later
         last = config.total_step - config.tfinal
         if step < last and optimizer.step_was_skipped:
             return  # gradients have overflown

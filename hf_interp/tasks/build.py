@@ -161,7 +161,7 @@ def tokenise(name: str, config: CorpusConfig, recipe: Recipe, tokenizer: PreTrai
 
 
 def plan_data(data: Data, args: InterpolationConfig, num_processes: int | None = None) -> MixturePlan:
-    """The plan that the trainer will make for a new run, before there is a model; for this world by default.
+    """Plan a new run as the trainer will, before there is a model; for this world by default.
 
     Raises:
         ValueError: if the corpora do not fit together or cannot be planned.
@@ -172,7 +172,7 @@ def plan_data(data: Data, args: InterpolationConfig, num_processes: int | None =
 
 
 def build_model(recipe: Recipe, task: Task, args: InterpolationConfig) -> torch.nn.Module:
-    """The pretrained model, with its adapter if there is one; `args.seed` decides a new head.
+    """Load the pretrained model, with its adapter if there is one; `args.seed` decides a new head.
 
     Raises:
         ValueError: if the anchor of `args` needs a head that the model does not have.
@@ -194,7 +194,7 @@ def build_trainer(
     *,
     anew: bool = False,
 ) -> Any:
-    """The model in an `InterpolationTrainer`, or an `InterpolationSeq2SeqTrainer` where the task generates.
+    """Put the model into an `InterpolationTrainer`, or an `InterpolationSeq2SeqTrainer` where the task generates.
 
     Args:
         recipe, task, args, data: what is trained, and how.
@@ -225,14 +225,14 @@ def build_trainer(
 
 
 def trainer_class(task: Task) -> type[Any]:
-    """The trainer of a task."""
+    """Return the class of trainer of a task."""
     return InterpolationSeq2SeqTrainer if task.generates else InterpolationTrainer
 
 
 def task_parts(
     recipe: Recipe, task: Task, args: InterpolationConfig, tokenizer: PreTrainedTokenizerBase, *, has_metrics: bool
 ) -> dict[str, Any]:
-    """What a trainer must be given for a task and for the objectives beside it; `args` are set for generation.
+    """Return what a trainer must be given for a task and its objectives; `args` are set for generation.
 
     A task that generates does so in every evaluation, up to `generation_max_length` tokens (by default
     `max_target_length`).
@@ -254,7 +254,7 @@ def task_parts(
 def build_objective(
     recipe: Recipe, name: str, args: InterpolationConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Objective:
-    """The head of an objective, as the pretrained model has it or new, with what evaluates it."""
+    """Return the head of an objective, as the pretrained model has it or new, with what evaluates it."""
     own = recipe.for_objective(name)
     task = get_task(own.task)
     set_seed(args.seed)

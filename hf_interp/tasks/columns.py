@@ -1,4 +1,4 @@
-"""What a task wants of a corpus' columns, and how a value that a file holds becomes that."""
+"""Columns of a corpus: the kinds that tasks want, and how a value that a file holds becomes one."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from hf_interp.tasks.dialogues import read_turns
 from hf_interp.tasks.recipe import CorpusConfig
 
 Kind = Literal["text", "any text", "prose", "words", "class", "classes", "number", "tags", "turns", "anything"]
-"""What a column holds.
+"""The kinds of columns.
 
 - text: a text that is not blank; "any text" may be; of "prose" rows, those that are blank are dropped.
 - words: a list of texts; tags: a label for each of them.
@@ -32,7 +32,7 @@ class BadValueError(ValueError):
 
 
 def converter(kind: Kind, config: CorpusConfig, label_names: Sequence[str] | None, feature: Any = None) -> Convert:
-    """A function from a value as the file has it to a value as the task wants it.
+    """Return a function from a value as the file has it to a value as the task wants it.
 
     Args:
         kind: what the column is to hold; of the kind "class" there is `hf_interp.tasks.loading`, which may drop rows.
@@ -55,7 +55,7 @@ def converter(kind: Kind, config: CorpusConfig, label_names: Sequence[str] | Non
 
 
 def class_names(feature: Any) -> list[str] | None:
-    """The names of the classes of a column of labels, or of lists of labels, where `datasets` knows them."""
+    """Return the names of the classes of a column of labels, or of lists of labels, where `datasets` knows them."""
     inner = getattr(feature, "feature", feature)  # of a list
     return list(inner.names) if isinstance(inner, datasets.ClassLabel) else None
 
@@ -63,7 +63,7 @@ def class_names(feature: Any) -> list[str] | None:
 def label_resolver(
     config: CorpusConfig, label_names: list[str], names: Sequence[str] | None, null: str | None = "drop its rows"
 ) -> Callable[[Any], int | None]:
-    """A function from a label as the file has it to its index in `label_names`; `None` if its rows are to be dropped.
+    """Return a function from a label of the file to its index in `label_names`; `None` if its rows are to be dropped.
 
     Args:
         config: the corpus.
@@ -122,7 +122,7 @@ def check_tag_set(label_names: Sequence[str]) -> None:
 
 
 def first_fault(tags: Sequence[str]) -> int | None:
-    """The place of the first tag that IOB2 does not allow: an I- that does not go on an entity of its kind.
+    """Return the place of the first tag that IOB2 does not allow: an I- that does not go on an entity of its kind.
 
     >>> first_fault(["O", "B-PER", "I-PER"])
     >>> first_fault(["O", "I-PER"])

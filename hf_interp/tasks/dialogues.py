@@ -23,7 +23,7 @@ Turn = Mapping[str, str]
 
 
 def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, str]) -> list[Turn]:
-    """The turns of a dialogue as chat templates want them: mappings with `role` and `content`.
+    """Return the turns of a dialogue as chat templates want them: mappings with `role` and `content`.
 
     Args:
         value: a list of mappings.
@@ -89,7 +89,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
 
 
 def encode_dialogue(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], max_length: int) -> dict[str, list[int]]:
-    """A dialogue through the tokenizer's chat template, with labels on what the assistant says.
+    """Encode a dialogue by the tokenizer's chat template, with labels on what the assistant says.
 
     A template that marks that itself, with `{% generation %}`, is taken at its word. Of any other the text up to an
     assistant's turn is compared with the text that includes it.
@@ -114,7 +114,7 @@ def encode_dialogue(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], m
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tuple[list[int], Sequence[bool | int]]:
-    """The tokens of a dialogue, and whether the assistant says them."""
+    """Return the tokens of a dialogue, and whether the assistant says them."""
     if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
         encoded = tokenizer.apply_chat_template(
             list(turns), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -131,7 +131,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tupl
 
 
 def _spans(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a dialogue, and from where to where the assistant speaks in it."""
+    """Return the text of a dialogue, and from where to where the assistant speaks in it."""
 
     def render(count: int, *, opens: bool = False) -> str:
         text = tokenizer.apply_chat_template(list(turns[:count]), tokenize=False, add_generation_prompt=opens)

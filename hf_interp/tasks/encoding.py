@@ -158,7 +158,7 @@ def _check_fast(tokenizer: PreTrainedTokenizerBase, what: str) -> None:
 
 
 def _align(word_ids: Sequence[int | None], tags: Sequence[int]) -> list[int]:
-    """A label for every piece.
+    """Return a label for every piece.
 
     >>> _align([None, 0, 0, 1, None], [3, 5])
     [-100, 3, -100, 5, -100]

@@ -8,7 +8,9 @@ from transformers import PreTrainedModel
 from hf_interp.weights.alpha_spec import find_layer, last_layers
 
 
-def train_part(model: PreTrainedModel, part: str, *, new_names: Sequence[str] = (), **options: Any) -> PreTrainedModel:
+def freeze_except(
+    model: PreTrainedModel, part: str, *, new_names: Sequence[str] = (), **options: Any
+) -> PreTrainedModel:
     """Freeze all but a part of a model; the model is returned.
 
     A head that is tied to the embeddings, as those of most language models are, is not trained.
@@ -42,7 +44,7 @@ def head_names(model: PreTrainedModel) -> list[str]:
 
 
 def _head(model: PreTrainedModel) -> list[str]:
-    """The head alone (a linear probe, if it is one layer)."""
+    """Choose the head alone (a linear probe, if it is one layer)."""
     found = head_names(model)
     if not found:
         raise ValueError(
@@ -53,7 +55,7 @@ def _head(model: PreTrainedModel) -> list[str]:
 
 
 def _biases(model: PreTrainedModel) -> list[str]:
-    """All biases, those of norms too, and the head (BitFit, Ben Zaken et al. 2022, arXiv 2106.10199)."""
+    """Choose all biases, those of norms too, and the head (BitFit, Ben Zaken et al. 2022, arXiv 2106.10199)."""
     head = head_names(model)
     biases = [name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias" and name not in head]
     if not biases:
@@ -65,7 +67,7 @@ def _biases(model: PreTrainedModel) -> list[str]:
 
 
 def _last_layers(model: PreTrainedModel, n: int = 2) -> list[str]:
-    """The last n layers of every stack (of an encoder-decoder, n of the encoder and n of the decoder), and the head."""
+    """Choose the last n layers of every stack (of encoder and decoder, where there are both), and the head."""
     places = {name: find_layer(name) for name, _ in model.named_parameters()}
     last = last_layers(places.values())
     if not last:

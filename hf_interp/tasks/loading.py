@@ -19,7 +19,7 @@ FILE_BUILDERS = {
     ".parquet": "parquet",
     ".txt": "text",
 }
-"""What `datasets.load_dataset` calls the readers of local files."""
+"""The names of the readers of local files in `datasets.load_dataset`."""
 
 
 class RowError(ValueError):
@@ -113,7 +113,7 @@ def encode_corpus(
 
 
 def column_names(dataset: Any) -> list[str]:
-    """The columns of a dataset; a stream may not know them, but shows them."""
+    """Return the columns of a dataset; a stream may not know them, but shows them."""
     return list(dataset.column_names or next(iter(dataset), {}))
 
 
@@ -122,7 +122,7 @@ def _fault(name: str, what: str, source: str, row: int, remedy: str) -> str:
 
 
 def _reach(row: Mapping[str, Any], source: str) -> Any:
-    """A value by the name of its column, or by a path into a column of mappings."""
+    """Return a value by the name of its column, or by a path into a column of mappings."""
     if source in row:
         return row[source]
     value: Any = row

@@ -186,7 +186,7 @@ ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 
 def classification_metrics(problem_type: str | None = None) -> ComputeMetrics:
-    """A `compute_metrics` for a `Trainer` with a sequence classifier.
+    """Return a `compute_metrics` for a `Trainer` with a sequence classifier.
 
     Args:
         problem_type: for single_label_classification (default) accuracy, macro-F1, Matthews correlation of the highest
@@ -214,7 +214,7 @@ def classification_metrics(problem_type: str | None = None) -> ComputeMetrics:
 
 
 def token_metrics(label_names: Sequence[str]) -> ComputeMetrics:
-    """A `compute_metrics` for token classification: entities if the labels are IOB2 tags, and accuracy of tokens."""
+    """Return a `compute_metrics` for token classification: of entities if the labels are IOB2 tags, and of tokens."""
     names = list(label_names)
     entities = Entities(keep_in_memory=True) if any(name[:2] == "B-" for name in names) else None
 
@@ -234,7 +234,7 @@ def token_metrics(label_names: Sequence[str]) -> ComputeMetrics:
 
 
 def generation_metrics(tokenizer: PreTrainedTokenizerBase, kinds: Sequence[type[evaluate.Metric]]) -> ComputeMetrics:
-    """A `compute_metrics` for sequence to sequence with `predict_with_generate`: metrics of the generated texts.
+    """Return a `compute_metrics` for sequence to sequence with `predict_with_generate`: metrics of the generated texts.
 
     Args:
         tokenizer: turns tokens into texts.
@@ -254,7 +254,7 @@ def generation_metrics(tokenizer: PreTrainedTokenizerBase, kinds: Sequence[type[
         found: dict[str, float] = {}
         for part in parts:
             found |= part.compute(predictions=predictions, references=references)
-        is_token = (generated != tokenizer.pad_token_id) & (generated >= 0)  # the host pads with −100
+        is_token = (generated != tokenizer.pad_token_id) & (generated >= 0)  # `Trainer` pads with −100
         return {**found, "generated_tokens": float(is_token.sum(axis=1).mean())}
 
     return compute_metrics
@@ -263,7 +263,7 @@ def generation_metrics(tokenizer: PreTrainedTokenizerBase, kinds: Sequence[type[
 def language_model_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Perplexity and accuracy over the labels, of what `score_shifted_tokens` or `score_tokens` has made of the logits.
 
-    The perplexity is exp of the mean loss over all labels; the loss that the host reports is a mean of batches' means.
+    The perplexity is exp of the mean loss over all labels; the loss that `Trainer` reports is a mean of batches' means.
     """
     losses, hits = prediction.predictions
     mask = np.asarray(hits) >= 0
@@ -274,7 +274,7 @@ def language_model_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def score_tokens(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A `preprocess_logits_for_metrics` that keeps two numbers for each label instead of the whole vocabulary's logits.
+    """Keep two numbers for each label instead of the whole vocabulary's logits (`preprocess_logits_for_metrics`).
 
     Args:
         logits: (batch, length, vocabulary), or a tuple that begins so.
@@ -293,7 +293,7 @@ def score_tokens(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def score_shifted_tokens(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`score_tokens` for models of which position i predicts label i + 1; (batch, length − 1).
+    """Run `score_tokens` for models of which position i predicts label i + 1; (batch, length − 1).
 
     Predictions for tokens that an adapter puts before the input are left out.
     """

@@ -79,7 +79,7 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
 
 
 def parse_training_arguments(values: Mapping[str, Any]) -> InterpolationConfig:
-    """`InterpolationConfig` from plain values, converted as the host's own command-line parser converts them."""
+    """Build `InterpolationConfig` from plain values, converted as by transformers' own command-line parser."""
     kinds = typing.get_type_hints(InterpolationConfig)
     whole: dict[str, Any] = {}
     flags: list[str] = []
@@ -98,7 +98,7 @@ def parse_training_arguments(values: Mapping[str, Any]) -> InterpolationConfig:
 
 
 def read_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
-    """`--key value`, `--key=value` and a bare `--key` (true); values are read as YAML.
+    """Read `--key value`, `--key=value` and a bare `--key` (true); values are read as YAML.
 
     >>> read_flags(["--learning_rate", "0.1", "--bf16", "--corpora.domain.where={label: [a, b]}"])
     [('learning_rate', 0.1), ('bf16', True), ('corpora.domain.where', {'label': ['a', 'b']})]
@@ -172,7 +172,7 @@ def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def _convert(cls: type, key: str, value: Any, where: str) -> Any:
-    """`value` as the field's annotation wants it: YAML reads 1e-4 as a text and 3 as a whole number."""
+    """Convert `value` to the field's annotation: YAML reads 1e-4 as a text and 3 as a whole number."""
     annotation = cls.__annotations__[key]
     expected = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
     kinds = [getattr(kind, "__name__", str(kind)) for kind in _alternatives(annotation)]
@@ -191,7 +191,7 @@ def _convert(cls: type, key: str, value: Any, where: str) -> Any:
 
 
 def _alternatives(annotation: Any) -> list[Any]:
-    """The members of a union, each without its parameters: `list[str] | None` gives list and NoneType."""
+    """Return the members of a union, each without its parameters: `list[str] | None` gives list and NoneType."""
     origin = typing.get_origin(annotation)
     if origin in (types.UnionType, typing.Union):
         return [kind for member in typing.get_args(annotation) for kind in _alternatives(member)]
@@ -199,7 +199,7 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def _set(recipe: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; a top-level key may be written with dashes, as the host's flags may."""
+    """Set a dotted key; a top-level key may be written with dashes, as those of transformers may."""
     head, *path = key.split(".")
     keys = [head.replace("-", "_"), *path]
     place = recipe

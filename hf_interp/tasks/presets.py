@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from hf_interp.tasks.adalora import AdaLoraCallback, prepare_adalora
-from hf_interp.tasks.freezing import PARTS, head_names, train_part
+from hf_interp.tasks.freezing import PARTS, freeze_except, head_names
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.weights.adapter_kinds import FACTORS, KEEPING_INITS
 
@@ -133,7 +133,7 @@ def adapt(
     """
     name, fields = _resolve(adapter)
     if name in PARTS:
-        return train_part(model, name, new_names=new_names, **fields)
+        return freeze_except(model, name, new_names=new_names, **fields)
     config = _build_config(fields, task_type, max_steps)
     _check_task(model, config)
     _fit_to_model(config, model, fields, new_names)
@@ -148,7 +148,7 @@ def adapt(
 
 
 def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
-    """A trained adapter on its model, to be evaluated.
+    """Load a trained adapter on its model, to be evaluated.
 
     `PeftModel.from_pretrained` does the same, but an AdaLoRA that it loads cannot take labels.
     """
@@ -162,33 +162,15 @@ def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
 
 
 def adapter_callbacks(adapter: str | Mapping[str, Any] | None) -> list[TrainerCallback]:
-    """What a trainer must call for an adapter."""
+    """Return the callbacks that an adapter needs."""
     if adapter is None:
         return []
     _, fields = _resolve(adapter)
     return [AdaLoraCallback()] if str(fields.get("peft_type")).upper() == "ADALORA" else []
 
 
-def get_peft_config(adapter: str | Mapping[str, Any], task_type: str | None, *, max_steps: int | None = None) -> Any:
-    """A PEFT configuration from a preset's name or a mapping.
-
-    Args:
-        adapter: see `adapt`; a preset that is PEFT's.
-        task_type: PEFT's name for the task; for classification PEFT then trains the head in full.
-        max_steps: optimizer steps of the run; AdaLoRA needs it, or a `total_step`.
-
-    Raises:
-        ImportError: if `peft` is not installed.
-        ValueError: for an unknown preset, type or field (the nearest is named), or a value that PEFT refuses.
-    """
-    name, fields = _resolve(adapter)
-    if name in PARTS:
-        raise ValueError(f"`peft: {name}` trains a part of the model itself, without PEFT. Use `adapt`.")
-    return _build_config(fields, task_type, max_steps)
-
-
 def _resolve(adapter: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name of a preset ("" for none), and all fields."""
+    """Return the name of a preset ("" for none), and all fields."""
     given = {"preset": adapter} if isinstance(adapter, str) else dict(adapter)
     if "preset" not in given:
         return "", given
@@ -230,7 +212,7 @@ def _build_config(fields: Mapping[str, Any], task_type: str | None, max_steps: i
 
 
 def _adalora_schedule(fields: dict[str, Any], max_steps: int | None) -> dict[str, Any]:
-    """The steps of AdaLoRA's schedule: no rank is taken away in the first tenth and in the last half of the run.
+    """Return the steps of AdaLoRA's schedule: no rank is taken away in the first tenth and in the last half of the run.
 
     In between that is done about a thousand times in a long run, and at every step of a short one. The shares are
     those of the paper's largest task (its table 8: 8,000 and 50,000 of 85,000 steps, every 100 steps).

@@ -24,7 +24,7 @@ from hf_interp.training.heads import load_heads
 from hf_interp.utils.files import read_json
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, CURVE_NAME, CURVE_PLOT_NAME, RESULTS_NAME
 from hf_interp.weights.adapter_kinds import is_peft_model
-from hf_interp.weights.adapters import neutral_pairs
+from hf_interp.weights.adapters import scaled_parameters
 from hf_interp.weights.matching import match_names
 from hf_interp.weights.model_folder import find_folder, open_base
 from hf_interp.weights.tensor_files import find_tensors
@@ -64,7 +64,7 @@ def search_run(
     if is_peft_model(model):
         # M₀ is the model without its adapter, but the head that it was given is nobody's
         stored = find_tensors(find_folder(name, "base_model", revision=revision), "base_model")
-        names = [pair.name for pair in neutral_pairs(model)]
+        names = [pair.name for pair in scaled_parameters(model)]
         known = match_names(stored, names)
         new_names = [name for name in names if name not in known]
     else:
@@ -81,7 +81,7 @@ def save_curve(curve: AlphaCurve, folder: str | Path) -> None:
 
 
 def load_run_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
-    """The recipe of a run, from its file or from the results in the folder of the run, with flags laid over it.
+    """Load the recipe of a run, from its file or from the results in its folder, with flags laid over it.
 
     Raises:
         FileNotFoundError: if there is nothing there.

@@ -1,4 +1,4 @@
-"""What the commands share on the terminal: tables, and errors in one line."""
+"""Output on the terminal: tables, and errors in one line."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def run_command(command: Callable[[], int | None], *, traceback: bool = False) -
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, padded so that it also reads well as plain text; the first column is flush left.
+    """Return a table in Markdown, padded so that it also reads well as plain text; the first column is flush left.
 
     >>> print(format_table(["name", "n"], [["a", "10"], ["bcd", "2"]]))
     | name |  n |

@@ -1,11 +1,11 @@
-"""What error messages share."""
+"""Parts that error messages share."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """The end of an error message: the option nearest to a misspelt name, or nothing.
+    """Return the end of an error message: the option nearest to a misspelt name, or nothing.
 
     >>> did_you_mean("linaer", ["linear", "cosine"])
     " Did you mean 'linear'?"

@@ -39,7 +39,7 @@ def new_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """What is in a JSON file; `None` if it is missing or not whole."""
+    """Return what is in a JSON file; `None` if it is missing or not whole."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -48,7 +48,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill under a temporary name, renamed at the end; after an error nothing is left of it.
+    """Make a folder to fill under a temporary name, renamed at the end; after an error nothing is left of it.
 
     What a killed process leaves has the temporary name (see `unfinished_folders`).
 
@@ -69,5 +69,5 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def unfinished_folders(path: Path) -> list[str]:
-    """Names of what killed processes, or processes still at work, have left of a folder."""
+    """Return names of what killed processes, or processes still at work, have left of a folder."""
     return sorted(found.name for found in path.parent.glob(f".{path.name}.*") if len(found.suffix) == 33)

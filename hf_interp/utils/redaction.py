@@ -1,4 +1,4 @@
-"""What must stay on the machine: local paths, reduced to their last part, and secrets, blotted out. No torch."""
+"""Redaction of what must stay on the machine: local paths become their last part, secrets a mask. No torch."""
 
 import os
 import re
@@ -68,7 +68,7 @@ def is_local(text: str) -> bool:
 
 
 def last_part(text: str) -> str:
-    """The last part of a path; a URL without what names a user or signs a request.
+    """Return the last part of a path; a URL without what names a user or signs a request.
 
     >>> last_part("/home/jane/models/base/"), last_part("C:\\\\Users\\\\jane\\\\law.csv"), last_part("..")
     ('base', 'law.csv', 'folder')
@@ -83,7 +83,7 @@ def last_part(text: str) -> str:
 
 
 def local_paths(value: Any) -> set[str]:
-    """The local paths that stand under `PATH_KEYS` anywhere in nested settings."""
+    """Return the local paths that stand under `PATH_KEYS` anywhere in nested settings."""
     return {text for key, text in _texts(value, "") if key in PATH_KEYS and is_local(text)}
 
 
@@ -170,7 +170,7 @@ def _reduced(value: Any, key: str, literals: list[str]) -> Any:
 
 
 def _replace_path(text: str, path: str) -> str:
-    """A known path in a text, where it stands as a whole path or begins one."""
+    """Return a known path in a text, where it stands as a whole path or begins one."""
     if path not in text:
         return text
     return re.sub(rf"(?<![\w.-]){re.escape(path)}(?![\w-])", lambda match: last_part(path), text)

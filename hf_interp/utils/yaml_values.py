@@ -17,7 +17,7 @@ def parse_mapping(name: str, text: str) -> dict[str, Any]:
 
 
 def with_numbers(value: Any) -> Any:
-    """`value` with texts such as 1e-4, which YAML takes for numbers only with a dot, made into numbers."""
+    """Return `value` with texts such as 1e-4, which YAML takes for numbers only with a dot, made into numbers."""
     if isinstance(value, dict):
         return {key: with_numbers(inner) for key, inner in value.items()}
     if isinstance(value, list):

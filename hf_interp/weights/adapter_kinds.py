@@ -1,4 +1,4 @@
-"""What can be done with an adapter: whether M_α is such an adapter too, and whether M₀ is in the model.
+"""The capabilities of an adapter: whether M_α is such an adapter too, and whether M₀ is in the model.
 
 PEFT has more kinds of adapters than are known here, and more with every version: of those that are not known, nothing
 is taken for granted.
@@ -35,8 +35,8 @@ KEEPS_BASE = ("BOFT", "OFT")
 """Kinds that cannot be scaled and leave the base weights as they are, so that M₀ is in the model."""
 
 
-class AdapterKind(NamedTuple):
-    """What can be done with an adapter."""
+class AdapterCapabilities(NamedTuple):
+    """The capabilities of an adapter."""
 
     label: str
     is_scalable: bool
@@ -51,8 +51,8 @@ def is_peft_model(model: Any) -> bool:
     return any(cls.__module__.startswith("peft.") and cls.__name__ in names for cls in type(model).__mro__)
 
 
-def find_kind(model: Any) -> AdapterKind:
-    """What can be done with the active adapter of a PEFT model.
+def adapter_capabilities(model: Any) -> AdapterCapabilities:
+    """Return what can be done with the active adapter of a PEFT model.
 
     Raises:
         TypeError: if it is no `PeftModel`.
@@ -66,15 +66,15 @@ def find_kind(model: Any) -> AdapterKind:
     if kind == "LORA":
         init = config.init_lora_weights
         if init not in KEEPING_INITS:
-            return AdapterKind(f"LORA with init_lora_weights={init!r}", is_scalable=False, keeps_base=False)
+            return AdapterCapabilities(f"LORA with init_lora_weights={init!r}", is_scalable=False, keeps_base=False)
         others = sorted(_variants(model) - set(LINEAR_VARIANTS))
         if others:
             is_dora = "Dora" in others[0]
             label = "DoRA" if is_dora else f"LORA ({others[0]})"
-            return AdapterKind(label, is_scalable=False, keeps_base=is_dora and keeps_biases)
+            return AdapterCapabilities(label, is_scalable=False, keeps_base=is_dora and keeps_biases)
     if kind in FACTORS:
-        return AdapterKind(kind, is_scalable=True, keeps_base=keeps_biases)
-    return AdapterKind(kind, is_scalable=False, keeps_base=kind in KEEPS_BASE and keeps_biases)
+        return AdapterCapabilities(kind, is_scalable=True, keeps_base=keeps_biases)
+    return AdapterCapabilities(kind, is_scalable=False, keeps_base=kind in KEEPS_BASE and keeps_biases)
 
 
 def refuse_prompts(config: Any) -> None:

@@ -17,9 +17,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from hf_interp.weights.adapter_kinds import FACTORS, AdapterKind, find_kind
+from hf_interp.weights.adapter_kinds import FACTORS, AdapterCapabilities, adapter_capabilities
 from hf_interp.weights.alpha_spec import Alpha, resolve_alpha
-from hf_interp.weights.matching import Decision, InterpolationReport, match_names
+from hf_interp.weights.matching import InterpolationReport, TensorDecision, match_names
 from hf_interp.weights.tensors import (
     Interpolated,
     Weights,
@@ -35,21 +35,21 @@ from hf_interp.weights.tensors import (
 _scaled: WeakKeyDictionary[nn.Module, dict[int, tuple[int, torch.Tensor]]] = WeakKeyDictionary()
 
 
-class NeutralPair(NamedTuple):
+class ScaledParameter(NamedTuple):
     """A parameter that takes the model from M₀ to M_θ."""
 
     name: str
-    """What it changes: a parameter's name in the base model."""
+    """The parameter that it changes, by its name in the base model."""
     parameter: nn.Parameter
     """As trained."""
     neutral: torch.Tensor | float
     """Its value in M₀."""
     reason: str
-    """What kind of parameter it is."""
+    """The kind of the parameter, in words."""
 
 
-def neutral_pairs(model: Any, base: Weights | None = None) -> list[NeutralPair]:
-    """The parameters of a PEFT model whose values in M₀ are known, and between which M_α is linear.
+def scaled_parameters(model: Any, base: Weights | None = None) -> list[ScaledParameter]:
+    """Return the parameters of a PEFT model whose values in M₀ are known, and between which M_α is linear.
 
     Args:
         model: a `PeftModel` of a kind that can be scaled.
@@ -110,19 +110,22 @@ class AdapterInterpolation:
         self._trained = [_trained_value(model, pair) for pair in self._pairs]
         self._others = [
             *(
-                Decision(name=pair.name, action="finetuned", reason="as asked for", base_name=pair.name)
+                TensorDecision(name=pair.name, action="finetuned", reason="as asked for", base_name=pair.name)
                 for pair in pairs
                 if pair.name in kept
             ),
-            *(Decision(name=name, action="tied", reason=f"to {first}", base_name=name) for name, first in ties.items()),
+            *(
+                TensorDecision(name=name, action="tied", reason=f"to {first}", base_name=name)
+                for name, first in ties.items()
+            ),
         ]
         self._alphas = dict.fromkeys(self.names, 1.0)
 
     @property
     def report(self) -> InterpolationReport:
-        """What is interpolated at the present α, and what is not and why; other weights are those of M₀."""
+        """The decision on each tensor at the present α; other weights are those of M₀."""
         decisions = [
-            Decision(
+            TensorDecision(
                 name=pair.name,
                 action="interpolated",
                 reason=pair.reason,
@@ -184,7 +187,7 @@ def interpolate_adapter(
     Raises:
         TypeError, ValueError: see [`AdapterInterpolation`]; if PEFT cannot merge what cannot be scaled.
     """
-    if find_kind(model).is_scalable:
+    if adapter_capabilities(model).is_scalable:
         if into is not None and into is not model:
             raise ValueError("`into` must be the PEFT model itself: it is interpolated in place. Leave it out.")
         live = AdapterInterpolation(model, base, finetuned_only=finetuned_only, extrapolate=extrapolate)
@@ -195,9 +198,9 @@ def interpolate_adapter(
     return _interpolate_merged(base, model, alpha, finetuned_only, extrapolate)
 
 
-def _list_pairs(model: Any, base: Weights | None) -> list[NeutralPair]:
-    """All pairs, the further ones of the same storage too."""
-    kind = find_kind(model)
+def _list_pairs(model: Any, base: Weights | None) -> list[ScaledParameter]:
+    """Return all pairs, the further ones of the same storage too."""
+    kind = adapter_capabilities(model)
     if not kind.is_scalable:
         raise ValueError(
             f"`model` must have an adapter that can be scaled, got {kind.label}. Merge it first: "
@@ -210,8 +213,8 @@ def _list_pairs(model: Any, base: Weights | None) -> list[NeutralPair]:
     return pairs
 
 
-def _walk(root: nn.Module, adapter: str, factors: dict[str, float]) -> Iterator[NeutralPair]:
-    """What an adapter has in each module."""
+def _walk(root: nn.Module, adapter: str, factors: dict[str, float]) -> Iterator[ScaledParameter]:
+    """Yield what an adapter has in each module."""
     from peft.tuners.ln_tuning.layer import LNTuningLayer
     from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -228,15 +231,15 @@ def _walk(root: nn.Module, adapter: str, factors: dict[str, float]) -> Iterator[
         elif isinstance(module, TrainableTokensLayer):
             if adapter in module.trainable_tokens_delta:
                 trained, original = module.trainable_tokens_delta[adapter], module.trainable_tokens_original[adapter]
-                yield NeutralPair(
+                yield ScaledParameter(
                     f"{name}.weight", trained, original, f"{len(trained)} rows, against the original ones"
                 )
         elif isinstance(module, BaseTunerLayer):
             yield from _factors_of(name, module, adapter, factors)
 
 
-def _factors_of(name: str, layer: Any, adapter: str, factors: dict[str, float]) -> Iterator[NeutralPair]:
-    """The factor by which a layer is scaled."""
+def _factors_of(name: str, layer: Any, adapter: str, factors: dict[str, float]) -> Iterator[ScaledParameter]:
+    """Yield the factor by which a layer is scaled."""
     from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 
     weight = "weight"
@@ -255,14 +258,14 @@ def _factors_of(name: str, layer: Any, adapter: str, factors: dict[str, float]) 
         if isinstance(found, nn.Parameter):
             if factor == "ia3_l" and not layer.is_feedforward and layer.get_base_layer().bias is not None:
                 reason += "; the bias with it"
-            yield NeutralPair(f"{name}.{weight}", found, neutral, reason)
+            yield ScaledParameter(f"{name}.{weight}", found, neutral, reason)
         else:
             for part, parameter in found.named_parameters():
-                yield NeutralPair(f"{name}.{weight if part == 'weight' else part}", parameter, neutral, reason)
+                yield ScaledParameter(f"{name}.{weight if part == 'weight' else part}", parameter, neutral, reason)
 
 
-def _against_original(name: str, trained: nn.Module, original: nn.Module) -> Iterator[NeutralPair]:
-    """A module that was trained whole, as a copy."""
+def _against_original(name: str, trained: nn.Module, original: nn.Module) -> Iterator[ScaledParameter]:
+    """Yield a module that was trained whole, as a copy."""
     for part, buffer in trained.named_buffers():
         if buffer.is_floating_point() and not torch.equal(buffer, original.get_buffer(part).to(buffer)):
             raise ValueError(
@@ -270,12 +273,12 @@ def _against_original(name: str, trained: nn.Module, original: nn.Module) -> Ite
                 "adapter first: `model.merge_and_unload()`, and give the base model as M₀."
             )
     for part, parameter in trained.named_parameters():
-        yield NeutralPair(
+        yield ScaledParameter(
             f"{name}.{part}" if name else part, parameter, original.get_parameter(part), "against its original"
         )
 
 
-def _trained_biases(root: nn.Module, bias: str, base: Weights | None) -> Iterator[NeutralPair]:
+def _trained_biases(root: nn.Module, bias: str, base: Weights | None) -> Iterator[ScaledParameter]:
     """Biases of the base model that were trained in place: M₀'s are in `base` alone."""
     if base is None:
         raise ValueError(
@@ -300,13 +303,13 @@ def _trained_biases(root: nn.Module, bias: str, base: Weights | None) -> Iterato
                 f"`base` must be of the model's architecture, but {name!r} is {tuple(original.shape)} there and "
                 f"{tuple(parameter.shape)} in the model."
             )
-        yield NeutralPair(name, parameter, original, "a trained bias, against M₀'s")
+        yield ScaledParameter(name, parameter, original, "a trained bias, against M₀'s")
 
 
-def _unique(pairs: Sequence[NeutralPair]) -> tuple[list[NeutralPair], dict[str, str]]:
-    """Each storage once, and the further names → the first one's."""
+def _unique(pairs: Sequence[ScaledParameter]) -> tuple[list[ScaledParameter], dict[str, str]]:
+    """Return each storage once, and the further names → the first one's."""
     seen: dict[Any, str] = {}
-    unique: list[NeutralPair] = []
+    unique: list[ScaledParameter] = []
     ties: dict[str, str] = {}
     for pair in pairs:
         place = pair.parameter.detach()
@@ -319,8 +322,8 @@ def _unique(pairs: Sequence[NeutralPair]) -> tuple[list[NeutralPair], dict[str, 
     return unique, ties
 
 
-def _trained_value(model: nn.Module, pair: NeutralPair) -> torch.Tensor:
-    """A copy of what a parameter was trained to, even if it is at some α now and was not touched since."""
+def _trained_value(model: nn.Module, pair: ScaledParameter) -> torch.Tensor:
+    """Return a copy of what a parameter was trained to, even if it is at some α now and was not touched since."""
     place = pair.parameter.detach()
     version, trained = _scaled.get(model, {}).get(place.data_ptr(), (None, place))
     if version == place._version and trained.shape == place.shape:
@@ -334,7 +337,7 @@ def _trained_value(model: nn.Module, pair: NeutralPair) -> torch.Tensor:
     return place.clone()
 
 
-def _neutral_value(pair: NeutralPair, trained: torch.Tensor) -> torch.Tensor:
+def _neutral_value(pair: ScaledParameter, trained: torch.Tensor) -> torch.Tensor:
     if isinstance(pair.neutral, torch.Tensor):
         return pair.neutral.detach()
     return torch.full((), pair.neutral, dtype=trained.dtype, device=trained.device).expand(trained.shape)
@@ -344,7 +347,7 @@ def _interpolate_merged(
     base: Weights | None, model: Any, alpha: Alpha, finetuned_only: Sequence[str], extrapolate: bool
 ) -> Interpolated:
     """M_α of an adapter that cannot be scaled, as a new plain model."""
-    kind = find_kind(model)
+    kind = adapter_capabilities(model)
     if base is None and not kind.keeps_base:
         raise ValueError(
             f"`base` must be given, a state dict or a model: an adapter of kind {kind.label} may have changed weights "
@@ -359,8 +362,8 @@ def _interpolate_merged(
     return Interpolated(merged, InterpolationReport(decisions=decisions + target.ties(), notes=notes))
 
 
-def merge_adapter(model: Any, kind: AdapterKind) -> Any:
-    """A plain model with an adapter merged into it; the PEFT model is taken apart.
+def merge_adapter(model: Any, kind: AdapterCapabilities) -> Any:
+    """Return a plain model with an adapter merged into it; the PEFT model is taken apart.
 
     Raises:
         ValueError: if PEFT cannot merge it.
@@ -398,7 +401,7 @@ def _unwrap_modules(model: Any, *, trained: bool) -> None:
 
 
 def _plain_name(path: str) -> str:
-    """A module's or parameter's name without what PEFT puts in between.
+    """Return a module's or parameter's name without what PEFT puts in between.
 
     >>> _plain_name("encoder.query.base_layer.bias"), _plain_name("embed_tokens.token_adapter")
     ('encoder.query.bias', 'embed_tokens')

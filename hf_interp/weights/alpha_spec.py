@@ -36,7 +36,7 @@ _LAYER = re.compile(r"^(?P<stack>(?:.*?\.)?(?:layers?|h|blocks?))\.(?P<index>\d+
 
 
 def find_layer(name: str) -> tuple[str, int] | None:
-    """The stack of layers in which a tensor lies, and the index of its layer; `None` outside the layers.
+    """Return the stack of layers in which a tensor lies, and the index of its layer; `None` outside the layers.
 
     >>> find_layer("bert.encoder.layer.11.attention.self.query.weight")
     ('bert.encoder.layer', 11)
@@ -49,7 +49,7 @@ def find_layer(name: str) -> tuple[str, int] | None:
 
 
 def last_layers(places: Iterable[tuple[str, int] | None]) -> dict[str, int]:
-    """The index of the last layer of every stack, from what `find_layer` found.
+    """Return the index of the last layer of every stack, from what `find_layer` found.
 
     >>> last_layers([("encoder.layer", 0), None, ("encoder.layer", 5), ("decoder.layer", 1)])
     {'encoder.layer': 5, 'decoder.layer': 1}

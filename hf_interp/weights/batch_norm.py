@@ -51,7 +51,7 @@ def _batch_norms(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def _measuring(model: nn.Module, norms: Sequence[Any]) -> Iterator[None]:
-    """A model in evaluation mode but for its batch norms, which take plain means over batches; modes are put back."""
+    """Put a model into evaluation mode but for its batch norms, which take plain means over batches, and back."""
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     model.eval()

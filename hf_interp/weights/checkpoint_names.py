@@ -15,11 +15,11 @@ import torch
 from hf_interp.weights.matching import unwrap_names
 
 
-class Place(NamedTuple):
-    """Where the host loads a tensor to."""
+class CheckpointKey(NamedTuple):
+    """The place in a model that transformers loads a tensor to."""
 
     name: str
-    """Unique in a checkpoint. For a tensor that the host converts, its name before that."""
+    """Unique in a checkpoint. For a tensor that transformers converts, its name before that."""
     target: str
     """The parameter of the model, or the first of those, which may get several tensors."""
 
@@ -38,7 +38,7 @@ class Pairing(NamedTuple):
 
 
 def empty_model(folder: Path, *, trust_remote_code: bool) -> Any:
-    """The model of a folder without memory for its weights.
+    """Return the model of a folder without memory for its weights.
 
     Raises:
         ValueError: if its configuration names no class that can be built, with the reason.
@@ -57,7 +57,7 @@ def empty_model(folder: Path, *, trust_remote_code: bool) -> Any:
 
 
 def find_class(folder: Path, config: Any, *, trust_remote_code: bool) -> Any:
-    """The class that a configuration names."""
+    """Return the class that a configuration names."""
     import transformers
 
     names = config.architectures or []
@@ -96,7 +96,7 @@ def pair_names(
     Raises:
         ValueError: for M_θ tied where M₀ is not.
     """
-    mine, theirs = find_places(model, base), find_places(model, finetuned)
+    mine, theirs = find_checkpoint_keys(model, base), find_checkpoint_keys(model, finetuned)
     tied = dict(model.all_tied_weights_keys)
     by_place = {place.name: name for name, place in theirs.items()}
     ties: dict[str, str] = {}
@@ -133,8 +133,8 @@ def pair_names(
     return Pairing(base_names, ties, stood_for, _same_layout(mine, theirs, base_names, stood_for))
 
 
-def find_places(model: Any, names: Collection[str]) -> dict[str, Place]:
-    """Where the host loads the tensors of a checkpoint to, by their names."""
+def find_checkpoint_keys(model: Any, names: Collection[str]) -> dict[str, CheckpointKey]:
+    """Find where transformers loads the tensors of a checkpoint to, by their names."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -144,17 +144,17 @@ def find_places(model: Any, names: Collection[str]) -> dict[str, Place]:
     prefix, own = model.base_model_prefix, model.state_dict()
     unwrapped = unwrap_names(names)
     places = {}
-    # in the host's order, because some renamings depend on what came before
+    # in the order of transformers, because some renamings depend on what came before
     for name in sorted(names, key=dot_natural_key):
         plain = unwrapped[name]
         target, converted = rename_source_key(plain, renamings, converters, prefix, own)
         if target not in own and plain in own:
             target, converted = rename_source_key(plain, [], [], prefix, own)
         if converted is None:
-            places[name] = Place(target, target)
+            places[name] = CheckpointKey(target, target)
         else:
             renamed, _ = rename_source_key(plain, renamings, [])
-            places[name] = Place(_with_prefix_of(target, renamed, prefix), target)
+            places[name] = CheckpointKey(_with_prefix_of(target, renamed, prefix), target)
     return {name: places[name] for name in names}
 
 
@@ -170,7 +170,7 @@ def is_tied(folder: Path, default: bool) -> bool:
 
 
 def common_tokens_differ(base: Path, finetuned: Path, size: int, *, trust_remote_code: bool) -> str | None:
-    """The first of the common token ids that means different tokens, in words; `None` if there is none.
+    """Return the first of the common token ids that means different tokens, in words; `None` if there is none.
 
     Args:
         base: M₀'s folder, with a tokenizer.
@@ -236,20 +236,23 @@ def _root(ties: Mapping[str, str], name: str) -> str:
 
 
 def _group(ties: Mapping[str, str], name: str) -> list[str]:
-    """A name and those tied to it."""
+    """Return a name and those tied to it."""
     root = _root(ties, name)
     return list(dict.fromkeys([name, root, *(other for other in ties if _root(ties, other) == root)]))
 
 
 def _with_prefix_of(target: str, name: str, prefix: str) -> str:
-    """`name` with the prefix of the backbone if and only if `target` has it."""
+    """Return `name` with the prefix of the backbone if and only if `target` has it."""
     start = f"{prefix}." if prefix else ""
     name = name.removeprefix(start)
     return start + name if target.startswith(start) else name
 
 
 def _same_layout(
-    mine: Mapping[str, Place], theirs: Mapping[str, Place], base_names: Mapping[str, str], stood_for: Collection[str]
+    mine: Mapping[str, CheckpointKey],
+    theirs: Mapping[str, CheckpointKey],
+    base_names: Mapping[str, str],
+    stood_for: Collection[str],
 ) -> bool:
     """Whether no parameter of the model gets some of its tensors under different names."""
     matched = {*base_names.values(), *stood_for}

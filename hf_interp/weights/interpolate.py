@@ -127,7 +127,7 @@ def open_interpolation(
 
 
 def _places(into: nn.Module, finetuned: Tensors) -> dict[str, torch.Tensor]:
-    """The tensors of a model to be written, by M_θ's names."""
+    """Return the tensors of a model to be written, by M_θ's names."""
     live = named_tensors(into)
     names = match_names(live.first, finetuned.first)
     places = {}

@@ -61,7 +61,7 @@ class LiveInterpolation:
 
     @property
     def report(self) -> InterpolationReport:
-        """What is interpolated at the present α, and what is not and why."""
+        """The decision on each tensor at the present α."""
         decisions = [replace(decision, alpha=self._alphas.get(decision.name)) for decision in self.decisions]
         return InterpolationReport(decisions=decisions + self.live.ties(), notes=list(self.notes))
 

@@ -19,15 +19,15 @@ as another; only in M₀, and left out."""
 
 
 class TensorInfo(NamedTuple):
-    """What a decision needs of a tensor."""
+    """The shape and type of a tensor, on which a decision depends."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What becomes of one tensor.
+class TensorDecision:
+    """The decision on one tensor.
 
     Args:
         name: its name in M_θ (in M₀, if it is dropped).
@@ -49,18 +49,18 @@ class Decision:
 
 @dataclass(kw_only=True)
 class InterpolationReport:
-    """What was interpolated, and what was not and why.
+    """A report on what was interpolated, and what was not and why.
 
     Args:
         decisions: one for each tensor of M_θ, and one for each that M₀ alone has.
         notes: what else happened, such as recalibrated statistics.
     """
 
-    decisions: list[Decision]
+    decisions: list[TensorDecision]
     notes: list[str]
 
     def names(self, action: Action) -> list[str]:
-        """Names of the tensors that had this done to them."""
+        """Return names of the tensors that had this done to them."""
         return [decision.name for decision in self.decisions if decision.action == action]
 
     def alphas(self) -> dict[str, float]:
@@ -98,8 +98,8 @@ def decide(
     base_names: Mapping[str, str],
     finetuned_only: Sequence[str] = (),
     extrapolate: bool = False,
-) -> list[Decision]:
-    """What becomes of every tensor, in the order of M_θ's.
+) -> list[TensorDecision]:
+    """Decide what becomes of every tensor, in the order of M_θ's.
 
     Args:
         base: tensors of M₀ by name; of tied ones, one.
@@ -117,7 +117,7 @@ def decide(
     _refuse_quantised(finetuned, "M_θ")
     _refuse_other_architecture(base, finetuned, base_names)
     vocabulary = _vocabulary_sizes(base, finetuned, base_names)
-    decisions: list[Decision] = []
+    decisions: list[TensorDecision] = []
     clashes: list[str] = []
     for pattern in finetuned_only:
         if not any(fnmatchcase(name, pattern) for name in finetuned):
@@ -125,10 +125,10 @@ def decide(
     for name, info in finetuned.items():
         base_name = base_names.get(name)
         if base_name is None:
-            decisions.append(Decision(name=name, action="finetuned", reason="M₀ has no such tensor"))
+            decisions.append(TensorDecision(name=name, action="finetuned", reason="M₀ has no such tensor"))
             continue
         if any(fnmatchcase(name, pattern) for pattern in finetuned_only):
-            decisions.append(Decision(name=name, action="finetuned", reason="as asked for", base_name=base_name))
+            decisions.append(TensorDecision(name=name, action="finetuned", reason="as asked for", base_name=base_name))
             continue
         decisions.append(_decide_one(name, info, base_name, base[base_name], vocabulary, clashes))
     if clashes:
@@ -137,7 +137,7 @@ def decide(
         )
     taken = set(base_names.values())
     decisions += [
-        Decision(name=name, action="dropped", reason="M_θ has no such tensor", base_name=name)
+        TensorDecision(name=name, action="dropped", reason="M_θ has no such tensor", base_name=name)
         for name in base
         if name not in taken
     ]
@@ -147,7 +147,7 @@ def decide(
 def match_names(
     base: Collection[str], finetuned: Collection[str], canonical: Callable[[str], str] | None = None
 ) -> dict[str, str]:
-    """Which name of M₀ belongs to which of M_θ.
+    """Match the names of M_θ to those of M₀.
 
     Args:
         base: M₀'s names.
@@ -172,7 +172,7 @@ def match_names(
 
 
 def unwrap_names(names: Iterable[str]) -> dict[str, str]:
-    """Names → the same without what wrappers of whole models add.
+    """Map names to the same without what wrappers of whole models add.
 
     >>> unwrap_names(["module._orig_mod.score.weight"])
     {'module._orig_mod.score.weight': 'score.weight'}
@@ -189,27 +189,29 @@ def _decide_one(
     base: TensorInfo,
     vocabulary: set[tuple[int, int]],
     clashes: list[str],
-) -> Decision:
-    """The decision on a tensor that both have; what cannot be decided is added to `clashes`."""
+) -> TensorDecision:
+    """Decide on a tensor that both have; what cannot be decided is added to `clashes`."""
     if not (info.dtype.is_floating_point or info.dtype.is_complex):
-        return Decision(name=name, action="copied", reason=f"holds {_kind(info.dtype)}", base_name=base_name)
+        return TensorDecision(name=name, action="copied", reason=f"holds {_kind(info.dtype)}", base_name=base_name)
     if _POSITION_TABLES.search(name):
-        return Decision(name=name, action="copied", reason="a table that is computed, not learned", base_name=base_name)
+        return TensorDecision(
+            name=name, action="copied", reason="a table that is computed, not learned", base_name=base_name
+        )
     if info.shape == base.shape:
-        return Decision(name=name, action="interpolated", base_name=base_name)
+        return TensorDecision(name=name, action="interpolated", base_name=base_name)
     axis = _differing_axis(base.shape, info.shape)
     if axis is not None and (base.shape[axis], info.shape[axis]) in vocabulary:
         before, after = base.shape[axis], info.shape[axis]
         kept = f"{min(before, after)} rows interpolated"
         more = f"{after - before} new ones from M_θ" if after > before else f"{before - after} of M₀ dropped"
-        return Decision(
+        return TensorDecision(
             name=name, action="interpolated", reason=f"{kept}, {more}", base_name=base_name, vocabulary_axis=axis
         )
     if _HEADS.search(name) and find_layer(name) is None:
         reason = f"a head of another shape: {base.shape} in M₀, {info.shape} in M_θ"
-        return Decision(name=name, action="finetuned", reason=reason, base_name=base_name)
+        return TensorDecision(name=name, action="finetuned", reason=reason, base_name=base_name)
     clashes.append(f"{name} {base.shape} in M₀, {info.shape} in M_θ")
-    return Decision(name=name, action="finetuned", base_name=base_name)
+    return TensorDecision(name=name, action="finetuned", base_name=base_name)
 
 
 _POSITION_TABLES = re.compile(r"(^|\.)(inv_freq|rotary_emb\.\w+|(cos|sin)_cached|masked_bias|sinusoid_table)$")
@@ -284,14 +286,14 @@ def _vocabulary_sizes(
 
 
 def _differing_axis(first: tuple[int, ...], second: tuple[int, ...]) -> int | None:
-    """The one axis in which two shapes differ; `None` if there are more, or other numbers of axes."""
+    """Return the one axis in which two shapes differ; `None` if there are more, or other numbers of axes."""
     if len(first) != len(second):
         return None
     axes = [axis for axis, (one, other) in enumerate(zip(first, second, strict=True)) if one != other]
     return axes[0] if len(axes) == 1 else None
 
 
-def _with_alphas(decisions: Sequence[Decision], alpha: Alpha, extrapolate: bool) -> list[Decision]:
+def _with_alphas(decisions: Sequence[TensorDecision], alpha: Alpha, extrapolate: bool) -> list[TensorDecision]:
     names = [decision.name for decision in decisions if decision.action == "interpolated"]
     if not names:
         raise ValueError("Nothing is left to interpolate: all tensors are copied or from M_θ alone.")
@@ -303,7 +305,7 @@ def _with_alphas(decisions: Sequence[Decision], alpha: Alpha, extrapolate: bool)
 
 
 def _plain_names(names: Iterable[str]) -> dict[str, str]:
-    """Names without wrappers and in their present form → the names as given."""
+    """Map names without wrappers and in their present form to the names as given."""
     plain = {}
     for name, short in unwrap_names(names).items():
         short = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", short)
@@ -313,7 +315,7 @@ def _plain_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _with_prefix(names: Mapping[str, str], others: Collection[str]) -> dict[str, str]:
-    """`names` with the one prefix added or removed that brings most of them among `others`."""
+    """Add or remove the one prefix that brings most of `names` among `others`."""
     candidates = {name.partition(".")[0] for name in [*names, *others]}
     forms = [dict(names)]
     for prefix in sorted(candidates):

@@ -32,8 +32,8 @@ from hf_interp.weights.interpolate import interpolate_weights
 from hf_interp.weights.matching import (
     BATCH_NORM,
     EMBEDDINGS,
-    Decision,
     InterpolationReport,
+    TensorDecision,
     TensorInfo,
     decide,
     match_names,
@@ -142,7 +142,7 @@ def interpolate_checkpoints(
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """What was asked for, with folders found."""
+    """The arguments of a merge, with folders found."""
 
     base: Path
     runs: list[Path]
@@ -178,7 +178,7 @@ def _merge(request: _Request) -> InterpolationReport:
     decisions = [_settle_statistics(decision, inputs) for decision in decisions]
     results = {name: _result_info(stored.info, request.dtype) for name, stored in finetuned.items()}
     _check_space(request, sum(num_bytes(info) for info in results.values()))
-    ties = [Decision(name=name, action="tied", reason=f"to {kept}") for name, kept in pairing.ties.items()]
+    ties = [TensorDecision(name=name, action="tied", reason=f"to {kept}") for name, kept in pairing.ties.items()]
     with new_folder(request.output) as folder:
         places = create_shards(
             folder,
@@ -241,7 +241,7 @@ def _shared_storage(tensors: Mapping[str, Stored]) -> dict[str, str]:
 def _align(
     request: _Request, runs: Sequence[Mapping[str, Stored]], finetuned: Mapping[str, Stored], notes: list[str]
 ) -> list[dict[str, Stored]]:
-    """The further runs of a soup by the first's names; they must have the same tensors."""
+    """Return the further runs of a soup by the first's names; they must have the same tensors."""
     aligned = []
     for folder, run in zip(request.runs[1:], runs[1:], strict=True):
         pairing = _pair(replace(request, base=folder), run, runs[0], notes)
@@ -257,7 +257,7 @@ def _align(
     return aligned
 
 
-def _check_tokens(request: _Request, inputs: Inputs, decisions: Iterable[Decision]) -> list[str]:
+def _check_tokens(request: _Request, inputs: Inputs, decisions: Iterable[TensorDecision]) -> list[str]:
     """Refuse rows that belong to different tokens; notes if that cannot be told."""
     tables = [
         decision
@@ -287,7 +287,7 @@ def _check_tokens(request: _Request, inputs: Inputs, decisions: Iterable[Decisio
     return []
 
 
-def _settle_statistics(decision: Decision, inputs: Inputs) -> Decision:
+def _settle_statistics(decision: TensorDecision, inputs: Inputs) -> TensorDecision:
     """Copy statistics of batch norms that are the same; at the ends they are those of the ends."""
     if decision.action != "interpolated" or not BATCH_NORM.search(decision.name):
         return decision
@@ -338,7 +338,7 @@ def _finish(request: _Request, folder: Path, report: InterpolationReport) -> Non
 def _merge_in_memory(
     request: _Request, base: Mapping[str, Stored], runs: Sequence[Mapping[str, Stored]]
 ) -> InterpolationReport:
-    """Interpolate models whose checkpoints hold different tensors: the host converts both when it loads them."""
+    """Interpolate models whose checkpoints hold different tensors: transformers converts both when it loads them."""
     if len(runs) > 1:
         raise ValueError(
             "`finetuned_dir` must be one folder if M₀'s checkpoint has other tensors than M_θ's, got several. Load and "
@@ -385,7 +385,7 @@ def _num_parameters(folder: Path, tensors: Mapping[str, Stored]) -> int:
 
 
 def _public_name(name: Name) -> str:
-    """A name on the Hub, or that of a folder without the way to it."""
+    """Return a name on the Hub, or that of a folder without the way to it."""
     return Path(name).resolve().name if Path(name).is_dir() else str(name)
 
 

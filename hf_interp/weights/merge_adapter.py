@@ -11,8 +11,8 @@ from hf_interp.utils.environment import installed_versions
 from hf_interp.utils.files import new_folder, write_json
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 from hf_interp.utils.task_info import adapter_classes, labelled_adapters
-from hf_interp.weights.adapter_kinds import AdapterKind, find_kind, refuse_prompts
-from hf_interp.weights.adapters import interpolate_adapter, merge_adapter, neutral_pairs
+from hf_interp.weights.adapter_kinds import AdapterCapabilities, adapter_capabilities, refuse_prompts
+from hf_interp.weights.adapters import interpolate_adapter, merge_adapter, scaled_parameters
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
 from hf_interp.weights.matching import InterpolationReport
 from hf_interp.weights.model_folder import INTERPOLATION_NAME, check_output, copy_small_files, find_folder
@@ -97,14 +97,14 @@ class OpenedAdapter(NamedTuple):
     """M_θ, a `PeftModel`."""
     pristine: Any
     """M₀ anew, where it is not in the model any more; else `None`."""
-    kind: AdapterKind
-    """What can be done with it."""
+    kind: AdapterCapabilities
+    """The capabilities of the adapter."""
     new_names: set[str]
     """Names of weights that the checkpoint of M₀ lacks."""
 
 
 def find_base(base: str | os.PathLike[str] | None, source: Path) -> Path:
-    """The folder of the model that an adapter is for.
+    """Return the folder of the model that an adapter is for.
 
     Args:
         base: M₀, a folder or a name on the Hub; by default what the adapter says.
@@ -138,15 +138,15 @@ def open_adapter(origin: Path, source: Path) -> OpenedAdapter:
     config = peft.PeftConfig.from_pretrained(str(source))
     plain, new = _load_base(config, origin, source, resize=True)
     model = peft.PeftModel.from_pretrained(plain, str(source))
-    kind = find_kind(model)
+    kind = adapter_capabilities(model)
     pristine = None if kind.keeps_base else _load_base(config, origin, source)[0]
     if kind.is_scalable:
-        new &= {pair.name for pair in neutral_pairs(model, pristine)}
+        new &= {pair.name for pair in scaled_parameters(model, pristine)}
     return OpenedAdapter(model, pristine, kind, new)
 
 
 def _load_base(config: Any, origin: Path, source: Path, *, resize: bool = False) -> tuple[Any, set[str]]:
-    """The model that an adapter is for, from local files, and names of what its checkpoint lacks.
+    """Return the model that an adapter is for, from local files, and names of what its checkpoint lacks.
 
     Args:
         resize: give it a row for every token of the adapter's tokenizer.
@@ -176,7 +176,7 @@ def _load_base(config: Any, origin: Path, source: Path, *, resize: bool = False)
 
 
 def _count_labels(config: Any, source: Path) -> int | None:
-    """How many labels the head has that an adapter brings; its configuration does not say so."""
+    """Count the labels of the head that an adapter brings; its configuration does not say so."""
     from safetensors import safe_open
 
     path = source / f"{ADAPTER_NAME}.safetensors"

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from hf_interp.utils.files import read_json
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, RESULTS_NAME
 from hf_interp.weights.adapter_kinds import is_peft_model
-from hf_interp.weights.checkpoint_names import find_places
+from hf_interp.weights.checkpoint_names import find_checkpoint_keys
 from hf_interp.weights.tensor_files import find_tensors
 
 INTERPOLATION_NAME = "interpolation.json"
-"""What an interpolated checkpoint says of itself."""
+"""The report on how an interpolated checkpoint came about, in its folder."""
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "*.bpe", "*.spm", "*.codes", "LICENSE*")
 """Configurations, tokenizers, code: what a model consists of beside its weights."""
 LEFT_BEHIND = (
@@ -31,7 +31,7 @@ LEFT_BEHIND = (
     RESULTS_NAME,
     INTERPOLATION_NAME,
 )
-"""What is said of a run or of weights, and would not be true of others; a model card neither."""
+"""Files that are true of one run or its weights alone; so is a model card."""
 FOLDERS = ("additional_chat_templates",)
 HUB_WEIGHTS = (("model*.safetensors", "adapter_model.safetensors"), ("pytorch_model*.bin",))
 """Weights to download; the second where there are none of the first."""
@@ -40,7 +40,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def find_folder(name: str | os.PathLike[str], argument: str, *, revision: str | None = None) -> Path:
-    """The folder of a model; a name on the Hub is downloaded, or taken from the cache.
+    """Find the folder of a model; a name on the Hub is downloaded, or taken from the cache.
 
     Args:
         name: a folder, or the name of a model on the Hub.
@@ -154,7 +154,7 @@ def _download(name: str, argument: str, revision: str | None) -> Path:
 def open_base(
     name: str | os.PathLike[str], model: nn.Module, *, revision: str | None = None
 ) -> dict[str, torch.Tensor]:
-    """The tensors of M₀'s checkpoint by the names that M_θ has for them, mapped into memory and not loaded.
+    """Return the tensors of M₀'s checkpoint by the names that M_θ has for them, mapped into memory and not loaded.
 
     Args:
         name: a folder, or a name on the Hub.
@@ -174,7 +174,7 @@ def open_base(
         )
     folder = find_folder(name, "base_model", revision=revision)
     stored = find_tensors(folder, "base_model")
-    places = find_places(inner, stored)
+    places = find_checkpoint_keys(inner, stored)
     converted = [name for name, place in places.items() if place.name != place.target]
     if converted:
         raise ValueError(

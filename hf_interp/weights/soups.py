@@ -34,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Soup:
-    """What `greedy_soup` found.
+    """The outcome of `greedy_soup`.
 
     Args:
         members: the runs in the soup, in the order in which they went in.
@@ -50,7 +50,7 @@ class Soup:
 
 
 def average_weights(states: Sequence[Weights]) -> dict[str, torch.Tensor]:
-    """The mean of the weights of several runs: a uniform soup.
+    """Average the weights of several runs: a uniform soup.
 
     Means are taken in float32 or more and cast once, to the type of the first run. What is no weight (integer and
     boolean buffers, tables that are computed) is the first's.
@@ -94,7 +94,7 @@ def greedy_soup(
     *,
     greater_is_better: bool = True,
 ) -> Soup:
-    """The mean of those runs that do not make it worse, left in a live model.
+    """Average those runs that do not make it worse; the mean is left in a live model.
 
     Runs are sorted by the score of each alone. The best begins the soup; each of the others goes in if the score of the
     mean with it is no worse than without (Recipe 1 of the paper).
@@ -147,7 +147,7 @@ def greedy_soup(
 def _open(
     name: str, weights: str | os.PathLike[str] | Weights, model: nn.Module, live: Tensors
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a run by the model's names, of tied ones the first."""
+    """Return the tensors of a run by the model's names, of tied ones the first."""
     found = named_tensors(open_base(str(weights), model) if isinstance(weights, (str, os.PathLike)) else weights)
     names = match_names(found.first, live.first)
     known = {first: _of(found, names[own]) for own, first in reversed(live.first.items()) if own in names}
@@ -174,7 +174,7 @@ def _check_shapes(argument: str, runs: States) -> None:
 
 
 def _copied(runs: States) -> set[str]:
-    """Names of the tensors that are the first run's in a mean.
+    """Return names of the tensors that are the first run's in a mean.
 
     Raises:
         ValueError: for packed quantised weights, or statistics of batch norms that differ.

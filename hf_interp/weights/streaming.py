@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_interp.weights.matching import Decision
+from hf_interp.weights.matching import TensorDecision
 from hf_interp.weights.tensor_files import Reader, Stored, Writer, run_in_threads
 from hf_interp.weights.tensors import is_finite, lerp, mean_of, refuse_nan, write_one
 
@@ -28,7 +28,7 @@ class Inputs(NamedTuple):
 
 @dataclass
 class _Findings:
-    """What threads find in values."""
+    """Findings of the threads in values."""
 
     infinite: set[str] = field(default_factory=set)
     differ: bool = False
@@ -37,14 +37,16 @@ class _Findings:
 class _Job(NamedTuple):
     """A block of a tensor, flat."""
 
-    decision: Decision
+    decision: TensorDecision
     begin: int
     end: int
     is_common: bool
     """Whether M₀ has it too."""
 
 
-def write_result(inputs: Inputs, places: Mapping[str, Stored], decisions: Sequence[Decision]) -> list[Decision]:
+def write_result(
+    inputs: Inputs, places: Mapping[str, Stored], decisions: Sequence[TensorDecision]
+) -> list[TensorDecision]:
     """Write all tensors; returns the decisions, of which some depend on values."""
     findings = _Findings()
 
@@ -70,8 +72,8 @@ def write_result(inputs: Inputs, places: Mapping[str, Stored], decisions: Sequen
     return decisions
 
 
-def _jobs(decision: Decision, inputs: Inputs) -> Iterator[_Job]:
-    """A tensor in blocks; of a vocabulary that has grown the common rows first."""
+def _jobs(decision: TensorDecision, inputs: Inputs) -> Iterator[_Job]:
+    """Yield a tensor in blocks; of a vocabulary that has grown the common rows first."""
     stored = inputs.runs[0][decision.name]
     common = stored.numel
     if decision.vocabulary_axis is not None and decision.action == "interpolated":
@@ -119,7 +121,7 @@ class _Worker:
         self.writer.write(place, job.begin, result)
 
     def interpolate(self, job: _Job, finetuned: torch.Tensor) -> torch.Tensor:
-        """A block of M_α, in a buffer that is used again."""
+        """Return a block of M_α, in a buffer that is used again."""
         decision, info = job.decision, self.places[job.decision.name].info
         assert decision.base_name is not None
         assert decision.alpha is not None
@@ -138,7 +140,7 @@ class _Worker:
         return result
 
     def read_finetuned(self, job: _Job) -> torch.Tensor:
-        """A block of M_θ; of a soup the mean, but the first's of what is copied."""
+        """Return a block of M_θ; of a soup the mean, but the first's of what is copied."""
         blocks = (
             reader.read(run[job.decision.name], job.begin, job.end)
             for reader, run in zip(self.runs, self.inputs.runs, strict=True)
@@ -150,7 +152,7 @@ class _Worker:
 
 
 def _inspect(
-    decision: Decision, base: torch.Tensor, finetuned: torch.Tensor, result: torch.Tensor, findings: _Findings
+    decision: TensorDecision, base: torch.Tensor, finetuned: torch.Tensor, result: torch.Tensor, findings: _Findings
 ) -> None:
     """Look for values that no interpolation has, and for a first difference."""
     if not findings.differ:

@@ -66,7 +66,7 @@ class Stored(NamedTuple):
 
 
 def find_tensors(folder: Path, argument: str) -> dict[str, Stored]:
-    """The tensors of a checkpoint, by name, from headers alone.
+    """Return the tensors of a checkpoint, by name, from headers alone.
 
     Files of torch are read with `weights_only=True`, which runs no code in them, and mapped into memory.
 
@@ -180,7 +180,7 @@ class Writer:
 def create_shards(
     folder: Path, tensors: Mapping[str, TensorInfo], *, max_shard_size: int | str, total_parameters: int
 ) -> dict[str, Stored]:
-    """Create `model.safetensors`, or shards with their index, as the host does; the tensors are still to be written.
+    """Create `model.safetensors`, or shards with their index, as transformers does; tensors are still to be written.
 
     Returns:
         where each tensor is to be written.
@@ -253,7 +253,7 @@ def _weight_files(folder: Path, argument: str) -> list[Path]:
 
 
 def _other_weights(folder: Path) -> str:
-    """What to do about weights that are there in another form."""
+    """Say what to do about weights that are there in another form."""
     if checkpoints := sorted(path.name for path in folder.glob("checkpoint-*")):
         return f" Give one of its checkpoints, such as {checkpoints[-1]!r}."
     if any(folder.glob("pytorch_model_fsdp*")) or any(folder.glob("global_step*")):
@@ -283,7 +283,7 @@ def _named_by_index(folder: Path, files: list[Path]) -> dict[str, str]:
 
 
 def _read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file."""
+    """Return the tensors of a safetensors file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         begin = file.read(8)
@@ -333,7 +333,7 @@ def _not_whole(path: Path, fault: str) -> ValueError:
 
 
 def _map_torch_file(path: Path) -> dict[str, Stored]:
-    """The tensors of a file that torch has saved."""
+    """Return the tensors of a file that torch has saved."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -358,7 +358,7 @@ def _map_torch_file(path: Path) -> dict[str, Stored]:
 
 
 def _create_file(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Stored]:
-    """A safetensors file with its header, at its full length."""
+    """Create a safetensors file with its header, at its full length."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     ranks = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}

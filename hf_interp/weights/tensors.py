@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hf_interp.weights.alpha_spec import Alpha
-from hf_interp.weights.matching import BATCH_NORM, Decision, InterpolationReport, TensorInfo, decide, match_names
+from hf_interp.weights.matching import BATCH_NORM, InterpolationReport, TensorDecision, TensorInfo, decide, match_names
 
 BLOCK = 1 << 18
 """Elements that are converted at a time where types differ: small enough to stay in the processor's cache."""
@@ -24,12 +24,12 @@ Weights = Mapping[str, torch.Tensor] | nn.Module
 
 
 class Interpolated(NamedTuple):
-    """What `interpolate_weights` returns."""
+    """The outcome of `interpolate_weights`."""
 
     result: Any
     """M_α: a state dict, or a model."""
     report: InterpolationReport
-    """What was interpolated, and what was not and why."""
+    """The decision on each tensor."""
 
 
 class Tensors(NamedTuple):
@@ -40,10 +40,10 @@ class Tensors(NamedTuple):
     first: dict[str, str]
     """Every name → the first name of the same storage."""
 
-    def ties(self) -> list[Decision]:
+    def ties(self) -> list[TensorDecision]:
         """Decisions on the further names."""
         return [
-            Decision(name=name, action="tied", reason=f"to {first}")
+            TensorDecision(name=name, action="tied", reason=f"to {first}")
             for name, first in self.first.items()
             if name != first
         ]
@@ -82,8 +82,8 @@ def decide_tensors(
     finetuned_only: Sequence[str] = (),
     extrapolate: bool = False,
     keeps_statistics: bool = False,
-) -> list[Decision]:
-    """`decide` for tensors in memory, whose values can be looked at.
+) -> list[TensorDecision]:
+    """Run `decide` for tensors in memory, whose values can be looked at.
 
     Args:
         keeps_statistics: copy the statistics of batch norms, because they will be measured anew.
@@ -126,7 +126,7 @@ def infos(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
 
 
 def write_tensors(
-    decisions: Iterable[Decision],
+    decisions: Iterable[TensorDecision],
     base: Mapping[str, torch.Tensor],
     finetuned: Mapping[str, torch.Tensor],
     places: Mapping[str, torch.Tensor],
@@ -214,7 +214,9 @@ def refuse_nan(name: str, *tensors: torch.Tensor) -> None:
             raise ValueError(f"{name!r} of {whose} holds NaN: its training has diverged. Take an earlier checkpoint.")
 
 
-def _settle(decision: Decision, base: torch.Tensor, finetuned: torch.Tensor, keeps_statistics: bool) -> Decision:
+def _settle(
+    decision: TensorDecision, base: torch.Tensor, finetuned: torch.Tensor, keeps_statistics: bool
+) -> TensorDecision:
     """Copy after all what has no value between its two: masks with infinities, statistics of batch norms."""
     reason = ""
     if not is_finite(base) or not is_finite(finetuned):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import make_model
 
-from hf_interp.tasks.freezing import PARTS, head_names, train_part
+from hf_interp.tasks.freezing import PARTS, freeze_except, head_names
 
 
 def trained(model: Any) -> set[str]:
@@ -57,29 +57,29 @@ def test_a_head_without_a_backbone_apart_is_the_output_layer() -> None:
     assert model.base_model is model
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # as in T5 1.1
     assert head_names(model) == ["lm_head.weight"]
-    assert trained(train_part(model, "head")) == {"lm_head.weight"}
+    assert trained(freeze_except(model, "head")) == {"lm_head.weight"}
 
 
 def test_head_trains_the_head_alone() -> None:
     model = make_model("bert", "SEQ_CLS")
-    assert train_part(model, "head") is model
+    assert freeze_except(model, "head") is model
     assert trained(model) == {"classifier.weight", "classifier.bias"}
 
 
 def test_bitfit_trains_all_biases_and_the_head() -> None:
-    model = train_part(make_model("bert", "SEQ_CLS"), "bitfit")
+    model = freeze_except(make_model("bert", "SEQ_CLS"), "bitfit")
     expected = {name for name, _ in model.named_parameters() if name.endswith(".bias")} | {"classifier.weight"}
     assert trained(model) == expected
     assert "bert.encoder.layer.0.attention.output.LayerNorm.bias" in expected
 
 
 def test_bitfit_trains_biases_alone_where_the_head_is_tied() -> None:
-    model = train_part(make_model("gpt2", "CAUSAL_LM"), "bitfit")
+    model = freeze_except(make_model("gpt2", "CAUSAL_LM"), "bitfit")
     assert trained(model) == {name for name, _ in model.named_parameters() if name.endswith(".bias")}
 
 
 def test_last_layers_trains_two_layers_and_the_head() -> None:
-    found = trained(train_part(make_model("bert", "SEQ_CLS"), "last_layers"))
+    found = trained(freeze_except(make_model("bert", "SEQ_CLS"), "last_layers"))
     assert {name.split(".")[3] for name in found if ".layer." in name} == {"1", "2"}
     assert all(is_in(name, "encoder.layer", "classifier") for name in found)
 
@@ -87,7 +87,7 @@ def test_last_layers_trains_two_layers_and_the_head() -> None:
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize(("kind", "stacks"), [("t5", ("encoder.block", "decoder.block")), ("bart", ("layers",))])
 def test_last_layers_are_those_of_encoder_and_decoder(kind: str, stacks: tuple[str, ...], n: int) -> None:
-    model = train_part(make_model(kind, "SEQ_2_SEQ_LM"), "last_layers", n=n)
+    model = freeze_except(make_model(kind, "SEQ_2_SEQ_LM"), "last_layers", n=n)
     layers = range(3 - n, 3)
     expected = {
         name
@@ -100,14 +100,14 @@ def test_last_layers_are_those_of_encoder_and_decoder(kind: str, stacks: tuple[s
 
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_new_is_trained_with_every_part(part: str) -> None:
-    model = train_part(make_model("bert", "SEQ_CLS"), part, new_names=["bert.pooler.dense.weight"])
+    model = freeze_except(make_model("bert", "SEQ_CLS"), part, new_names=["bert.pooler.dense.weight"])
     assert "bert.pooler.dense.weight" in trained(model)
     assert "bert.embeddings.word_embeddings.weight" not in trained(model)
 
 
 def test_what_was_frozen_before_is_trained_if_it_belongs() -> None:
     model = make_model("bert", "SEQ_CLS").requires_grad_(False)
-    assert trained(train_part(model, "head")) == {"classifier.weight", "classifier.bias"}
+    assert trained(freeze_except(model, "head")) == {"classifier.weight", "classifier.bias"}
 
 
 @pytest.mark.parametrize(
@@ -126,12 +126,12 @@ def test_what_a_model_does_not_have_is_refused(
 ) -> None:
     model = make_model(kind, task)
     with pytest.raises(ValueError, match=message):
-        train_part(model, part, **options)
+        freeze_except(model, part, **options)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_layers_must_be_numbered() -> None:
     model = make_model("albert", "SEQ_CLS")
     with pytest.raises(ValueError, match="`peft: last_layers` needs a model with numbered layers, got AlbertFor"):
-        train_part(model, "last_layers")
+        freeze_except(model, "last_layers")
     assert isinstance(model.albert.pooler.weight, torch.Tensor)

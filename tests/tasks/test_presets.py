@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, set_seed
 
 from hf_interp.commands.curve import curve_run
 from hf_interp.reporting.curve import load_curve
+from hf_interp.tasks import presets
 from hf_interp.tasks.adalora import AdaLoraCallback
 from hf_interp.tasks.freezing import PARTS, head_names
 from hf_interp.tasks.presets import (
@@ -22,11 +23,16 @@ from hf_interp.tasks.presets import (
     adapt,
     adapter_callbacks,
     check_adapter,
-    get_peft_config,
     load_adapter,
 )
 from hf_interp.train import run_recipe
 from hf_interp.training.model_info import ParameterCount, count_parameters
+
+
+def get_peft_config(adapter: Any, task_type: str | None, max_steps: int | None = None) -> Any:
+    """Build the PEFT configuration of a preset or mapping, as `adapt` does."""
+    return presets._build_config(presets._resolve(adapter)[1], task_type, max_steps)
+
 
 KINDS = {
     "SEQ_CLS": ("bert", "distilbert", "roberta", "gpt2", "llama", "t5", "bart"),
@@ -334,7 +340,6 @@ def test_presets_are_left_as_they_are() -> None:
         ({"preset": "last_layers", "m": 2}, r"Unknown field 'm' for the preset last_layers\."),
         ({"preset": "head", "n": 2}, r"Unknown field 'n' for the preset head\."),
         ({"preset": "lora", "alpha": 2}, r"Unknown field 'alpha' for PEFT type LORA\."),
-        ("head", "`peft: head` trains a part of the model itself, without PEFT. Use `adapt`"),
         ("adalora", "AdaLoRA needs the number of steps of the run"),
         ({"preset": "adalora", "total_step": 9, "target_r": 12}, "`init_r` > `target_r` > 0, got 12 and 12"),
         ({"preset": "adalora", "total_step": 9, "target_r": 0}, "`init_r` > `target_r` > 0, got 12 and 0"),
@@ -361,8 +366,8 @@ def test_a_schedule_of_another_length_is_refused() -> None:
 @pytest.mark.slow
 def test_without_peft_the_remedy_is_told() -> None:
     script = (
-        "import sys; sys.modules['peft'] = None; from hf_interp.tasks.presets import get_peft_config; "
-        "get_peft_config('lora', 'SEQ_CLS')"
+        "import sys; sys.modules['peft'] = None; from hf_interp.tasks.presets import check_adapter; "
+        "check_adapter('lora', 'SEQ_CLS', max_steps=8)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1

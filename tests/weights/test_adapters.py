@@ -28,8 +28,8 @@ from transformers import (
     set_seed,
 )
 
-from hf_interp.weights.adapter_kinds import find_kind, is_peft_model
-from hf_interp.weights.adapters import AdapterInterpolation, interpolate_adapter, merge_adapter, neutral_pairs
+from hf_interp.weights.adapter_kinds import adapter_capabilities, is_peft_model
+from hf_interp.weights.adapters import AdapterInterpolation, interpolate_adapter, merge_adapter, scaled_parameters
 from hf_interp.weights.alpha_spec import AlphaByDepth
 from hf_interp.weights.interpolate import interpolate_weights, open_interpolation
 from hf_interp.weights.live import LiveInterpolation
@@ -120,7 +120,7 @@ def train(model: nn.Module) -> None:
 def merged(model: Any) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return merge_adapter(copy.deepcopy(model), find_kind(model))
+        return merge_adapter(copy.deepcopy(model), adapter_capabilities(model))
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -255,7 +255,7 @@ def test_biases_that_were_trained_in_place_are_interpolated_against_the_base(bia
                 live.set_alpha(alpha)
                 assert distance(outputs(model), outputs(expected(bert, whole, alpha))) < 1e-6
         assert same_weights(state(model), trained)
-    biases = {pair.name for pair in neutral_pairs(model, pristine(bert)) if "M₀" in pair.reason}
+    biases = {pair.name for pair in scaled_parameters(model, pristine(bert)) if "M₀" in pair.reason}
     assert ("bert.embeddings.LayerNorm.bias" in biases) == (bias == "all")
     assert "bert.encoder.layer.0.attention.self.query.bias" in biases
     assert "classifier.bias" not in biases
@@ -332,7 +332,7 @@ def test_a_pruned_adalora_is_scaled() -> None:
         model.base_model.update_and_allocate(step)
         optimizer.zero_grad()
     model.eval()
-    values = torch.cat([pair.parameter.flatten() for pair in neutral_pairs(model)])
+    values = torch.cat([pair.parameter.flatten() for pair in scaled_parameters(model)])
     assert (values == 0).any()
     assert (values != 0).any()
     whole = merged(model)
@@ -580,7 +580,7 @@ def test_adapters_in_bfloat16_are_computed_in_float32_and_cast_once() -> None:
     with AdapterInterpolation(model) as live:
         for alpha in (0.9, 0.1, 0.3):  # one after the other
             live.set_alpha(alpha)
-        for pair in neutral_pairs(model):
+        for pair in scaled_parameters(model):
             assert pair.parameter.dtype == torch.bfloat16
         name = "base_model.model.bert.pooler.dense.lora_B.default.weight"
         exact = 0.3 * trained[name].float()
@@ -616,11 +616,11 @@ def test_an_interpolation_is_opened_for_whichever_model() -> None:
 
 
 def test_kinds_are_told_apart() -> None:
-    found = find_kind(adapted(pristine(llama), lora("v_proj", use_dora=True)))
+    found = adapter_capabilities(adapted(pristine(llama), lora("v_proj", use_dora=True)))
     assert (found.label, found.is_scalable, found.keeps_base) == ("DoRA", False, True)
-    found = find_kind(adapted(pristine(llama), lora("v_proj", use_dora=True, init_lora_weights="olora")))
+    found = adapter_capabilities(adapted(pristine(llama), lora("v_proj", use_dora=True, init_lora_weights="olora")))
     assert (found.label, found.is_scalable, found.keeps_base) == ("LORA with init_lora_weights='olora'", False, False)
-    found = find_kind(adapted(pristine(llama), lora("v_proj", bias="all")))
+    found = adapter_capabilities(adapted(pristine(llama), lora("v_proj", bias="all")))
     assert (found.label, found.is_scalable, found.keeps_base) == ("LORA", True, False)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_interp.weights.matching import Decision, InterpolationReport, TensorInfo, decide, match_names
+from hf_interp.weights.matching import InterpolationReport, TensorDecision, TensorInfo, decide, match_names
 
 F32, BF16, I64, U8 = torch.float32, torch.bfloat16, torch.int64, torch.uint8
 
@@ -19,11 +19,11 @@ def infos(**shapes: Any) -> dict[str, TensorInfo]:
     return found
 
 
-def decide_all(base: dict[str, TensorInfo], finetuned: dict[str, TensorInfo], **kwargs: Any) -> list[Decision]:
+def decide_all(base: dict[str, TensorInfo], finetuned: dict[str, TensorInfo], **kwargs: Any) -> list[TensorDecision]:
     return decide(base, finetuned, 0.5, base_names=match_names(base, finetuned), **kwargs)
 
 
-def actions(decisions: list[Decision]) -> dict[str, str]:
+def actions(decisions: list[TensorDecision]) -> dict[str, str]:
     return {decision.name: decision.action for decision in decisions}
 
 
@@ -66,8 +66,8 @@ def test_what_both_have_is_interpolated_with_its_alpha() -> None:
     base = infos(a__w=(2, 3), b__w=((4,), BF16))
     found = decide(base, base, {"a*": 0.25, "*": 1.0}, base_names={"a.w": "a.w", "b.w": "b.w"})
     assert found == [
-        Decision(name="a.w", action="interpolated", base_name="a.w", alpha=0.25),
-        Decision(name="b.w", action="interpolated", base_name="b.w", alpha=1.0),
+        TensorDecision(name="a.w", action="interpolated", base_name="a.w", alpha=0.25),
+        TensorDecision(name="b.w", action="interpolated", base_name="b.w", alpha=1.0),
     ]
 
 
