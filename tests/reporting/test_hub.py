@@ -77,8 +77,8 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with HubServer() as server:
+def server(home: Path) -> Iterator[HubServer]:
+    with HubServer() as server, Client(server, home, "import hf_interp.cli, hf_interp.reporting.hub") as server.pusher:
         yield server
 
 
@@ -104,8 +104,19 @@ def whole(server: HubServer, home: Path, finished: Path) -> dict[str, dict[str, 
     return {branch: server.repos["jane/law"].files(branch) for branch in ("main", "finetuned")}
 
 
-def push(hub: HubServer, home: Path, *arguments: str, **environment: Any) -> subprocess.CompletedProcess[str]:
-    """`hf-interp push` as a user runs it."""
+def push(hub: HubServer, home: Path, *arguments: Any, **environment: Any) -> subprocess.CompletedProcess[str]:
+    """`hf-interp push` as a user runs it, but for the time that a new interpreter takes."""
+    return command(hub, "push", *arguments, **environment)
+
+
+def command(hub: HubServer, *arguments: Any, **environment: Any) -> subprocess.CompletedProcess[str]:
+    """Any command of `hf-interp`, in a fork of a process that has imported what it needs."""
+    script = "from hf_interp.cli import main; raise SystemExit(main())"
+    return hub.pusher.run(script, *map(str, arguments), **environment)
+
+
+def push_anew(hub: HubServer, home: Path, *arguments: Any, **environment: Any) -> subprocess.CompletedProcess[str]:
+    """`hf-interp push` in an interpreter of its own."""
     return run_client(hub, home, "-m", "hf_interp.cli", "push", *map(str, arguments), **environment)
 
 
@@ -391,7 +402,7 @@ def test_somebody_elses_name_is_refused(hub: HubServer, home: Path, run: Path) -
 
 
 def test_offline_is_told(hub: HubServer, home: Path, run: Path) -> None:
-    done = push(hub, home, run, "--repo", "jane/law", HF_HUB_OFFLINE="1")
+    done = push_anew(hub, home, run, "--repo", "jane/law", HF_HUB_OFFLINE="1")
     check_failure(done, run, "HF_HUB_OFFLINE is set. Unset it, then push")
     assert hub.requests == []
 
@@ -399,7 +410,7 @@ def test_offline_is_told(hub: HubServer, home: Path, run: Path) -> None:
 def test_no_hub_is_told(home: Path, run: Path) -> None:
     with HubServer() as gone:
         pass
-    check_failure(push(gone, home, run, "--repo", "jane/law"), run, "Connection refused")
+    check_failure(push_anew(gone, home, run, "--repo", "jane/law"), run, "Connection refused")
 
 
 def test_metadata_that_the_hub_does_not_take(hub: HubServer, home: Path, run: Path) -> None:
@@ -569,7 +580,7 @@ def test_broken_results_are_told(run: Path) -> None:
 
 def test_the_card_command(hub: HubServer, home: Path, run: Path) -> None:
     def card(*arguments: Any) -> subprocess.CompletedProcess[str]:
-        return run_client(hub, home, "-m", "hf_interp.cli", "card", *map(str, arguments), HF_HUB_OFFLINE="1")
+        return command(hub, "card", *arguments)
 
     done = card(run, "--repo", "jane/law", "--license", "mit", "--language", "en", "de", "--tags", "law")
     assert (done.returncode, done.stderr, done.stdout) == (0, "", f"The card is in {run}/README.md.\n")
@@ -588,7 +599,7 @@ def test_the_card_command(hub: HubServer, home: Path, run: Path) -> None:
 
 
 def test_the_push_command_tells_what_it_did(hub: HubServer, home: Path, run: Path) -> None:
-    done = push(hub, home, run, "--repo", "jane/law")
+    done = push_anew(hub, home, run, "--repo", "jane/law")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == f"{hub.url}/jane/law"

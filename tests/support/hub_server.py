@@ -130,6 +130,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.failures: list[Failure] = []
         self.faults: list[str] = []
+        self.pusher: Client | None = None  # where many commands run; set by who needs it
         self.users = {TOKEN: ("jane", "write"), READ_TOKEN: ("jane", "read")}
         self.lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -512,8 +513,12 @@ for line in sys.stdin:
         for number, name in ((0, os.devnull), (1, task["out"]), (2, task["err"])):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
         sys.argv, status = ["client", *task["arguments"]], 0
+        os.environ.clear()
+        os.environ.update(task["environment"])
         try:
             exec(task["script"], {"__name__": "__main__"})
+        except SystemExit as ended:
+            status = ended.code
         except BaseException:
             traceback.print_exc()
             status = 1
@@ -534,11 +539,12 @@ class Client:
     """
 
     def __init__(self, hub: HubServer, home: Path, imports: str) -> None:
-        self.home = home
+        self.hub, self.home = hub, home
         places = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._path = os.pathsep.join(places)
         self._process = subprocess.Popen(
             [sys.executable, "-c", SERVE, imports],
-            env=hub.environment(home, PYTHONPATH=os.pathsep.join(places)),
+            env=hub.environment(home, PYTHONPATH=self._path),
             cwd=home,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -553,12 +559,14 @@ class Client:
             assert process.stdin is not None
             process.stdin.close()
 
-    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a script with `sys.argv[1:]`."""
+    def run(self, script: str, *arguments: str, **environment: Any) -> subprocess.CompletedProcess[str]:
+        """Run a script with `sys.argv[1:]`; what is read of the environment by an import cannot differ any more."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         out, err = self.home / ".client.out", self.home / ".client.err"
-        task = {"script": script, "arguments": arguments, "out": str(out), "err": str(err)}
+        environment = self.hub.environment(self.home, PYTHONPATH=self._path, **environment)
+        task = {"script": script, "arguments": arguments, "environment": environment}
+        task |= {"out": str(out), "err": str(err)}
         self._process.stdin.write(f"{json.dumps(task)}\n")
         self._process.stdin.flush()
         status = int(self._process.stdout.readline())
