@@ -1,4 +1,4 @@
-"""Which α of M_α = α·M_θ + (1 − α)·M₀ to take, by the metrics of both sides and how sure they are. NumPy only."""
+"""The choice of α for M_α = α·M_θ + (1 − α)·M₀ by the metrics of both sides and how sure they are. NumPy only."""
 
 import math
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ class AlphaSearch:
         self.grid()
 
     def grid(self) -> list[float]:
-        """The α of a grid.
+        """Return the α of a grid.
 
         >>> AlphaSearch(alphas=3).grid(), AlphaSearch(alphas=[0.4]).grid()
         ([0.0, 0.5, 1.0], [0.4])
@@ -94,7 +94,7 @@ class AlphaSearch:
         return [index / (self.alphas - 1) for index in range(self.alphas)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for results."""
+        """Return plain values, for results."""
         return asdict(self)
 
 
@@ -184,7 +184,7 @@ def choose_alpha(
     _check_settings(objective, max_forgetting, domain_weight, num_resamples)
     order = np.lexsort((places, np.abs(places)))  # nearest to 0 first, so that the first of equals is the one to take
     domain_sign, general_sign = (1 if more else -1 for more in (domain_greater_is_better, general_greater_is_better))
-    search = _Search(
+    search = _Objective(
         alphas=places[order],
         domain=domain_sign * check_units("domain", domain, places)[order],
         general=general_sign * check_units("general", general, places)[order],
@@ -218,8 +218,8 @@ def choose_alpha(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Search:
-    """What `choose_alpha` was asked, with both sides turned so that more is better, and α nearest to 0 first."""
+class _Objective:
+    """An objective over α, both sides turned so that more is better, and α nearest to 0 first."""
 
     alphas: FloatArray
     domain: FloatArray
@@ -229,7 +229,7 @@ class _Search:
     domain_weight: float
 
     def values(self, domain: FloatArray, general: FloatArray) -> FloatArray:
-        """The objective from metrics of shape (..., num_alphas)."""
+        """Return the objective from metrics of shape (..., num_alphas)."""
         weight = self.domain_weight
         if self.objective == "constrained":
             base = general[..., self.alphas == 0]
@@ -246,13 +246,13 @@ class _Search:
         return domain
 
     def _to_mean(self, domain: FloatArray, general: FloatArray) -> FloatArray:
-        """Harmonic mean / domain metric = g / (w·g + (1 − w)·d); 1 where both are 0."""
+        """Return harmonic mean / domain metric = g / (w·g + (1 − w)·d); 1 where both are 0."""
         domain, general = np.maximum(domain, 0), np.maximum(general, 0)
         below = self.domain_weight * general + (1 - self.domain_weight) * domain
         return np.divide(general, below, out=np.ones_like(below), where=below > 0)
 
     def slopes(self) -> tuple[FloatArray, FloatArray]:
-        """∂objective/∂d and ∂objective/∂g at each α."""
+        """Return ∂objective/∂d and ∂objective/∂g at each α."""
         one, zero, weight = np.ones(len(self.alphas)), np.zeros(len(self.alphas)), self.domain_weight
         if self.objective == "mean":
             return weight * one, (1 - weight) * one
@@ -264,7 +264,7 @@ class _Search:
         return one, zero
 
     def std_errors(self, best: int) -> FloatArray | None:
-        """Standard error of the difference of the objective at each α from that at the best."""
+        """Return the standard error of the difference of the objective at each α from that at the best."""
         if self.objective == "knee":
             return None
         variance = np.zeros(len(self.alphas))
@@ -278,7 +278,7 @@ class _Search:
         return np.sqrt(variance)
 
     def confidence_interval(self, num_resamples: int, seed: int) -> tuple[float, float] | None:
-        """Middle 95% of the best α of bootstrap resamples."""
+        """Return the middle 95% of the best α of bootstrap resamples."""
         domain_counts = self.objective != "mean" or self.domain_weight > 0
         general_counts = self.domain_weight < 1 if self.objective == "mean" else self.objective != "domain"
         sides = ((self.domain, domain_counts), (self.general, general_counts))
@@ -295,7 +295,7 @@ class _Search:
 
 
 def _resampled_means(units: FloatArray, num_resamples: int, generator: np.random.Generator) -> FloatArray:
-    """Means over units drawn with replacement, the same units at all α: shape (num_resamples, num_alphas)."""
+    """Return means over units drawn with replacement, the same at all α: shape (num_resamples, num_alphas)."""
     size = units.shape[1]
     rows = max(CHUNK // size, 1)
     means = []
@@ -309,7 +309,7 @@ def _resampled_means(units: FloatArray, num_resamples: int, generator: np.random
 
 
 def _explain(
-    search: _Search,
+    search: _Objective,
     values: FloatArray,
     errors: FloatArray | None,
     best: int,
@@ -318,7 +318,7 @@ def _explain(
     domain_sign: int,
     general_sign: int,
 ) -> str:
-    """The reason of a choice."""
+    """Return the reason of a choice."""
     alpha = f"α = {short_alpha(search.alphas[chosen])}"
     general = general_sign * search.general.mean(axis=1)
     domain = domain_sign * search.domain.mean(axis=1)
@@ -367,7 +367,7 @@ def _check_settings(objective: str, max_forgetting: float, domain_weight: float,
         raise ValueError(f"`num_resamples` must be at least 0, got {num_resamples}.")
 
 
-def _check_harmonic(search: _Search, greater_is_better: bool) -> None:
+def _check_harmonic(search: _Objective, greater_is_better: bool) -> None:
     remedy = "Take the objective 'mean', or a metric such as accuracy."
     if not greater_is_better:
         raise ValueError(

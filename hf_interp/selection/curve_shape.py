@@ -19,7 +19,7 @@ def golden_section(
     tolerance: float = 0.02,
     initial: Mapping[float, float] | None = None,
 ) -> list[float]:
-    """Points at which a function was evaluated to find its minimum by golden-section search (Kiefer 1953).
+    """Find the minimum of a function by golden-section search (Kiefer 1953), and return the points evaluated.
 
     A bracket around the minimum holds two inner points, which cut it by the golden ratio; the part beyond the worse one
     is dropped until the bracket is at most 2·tolerance wide, so that the minimum of a unimodal function lies within
@@ -101,7 +101,7 @@ def is_unimodal(alphas: npt.ArrayLike, units: npt.ArrayLike) -> bool:
 
 
 def loss_barrier(alphas: npt.ArrayLike, losses: npt.ArrayLike) -> tuple[float, float]:
-    """Height of the loss barrier between M₀ and M_θ, and the α at which it stands.
+    """Return the height of the loss barrier between M₀ and M_θ, and the α at which it stands.
 
     B = max over α in [0, 1] of f(α) − ((1 − α)·f(0) + α·f(1)), as in linear mode connectivity (Frankle et al. 2020,
     arXiv 1912.05671). It is 0, at α = 0, if the loss never lies above the straight line between its ends.
@@ -134,7 +134,7 @@ def loss_barrier(alphas: npt.ArrayLike, losses: npt.ArrayLike) -> tuple[float, f
 
 
 def find_knee(alphas: npt.ArrayLike, domain: npt.ArrayLike, general: npt.ArrayLike) -> float | None:
-    """The α at which the curve of domain against general metric bends most: a little more α costs more than it gains.
+    """Return the α at which the curve of domain against general metric bends most: more α costs more than it gains.
 
     Both metrics are scaled to [0, 1] over the curve; the knee is the point farthest from the chord between the ends, on
     its better side (Kneedle, Satopää et al. 2011). Only α in [0, 1] count, and the ends are the least and the greatest
@@ -169,7 +169,7 @@ def find_knee(alphas: npt.ArrayLike, domain: npt.ArrayLike, general: npt.ArrayLi
 def knee_heights(
     alphas: FloatArray, domain: FloatArray, general: FloatArray
 ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """Heights of the scaled points above the chord (see `find_knee`), and whether there is a knee.
+    """Return the heights of the scaled points above the chord (see `find_knee`), and whether there is a knee.
 
     Metrics have the shape (..., num_alphas); heights are minus infinity outside [0, 1].
     """
@@ -188,13 +188,13 @@ def knee_heights(
 
 
 def first_best(values: FloatArray) -> npt.NDArray[np.intp]:
-    """Index of the first of the greatest values along the last axis."""
+    """Return the index of the first of the greatest values along the last axis."""
     top = values.max(axis=-1, keepdims=True)
     return np.asarray(np.argmax(values >= top - SLACK * np.abs(top), axis=-1))
 
 
 def check_alphas(alphas: npt.ArrayLike) -> FloatArray:
-    """α as an array; an error if they are not finite or not distinct."""
+    """Return α as an array; an error if they are not finite or not distinct."""
     places = np.asarray(alphas, dtype=np.float64)
     if places.ndim != 1 or not places.size or not np.isfinite(places).all():
         raise ValueError(f"`alphas` must be a list of finite numbers, got {alphas!r}.")
@@ -204,7 +204,7 @@ def check_alphas(alphas: npt.ArrayLike) -> FloatArray:
 
 
 def check_units(name: str, units: npt.ArrayLike, alphas: FloatArray) -> FloatArray:
-    """Units as an array of shape (num_alphas, num_units); an error if they do not fit the α or are not finite."""
+    """Return units as an array of shape (num_alphas, num_units); raise if they do not fit the α or are not finite."""
     values = np.asarray(units, dtype=np.float64)
     values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2 or len(values) != len(alphas) or not values.shape[1]:
@@ -222,7 +222,7 @@ def check_units(name: str, units: npt.ArrayLike, alphas: FloatArray) -> FloatArr
 
 
 def _is_more(units: FloatArray, others: FloatArray) -> npt.NDArray[np.bool_]:
-    """Where the mean of the units is above that of others by more than noise."""
+    """Return where the mean of the units is above that of others by more than noise."""
     differences = units - others
     slack = SLACK * np.maximum(np.abs(units.mean()), np.abs(others.mean(axis=1)))
     size = differences.shape[1]
@@ -231,7 +231,7 @@ def _is_more(units: FloatArray, others: FloatArray) -> npt.NDArray[np.bool_]:
 
 
 def _scaled(values: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """Values scaled to [0, 1] along the last axis, and where they are flat."""
+    """Return values scaled to [0, 1] along the last axis, and where they are flat."""
     low, high = values.min(axis=-1, keepdims=True), values.max(axis=-1, keepdims=True)
     flat = high - low <= SLACK * np.maximum(np.abs(low), np.abs(high))
     return (values - low) / np.where(flat, 1, high - low), flat[..., 0]

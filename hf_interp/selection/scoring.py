@@ -1,4 +1,4 @@
-"""What a model scores, example by example: the units by which one α is told from another.
+"""Scores of a model, example by example: the units by which one α is told from another.
 
 A unit is a number for each example whose mean is the metric. Of a mean over examples they are the examples' own values;
 of other metrics, such as F1, pseudo-values of a grouped jackknife. At every α they belong to the same examples, so that
@@ -35,7 +35,7 @@ JACKKNIFE_GROUPS = 20
 """Times a metric that is no mean over examples is computed anew for its standard error."""
 
 
-class Parts(NamedTuple):
+class ScoreHalves(NamedTuple):
     """Scores on the examples by which α is chosen, and on others that the choice has not seen."""
 
     selection: Scores
@@ -44,7 +44,7 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said of a dataset.
+    """Predictions of a model for a dataset.
 
     Args:
         losses: sum of the losses of each example's labels, in nats: (num_examples,).
@@ -92,14 +92,14 @@ class TrainerScorer:
         self.metric = metric
         self.seed = seed
 
-    def __call__(self) -> Parts:
-        """Evaluate the model as it is."""
+    def __call__(self) -> ScoreHalves:
+        """Evaluate the model as it is, and return its scores."""
         selection: Scores = {}
         report: Scores = {}
         for name, dataset in self.datasets.items():
             with evaluating(self.trainer, name):
                 selection[name], report[name] = self._score_parts(name, dataset)
-        return Parts(selection, report)
+        return ScoreHalves(selection, report)
 
     def _score_parts(self, name: str, dataset: Any) -> tuple[dict[str, Units], dict[str, Units]]:
         found = predict(self.trainer, dataset)
@@ -185,7 +185,7 @@ def predict(trainer: Trainer, dataset: Any) -> Predictions:
 
 
 def halves(size: int, seed: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Two disjoint halves of the numbers below `size`; the same for the same size, seed and name.
+    """Return two disjoint halves of the numbers below `size`, the same for the same size, seed and name.
 
     Raises:
         ValueError: if there are fewer than two.
@@ -200,7 +200,7 @@ def halves(size: int, seed: int, name: str) -> tuple[npt.NDArray[np.intp], npt.N
 
 
 def ratio_units(sums: Units, counts: Units) -> Units:
-    """Units of Σ sums / Σ counts, linear about it: their mean is the ratio, their spread tells its standard error.
+    """Return units of Σ sums / Σ counts, linear about it: their mean is the ratio, their spread its standard error.
 
     >>> ratio_units(np.array([2.0, 6.0]), np.array([1.0, 3.0]))
     array([2., 2.])
@@ -213,7 +213,7 @@ def ratio_units(sums: Units, counts: Units) -> Units:
 
 
 def jackknife_units(value: Callable[[npt.NDArray[np.intp]], float], rows: npt.NDArray[np.intp]) -> Units:
-    """Pseudo-values of any metric by leaving out one group of rows after the other (Quenouille 1956, Tukey 1958).
+    """Return pseudo-values of any metric, leaving out one group of rows after the other (Quenouille 1956, Tukey 1958).
 
     Args:
         value: the metric on some rows.
@@ -237,7 +237,7 @@ def jackknife_units(value: Callable[[npt.NDArray[np.intp]], float], rows: npt.ND
 
 
 def summarise(units: Units) -> tuple[float, float | None]:
-    """A metric and its standard error, which one unit alone does not tell.
+    """Return a metric and its standard error, which one unit alone does not tell.
 
     >>> summarise(np.array([1.0, 3.0]))
     (2.0, 1.0)
@@ -253,9 +253,9 @@ def _value_of(value: Callable[[Any], Mapping[str, float]], name: str, rows: npt.
 
 
 def _losses(outputs: Any, labels: Any, shift_labels: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of losses and number of labels of each example; NaN where logits and labels do not fit together.
+    """Return the sum of losses and number of labels of each example; NaN where logits and labels do not fit together.
 
-    Of several labels, such as the first and last token of an answer, the mean counts, as in the host's models.
+    Of several labels, such as the first and last token of an answer, the mean counts, as in the models of transformers.
     """
     outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
     targets = labels if isinstance(labels, (tuple, list)) else (labels,)
@@ -280,7 +280,7 @@ def _device_of(outputs: Sequence[Any]) -> torch.device:
 
 
 def _hits(found: Predictions, rows: npt.NDArray[np.intp]) -> Units | None:
-    """Whether the highest logit is the label, of each example; `None` for other shapes."""
+    """Return whether the highest logit is the label, for each example; `None` for other shapes."""
     logits, labels = found.whole.predictions, found.whole.label_ids
     logits = logits[0] if isinstance(logits, (tuple, list)) else logits
     if not isinstance(logits, np.ndarray) or not isinstance(labels, np.ndarray):
@@ -326,7 +326,7 @@ def _check_arguments(trainer: Trainer) -> None:
 
 
 def _take(tree: Any, rows: npt.NDArray[np.intp]) -> Any:
-    """Some rows of an array, or of every array in tuples and dictionaries."""
+    """Take rows of an array, or of every array in tuples and dictionaries."""
     if isinstance(tree, Mapping):
         return {key: _take(value, rows) for key, value in tree.items()}
     if isinstance(tree, Sequence):

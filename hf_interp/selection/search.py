@@ -15,7 +15,7 @@ from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.results import less_is_better, main_metric
 from hf_interp.selection.choice import SMOOTH_OBJECTIVES, AlphaSearch, Choice, choose_alpha
 from hf_interp.selection.curve_shape import find_knee, golden_section, is_unimodal, loss_barrier
-from hf_interp.selection.scoring import Parts, Scores, TrainerScorer, Units, halves, summarise
+from hf_interp.selection.scoring import ScoreHalves, Scores, TrainerScorer, Units, halves, summarise
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.weights.adapter_kinds import is_peft_model
 from hf_interp.weights.adapters import AdapterInterpolation
@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 
 Interpolation = LiveInterpolation | AdapterInterpolation
 Evaluate = Callable[[nn.Module], Mapping[str, Mapping[str, Any]]]
+Score = Callable[[], ScoreHalves]
 
-SIDES = ("domain", "general")
+DOMAIN_FIRST = ("domain", "general")
 
 
 def search_alpha(
@@ -71,21 +72,8 @@ def search_alpha(
             interpolated (see `interpolate_weights`).
     """
     search = _make_search(settings)
-    trainer = subject if isinstance(subject, Trainer) else None
-    score: Callable[[], Parts]
-    if trainer is not None:
-        if model is not None:
-            raise TypeError("`model` must be left out with a trainer, whose model is M_θ.")
-        model = trainer.model
-        sets = _pick(eval_dataset if eval_dataset is not None else trainer.eval_dataset, search, "eval_dataset")
-        reports = None if report_dataset is None else _pick(report_dataset, search, "report_dataset")
-        score = TrainerScorer(trainer, sets, reports, search.metric, search.seed)
-    else:
-        if model is None:
-            raise TypeError("`model` must be given with a function: the model whose weights are M_θ.")
-        if eval_dataset is not None or report_dataset is not None:
-            raise TypeError("`eval_dataset` and `report_dataset` must be left out with a function, which has its own.")
-        score = _function_scorer(subject, model, search)
+    make = _trainer_subject if isinstance(subject, Trainer) else _function_subject
+    model, score = make(subject, model, eval_dataset, report_dataset, search)
     base = open_base(base_model, model) if isinstance(base_model, (str, os.PathLike)) else base_model
     live = open_interpolation(
         base, model, finetuned_only=finetuned_only, extrapolate=search.extrapolate, recalibrate=recalibrate
@@ -93,7 +81,7 @@ def search_alpha(
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        run = _Run(live, score, search)
+        run = AlphaSearchRun(live, score, search)
         curve = run.curve(run.choose())
         curve.base, curve.finetuned = _name_ends(base_model, model)
     finally:
@@ -107,12 +95,34 @@ def search_alpha(
     return curve
 
 
-class _Run:
-    """The evaluations of one search."""
+def _trainer_subject(
+    trainer: Trainer, model: Any, eval_dataset: Any, report_dataset: Any, search: AlphaSearch
+) -> tuple[Any, Score]:
+    """Return the model of a trainer, and what scores it on both sides."""
+    if model is not None:
+        raise TypeError("`model` must be left out with a trainer, whose model is M_θ.")
+    sets = _pick(eval_dataset if eval_dataset is not None else trainer.eval_dataset, search, "eval_dataset")
+    reports = None if report_dataset is None else _pick(report_dataset, search, "report_dataset")
+    return trainer.model, TrainerScorer(trainer, sets, reports, search.metric, search.seed)
 
-    def __init__(self, live: Interpolation, score: Callable[[], Parts], search: AlphaSearch) -> None:
+
+def _function_subject(
+    evaluate: Evaluate, model: Any, eval_dataset: Any, report_dataset: Any, search: AlphaSearch
+) -> tuple[Any, Score]:
+    """Return the model that a function evaluates, and what takes its metrics in two halves."""
+    if model is None:
+        raise TypeError("`model` must be given with a function: the model whose weights are M_θ.")
+    if eval_dataset is not None or report_dataset is not None:
+        raise TypeError("`eval_dataset` and `report_dataset` must be left out with a function, which has its own.")
+    return model, lambda: _halve(evaluate(model), search)
+
+
+class AlphaSearchRun:
+    """The evaluations of one search, each α evaluated once."""
+
+    def __init__(self, live: Interpolation, score: Score, search: AlphaSearch) -> None:
         self.live, self.score, self.search = live, score, search
-        self.parts: dict[float, Parts] = {}
+        self.parts: dict[float, ScoreHalves] = {}
         self.warnings = _notes(live)
         self.method = "grid"
         self.evaluate(1.0)
@@ -123,8 +133,8 @@ class _Run:
         self.metric = metric
         self.evaluate(0.0)
 
-    def evaluate(self, alpha: float) -> Parts:
-        """Metrics at an α; evaluated once."""
+    def evaluate(self, alpha: float) -> ScoreHalves:
+        """Return the metrics at an α."""
         alpha = round(float(alpha), 6)
         if alpha not in self.parts:
             self.live.set_alpha(alpha)
@@ -132,7 +142,7 @@ class _Run:
         return self.parts[alpha]
 
     def choose(self) -> Choice:
-        """Evaluate what the method asks for, and choose."""
+        """Evaluate what the method asks for, and choose an α."""
         search = self.search
         is_smooth = self.metric.endswith("loss") and search.objective in SMOOTH_OBJECTIVES
         if search.method == "golden" or (search.method == "auto" and is_smooth):
@@ -156,20 +166,20 @@ class _Run:
 
     @property
     def alphas(self) -> list[float]:
-        """α evaluated so far, rising."""
+        """Return the α that were evaluated, rising."""
         return sorted(self.parts)
 
     def units(self, side: str, metric: str) -> Units:
-        """(num_alphas, num_units) of the examples by which α is chosen."""
+        """Return units of the examples by which α is chosen: (num_alphas, num_units)."""
         return np.stack([self.parts[alpha].selection[side][metric] for alpha in self.alphas])
 
     def curve(self, choice: Choice) -> AlphaCurve:
-        """All that was found."""
+        """Return all that was found."""
         parts = [self.parts[alpha] for alpha in self.alphas]
         selection = self._tabulate([part.selection for part in parts])
         report = self._tabulate([part.report for part in parts])
         sign = -1 if less_is_better(self.metric) else 1
-        knee = find_knee(self.alphas, *(sign * np.array(selection[side][self.metric]["values"]) for side in SIDES))
+        domain, general = (sign * np.array(selection[side][self.metric]["values"]) for side in DOMAIN_FIRST)
         self._warn_if_flat()
         return AlphaCurve(
             alphas=self.alphas,
@@ -183,7 +193,7 @@ class _Run:
             reason=choice.reason,
             settings=self.search.to_dict(),
             confidence_interval=None if choice.confidence_interval is None else list(choice.confidence_interval),
-            knee=knee,
+            knee=find_knee(self.alphas, domain, general),
             barrier=self._barriers(report),
             num_evaluations=len(self.parts),
             num_examples=self._sizes(parts[0]),
@@ -195,7 +205,7 @@ class _Run:
             self.evaluate(alpha)
 
     def _golden(self) -> None:
-        """Golden section on the loss, which is smooth; a grid if the loss is not unimodal."""
+        """Evaluate golden sections of the loss, which is smooth, and a grid if the loss is not unimodal."""
         search, self.method = self.search, "golden section"
         name = self.metric if self.metric.endswith("loss") else "loss"
         if name not in self._metrics():
@@ -219,7 +229,7 @@ class _Run:
 
     def _tabulate(self, scores: Sequence[Scores]) -> dict[str, dict[str, dict[str, list[Any]]]]:
         table: dict[str, dict[str, dict[str, list[Any]]]] = {}
-        for side in SIDES:
+        for side in DOMAIN_FIRST:
             table[side] = {}
             for name in scores[0][side]:
                 found = [summarise(one[side][name]) for one in scores]
@@ -231,7 +241,7 @@ class _Run:
 
     def _barriers(self, report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         barriers = {}
-        for side in SIDES:
+        for side in DOMAIN_FIRST:
             if "loss" not in report[side]:
                 continue
             losses, errors = report[side]["loss"]["values"], report[side]["loss"]["std_errors"]
@@ -245,7 +255,7 @@ class _Run:
                 )
         return barriers
 
-    def _sizes(self, parts: Parts) -> dict[str, dict[str, int]]:
+    def _sizes(self, parts: ScoreHalves) -> dict[str, dict[str, int]]:
         if self._is_of_numbers():
             return {}
         return {
@@ -253,11 +263,11 @@ class _Run:
                 part: max(len(units) for units in scores[side].values())
                 for part, scores in zip(("selection", "report"), parts, strict=True)
             }
-            for side in SIDES
+            for side in DOMAIN_FIRST
         }
 
     def _warn_if_flat(self) -> None:
-        values = [self.units(side, name) for side in SIDES for name in self._metrics()]
+        values = [self.units(side, name) for side in DOMAIN_FIRST for name in self._metrics()]
         if all((first == second).all() for units in values for first, second in pairwise(units)):
             self.warnings.append(
                 "The metrics are the same at every α: are M₀ and M_θ the same model? A `state_dict()` is no copy: it "
@@ -272,7 +282,7 @@ class _Run:
     def _is_of_numbers(self) -> bool:
         """Whether all metrics are single numbers."""
         scores = next(iter(self.parts.values())).selection
-        return all(len(units) == 1 for side in SIDES for units in scores[side].values())
+        return all(len(units) == 1 for side in DOMAIN_FIRST for units in scores[side].values())
 
 
 def _make_search(settings: Mapping[str, Any]) -> AlphaSearch:
@@ -286,13 +296,13 @@ def _make_search(settings: Mapping[str, Any]) -> AlphaSearch:
 
 
 def _shares(search: AlphaSearch) -> dict[str, float]:
-    """The sides' shares in the loss that is minimised."""
+    """Return the shares of the sides in the loss that is minimised."""
     weight = search.domain_weight if search.objective == "mean" else 1.0
-    return {side: share for side, share in zip(SIDES, (weight, 1 - weight), strict=True) if share > 0}
+    return {side: share for side, share in zip(DOMAIN_FIRST, (weight, 1 - weight), strict=True) if share > 0}
 
 
 def _weighted(sides: Sequence[Units], shares: Sequence[float]) -> Units:
-    """Units of a weighted sum of metrics over different examples: their mean is the sum, and their spread is its.
+    """Return units of a weighted sum of metrics over different examples: their mean is the sum, their spread is its.
 
     >>> units = _weighted([np.array([[1.0, 3.0]]), np.array([[4.0, 4.0]])], [0.5, 0.5])
     >>> units.mean(), round(units.std() / np.sqrt(4), 6), round(0.5 * 1.0 / np.sqrt(2), 6)
@@ -309,7 +319,7 @@ def _weighted(sides: Sequence[Units], shares: Sequence[float]) -> Units:
 
 
 def _notes(live: Interpolation) -> list[str]:
-    """What a reader should know of M₀."""
+    """Return what a reader should know of M₀."""
     names = [decision.name for decision in live.report.decisions if decision.action == "finetuned"]
     if not names:
         return []
@@ -318,7 +328,7 @@ def _notes(live: Interpolation) -> list[str]:
 
 
 def _name_ends(base_model: Any, model: Any) -> tuple[str | None, str | None]:
-    """Names or folders of M₀ and M_θ, where they are known."""
+    """Return the names or folders of M₀ and M_θ, where they are known."""
     own = getattr(model, "name_or_path", None) or None
     if isinstance(base_model, (str, os.PathLike)):
         return str(base_model), None if is_peft_model(model) else own
@@ -327,29 +337,24 @@ def _name_ends(base_model: Any, model: Any) -> tuple[str | None, str | None]:
     return getattr(base_model, "name_or_path", None) or None, own
 
 
-def _function_scorer(evaluate: Evaluate, model: nn.Module, search: AlphaSearch) -> Callable[[], Parts]:
-    """A function's metrics in two halves; single numbers stand for both."""
-
-    def score() -> Parts:
-        found = evaluate(model)
-        missing = [name for name in (search.domain, search.general) if name not in found]
-        if missing:
-            raise ValueError(f"The evaluate function must return metrics of {missing[0]!r}, got {list(found)}.")
-        selection: Scores = {}
-        report: Scores = {}
-        for side, name in zip(SIDES, (search.domain, search.general), strict=True):
-            selection[side], report[side] = {}, {}
-            for metric, value in found[name].items():
-                units = np.asarray(value, dtype=np.float64).reshape(-1)
-                parts = halves(len(units), search.seed, side) if len(units) > 1 else (slice(None), slice(None))
-                selection[side][metric], report[side][metric] = units[parts[0]], units[parts[1]]
-        return Parts(selection, report)
-
-    return score
+def _halve(found: Mapping[str, Mapping[str, Any]], search: AlphaSearch) -> ScoreHalves:
+    """Halve a function's metrics; single numbers stand for both halves."""
+    missing = [name for name in (search.domain, search.general) if name not in found]
+    if missing:
+        raise ValueError(f"The evaluate function must return metrics of {missing[0]!r}, got {list(found)}.")
+    selection: Scores = {}
+    report: Scores = {}
+    for side, name in zip(DOMAIN_FIRST, (search.domain, search.general), strict=True):
+        selection[side], report[side] = {}, {}
+        for metric, value in found[name].items():
+            units = np.asarray(value, dtype=np.float64).reshape(-1)
+            parts = halves(len(units), search.seed, side) if len(units) > 1 else (slice(None), slice(None))
+            selection[side][metric], report[side][metric] = units[parts[0]], units[parts[1]]
+    return ScoreHalves(selection, report)
 
 
 def _pick(datasets: Any, search: AlphaSearch, argument: str) -> dict[str, Any]:
-    """The sides' sets out of all evaluation sets."""
+    """Pick the sets of the sides out of all evaluation sets."""
     names = (search.domain, search.general)
     if not isinstance(datasets, Mapping) or any(name not in datasets for name in names):
         found = list(datasets) if isinstance(datasets, Mapping) else type(datasets).__name__
@@ -357,4 +362,4 @@ def _pick(datasets: Any, search: AlphaSearch, argument: str) -> dict[str, Any]:
             f"`{argument}` must be a mapping with the sets {names[0]!r} and {names[1]!r}, got {found}. Name the sides' "
             "sets with `domain=` and `general=` if they are called otherwise."
         )
-    return {side: datasets[name] for side, name in zip(SIDES, names, strict=True)}
+    return {side: datasets[name] for side, name in zip(DOMAIN_FIRST, names, strict=True)}
