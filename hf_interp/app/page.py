@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from hf_interp.app.examples import Example, Source
+from hf_interp.app.html import Html, Writer
 from hf_interp.app.models import AlphaSlider, Answers, SliderAlpha, open_slider
 from hf_interp.app.predictions import GENERATING, best_choices
 from hf_interp.app.space import load_space
 from hf_interp.app.views import STYLE, alpha_words, answers_html, curve_html, notes_html, problem_html
 from hf_interp.reporting.curve import AlphaCurve
-from hf_interp.reporting.report_page import Html, Writer
 
 LOOPBACK = "127.0.0.1"
 MAX_CHARACTERS = 20_000

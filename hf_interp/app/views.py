@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from hf_interp.app.html import Html, Writer
 from hf_interp.app.predictions import Outcome, best_choices
 from hf_interp.reporting.curve import AlphaCurve
-from hf_interp.reporting.report_page import Html, Writer
 from hf_interp.reporting.results import less_is_better
 
 MOST_LABELS, MOST_TOKENS = 8, 5

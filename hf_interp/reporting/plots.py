@@ -1,100 +1,74 @@
-"""Pictures; they read plans and results only."""
+"""The charts of plans, runs, comparisons, curves and searches: which numbers each shows. No torch.
+
+Charts of one kind are the same in pictures (`plot_...`) and in reports.
+"""
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.reporting.curve import AlphaCurve, FloatArray, pareto_front, short_alpha
-from hf_interp.reporting.results import Comparison, RunResults, less_is_better, main_metric, spread
+from hf_interp.reporting.charts import Chart, Point, Series, draw_panels, save_figure, spread_over
+from hf_interp.reporting.colours import ALPHA, DOMAIN, NEUTRAL, OTHERS, other_style, set_style, side_style
+from hf_interp.reporting.curve import AlphaCurve, pareto_front, short_alpha
+from hf_interp.reporting.report_data import (
+    Estimate,
+    Member,
+    Method,
+    Run,
+    centred,
+    compared_methods,
+    group_runs,
+    logged,
+    planned_alphas,
+)
+from hf_interp.reporting.results import Comparison, RunResults, less_is_better, main_metric
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-ENDS: dict[float, str] = {0: "$M_0$", 1: "$M_\\theta$"}
-MAX_POINTS = 400
+DOMAIN_FIRST = ("domain", "general")
+ENDS = {0.0: "M₀", 1.0: "M_θ"}
+MAX_PLANNED, MAX_POINTS, MAX_SHARES = 400, 200, 60
+"""Points of a series; realised shares are wide enough apart to see more than whole examples."""
+RANGE = "The band goes from the least to the greatest seed."
+SHARE_LIMITS = (-0.04, 1.04)
+STEP = "optimizer step"
+TRADE_OFF = "domain against general: the upper right is better"
+UNNAMED_SET = "evaluation set"
 
 
 def plot_plan(plan: MixturePlan, path: str | os.PathLike[str]) -> None:
-    """α over the steps, and the passes over each corpus."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    steps = _spread_over(plan.max_steps)
-    left.plot(steps, [plan.alpha(step) for step in steps], color="black", label="α (planned)")
-    _shares(left, plan, _spread_over(plan.max_steps, 60))  # wide enough apart to see more than whole examples
-    ends = [step + 1 for step in steps]
-    drawn = plan.drawn_before(ends)
-    for index, corpus in enumerate(plan.corpora):
-        size = corpus.num_examples
-        label = f"{corpus.name} ({corpus.side})"
-        right.plot(ends, drawn[:, index] / size if size else drawn[:, index], label=label, color=_colour(index))
-    unit = (
-        "passes over the corpus"
-        if all(corpus.num_examples for corpus in plan.corpora)
-        else "passes (streams: examples)"
-    )
-    _finish(right, "what is read", unit)
-    _save(figure, path)
+    """Write a picture of α over the steps and of the passes over each corpus."""
+    save_figure(draw_panels([_planned_shares(plan), _passes(plan)]), path)
 
 
 def plot_run(results: RunResults, path: str | os.PathLike[str]) -> None:
-    """α and realised shares over steps; training loss by corpus; evaluation metrics over steps."""
-    figure = Figure(figsize=(14, 4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    logs = [entry for entry in results.log_history if "alpha" in entry]
-    names = [corpus["name"] for corpus in results.plan["corpora"]]
-    _line(left, logs, "alpha", "α", "black")
-    for index, name in enumerate(names):
-        _line(left, _centred(logs), f"share_{name}", f"share of {name}", _colour(index), marker=".", linestyle="")
-        _line(middle, logs, f"loss_{name}", name, _colour(index))
-    _finish(left, "data", "share of the batch")
-    left.set_ylim(-0.03, 1.03)
-    _finish(middle, "training loss by corpus", "loss")
-    metric = main_metric(results.final_metrics)
-    for index, name in enumerate(results.final_metrics):
-        key = f"eval_{name}_{metric}" if name else f"eval_{metric}"
-        _line(right, results.log_history, key, name or "evaluation set", _colour(index), marker="o")
-    _finish(right, "evaluation", metric or "")
-    _save(figure, path)
+    """Write a picture of α and realised shares, the training loss by corpus and the evaluation metrics over steps."""
+    (method,) = group_runs([Run(name="", results=results)])
+    charts = [_realised_shares(results), corpus_losses(method.runs), *metrics_over_steps(method)]
+    save_figure(draw_panels(charts), path)
 
 
 def plot_comparison(comparison: Comparison, path: str | os.PathLike[str], metric: str | None = None) -> None:
-    """α and realised share of every method; a metric on both sides over steps, mean and range over seeds.
+    """Write a picture of α and realised share of every method, and of a metric on both sides over steps.
 
     Without a `metric` it is the main one of each side.
     """
-    of_domain, of_general = (metric or comparison.metric(side) for side in ("domain", "general"))
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
-    alpha, domain, general = figure.subplots(1, 3)
-    trained = [method for method in comparison.methods() if any(row["curve"] for row in _rows(comparison, method))]
-    for index, method in enumerate(trained):
-        _alpha_of(alpha, comparison, method, _colour(index))
-        _band(domain, comparison, method, "domain", of_domain, _colour(index))
-        _band(general, comparison, method, "general", of_general, _colour(index))
-    _finish(alpha, "α (line) and realised domain share (dots)", "share of the batch")
-    alpha.set_ylim(-0.03, 1.03)
-    _finish(domain, "domain test set", of_domain)
-    _finish(general, "general test set", of_general)
-    _save(figure, path)
+    methods = compared_methods(comparison)
+    charts = [alphas_of_methods(methods)]
+    charts += [methods_over_steps(methods, side, metric or comparison.metric(side)) for side in DOMAIN_FIRST]
+    save_figure(draw_panels(charts), path)
 
 
 def plot_curve(curve: AlphaCurve, path: str | os.PathLike[str]) -> None:
-    """The metric of both sides over α, with 95% intervals; and the sides against each other, with the Pareto frontier.
+    """Write a picture of the metric over α with 95% intervals, and of the sides against each other.
 
     Both show the examples that the choice of α has not seen.
     """
-    figure = Figure(figsize=(13, 5.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _over_alpha(left, curve)
-    _trade_off(right, curve)
-    _save(figure, path)
+    save_figure(draw_panels([metrics_over_alpha([curve]), frontier(curve)]), path)
 
 
 def plot_tuning(
@@ -105,7 +79,7 @@ def plot_tuning(
     base: Sequence[float | None],
     metric: str,
 ) -> None:
-    """The objective of a search's trials in their order; and its metric on both sides, if there are two.
+    """Write a picture of a search's trials in their order, and of its metric on both sides, if there are two.
 
     Args:
         trials: `objective`, `feasible`, `own`, `domain` and `general` of each (see `hf_interp.commands.tune.Tuning`).
@@ -114,224 +88,386 @@ def plot_tuning(
         base: M₀'s metric on the domain's set and on the general one.
         metric: its name.
     """
-    two_sides = base[1] is not None
-    figure = Figure(figsize=(12 if two_sides else 6, 4.5), layout="constrained")
-    axes = figure.subplots(1, 2 if two_sides else 1, squeeze=False)[0]
-    objectives = [_or_nan(row["objective"]) for row in trials]
-    _trials(axes[0], trials, range(len(trials)), objectives, best)
-    reached = np.fmax.accumulate(
-        [value if row["feasible"] else math.nan for row, value in zip(trials, objectives, strict=True)]
+    charts = [_objectives_of_trials(trials, best)]
+    if base[1] is not None:
+        charts.append(_sides_of_trials(trials, best, base, metric))
+    save_figure(draw_panels(charts), path)
+
+
+def trade_off(methods: Sequence[Method], metrics: Mapping[str, str]) -> Chart:
+    """Return the domain's metric against the general one, with intervals over seeds."""
+    chart = _against(metrics["domain"], metrics["general"])
+    chart.remark = "Lines are 95% intervals over seeds; they may leave the picture."
+    for index, method in enumerate(methods):
+        domain, general = (method.estimate(final_metric(side, metrics[side])) for side in DOMAIN_FIRST)
+        if general is None or domain is None:
+            continue
+        has_interval = domain.half is not None and general.half is not None
+        chart.series.append(
+            Series(
+                label=method.name,
+                points=[(general.value, domain.value)],
+                low=[domain.low] if has_interval else None,
+                high=[domain.high] if has_interval else None,
+                x_errors=[general.half or 0.0] if has_interval else None,
+                style=other_style(index) | {"linestyle": "", "markersize": 8},
+            )
+        )
+    return chart
+
+
+def methods_over_steps(methods: Sequence[Method], name: str, metric: str) -> Chart:
+    """Return a metric of an evaluation set over steps, by method."""
+    series = [
+        _over_seeds(method.name, [member.evaluations.get((name, metric), []) for member in method.members], style)
+        for method, style in _styled(methods)
+    ]
+    return _over_steps(f"{in_words(name, metric)} over steps", metric, series)
+
+
+def alphas_of_methods(methods: Sequence[Method]) -> Chart:
+    """Return α over steps, and what was drawn, by method."""
+    series: list[Series] = []
+    for method, style in _styled(methods):
+        first = method.members[0]
+        drawn = style | {"linestyle": ""}
+        series += [
+            Series(label=f"{method.name}: α", points=_thinned(first.alphas), style=style | {"marker": ""}),
+            Series(label=f"{method.name}: drawn", points=_thinned(first.shares, MAX_SHARES), style=drawn),
+        ]
+    remark = "Of the first seed."
+    return _shares_over_steps("α and the domain's share", "share", series, remark)
+
+
+def mixture(method: Method) -> Chart:
+    """Return α as planned, and what was drawn."""
+    scheduled, in_force = planned_alphas(method.runs[0].results)
+    series = [Series(label="α as planned", points=_thinned(scheduled), style={"color": ALPHA, "linestyle": "-"})]
+    if in_force:
+        style = {"color": OTHERS[0], "linestyle": "--"}
+        series.append(Series(label="α in force", points=_thinned(in_force), style=style))
+    drawn = _over_seeds("domain's share as drawn", [member.shares for member in method.members], side_style("domain"))
+    points = _thinned(drawn.points, MAX_SHARES)
+    series.append(Series(label=drawn.label, points=points, style=drawn.style | {"linestyle": ""}))
+    seeds = f"α is that of seed {method.runs[0].seed}, the share the mean over seeds."
+    remark = seeds if len(method.runs) > 1 else ""
+    return _shares_over_steps("Mixture: planned and drawn", "share of the batch", series, remark)
+
+
+def corpus_losses(runs: Sequence[Run]) -> Chart:
+    """Return the training loss of every corpus; the domain's come first."""
+    corpora = sorted(runs[0].results.plan["corpora"], key=lambda corpus: DOMAIN_FIRST.index(corpus["side"]))
+    series = [
+        _over_seeds(corpus["name"], [logged(run.results.log_history, f"loss_{corpus['name']}") for run in runs], style)
+        for corpus, style in zip(corpora, _corpus_styles(corpora), strict=True)
+    ]
+    return _losses_over_steps("Training loss by corpus", series)
+
+
+def objective_losses(runs: Sequence[Run]) -> Chart:
+    """Return the training loss of every objective, where they are logged."""
+    prefix = "objective_loss_"
+    keys = dict.fromkeys(
+        key for run in runs for entry in run.results.log_history for key in entry if key.startswith(prefix)
     )
-    axes[0].step(range(len(trials)), reached, where="post", color="grey", label="best so far")
-    _finish(axes[0], "objective of the trials", "objective (more is better)", "trial")
-    if two_sides:
-        general, domain = ([_or_nan(row[side]) for row in trials] for side in ("general", "domain"))
-        _trials(axes[1], trials, general, domain, best)
-        axes[1].plot(base[1], base[0], color="black", marker="s", linestyle="", label="$M_0$")
-        _finish(axes[1], "domain against general: the upper right is better", f"domain {metric}", f"general {metric}")
-        if less_is_better(metric):
-            axes[1].invert_xaxis()
-            axes[1].invert_yaxis()
-    _save(figure, path)
+    series = [
+        _over_seeds(key.removeprefix(prefix), [logged(run.results.log_history, key) for run in runs], style)
+        for key, style in _styled(list(keys))
+    ]
+    return _losses_over_steps("Training loss by objective", series)
+
+
+def metrics_over_steps(method: Method) -> list[Chart]:
+    """Return a chart for each of the main metrics, with all sets that have it as theirs."""
+    series: dict[str, list[Series]] = {}
+    for index, (name, metric) in enumerate(main_metrics([method]).items()):
+        found = [member.evaluations.get((name, metric), []) for member in method.members]
+        style = set_style(name, index)
+        series.setdefault(metric, []).append(_over_seeds(name or UNNAMED_SET, found, style))
+    return [_over_steps(f"Evaluation: {metric} over steps", metric, found) for metric, found in series.items()]
+
+
+def metrics_over_alpha(curves: Sequence[AlphaCurve]) -> Chart:
+    """Return the metric of both sides over α: with 95% intervals for one run, with the range over seeds for several."""
+    metric = curves[0].metric
+    chart = Chart(title=f"{metric} of M_α over α", x_name="α", y_name=metric)
+    for side in DOMAIN_FIRST:
+        found = [along_alpha(curve, side) for curve in curves]
+        chart.series += _one_side(side, found[0]) if len(curves) == 1 else _side_over_seeds(side, curves, found)
+    if len(curves) == 1:
+        _mark_choice(chart, curves[0])
+    else:
+        chart.lines = [("chosen", curve.alpha, "-") for curve in curves]
+        chart.remark = _range_remark(chart.series)
+    chart.logarithmic = (False, _is_wide([y for series in chart.series for _, y in series.points], metric))
+    lowest, highest = (least(alpha for curve in curves for alpha in curve.alphas) for least in (min, max))
+    fifths = [fifth / 5 for fifth in range(math.ceil(5 * lowest), math.floor(5 * highest) + 1)]
+    chart.x_ticks = {fifth: f"{fifth:g}\n{ENDS.get(fifth, '')}" for fifth in fifths}
+    return chart
+
+
+def frontier(curve: AlphaCurve, seed: str = "") -> Chart:
+    """Return the sides against each other along α."""
+    domain, general = (along_alpha(curve, side) for side in DOMAIN_FIRST)
+    alphas = [alpha for alpha in curve.alphas if alpha in domain and alpha in general]
+    points = {alpha: (general[alpha].value, domain[alpha].value) for alpha in alphas}
+    chart = _against(curve.metric, curve.metric, seed)
+    chart.logarithmic = (
+        _is_wide([x for x, _ in points.values()], curve.metric),
+        _is_wide([y for _, y in points.values()], curve.metric),
+    )
+    sign = -1 if less_is_better(curve.metric) else 1
+    front = pareto_front([sign * y for _, y in points.values()], [sign * x for x, _ in points.values()])
+    best = sorted((alphas[place] for place in front), key=lambda alpha: points[alpha])
+    ends = [alpha for alpha in alphas if alpha in ENDS]
+    chosen = [alpha for alpha in alphas if alpha == curve.alpha]
+    shown: list[tuple[str, list[float], dict[str, Any]]] = [
+        ("M_α along α", alphas, {"color": NEUTRAL, "linestyle": "-", "marker": "o"}),
+        ("Pareto frontier", best, {"color": OTHERS[0], "linestyle": "-", "marker": "o", "linewidth": 2.5}),
+        *((ENDS[alpha], [alpha], {"color": NEUTRAL, "marker": "s", "markersize": 8}) for alpha in ends),
+        (f"chosen: α = {short_alpha(curve.alpha)}", chosen, {"color": ALPHA, "marker": "*", "markersize": 15}),
+    ]
+    for label, picked, style in shown:
+        chart.series.append(
+            Series(
+                label=label,
+                points=[points[alpha] for alpha in picked],
+                names=[f"α = {short_alpha(alpha)}" for alpha in picked],
+                style=style,
+                in_legend=label not in ENDS.values(),  # these are named beside their points
+            )
+        )
+    named = {alpha: f"α = {short_alpha(alpha)}" for alpha in chosen} | {alpha: ENDS[alpha] for alpha in ends}
+    chart.notes = [(points[alpha], text) for alpha, text in sorted(named.items(), key=lambda entry: entry[1][0] == "α")]
+    chart.spare_notes = [(points[alpha], short_alpha(alpha)) for alpha in alphas if alpha not in named]
+    return chart
+
+
+def along_alpha(curve: AlphaCurve, side: str) -> dict[float, Estimate]:
+    """Return the metric at every α, on examples that the choice has not seen, with intervals where they are known."""
+    found = curve.report.get(side, {}).get(curve.metric, {"values": [], "std_errors": []})
+    return {
+        alpha: Estimate(value=value, half=None if error is None else 1.96 * error)
+        for alpha, value, error in zip(curve.alphas, found["values"], found["std_errors"], strict=False)
+        if value is not None
+    }
+
+
+def main_metrics(methods: Sequence[Method]) -> dict[str, str]:
+    """Return the main metric of each evaluation set; the domain's and the general one come first."""
+    sets: dict[str, dict[str, float]] = {}
+    for method in methods:
+        for member in method.members:
+            for name, metrics in member.final.items():
+                known = {key: value for key, value in metrics.items() if value is not None}
+                sets.setdefault(name, {}).update(known)
+    found = {name: main_metric({name: metrics}) for name, metrics in sets.items()}
+    order = sorted(found, key=lambda name: DOMAIN_FIRST.index(name) if name in DOMAIN_FIRST else 2)
+    return {name: metric for name in order if (metric := found[name]) is not None}
+
+
+def final_metric(name: str, metric: str) -> Callable[[Member], float | None]:
+    """Return a function that gets a member's metric at the end."""
+    return lambda member: member.final.get(name, {}).get(metric)
+
+
+def in_words(name: str, metric: str) -> str:
+    """Return the name of a metric of an evaluation set."""
+    return f"{name} {metric}" if name else metric
+
+
+def _planned_shares(plan: MixturePlan) -> Chart:
+    """Return α and the realised share of the domain between neighbouring points."""
+    planned = [(float(step), plan.alpha(step)) for step in spread_over(plan.max_steps, MAX_PLANNED)]
+    borders = [0, *(step + 1 for step in spread_over(plan.max_steps, MAX_SHARES)[1:])]
+    sides = [plan.sides_before(step) for step in borders]
+    shares = [
+        ((first + last) / 2, (after["domain"] - before["domain"]) / (sum(after.values()) - sum(before.values())))
+        for (first, last), (before, after) in zip(pairwise(borders), pairwise(sides), strict=True)
+    ]
+    series = [
+        Series(label="α (planned)", points=planned, style={"color": ALPHA, "linestyle": "-"}),
+        Series(label="domain share (drawn)", points=shares, style={"color": DOMAIN, "marker": "o"}),
+    ]
+    return _shares_over_steps("α and what it draws", "share of the batch", series)
+
+
+def _passes(plan: MixturePlan) -> Chart:
+    """Return the passes over each corpus; of a stream, the examples."""
+    ends = [step + 1 for step in spread_over(plan.max_steps, MAX_PLANNED)]
+    drawn = plan.drawn_before(ends)
+    styles = _corpus_styles([{"side": corpus.side} for corpus in plan.corpora])
+    series = [
+        Series(
+            label=f"{corpus.name} ({corpus.side})",
+            points=list(zip(ends, drawn[:, index] / (corpus.num_examples or 1), strict=True)),
+            style=styles[index] | {"marker": ""},
+        )
+        for index, corpus in enumerate(plan.corpora)
+    ]
+    is_counted = all(corpus.num_examples for corpus in plan.corpora)
+    unit = "passes over the corpus" if is_counted else "passes (streams: examples)"
+    return Chart(title="what is read", x_name=STEP, y_name=unit, series=series)
+
+
+def _realised_shares(results: RunResults) -> Chart:
+    """Return α and the share of each corpus over steps, as logged."""
+    logs = [entry for entry in results.log_history if "alpha" in entry]
+    corpora = results.plan["corpora"]
+    series = [Series(label="α", points=logged(logs, "alpha"), style={"color": ALPHA, "linestyle": "-"})]
+    series += [
+        Series(
+            label=f"share of {corpus['name']}",
+            points=centred(logged(logs, f"share_{corpus['name']}")),
+            style=style | {"linestyle": ""},
+        )
+        for corpus, style in zip(corpora, _corpus_styles(corpora), strict=True)
+    ]
+    return _shares_over_steps("data", "share of the batch", series)
+
+
+def _objectives_of_trials(trials: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> Chart:
+    objectives = [_or_nan(row["objective"]) for row in trials]
+    feasible = [value if row["feasible"] else math.nan for row, value in zip(trials, objectives, strict=True)]
+    numbers = [float(number) for number in range(len(trials))]
+    reached = list(zip(numbers, np.fmax.accumulate(feasible).tolist(), strict=True))
+    style = {"color": NEUTRAL, "linestyle": "-", "drawstyle": "steps-post"}
+    series = [*_trials(trials, numbers, objectives, best), Series(label="best so far", points=reached, style=style)]
+    return Chart(title="objective of the trials", x_name="trial", y_name="objective (more is better)", series=series)
+
+
+def _sides_of_trials(
+    trials: Sequence[Mapping[str, Any]], best: Mapping[str, Any], base: Sequence[float | None], metric: str
+) -> Chart:
+    general, domain = ([_or_nan(row[side]) for row in trials] for side in ("general", "domain"))
+    chart = _against(metric, metric)
+    style = {"color": NEUTRAL, "marker": "s", "markersize": 8}
+    start = Series(label="M₀", points=[(_or_nan(base[1]), _or_nan(base[0]))], style=style)
+    chart.series = [*_trials(trials, general, domain, best), start]
+    return chart
 
 
 def _trials(
-    axes: Axes,
-    trials: Sequence[Mapping[str, Any]],
-    across: Sequence[float],
-    up: Sequence[float],
-    best: Mapping[str, Any],
-) -> None:
-    """Points of trials: those that keep the constraint, those that do not, the recipe's own, and the best."""
+    trials: Sequence[Mapping[str, Any]], across: Sequence[float], up: Sequence[float], best: Mapping[str, Any]
+) -> list[Series]:
+    """Return the trials that keep the constraint, those that do not, the recipe's own, and the best."""
     kinds: list[tuple[str, dict[str, Any], list[bool]]] = [
-        ("trials", {"marker": "o", "color": COLOURS[0]}, [row["feasible"] for row in trials]),
-        ("not feasible", {"marker": "x", "color": "grey"}, [not row["feasible"] for row in trials]),
-        ("the recipe's own", {"marker": "D", "color": COLOURS[2], "markersize": 8}, [row["own"] for row in trials]),
-        ("best", {"marker": "*", "color": COLOURS[1], "markersize": 16, "zorder": 4}, [row is best for row in trials]),
+        ("trials", {"marker": "o", "color": OTHERS[0]}, [row["feasible"] for row in trials]),
+        (
+            "not feasible",
+            {"marker": "x", "color": NEUTRAL, "markeredgewidth": 1.5},
+            [not row["feasible"] for row in trials],
+        ),
+        ("the recipe's own", {"marker": "D", "color": OTHERS[1], "markersize": 8}, [row["own"] for row in trials]),
+        ("best", {"marker": "*", "color": ALPHA, "markersize": 16, "zorder": 4}, [row is best for row in trials]),
     ]
-    for label, style, chosen in kinds:
-        points = [(x, y) for x, y, is_chosen in zip(across, up, chosen, strict=True) if is_chosen]
-        if points:
-            axes.plot(*zip(*points, strict=True), linestyle="", label=label, **style)
+    return [
+        Series(
+            label=label,
+            points=[(x, y) for x, y, is_chosen in zip(across, up, chosen, strict=True) if is_chosen],
+            style=style,
+        )
+        for label, style, chosen in kinds
+    ]
 
 
-def _rows(comparison: Comparison, method: str) -> list[dict[str, Any]]:
-    return [row for row in comparison.rows if row["method"] == method]
+def _one_side(side: str, found: Mapping[float, Estimate]) -> list[Series]:
+    """Return a side of one curve over α, with intervals where they are known."""
+    points = [(alpha, one.value) for alpha, one in found.items()]
+    series = Series(label=side, points=points, style=side_style(side))
+    if found and all(one.half is not None for one in found.values()):
+        series.label += ", with 95% intervals"
+        series.low = [one.low for one in found.values()]
+        series.high = [one.high for one in found.values()]
+    return [series]
 
 
-def _alpha_of(axes: Axes, comparison: Comparison, method: str, colour: str) -> None:
-    entries = [entry for entry in _rows(comparison, method)[0]["curve"] if "alpha" in entry]
-    _line(axes, entries, "alpha", method, colour)
-    _line(axes, _centred(entries), "domain_share", None, colour, marker=".", linestyle="")
+def _side_over_seeds(
+    side: str, curves: Sequence[AlphaCurve], found: Sequence[Mapping[float, Estimate]]
+) -> list[Series]:
+    """Return a side of several curves over α; those that were searched at other α each have a line of their own."""
+    points = [[(alpha, one.value) for alpha, one in curve.items()] for curve in found]
+    if all(curve.alphas == curves[0].alphas for curve in curves):
+        return [_over_seeds(side, points, side_style(side))]
+    return [_over_seeds(side, [one], side_style(side)) for one in points]
 
 
-def _band(axes: Axes, comparison: Comparison, method: str, dataset: str, metric: str, colour: str) -> None:
-    found: dict[int, list[float]] = {}
-    for row in _rows(comparison, method):
-        for entry in row["curve"]:
-            if f"{dataset}_{metric}" in entry:
-                found.setdefault(entry["step"], []).append(entry[f"{dataset}_{metric}"])
-    steps = sorted(found)
-    means = [(spread(found[step]) or {})["mean"] for step in steps]
-    axes.plot(steps, means, color=colour, marker="o", markersize=3, label=method)
-    axes.fill_between(
-        steps, [min(found[step]) for step in steps], [max(found[step]) for step in steps], color=colour, alpha=0.15
+def _mark_choice(chart: Chart, curve: AlphaCurve) -> None:
+    """Mark the chosen α, the knee, and the interval of the best α."""
+    if curve.confidence_interval:
+        low, high = curve.confidence_interval
+        chart.spans = [(f"95% interval of the best α: {short_alpha(low)} to {short_alpha(high)}", low, high)]
+    is_knee = curve.knee == curve.alpha
+    chart.lines = [(f"chosen{' (the knee)' if is_knee else ''}: α = {short_alpha(curve.alpha)}", curve.alpha, "-")]
+    if curve.knee is not None and not is_knee:
+        chart.lines.append((f"knee: α = {short_alpha(curve.knee)}", curve.knee, ":"))
+
+
+def _against(domain_metric: str, general_metric: str, seed: str = "") -> Chart:
+    """Return an empty chart of the domain against the general side."""
+    return Chart(
+        title=f"{seed}{TRADE_OFF}" if seed else TRADE_OFF.capitalize(),
+        x_name=in_words("general", general_metric),
+        y_name=in_words("domain", domain_metric),
+        turned=(less_is_better(general_metric), less_is_better(domain_metric)),
     )
+
+
+def _shares_over_steps(title: str, y_name: str, series: list[Series], remark: str = "") -> Chart:
+    return Chart(title=title, x_name=STEP, y_name=y_name, series=series, y_limits=SHARE_LIMITS, remark=remark)
+
+
+def _losses_over_steps(title: str, series: list[Series]) -> Chart:
+    return Chart(title=title, x_name=STEP, y_name="loss", series=series, remark=_range_remark(series))
+
+
+def _over_steps(title: str, metric: str, series: list[Series]) -> Chart:
+    """Return a chart of a metric over steps; empty if all were evaluated once, of which tables tell."""
+    shown = series if any(len(one.points) > 1 for one in series) else []
+    return Chart(title=title, x_name=STEP, y_name=metric, series=shown, remark=_range_remark(shown))
+
+
+def _over_seeds(label: str, found: Sequence[Sequence[Point]], style: dict[str, Any]) -> Series:
+    """Return the mean over seeds, at steps that all of them have, and the range."""
+    by_seed = [dict(points) for points in found if points]
+    steps = sorted(set.intersection(*(set(points) for points in by_seed))) if by_seed else []
+    values = {step: [points[step] for points in by_seed] for step in steps}
+    points = _thinned([(step, sum(values[step]) / len(values[step])) for step in steps])
+    series = Series(label=label, points=points, style=style)
+    if len(by_seed) > 1:
+        series.low = [min(values[step]) for step, _ in points]
+        series.high = [max(values[step]) for step, _ in points]
+    return series
+
+
+def _styled(named: Sequence[Any]) -> list[tuple[Any, dict[str, Any]]]:
+    """Return each with the style that it has in all charts."""
+    return [(one, other_style(index)) for index, one in enumerate(named)]
+
+
+def _corpus_styles(corpora: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a style for each corpus: the colour of its side, and a marker among those of the side."""
+    seen: Counter[str] = Counter()
+    styles = []
+    for corpus in corpora:
+        styles.append(side_style(corpus["side"], seen[corpus["side"]]))
+        seen[corpus["side"]] += 1
+    return styles
+
+
+def _thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
+    return [points[place] for place in spread_over(len(points), most)]
 
 
 def _or_nan(value: float | None) -> float:
-    """A number for the picture; what is unknown is left out of it."""
+    """Return a number for the chart; what is unknown is left out of it."""
     return math.nan if value is None else value
 
 
-def _line(
-    axes: Axes, entries: Sequence[Mapping[str, Any]], key: str, label: str | None, colour: str, **style: Any
-) -> None:
-    points = [(entry["step"], entry[key]) for entry in entries if key in entry]
-    if points:
-        axes.plot(*zip(*points, strict=True), color=colour, label=label, **style)
+def _range_remark(series: Sequence[Series]) -> str:
+    return RANGE if any(one.low for one in series) else ""
 
 
-def _centred(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Logs moved to the middle of the steps since the log before, where the share of those steps belongs."""
-    befores = [0, *(entry["step"] for entry in entries)]
-    return [{**entry, "step": (entry["step"] + before) / 2} for entry, before in zip(entries, befores, strict=False)]
-
-
-def _over_alpha(axes: Axes, curve: AlphaCurve) -> None:
-    """Metrics over α with what was chosen."""
-    if _is_wide(np.concatenate([_reported(curve, side, "values") for side in ("domain", "general")]), curve.metric):
-        _make_logarithmic(axes, "y")
-    lines: list[Any] = []
-    for index, dataset in enumerate(("domain", "general")):
-        values, errors = _reported(curve, dataset, "values"), 1.96 * _reported(curve, dataset, "std_errors")
-        style: dict[str, Any] = {"color": _colour(index), "label": f"{dataset}, with 95% intervals"}
-        lines += axes.plot(curve.alphas, values, marker="o", markersize=4, **style)
-        axes.fill_between(curve.alphas, values - errors, values + errors, color=_colour(index), alpha=0.15, linewidth=0)
-        if curve.alpha in curve.alphas:
-            chosen = values[curve.alphas.index(curve.alpha)]
-            axes.plot(curve.alpha, chosen, color=_colour(index), marker="*", markersize=15, zorder=4)
-    if curve.confidence_interval:
-        low, high = curve.confidence_interval
-        label = f"95% interval of the best α: {short_alpha(low)} to {short_alpha(high)}"
-        lines.append(axes.axvspan(low, high, color="grey", alpha=0.15, linewidth=0, label=label))
-    label = f"chosen{' (the knee)' if curve.knee == curve.alpha else ''}: α = {short_alpha(curve.alpha)}"
-    lines.append(axes.axvline(curve.alpha, color="black", linewidth=1, label=label))
-    if curve.knee is not None and curve.knee != curve.alpha:
-        label = f"knee: α = {short_alpha(curve.knee)}"
-        lines.append(axes.axvline(curve.knee, color="black", linewidth=1.5, linestyle=":", label=label))
-    _finish(axes, f"{curve.metric} over α", curve.metric, "α")
-    fifths = range(math.ceil(5 * curve.alphas[0]), math.floor(5 * curve.alphas[-1]) + 1)
-    axes.set_xticks([fifth / 5 for fifth in fifths], [f"{fifth / 5:g}\n{ENDS.get(fifth / 5, '')}" for fifth in fifths])
-    axes.legend(handles=lines, fontsize="small", framealpha=0.95)
-
-
-def _trade_off(axes: Axes, curve: AlphaCurve) -> None:
-    """The general metric against the domain metric along α; the axes are turned so that the upper right is better."""
-    metric = curve.metric
-    general, domain = (_reported(curve, side, "values") for side in ("general", "domain"))
-    sign = -1 if less_is_better(metric) else 1
-    front = sorted(pareto_front(sign * domain, sign * general), key=lambda index: general[index])
-    axes.plot(
-        general, domain, color="grey", marker="o", markersize=4, markerfacecolor="white", label="$M_\\alpha$ along α"
-    )
-    axes.plot(general[front], domain[front], color=COLOURS[2], marker="o", linewidth=2.5, label="Pareto frontier")
-    names = {index: ENDS[alpha] for index, alpha in enumerate(curve.alphas) if alpha in ENDS}
-    for index in names:
-        axes.plot(general[index], domain[index], color="black", marker="s", linestyle="", zorder=3)
-    if curve.alpha in curve.alphas:
-        chosen = curve.alphas.index(curve.alpha)
-        style: dict[str, Any] = {"marker": "*", "markersize": 17, "color": COLOURS[1], "linestyle": "", "zorder": 4}
-        axes.plot(general[chosen], domain[chosen], label=f"chosen: α = {short_alpha(curve.alpha)}", **style)
-        names.setdefault(chosen, f"α = {short_alpha(curve.alpha)}")
-    for name, values in (("x", general), ("y", domain)):
-        if _is_wide(values, metric):
-            _make_logarithmic(axes, name)
-    for index in _apart(_scaled(general, metric), _scaled(domain, metric), list(names)):
-        text = names.get(index) or short_alpha(curve.alphas[index])
-        style = (
-            {"color": "black", "fontsize": "medium"} if index in names else {"color": "dimgrey", "fontsize": "small"}
-        )
-        style["bbox"] = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
-        axes.annotate(text, (general[index], domain[index]), xytext=(7, 7), textcoords="offset points", **style)
-    axes.margins(0.12)
-    _finish(axes, "domain against general: the upper right is better", f"domain {metric}", f"general {metric}")
-    axes.legend(fontsize="small", framealpha=0.95, markerscale=0.6)
-    if sign < 0:
-        axes.invert_xaxis()
-        axes.invert_yaxis()
-
-
-def _reported(curve: AlphaCurve, dataset: str, name: str) -> FloatArray:
-    """Values or standard errors of the curve's metric; NaN for unknown ones."""
-    return np.array(curve.report[dataset][curve.metric][name], dtype=np.float64)
-
-
-def _is_wide(values: FloatArray, metric: str) -> bool:
+def _is_wide(values: Sequence[float], metric: str) -> bool:
     """Whether losses, or the like, need a logarithmic axis."""
-    return less_is_better(metric) and bool(np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values))
-
-
-def _make_logarithmic(axes: Axes, name: str) -> None:
-    """Make the x or y axis logarithmic, with plain numbers that keep apart."""
-    axes.set(**{f"{name}scale": "log"})
-    axis = axes.xaxis if name == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter("")
-
-
-def _scaled(values: FloatArray, metric: str) -> FloatArray:
-    """Values as they lie along their axis, which is 1 long."""
-    places = np.log(values) if _is_wide(values, metric) else values
-    return (places - np.nanmin(places)) / (np.nanmax(places) - np.nanmin(places) or 1)
-
-
-def _apart(across: FloatArray, up: FloatArray, first: list[int]) -> list[int]:
-    """Indices of points to label: the first ones, then those that are a tenth of the picture from all labelled ones."""
-    labelled = list(first)
-    for index in range(len(across)):
-        if all(np.hypot(across[index] - across[other], up[index] - up[other]) > 0.1 for other in labelled):
-            labelled.append(index)
-    return labelled
-
-
-def _shares(axes: Axes, plan: MixturePlan, steps: Sequence[int]) -> None:
-    """Realised share of the domain between neighbouring points."""
-    borders = [0, *(step + 1 for step in steps[1:])]
-    middles = [(first + last) / 2 for first, last in pairwise(borders)]
-    drawn = [plan.sides_before(step) for step in borders]
-    shares = [
-        (after["domain"] - before["domain"]) / (sum(after.values()) - sum(before.values()))
-        for before, after in pairwise(drawn)
-    ]
-    axes.plot(middles, shares, color=COLOURS[1], linestyle="", marker=".", label="domain share (drawn)")
-    _finish(axes, "α and what it draws", "share of the batch")
-    axes.set_ylim(-0.03, 1.03)
-
-
-def _spread_over(max_steps: int, most: int = MAX_POINTS) -> list[int]:
-    count = min(max_steps, most)
-    return sorted({round(point * (max_steps - 1) / max(count - 1, 1)) for point in range(count)})
-
-
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
-
-
-def _finish(axes: Axes, title: str, unit: str, over: str = "optimizer step") -> None:
-    axes.set_title(title)
-    axes.set_xlabel(over)
-    axes.set_ylabel(unit)
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write beside and rename, so that no half a picture is ever seen."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=120)
-    os.replace(temporary, path)
+    return bool(values) and less_is_better(metric) and min(values) > 0 and max(values) > 10 * min(values)

@@ -8,26 +8,18 @@ shown, and secrets are blotted out.
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hf_interp.reporting.charts import FEW, Chart, Series, draw_svg
+from hf_interp.reporting.colours import NEUTRAL
 from hf_interp.reporting.curve import AlphaCurve, short_alpha
-from hf_interp.reporting.report_charts import Chart, figure, number
-from hf_interp.reporting.report_data import (
-    Estimate,
-    Member,
-    Method,
-    Run,
-    Study,
-    differences,
-    estimate,
-    load_studies,
-    settings_of,
-)
-from hf_interp.reporting.report_page import Html, Writer
-from hf_interp.reporting.report_views import (
-    SIDES,
+from hf_interp.reporting.plots import (
+    DOMAIN_FIRST,
     along_alpha,
     alphas_of_methods,
     corpus_losses,
@@ -42,15 +34,48 @@ from hf_interp.reporting.report_views import (
     objective_losses,
     trade_off,
 )
+from hf_interp.reporting.report_data import (
+    Estimate,
+    Member,
+    Method,
+    Run,
+    Study,
+    differences,
+    estimate,
+    load_studies,
+    settings_of,
+)
 from hf_interp.reporting.results import SPEED_METRICS
 from hf_interp.utils.files import new_file
 from hf_interp.utils.redaction import find_secrets, local_paths, without_local_paths, without_secrets
 
-REPORT_NAME = "report.html"
+PAGE_NAME = "report.html"
+TEMPLATE = "report.html.jinja"
 INTERVALS = (
     "Numbers are means over seeds ± half of the 95% interval of Student's t, or a single value where there is one "
     "seed. With two seeds the interval is wide. Forgetting is what the general side has lost; below 0 it has gained."
 )
+OVER_EXAMPLES = "± is half of the 95% interval, 1.96 standard errors over examples."
+MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
+DASH_MARKS = {"-": "━━", "--": "╍╍", ":": "┅┅", "-.": "━╍"}
+"""Markers and lines as the legend shows them."""
+
+
+@dataclass(kw_only=True)
+class Table:
+    """A table of the page.
+
+    Args:
+        label: what it is, for those who do not see it.
+        header: names of the columns.
+        rows: cells.
+        of_words: flush left, and not as numbers.
+    """
+
+    label: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    of_words: bool = False
 
 
 def write_report(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None) -> Path:
@@ -58,62 +83,69 @@ def write_report(folders: Sequence[str | os.PathLike[str]], output: str | os.Pat
 
     Args:
         folders: of runs and comparisons; each has a `results.json`, and what it has of `curve.json` is shown too.
-        output: the file; `report.html` in the first folder by default.
+        output: the file; without it, `report.html` in the first folder.
 
     Returns:
-        where it is.
+        Where it is.
 
     Raises:
         FileNotFoundError: if a folder is missing, or has no `results.json`.
         ValueError: if that file is of another kind, or cannot be read.
     """
     page = report(load_studies(folders))
-    path = Path(folders[0]) / REPORT_NAME if output is None else Path(output)
+    path = Path(folders[0]) / PAGE_NAME if output is None else Path(output)
     with new_file(path) as file:
         file.write(page)
     return path
 
 
 def report(studies: Sequence[Study]) -> str:
-    """The document that tells of what has been loaded."""
-    writer = Writer(_discretion(studies))
-    sections: list[Html] = []
-    entries: list[tuple[str, str]] = []
-    for index, study in enumerate(studies):
-        key = f"s{index}"
-        if len(studies) > 1:
-            sections.append(writer.tag("h2", study.title, id=key))
-            entries.append((key, study.title))
-        if len(study.methods) > 1:
-            sections.append(_side_by_side(writer, study, f"{key}-all"))
-            entries.append((f"{key}-all", "Side by side"))
-        for place, method in enumerate(study.methods):
-            if method.runs:
-                sections.append(
-                    _method_section(writer, method, f"{key}-m{place}", has_folders=study.comparison is None)
-                )
-                entries.append((f"{key}-m{place}", method.name))
-        sections.append(_settings_section(writer, study, f"{key}-settings"))
-        sections.append(_origin_section(writer, study, f"{key}-origin"))
-        entries += [(f"{key}-settings", "Settings that differ"), (f"{key}-origin", "Versions and fingerprints")]
-    contents = writer.tag(
-        "nav", writer.list(writer.tag("a", name, href=f"#{key}") for key, name in entries), aria_label="Contents"
+    """Render the page of what has been loaded."""
+    redact = _redactor(studies)
+
+    def draw(chart: Chart, key: str) -> Markup:
+        # Matplotlib escapes the texts of its SVG
+        return Markup(draw_svg(replace(chart, x_name=redact(chart.x_name), y_name=redact(chart.y_name)), key))
+
+    environment = Environment(
+        loader=PackageLoader("hf_interp", "reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else redact(str(value)),
     )
-    title = "Report: " + ", ".join(dict.fromkeys(study.title for study in studies))
-    return writer.page(title, contents, _warnings(writer, studies), *sections)
+    environment.globals |= {"draw": draw, "describe": _describe, "legend": _legend, "numbers": _numbers}
+    return environment.get_template(TEMPLATE).render(
+        title="Report: " + ", ".join(dict.fromkeys(study.title for study in studies)),
+        warnings=_warnings(studies),
+        intervals=INTERVALS,
+        studies=[_study_view(study, f"s{index}") for index, study in enumerate(studies)],
+    )
 
 
-def _discretion(studies: Sequence[Study]) -> Callable[[str], str]:
-    """What takes local paths and secrets out of a text."""
+def number(value: float | None) -> str:
+    """Return a number as a table shows it.
+
+    >>> number(0.51239), number(1234.5), number(0.00002), number(12), number(None)
+    ('0.512', '1234', '2.0e-05', '12', '–')
+    """
+    if value is None:
+        return "–"
+    if float(value).is_integer() or abs(value) >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def _redactor(studies: Sequence[Study]) -> Callable[[str], str]:
+    """Return a function that takes local paths and secrets out of a text."""
     runs = [run for study in studies for method in study.methods for run in method.runs]
     told = [asdict(run) for run in runs] + [asdict(study.comparison) for study in studies if study.comparison]
     known = local_paths(told)
     secrets = find_secrets(*(text for key, text in _leaves(told) if key.endswith("_token")))
 
-    def plain(text: str) -> str:
+    def redact(text: str) -> str:
         return str(without_secrets(without_local_paths(text, known), secrets))
 
-    return plain
+    return redact
 
 
 def _leaves(value: Any, key: str = "") -> Iterable[tuple[str, str]]:
@@ -127,8 +159,8 @@ def _leaves(value: Any, key: str = "") -> Iterable[tuple[str, str]]:
             yield from _leaves(inner, key)
 
 
-def _warnings(writer: Writer, studies: Sequence[Study]) -> Html:
-    """All warnings, each once, with those whom it concerns."""
+def _warnings(studies: Sequence[Study]) -> list[str]:
+    """Return all warnings, each once, with those whom it concerns."""
     found: dict[str, list[str]] = {}
     for study in studies:
         for text in study.warnings:
@@ -137,28 +169,106 @@ def _warnings(writer: Writer, studies: Sequence[Study]) -> Html:
             for run in method.runs:
                 for text in [*run.results.plan.get("warnings", []), *(run.curve.warnings if run.curve else [])]:
                     found.setdefault(text, []).append(run.name)
-    if not found:
-        return writer.tag("p", "No warnings.", class_="note")
-    lines = [f"{text} ({', '.join(dict.fromkeys(names))})" if names else text for text, names in found.items()]
-    return writer.tag("section", writer.tag("strong", "Warnings"), writer.list(lines), class_="warnings")
+    return [f"{text} ({', '.join(dict.fromkeys(names))})" if names else text for text, names in found.items()]
 
 
-def _side_by_side(writer: Writer, study: Study, key: str) -> Html:
-    metrics = main_metrics(study.methods)
-    charts = [trade_off(study.methods, metrics)]
-    charts += [methods_over_steps(study.methods, name, metric) for name, metric in metrics.items()]
-    charts.append(alphas_of_methods(study.methods))
-    return writer.tag(
-        "section",
-        writer.tag("h2", "Side by side", id=key),
-        writer.tag("p", INTERVALS, class_="note"),
-        _methods_table(writer, study.methods, metrics),
-        _figures(writer, charts, key),
-        writer.details("All metrics", _metrics_table(writer, study.methods)),
-    )
+def _study_view(study: Study, key: str) -> dict[str, Any]:
+    """Return what the template shows of a study."""
+    methods = [(f"{key}-m{place}", method) for place, method in enumerate(study.methods) if method.runs]
+    view: dict[str, Any] = {
+        "key": key,
+        "title": study.title,
+        "side_by_side": None,
+        "methods": [_method_view(method, name, has_folders=study.comparison is None) for name, method in methods],
+        "settings": _settings([method for _, method in methods]),
+        "fingerprints": _fingerprints([run for _, method in methods for run in method.runs]),
+        "origins": _origins(study),
+    }
+    return view | (_side_by_side(study.methods) if len(study.methods) > 1 else {})
 
 
-def _methods_table(writer: Writer, methods: Sequence[Method], metrics: Mapping[str, str]) -> Html:
+def _side_by_side(methods: Sequence[Method]) -> dict[str, Any]:
+    """Return what the template shows of methods beside each other."""
+    metrics = main_metrics(methods)
+    charts = [trade_off(methods, metrics)] if set(DOMAIN_FIRST) <= set(metrics) else []
+    charts += [methods_over_steps(methods, name, metric) for name, metric in metrics.items()]
+    return {
+        "side_by_side": _methods_table(methods, metrics),
+        "all_metrics": _metrics_table(methods),
+        "charts": [*charts, alphas_of_methods(methods)],
+    }
+
+
+def _method_view(method: Method, key: str, *, has_folders: bool) -> dict[str, Any]:
+    """Return what the template shows of one recipe: what was read, losses, metrics, M_α."""
+    runs = method.runs
+    searched = [(_seed_of(runs, run), run.curve) for run in runs if run.curve is not None]
+    curves = [curve for _, curve in searched]
+    view: dict[str, Any] = {
+        "key": key,
+        "name": method.name,
+        "facts": _facts(runs, has_folders=has_folders),
+        "charts": [mixture(method), corpus_losses(runs), objective_losses(runs), *metrics_over_steps(method)],
+        "corpora": _corpora_table(runs),
+        "metrics": _metrics_table([method]),
+        "choices": [f"{seed}α = {short_alpha(curve.alpha)}. {curve.reason}" for seed, curve in searched],
+    }
+    if curves:
+        view["curve_charts"] = [metrics_over_alpha(curves), *(frontier(curve, seed) for seed, curve in searched)]
+        view["alphas"] = _alpha_table(curves)
+        view["alphas_remark"] = INTERVALS if len(curves) > 1 else OVER_EXAMPLES
+    return view
+
+
+def _describe(chart: Chart) -> str:
+    """Return a chart in words, for those who do not see it."""
+    names = ", ".join(series.label for series in chart.series if series.points)
+    return f"{chart.title}: {chart.y_name} against {chart.x_name}, of {names}. The table has the numbers."
+
+
+def _legend(chart: Chart) -> list[dict[str, str]]:
+    """Return the entries of a chart's legend: a mark, its colour, and the name."""
+    entries = [
+        {"label": series.label, "colour": series.style["color"], "mark": _mark(series)}
+        for series in chart.series
+        if series.points and series.in_legend
+    ]
+    entries += [{"label": name, "colour": NEUTRAL, "mark": "▒"} for name, *_ in chart.spans]
+    lines = {
+        name: {"label": name, "colour": NEUTRAL, "mark": "┃" if style == "-" else "┇"} for name, _, style in chart.lines
+    }
+    return [*entries, *lines.values()]
+
+
+def _mark(series: Series) -> str:
+    """Return signs that look like a series' line and marker."""
+    is_marked = not series.is_joined or len(series.points) <= FEW
+    marker = MARKS.get(series.style.get("marker", ""), "") if is_marked else ""
+    return DASH_MARKS.get(series.style.get("linestyle", ""), "") + marker
+
+
+def _numbers(chart: Chart) -> Table:
+    """Return the numbers of a chart."""
+    has_interval = any(series.low is not None for series in chart.series)
+    has_x_errors = any(series.x_errors is not None for series in chart.series)
+    rows = []
+    for series in chart.series:
+        for index, (x, y) in enumerate(series.points):
+            name = series.label if series.names is None else f"{series.label}: {series.names[index]}"
+            row = [name, number(x), number(y)]
+            if has_interval:
+                ends = None if series.low is None or series.high is None else (series.low[index], series.high[index])
+                row.append("–" if ends is None else f"{number(ends[0])} to {number(ends[1])}")
+            if has_x_errors:
+                row.append("–" if series.x_errors is None else number(series.x_errors[index]))
+            rows.append(row)
+    rows += [[name, number(x), *["–"] * (1 + has_interval + has_x_errors)] for name, x, _ in chart.lines]
+    header = ["series", chart.x_name, chart.y_name]
+    header += [f"interval of {chart.y_name}"] * has_interval + [f"± of {chart.x_name}"] * has_x_errors
+    return Table(label=f"Numbers of the chart {chart.title}", header=header, rows=rows)
+
+
+def _methods_table(methods: Sequence[Method], metrics: Mapping[str, str]) -> Table:
     lost = metrics.get("general")
     has_chosen = any(member.chosen is not None for method in methods for member in method.members)
     header = ["", "seeds", *["α of the weights"] * has_chosen, *(in_words(*entry) for entry in metrics.items())]
@@ -171,11 +281,11 @@ def _methods_table(writer: Writer, methods: Sequence[Method], metrics: Mapping[s
         if lost is not None:
             row.append(_shown(method.estimate(_lost(lost))))
         rows.append(row)
-    return writer.table(header, rows, label="Side by side")
+    return Table(label="Side by side", header=header, rows=rows)
 
 
-def _metrics_table(writer: Writer, methods: Sequence[Method]) -> Html:
-    """Every metric on every set: of M₀, at the end, and what was lost."""
+def _metrics_table(methods: Sequence[Method]) -> Table:
+    """Return every metric on every set: of M₀, at the end, and what was lost."""
     named = len(methods) > 1
     rows = []
     for method in methods:
@@ -192,43 +302,11 @@ def _metrics_table(writer: Writer, methods: Sequence[Method]) -> Html:
             ]
             rows.append([method.name, *row] if named else row)
     header = [*[""] * named, "metric", "M₀", "at the end", "forgetting"]
-    return writer.table(header, rows, label="All metrics")
-
-
-def _method_section(writer: Writer, method: Method, key: str, *, has_folders: bool) -> Html:
-    """One recipe: what was read, losses, metrics, M_α."""
-    runs = method.runs
-    curves = [run.curve for run in runs if run.curve is not None]
-    charts = [mixture(method), corpus_losses(runs), objective_losses(runs), *metrics_over_steps(method)]
-    parts = [
-        writer.tag("h2", method.name, id=key),
-        writer.tag("p", _facts(runs, has_folders=has_folders)),
-        _figures(writer, charts, key),
-        writer.tag("h3", "Corpora"),
-        _corpora_table(writer, runs),
-        writer.tag("h3", "Metrics"),
-        _metrics_table(writer, [method]),
-    ]
-    if curves:
-        parts += [
-            writer.tag("h3", "M_α = α·M_θ + (1 − α)·M₀"),
-            *(
-                writer.tag("p", f"{_seed_of(runs, run)}α = {short_alpha(run.curve.alpha)}. {run.curve.reason}")
-                for run in runs
-                if run.curve
-            ),
-            _figures(
-                writer,
-                [metrics_over_alpha(curves), *(frontier(run.curve, _seed_of(runs, run)) for run in runs if run.curve)],
-                f"{key}-c",
-            ),
-            _alpha_table(writer, curves),
-        ]
-    return writer.tag("section", *parts)
+    return Table(label="All metrics", header=header, rows=rows)
 
 
 def _facts(runs: Sequence[Run], *, has_folders: bool) -> str:
-    """What was run, in a line."""
+    """Return in a line what was run."""
     plan, config = runs[0].results.plan, runs[0].results.config
     model = (runs[0].results.recipe or {}).get("model_name_or_path")
     schedule = f"α {config['alpha_schedule_type']}" if "alpha_schedule_type" in config else None
@@ -245,25 +323,21 @@ def _facts(runs: Sequence[Run], *, has_folders: bool) -> str:
     return "; ".join(fact for fact in facts if fact) + "."
 
 
-def _corpora_table(writer: Writer, runs: Sequence[Run]) -> Html:
+def _corpora_table(runs: Sequence[Run]) -> Table:
     rows = [
         [
             corpus["name"],
             corpus["side"],
-            number(corpus.get("num_examples")),
-            number(corpus.get("share")),
-            number(corpus.get("drawn")),
-            number(corpus.get("passes")),
+            *(number(corpus.get(key)) for key in ("num_examples", "share", "drawn", "passes")),
         ]
         for corpus in runs[0].results.plan["corpora"]
     ]
     header = ["corpus", "side", "examples", "share of its side", "drawn", "passes"]
-    return writer.table(header, rows, label="Corpora")
+    return Table(label="Corpora", header=header, rows=rows)
 
 
-def _alpha_table(writer: Writer, curves: Sequence[AlphaCurve]) -> Html:
-    """Metrics at both ends and at the chosen α."""
-    metric = curves[0].metric
+def _alpha_table(curves: Sequence[AlphaCurve]) -> Table:
+    """Return the metrics at both ends and at the chosen α."""
     places: list[tuple[str, Callable[[AlphaCurve], float]]] = [
         ("M₀", lambda curve: 0.0),
         ("M_α, as chosen", lambda curve: curve.alpha),
@@ -273,15 +347,12 @@ def _alpha_table(writer: Writer, curves: Sequence[AlphaCurve]) -> Html:
         [
             name,
             _alphas([place(curve) for curve in curves]),
-            *(_shown(_at(curves, place, side)) for side in SIDES),
+            *(_shown(_at(curves, place, side)) for side in DOMAIN_FIRST),
         ]
         for name, place in places
     ]
-    header = ["", "α", *(in_words(side, metric) for side in SIDES)]
-    note = "On examples that the choice has not seen. " + (
-        INTERVALS if len(curves) > 1 else "± is half of the 95% interval, 1.96 standard errors over examples."
-    )
-    return Html(writer.table(header, rows, label="M_α") + writer.tag("p", note, class_="note"))
+    header = ["", "α", *(in_words(side, curves[0].metric) for side in DOMAIN_FIRST)]
+    return Table(label="M_α", header=header, rows=rows)
 
 
 def _at(curves: Sequence[AlphaCurve], place: Callable[[AlphaCurve], float], side: str) -> Estimate | None:
@@ -290,56 +361,48 @@ def _at(curves: Sequence[AlphaCurve], place: Callable[[AlphaCurve], float], side
     return known[0] if len(curves) == 1 and known else estimate([one.value for one in known])
 
 
-def _settings_section(writer: Writer, study: Study, key: str) -> Html:
-    """The fields in which recipes differ."""
-    methods = [method for method in study.methods if method.runs]
+def _settings(methods: Sequence[Method]) -> Table | str:
+    """Return the fields in which recipes differ, or that there are none."""
     settings = [settings_of(method.runs[0].results) for method in methods]
     names = differences(settings)
     if len(methods) < 2:
-        found = writer.tag("p", "There is one recipe, and nothing to compare it with.", class_="note")
-    elif not names:
-        found = writer.tag("p", "The recipes differ in no field that is told here.", class_="note")
-    else:
-        rows = [[name, *(_setting(one.get(name)) for one in settings)] for name in names]
-        header = ["field", *(method.name for method in methods)]
-        found = writer.table(header, rows, label="Settings that differ", of_words=True)
-    return writer.tag("section", writer.tag("h2", "Settings that differ", id=key), found)
+        return "There is one recipe, and nothing to compare it with."
+    if not names:
+        return "The recipes differ in no field that is told here."
+    rows = [[name, *(_setting(one.get(name)) for one in settings)] for name in names]
+    header = ["field", *(method.name for method in methods)]
+    return Table(label="Settings that differ", header=header, rows=rows, of_words=True)
 
 
 def _setting(value: Any) -> str:
-    return (
-        "–"
-        if value is None
-        else value
-        if isinstance(value, str)
-        else json.dumps(value, ensure_ascii=False, default=str)
-    )
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _origin_section(writer: Writer, study: Study, key: str) -> Html:
-    """Fingerprints, versions and machines."""
-    runs = [run for method in study.methods for run in method.runs]
-    told: list[tuple[str, Any]] = [(run.name, run.results) for run in runs]
+def _fingerprints(runs: Sequence[Run]) -> Table:
+    rows = []
+    for run in runs:
+        log = reversed(run.results.log_history)
+        read = next((entry["order_fingerprint"] for entry in log if "order_fingerprint" in entry), "–")
+        rows.append([run.name, str(run.seed), run.results.plan.get("fingerprint", "–"), read])
+    header = ["run", "seed", "fingerprint of the plan", "fingerprint of what was read"]
+    return Table(label="Fingerprints", header=header, rows=rows, of_words=True)
+
+
+def _origins(study: Study) -> list[Table]:
+    """Return the versions and the machines."""
+    told: list[tuple[str, Any]] = [(run.name, run.results) for method in study.methods for run in method.runs]
     if study.comparison is not None:
         told.append(("the comparison", study.comparison))
-    rows = [
-        [
-            run.name,
-            str(run.seed),
-            run.results.plan.get("fingerprint", "–"),
-            next((e["order_fingerprint"] for e in reversed(run.results.log_history) if "order_fingerprint" in e), "–"),
-        ]
-        for run in runs
+    return [
+        _distinct(label, [(who, getattr(one, name)) for who, one in told])
+        for label, name in (("Versions", "versions"), ("Machine", "machine"))
     ]
-    header = ["run", "seed", "fingerprint of the plan", "fingerprint of what was read"]
-    parts = [writer.table(header, rows, label="Fingerprints", of_words=True)] if rows else []
-    for title, name in (("Versions", "versions"), ("Machine", "machine")):
-        parts += [writer.tag("h3", title), _distinct(writer, title, [(who, getattr(one, name)) for who, one in told])]
-    return writer.tag("section", writer.tag("h2", "Versions and fingerprints", id=key), *parts)
 
 
-def _distinct(writer: Writer, title: str, told: Sequence[tuple[str, Mapping[str, Any]]]) -> Html:
-    """A column for each of the different mappings, with the names of those who have it."""
+def _distinct(label: str, told: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """Return a column for each of the different mappings, with the names of those who have it."""
     columns: list[tuple[Mapping[str, Any], list[str]]] = []
     for who, found in told:
         same = next((names for known, names in columns if known == found), None)
@@ -350,15 +413,7 @@ def _distinct(writer: Writer, title: str, told: Sequence[tuple[str, Mapping[str,
     names = dict.fromkeys(name for found, _ in columns for name in found)
     rows = [[name, *(_setting(found.get(name)) for found, _ in columns)] for name in names]
     header = ["", *("all" if len(columns) == 1 else ", ".join(dict.fromkeys(who)) for _, who in columns)]
-    return writer.table(header, rows, label=title, of_words=True)
-
-
-def _figures(writer: Writer, charts: Sequence[Chart], key: str) -> Html:
-    """The charts that have something to show."""
-    shown = [chart for chart in charts if not chart.is_empty()]
-    return writer.tag(
-        "div", *(figure(writer, chart, f"{key}-{index}") for index, chart in enumerate(shown)), class_="charts"
-    )
+    return Table(label=label, header=header, rows=rows, of_words=True)
 
 
 def _first(name: str, metric: str) -> Callable[[Member], float | None]:
@@ -370,7 +425,7 @@ def _lost(metric: str) -> Callable[[Member], float | None]:
 
 
 def _alphas(chosen: Sequence[float | None]) -> str:
-    """α of the seeds; of equal ones, one."""
+    """Return α of the seeds; of equal ones, one."""
     return ", ".join(dict.fromkeys(short_alpha(alpha) for alpha in chosen if alpha is not None)) or "–"
 
 
@@ -381,5 +436,5 @@ def _shown(found: Estimate | None) -> str:
 
 
 def _seed_of(runs: Sequence[Run], run: Run) -> str:
-    """Names the seed of a run where there are several."""
+    """Return the name of a run's seed where there are several."""
     return f"Seed {run.seed}: " if len(runs) > 1 else ""

@@ -159,7 +159,8 @@ def load_studies(folders: Sequence[str | os.PathLike[str]]) -> list[Study]:
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
         found = _load(folder)
         if isinstance(found, Comparison):
-            studies.append(_study_of(found, folder))
+            methods = compared_methods(found, folder)
+            studies.append(Study(title=folder.name, methods=methods, comparison=found))
         else:
             runs.append(found)
     if runs:
@@ -167,6 +168,16 @@ def load_studies(folders: Sequence[str | os.PathLike[str]]) -> list[Study]:
         title = "Runs" if studies or len(methods) > 1 else methods[0].name
         studies.insert(0, Study(title=title, methods=methods, warnings=_repeated_seeds(methods)))
     return studies
+
+
+def compared_methods(comparison: Comparison, folder: Path | None = None) -> list[Method]:
+    """Return the methods of a comparison, with the folders of its runs where they are still there."""
+    methods = []
+    for name in comparison.methods():
+        rows = [row for row in comparison.rows if row["method"] == name]
+        members = [_member_of_row(row, None if folder is None else _run_of_row(row, folder)) for row in rows]
+        methods.append(Method(name=name, members=members))
+    return methods
 
 
 def group_runs(runs: Sequence[Run]) -> list[Method]:
@@ -230,6 +241,12 @@ def logged(entries: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
     return [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None and "step" in entry]
 
 
+def centred(points: Sequence[Point]) -> list[Point]:
+    """Return points moved to the middle of the steps since the point before, where the share of those steps belongs."""
+    befores = [0.0, *(step for step, _ in points)]
+    return [((step + before) / 2, share) for (step, share), before in zip(points, befores, strict=False)]
+
+
 def _load(folder: Path) -> Run | Comparison:
     path = folder / RESULTS_NAME
     if not folder.is_dir():
@@ -270,16 +287,6 @@ def _load_curve(folder: Path) -> AlphaCurve | None:
         raise ValueError(f"{str(path)!r} is no curve over α: {error}. Write it again with `hf-interp curve`.") from None
 
 
-def _study_of(comparison: Comparison, folder: Path) -> Study:
-    """A comparison, with the folders of its runs where they are still there."""
-    methods = []
-    for name in comparison.methods():
-        rows = [row for row in comparison.rows if row["method"] == name]
-        members = [_member_of_row(row, _run_of_row(row, folder)) for row in rows]
-        methods.append(Method(name=name, members=members))
-    return Study(title=folder.name, methods=methods, comparison=comparison)
-
-
 def _run_of_row(row: Mapping[str, Any], folder: Path) -> Run | None:
     place = folder / re.sub(r"\W+", "-", row["method"]) / f"seed-{row['seed']}"
     # a row of M_α, or M₀, has no run of its own
@@ -309,7 +316,7 @@ def _member_of_row(row: Mapping[str, Any], run: Run | None) -> Member:
         final=row["metrics"],
         forgetting=row["forgetting"],
         evaluations=evaluations,
-        shares=_centred(logged(entries, "domain_share")),
+        shares=centred(logged(entries, "domain_share")),
         alphas=logged(entries, "alpha"),
         chosen=row.get("alpha"),
         run=run,
@@ -336,16 +343,10 @@ def _member(run: Run) -> Member:
             for metric in metrics
             if metric not in SPEED_METRICS
         },
-        shares=_centred(shares),
+        shares=centred(shares),
         alphas=logged(entries, "alpha"),
         run=run,
     )
-
-
-def _centred(points: Sequence[Point]) -> list[Point]:
-    """Moved to the middle of the steps since the point before, where the share of those steps belongs."""
-    befores = [0.0, *(step for step, _ in points)]
-    return [((step + before) / 2, share) for (step, share), before in zip(points, befores, strict=False)]
 
 
 def _recipe_key(results: RunResults) -> str:

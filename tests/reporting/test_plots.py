@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 from matplotlib.figure import Figure
 
 from hf_interp.mixture.apportionment import PlannedCorpus
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule, constant, linear
 from hf_interp.reporting import plots
+from hf_interp.reporting.colours import ALPHA, DOMAIN, GENERAL, NEUTRAL, OTHERS
 from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.plots import plot_comparison, plot_curve, plot_plan, plot_run, plot_tuning
 from hf_interp.reporting.results import Comparison, RunResults, main_metric
@@ -38,13 +41,14 @@ def run_results(sets: tuple[str, ...] = ("general", "domain")) -> RunResults:
 
 
 def comparison() -> Comparison:
-    rows: list[dict[str, Any]] = [{"method": "M₀", "seed": 0, "metrics": {}, "forgetting": {}, "curve": []}]
+    found = {"domain": {"accuracy": 0.5}, "general": {"accuracy": 0.9}}
+    rows: list[dict[str, Any]] = [{"method": "M₀", "seed": 0, "metrics": found, "forgetting": {}, "curve": []}]
     for method in ("domain only", "scheduled α"):
         for seed in (0, 1):
             curve: list[dict[str, Any]] = [{"step": 0, "domain_accuracy": 0.5}, {"step": 0, "general_accuracy": 0.9}]
             curve += [{"step": step, "alpha": step / 4, "domain_share": step / 4} for step in range(1, 5)]
             curve += [{"step": 4, "domain_accuracy": 0.8 + seed / 10}, {"step": 4, "general_accuracy": 0.7}]
-            rows.append({"method": method, "seed": seed, "metrics": {}, "forgetting": {}, "curve": curve})
+            rows.append({"method": method, "seed": seed, "metrics": found, "forgetting": {}, "curve": curve})
     return Comparison(rows=rows, settings={})
 
 
@@ -81,7 +85,7 @@ def texts(figure: Figure, axes: int) -> list[str]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures of the test, which are kept instead of written."""
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     return figures
 
 
@@ -160,10 +164,10 @@ def test_a_stream_is_counted_in_examples(tmp_path: Path, drawn: list[Figure]) ->
 def test_a_run_shows_data_losses_and_evaluation(tmp_path: Path, drawn: list[Figure]) -> None:
     plot_run(run_results(), tmp_path / "run.png")
     assert labels(drawn[0], 0) == ["α", "share of web", "share of law"]
-    assert labels(drawn[0], 1) == ["web", "law"]
-    assert labels(drawn[0], 2) == ["general", "domain"]
+    assert labels(drawn[0], 1) == ["law", "web"]
+    assert labels(drawn[0], 2) == ["domain", "general"]
     assert drawn[0].axes[2].get_ylabel() == "accuracy"
-    assert list(drawn[0].axes[2].lines[0].get_ydata()) == pytest.approx([step / 9 for step in range(1, 6)])
+    assert list(drawn[0].axes[2].lines[1].get_ydata()) == pytest.approx([step / 9 for step in range(1, 6)])
 
 
 def test_a_run_with_one_unnamed_evaluation_set_shows_it(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -179,7 +183,10 @@ def test_a_run_without_evaluation_is_drawn(tmp_path: Path) -> None:
 def test_a_comparison_shows_mean_and_range_of_the_trained(tmp_path: Path, drawn: list[Figure]) -> None:
     plot_comparison(comparison(), tmp_path / "comparison.png", "accuracy")
     _, domain, general = drawn[0].axes
-    assert [labels(drawn[0], index) for index in range(3)] == [["domain only", "scheduled α"]] * 3
+    assert [labels(drawn[0], index) for index in (1, 2)] == [["domain only", "scheduled α"]] * 2
+    assert labels(drawn[0], 0) == [
+        f"{method}: {what}" for method in ("domain only", "scheduled α") for what in ("α", "drawn")
+    ]
     assert list(domain.lines[0].get_xdata()) == [0, 4]
     assert list(domain.lines[0].get_ydata()) == pytest.approx([0.5, 0.85])
     assert list(general.lines[1].get_ydata()) == pytest.approx([0.9, 0.7])
@@ -203,16 +210,16 @@ def test_a_curve_shows_both_sides_and_the_choice(tmp_path: Path, drawn: list[Fig
     band = left.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((0.5 - 0.0196, 0.9 + 0.0196))
     ticks = [label.get_text() for label in left.get_xticklabels()]
-    assert (ticks[0], ticks[-1]) == ("0\n$M_0$", "1\n$M_\\theta$")
+    assert (ticks[0], ticks[-1]) == ("0\nM₀", "1\nM_θ")
 
 
 def test_a_curve_shows_the_sides_against_each_other(tmp_path: Path, drawn: list[Figure]) -> None:
     plot_curve(curve(), tmp_path / "curve.png")
-    assert labels(drawn[0], 1) == ["$M_\\alpha$ along α", "Pareto frontier", "chosen: α = 0.5"]
+    assert labels(drawn[0], 1) == ["M_α along α", "Pareto frontier", "chosen: α = 0.5"]
     path, front = drawn[0].axes[1].lines[:2]
     assert list(path.get_xdata()) == [0.9, 0.88, 0.8, 0.4]
     assert list(front.get_xdata()) == [0.8, 0.88, 0.9]
-    assert texts(drawn[0], 1) == ["$M_0$", "$M_\\theta$", "α = 0.5", "0.25"]
+    assert texts(drawn[0], 1) == ["M₀", "M_θ", "α = 0.5", "0.25"]
 
 
 def test_losses_are_turned_and_wide_ones_drawn_on_logarithms(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -263,6 +270,78 @@ def test_the_metric_to_draw(metrics: dict[str, dict[str, float]], expected: str 
     assert main_metric(metrics) == expected
 
 
+# Colours
+
+
+def colours(figure: Figure) -> dict[tuple[int, str], str]:
+    """The colour of every line, band and range, by panel and label; bands have the label of no other."""
+    found: dict[tuple[int, str], str] = {}
+    for place, axes in enumerate(figure.axes):
+        for artist in (*axes.lines, *axes.collections, *axes.patches):
+            shown = artist.get_color() if hasattr(artist, "get_color") else artist.get_facecolor()
+            found[place, f"{artist.get_label()}"] = to_hex(np.atleast_2d(to_rgba_array(shown))[0]).upper()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("draw", "domain", "general"),
+    [
+        (lambda: plot_plan(plan(), ""), [(0, "domain share (drawn)"), (1, "law (domain)")], [(1, "web (general)")]),
+        (
+            lambda: plot_run(run_results(), ""),
+            [(0, "share of law"), (1, "law"), (2, "domain")],
+            [(0, "share of web"), (1, "web"), (2, "general")],
+        ),
+        (lambda: plot_comparison(comparison(), ""), [], []),
+        (
+            lambda: plot_curve(curve(), ""),
+            [(0, "domain, with 95% intervals")],
+            [(0, "general, with 95% intervals")],
+        ),
+        (
+            lambda: plot_tuning(tuning_trials(), "", best=tuning_trials()[2], base=[0.5, 0.9], metric="accuracy"),
+            [],
+            [],
+        ),
+    ],
+)
+def test_each_side_has_one_colour_which_nothing_else_has(
+    drawn: list[Figure], draw: Any, domain: list[tuple[int, str]], general: list[tuple[int, str]]
+) -> None:
+    draw()
+    found = {key: colour for key, colour in colours(drawn[0]).items() if not key[1].startswith("_")}
+    assert sorted(key for key, colour in found.items() if colour == DOMAIN) == domain
+    assert sorted(key for key, colour in found.items() if colour == GENERAL) == general
+    assert len(found) >= 4
+
+
+def test_bands_have_the_colour_of_their_line(drawn: list[Figure]) -> None:
+    plot_curve(curve(), "")
+    bands = drawn[0].axes[0].collections
+    assert [to_hex(band.get_facecolor()[0]).upper() for band in bands] == [DOMAIN, GENERAL]
+
+
+def test_methods_differ_by_marker_and_look_alike_in_all_panels(drawn: list[Figure]) -> None:
+    plot_comparison(comparison(), "")
+    looks = [
+        {line.get_label(): (line.get_marker(), line.get_color()) for line in axes.lines} for axes in drawn[0].axes[1:]
+    ]
+    assert looks[0] == looks[1]
+    assert len({marker for marker, _ in looks[0].values()}) == len(looks[0]) == 2
+    drawn_shares = {line.get_label(): (line.get_marker(), line.get_color()) for line in drawn[0].axes[0].lines}
+    assert all(drawn_shares[f"{method}: drawn"] == look for method, look in looks[0].items())
+
+
+def test_colours_stand_out_on_light_and_dark_grounds() -> None:
+    def light(colour: str) -> float:
+        parts = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2] + 0.05
+
+    for colour in (DOMAIN, GENERAL, ALPHA, NEUTRAL, *OTHERS):
+        assert light("#ffffff") / light(colour) >= 3
+        assert light(colour) / light("#14171a") >= 3
+
+
 def tuning_trials() -> list[dict[str, Any]]:
     values = [(0.5, 0.5, 0.9), (None, 0.1, 0.1), (0.8, 0.8, 0.85), (0.7, 0.9, 0.5), (0.6, 0.6, 0.9)]
     trials: list[dict[str, Any]] = []
@@ -275,7 +354,7 @@ def tuning_trials() -> list[dict[str, Any]]:
 
 def drawn_tuning(monkeypatch: pytest.MonkeyPatch, base: list[float | None], metric: str = "accuracy") -> Figure:
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     trials = tuning_trials()
     plot_tuning(trials, "tuning.png", best=trials[2], base=base, metric=metric)
     return figures[0]
@@ -291,7 +370,7 @@ def test_a_search_shows_its_trials_and_the_best_so_far(monkeypatch: pytest.Monke
     assert [point[1] for point in objective["best so far"]] == [0.5, 0.5, 0.8, 0.8, 0.8]
     assert sides["best"] == [[0.85, 0.8]]
     assert sides["not feasible"] == [[0.1, 0.1], [0.5, 0.9]]
-    assert sides["$M_0$"] == [[0.9, 0.5]]
+    assert sides["M₀"] == [[0.9, 0.5]]
     assert not figure.axes[1].xaxis_inverted()
 
 

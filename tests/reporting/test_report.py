@@ -12,11 +12,10 @@ from browser import MEASURE, chromium, set_screen
 from hf_interp.mixture.apportionment import PlannedCorpus
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import linear
+from hf_interp.reporting.charts import Chart, Series, draw_svg
 from hf_interp.reporting.curve import AlphaCurve
-from hf_interp.reporting.report import REPORT_NAME, write_report
-from hf_interp.reporting.report_charts import Chart, Series, figure
+from hf_interp.reporting.report import PAGE_NAME, write_report
 from hf_interp.reporting.report_data import Estimate, differences, estimate, load_studies, settings_of
-from hf_interp.reporting.report_page import Writer
 from hf_interp.reporting.results import Comparison, RunResults, save_results
 from hf_interp.utils.run_folder import CURVE_NAME, RESULTS_NAME
 
@@ -253,7 +252,7 @@ def test_folders_of_another_kind_are_refused(
         (tmp_path / RESULTS_NAME).write_text(text)
     with pytest.raises(kind, match=re.escape(message)):
         write_report([tmp_path])
-    assert not (tmp_path / REPORT_NAME).exists()
+    assert not (tmp_path / PAGE_NAME).exists()
 
 
 def test_missing_folders_and_broken_curves_are_refused(tmp_path: Path) -> None:
@@ -272,7 +271,7 @@ def test_missing_folders_and_broken_curves_are_refused(tmp_path: Path) -> None:
 
 def test_a_run_is_told_in_numbers(tmp_path: Path) -> None:
     path = write_report([saved(tmp_path / "mine", results(3), curve())])
-    assert path == tmp_path / "mine" / REPORT_NAME
+    assert path == tmp_path / "mine" / PAGE_NAME
     page = Page(path)
     assert "Report: mine" in page.texts
     assert "8 steps of 4 examples; α linear; learning rate 0.001; seed 3; folder mine." in page.texts
@@ -311,8 +310,9 @@ def test_a_run_is_told_in_numbers(tmp_path: Path) -> None:
 def test_a_curve_of_one_run_has_intervals_over_examples(tmp_path: Path) -> None:
     page = Page(write_report([saved(tmp_path / "mine", results(), curve())]))
     over = page.tables["Numbers of the chart accuracy of M_α over α"]
-    assert over[2] == ["domain", "0.500", "0.750", "0.554 to 0.946"]  # 1.96 standard errors of 0.1
-    assert over[-1][:2] == ["chosen", "0.500"]
+    # 1.96 standard errors of 0.1
+    assert over[2] == ["domain, with 95% intervals", "0.500", "0.750", "0.554 to 0.946"]
+    assert over[-1][:2] == ["chosen: α = 0.5", "0.500"]
     assert page.tables["M_α"][1:] == [
         ["M₀", "0", "0.500 ± 0.196", "0.750 ± 0.196"],
         ["M_α, as chosen", "0.5", "0.750 ± 0.196", "0.875 ± 0.196"],
@@ -440,8 +440,8 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     (place / CURVE_NAME).write_text("{")
     with pytest.raises(ValueError, match="is no curve"):
         write_report([place])
-    assert (place / REPORT_NAME).read_text("utf-8") == old
-    assert sorted(path.name for path in place.iterdir()) == [CURVE_NAME, REPORT_NAME, RESULTS_NAME]
+    assert (place / PAGE_NAME).read_text("utf-8") == old
+    assert sorted(path.name for path in place.iterdir()) == [CURVE_NAME, PAGE_NAME, RESULTS_NAME]
 
 
 # What must not be told, and what must not run
@@ -499,31 +499,45 @@ def test_paths_and_tokens_are_not_told(tmp_path: Path, monkeypatch: pytest.Monke
 # Charts
 
 
-def test_a_chart_has_texts_for_texts_and_colours_of_the_page() -> None:
-    chart = Chart(
-        title="Title",
-        x_name="步 $x$",
-        y_name="a < b",
-        series=[
-            Series(label="_one", points=[(0.0, 1.0), (1.0, 3.0)], low=[0.5, 2.0], high=[2.0, 4.0], marked=True),
-            Series(label="two", points=[(0.0, 2.0)], joined=False, marked=True, look=1, x_errors=[0.5]),
-        ],
-        lines=[("here", 0.5)],
-    )
-    text = figure(Writer(), chart, "k")
-    assert re.findall(r"#[0-9a-fA-F]{6}", text) == []
-    for part in (">步 $x$</text>", ">a &lt; b</text>", "var(--c0)", "var(--c1)", "currentColor", "<span>_one</span>"):
+def test_a_chart_has_texts_for_texts_in_the_colour_of_the_page() -> None:
+    series = [
+        Series(
+            label="_one",
+            points=[(0.0, 1.0), (1.0, 3.0)],
+            low=[0.5, 2.0],
+            high=[2.0, 4.0],
+            style={"color": "#123456", "linestyle": "-", "marker": "o"},
+        ),
+        Series(label="two", points=[(0.0, 2.0)], x_errors=[0.5], style={"color": "#654321", "marker": "s"}),
+    ]
+    chart = Chart(title="Title", x_name="步 $x$", y_name="a < b", series=series, lines=[("here", 0.5, "-")])
+    text = draw_svg(chart, "k")
+    assert text.startswith("<svg ")
+    assert {"#123456", "#654321"} <= set(re.findall(r"#[0-9a-fA-F]{6}", text))
+    for part in (">步 $x$</text>", ">a &lt; b</text>"):
         assert part in text
-    assert 'role="img"' in text
-    assert 'aria-label="Title: a &lt; b against 步 $x$, of _one, two. The table has the numbers."' in text
-    assert "DejaVu" not in text
+    # without a colour of their own, texts have that of the page
+    assert [found for found in re.findall(r"<text[^>]*>|<g style[^>]*>", text) if "fill" in found] == []
+    assert "<style" not in text
+    assert draw_svg(chart, "k") == text
+
+
+def test_a_chart_is_told_to_those_who_do_not_see_it(tmp_path: Path) -> None:
+    page = Page(write_report([saved(tmp_path / "mine", results(), curve())]))
+    told = [found["aria-label"] for _, found in page.elements if found.get("role") == "img"]
+    assert len(told) == 6
+    assert (
+        "Training loss by corpus: loss against optimizer step, of domain, general. The table has the numbers." in told
+    )
+    marks = [found["data-mark"] for _, found in page.elements if "data-mark" in found]
+    assert {"━━", "━━●", "●", "★", "┃"} <= set(marks)
 
 
 def test_logarithmic_and_turned_axes_are_drawn() -> None:
-    series = [Series(label="loss", points=[(1.0, 1.0), (10.0, 100.0)])]
+    series = [Series(label="loss", points=[(1.0, 1.0), (10.0, 100.0)], style={"color": "#123456", "marker": "o"})]
 
-    def ticks(**settings: Any) -> list[str]:
-        text = figure(Writer(), Chart(title="t", x_name="x", y_name="y", series=series, **settings), "k")
+    def ticks(**settings: Any) -> list[tuple[str, str]]:
+        text = draw_svg(Chart(title="t", x_name="x", y_name="y", series=series, **settings), "k")
         return re.findall(r'text-anchor: end[^>]*y="([\d.]+)"[^>]*>([\d.]+)</text>', text)
 
     plain, turned = ticks(), ticks(turned=(False, True))
@@ -540,11 +554,10 @@ LOOK = (
     + """
 document.querySelectorAll('details').forEach(d => { d.open = true; });
 const texts = measureTexts();
-const charts = [...document.querySelectorAll('svg.chart')].map(c => { const b = c.getBoundingClientRect();
+const charts = [...document.querySelectorAll('.chart svg')].map(c => { const b = c.getBoundingClientRect();
   return [b.width, b.height, c.querySelectorAll('path').length, c.querySelectorAll('text').length]; });
-const colours = [...Array(7).keys()].map(i => { const e = document.createElement('i');
-  e.style.color = `var(--c${i})`; document.body.append(e); const c = ratio(getComputedStyle(e).color, ground(e));
-  e.remove(); return c; });
+const colours = [...document.querySelectorAll('.legend li')].map(e =>
+  ratio(getComputedStyle(e, '::before').color, ground(e)));
 return {texts, charts, colours, background: getComputedStyle(document.body).backgroundColor,
   width: document.documentElement.scrollWidth, wide: [...document.querySelectorAll('.scroll')].filter(
     e => e.scrollWidth > e.clientWidth).length, alerts: document.images.length + document.scripts.length};
@@ -587,5 +600,6 @@ def test_a_browser_shows_the_page(browser: Any, shown_page: Path, width: int, th
     # WCAG 2.2: 4.5 for texts, 3 for what charts are read by
     assert [text for text in found["texts"] if text[0] < 4.5] == []
     assert min(found["colours"]) >= 3
+    assert len(found["colours"]) >= 24
     assert [text for text in found["texts"] if text[1] < 9] == []
     assert len(found["texts"]) > 300
