@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hf_interp.training.callbacks import AlphaCallback as AlphaCallback
     from hf_interp.training.config import InterpolationConfig as InterpolationConfig
     from hf_interp.training.heads import Objective as Objective
-    from hf_interp.training.trainer import InterpolationMixin as InterpolationMixin
+    from hf_interp.training.mixin import InterpolationMixin as InterpolationMixin
     from hf_interp.training.trainer import InterpolationSeq2SeqTrainer as InterpolationSeq2SeqTrainer
     from hf_interp.training.trainer import InterpolationTrainer as InterpolationTrainer
     from hf_interp.weights.alpha_spec import AlphaByDepth as AlphaByDepth
@@ -33,7 +33,7 @@ _HOMES = {
     "Corpus": "mixture.corpus",
     "InterpolatedDataset": "mixture.dataset",
     "InterpolationConfig": "training.config",
-    "InterpolationMixin": "training.trainer",
+    "InterpolationMixin": "training.mixin",
     "InterpolationSeq2SeqTrainer": "training.trainer",
     "InterpolationTrainer": "training.trainer",
     "MixturePlan": "mixture.plan",

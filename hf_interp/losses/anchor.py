@@ -76,6 +76,11 @@ class Anchor(TrainerCallback):
         self.clear()
 
     @property
+    def is_tied(self) -> bool:
+        """Whether the run is tied to M₀, and not only measured."""
+        return self.args.anchor is not None
+
+    @property
     def needs_predictions(self) -> bool:
         """Whether M₀ is to be run, and not only its weights to be looked at."""
         return self.args.anchor == "distill" or self.args.log_loss_gap

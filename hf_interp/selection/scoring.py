@@ -6,8 +6,8 @@ differences between two α are paired.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -25,7 +25,8 @@ from transformers.trainer_utils import denumpify_detensorize
 from hf_interp.losses.per_example import count_labels, per_example_loss
 from hf_interp.losses.ref_model import shifts_labels
 from hf_interp.reporting.results import main_metric
-from hf_interp.training.objectives import ObjectivesMixin
+from hf_interp.training.mixin import InterpolationMixin
+from hf_interp.utils.overrides import overrides
 
 Units = npt.NDArray[np.float64]
 Scores = dict[str, dict[str, Units]]
@@ -142,7 +143,7 @@ class TrainerScorer:
 
 def evaluating(trainer: Trainer, name: str) -> AbstractContextManager[None]:
     """For the time being, let a trainer evaluate what the evaluation set of this name is there for."""
-    return trainer.evaluating(name) if isinstance(trainer, ObjectivesMixin) else nullcontext()
+    return trainer.evaluating(name) if isinstance(trainer, InterpolationMixin) else nullcontext()
 
 
 def predict(trainer: Trainer, dataset: Any) -> Predictions:
@@ -168,7 +169,7 @@ def predict(trainer: Trainer, dataset: Any) -> Predictions:
 
     reduce = trainer.preprocess_logits_for_metrics
     nobody = CallbackHandler([DefaultFlowCallback], trainer.model, None, None, None)
-    with _told(
+    with overrides(
         trainer,
         compute_metrics=take,
         preprocess_logits_for_metrics=keep,
@@ -332,16 +333,3 @@ def _take(tree: Any, rows: npt.NDArray[np.intp]) -> Any:
     if isinstance(tree, Sequence):
         return tuple(_take(value, rows) for value in tree)
     return tree[rows]
-
-
-@contextmanager
-def _told(trainer: Trainer, **settings: Any) -> Iterator[None]:
-    """A trainer with other arguments than it was made with, for a while."""
-    before = {name: getattr(trainer, name) for name in settings}
-    for name, value in settings.items():
-        setattr(trainer, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(trainer, name, value)

@@ -31,8 +31,9 @@ from hf_interp.tasks.task import TASKS, Task, check_task, get_task
 from hf_interp.tasks.tokenizers import prepare_tokenizer
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.heads import Objective
-from hf_interp.training.planning import plan_mixture
-from hf_interp.training.trainer import InterpolationMixin, InterpolationSeq2SeqTrainer, InterpolationTrainer
+from hf_interp.training.mixin import InterpolationMixin
+from hf_interp.training.mixture_run import plan_mixture
+from hf_interp.training.trainer import InterpolationSeq2SeqTrainer, InterpolationTrainer
 from hf_interp.utils.errors import did_you_mean
 
 

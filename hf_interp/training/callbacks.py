@@ -1,16 +1,19 @@
 """`AlphaCallback`: α of every step, what was drawn so far, and the plan's mark in the checkpoint."""
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.plan import MixturePlan
+from hf_interp.training.mixture_run import MixtureRun
 
 logger = logging.getLogger(__name__)
+
+Kind = TypeVar("Kind", bound=TrainerCallback)
 
 
 class AlphaCallback(TrainerCallback, ExportableState):
@@ -136,16 +139,14 @@ class AlphaCallback(TrainerCallback, ExportableState):
 
 
 class ControllerCallback(TrainerCallback):
-    """Calls the trainer when α may have to be decided, and hands it the metrics of evaluations.
+    """Lets a run decide on α after every optimizer step, and hands it the metrics of evaluations.
 
     Args:
-        decide: called after every optimizer step.
-        note: called with the metrics of an evaluation.
+        run: the mixture of the trainer.
     """
 
-    def __init__(self, decide: Callable[[], None], note: Callable[[Mapping[str, Any]], None]) -> None:
-        self.decide = decide
-        self.note = note
+    def __init__(self, run: MixtureRun) -> None:
+        self.run = run
         self.first_step = 0
 
     def on_train_begin(
@@ -155,8 +156,8 @@ class ControllerCallback(TrainerCallback):
         self.first_step = state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Give the trainer the occasion to decide."""
-        self.decide()
+        """Decide, if it is time."""
+        self.run.decide_alpha(state)
 
     def on_evaluate(
         self,
@@ -168,4 +169,19 @@ class ControllerCallback(TrainerCallback):
     ) -> None:
         """Hand on the metrics, but not those of `eval_on_start` after a restart: the first run did not have them."""
         if not state.global_step == self.first_step > 0:
-            self.note(metrics or {})
+            self.run.note_evaluation(metrics or {})
+
+
+def add_first(handler: CallbackHandler, *callbacks: TrainerCallback) -> None:
+    """Put callbacks in front of all others, so that callbacks of the user's see what they have done."""
+    for callback in callbacks:
+        handler.add_callback(callback)
+    handler.callbacks[:] = [*callbacks, *(each for each in handler.callbacks if each not in callbacks)]
+
+
+def find_callback(handler: CallbackHandler, kind: type[Kind]) -> Kind | None:
+    """Return a trainer's callback of a kind.
+
+    It must be looked up: `restore_callback_states_from_checkpoint` replaces the object.
+    """
+    return next((callback for callback in handler.callbacks if isinstance(callback, kind)), None)

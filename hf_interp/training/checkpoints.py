@@ -5,16 +5,21 @@ fills up, leaves a folder that looks like a checkpoint and is none. What can be 
 """
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 
-from hf_interp.utils.files import read_json
+from hf_interp.utils.files import read_json, write_json
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
+
+if TYPE_CHECKING:  # looking at checkpoints is to be fast
+    from transformers import TrainingArguments
 
 TORCH_WRITES = ("inline_container", "Parent directory")
 """What the `RuntimeError` says by which torch tells that it could not write a file."""
@@ -95,7 +100,7 @@ def rank_file(checkpoint: str | Path, process_index: int) -> Path:
     return Path(checkpoint) / f"mixture_state_{process_index}.json"
 
 
-def break_up(checkpoint: str | Path) -> None:
+def invalidate(checkpoint: str | Path) -> None:
     """Make sure that a checkpoint, if there is one, is not whole before it is written anew from first to last."""
     for pattern in (STATE_NAME, *STATES.values()):
         for path in Path(checkpoint).glob(pattern):
@@ -204,19 +209,92 @@ def choose_checkpoint(
     return Found(Path(path), skipped)
 
 
-def read_rank_states(checkpoint: Path, *, num_processes: int, process_index: int) -> list[dict[str, Any]]:
-    """What the processes of the saved run have left for this one.
+@dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint that a run goes on from, as far as the mixture and the anchor are concerned.
 
-    If there are as many now, each takes up its own state; else the first takes up all, which is right for sums. From a
-    checkpoint that another trainer has written, there is none.
+    Args:
+        folder: the checkpoint.
+        global_step: optimizer steps taken before it.
+        mixture: what `AlphaCallback` has left in it; `None` if it was written without a mixture.
+        rank_states: what the processes of the saved run have left for this one.
     """
-    left = read_mixture(checkpoint) or read_json(rank_file(checkpoint, 0)) or {}
+
+    folder: Path
+    global_step: int
+    mixture: Mapping[str, Any] | None = None
+    rank_states: Sequence[Mapping[str, Any]] = ()
+
+
+def find_saved_run(
+    resume_from_checkpoint: str | bool | None, args: "TrainingArguments", warn: Callable[[str], None]
+) -> SavedRun | None:
+    """Return what the checkpoint to resume from has for this process; `None` for a new run.
+
+    Args:
+        resume_from_checkpoint: as that of `Trainer.train`; `True` stands for the last whole checkpoint.
+        args: of the run.
+        warn: tells the user what was passed over.
+
+    Raises:
+        ValueError: if there is none that is whole.
+    """
+    path, skipped = choose_checkpoint(
+        resume_from_checkpoint,
+        args.output_dir or ".",
+        weights_only=args.save_only_model,
+        is_main_process=args.process_index == 0,
+    )
+    if path is None:
+        return None
+    if skipped:
+        warn(f"Passed over what is not a whole checkpoint: {', '.join(skipped)}. Going on from {path.name}.")
+    return load_saved_run(path, num_processes=args.world_size, process_index=args.process_index)
+
+
+def load_saved_run(checkpoint: Path, *, num_processes: int, process_index: int) -> SavedRun:
+    """Load what the mixture and the anchor have left in a checkpoint for one of so many processes.
+
+    If there were as many processes, each takes up its own state; else the first takes up all, which is right for sums.
+    From a checkpoint that another trainer has written, there is none.
+    """
+    mixture = read_mixture(checkpoint)
+    left = mixture or read_json(rank_file(checkpoint, 0)) or {}
     num_before = left.get("num_processes", 0)
     if num_before == num_processes:
         ranks: Sequence[int] = [process_index]
     else:
         ranks = range(num_before) if process_index == 0 else []
-    return [read_json(rank_file(checkpoint, rank)) for rank in ranks]
+    return SavedRun(
+        folder=checkpoint,
+        global_step=read_json(checkpoint / STATE_NAME)["global_step"],
+        mixture=mixture,
+        rank_states=[read_json(rank_file(checkpoint, rank)) for rank in ranks],
+    )
+
+
+@contextmanager
+def writing_checkpoint(
+    folder: Path, own: Mapping[str, Any], args: "TrainingArguments", accelerator: Accelerator
+) -> Iterator[None]:
+    """Write what this process knows of the mixture before `Trainer` writes a checkpoint.
+
+    Args:
+        folder: the checkpoint; what stands under its name from an earlier life of the run is not whole from now on.
+        own: what only this process knows.
+        args: of the run.
+        accelerator: that of the trainer, by which processes wait for each other.
+
+    Raises:
+        OSError: if the checkpoint could not be written, as on a full disk.
+    """
+    with explained_writing(folder, weights_only=args.save_only_model):
+        if args.should_save:
+            invalidate(folder)
+        accelerator.wait_for_everyone()
+        write_json(rank_file(folder, args.process_index), own)
+        accelerator.wait_for_everyone()
+        yield
 
 
 @contextmanager

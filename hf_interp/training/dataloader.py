@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from hf_interp.mixture.slots import SlotDataset, SlotSampler
 
-BURIAL_SECONDS = 1.0  # by then the system has told torch of a worker that died
+WORKER_EXIT_GRACE_SECONDS = 1.0  # by then the system has told torch of a worker that died
 
 
 def slot_loader(
@@ -22,11 +22,9 @@ def slot_loader(
     collator: Callable[[Any], Any],
     args: TrainingArguments,
     accelerator: Accelerator,
-    *,
-    num_workers: int,
-    seed: int,
 ) -> DataLoader[Any]:
-    """A loader over the slots of a plan that belong to this process."""
+    """Return a loader over the slots of a plan that belong to this process."""
+    num_workers = dataset.split.num_workers
     has_workers = num_workers > 0
     loader = DataLoader(
         dataset,
@@ -38,7 +36,7 @@ def slot_loader(
         multiprocessing_context=args.dataloader_multiprocessing_context if has_workers else None,
         prefetch_factor=args.dataloader_prefetch_factor if has_workers else None,
         # Of its own, so that starting the loader draws nothing from the generator that dropout uses.
-        generator=torch.Generator().manual_seed(seed % (1 << 63)),
+        generator=torch.Generator().manual_seed(dataset.plan.seed % (1 << 63)),
     )
     # The sampler gives this process its own examples, from the right place on: accelerate is to move them only.
     return prepare_data_loader(
@@ -53,8 +51,8 @@ def slot_loader(
 
 
 @contextmanager
-def dead_workers_named() -> Iterator[None]:
-    """Where batches of workers are awaited: a connection that breaks says that its worker died.
+def report_dead_workers() -> Iterator[None]:
+    """Say that a worker died where a connection to one breaks while its batches are awaited.
 
     torch receives batches over sockets. Those of a worker that is killed close a moment before torch is told of its
     end, and what is read in between breaks with an error that does not mention a worker.
@@ -67,7 +65,9 @@ def dead_workers_named() -> Iterator[None]:
     except (ConnectionError, EOFError) as error:
         if "in DataLoader worker process" in str(error):  # raised there by what reads or collates, and told by torch
             raise
-        time.sleep(BURIAL_SECONDS)  # torch's own signal handler ends it with the worker's process id and signal
+        time.sleep(
+            WORKER_EXIT_GRACE_SECONDS
+        )  # torch's own signal handler ends it with the worker's process id and signal
         raise RuntimeError(
             f"A DataLoader worker exited unexpectedly, for its connection broke ({type(error).__name__}: {error}). If "
             "the machine ran out of memory, lower `dataloader_num_workers` or `dataloader_prefetch_factor`; the run "
@@ -76,7 +76,7 @@ def dead_workers_named() -> Iterator[None]:
 
 
 def check_loader_arguments(args: TrainingArguments, *, num_workers: int) -> list[str]:
-    """What to warn of in the arguments that shape the loader; `num_workers` is how many there can be.
+    """Return what to warn of in the arguments that shape the loader; `num_workers` is how many there can be.
 
     Raises:
         ValueError: for those with which a batch would not have its α.

@@ -1,13 +1,15 @@
-"""What results tell of a model and its machine."""
+"""What results tell of a run, its model and its machine."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from hf_interp.losses.ref_model import base_of
+from hf_interp.reporting.results import RunResults, read_emissions
 from hf_interp.weights.adapter_kinds import is_peft_model
 
 
@@ -60,7 +62,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def describe_model(model: Any, *, is_whole: bool = True) -> dict[str, Any]:
-    """What results tell of a model.
+    """Describe a model for results.
 
     Args:
         model: the trained model.
@@ -81,8 +83,32 @@ def describe_model(model: Any, *, is_whole: bool = True) -> dict[str, Any]:
     return found
 
 
+def collect_results(
+    trainer: Trainer, *, plan: Mapping[str, Any], order: Mapping[str, Any], recipe: dict[str, Any] | None
+) -> RunResults:
+    """Collect the results of a trainer.
+
+    Args:
+        trainer: it has been trained, or not yet.
+        plan: the plan of its mixture in numbers.
+        order: the whole plan and the decisions on α.
+        recipe: what is trained, if it is known.
+    """
+    args = trainer.args
+    found = RunResults.from_log(
+        config=args.to_dict(), plan=dict(plan), log_history=trainer.state.log_history, order=dict(order)
+    )
+    found.recipe = recipe
+    found.machine |= {"accelerator": accelerator_name(args), "num_processes": args.world_size}
+    if "codecarbon" in (args.report_to or []):
+        found.emissions = read_emissions(args.output_dir or ".")
+    is_whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    found.model = describe_model(trainer.model, is_whole=is_whole)
+    return found
+
+
 def accelerator_name(args: TrainingArguments) -> str | None:
-    """What this process computes on, such as "NVIDIA H100 80GB HBM3"; `None` for a processor."""
+    """Return what this process computes on, such as "NVIDIA H100 80GB HBM3"; `None` for a processor."""
     if args.device.type == "cuda":
         return torch.cuda.get_device_name(args.device)
     return None if args.device.type == "cpu" else args.device.type

@@ -623,7 +623,7 @@ def test_embeddings_refuse_what_differs_between_corpora(embed: Callable[..., Any
 def test_embeddings_warn_of_a_batch_sampler(
     embed: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="hf_interp.training.trainer"):
+    with caplog.at_level(logging.WARNING, logger="hf_interp.training.mixin"):
         embed(mixture("pair"), tmp_path, batch_sampler="no_duplicates")
     assert "NO_DUPLICATES" in caplog.text
     assert "is ignored: the plan of the mixture sets the order." in caplog.text

@@ -10,7 +10,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from toys import NotingHost, NotingTrainer, config, corpus, mixture, same_weights, tiny_model, weights
 
-from hf_interp.training.checkpoints import Found, break_up, find_checkpoint, find_fault, rank_file, read_mixture
+from hf_interp.training.checkpoints import Found, find_checkpoint, find_fault, invalidate, rank_file, read_mixture
 
 FILES = (
     "config.json",
@@ -310,8 +310,8 @@ def test_no_optimizer_of_an_earlier_life_is_left_beside_other_weights(folder: Pa
 def test_breaking_up_leaves_weights_and_folders(folder: Path) -> None:
     last = folder / "checkpoint-6"
     (last / "optimizer_0").mkdir()
-    break_up(last)
-    break_up(folder / "checkpoint-8")
+    invalidate(last)
+    invalidate(folder / "checkpoint-8")
     left = ["config.json", "mixture_state_0.json", "model.safetensors", "optimizer_0", "training_args.bin"]
     assert sorted(path.name for path in last.iterdir()) == left
 

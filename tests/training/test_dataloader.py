@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_interp.training import dataloader as loaders
-from hf_interp.training.dataloader import dead_workers_named
+from hf_interp.training.dataloader import report_dead_workers
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,9 @@ from hf_interp.training.dataloader import dead_workers_named
     [ConnectionResetError(104, "Connection reset by peer"), BrokenPipeError(), ConnectionRefusedError(), EOFError()],
 )
 def test_a_connection_that_breaks_names_the_worker(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaders, "BURIAL_SECONDS", 0)
+    monkeypatch.setattr(loaders, "WORKER_EXIT_GRACE_SECONDS", 0)
     said = rf"^A DataLoader worker exited unexpectedly.*\({type(error).__name__}: .*dataloader_num_workers.*resume_from"
-    with pytest.raises(RuntimeError, match=said) as raised, dead_workers_named():
+    with pytest.raises(RuntimeError, match=said) as raised, report_dead_workers():
         raise error
     assert raised.value.__cause__ is error
 
@@ -37,9 +37,12 @@ class Dying(torch.utils.data.Dataset[Any]):
 
 
 def test_torch_has_the_first_word_of_a_worker_that_is_about_to_die(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaders, "BURIAL_SECONDS", 60)
+    monkeypatch.setattr(loaders, "WORKER_EXIT_GRACE_SECONDS", 60)
     waits = iter(DataLoader(Dying(), num_workers=1))
-    with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid \d+\) is killed by signal"), dead_workers_named():
+    with (
+        pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid \d+\) is killed by signal"),
+        report_dead_workers(),
+    ):
         raise ConnectionResetError
     del waits
 
@@ -55,12 +58,12 @@ class Cut(torch.utils.data.Dataset[Any]):
 
 
 def test_an_error_raised_in_a_worker_stays_what_it_is() -> None:
-    with pytest.raises(ConnectionResetError, match="the server hung up"), dead_workers_named():
+    with pytest.raises(ConnectionResetError, match="the server hung up"), report_dead_workers():
         next(iter(DataLoader(Cut(), num_workers=1)))
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), KeyError("input_ids"), StopIteration()])
 def test_other_errors_pass(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, dead_workers_named():
+    with pytest.raises(type(error)) as raised, report_dead_workers():
         raise error
     assert raised.value is error

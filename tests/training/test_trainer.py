@@ -504,7 +504,7 @@ def test_a_controller_of_ones_own_gets_metrics_of_both_sides_and_of_evaluations(
     )
     trainer.train()
     assert [trainer.plan.alpha(step) for step in range(6, 12)] == [0.25] * 6
-    calls = trainer._adaptive.controller.calls
+    calls = trainer._run.adaptive.controller.calls
     assert calls == [
         (range(6, 10), ["domain_loss", "general_loss"]),
         (range(10, 12), ["domain_loss", "eval_loss", "general_loss"]),
@@ -718,7 +718,7 @@ def test_a_controller_goes_on_with_another_lag_or_gives_way_to_another(tmp_path:
     assert [decision["from_step"] for decision in decisions[4:]] == [14]
     change = {"alpha_controller": None, "controller": Swing()}
     other = run(tmp_path / "other", resume=str(tmp_path / "checkpoint-6"), **{**settings, **change})
-    assert type(other._adaptive.controller).__name__ == "Swing"
+    assert type(other._run.adaptive.controller).__name__ == "Swing"
     assert "general loss" in other.results().order["decisions"][-1]["reason"]
 
 

@@ -1,0 +1,378 @@
+"""The mixture of one run: its plan, what has been read of it, and what a checkpoint keeps of both.
+
+A trainer tells the run which part of a batch is its own, shows it every batch and every loss, and asks it what to read,
+what to log and what to save. The run knows no trainer.
+"""
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerState, TrainingArguments
+
+from hf_interp.mixture.apportionment import SIDES
+from hf_interp.mixture.collators import OBJECTIVES_KEY, TASK
+from hf_interp.mixture.continuation import continue_plan
+from hf_interp.mixture.controllers import AdaptiveAlpha, AlphaController
+from hf_interp.mixture.corpus import Corpus
+from hf_interp.mixture.plan import MixturePlan
+from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
+from hf_interp.mixture.slots import CORPUS_KEY, ORDER_KEY, STREAMS_KEY, SlotDataset, Split, whole_hash
+from hf_interp.mixture.streams import stream_warnings
+from hf_interp.training.checkpoints import SavedRun
+from hf_interp.training.config import InterpolationConfig
+from hf_interp.training.dataloader import check_loader_arguments
+from hf_interp.training.meters import Tally
+from hf_interp.utils.types import Reduce
+
+logger = logging.getLogger(__name__)
+
+
+class MixtureRun:
+    """The mixture that a trainer reads.
+
+    Args:
+        corpora: what is mixed.
+        args: the settings of the run, which may change between one `begin` and the next.
+        reduce: sums a tensor over all processes.
+        warn: tells the user something.
+        plan: a plan that is given; by default it is made from `args`.
+        alpha_schedule: a schedule that wins over that of `args`.
+        alpha_controller: a controller that wins over that of `args`; it stays as it is.
+        objectives: all that corpora can train, the model's own task first.
+
+    Attributes:
+        plan (`MixturePlan`): what is read at which step, once the run has begun.
+        shard (`Split`): which part of a global batch this process reads.
+        meters (`Tally`): sums of losses and of what has been read.
+        adaptive (`AdaptiveAlpha` or `None`): the controller at work, if α adapts.
+        mixes_objectives (`bool`): whether a corpus trains something else than the model's own task.
+    """
+
+    plan: MixturePlan
+    shard: Split
+    meters: Tally
+    adaptive: AdaptiveAlpha | None = None
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        args: TrainingArguments,
+        *,
+        reduce: Reduce,
+        warn: Callable[[str], None],
+        plan: MixturePlan | None = None,
+        alpha_schedule: AlphaSchedule | None = None,
+        alpha_controller: AlphaController | None = None,
+        objectives: Sequence[str] = (),
+    ) -> None:
+        self.corpora = list(corpora)
+        self.args = args
+        self._reduce, self._warn = reduce, warn
+        self._given_plan = plan
+        self._alpha_schedule, self._alpha_controller = alpha_schedule, alpha_controller
+        self._objectives = list(objectives)
+        self.mixes_objectives = any(corpus.objective is not None for corpus in self.corpora)
+        self._has_begun = False
+
+    # The beginning.
+
+    def begin(self, shard: Split, batch_size: int, saved: SavedRun | None = None) -> SlotDataset:
+        """Plan for the present arguments, going on from a checkpoint if there is one, and return what is to be read.
+
+        Whatever an earlier run has read is forgotten.
+
+        Args:
+            shard: which part of a global batch this process reads (see `shard_batch`).
+            batch_size: the global batch.
+            saved: what a checkpoint holds.
+
+        Raises:
+            ValueError: if the mixture cannot be planned or cannot go on from the checkpoint.
+        """
+        self.shard = shard
+        names = [corpus.name for corpus in self.corpora]
+        self.meters = Tally(names, self.args.device, self._objectives if self.mixes_objectives else ())
+        self.stream_states: dict[str, Any] = {}
+        self.eval_metrics: dict[str, float] = {}
+        controller = self._make_plan(batch_size, saved)
+        self._set_controller(controller, saved)
+        streams = self._restore(saved) if saved is not None and saved.mixture is not None else None
+        return SlotDataset(self.plan, self.corpora, shard, streams)
+
+    def _make_plan(self, batch_size: int, saved: SavedRun | None) -> AlphaController | None:
+        """Settle the plan; return the controller that is to decide on it."""
+        for warning in check_loader_arguments(self.args, num_workers=self.shard.num_workers):
+            self._warn(warning)
+        controller = make_controller(self.args, self._alpha_controller, num_workers=self.shard.num_workers)
+        plan = self._fresh_plan(batch_size, is_adaptive=controller is not None)
+        if not self._has_begun:
+            for warning in plan.warnings() + stream_warnings(self.corpora, self.shard.num_readers):
+                self._warn(warning)
+        self.plan = plan if saved is None else self._continue_plan(plan, saved)
+        self._has_begun = True
+        return controller
+
+    def _fresh_plan(self, batch_size: int, *, is_adaptive: bool) -> MixturePlan:
+        """Return the plan of the present settings from step 0, and check one that is given."""
+        plan, max_steps = self._given_plan, self.args.max_steps
+        if plan is None:
+            return plan_mixture(
+                self.corpora,
+                self.args,
+                batch_size=batch_size,
+                alpha_schedule=self._alpha_schedule,
+                is_adaptive=is_adaptive,
+            )
+        if (plan.batch_size, plan.max_steps) != (batch_size, max_steps):
+            raise ValueError(
+                f"The `InterpolatedDataset` was planned for batch_size={plan.batch_size} and max_steps="
+                f"{plan.max_steps}, but the trainer runs with {batch_size} and {max_steps}. Make them equal."
+            )
+        if is_adaptive:
+            raise ValueError("A controller of α needs corpora as `train_dataset`, not an `InterpolatedDataset`.")
+        return plan
+
+    def _continue_plan(self, plan: MixturePlan, saved: SavedRun) -> MixturePlan:
+        if saved.mixture is None:  # `AlphaCallback` warns
+            return plan.after(None, saved.global_step)
+        plan, changes = continue_plan(plan, saved.mixture["plan"], saved.global_step)
+        if changes:
+            self._warn(
+                f"Going on from step {saved.global_step} with other settings: {'; '.join(changes)}. What has been "
+                "read stays read; every corpus goes on inside its pass."
+            )
+        return plan
+
+    def _set_controller(self, controller: AlphaController | None, saved: SavedRun | None) -> None:
+        self.adaptive = None
+        if controller is None or not self.plan.is_adaptive:
+            return
+        self.adaptive = AdaptiveAlpha(self.plan, controller, *update_steps_and_lag(self.args))
+        state = saved.mixture.get("controller") if saved is not None and saved.mixture is not None else None
+        if saved is not None and state:
+            self.adaptive.load_state_dict(state, saved.global_step)
+
+    def _restore(self, saved: SavedRun) -> dict[str, Any]:
+        """Take up the sums of a checkpoint; return the states of this process' streams."""
+        assert saved.mixture is not None
+        self._check_readers(saved.mixture)
+        self.eval_metrics = dict(saved.mixture.get("eval_metrics", {}))
+        self.meters.load_state_dicts([state["tally"] for state in saved.rank_states])
+        self.stream_states = {
+            reader: place for state in saved.rank_states for reader, place in state["streams"].items()
+        }
+        return self.stream_states
+
+    def _check_readers(self, mixture: Mapping[str, Any]) -> None:
+        before = {"processes": mixture.get("num_processes", 0), "workers": mixture.get("num_workers", 0)}
+        now = {"processes": self.args.world_size, "workers": self.shard.num_workers}
+        if any(corpus.is_stream for corpus in self.corpora) and before != now:
+            raise ValueError(
+                f"The checkpoint was written by {before['processes']} processes with {before['workers']} loader "
+                f"workers each, and now there are {now['processes']} with {now['workers']}. Each of them reads its own "
+                "part of a stream, so its place cannot be carried over. Resume with as many, or use corpora with a "
+                "length."
+            )
+
+    # Step by step.
+
+    def note_batch(self, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """Note what a batch tells of itself, and take it out of what the model gets.
+
+        Returns:
+            the corpus of every example: (num_examples,), indices into `corpora`; `None` for a batch of something else.
+        """
+        corpus: torch.Tensor | None = inputs.pop(CORPUS_KEY, None)
+        if corpus is None:
+            return None
+        halves, streams = inputs.pop(ORDER_KEY), inputs.pop(STREAMS_KEY, None)
+        if self.args.process_index % (self.args.world_size // self.shard.num_processes) == 0:
+            self.meters.add_order(halves)  # the other processes of the model replica read the same
+        if streams is not None:
+            self.stream_states.update(json.loads(streams))
+        if self.plan.unit == "tokens":
+            self._note_tokens(corpus, inputs)
+        return corpus
+
+    def _note_tokens(self, corpus: torch.Tensor, inputs: Mapping[str, Any]) -> None:
+        parts = inputs.get(OBJECTIVES_KEY) or {TASK: inputs}
+        for name, part in parts.items():
+            chosen = self.of_objective(corpus, name) if len(parts) > 1 else corpus
+            mask, ids = part.get("attention_mask"), part.get("input_ids")
+            if mask is not None:
+                self.meters.add_tokens(chosen, mask.sum(-1))
+            elif ids is not None and len(ids) == len(chosen):  # and not all in one row, as without padding
+                self.meters.add_tokens(chosen, torch.full_like(chosen, ids.shape[-1]))
+
+    def note_losses(self, corpus: torch.Tensor, losses: torch.Tensor | None) -> None:
+        """Note the loss of every example of a batch, if it is to be logged or decided by."""
+        is_needed = self.adaptive is not None or getattr(self.args, "log_corpus_loss", True)
+        if is_needed and losses is not None and losses.shape == corpus.shape:
+            self.meters.add_losses(corpus, losses.detach(), for_decision=self.adaptive is not None)
+
+    def note_evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """Remember the numbers among the metrics of an evaluation for the next decision."""
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+        self.eval_metrics.update(numbers)
+
+    def is_general(self, corpus: torch.Tensor) -> torch.Tensor:
+        """Return which examples of a batch are of general corpora."""
+        sides = [each.side == "general" for each in self.corpora]
+        return torch.tensor(sides, device=corpus.device)[corpus]
+
+    def of_objective(self, corpus: torch.Tensor, name: str) -> torch.Tensor:
+        """Return the entries of a batch's corpora that train an objective, in their order."""
+        own = [index for index, each in enumerate(self.corpora) if (each.objective or TASK) == name]
+        return corpus[torch.isin(corpus, torch.tensor(own, device=corpus.device))]
+
+    def decide_alpha(self, state: TrainerState) -> None:
+        """Ask the controller for the next α, if there is one and it is time."""
+        if self.adaptive is None or not self.adaptive.is_due(state.global_step):
+            return
+        sides: dict[str, list[int]] = {
+            side: [index for index, corpus in enumerate(self.plan.corpora) if corpus.side == side] for side in SIDES
+        }
+        metrics = [{**self.eval_metrics, **self.meters.take_decision(self._reduce, sides)}]
+        broadcast_object_list(metrics)  # times and rates of evaluations differ between processes
+        decision = self.adaptive.decide(state.global_step, metrics[0])
+        if state.is_world_process_zero:
+            logger.info(
+                "After step %d: α %.4f for the steps %d to %d (%s).",
+                decision["step"],
+                decision["alpha"],
+                decision["from_step"],
+                decision["to_step"] - 1,
+                decision["reason"],
+            )
+
+    # What is logged and saved.
+
+    def log_fingerprint(self, state: TrainerState) -> None:
+        """Note in `log_history` the hash of all that has been read, over all processes."""
+        text = f"{whole_hash(self._reduce(self.meters.order).tolist()):016x}"
+        history, step = state.log_history, state.global_step
+        if history and history[-1].get("step") == step and "loss" in history[-1]:
+            history[-1]["order_fingerprint"] = text  # not through `log`, whose trackers take numbers only
+        elif not any(entry.get("step") == step and "order_fingerprint" in entry for entry in history[-3:]):
+            history.append({"epoch": state.epoch, "order_fingerprint": text, "step": step})
+
+    def summary(self) -> dict[str, Any]:
+        """Return the plan in numbers."""
+        return self.plan.summary()
+
+    def order(self) -> dict[str, Any]:
+        """Return the plan and all decisions on α, as plain values."""
+        return {"plan": self.plan.to_dict(), "decisions": self.adaptive.decisions if self.adaptive else []}
+
+    def shared_state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps once for all processes, beside the plan."""
+        return {
+            "num_processes": self.args.world_size,
+            "num_workers": self.shard.num_workers,
+            "eval_metrics": self.eval_metrics,
+            "controller": self.adaptive.state_dict() if self.adaptive is not None else None,
+        }
+
+    def rank_state(self) -> dict[str, Any]:
+        """Return what only this process knows, for its file in a checkpoint."""
+        return {"tally": self.meters.state_dict(), "streams": self.stream_states}
+
+
+def shard_batch(args: TrainingArguments, corpora: Sequence[Corpus], *, micro_batch_size: int, batch_size: int) -> Split:
+    """Return which part of a global batch is this process'; processes of one model replica share theirs.
+
+    Args:
+        args: of the run.
+        corpora: what is read.
+        micro_batch_size: examples of one forward pass of this process.
+        batch_size: the global batch.
+    """
+    replicas = batch_size // (micro_batch_size * args.gradient_accumulation_steps)
+    workers = args.dataloader_num_workers
+    if any(corpus.is_stream and not isinstance(corpus.dataset, datasets.IterableDataset) for corpus in corpora):
+        workers = 0  # nothing says how to divide such a stream among workers
+    return Split(micro_batch_size, replicas, args.process_index // (args.world_size // replicas), workers)
+
+
+def plan_mixture(
+    corpora: Sequence[Corpus],
+    args: TrainingArguments,
+    *,
+    batch_size: int,
+    alpha_schedule: AlphaSchedule | None = None,
+    is_adaptive: bool = False,
+) -> MixturePlan:
+    """The plan of a run.
+
+    Args:
+        corpora: what is mixed.
+        args: `max_steps`, the seed of the data and, in an `InterpolationConfig`, the schedule; with plain
+            `TrainingArguments` α is 0.5 throughout.
+        batch_size: the global batch.
+        alpha_schedule: a schedule that wins over that of `args`.
+        is_adaptive: leave α open where a controller will decide it.
+
+    Raises:
+        ValueError: if `max_steps` is not set, or the mixture cannot be planned.
+    """
+    if args.max_steps <= 0:
+        raise ValueError(
+            "A mixture needs `max_steps`, because α is a function of step / (max_steps - 1); got "
+            f"{args.max_steps}. Set it to (number of examples to train on) / (global batch size)."
+        )
+    if alpha_schedule is None:
+        of_args = isinstance(args, InterpolationConfig)
+        alpha_schedule = args.build_alpha_schedule() if of_args else constant(DEFAULT_ALPHA)
+    unit = args.mixture_unit if isinstance(args, InterpolationConfig) else "examples"
+    return MixturePlan(
+        [corpus.planned(unit) for corpus in corpora],
+        alpha_schedule=alpha_schedule,
+        batch_size=batch_size,
+        max_steps=args.max_steps,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        unit=unit,
+        num_committed=sum(update_steps_and_lag(args)) if is_adaptive else None,
+    )
+
+
+def make_controller(
+    args: TrainingArguments, given: AlphaController | None, *, num_workers: int
+) -> AlphaController | None:
+    """A new controller for a new run, checked against what the loader fetches ahead.
+
+    Args:
+        args: of the run; they name the controller if none is given.
+        given: a controller to begin with, which stays as it is.
+        num_workers: of the loader.
+
+    Raises:
+        ValueError: if α would be decided for batches that are on their way.
+    """
+    controller = copy.deepcopy(given)
+    if controller is None and isinstance(args, InterpolationConfig):
+        controller = args.build_alpha_controller()
+    if controller is None:
+        return None
+    ahead = num_workers * (args.dataloader_prefetch_factor or 2)
+    needed = ahead // args.gradient_accumulation_steps + 1
+    _, lag = update_steps_and_lag(args)
+    if lag < needed:
+        raise ValueError(
+            f"`alpha_update_lag` must be at least {needed}, got {lag}: {num_workers} loader workers fetch {ahead} "
+            "batches ahead, whose α must be fixed. Raise it, or use fewer workers or a smaller "
+            "`dataloader_prefetch_factor`."
+        )
+    return controller
+
+
+def update_steps_and_lag(args: TrainingArguments) -> tuple[int, int]:
+    """Steps between decisions on α, and from a decision until it is in force."""
+    if isinstance(args, InterpolationConfig):
+        return args.alpha_update_steps, args.alpha_update_lag
+    return InterpolationConfig.alpha_update_steps, InterpolationConfig.alpha_update_lag

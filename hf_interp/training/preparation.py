@@ -1,0 +1,109 @@
+"""What a trainer is fitted with before it trains: corpora, heads, an anchor and a collator that suit its model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+from torch import nn
+from transformers import Trainer
+
+from hf_interp.losses.anchor import Anchor, check_anchor
+from hf_interp.mixture.collators import MaskingCollator, may_draw_numbers
+from hf_interp.mixture.corpus import Corpus, check_columns, check_labels, with_dataset
+from hf_interp.mixture.schedules import AlphaSchedule
+from hf_interp.mixture.slots import SlotCollator
+from hf_interp.training.callbacks import add_first
+from hf_interp.training.config import InterpolationConfig
+from hf_interp.training.heads import HasHeads
+from hf_interp.training.integrations import TrainerTraits, check_predictions
+from hf_interp.training.mixture_run import MixtureRun
+from hf_interp.training.objectives import ObjectiveHeads
+
+
+def prepare_heads(trainer: Trainer, heads: ObjectiveHeads, traits: TrainerTraits) -> None:
+    """Attach the heads to a trainer's model, if it has none from `model_init`.
+
+    Raises:
+        ValueError: for a trainer or a setting that heads do not go with.
+    """
+    if not heads.objectives:
+        return
+    heads.check_names()
+    if trainer.args.n_gpu > 1:
+        raise ValueError(
+            "Objectives beside the task need one process for each GPU. Start with `accelerate launch` or torchrun."
+        )
+    if traits.computes_loss:
+        raise ValueError(f"The trainers of {traits.package} compute losses of their own: give them no `objectives`.")
+    if trainer.compute_loss_func is not None:
+        raise ValueError("`compute_loss_func` does not go with `objectives`, whose losses are their models' own.")
+    if not isinstance(trainer.model, HasHeads):
+        heads.attach(trainer.model)
+
+
+def prepare_anchor(
+    trainer: Trainer,
+    traits: TrainerTraits,
+    ref_model: nn.Module | None,
+    alpha_schedule: AlphaSchedule | None,
+    *,
+    has_mixture: bool,
+) -> Anchor | None:
+    """Return the anchor that a trainer's settings ask for, first in line among its callbacks; `None` for none.
+
+    Raises:
+        ValueError: if the anchor cannot work with the model or the way it is distributed.
+    """
+    args = trainer.args
+    if not isinstance(args, InterpolationConfig) or (args.anchor is None and not args.log_loss_gap):
+        return None
+    check_anchor(trainer, ref_model, has_mixture=has_mixture)
+    anchor = Anchor(args, trainer.model, ref_model, alpha_schedule)
+    if anchor.needs_predictions:
+        check_predictions(traits)
+    anchor.capture(trainer.model)
+    if args.anchor == "l2sp":
+        anchor.find_pairs(trainer.model)
+    add_first(trainer.callback_handler, anchor)  # so that callbacks of the user's see the weights after the pull
+    return anchor
+
+
+def prepare_corpora(
+    trainer: Trainer, corpora: Sequence[Corpus], heads: ObjectiveHeads, traits: TrainerTraits, anchor: Anchor | None
+) -> list[Corpus]:
+    """Drop the columns that the model does not take, as `Trainer` does, and check that the corpora fit together.
+
+    Raises:
+        ValueError: for columns, labels or objectives that do not fit.
+    """
+    heads.check_corpora(corpora)
+    prepared = [
+        with_dataset(corpus, trainer._remove_unused_columns(corpus.dataset, description=corpus.name))
+        if isinstance(corpus.dataset, datasets.Dataset) and not traits.keeps_columns
+        else corpus
+        for corpus in corpora
+    ]
+    check_columns(prepared)
+    model: Any = trainer.model
+    # By name, which holds for the classifiers of transformers and for the PEFT models around them.
+    if type(model).__name__.endswith("ForSequenceClassification") and model.config.num_labels > 1:
+        check_labels([each for each in prepared if each.objective is None], model.config.num_labels)
+    if anchor is not None and anchor.needs_predictions and any(each.objective is not None for each in prepared):
+        raise ValueError(
+            '`anchor="distill"` and `log_loss_gap` compare predictions of one head. Where corpora have objectives of '
+            'their own, use `anchor="l2sp"`, which ties the weights.'
+        )
+    return prepared
+
+
+def make_collator(trainer: Trainer, run: MixtureRun, heads: ObjectiveHeads, traits: TrainerTraits) -> SlotCollator:
+    """Return the collator of a mixture, around that of the trainer."""
+    collator, seed = trainer.data_collator, run.plan.seed
+    if run.mixes_objectives:
+        return SlotCollator(heads.collator(collator, run.corpora), seed)
+    may_draw = may_draw_numbers(collator)
+    is_removed = all(isinstance(corpus.dataset, datasets.Dataset) for corpus in run.corpora)
+    if not is_removed and not traits.keeps_columns and not isinstance(collator, MaskingCollator):
+        # Other datasets still have the columns that the model does not take.
+        collator = trainer._get_collator_with_removed_columns(collator, description="training")
+    return SlotCollator(collator, seed, may_draw=may_draw)
