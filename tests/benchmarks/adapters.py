@@ -65,6 +65,8 @@ def flags(preset: str, args: argparse.Namespace, output_dir: str) -> list[str]:
     found = {
         "model_name_or_path": minilm(),
         "output_dir": output_dir,
+        "alpha_schedule_type": "linear",
+        "alpha_end": 1,
         "alpha_search": "null",
         "validation_corpora": "null",
         "max_steps": args.steps,

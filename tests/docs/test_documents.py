@@ -4,11 +4,13 @@ import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
+from command_server import CommandServer
 from document_files import LAYS
-from documents import PYTHONS, SHELLS, SHOWN, Reader, read_blocks
+from documents import PYTHONS, SHELLS, SHOWN, Reader, read_blocks, reading_environment
 from hub_server import HubServer
 
 from hf_interp.tasks.recipe import Recipe
@@ -33,9 +35,22 @@ def tier(path: Path) -> list[pytest.MarkDecorator]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
+def hub() -> Iterator[HubServer]:
+    with HubServer() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def environment(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of a user of the hub."""
+    return hub.environment(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def commands(environment: dict[str, str]) -> Iterator[Path]:
+    """A folder with an `hf-interp` that begins at once."""
+    with TemporaryDirectory() as folder, CommandServer(Path(folder), reading_environment(environment)):
+        yield Path(folder)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -62,14 +77,21 @@ def test_a_block_of_yaml_names_fields_that_there_are(path: Path) -> None:
         for path in DOCUMENTS
     ],
 )
-def test_the_blocks_run_as_they_are_typed(path: Path, tmp_path: Path, server: HubServer) -> None:
-    folder, home = tmp_path / "fresh", tmp_path / "home"
-    folder.mkdir()
-    home.mkdir()
-    server.reset()
-    with Reader(folder, LAYS, server.environment(home)) as reader:
+def test_the_blocks_run_as_they_are_typed(
+    path: Path, tmp_path: Path, hub: HubServer, environment: dict[str, str], commands: Path
+) -> None:
+    hub.reset()
+    with Reader(tmp_path, LAYS, environment, commands) as reader:
         for block in read_blocks(path.read_text("utf-8")):
             reader.type(block)
+
+
+def test_the_chinese_readme_has_the_blocks_of_the_english_one() -> None:
+    def typed(path: Path) -> list[tuple[str, str]]:
+        blocks = read_blocks(path.read_text("utf-8"))
+        return [(block.language, re.sub(r" *#.*", "", block.text)) for block in blocks]
+
+    assert typed(ROOT / "docs" / "README.zh.md") == typed(ROOT / "README.md")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

@@ -10,12 +10,14 @@ declared in a comment right above the block, whose body is YAML:
     <!-- test: {given: [model, general]} -->              Python names that are defined first (`python_session.py`)
     <!-- test: {write: recipe.yaml} -->                   the block is the content of this file
     <!-- test: {then: "assert ..."} -->                   Python that must hold afterwards
+    <!-- test: {serves: "The page is at"} -->             it serves: go on when it has said this, end it at the end
 """
 
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +33,7 @@ SHELLS = ("bash", "sh", "shell", "console")
 PYTHONS = ("python", "py")
 SHOWN = ("text", "yaml", "json", "")
 """Languages of blocks that only show something. YAML is read, and written if it is declared to be a file."""
-KEYS = {"not run", "flags", "replace", "files", "given", "write", "then"}
+KEYS = {"not run", "flags", "replace", "files", "given", "write", "then", "serves"}
 TAKES_FLAGS = re.compile(r"\bhf-interp (demo|train|plan|compare|tune|curve)\b|\bhf_interp\.train\b")
 END_OF_COMMAND = re.compile(r"\s+(?=#|\||>|<|;|&&)|$")
 SECONDS = 300
@@ -118,19 +120,28 @@ class Reader:
         folder: the fresh folder.
         lays: functions that lay files into it, by the names that declarations use.
         environment: of both.
+        commands: a folder with commands that go before others of their name.
     """
 
     def __init__(
-        self, folder: Path, lays: Mapping[str, Callable[[Path], None]], environment: Mapping[str, str]
+        self,
+        folder: Path,
+        lays: Mapping[str, Callable[[Path], None]],
+        environment: Mapping[str, str],
+        commands: Path | None = None,
     ) -> None:
         self.folder, self.lays = folder, lays
-        self.environment = {**environment, **_paths(), "DATA": "data", "MPLBACKEND": "Agg", "PYTHONWARNINGS": "ignore"}
+        self.environment = {**reading_environment(environment, commands), "DATA": "data"}
         self._python: subprocess.Popen[str] | None = None
+        self._servers: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> "Reader":
         return self
 
     def __exit__(self, *error: object) -> None:
+        for server in self._servers:
+            with server:
+                os.killpg(server.pid, signal.SIGTERM)
         if self._python is not None:
             with self._python as python:
                 assert python.stdin is not None
@@ -153,7 +164,7 @@ class Reader:
 
     def _in_shell(self, block: Block) -> None:
         code = block.typed()
-        done = subprocess.run(
+        shell = subprocess.Popen(
             [shutil.which("bash") or "bash", "-euo", "pipefail", "-c", code],
             cwd=self.folder,
             env=self.environment,
@@ -161,11 +172,23 @@ class Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=SECONDS,
-            check=False,
+            start_new_session=True,
         )
-        said = done.stdout[-3000:]
-        assert done.returncode == 0, f"line {block.line}: exit status {done.returncode} of\n{code}\n{said}"
+        assert shell.stdout is not None
+        if "serves" in block.declared:
+            self._servers.append(shell)
+            said = ""
+            while block.declared["serves"] not in said:
+                line = shell.stdout.readline()
+                assert line, f"line {block.line}: it serves nothing\n{said}"
+                said += line
+            return
+        try:
+            said, _ = shell.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(shell.pid, signal.SIGKILL)
+            said, _ = shell.communicate()
+        assert shell.returncode == 0, f"line {block.line}: exit status {shell.returncode} of\n{code}\n{said[-3000:]}"
 
     def _in_python(self, code: str, place: str, given: Sequence[str] = ()) -> None:
         if self._python is None:
@@ -185,12 +208,17 @@ class Reader:
         assert not error, f"{place}: {error}"
 
 
-def _paths() -> dict[str, str]:
-    """Return where a shell finds this Python's commands and this very package."""
+def reading_environment(environment: Mapping[str, str], commands: Path | None = None) -> dict[str, str]:
+    """Return an environment in which a shell finds this Python's commands and this very package."""
     package = str(Path(hf_interp.__file__).parents[1])
-    python_path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    commands = str(Path(sys.executable).parent)
-    return {"PYTHONPATH": python_path, "PATH": os.pathsep.join([commands, os.environ.get("PATH", "")])}
+    places = filter(None, [commands, Path(sys.executable).parent, environment.get("PATH")])
+    return {
+        **environment,
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")])),
+        "PATH": os.pathsep.join(map(str, places)),
+        "PYTHONWARNINGS": "ignore",
+        "MPLBACKEND": "Agg",
+    }
 
 
 def _listed(value: Any) -> list[str]:

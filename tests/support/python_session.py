@@ -6,9 +6,11 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import toy_recipes
 import toys
 from transformers import PreTrainedTokenizerFast
 
@@ -34,6 +36,12 @@ def number_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def toy_prompts() -> SimpleNamespace:
+    """Return prompts with completions for both sides, and the tokenizer of the language model."""
+    rows = datasets.Dataset.from_dict({"prompt": ["the price"] * 8, "completion": [" falls", " rises"] * 4})
+    return SimpleNamespace(general=rows, domain=rows, tokenizer=toy_recipes.toy_tokenizer(eos_token="[SEP]"))
+
+
 def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
@@ -52,6 +60,8 @@ GIVEN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "reviews": lambda names: toys.corpus(1000, 12),
     "sentences": lambda names: datasets.Dataset.from_dict({"text": ["a text", "another text"] * 8}),
     "compute_metrics": lambda names: accuracy,
+    "language_model": lambda names: toy_recipes.toy_decoder(len(toy_recipes.toy_tokenizer(eos_token="[SEP]"))),
+    "prompts": lambda names: toy_prompts(),
     "trainer": trained_trainer,
     "trained": lambda names: toys.weights(names["trainer"]),
 }

@@ -50,6 +50,14 @@ def toy_tokenizer(**special: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL, **special)
 
 
+def toy_decoder(vocabulary: int) -> LlamaForCausalLM:
+    """Return an untrained decoder of one layer."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=vocabulary, bos_token_id=None, pad_token_id=0, eos_token_id=3, **shape)
+    )
+
+
 def write_toy_models(folder: Path) -> dict[str, Path]:
     """Write an untrained encoder, decoder and encoder-decoder, each with the toy tokenizer; return their folders."""
     ends = {"encoder": {}, "decoder": {"eos_token": "[SEP]"}, "encoder-decoder": {"eos_token": "[SEP]"}}
@@ -62,8 +70,7 @@ def write_toy_models(folder: Path) -> dict[str, Path]:
             shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
             model: Any = BertForMaskedLM(BertConfig(vocab_size=size, max_position_embeddings=32, **shape))
         elif kind == "decoder":
-            shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-            model = LlamaForCausalLM(LlamaConfig(vocab_size=size, bos_token_id=None, **ids, **shape))
+            model = toy_decoder(size)
         else:
             shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
             model = T5ForConditionalGeneration(T5Config(vocab_size=size, decoder_start_token_id=0, **ids, **shape))

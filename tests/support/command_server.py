@@ -1,0 +1,124 @@
+"""`hf-interp` as a command that begins at once: each is a fork of a process that has imported everything already.
+
+`CommandServer` writes the command into a folder for the `PATH`. Run as a program, this file is that process.
+"""
+
+import contextlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+COMMAND = """#!{python} -ES
+import json, os, socket, sys
+
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    task = {{"arguments": sys.argv, "folder": os.getcwd(), "environment": dict(os.environ)}}
+    text = json.dumps(task).encode()
+    socket.send_fds(server, [len(text).to_bytes(8, "big")], [0, 1, 2])
+    server.sendall(text)
+    sys.exit((server.recv(1) or b"\\1")[0])
+"""
+SECONDS = 0.02
+"""Between two looks at whether a command has ended."""
+
+
+class CommandServer:
+    """The process behind the command `hf-interp` in a folder; use it in a `with` statement.
+
+    Args:
+        folder: where the command is written.
+        environment: of the process.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        address = folder / "socket"
+        command = folder / "hf-interp"
+        command.write_text(COMMAND.format(python=sys.executable, address=str(address)), encoding="utf-8")
+        command.chmod(0o755)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(address)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def __enter__(self) -> "CommandServer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._process:
+            self._process.terminate()
+
+
+def serve(address: str) -> None:
+    """Run what comes to a socket, each command in a fork, until this process is ended."""
+    import hf_interp.commands.curve
+    import hf_interp.train  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who look after commands are not waited for
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        print("ready", flush=True)
+        while True:
+            client, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _look_after(client)
+            client.close()
+
+
+def _look_after(client: socket.socket) -> None:
+    """Run a command to its end, or until who typed it is gone; then end this process."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    head, files, _, _ = socket.recv_fds(client, 8, 3)
+    size, text = int.from_bytes(head, "big"), b""
+    while len(text) < size:
+        text += client.recv(size - len(text))
+    command = os.fork()
+    if command == 0:
+        client.close()
+        _run(json.loads(text), files)
+    client.setblocking(False)
+    while (found := os.waitpid(command, os.WNOHANG)) == (0, 0):
+        with contextlib.suppress(BlockingIOError):
+            if client.recv(1) == b"":
+                os.kill(command, signal.SIGKILL)
+        time.sleep(SECONDS)
+    with contextlib.suppress(OSError):
+        client.send(bytes([max(os.waitstatus_to_exitcode(found[1]), 0) if os.WIFEXITED(found[1]) else 137]))
+    os._exit(0)
+
+
+def _run(task: Mapping[str, object], files: list[int]) -> None:
+    """Be `hf-interp` as it was typed, and end this process as it does."""
+    for target, file in enumerate(files):
+        os.dup2(file, target)
+    os.environ.clear()
+    os.environ.update(task["environment"])
+    os.chdir(task["folder"])
+    sys.argv = task["arguments"]
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        setattr(sys, name, os.fdopen(number, mode, buffering=1, encoding="utf-8", closefd=False))
+    status = 1
+    try:
+        runpy.run_module("hf_interp.cli", run_name="__main__", alter_sys=False)
+        status = 0
+    except SystemExit as ending:
+        status = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
