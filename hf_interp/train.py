@@ -148,7 +148,7 @@ def train_and_report(path: str, flags: Sequence[str] = ()) -> RunResults:
     if PartialState().is_main_process:
         print(format_results(results))
         print(f"The model, {RESULTS_NAME} and {RUN_PLOT_NAME} are in {folder}.")
-        if parse_recipe(recipe)[0].alpha_search is not None:
+        if (Path(folder) / CURVE_NAME).is_file():
             print(f"\n{format_curve(load_curve(Path(folder) / CURVE_NAME))}")
             print(f"M_α is in {folder}/{INTERPOLATED_NAME}; {CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.")
     PartialState().destroy_process_group()  # or gloo's threads may abort a process that ends before the others

@@ -38,7 +38,7 @@ from hf_interp.utils.run_folder import RESULTS_NAME
 logger = logging.getLogger(__name__)
 
 BASE = "M₀"
-PLUS = " + M_α"
+INTERPOLATED_SUFFIX = " + M_α"
 """After a method: its weights, interpolated with M₀'s."""
 METHODS: dict[str, dict[str, Any]] = {
     "domain only": {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 1.0}},
@@ -77,19 +77,9 @@ def compare(
         ValueError: for an unknown method, or a recipe without the two evaluation sets.
     """
     chosen = list(METHODS) if methods is None else list(methods)
-    if not chosen or not seeds:
-        raise ValueError(f"`methods` and `seeds` must not be empty, got {chosen} and {list(seeds)}.")
-    for method in chosen:
-        if method not in METHODS:
-            raise ValueError(
-                f"`methods` must be of {', '.join(METHODS)}, got {method!r}." + did_you_mean(method, METHODS)
-            )
+    _check_methods(chosen, seeds)
     parsed, args = parse_recipe(recipe)
-    if not {"general", "domain"} <= set(parsed.eval_corpora):
-        raise ValueError(
-            f"A comparison needs the evaluation sets general and domain, got {list(parsed.eval_corpora)}. "
-            "Name them under `eval_corpora`."
-        )
+    _check_sides(parsed)
     parsed.alpha_search = parsed.alpha_search or AlphaSearch()
     task = check_recipe(parsed, args)
     data = _with_validation(load_data(parsed, task))
@@ -125,8 +115,26 @@ def compare(
     return comparison
 
 
+def _check_methods(methods: Sequence[str], seeds: Sequence[int]) -> None:
+    if not methods or not seeds:
+        raise ValueError(f"`methods` and `seeds` must not be empty, got {list(methods)} and {list(seeds)}.")
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(
+                f"`methods` must be of {', '.join(METHODS)}, got {method!r}." + did_you_mean(method, METHODS)
+            )
+
+
+def _check_sides(recipe: Recipe) -> None:
+    if not {"general", "domain"} <= set(recipe.eval_corpora):
+        raise ValueError(
+            f"A comparison needs the evaluation sets general and domain, got {list(recipe.eval_corpora)}. "
+            "Name them under `eval_corpora`."
+        )
+
+
 def format_comparison(comparison: Comparison) -> str:
-    """Mean ± standard deviation over seeds of the main metric of each side, by method."""
+    """Return a table of the main metric of each side by method: mean ± standard deviation over seeds."""
 
     def cell(found: dict[str, float] | None, digits: int = 3) -> str:
         return "" if found is None else f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f}"
@@ -151,8 +159,8 @@ def format_comparison(comparison: Comparison) -> str:
 def train_quietly(
     recipe: Mapping[str, Any], data: Data, bar: Any, *, evaluate_base: bool = True
 ) -> InterpolationTrainer:
-    """Train a recipe on data that is loaded already, saying nothing but moving a bar; returns the trained trainer."""
-    parsed, args = parse_recipe({**recipe, **QUIET})
+    """Train a recipe on data that is loaded already, saying nothing but moving a bar; return the trained trainer."""
+    parsed, args = parse_recipe({**recipe, **SILENT_ARGS})
     trainer = build_trainer(parsed, get_task(parsed.task), args, data, callbacks=[CountSteps(bar)])
     trainer.recipe = without_tokens(recipe)
     trainer.args.eval_on_start = evaluate_base and bool(data.eval_sets)
@@ -165,7 +173,7 @@ def train_quietly(
 
 @contextmanager
 def quiet_bar(total: int, *, shown: bool = True) -> Iterator[Any]:
-    """One bar for several runs (on a terminal), and silence about what each of them would say again."""
+    """Show one bar for several runs (on a terminal), and silence what each of them would say again."""
     ours, verbosity = logging.getLogger("hf_interp"), host_logging.get_verbosity()
     level = ours.level
     ours.setLevel(logging.ERROR)
@@ -180,11 +188,17 @@ def quiet_bar(total: int, *, shown: bool = True) -> Iterator[Any]:
         host_logging.enable_progress_bar()
 
 
-QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "log_level": "error", "push_to_hub": False}
+SILENT_ARGS = {
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "log_level": "error",
+    "push_to_hub": False,
+}
 
 
 class CountSteps(TrainerCallback):
-    """Moves one bar over the steps of all runs."""
+    """A callback that moves one bar over the steps of all runs."""
 
     def __init__(self, bar: Any) -> None:
         self.bar = bar
@@ -209,15 +223,15 @@ def _interpolated_row(
     base: Mapping[str, Mapping[str, float]],
     folder: Path,
 ) -> dict[str, Any]:
-    """M_α of a trained model at the α that the validation sets choose; its curve is saved in the run's folder."""
+    """Evaluate M_α of a trained model at the α that the validation sets choose, and save its curve with the run."""
     curve = search_run(trainer, recipe, data.validation_sets, apply=True)
     save_curve(curve, folder)
     metrics = evaluations([trainer.evaluate()])
-    return _row_of(f"{method}{PLUS}", seed, metrics, base, curve=[], alpha=curve.alpha)
+    return _row_of(f"{method}{INTERPOLATED_SUFFIX}", seed, metrics, base, curve=[], alpha=curve.alpha)
 
 
 def _with_validation(data: Data) -> Data:
-    """The data, with half of each evaluation set as its validation set if there are no others."""
+    """Return the data, with half of each evaluation set as its validation set if there are no others."""
     if data.validation_sets:
         return data
     parts = {name: halves(len(dataset), 0, name) for name, dataset in data.eval_sets.items()}
@@ -236,7 +250,7 @@ def _row_of(
 
 
 def _curve(results: RunResults) -> list[dict[str, Any]]:
-    """What the picture needs of the log: α, the domain's share and the evaluation metrics, by step."""
+    """Return what the picture needs of the log: α, the domain's share and the evaluation metrics, by step."""
     domain = [corpus["name"] for corpus in results.plan["corpora"] if corpus["side"] == "domain"]
     curve = []
     for entry in results.log_history:

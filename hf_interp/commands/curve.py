@@ -9,7 +9,7 @@ from hf_interp.utils.run_folder import INTERPOLATED_NAME
 
 
 def curve_run(path: str | Path, flags: Sequence[str] = (), *, save_model: bool = False) -> tuple[AlphaCurve, Path]:
-    """The curve over α of a run that has been trained.
+    """Evaluate M_α of a run that has been trained over α, choose an α, and write the curve.
 
     Args:
         path: the folder of the run, or its recipe.

@@ -57,13 +57,13 @@ class ToyShift:
             raise ValueError(f"`num_turned` must lie in [0, num_judging={self.num_judging}], got {self.num_turned}.")
 
     def vocabulary(self) -> list[str]:
-        """All words of both corpora."""
+        """Return all words of both corpora."""
         return [*self._neutral(), *self._domain_neutral(), *self._words("general", 0), *self._words("general", 1)] + [
             f"d{kind}{index}" for kind in ("bad", "good") for index in range(self.num_domain_judging)
         ]
 
     def sentences(self, side: str, count: int, *, split: str, noisy: bool) -> Iterator[dict[str, Any]]:
-        """`count` rows with `text` and `label`; another `split` gives other rows."""
+        """Yield `count` rows with `text` and `label`; another `split` gives other rows."""
         draw = random.Random(f"{self.seed}/{side}/{split}")
         for _ in range(count):
             label = draw.randrange(2)
@@ -77,7 +77,7 @@ class ToyShift:
             yield {"text": " ".join(words), "label": LABEL_NAMES[shown]}
 
     def _words(self, side: str, label: int) -> list[str]:
-        """Words that speak for a label."""
+        """Return the words that speak for a label."""
         own = [f"{('bad', 'good')[label]}{index}" for index in range(self.num_judging)]
         if side == "general":
             return own
@@ -158,7 +158,7 @@ def write_demo(
 
 
 def _write_data(folder: Path, shift: ToyShift, num_domain_examples: int) -> dict[str, Any]:
-    """The corpora, and the part of the recipe that names them."""
+    """Write the corpora, and return the part of the recipe that names them."""
     sizes = {
         ("general", "train"): 4000,
         ("general", "validation"): 500,
@@ -214,7 +214,7 @@ def _write_untrained_model(folder: Path, shift: ToyShift) -> None:
 
 
 def _train_base_model(folder: Path, recipe: dict[str, Any], max_steps: int) -> None:
-    """M₀: the small model, trained on the general corpus."""
+    """Train M₀, the small model, on the general corpus."""
     general_only = {
         **recipe,
         "model_name_or_path": str(folder / "untrained"),

@@ -115,7 +115,7 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
 
 
 def _mix(trainer: Trainer, recipe: Recipe, data: Data, runs: list[str], soup: str) -> list[str]:
-    """Bring the mean of the runs, or of the best of them, into the trainer's model; returns which."""
+    """Bring the mean of the runs, or of the best of them, into the trainer's model; return which."""
     if len(runs) == 1:
         return runs
     search = recipe.alpha_search or AlphaSearch()

@@ -32,7 +32,7 @@ MOST_STEPS = 2000
 
 
 def rate_weighted_alpha(plan: MixturePlan, args: TrainingArguments) -> float | None:
-    """The mean of α over the steps of a plan, each weighted by its learning rate.
+    """Return the mean of α over the steps of a plan, each weighted by its learning rate.
 
     Args:
         plan: of the run; what a run that goes on has read before is left out.
@@ -50,8 +50,7 @@ def rate_weighted_alpha(plan: MixturePlan, args: TrainingArguments) -> float | N
 
 
 def learning_rate_factors(args: TrainingArguments, steps: list[int], max_steps: int) -> list[float] | None:
-    """By what the learning rate is multiplied at some steps, as the host's schedule has it; `None` if it depends on
-    training.
+    """Return by what the learning rate is multiplied at some steps; `None` if that depends on training.
 
     Args:
         args: with `lr_scheduler_type`, `lr_scheduler_kwargs` and `warmup_steps`.
@@ -82,14 +81,14 @@ def learning_rate_factors(args: TrainingArguments, steps: list[int], max_steps: 
 
 
 class Resumed(NamedTuple):
-    """From where a plan goes on."""
+    """The step from which a plan goes on, and what changes there."""
 
     step: int
     changes: list[str]
 
 
 class Preview(NamedTuple):
-    """What a recipe will read.
+    """The plan of a recipe, with what else is known before training.
 
     Args:
         plan: of the run.
@@ -107,7 +106,7 @@ class Preview(NamedTuple):
 def plan_recipe(
     path: str, flags: Sequence[str] = (), resume: str | None = None, num_processes: int | None = None
 ) -> Preview:
-    """The plan of a recipe, and what is known of its examples and of its learning rate.
+    """Plan a recipe, and return also what is known of its examples and of its learning rate.
 
     Args:
         path, flags: as for training.
@@ -130,7 +129,7 @@ def measure_recipe(
     *,
     num_examples: int = NUM_EXAMPLES,
 ) -> tuple[MixturePlan, dict[str, Any]]:
-    """The plan of a recipe and its summary, with the `distance` of its sides for M₀.
+    """Plan a recipe, and return the plan and its summary with the `distance` of its sides for M₀.
 
     Args:
         path, flags, resume, num_processes: as for `plan_recipe`.
@@ -167,7 +166,7 @@ def summarise(
     resumed: Resumed | None = None,
     weighted_alpha: float | None = None,
 ) -> dict[str, Any]:
-    """`MixturePlan.summary()` with what else a `Preview` has, and what each corpus has given before it is resumed."""
+    """Return `MixturePlan.summary()` with what else a `Preview` has, and what each corpus gave before it is resumed."""
     summary = {**plan.summary(), "rate_weighted_alpha": weighted_alpha}
     for corpus in summary["corpora"]:
         mean = mean_tokens.get(corpus["name"])
@@ -180,7 +179,7 @@ def summarise(
 
 
 def format_plan(summary: Mapping[str, Any]) -> str:
-    """The plan as a text for the terminal."""
+    """Return the plan as a text for the terminal."""
     tokens = [corpus["tokens"] for corpus in summary["corpora"]]
     total = f", about {sum(tokens):,} tokens" if None not in tokens else ""
     resumed = summary.get("resumed")
@@ -238,7 +237,7 @@ def _corpus_row(corpus: Mapping[str, Any]) -> list[str]:
 
 
 def _read_checkpoint(path: str) -> dict[str, Any]:
-    """What a checkpoint, or the last whole one of a folder, says of the mixture."""
+    """Read what a checkpoint, or the last whole one of a folder, says of the mixture."""
     folder = Path(path)
     checkpoint = folder if (folder / STATE_NAME).exists() else find_checkpoint(folder, weights_only=True).path
     if checkpoint is None:

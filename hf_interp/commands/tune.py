@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from transformers import PrinterCallback, ProgressCallback
 
-from hf_interp.commands.compare import QUIET, CountSteps, quiet_bar
+from hf_interp.commands.compare import SILENT_ARGS, CountSteps, quiet_bar
 from hf_interp.commands.search_space import ALPHA_FIELDS, Space, make_space
 from hf_interp.reporting.plots import plot_tuning
 from hf_interp.reporting.results import evaluations, forgetting, less_is_better, main_metric, save_results
@@ -34,7 +34,7 @@ TUNED_NAME = "tuned.yaml"
 """The recipe with the best settings."""
 
 TRIAL = {
-    **QUIET,
+    **SILENT_ARGS,
     "eval_strategy": "no",  # a trial is judged by the model at its end
     "load_best_model_at_end": False,
     "push_to_hub": False,

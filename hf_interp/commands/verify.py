@@ -20,7 +20,7 @@ from hf_interp.utils.run_folder import RESULTS_NAME
 
 @dataclass(frozen=True)
 class RunOrder:
-    """What is known of the order in which a run read.
+    """The order in which a run read, as far as it is known.
 
     Args:
         source: where it comes from.
@@ -45,7 +45,7 @@ class RunOrder:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `compare_runs` or `check_run` found.
+    """Result of `compare_runs` or `check_run`.
 
     Args:
         agrees: whether there is no difference as far as the records reach.
@@ -59,7 +59,7 @@ class Verdict:
 
 
 def load_order(path: str | Path) -> RunOrder:
-    """The order of a run.
+    """Load the order of a run.
 
     Args:
         path: the folder of a run, one of its checkpoints, or its `results.json`.
@@ -81,7 +81,7 @@ def load_order(path: str | Path) -> RunOrder:
 
 
 def compare_runs(first: RunOrder, second: RunOrder) -> Verdict:
-    """Whether two runs read the same examples in the same order, as far as both have records.
+    """Compare whether two runs read the same examples in the same order, as far as both have records.
 
     Raises:
         ValueError: if they have no step on record in common.
@@ -106,7 +106,7 @@ def compare_runs(first: RunOrder, second: RunOrder) -> Verdict:
 
 
 def check_run(run: RunOrder) -> Verdict:
-    """Whether a run read what its plan says, at every step on record.
+    """Check whether a run read what its plan says, at every step on record.
 
     Raises:
         ValueError: for a run over streams, whose examples no plan can tell.
@@ -132,7 +132,7 @@ def check_run(run: RunOrder) -> Verdict:
 
 
 def verify(first: str | Path, second: str | Path | None = None) -> Verdict:
-    """`compare_runs` of two paths, or `check_run` of one."""
+    """Compare two runs, or check one against its plan."""
     order = load_order(first)
     return check_run(order) if second is None else compare_runs(order, load_order(second))
 
@@ -163,7 +163,7 @@ def _order(source: str, plan: Mapping[str, Any], log_history: list[dict[str, Any
 
 
 def _first_difference(first: RunOrder, second: RunOrder, begin: int, end: int) -> str:
-    """Where, between two steps, the plans of two runs put something else into a slot."""
+    """Say where, between two steps, the plans of two runs put something else into a slot."""
     for step in range(begin, end):
         plans = first.plan.plan_of(step), second.plan.plan_of(step)
         sizes = [plan.batch_size for plan in plans]

@@ -13,7 +13,7 @@ from effect.pairs import PAIRS, SIDES
 from effect.schedule import RATE_SEED, Search, grid, search, validation_score
 from effect.stats import Array, Interval, Resamples, draw, interval, resampled
 from hf_interp.commands.compare import BASE as BASE_TITLE
-from hf_interp.commands.compare import PLUS
+from hf_interp.commands.compare import INTERPOLATED_SUFFIX
 from hf_interp.reporting.results import less_is_better
 
 NUM_RESAMPLES = 2000
@@ -47,7 +47,7 @@ class Row:
     def title(self) -> str:
         """As tables call it."""
         name = BASE_TITLE if self.method == BASE else METHODS[self.method].title
-        return name + (PLUS if self.is_interpolated else "")
+        return name + (INTERPOLATED_SUFFIX if self.is_interpolated else "")
 
     def value(self, side: str) -> float:
         """The metric: the mean over seeds."""

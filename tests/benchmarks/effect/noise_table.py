@@ -23,7 +23,7 @@ from effect.stats import Interval, judge, span
 from effect.store import Store
 from effect.summary import VERDICTS
 from hf_interp.commands.compare import BASE as BASE_TITLE
-from hf_interp.commands.compare import PLUS
+from hf_interp.commands.compare import INTERPOLATED_SUFFIX
 from hf_interp.utils.console import format_table
 
 REFERENCE = ("domain", False)
@@ -65,7 +65,7 @@ def keys_of(levels: Levels) -> list[Key]:
 def title_of(key: Key) -> str:
     """A row as tables call it."""
     method, is_interpolated = key
-    return (BASE_TITLE if method == BASE else TITLES[method]) + (PLUS if is_interpolated else "")
+    return (BASE_TITLE if method == BASE else TITLES[method]) + (INTERPOLATED_SUFFIX if is_interpolated else "")
 
 
 # Tables.

@@ -19,7 +19,7 @@ from effect.methods import BASE, METHODS, AverageWeights, Method
 from effect.outcomes import Outcomes, counts_of, outcomes_of, pack
 from effect.pairs import FULL, PAIRS, Pair
 from effect.store import Key, key_of
-from hf_interp.commands.compare import QUIET, quiet_bar
+from hf_interp.commands.compare import SILENT_ARGS, quiet_bar
 from hf_interp.mixture.corpus import Corpus, with_dataset
 from hf_interp.selection.scoring import predict
 from hf_interp.tasks.build import Data, build_trainer, check_recipe, load_data
@@ -92,7 +92,7 @@ def open_pair(name: str, folder: Path, device: str) -> Setup:
         "use_cpu": device == "cpu",
         "log_corpus_loss": False,
         "logging_strategy": "no",
-        **QUIET,
+        **SILENT_ARGS,
     }
     parsed, args = parse_recipe({**recipe, "output_dir": "unused"})
     data = load_data(parsed, check_recipe(parsed, args))
