@@ -1,4 +1,4 @@
-"""What the page of the slider is about: the two models, their curve, and texts to try, from a run or from flags."""
+"""Sources of the slider's page: the two models, their curve, and texts to try, from a run or from flags."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ class Example:
         text: the text.
         side: "general" or "domain"; "" if it is of neither.
         text_pair: the second text of a pair.
-        label: what the data say of it, in words.
+        label: its label or target in the data, in words.
     """
 
     text: str
@@ -54,7 +54,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a page is about.
+    """Subject of a page.
 
     Args:
         recipe: names M₀ and the task.
@@ -81,69 +81,66 @@ def find_source(
     base: str | None = None,
     finetuned: str | None = None,
     task: str | None = None,
-    label_names: Sequence[str] | None = None,
-    max_length: int | None = None,
     examples: str | Path | None = None,
+    curve: str | Path | None = None,
     title: str | None = None,
     has_pairs: bool = False,
+    **fields: Any,
 ) -> Source:
-    """What a page is about, from a run, from two models, or from both, of which what is said in words counts.
+    """Gather the subject of a page from a run, from two models, or from both; what is named counts more than the run.
 
     Args:
         run: the folder of a trained run; names both models, the task and the data, and has the curve.
         base: M₀, a folder or a name on the Hub.
         finetuned: M_θ, the same; a whole model or an adapter.
         task: by default the run's, or that of M_θ's class.
-        label_names: by default the recipe's, or the model's own.
-        max_length: texts are cut to so many tokens; by default the recipe's, or 128.
         examples: a file of JSON lines with `text`, and, where they are known, `side`, `text_pair` and `label`.
+        curve: its file; by default the run's.
         title: of the page.
         has_pairs: whether the model takes two texts; by default whether the run's corpora have two.
+        fields: fields of the recipe, such as `label_names` or `max_length`; `None` leaves the recipe's or, without a
+            run, the model's own labels and 128 tokens.
 
     Raises:
         FileNotFoundError: if the run or the file is not there.
         ValueError: if a model is not named, or what is given is not what it must be.
     """
-    given: dict[str, Any] = {
-        "label_names": None if label_names is None else list(label_names),
-        "max_length": max_length,
-    }
+    max_length = fields.get("max_length")
     if max_length is not None and max_length < 1:
         raise ValueError(f"`max_length` must be at least 1, got {max_length}.")
-    curve = None
     if run is not None:
         folder = Path(run)
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no folder of a run {str(run)!r}.")
+        given = {"model_name_or_path": base, "task": task, **fields}
         recipe = parse_recipe(load_run_recipe(folder))[0]
-        given |= {"model_name_or_path": base, "task": task}
         recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
         finetuned = finetuned or str(folder)
-        if (folder / CURVE_NAME).is_file():
-            curve = load_curve(folder / CURVE_NAME)
+        if curve is None and (folder / CURVE_NAME).is_file():
+            curve = folder / CURVE_NAME
     elif base is None or finetuned is None:
         raise ValueError(
             f"`{'base' if base is None else 'finetuned'}` must be given: name the folder of a run, or both M₀ (--base) "
             "and M_θ (--finetuned)."
         )
     else:
-        recipe = describe_pair(base, finetuned, task=task, **given)
-    check_task_name(recipe.task)
+        recipe = describe_pair(base, finetuned, task=task, **fields)
+    kind = check_task_name(recipe.task)
     has_pairs = has_pairs or any(corpus.text_pair_column for corpus in recipe.corpora.values())
     found = read_examples(examples) if examples is not None else _recipe_examples(recipe)
     return Source(
         recipe=recipe,
         finetuned=str(finetuned),
         title=title or f"{_short(recipe.model_name_or_path)} → {_short(str(finetuned))}",
-        curve=curve,
+        curve=None if curve is None else load_curve(curve),
         examples=found or [Example(text=text) for text in TASK_INFOS[recipe.task].examples],
         examples_are_data=examples is None and bool(found),
-        has_pairs=has_pairs and recipe.task == "sequence-classification",
+        has_pairs=has_pairs and kind == "label",
     )
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Examples from a file of JSON lines.
+    """Read examples from a file of JSON lines.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -176,12 +173,12 @@ def read_examples(path: str | Path) -> list[Example]:
 
 
 def _short(name: str) -> str:
-    """A name on the Hub, or the last part of a path."""
+    """Return a name on the Hub, or the last part of a path."""
     return find_folder(name, "model").name if Path(name).is_dir() else last_part(name) if "\\" in name else name
 
 
 def _recipe_examples(recipe: Recipe) -> list[Example]:
-    """Texts of both sides from the data of a recipe; none where they are not there any more."""
+    """Load texts of both sides from the data of a recipe; none where they are not there any more."""
     found: list[Example] = []
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -194,7 +191,7 @@ def _recipe_examples(recipe: Recipe) -> list[Example]:
 
 
 def _sides(recipe: Recipe) -> dict[str, tuple[str, CorpusConfig]]:
-    """The set of each side: of validation or evaluation, which the model has not learnt, else of training."""
+    """Find the set of each side: of validation or evaluation, which the model has not learnt, else of training."""
     search = recipe.alpha_search or AlphaSearch()
     found: dict[str, tuple[str, CorpusConfig]] = {}
     for side, name in (("general", search.general), ("domain", search.domain)):
@@ -222,7 +219,7 @@ def _load_examples(recipe: Recipe, name: str, config: CorpusConfig, side: str) -
 
 
 def _text(task: str, row: Mapping[str, Any]) -> str:
-    """What the model is to be asked about an example."""
+    """Return the text of an example as the model is to be asked."""
     if "tokens" in row:
         text = " ".join(row["tokens"])
     elif "messages" in row:
@@ -230,15 +227,16 @@ def _text(task: str, row: Mapping[str, Any]) -> str:
         text = turns[0] if turns else ""
     else:
         text = str(row["text"]).strip()
-    if task == "causal-lm" and "messages" not in row:
+    answer = TASK_INFOS[task].answer
+    if answer == "continuation" and "messages" not in row:
         return " ".join(text.split()[:PROMPT_WORDS])
-    if task == "masked-lm":
+    if answer == "masks":
         return mask_word(" ".join(text.split()[:MASKED_WORDS]))
     return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS].rsplit(maxsplit=1)[0]
 
 
 def mask_word(text: str) -> str:
-    """A text with its longest word masked, of several the last.
+    """Mask the longest word of a text, of several the last.
 
     >>> mask_word("The court dismissed the appeal.")
     'The court [MASK] the appeal.'

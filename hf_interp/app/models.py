@@ -6,7 +6,7 @@ runs the model under one lock, so that nobody gets the answer of somebody else's
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_interp.app.predictions import FORMS, Outcome, Question, Settings, check_text, settings_of
 from hf_interp.losses.ref_model import base_of
-from hf_interp.selection.groups import parameter_groups, spread_alphas
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.task import get_task
@@ -24,7 +23,7 @@ from hf_interp.tasks.tokenizers import prepare_tokenizer
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.files import read_json
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
-from hf_interp.utils.task_info import task_of_adapter, task_of_class
+from hf_interp.utils.task_info import TASK_INFOS, AnswerKind, task_of_adapter, task_of_class
 from hf_interp.weights.adapters import merge_adapter
 from hf_interp.weights.alpha_spec import check_alpha
 from hf_interp.weights.checkpoint_names import common_tokens_differ, has_tokenizer
@@ -33,28 +32,21 @@ from hf_interp.weights.merge_adapter import find_base, open_adapter
 from hf_interp.weights.model_folder import find_folder, open_base
 from hf_interp.weights.tensors import Weights
 
-SliderAlpha = float | Mapping[str, float]
-"""One α, or one for every group of weights."""
-
 NUM_KEPT = 64
 """Texts for which the answers of M₀ and M_θ are kept; of a language model's, each has a number for every token."""
 
 
 class Answers(NamedTuple):
-    """What the three models make of a text."""
+    """Outcomes of the three models for a text; `places` are those of the `Question`."""
 
     places: list[str]
-    """What is decided on; see [`Question`]."""
     base: Outcome
-    """M₀'s."""
     interpolated: Outcome
-    """M_α's."""
     finetuned: Outcome
-    """M_θ's."""
 
 
 class AlphaSlider:
-    """M_α of one pair of models, to be asked for texts.
+    """M_α of one pair of models, which answers texts at any α.
 
     Args:
         model: M_θ, a model of transformers or a `PeftModel` whose adapter can be scaled; it is taken over.
@@ -83,22 +75,21 @@ class AlphaSlider:
         chats: bool | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        check_task_name(recipe.task)
         config = base_of(model).config
         self.recipe, self.tokenizer = recipe, tokenizer
         self.settings: Settings = settings_of(recipe, tokenizer, config, max_new_tokens=max_new_tokens, chats=chats)
         self.labels = _labels(recipe, config)
-        self._form = FORMS[recipe.task]
+        self.answer_kind = check_task_name(recipe.task)
+        self._form = FORMS[self.answer_kind]
         self._model = model.to(device).eval().requires_grad_(False)
         self._live = open_interpolation(base, self._model, finetuned_only=finetuned_only)
-        self.groups = parameter_groups(self._live.names)
         self._lock = threading.Lock()
-        self._at: SliderAlpha | None = None  # where the model is; None if that is not known
+        self._at: float | None = None  # where the model is; None if that is not known
         self._kept: OrderedDict[tuple[str, str | None], tuple[Outcome, Outcome]] = OrderedDict()
 
     @property
     def notes(self) -> list[str]:
-        """What somebody who looks at the answers should know."""
+        """Remarks for somebody who looks at the answers."""
         names = [decision.name for decision in self._live.report.decisions if decision.action == "finetuned"]
         if not names:
             return []
@@ -106,29 +97,29 @@ class AlphaSlider:
         return [f"M₀ has no head of its own ({shown}): its backbone is read by the head of M_θ."]
 
     def choice(self, index: int) -> str:
-        """The name of a choice: a label, or a token as it is written."""
+        """Return the name of a choice: a label, or a token as it is written."""
         if self.labels is not None:
             return self.labels[index]
         return str(self.tokenizer.decode([index]))
 
-    def predict(self, text: str, alpha: SliderAlpha, text_pair: str | None = None) -> Outcome:
-        """What M_α makes of a text.
+    def predict(self, text: str, alpha: float, text_pair: str | None = None) -> Outcome:
+        """Return the answer of M_α to a text.
 
         Args:
             text: cut to the settings' `max_length`.
-            alpha: a number in [0, 1], or one for each of `groups`.
+            alpha: a number in [0, 1].
             text_pair: a second text, for classifiers of pairs.
 
         Raises:
             TypeError, ValueError: for an α that is none, or a text that cannot be asked.
         """
-        alpha = self._check_alpha(alpha)
+        check_alpha(alpha)
         with self._lock:
             return self._answer(self._ask(text, text_pair), alpha)
 
-    def compare(self, text: str, alpha: SliderAlpha, text_pair: str | None = None) -> Answers:
-        """What M₀, M_α and M_θ make of a text; the answers of M₀ and M_θ are kept for the next α. See `predict`."""
-        alpha = self._check_alpha(alpha)
+    def compare(self, text: str, alpha: float, text_pair: str | None = None) -> Answers:
+        """Return the answers of M₀, M_α and M_θ, and keep those of M₀ and M_θ for the next α. See `predict`."""
+        check_alpha(alpha)
         with self._lock:
             question = self._ask(text, text_pair)
             key = (text, text_pair)
@@ -138,20 +129,8 @@ class AlphaSlider:
             if len(self._kept) > NUM_KEPT:
                 self._kept.popitem(last=False)
             base, finetuned = self._kept[key]
-            interpolated = {0.0: base, 1.0: finetuned}.get(alpha) if isinstance(alpha, float) else None
+            interpolated = {0.0: base, 1.0: finetuned}.get(alpha)
             return Answers(question.places, base, interpolated or self._answer(question, alpha), finetuned)
-
-    def _check_alpha(self, alpha: SliderAlpha) -> SliderAlpha:
-        if not isinstance(alpha, Mapping):
-            check_alpha(alpha)
-            return float(alpha)
-        if alpha.keys() != self.groups.keys():
-            raise ValueError(f"`alpha` must have a number for each of {', '.join(self.groups)}, got {list(alpha)}.")
-        for value in alpha.values():
-            check_alpha(value)
-        values = {name: float(value) for name, value in alpha.items()}
-        first = next(iter(values.values()))
-        return first if set(values.values()) == {first} else values
 
     def _ask(self, text: str, text_pair: str | None) -> Question:
         # a fast tokenizer is set to truncate while it is used, so this too is one thread's at a time
@@ -159,11 +138,11 @@ class AlphaSlider:
         device = self._model.device
         return question._replace(inputs={name: tensor.to(device) for name, tensor in question.inputs.items()})
 
-    def _answer(self, question: Question, alpha: SliderAlpha) -> Outcome:
-        """What M_α says; only under the lock."""
+    def _answer(self, question: Question, alpha: float) -> Outcome:
+        """Return M_α's answer; the caller holds the lock."""
         if alpha != self._at:
             self._at = None
-            self._live.set_alpha(spread_alphas(alpha, self.groups) if isinstance(alpha, Mapping) else alpha)
+            self._live.set_alpha(alpha)
             self._at = alpha
         with torch.inference_mode():
             return self._form.answer(self._model, self.tokenizer, self.settings, question)
@@ -226,7 +205,7 @@ def open_slider(
 
 
 def describe_pair(base: str, finetuned: str | Path, *, task: str | None = None, **fields: Any) -> Recipe:
-    """A recipe for a pair of models of which there is no other.
+    """Return a recipe for a pair of models that has none.
 
     Args:
         base: M₀, a folder or a name on the Hub.
@@ -249,7 +228,7 @@ def describe_pair(base: str, finetuned: str | Path, *, task: str | None = None, 
 
 
 def find_task(folder: Path) -> str:
-    """The task of the model or adapter in a folder.
+    """Return the task of the model or adapter in a folder.
 
     Raises:
         ValueError: if it cannot be told.
@@ -264,24 +243,32 @@ def find_task(folder: Path) -> str:
     task = task_of_class(classes[0]) if classes else None
     if task is None:
         raise ValueError(
-            f"`task` must be given, one of {', '.join(FORMS)}: {folder.name!r} is of the class "
+            f"`task` must be given, one of {', '.join(_known())}: {folder.name!r} is of the class "
             f"{classes[0] if classes else 'that is not named'}, which is none of theirs."
         )
     return task
 
 
-def check_task_name(task: str) -> None:
-    """Refuse a task whose answers cannot be shown.
+def check_task_name(task: str) -> AnswerKind:
+    """Return the kind of answer of a task.
 
     Raises:
-        ValueError: naming the nearest.
+        ValueError: for a task whose answers cannot be shown; the nearest that can is named.
     """
-    if task not in FORMS:
-        raise ValueError(f"`task` must be one of {', '.join(FORMS)}, got {task!r}." + did_you_mean(task, FORMS))
+    kind = TASK_INFOS[task].answer if task in TASK_INFOS else None
+    if kind is None:
+        known = _known()
+        raise ValueError(f"`task` must be one of {', '.join(known)}, got {task!r}." + did_you_mean(task, known))
+    return kind
+
+
+def _known() -> list[str]:
+    """Return the tasks whose answers can be shown."""
+    return [name for name, info in TASK_INFOS.items() if info.answer is not None]
 
 
 def _labels(recipe: Recipe, config: Any) -> list[str] | None:
-    """The names of the labels; `None` where tokens are chosen."""
+    """Return the names of the labels; `None` where tokens are chosen."""
     if not get_task(recipe.task).info.has_labels:
         return None
     known = [str(config.id2label[index]) for index in sorted(config.id2label)]

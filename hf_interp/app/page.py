@@ -1,48 +1,34 @@
-"""The page of the slider, in Gradio: a text, an α, and what M₀, M_α and M_θ make of the text.
+"""The page of the slider, in Gradio: a text, an α, and the answers of M₀, M_α and M_θ to the text.
 
 Nothing of a visitor is kept: α and texts come with every question and go back with its answer. The page speaks with
 nobody but its own server, which listens on this machine alone unless it is asked not to.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from hf_interp.app.answers import AnswerView, CurveView
 from hf_interp.app.examples import Example, Source
-from hf_interp.app.html import Html, Writer
-from hf_interp.app.models import AlphaSlider, Answers, SliderAlpha, open_slider
-from hf_interp.app.predictions import GENERATING, best_choices
-from hf_interp.app.space import load_space
-from hf_interp.app.views import STYLE, alpha_words, answers_html, curve_html, notes_html, problem_html
-from hf_interp.reporting.curve import AlphaCurve
+from hf_interp.app.models import AlphaSlider, open_slider
+from hf_interp.app.predictions import best_choices
+from hf_interp.reporting.card import escape
 
 LOOPBACK = "127.0.0.1"
 MAX_CHARACTERS = 20_000
 """Of a text; longer ones are refused before they are tokenised."""
 NUM_ROWS = 5
 """Choices at each place in what the API gives."""
-
-FORMULA = Html("M<sub>α</sub> = α·M<sub>θ</sub> + (1 − α)·M₀")
-GROUP_NAMES = {
-    "embeddings": "Embeddings",
-    "lower": "Lower third of the layers",
-    "middle": "Middle third of the layers",
-    "upper": "Upper third of the layers",
-    "rest": "The rest: head, pooler, last norm",
-}
-
-PAGE_STYLE = """
+STYLE = """
 .gradio-container { width: 100% !important; max-width: 72rem !important; margin: 0 auto !important; }
 .gradio-container { --body-text-color-subdued: #4d5660; --block-label-text-color: #4d5660;
   --block-title-text-color: #1b1f23; }
 .dark .gradio-container, .gradio-container.dark { --body-text-color-subdued: #aab2ba; --block-label-text-color: #aab2ba;
   --block-title-text-color: #e6e8ea; }
-#alpha input[type="range"]::-webkit-slider-thumb { background: #5b5bd6; }
-#alpha input[type="range"]::-moz-range-thumb { background: #5b5bd6; }
-.hfi-examples td, .hfi-examples th { white-space: normal !important; text-align: left !important; }
+.answer h2 { font-size: 1.2rem !important; overflow-wrap: anywhere; }
+.slider-examples td, .slider-examples th { white-space: normal !important; text-align: left !important; }
 footer { display: none !important; }
 """
+"""Contrasts of at least 4.5 to 1 on the page in both themes, and a width that can be read."""
 
 
 def serve_source(
@@ -58,7 +44,7 @@ def serve_source(
     """Open the models of a source and serve their page until it is interrupted.
 
     Args:
-        source: what the page is about.
+        source: the models, their curve, and texts to try.
         max_new_tokens: the longest answer of a model that generates.
         chats: see `AlphaSlider`.
         device: where the model runs.
@@ -77,23 +63,10 @@ def serve_source(
     launch_page(page, host=host, port=port, share=share)
 
 
-def serve_space(folder: Path) -> None:
-    """Serve the page of a Space; where it listens is the environment's to say, as on the Hub.
-
-    Args:
-        folder: what `hf_interp.app.space.write_space` wrote.
-
-    Raises:
-        ImportError, ValueError, OSError: see `serve_source`.
-    """
-    source, options = load_space(folder)
-    serve_source(source, host=None, **options)
-
-
 def launch_page(
     page: Any, *, host: str | None = LOOPBACK, port: int | None = None, share: bool = False, blocks: bool = True
 ) -> str:
-    """Serve a page; returns its address, at once if it does not block. See `serve_source`."""
+    """Serve a page and return its address, at once if it does not block. See `serve_source`."""
     gradio = import_gradio()
     _, address, shared = page.launch(
         server_name=host,
@@ -102,7 +75,7 @@ def launch_page(
         theme=gradio.themes.Base(
             primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ),
-        css=STYLE + PAGE_STYLE,
+        css=STYLE,
         footer_links=[],
         quiet=True,
         ssr_mode=False,
@@ -118,7 +91,7 @@ def launch_page(
 
 
 def import_gradio() -> Any:
-    """Gradio, told not to report to anybody.
+    """Import Gradio, told not to report to anybody.
 
     Raises:
         ImportError: if it is not installed, saying how to.
@@ -134,171 +107,101 @@ def import_gradio() -> Any:
 
 
 def build_page(slider: AlphaSlider, source: Source) -> Any:
-    """The page as `gradio.Blocks`.
+    """Return the page as `gradio.Blocks`.
 
     Args:
         slider: the models.
-        source: what they are, their curve, and texts to try.
+        source: their names, their curve, and texts to try.
     """
     gradio = import_gradio()
-    answer = _answerer(slider, source.curve)
     start = source.curve.alpha if source.curve is not None and 0 <= source.curve.alpha <= 1 else 0.5
     first = source.examples[0] if source.examples else Example(text="")
+    writes = slider.answer_kind in ("continuation", "text")
     with gradio.Blocks(title=f"α: {source.title}", analytics_enabled=False) as page:
-        gradio.HTML(_heading(slider, source), apply_default_css=False, js_on_load=None)
+        gradio.Markdown(_heading(slider, source))
         with gradio.Row():
             with gradio.Column(scale=5, min_width=280):
-                text = gradio.Textbox(
-                    first.text, label="Text", lines=4, max_lines=12, max_length=MAX_CHARACTERS, elem_id="text"
-                )
-                pair = gradio.Textbox(
-                    first.text_pair,
-                    label="Second text",
-                    lines=2,
-                    max_length=MAX_CHARACTERS,
-                    visible=source.has_pairs,
-                    elem_id="pair",
-                )
-                writes = slider.recipe.task in GENERATING
+                text = _textbox(gradio, first.text, "Text", "text", lines=4)
+                pair = _textbox(gradio, first.text_pair, "Second text", "pair", visible=source.has_pairs)
                 button = gradio.Button("Ask", variant="primary", visible=writes, elem_id="ask")
-                alpha = gradio.Slider(
-                    0,
-                    1,
-                    start,
-                    step=0.01,
-                    label="α, from M₀ at 0 to M_θ at 1",
-                    elem_id="alpha",
-                )
-                by_group, groups = _group_sliders(gradio, slider, source.curve, start)
-            with gradio.Column(scale=6, min_width=280):
-                shown = gradio.HTML(label="Answers", apply_default_css=False, js_on_load=None, elem_id="answers")
-        with gradio.Row():
-            if source.curve is not None:
-                with gradio.Column(scale=5, min_width=280):
-                    curve = gradio.HTML(apply_default_css=False, js_on_load=None, elem_id="curve")
-            else:
-                curve = gradio.HTML(visible=False)
-            with gradio.Column(scale=6, min_width=280):
-                tables = _example_tables(gradio, source)
-        inputs, outputs = [text, pair, alpha, by_group, *groups], [shown, curve]
-        options: dict[str, Any] = {
-            "fn": answer,
-            "inputs": inputs,
-            "outputs": outputs,
+                alpha = gradio.Slider(0, 1, start, step=0.01, label="α, from M₀ at 0 to M_θ at 1", elem_id="alpha")
+                curve = CurveView(gradio, source.curve)
+            with gradio.Column(scale=6, min_width=280, elem_id="answers"):
+                message = gradio.Markdown(visible=False, elem_id="message")
+                answers = AnswerView(gradio, slider)
+        ask = {
+            "fn": _answerer(gradio, slider, answers, curve),
+            "inputs": [text, pair, alpha],
+            "outputs": [message, *answers.components, *curve.components],
             "show_progress": "hidden",
-            "concurrency_limit": 4,
             "api_visibility": "private",
         }
-        moves = [alpha.change, by_group.change, *(group.change for group in groups)]
+        _put_examples(gradio, source, text, pair, ask if writes else None)
         typed = [text.submit, text.blur, pair.blur, button.click] if writes else [text.change, pair.change]
-        gradio.on([*moves, *typed], trigger_mode="always_last", **options)
-        page.load(**options)
-        for table, examples in tables:
-            _fill_in(table, examples, text, pair, options if writes else None)
+        gradio.on([alpha.change, *typed], trigger_mode="always_last", concurrency_limit=4, **ask)
+        page.load(concurrency_limit=4, **ask)
         gradio.api(_api(slider), api_name="predict", concurrency_limit=4)
     return page
 
 
 def _heading(slider: AlphaSlider, source: Source) -> str:
-    write = Writer()
-    return write.tag(
-        "div",
-        write.tag("h1", "The α slider", style="font-size: 1.5rem; font-weight: 700; margin: 0"),
-        write.tag("p", f"{source.title} · {slider.recipe.task} · ", FORMULA, style="margin: .2rem 0"),
-        notes_html(slider.notes),
-        class_="hfi",
-    )
+    """Return the title, the formula and the remarks on the models as Markdown."""
+    lines = [
+        "# The α slider",
+        f"{escape(source.title)} · {slider.recipe.task} · M<sub>α</sub> = α·M<sub>θ</sub> + (1 − α)·M₀",
+        *map(escape, slider.notes),
+    ]
+    return "\n\n".join(lines)
 
 
-def _group_sliders(gradio: Any, slider: AlphaSlider, curve: AlphaCurve | None, start: float) -> tuple[Any, list[Any]]:
-    """A switch, and a slider for every group of weights; those that the search has found, where it has."""
-    with gradio.Accordion("An α for each group of weights", open=False, elem_id="groups"):
-        by_group = gradio.Checkbox(False, label="Use these in place of the one α", elem_id="by_group")
-        sliders = [
-            gradio.Slider(
-                0,
-                1,
-                min(max(start, 0.0), 1.0),
-                step=0.01,
-                label=f"{GROUP_NAMES[group]} ({len(names)} tensors)",
-                elem_id=f"group_{group}",
-            )
-            for group, names in slider.groups.items()
-        ]
-    return by_group, sliders
+def _textbox(gradio: Any, value: str, label: str, name: str, lines: int = 2, visible: bool = True) -> Any:
+    """Return a box to write a text into."""
+    size = {"lines": lines, "max_lines": 3 * lines, "max_length": MAX_CHARACTERS}
+    return gradio.Textbox(value, label=label, visible=visible, elem_id=name, **size)
 
 
-def _example_tables(gradio: Any, source: Source) -> list[tuple[Any, list[Example]]]:
-    """Tables of examples by side."""
+def _put_examples(gradio: Any, source: Source, text: Any, pair: Any, ask: dict[str, Any] | None) -> None:
+    """Put tables of examples by side; a click takes one over and, where a changed text does not do so, asks."""
     titles = {"general": "Examples: general side", "domain": "Examples: domain side", "": "Examples"}
-    found = []
+    label = gradio.Textbox(label="In the data", visible=False)
+    inputs = [text, *([pair] if source.has_pairs else []), label]
     for side, title in titles.items():
-        examples = [example for example in source.examples if example.side == side]
-        if not examples:
-            continue
-        columns = ["Text", "Second text"][: 1 + source.has_pairs]
-        has_labels = any(example.label for example in examples)
         rows = [
-            [example.text, example.text_pair][: 1 + source.has_pairs] + [example.label] * has_labels
-            for example in examples
+            [example.text, *([example.text_pair] if source.has_pairs else []), example.label]
+            for example in source.examples
+            if example.side == side
         ]
-        columns += ["In the data"] * has_labels
-        table = gradio.Dataset(
-            components=[gradio.Textbox(visible=False) for _ in columns],
-            samples=rows,
-            headers=columns,
-            label=title,
-            layout="table",
-            type="index",
-            elem_classes="hfi-examples",
+        if not any(row[-1] for row in rows):  # without labels their column is left out
+            rows = [row[:-1] for row in rows]
+        if not rows:
+            continue
+        table = gradio.Examples(
+            rows, inputs[: len(rows[0])], label=title, cache_examples=False, api_visibility="private"
         )
-        found.append((table, examples))
-    return found
+        table.dataset.elem_classes = ["slider-examples"]
+        if ask is not None:
+            table.load_input_event.then(**ask)
 
 
-def _fill_in(table: Any, examples: Sequence[Example], text: Any, pair: Any, asks: Mapping[str, Any] | None) -> None:
-    """Let a click on an example put it in and, where a changed text does not do so by itself, ask."""
+def _answerer(gradio: Any, slider: AlphaSlider, answers: AnswerView, curve: CurveView) -> Any:
+    """Return the function behind the page, from what stands in it to the updates of what it shows."""
 
-    def take(index: int) -> tuple[str, str]:
-        return examples[index].text, examples[index].text_pair
-
-    chosen = table.click(take, table, [text, pair], show_progress="hidden", api_visibility="private")
-    if asks is not None:
-        chosen.then(**asks)
-
-
-def _answerer(slider: AlphaSlider, curve: AlphaCurve | None) -> Any:
-    """The function behind the page: what stands in it → the two parts of it that change."""
-    names = list(slider.groups)
-
-    def answer(text: str, pair: str, alpha: float, by_group: bool, *groups: float) -> tuple[str, str]:
-        at: SliderAlpha = dict(zip(names, groups, strict=True)) if by_group else alpha
-        drawn = "" if curve is None else curve_html(curve, None if by_group else alpha)
+    def answer(text: str, pair: str, alpha: float) -> list[Any]:
         try:
-            return _show(slider, slider.compare(_checked(text), at, _checked(pair) or None), at), drawn
+            found = slider.compare(_checked(text), alpha, _checked(pair) or None)
+            shown, message = answers.show(found, alpha), answers.remark(found)
         except (TypeError, ValueError) as error:
-            return problem_html(str(error)), drawn
+            shown, message = answers.clear(), str(error)
+        return [gradio.update(value=escape(message), visible=bool(message)), *shown, *curve.show(alpha)]
 
     return answer
 
 
-def _show(slider: AlphaSlider, answers: Answers, alpha: SliderAlpha) -> str:
-    return answers_html(
-        answers.places,
-        answers[1:],
-        slider.choice,
-        alpha=alpha_words(alpha),
-        has_labels=slider.labels is not None,
-        is_number=slider.settings.problem_type == "regression",
-        is_tagged=slider.recipe.task == "token-classification",
-    )
-
-
 def _api(slider: AlphaSlider) -> Any:
-    """What programs ask: `gradio_client.Client(address).predict(text, alpha, api_name="/predict")`."""
+    """Return the function that programs call with `Client(address).predict(text, alpha, api_name="/predict")`."""
 
     def predict(text: str, alpha: float, text_pair: str = "") -> dict[str, Any]:
-        """What M₀, M_α and M_θ make of a text."""
+        """Return the answers of M₀, M_α and M_θ to a text."""
         try:
             answers = slider.compare(_checked(text), alpha, _checked(text_pair) or None)
         except (TypeError, ValueError) as error:
@@ -319,7 +222,7 @@ def _api(slider: AlphaSlider) -> Any:
 
 
 def _checked(text: Any) -> str:
-    """A text of a length that can be read.
+    """Return a text of a length that can be read.
 
     Raises:
         ValueError: if it is longer.

@@ -1,4 +1,4 @@
-"""What a model of a task makes of a text: the text as its inputs, and its outputs as probabilities or a text."""
+"""Answers of a model to a text: the text as its inputs, and its outputs as probabilities or a text."""
 
 import math
 import re
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_interp.tasks.recipe import Recipe
-from hf_interp.utils.task_info import MASK
+from hf_interp.utils.task_info import MASK, TASK_INFOS, AnswerKind
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -25,13 +25,13 @@ _SPLIT = re.compile(r"\s[.,;:!?](\s|$)")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How texts are read and answered.
+    """Settings by which texts are read and answered.
 
     Args:
         max_length: texts are cut to so many tokens; prompts lose their beginning, other texts their end.
         max_new_tokens: the longest answer of a model that generates.
         source_prefix: put before every input of sequence to sequence, such as "summarize: ".
-        problem_type: of sequence classification, see `hf_interp.tasks.PROBLEM_TYPES`.
+        problem_type: of sequence classification, see `hf_interp.tasks.task.PROBLEM_TYPES`.
         chats: whether a prompt is a turn of a dialogue, put into the tokenizer's chat template.
     """
 
@@ -43,23 +43,23 @@ class Settings:
 
 
 class Question(NamedTuple):
-    """A text as a model takes it."""
+    """Inputs of a model, made of a text."""
 
     inputs: dict[str, torch.Tensor]
     """A batch of one."""
     places: list[str]
-    """What is decided on: words, masks, the text as a whole; their names."""
+    """Names of what is decided on: words, masks, or "" for the text as a whole."""
     positions: list[int]
     """Where the answers of a model that answers at every token stand; one for each place."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """What one model makes of one text.
+    """Answer of one model to one text.
 
     Args:
         probabilities: shape (places, choices): of labels, of tags, of tokens; of a regression the one number.
-        text: what the model has written, if it generates.
+        text: the text that the model has written, if it generates.
     """
 
     probabilities: Probabilities
@@ -67,14 +67,14 @@ class Outcome:
 
 
 class Form(NamedTuple):
-    """How a task is asked and answered."""
+    """Two steps to an answer: a text becomes a question, and the question an outcome."""
 
     ask: Callable[[PreTrainedTokenizerBase, Settings, str, str | None], Question]
     answer: Callable[[Any, PreTrainedTokenizerBase, Settings, Question], Outcome]
 
 
 def split_words(text: str) -> list[str]:
-    """Words and marks of punctuation, as corpora of tagged words have them; Chinese and Japanese signs one by one.
+    """Split a text into words and punctuation, as corpora of tagged words have them; Chinese signs one by one.
 
     A text with white space before its marks has been split already.
 
@@ -87,10 +87,10 @@ def split_words(text: str) -> list[str]:
 
 
 def check_text(text: Any) -> str:
-    """A text that can be asked.
+    """Return a text that can be asked.
 
     Raises:
-        ValueError: if it is none, or blank.
+        ValueError: if it is no text, or blank.
     """
     if not isinstance(text, str) or not text.strip():
         raise ValueError("The text must not be empty. Write one, or choose an example.")
@@ -110,7 +110,7 @@ def settings_of(
     max_new_tokens: int = 32,
     chats: bool | None = None,
 ) -> Settings:
-    """The settings that a recipe, a tokenizer and a model's configuration come to.
+    """Derive the settings from a recipe, a tokenizer and a model's configuration.
 
     Args:
         recipe: of which task the model is, and what it was trained on.
@@ -121,7 +121,8 @@ def settings_of(
     """
     known = [getattr(model_config, name, None) for name in ("max_position_embeddings", "n_positions")]
     longest = min([tokenizer.model_max_length, *(length for length in known if isinstance(length, int))])
-    if recipe.task == "causal-lm":  # the answer has to fit behind the prompt
+    continues = TASK_INFOS[recipe.task].answer == "continuation"
+    if continues:  # the answer has to fit behind the prompt
         longest -= max_new_tokens
     corpora = recipe.corpora.values()
     if chats is None:
@@ -131,7 +132,7 @@ def settings_of(
         max_new_tokens=max_new_tokens,
         source_prefix=recipe.source_prefix,
         problem_type=_problem_type(recipe, model_config),
-        chats=chats and recipe.task == "causal-lm",
+        chats=chats and continues,
     )
 
 
@@ -215,7 +216,7 @@ def _write(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, q
 
 
 def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, question: Question) -> torch.Tensor:
-    """The tokens that are the likeliest one by one, the same at every call."""
+    """Return the tokens that are the likeliest one by one, the same at every call."""
     found: torch.Tensor = model.generate(
         **question.inputs,
         max_new_tokens=settings.max_new_tokens,
@@ -230,23 +231,18 @@ def _array(tensor: torch.Tensor) -> Probabilities:
     return tensor.cpu().numpy().astype(np.float32)
 
 
-FORMS: dict[str, Form] = {
-    "sequence-classification": Form(_ask_whole, _classify),
-    "token-classification": Form(_ask_words, _fill),
-    "masked-lm": Form(_ask_masks, _fill),
-    "causal-lm": Form(_ask_prompt, _continue),
-    "translation": Form(_ask_source, _write),
-    "summarization": Form(_ask_source, _write),
-    "seq2seq": Form(_ask_source, _write),
+FORMS: dict[AnswerKind, Form] = {
+    "label": Form(_ask_whole, _classify),
+    "tags": Form(_ask_words, _fill),
+    "masks": Form(_ask_masks, _fill),
+    "continuation": Form(_ask_prompt, _continue),
+    "text": Form(_ask_source, _write),
 }
-"""By the names of `hf_interp.tasks.TASKS`."""
-
-GENERATING = tuple(name for name, form in FORMS.items() if form.answer in (_continue, _write))
-"""Tasks whose models write, which takes longer than one pass."""
+"""By the kind of answer of a task."""
 
 
 def best_choices(outcomes: Sequence[Outcome], place: int, most: int) -> list[int]:
-    """The choices that any of the models finds likeliest at a place, the likeliest first.
+    """Return the choices that any of the models finds likeliest at a place, the likeliest first.
 
     >>> first = Outcome(probabilities=np.array([[0.7, 0.2, 0.1]], np.float32))
     >>> second = Outcome(probabilities=np.array([[0.1, 0.3, 0.6]], np.float32))

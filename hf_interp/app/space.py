@@ -1,33 +1,22 @@
-"""The page of the slider as a folder for a Space on the Hugging Face Hub, and back from such a folder."""
+"""The page of the slider as a folder for a Space on the Hugging Face Hub."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hf_interp.app.examples import Example, Source, read_examples
+from hf_interp.app.examples import Source
 from hf_interp.reporting.card import is_hub_id
-from hf_interp.reporting.curve import AlphaCurve, load_curve
-from hf_interp.reporting.hub import model_files, stage_model
-from hf_interp.tasks.recipe import Recipe
-from hf_interp.utils.files import new_folder, read_json, write_json
+from hf_interp.utils.files import new_folder, write_json
 from hf_interp.utils.redaction import without_local_paths
-from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, CURVE_NAME
-from hf_interp.utils.task_info import TASK_INFOS
+from hf_interp.utils.run_folder import CURVE_NAME
 from hf_interp.weights.model_folder import check_output
 
-SETTINGS_NAME, EXAMPLES_NAME = "slider.json", "examples.jsonl"
-MAX_BYTES = 10**9
-"""Of the models that are copied into a Space; larger ones belong into a repository of their own."""
-BASE, FINETUNED = "base", "finetuned"
-"""Folders of models that are copied."""
-
-FIELDS = ("task", "label_names", "problem_type", "max_length", "source_prefix", "source_lang", "target_lang")
-"""Of the recipe, what the page goes by."""
-PACKAGES = ("gradio", "torch", "transformers", "tokenizers", "safetensors", "numpy")
-"""What is pinned beside hf_interp, which brings the rest."""
+EXAMPLES_NAME = "examples.jsonl"
+FIELDS = ("label_names", "problem_type", "max_length", "source_prefix", "source_lang", "target_lang", "model_revision")
+PACKAGES = ("gradio", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
+"""Packages that are pinned beside hf_interp, which brings the rest."""
 
 APP = '''"""The α slider, written by `hf-interp app --space`."""
 
@@ -36,157 +25,101 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait are slow on a busy machine
 
-from hf_interp.app.page import serve_space  # noqa: E402
+from hf_interp.app.examples import find_source  # noqa: E402
+from hf_interp.app.page import serve_source  # noqa: E402
 
-serve_space(Path(__file__).parent)
+os.chdir(Path(__file__).parent)
+source = find_source({source})
+serve_source(source, host=None, {options})
 '''
+README = """A slider for the α of M_α = α·M_θ + (1 − α)·M₀: the pretrained model M₀, the fine-tuned model M_θ and every
+model between them answer a text side by side. `app.py` says which models.
+"""
 
 
 def write_space(
     source: Source, output_dir: str | Path, *, max_new_tokens: int = 32, chats: bool | None = None
 ) -> list[str]:
-    """Write the folder of a Space: app.py, requirements.txt, README.md, the page's settings, and its curve.
+    """Write app.py, requirements.txt and README.md, the run's curve, and examples that are not of its data.
 
-    Models are named where they are names on the Hub, and copied where they are folders; of folders that is the
-    safetensors, the configuration and the tokenizer. Paths of this machine are reduced to their last part. Texts of a
-    run's data stay here, since a Space may be public. After an error there is no new folder.
+    A Space may be public: paths of this machine are reduced to their last part, and texts of a run's data stay here.
+    After an error there is no new folder.
 
     Args:
-        source: what the page is about.
+        source: the models, which must be on the Hub, their curve, and texts to try.
         output_dir: a new or empty folder.
         max_new_tokens: the longest answer of a model that generates.
         chats: see `AlphaSlider`.
 
     Returns:
-        Notes on what was done.
+        Notes on what was left out.
 
     Raises:
-        ValueError: for an output that is taken, or models that are neither names on the Hub nor folders with
-            safetensors of at most 1 GB together.
+        ValueError: for an output that is taken, or models that are not names on the Hub.
     """
-    names = {BASE: source.recipe.model_name_or_path, FINETUNED: source.finetuned}
-    folders = {part: Path(name).resolve() for part, name in names.items() if Path(name).is_dir()}
-    output = Path(output_dir).resolve()
-    check_output(output, list(folders.values()))
-    for part, name in names.items():
-        if part not in folders and not is_hub_id(name):
-            raise ValueError(f"`{part}` must be a folder or the name of a model on the Hub, got {name!r}.")
-    _check_weights(folders)
-    is_adapter = (folders[FINETUNED] / ADAPTER_CONFIG_NAME).is_file() if FINETUNED in folders else True
-    notes = [f"{part}: copied from the folder {folder.name!r}" for part, folder in folders.items()]
-    with new_folder(output) as folder:
-        for part, place in folders.items():
-            stage_model(place, folder / part)
-            for code in (folder / part).rglob("*.py"):  # none is ever run
-                code.unlink()
-        settings = {
-            **{part: part if part in folders else name for part, name in names.items()},
-            "revision": "main" if BASE in folders else source.recipe.model_revision,
-            **{name: getattr(source.recipe, name) for name in FIELDS},
-            "max_new_tokens": max_new_tokens,
-            "chats": _chats(source.recipe) if chats is None else chats,
-            "has_pairs": source.has_pairs,
-            "title": source.title,
-        }
-        write_json(folder / SETTINGS_NAME, settings, indent=2)
-        if source.curve is not None:
-            write_json(folder / CURVE_NAME, without_local_paths(asdict(source.curve)), indent=2)
-        if source.examples_are_data:
-            notes.append("examples: those of the run's data were left out; name a file to have some (--examples)")
-        else:
-            lines = [json.dumps(asdict(example), ensure_ascii=False) for example in source.examples]
-            (folder / EXAMPLES_NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        (folder / "app.py").write_text(APP, encoding="utf-8")
-        (folder / "requirements.txt").write_text(_requirements(is_adapter), encoding="utf-8")
-        (folder / "README.md").write_text(_readme(source, names, folders), encoding="utf-8")
-    return notes
-
-
-def load_space(folder: Path) -> tuple[Source, dict[str, Any]]:
-    """What a Space's page is about, and further arguments of `app.serve_source`.
-
-    Raises:
-        ValueError: if the folder holds no settings.
-    """
-    settings = read_json(folder / SETTINGS_NAME)
-    if not isinstance(settings, dict):
-        raise ValueError(f"{folder.name!r} must be a folder that `hf-interp app --space` wrote: no {SETTINGS_NAME}.")
-    base, finetuned = (
-        str(folder / settings[part]) if (folder / settings[part]).is_dir() else settings[part]
-        for part in (BASE, FINETUNED)
-    )
-    fields = {name: settings[name] for name in FIELDS}
-    recipe = Recipe(model_name_or_path=base, corpora={}, model_revision=settings["revision"], **fields)
-    curve: AlphaCurve | None = load_curve(folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None
-    path = folder / EXAMPLES_NAME
-    source = Source(
-        recipe=recipe,
-        finetuned=finetuned,
-        title=settings["title"],
-        curve=curve,
-        examples=read_examples(path)
-        if path.is_file()
-        else [Example(text=text) for text in TASK_INFOS[recipe.task].examples],
-        has_pairs=settings["has_pairs"],
-    )
-    return source, {name: settings[name] for name in ("max_new_tokens", "chats")}
-
-
-def _chats(recipe: Recipe) -> bool | None:
-    """Whether a run's corpora are dialogues; `None` of a pair of models, whose tokenizer tells."""
-    return any(corpus.messages_column for corpus in recipe.corpora.values()) if recipe.corpora else None
-
-
-def _check_weights(folders: Mapping[str, Path]) -> None:
-    """Refuse folders that cannot be copied, before anything is."""
-    total = 0
-    for part, folder in folders.items():
-        files = model_files(folder)
-        if not any(path.suffix == ".safetensors" for path in files):
+    models = {"base": source.recipe.model_name_or_path, "finetuned": source.finetuned}
+    for part, name in models.items():
+        if Path(name).is_dir() or not is_hub_id(name):
             raise ValueError(
-                f"`{part}` must hold safetensors to be copied into a Space, and {str(folder)!r} has none. Load it and "
-                "`save_pretrained` it, or push it to the Hub and give its name."
+                f"`{part}` must be the name of a model on the Hub, got {name!r}. Push it (`hf-interp push`) and give "
+                f"its name (--{part})."
             )
-        total += sum(path.stat().st_size for path in files)
-    if total > MAX_BYTES:
-        raise ValueError(
-            f"The models to be copied into the Space must have at most {MAX_BYTES / 1e9:g} GB, got {total / 1e9:.2f} "
-            "GB. Push them to the Hub (`hf-interp push`) and give their names (--base, --finetuned)."
+    output = Path(output_dir).resolve()
+    check_output(output, [])
+    corpora = source.recipe.corpora.values()
+    if chats is None and corpora:  # without a run the tokenizer tells
+        chats = any(corpus.messages_column for corpus in corpora)
+    with new_folder(output) as folder:
+        fields = {name: getattr(source.recipe, name) for name in ("task", *FIELDS)}
+        page = {"title": source.title, "has_pairs": source.has_pairs, **_write_data(source, folder)}
+        app = APP.format(
+            source=_keywords({**models, **fields, **page}),
+            options=_keywords({"max_new_tokens": max_new_tokens, "chats": chats}),
         )
+        (folder / "app.py").write_text(app, encoding="utf-8")
+        (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(source.title, list(models.values())), encoding="utf-8")
+    left_out = "examples: those of the run's data were left out; name a file to have some (--examples)"
+    return [left_out] if source.examples_are_data else []
 
 
-def _requirements(is_adapter: bool) -> str:
-    packages = [*PACKAGES, *(["peft"] if is_adapter else [])]
-    pins = [f"hf_interp[app]=={_version('hf_interp')}", *(f"{name}=={_version(name)}" for name in packages)]
-    return "".join(f"{pin}\n" for pin in pins)
+def _write_data(source: Source, folder: Path) -> dict[str, str]:
+    """Write the curve and the examples; return the arguments that name their files."""
+    found = {}
+    if source.curve is not None:
+        found["curve"] = CURVE_NAME
+        write_json(folder / CURVE_NAME, without_local_paths(asdict(source.curve)), indent=2)
+    if source.examples and not source.examples_are_data:
+        found["examples"] = EXAMPLES_NAME
+        lines = [json.dumps(asdict(example), ensure_ascii=False) for example in source.examples]
+        (folder / EXAMPLES_NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return found
 
 
-def _version(package: str) -> str:
-    """The version in use, without what names a build (2.13.0+cpu)."""
-    return metadata.version(package).partition("+")[0]
+def _keywords(arguments: dict[str, Any]) -> str:
+    """Return arguments as Python writes them."""
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
-def _readme(source: Source, names: Mapping[str, str], folders: Mapping[str, Path]) -> str:
+def _requirements() -> str:
+    """Return the versions in use, without what names a build (2.13.0+cpu)."""
+    pins = {"hf_interp[app]": metadata.version("hf_interp")} | {name: metadata.version(name) for name in PACKAGES}
+    return "".join(f"{name}=={version.partition('+')[0]}\n" for name, version in pins.items())
+
+
+def _readme(title: str, models: list[str]) -> str:
+    """Return the settings of the Space, and a line on what it shows."""
     from huggingface_hub import SpaceCardData
 
-    models = list(dict.fromkeys(name for part, name in names.items() if part not in folders))
     data = SpaceCardData(
-        title=f"α slider: {source.title}",
+        title=f"α slider: {title}",
         emoji="🎚️",
         colorFrom="blue",
         colorTo="red",
         sdk="gradio",
-        sdk_version=_version("gradio"),
+        sdk_version=metadata.version("gradio"),
         app_file="app.py",
         pinned=False,
-        models=models or None,
+        models=models,
     )
-    return f"""---
-{data.to_yaml()}
----
-
-A slider for the α of M_α = α·M_θ + (1 − α)·M₀: what the pretrained model M₀, the fine-tuned model M_θ and every model
-between them make of a text.
-
-The page is `hf_interp.app`; `{SETTINGS_NAME}` says of what.
-"""
+    return f"---\n{data.to_yaml()}\n---\n\n{README}"

@@ -15,7 +15,7 @@ from architectures import make_model, make_tokenizer
 from tokenizers import normalizers, processors
 
 from hf_interp.app.models import NUM_KEPT, AlphaSlider, describe_pair, find_task, open_slider
-from hf_interp.app.predictions import GENERATING, Outcome, best_choices, settings_of, split_words
+from hf_interp.app.predictions import Outcome, best_choices, settings_of, split_words
 from hf_interp.tasks.task import TASKS
 from hf_interp.utils.task_info import MASK, TASK_INFOS
 from hf_interp.weights.merge import interpolate_checkpoints
@@ -91,7 +91,7 @@ def expected(folder: str, task: str, slider: AlphaSlider) -> Outcome:
         ids = {name: tensor[:, :-1] for name, tensor in ids.items()}  # without the end of the text
     ids.pop("token_type_ids", None)
     text = None
-    if task in GENERATING:
+    if TASK_INFOS[task].is_generative:
         written = model.generate(**ids, max_new_tokens=32, do_sample=False, pad_token_id=0)[0]
         begin = ids["input_ids"].shape[1] if task == "causal-lm" else 0
         text = tokenizer.decode(written[begin:], skip_special_tokens=True)
@@ -135,20 +135,6 @@ def test_between_the_ends_it_is_the_merged_model(
     assert not same(found, slider.predict(text_of(task), 0.0))
 
 
-def test_groups_of_weights_have_their_own_alpha(pair: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
-    task = "sequence-classification"
-    slider = opened(pair(task))
-    assert list(slider.groups) == ["embeddings", "lower", "middle", "upper", "rest"]
-    alphas = {"embeddings": 0.0, "lower": 0.25, "middle": 0.5, "upper": 1.0, "rest": 0.75}
-    by_name = {name: alphas[group] for group, names in slider.groups.items() for name in names}
-    interpolate_checkpoints(*pair(task), tmp_path / "merged", by_name)
-    found = slider.predict(TEXT, alphas)
-    wanted = expected(str(tmp_path / "merged"), task, slider)
-    np.testing.assert_allclose(found.probabilities, wanted.probabilities, rtol=1e-5)
-    assert same(slider.predict(TEXT, dict.fromkeys(slider.groups, 0.25)), slider.predict(TEXT, 0.25))
-    assert same(slider.predict(TEXT, dict.fromkeys(slider.groups, 1)), slider.compare(TEXT, 0.5).finetuned)
-
-
 def test_m0_without_a_head_is_read_by_that_of_m_theta(pair: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
     model = make_model("bert", "SEQ_CLS").base_model
     base = save(model, tmp_path / "headless")
@@ -159,7 +145,6 @@ def test_m0_without_a_head_is_read_by_that_of_m_theta(pair: Callable[[str], tupl
         == ["M₀ has no head of its own (classifier.bias, classifier.weight): its backbone is read by the head of M_θ."]
         or "no head of its own (classifier.weight, classifier.bias)" in slider.notes[0]
     )
-    assert "classifier.weight" not in slider.groups["rest"]
     by_hand = transformers.AutoModelForSequenceClassification.from_pretrained(finetuned).eval()
     by_hand.bert.load_state_dict(transformers.AutoModel.from_pretrained(base).state_dict())
     with torch.no_grad():
@@ -203,8 +188,7 @@ def test_adapters_are_moved_as_a_merge_moves_them(
         wanted = merged(**ids).logits.softmax(-1).numpy()
     np.testing.assert_allclose(answers.interpolated.probabilities, wanted, rtol=1e-5)
     assert abs(last - first).max() > 0.01
-    half = dict.fromkeys(slider.groups, 0.5)
-    np.testing.assert_array_equal(slider.predict(TEXT, half).probabilities, answers.interpolated.probabilities)
+    np.testing.assert_array_equal(slider.predict(TEXT, 0.5).probabilities, answers.interpolated.probabilities)
 
 
 # Threads
@@ -347,7 +331,6 @@ def test_every_task_can_be_shown_and_has_texts() -> None:
         (-0.01, r"`alpha` must lie in \[0, 1\], got -0.01"),
         (float("nan"), "`alpha` must be finite, got nan"),
         ("0.5", "`alpha` must be a number, got '0.5'"),
-        ({"embeddings": 0.5}, "`alpha` must have a number for each of embeddings, lower, middle, upper, rest"),
     ],
 )
 def test_what_is_no_alpha_is_refused(alpha: Any, message: str, pair: Callable[[str], tuple[str, str]]) -> None:

@@ -23,10 +23,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
+from hf_interp.app.answers import AnswerView
 from hf_interp.app.examples import find_source
 from hf_interp.app.models import open_slider
-from hf_interp.app.page import build_page, launch_page
-from hf_interp.app.views import answers_html
+from hf_interp.app.page import build_page, import_gradio, launch_page
 from hf_interp.utils.console import format_table
 from hf_interp.utils.environment import describe_machine
 
@@ -86,11 +86,14 @@ def main() -> None:
         rows.append(row("weights set to another α", [timed(lambda at=at: live.set_alpha(at)) for at in alphas]))  # type: ignore[misc]
         slider._at = None
         moves, drawn = [], []
+        gradio = import_gradio()
+        with gradio.Blocks():
+            view = AnswerView(gradio, slider)
         for text in texts:
             for alpha in alphas:
                 moves.append(timed(lambda text=text, alpha=alpha: slider.compare(text, alpha)))  # type: ignore[misc]
                 found = slider.compare(text, alpha)
-                drawn.append(timed(lambda found=found: answers_html([""], found[1:], slider.choice, alpha="")))  # type: ignore[misc]
+                drawn.append(timed(lambda found=found, alpha=alpha: view.show(found, alpha)))  # type: ignore[misc]
         rows.append(row("a move: weights and answer", moves))
         rows.append(row("drawing the answer", drawn))
         rows.append(row("a move by request", requests(slider, source, texts, alphas)))
