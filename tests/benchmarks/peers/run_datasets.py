@@ -6,40 +6,15 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import shared
 import torch
 from datasets.distributed import split_dataset_by_node
-from shared import (
-    BATCH_SIZE,
-    LENGTH,
-    RANK,
-    RANKS,
-    RUN_THROUGH,
-    SIDES,
-    VIRTUAL,
-    Answer,
-    Task,
-    as_list,
-    digest,
-    load_state,
-    rate,
-    read_arrow,
-    resumed,
-    run,
-    save_state,
-    started,
-    write_arrow,
-)
 from torch.utils.data import DataLoader, DistributedSampler
 
 MAP = "interleave_datasets, map-style"
 STREAM = "interleave_datasets, iterable, in order"
 BUFFER = "interleave_datasets, iterable, buffer 1,000"
 MIX: dict[str, Any] = {"probabilities": [0.5, 0.5], "seed": 0, "stopping_strategy": "all_exhausted"}
-
-
-def write(task: Task) -> Answer:
-    write_arrow(task["folder"])
-    return {}
 
 
 def mixture(variant: str, parts: dict[str, Any]) -> Any:
@@ -51,13 +26,15 @@ def mixture(variant: str, parts: dict[str, Any]) -> Any:
 
 
 def loader(dataset: Any, workers: int = 0, shuffle: bool = False) -> DataLoader[Any]:
-    return DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers, collate_fn=as_list, shuffle=shuffle)
+    return DataLoader(
+        dataset, batch_size=shared.BATCH_SIZE, num_workers=workers, collate_fn=shared.as_list, shuffle=shuffle
+    )
 
 
-def measure_rate(task: Task) -> Answer:
+def measure_rate(task: shared.Task) -> shared.Answer:
     variant = task["variant"]
-    parts = read_arrow(task["folder"])
-    return rate(loader(mixture(variant, parts), task["workers"], shuffle=variant == MAP), task["examples"])
+    parts = shared.read_arrow(task["folder"])
+    return shared.rate(loader(mixture(variant, parts), task["workers"], shuffle=variant == MAP), task["examples"])
 
 
 def epoch_of(dataset: Any, position: int) -> Any:
@@ -66,26 +43,26 @@ def epoch_of(dataset: Any, position: int) -> Any:
     return dataset.shuffle(seed=epoch).select(range(done, len(dataset)))
 
 
-def state(task: Task) -> Answer:
-    parts, consumed = read_arrow(task["folder"]), task["consumed"]
+def state(task: shared.Task) -> shared.Answer:
+    parts, consumed = shared.read_arrow(task["folder"]), task["consumed"]
     if task["variant"] == MAP:
-        save_state(task, consumed)
+        shared.save_state(task, consumed)
         return {"how": "no state: shuffle(seed=epoch), select the rest"}
     dataset = mixture(task["variant"], parts)
     one_pass = sum(1 for _ in dataset.select_columns("labels"))
     dataset = dataset.repeat(None)
     passes, rest = divmod(consumed, one_pass)
-    skip = consumed if consumed <= RUN_THROUGH else rest
+    skip = consumed if consumed <= shared.RUN_THROUGH else rest
     examples = iter(dataset)
     for _ in itertools.islice(examples, skip):
         pass
     saved = dataset.state_dict()
     if skip == consumed:
-        save_state(task, saved)
-        return {"how": "run through", "digest": digest(itertools.islice(examples, BATCH_SIZE))}
+        shared.save_state(task, saved)
+        return {"how": "run through", "digest": shared.digest(itertools.islice(examples, shared.BATCH_SIZE))}
     counts = find_key(saved, "repeat_index")
     counts["repeat_index"] = passes
-    save_state(task, saved)
+    shared.save_state(task, saved)
     return {"how": "run through the last pass, number of passes set in the state by hand"}
 
 
@@ -102,8 +79,8 @@ def find_key(tree: Any, key: str) -> dict[str, Any]:
     raise KeyError(key)
 
 
-def resume(task: Task) -> Answer:
-    parts, saved, variant = read_arrow(task["folder"]), load_state(task), task["variant"]
+def resume(task: shared.Task) -> shared.Answer:
+    parts, saved, variant = shared.read_arrow(task["folder"]), shared.load_state(task), task["variant"]
 
     def build() -> Any:
         return mixture(variant, parts) if variant == MAP else mixture(variant, parts).repeat(None)
@@ -114,46 +91,46 @@ def resume(task: Task) -> Answer:
         dataset.load_state_dict(saved)
         return iter(loader(dataset))
 
-    return resumed(build, go_on)
+    return shared.resumed(build, go_on)
 
 
 def virtual_rows(shards: list[int], first: int) -> Iterator[dict[str, Any]]:
     """Shards of 50,000 computed rows."""
     for shard in shards:
-        for index in range(shard * (VIRTUAL // RANKS), (shard + 1) * (VIRTUAL // RANKS)):
-            yield {"input_ids": [first + index] * LENGTH, "labels": 0}
+        for index in range(shard * (shared.VIRTUAL // shared.RANKS), (shard + 1) * (shared.VIRTUAL // shared.RANKS)):
+            yield {"input_ids": [first + index] * shared.LENGTH, "labels": 0}
 
 
-def start(task: Task) -> Answer:
+def start(task: shared.Task) -> shared.Answer:
     if "iterable" in task["variant"]:
 
         def iterable() -> None:
             streams = [
                 datasets.IterableDataset.from_generator(
-                    virtual_rows, gen_kwargs={"shards": list(range(RANKS)), "first": number * VIRTUAL}
+                    virtual_rows, gen_kwargs={"shards": list(range(shared.RANKS)), "first": number * shared.VIRTUAL}
                 )
-                for number in range(len(SIDES))
+                for number in range(len(shared.SIDES))
             ]
-            next(iter(split_dataset_by_node(datasets.interleave_datasets(streams, **MIX), RANK, RANKS)))
+            next(iter(split_dataset_by_node(datasets.interleave_datasets(streams, **MIX), shared.RANK, shared.RANKS)))
 
-        return started(iterable, "the rank's first example; 1,000 shards a corpus, in order")
+        return shared.started(iterable, "the rank's first example; 1,000 shards a corpus, in order")
     # Map-style datasets must be tables: rows of one byte each, made before the clock starts
-    empty = pa.py_buffer(bytes(VIRTUAL))
-    column = pa.Array.from_buffers(pa.uint8(), VIRTUAL, [None, empty])
-    tables = [datasets.Dataset(pa.table({"labels": column})) for _ in SIDES]
+    empty = pa.py_buffer(bytes(shared.VIRTUAL))
+    column = pa.Array.from_buffers(pa.uint8(), shared.VIRTUAL, [None, empty])
+    tables = [datasets.Dataset(pa.table({"labels": column})) for _ in shared.SIDES]
 
     def shuffled() -> None:
         mixed = datasets.interleave_datasets(tables, **MIX)
-        sampler = DistributedSampler(mixed, num_replicas=RANKS, rank=RANK, shuffle=True)
-        next(iter(DataLoader(mixed, batch_size=8, sampler=sampler, collate_fn=as_list)))
+        sampler = DistributedSampler(mixed, num_replicas=shared.RANKS, rank=shared.RANK, shuffle=True)
+        next(iter(DataLoader(mixed, batch_size=8, sampler=sampler, collate_fn=shared.as_list)))
 
-    return started(shuffled, "the rank's first batch; tables of one byte a row, DistributedSampler")
+    return shared.started(shuffled, "the rank's first batch; tables of one byte a row, DistributedSampler")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
-    run(
+    shared.run(
         "datasets",
         {
             "rate": [MAP, STREAM, BUFFER],
@@ -161,5 +138,5 @@ if __name__ == "__main__":
             "start": [MAP, STREAM],
         },
         "DataLoader workers",
-        {"write": write, "rate": measure_rate, "state": state, "resume": resume, "start": start},
+        {"write": shared.write_arrow, "rate": measure_rate, "state": state, "resume": resume, "start": start},
     )

@@ -3,29 +3,8 @@
 import itertools
 from typing import Any
 
+import shared
 import torch
-from shared import (
-    BATCH_SIZE,
-    LOCAL_BATCH,
-    RANK,
-    RANKS,
-    RUN_THROUGH,
-    VIRTUAL,
-    Answer,
-    Task,
-    VirtualCorpus,
-    as_list,
-    digest,
-    load_state,
-    open_parts,
-    rate,
-    read_arrow,
-    resumed,
-    run,
-    save_state,
-    started,
-    write_arrow,
-)
 from torch.utils.data import DataLoader
 
 from hf_interp import InterpolatedDataset, MixturePlan
@@ -39,77 +18,72 @@ except ImportError:  # versions that do not name it at the top
 LONG_RUN = 400_000  # steps: a run of 12.8 million examples, to resume in
 
 
-def write(task: Task) -> Answer:
-    write_arrow(task["folder"])
-    return {}
-
-
 def loader(dataset: InterpolatedDataset, workers: int = 0) -> DataLoader[Any]:
-    return DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers, collate_fn=as_list)
+    return DataLoader(dataset, batch_size=shared.BATCH_SIZE, num_workers=workers, collate_fn=shared.as_list)
 
 
 def mixture(parts: dict[str, Any], batch_size: int, steps: int, **kwargs: int) -> InterpolatedDataset:
     return InterpolatedDataset(parts, batch_size=batch_size, max_steps=steps, alpha_schedule=linear(), **kwargs)
 
 
-def measure_rate(task: Task) -> Answer:
-    parts = read_arrow(task["folder"], "numpy" if "numpy" in task["variant"] else None)
-    steps = task["examples"] // BATCH_SIZE + 1
-    return rate(loader(mixture(parts, BATCH_SIZE, steps), task["workers"]), task["examples"])
+def measure_rate(task: shared.Task) -> shared.Answer:
+    parts = shared.read_arrow(task["folder"], "numpy" if "numpy" in task["variant"] else None)
+    steps = task["examples"] // shared.BATCH_SIZE + 1
+    return shared.rate(loader(mixture(parts, shared.BATCH_SIZE, steps), task["workers"]), task["examples"])
 
 
 def long_run(parts: dict[str, Any]) -> InterpolatedDataset:
-    return mixture(parts, BATCH_SIZE, LONG_RUN)
+    return mixture(parts, shared.BATCH_SIZE, LONG_RUN)
 
 
-def state(task: Task) -> Answer:
-    dataset = long_run(open_parts(task))
-    if task["consumed"] > RUN_THROUGH:
+def state(task: shared.Task) -> shared.Answer:
+    dataset = long_run(shared.open_parts(task))
+    if task["consumed"] > shared.RUN_THROUGH:
         found = dataset.state_dict()
         assert "num_yielded" in found
-        save_state(task, {**found, "num_yielded": task["consumed"]})
+        shared.save_state(task, {**found, "num_yielded": task["consumed"]})
         return {"how": "position set in the state by hand"}
     examples = iter(dataset)
     for _ in itertools.islice(examples, task["consumed"]):
         pass
-    save_state(task, dataset.state_dict())
-    return {"how": "run through", "digest": digest(itertools.islice(examples, BATCH_SIZE))}
+    shared.save_state(task, dataset.state_dict())
+    return {"how": "run through", "digest": shared.digest(itertools.islice(examples, shared.BATCH_SIZE))}
 
 
-def resume(task: Task) -> Answer:
-    parts, saved = open_parts(task), load_state(task)
+def resume(task: shared.Task) -> shared.Answer:
+    parts, saved = shared.open_parts(task), shared.load_state(task)
 
     def go_on(dataset: InterpolatedDataset) -> Any:
         dataset.load_state_dict(saved)
         return iter(loader(dataset))
 
-    return resumed(lambda: long_run(parts), go_on)
+    return shared.resumed(lambda: long_run(parts), go_on)
 
 
-def start(task: Task) -> Answer:
-    size, steps = RANKS * LOCAL_BATCH, 12_500
+def start(task: shared.Task) -> shared.Answer:
+    size, steps = shared.RANKS * shared.LOCAL_BATCH, 12_500
 
     def plan() -> None:
         corpora = [
-            PlannedCorpus(name="general", side="general", num_examples=VIRTUAL),
-            PlannedCorpus(name="domain", side="domain", num_examples=VIRTUAL),
+            PlannedCorpus(name="general", side="general", num_examples=shared.VIRTUAL),
+            PlannedCorpus(name="domain", side="domain", num_examples=shared.VIRTUAL),
         ]
         found = MixturePlan(corpora, alpha_schedule=linear(), batch_size=size, max_steps=steps)
-        found.locate(range(RANK * LOCAL_BATCH, (RANK + 1) * LOCAL_BATCH))
+        found.locate(range(shared.RANK * shared.LOCAL_BATCH, (shared.RANK + 1) * shared.LOCAL_BATCH))
 
     def dataset() -> None:
-        parts = {"general": VirtualCorpus(0), "domain": VirtualCorpus(VIRTUAL)}
-        found = mixture(parts, size, steps, num_processes=RANKS, process_index=RANK)
+        parts = {"general": shared.VirtualCorpus(0), "domain": shared.VirtualCorpus(shared.VIRTUAL)}
+        found = mixture(parts, size, steps, num_processes=shared.RANKS, process_index=shared.RANK)
         next(iter(found))
 
     if task["variant"] == "MixturePlan":
-        return started(plan, "the plan and the indices of the rank's first batch")
-    return started(dataset, "the rank's first example")
+        return shared.started(plan, "the plan and the indices of the rank's first batch")
+    return shared.started(dataset, "the rank's first example")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(
+    shared.run(
         "hf_interp",
         {
             "rate": ["InterpolatedDataset", "InterpolatedDataset, numpy rows"],
@@ -118,5 +92,5 @@ if __name__ == "__main__":
             "start": ["MixturePlan", "InterpolatedDataset"],
         },
         "DataLoader workers",
-        {"write": write, "rate": measure_rate, "state": state, "resume": resume, "start": start},
+        {"write": shared.write_arrow, "rate": measure_rate, "state": state, "resume": resume, "start": start},
     )

@@ -9,27 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import shared
 import torch
-from shared import (
-    BATCH_SIZE,
-    LENGTH,
-    LOCAL_BATCH,
-    RANKS,
-    RUN_THROUGH,
-    SIDES,
-    VIRTUAL,
-    Answer,
-    Task,
-    as_list,
-    digest,
-    load_state,
-    rate,
-    resumed,
-    rows,
-    run,
-    save_state,
-    started,
-)
 from torch.utils.data import DataLoader
 
 # streaming imports torchvision for its picture datasets, which are not read here. torchvision's usual build fails
@@ -45,77 +26,81 @@ import streaming  # noqa: E402
 from streaming.base.partition import get_partitions  # noqa: E402
 from streaming.base.shuffle import get_shuffle  # noqa: E402
 
-COLUMNS = {"input_ids": f"ndarray:int64:{LENGTH}", "attention_mask": f"ndarray:int64:{LENGTH}", "labels": "int"}
+COLUMNS = {
+    "input_ids": f"ndarray:int64:{shared.LENGTH}",
+    "attention_mask": f"ndarray:int64:{shared.LENGTH}",
+    "labels": "int",
+}
 SHARD_ROWS = 65_000  # rows of this size in the usual shard of 64 MiB
 
 
-def write(task: Task) -> Answer:
-    for side in SIDES:
+def write(task: shared.Task) -> shared.Answer:
+    for side in shared.SIDES:
         target = task["folder"] / "mds" / side
         shutil.rmtree(target, ignore_errors=True)
         with streaming.MDSWriter(out=str(target), columns=COLUMNS, size_limit=2**21) as writer:
-            for row in rows(side):
+            for row in shared.rows(side):
                 writer.write(row)
     return {}
 
 
 def mixture(folder: Path) -> streaming.StreamingDataset:
     streaming.base.util.clean_stale_shared_memory()
-    parts = [streaming.Stream(local=str(folder / "mds" / side), proportion=0.5) for side in SIDES]
-    return streaming.StreamingDataset(streams=parts, shuffle=True, shuffle_seed=0, batch_size=BATCH_SIZE)
+    parts = [streaming.Stream(local=str(folder / "mds" / side), proportion=0.5) for side in shared.SIDES]
+    return streaming.StreamingDataset(streams=parts, shuffle=True, shuffle_seed=0, batch_size=shared.BATCH_SIZE)
 
 
 def loader(dataset: streaming.StreamingDataset, workers: int = 0) -> DataLoader[Any]:
-    return DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers, collate_fn=as_list)
+    return DataLoader(dataset, batch_size=shared.BATCH_SIZE, num_workers=workers, collate_fn=shared.as_list)
 
 
-def measure_rate(task: Task) -> Answer:
-    return rate(loader(mixture(task["folder"]), task["workers"]), task["examples"])
+def measure_rate(task: shared.Task) -> shared.Answer:
+    return shared.rate(loader(mixture(task["folder"]), task["workers"]), task["examples"])
 
 
-def state(task: Task) -> Answer:
+def state(task: shared.Task) -> shared.Answer:
     dataset, consumed = mixture(task["folder"]), task["consumed"]
     epochs, rest = divmod(consumed, dataset.epoch_size)
     found = dataset.state_dict(0, from_beginning=True)
-    if consumed > RUN_THROUGH:
-        save_state(task, {**found, "epoch": epochs, "sample_in_epoch": rest})
+    if consumed > shared.RUN_THROUGH:
+        shared.save_state(task, {**found, "epoch": epochs, "sample_in_epoch": rest})
         return {"how": "epoch and position set in the state by hand"}
     for _ in range(epochs):
         for _ in dataset:
             pass
     batches = iter(loader(dataset))
-    for _ in range(rest // BATCH_SIZE):
+    for _ in range(rest // shared.BATCH_SIZE):
         next(batches)
-    save_state(task, dataset.state_dict(rest, from_beginning=True))
-    return {"how": "run through", "digest": digest(next(batches))}
+    shared.save_state(task, dataset.state_dict(rest, from_beginning=True))
+    return {"how": "run through", "digest": shared.digest(next(batches))}
 
 
-def resume(task: Task) -> Answer:
-    saved = load_state(task)
+def resume(task: shared.Task) -> shared.Answer:
+    saved = shared.load_state(task)
 
     def go_on(dataset: streaming.StreamingDataset) -> Iterator[Any]:
         dataset.load_state_dict(saved)
         return iter(loader(dataset))
 
-    return resumed(lambda: mixture(task["folder"]), go_on)
+    return shared.resumed(lambda: mixture(task["folder"]), go_on)
 
 
-def start(task: Task) -> Answer:
-    nodes = RANKS // 8
-    shards = np.diff(np.append(np.arange(0, VIRTUAL, SHARD_ROWS), VIRTUAL))
+def start(task: shared.Task) -> shared.Answer:
+    nodes = shared.RANKS // 8
+    shards = np.diff(np.append(np.arange(0, shared.VIRTUAL, SHARD_ROWS), shared.VIRTUAL))
 
     def epoch() -> None:
-        places = get_partitions("relaxed", 2 * VIRTUAL, nodes, nodes, 8, 1, LOCAL_BATCH)
+        places = get_partitions("relaxed", 2 * shared.VIRTUAL, nodes, nodes, 8, 1, shared.LOCAL_BATCH)
         order = get_shuffle("py1e", np.concatenate([shards, shards]), nodes, 0, 0, 1 << 18)
         np.where(places != -1, order[places], -1)
 
-    return started(epoch, "needs files; only: the epoch's indices (get_partitions, get_shuffle), once a node")
+    return shared.started(epoch, "needs files; only: the epoch's indices (get_partitions, get_shuffle), once a node")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     name = "StreamingDataset, two Streams"
-    run(
+    shared.run(
         "mosaicml-streaming",
         {"rate": [name], "resume": [name], "start": [name]},
         "DataLoader workers",

@@ -4,36 +4,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import shared
 import torch
-from shared import (
-    BATCH_SIZE,
-    LOCAL_BATCH,
-    RANK,
-    RANKS,
-    VIRTUAL,
-    Answer,
-    Task,
-    VirtualCorpus,
-    digest,
-    load_state,
-    open_parts,
-    rate,
-    read_arrow,
-    resumed,
-    run,
-    save_state,
-    started,
-    write_arrow,
-)
 from torch.utils.data import DistributedSampler
 from torchdata import nodes
 
 Tagged = tuple[str, int]
-
-
-def write(task: Task) -> Answer:
-    write_arrow(task["folder"])
-    return {}
 
 
 class Tag:
@@ -71,7 +47,7 @@ def pipeline(
     *,
     ranks: int = 1,
     rank: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = shared.BATCH_SIZE,
     fetch: Any = None,
 ) -> nodes.Loader[Any]:
     """The mixture. Samplers and mixing handle indices only, so that rows are read a batch at a time."""
@@ -89,50 +65,50 @@ def pipeline(
     return nodes.Loader(read)
 
 
-def measure_rate(task: Task) -> Answer:
-    return rate(pipeline(read_arrow(task["folder"]), task["workers"]), task["examples"])
+def measure_rate(task: shared.Task) -> shared.Answer:
+    return shared.rate(pipeline(shared.read_arrow(task["folder"]), task["workers"]), task["examples"])
 
 
 def indices_only(wanted: Sequence[Tagged]) -> Sequence[Tagged]:
     return wanted
 
 
-def state(task: Task) -> Answer:
-    parts = open_parts(task)
+def state(task: shared.Task) -> shared.Answer:
+    parts = shared.open_parts(task)
     # The state holds positions, not rows: running through the indices alone gives the same one
     loader = pipeline(parts, fetch=indices_only)
     batches = iter(loader)
-    for _ in itertools.islice(batches, task["consumed"] // BATCH_SIZE):
+    for _ in itertools.islice(batches, task["consumed"] // shared.BATCH_SIZE):
         pass
-    save_state(task, loader.state_dict())
-    return {"how": "run through, indices only", "digest": digest(Fetch(parts)(next(batches)))}
+    shared.save_state(task, loader.state_dict())
+    return {"how": "run through, indices only", "digest": shared.digest(Fetch(parts)(next(batches)))}
 
 
-def resume(task: Task) -> Answer:
-    parts, saved = open_parts(task), load_state(task)
+def resume(task: shared.Task) -> shared.Answer:
+    parts, saved = shared.open_parts(task), shared.load_state(task)
 
     def go_on(loader: nodes.Loader[Any]) -> Iterator[Any]:
         loader.load_state_dict(saved)
         return iter(loader)
 
-    return resumed(lambda: pipeline(parts), go_on)
+    return shared.resumed(lambda: pipeline(parts), go_on)
 
 
-def start(task: Task) -> Answer:
-    parts = {"general": VirtualCorpus(0), "domain": VirtualCorpus(VIRTUAL)}
+def start(task: shared.Task) -> shared.Answer:
+    parts = {"general": shared.VirtualCorpus(0), "domain": shared.VirtualCorpus(shared.VIRTUAL)}
 
     def first() -> None:
-        next(iter(pipeline(parts, ranks=RANKS, rank=RANK, batch_size=LOCAL_BATCH)))
+        next(iter(pipeline(parts, ranks=shared.RANKS, rank=shared.RANK, batch_size=shared.LOCAL_BATCH)))
 
-    return started(first, "the rank's first batch; a DistributedSampler a corpus")
+    return shared.started(first, "the rank's first batch; a DistributedSampler a corpus")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     name = "nodes, MultiNodeWeightedSampler"
-    run(
+    shared.run(
         "torchdata",
         {"rate": [name], "resume": [name], "long": [name], "start": [name]},
         "ParallelMapper processes",
-        {"write": write, "rate": measure_rate, "state": state, "resume": resume, "start": start},
+        {"write": shared.write_arrow, "rate": measure_rate, "state": state, "resume": resume, "start": start},
     )

@@ -53,13 +53,14 @@ def rows(side: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def write_arrow(folder: Path) -> None:
+def write_arrow(task: Task) -> Answer:
     """Write both corpora with `datasets.Dataset.save_to_disk`, unless another contestant has done so."""
     import datasets
 
     for side in SIDES:
-        if not (folder / "arrow" / side).exists():
-            datasets.Dataset.from_dict(columns(side)).save_to_disk(str(folder / "arrow" / side))
+        if not (task["folder"] / "arrow" / side).exists():
+            datasets.Dataset.from_dict(columns(side)).save_to_disk(str(task["folder"] / "arrow" / side))
+    return {}
 
 
 def read_arrow(folder: Path, form: str | None = None) -> dict[str, Any]:
