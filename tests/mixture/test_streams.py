@@ -1,0 +1,271 @@
+"""Streams: every example once a pass, from any place exactly, by any number of readers."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+import pytest
+import torch
+
+from hf_interp.mixture.corpus import Corpus
+from hf_interp.mixture.streams import StreamReader, stream_warnings
+
+
+class Numbers(torch.utils.data.IterableDataset[int]):
+    """Counts up, and notes how often it has been begun and how far it has been read."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.begun = 0
+        self.given = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.begun += 1
+        for number in range(self.count):
+            self.given += 1
+            yield number
+
+
+class KeptNumbers(Numbers):
+    """Counts up, and can tell where it is."""
+
+    place = 0
+    loaded = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.begun += 1
+        first, self.loaded = self.loaded, 0
+        for number in range(first, self.count):
+            self.given += 1
+            self.place = number + 1
+            yield number
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.loaded = state["place"]
+
+
+class Failing(torch.utils.data.IterableDataset[int]):
+    """Counts up to 7, where it breaks."""
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(7)
+        raise OSError("connection lost")
+
+
+def rows(count: int, num_shards: int = 1) -> datasets.IterableDataset:
+    """Row i of a stream has the number i."""
+    return datasets.Dataset.from_dict({"a": list(range(count))}).to_iterable_dataset(num_shards=num_shards)
+
+
+def stream(dataset: Any, reader: int = 0, num_readers: int = 1, **kwargs: Any) -> StreamReader:
+    return StreamReader(Corpus("law", dataset), reader, num_readers, **kwargs)
+
+
+def read(reader: StreamReader, count: int) -> list[int]:
+    return [example["a"] if isinstance(example, dict) else example for example in reader.read(count)]
+
+
+def generated(shards: list[list[int]]) -> Iterator[dict[str, int]]:
+    for shard in shards:
+        yield from ({"a": number} for number in shard)
+
+
+STREAMS: dict[str, Callable[[], Any]] = {
+    "torch": lambda: Numbers(11),
+    "torch with a state": lambda: KeptNumbers(11),
+    "1 shard": lambda: rows(11),
+    "4 shards": lambda: rows(11, 4),
+    "7 shards": lambda: rows(11, 7),
+    "mapped": lambda: rows(11, 2).map(lambda row: {"a": row["a"]}),
+    "mapped in groups": lambda: rows(11, 2).map(lambda row: {"a": row["a"]}, batched=True, batch_size=3),
+    "filtered": lambda: rows(22, 4).filter(lambda row: row["a"] % 2 == 0).map(lambda row: {"a": row["a"] // 2}),
+    "generated": lambda: datasets.IterableDataset.from_generator(
+        generated, gen_kwargs={"shards": [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9, 10]]}
+    ),
+    "joined": lambda: datasets.concatenate_datasets([rows(4, 2), rows(7, 2).map(lambda row: {"a": row["a"] + 4})]),
+    "shuffled files": lambda: rows(11, 4).shuffle(seed=3, buffer_size=1),
+}
+"""Streams of the numbers 0 … 10."""
+
+
+@pytest.mark.parametrize("num_readers", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("kind", STREAMS)
+def test_in_a_pass_all_readers_together_read_every_example_once(kind: str, num_readers: int) -> None:
+    lengths = []
+    for each in range(num_readers):
+        part = stream(STREAMS[kind](), each, num_readers)
+        first = [part.read(1)[0]]
+        while part.state_dict()["passes"] == 1:
+            first += part.read(1)
+        lengths.append([example["a"] if isinstance(example, dict) else example for example in first[:-1]])
+    assert sorted(number for part in lengths for number in part) == list(range(11))
+
+
+@pytest.mark.parametrize(("reader", "num_readers"), [(0, 1), (0, 2), (1, 2), (2, 5), (4, 5)])
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_stream_goes_on_from_any_place_exactly(kind: str, reader: int, num_readers: int) -> None:
+    whole = stream(STREAMS[kind](), reader, num_readers)
+    states, found = [whole.state_dict()], []
+    count = 2 * 11 // num_readers + 2  # some two passes
+    for _ in range(count):
+        found += read(whole, 1)
+        states.append(whole.state_dict())
+    for place, state in enumerate(states):
+        assert state["num_read"] == place
+        again = stream(STREAMS[kind](), reader, num_readers, state=json.loads(json.dumps(state)))
+        assert again.num_read == place
+        assert again.state_dict() == state
+        assert read(again, count - place) == found[place:]
+        assert again.state_dict()["num_read"] == count
+
+
+def test_a_stream_that_keeps_its_place_is_not_read_again() -> None:
+    kept, plain = KeptNumbers(100), Numbers(100)
+    for source, given in ((kept, 1), (plain, 51)):
+        first = stream(source)
+        first.read(50)
+        source.given = 0
+        assert read(stream(source, state=first.state_dict()), 1) == [50]
+        assert source.given == given
+
+
+def test_readers_take_turns_in_a_stream_without_shards() -> None:
+    assert [read(stream(Numbers(11), each, 3), 6) for each in range(3)] == [
+        [0, 3, 6, 9, 0, 3],
+        [1, 4, 7, 10, 1, 4],
+        [2, 5, 8, 2, 5, 8],
+    ]
+
+
+def test_readers_divide_the_shards_and_take_turns_in_shards_that_they_share() -> None:
+    assert [read(stream(rows(8, 4), each, 2), 4) for each in range(2)] == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert [read(stream(rows(8, 4), each, 4), 3) for each in range(4)] == [[0, 1, 0], [2, 3, 2], [4, 5, 4], [6, 7, 6]]
+    assert [read(stream(rows(8, 2), each, 3), 3) for each in range(3)] == [[0, 2, 0], [4, 5, 6], [1, 3, 1]]
+
+
+def test_a_stream_is_read_as_plain_iteration_reads_it() -> None:
+    source = Numbers(5)
+    reader = stream(source)
+    assert [number for _ in range(6) for number in reader.read(3)] == [number % 5 for number in range(18)]
+    assert (source.begun, source.given) == (4, 18)
+    assert reader.state_dict() == {"num_read": 18, "passes": 4, "in_pass": 3, "stream": None}
+    assert reader.read(0) == []
+
+
+def test_nothing_is_read_before_it_is_asked_for() -> None:
+    source = Numbers(5)
+    assert stream(source).state_dict() == {"num_read": 0, "passes": 0, "in_pass": 0, "stream": None}
+    assert source.begun == 0
+
+
+@pytest.mark.parametrize(("max_passes", "fits"), [(1, 3), (2, 6), (1.5, 6), (None, 30)])
+def test_a_stream_ends_after_its_passes(max_passes: float | None, fits: int) -> None:
+    reader = StreamReader(Corpus("law", Numbers(3), max_passes=max_passes))
+    assert reader.read(fits) == [number % 3 for number in range(fits)]
+    if max_passes is None:
+        return
+    message = rf"Corpus 'law' has ended after {fits // 3} passes and its `max_passes` is {max_passes}\. Take fewer"
+    with pytest.raises(ValueError, match=message):
+        reader.read(1)
+    again = StreamReader(Corpus("law", Numbers(3), max_passes=max_passes), state=reader.state_dict())
+    with pytest.raises(ValueError, match=message):
+        again.read(1)
+
+
+@pytest.mark.parametrize("source", [Numbers(0), rows(3).filter(lambda row: row["a"] > 9)])
+def test_an_empty_stream_is_refused(source: Any) -> None:
+    message = r"Corpus 'law' is an empty stream for reader 1 of 1\. Check its path, split and filters.*processes times"
+    with pytest.raises(ValueError, match=message):
+        stream(source).read(1)
+
+
+@pytest.mark.parametrize("kind", ["torch", "1 shard", "7 shards"])
+def test_a_reader_that_gets_nothing_of_a_stream_is_refused(kind: str) -> None:
+    assert len(read(stream(STREAMS[kind](), 10, 11), 2)) == 2  # the eleventh of eleven still has one
+    for each in range(11):
+        assert len(read(stream(STREAMS[kind](), each, 12), 2)) == 2
+    with pytest.raises(ValueError, match=r"is an empty stream for reader 12 of 12\."):
+        stream(STREAMS[kind](), 11, 12).read(1)
+
+
+def test_a_stream_that_breaks_is_named_with_the_reader_and_the_place() -> None:
+    broken = stream(Failing())
+    assert broken.read(7) == list(range(7))
+    message = r"stream of corpus 'law' failed after 7 examples of pass 1 \(reader 1 of 1\): OSError: connection lost"
+    with pytest.raises(RuntimeError, match=message) as caught:
+        broken.read(1)
+    assert isinstance(caught.value.__cause__, OSError)
+    with pytest.raises(RuntimeError, match=r"'law' failed after 3 examples of pass 1 \(reader 2 of 2\): OSError"):
+        stream(Failing(), 1, 2).read(5)
+
+
+def test_a_stream_that_breaks_in_a_later_pass_names_the_pass() -> None:
+    source = rows(5).map(lambda row: {"a": row["a"]})
+    reader = stream(source)
+    reader.read(7)
+    reader._iterator = iter(Failing())
+    with pytest.raises(RuntimeError, match="failed after 9 examples of pass 2"):
+        reader.read(8)
+
+
+@pytest.mark.parametrize(("num_shards", "num_readers"), [(1, 1), (4, 1), (4, 2), (1, 2)])
+def test_a_shuffled_stream_has_a_new_order_every_pass(num_shards: int, num_readers: int) -> None:
+    source = rows(24, num_shards).shuffle(seed=3, buffer_size=24)
+    own = 24 // num_readers
+    readers = [stream(source, each, num_readers) for each in range(num_readers)]
+    # the readers come in turns, as in one process: no epoch of one may be another's
+    passes = [[number for each in readers for number in read(each, own)] for _ in range(3)]
+    assert all(sorted(order) == list(range(24)) for order in passes)
+    assert passes[0] != passes[1] != passes[2] != passes[0]
+    alone = [read(stream(source, each, num_readers), 3 * own) for each in range(num_readers)]
+    assert [number for part in alone for number in part[own : 2 * own]] == passes[1]
+
+
+def test_a_stream_may_be_shuffled_anew_by_its_epoch() -> None:
+    source = rows(8, 8).shuffle(seed=5, buffer_size=1)
+    reader = stream(source)
+    found = [read(reader, 8) for _ in range(3)]
+    for epoch, order in enumerate(found):
+        source.set_epoch(epoch)
+        assert [row["a"] for row in source] == order
+
+
+def test_a_shuffle_buffer_keeps_the_pace_when_it_goes_on() -> None:
+    first = stream(rows(30).shuffle(seed=3, buffer_size=4))
+    read(first, 20)
+    state = json.loads(json.dumps(first.state_dict()))
+    again = stream(rows(30).shuffle(seed=3, buffer_size=4), state=state)
+    assert again.num_read == 20
+    assert set(read(again, 5)) <= set(range(16, 30))
+
+
+# Warnings.
+
+
+@pytest.mark.parametrize(
+    ("source", "num_readers", "expected"),
+    [
+        (rows(8, 4), 4, []),
+        (rows(8, 4), 5, [r"'law' has 4 shards for 5 readers \(processes times workers\).*at least 5 files.*reshard"]),
+        (rows(8), 1, []),
+        (rows(8).shuffle(seed=0, buffer_size=4), 1, ["'law' is shuffled in a buffer, .*shuffle the files beforehand"]),
+        (rows(8).shuffle(seed=0, buffer_size=4).map(lambda row: row).filter(bool), 1, ["is shuffled in a buffer"]),
+        (datasets.concatenate_datasets([rows(8), rows(8).shuffle(seed=0, buffer_size=4)]), 1, ["shuffled in a buffer"]),
+        (datasets.concatenate_datasets([rows(8), rows(8)]), 1, []),
+        (rows(8).shuffle(seed=0, buffer_size=4), 2, ["has 1 shards for 2 readers", "is shuffled in a buffer"]),
+        (Numbers(3), 9, ["'law' is a stream without `state_dict` and `load_state_dict`.*exact but takes time"]),
+        (KeptNumbers(3), 9, []),
+        (range(3), 9, []),
+        (datasets.Dataset.from_dict({"a": [1]}), 9, []),
+    ],
+)
+def test_warnings_of_streams(source: Any, num_readers: int, expected: list[str]) -> None:
+    found = stream_warnings([Corpus("web", range(2), "general"), Corpus("law", source)], num_readers)
+    assert len(found) == len(expected)
+    for warning, message in zip(found, expected, strict=True):
+        assert re.search(message, warning)
