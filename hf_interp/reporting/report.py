@@ -167,9 +167,20 @@ def _warnings(studies: Sequence[Study]) -> list[str]:
             found.setdefault(text, [])
         for method in study.methods:
             for run in method.runs:
-                for text in [*run.results.plan.get("warnings", []), *(run.curve.warnings if run.curve else [])]:
+                own = _plan_warnings(run, is_compared=study.comparison is not None)
+                for text in [*own, *(run.curve.warnings if run.curve else [])]:
                     found.setdefault(text, []).append(run.name)
     return [f"{text} ({', '.join(dict.fromkeys(names))})" if names else text for text, names in found.items()]
+
+
+def _plan_warnings(run: Run, *, is_compared: bool) -> list[str]:
+    """Return the warnings of a run's plan; a baseline of one side alone leaves the other out on purpose."""
+    plan = run.results.plan
+    warnings: list[str] = plan.get("warnings", [])
+    if not is_compared or {point["alpha"] for point in plan.get("alpha", [])} not in ({0.0}, {1.0}):
+        return warnings
+    unread = tuple(f"Corpus {corpus['name']!r} is never drawn" for corpus in plan["corpora"] if not corpus["drawn"])
+    return [text for text in warnings if not text.startswith(unread)]
 
 
 def _study_view(study: Study, key: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from browser import MEASURE, chromium, set_screen
 
 from hf_interp.mixture.apportionment import PlannedCorpus
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.mixture.schedules import linear
+from hf_interp.mixture.schedules import AlphaSchedule, constant, linear
 from hf_interp.reporting.charts import Chart, Series, draw_svg
 from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.report import PAGE_NAME, write_report
@@ -73,6 +73,7 @@ def results(
     shift: float = 0.0,
     names: tuple[str, str] = ("general", "domain"),
     num_committed: int | None = None,
+    schedule: AlphaSchedule | None = None,
     **config: Any,
 ) -> RunResults:
     """A run of eight steps of four examples; its metrics are moved by `shift`."""
@@ -82,7 +83,12 @@ def results(
         PlannedCorpus(name=domain, side="domain", num_examples=12, content="bb"),
     ]
     plan = MixturePlan(
-        corpora, alpha_schedule=linear(), batch_size=4, max_steps=8, seed=seed, num_committed=num_committed
+        corpora,
+        alpha_schedule=schedule or linear(),
+        batch_size=4,
+        max_steps=8,
+        seed=seed,
+        num_committed=num_committed,
     )
     if num_committed is not None:
         plan.commit([0.25] * (8 - num_committed))
@@ -404,6 +410,17 @@ def test_a_comparison_is_told_with_its_runs(tmp_path: Path) -> None:
         ["scheduled α", "general accuracy", "0.750 ± 0", "0.500 ± 0", "0.250 ± 0"]
     ]
     assert ["M_α, as chosen", "0.5", "0.750 ± 0", "0.875 ± 0"] in page.tables["M_α"]
+
+
+def test_a_baseline_is_not_warned_of_what_it_leaves_out_on_purpose(tmp_path: Path) -> None:
+    alone = results(schedule=constant(1.0))
+    never = "Corpus 'general' is never drawn. Raise its share, or move α, or leave it out."
+    assert never in alone.plan["warnings"]
+    compared_folder = saved(tmp_path / "compared", compared(methods=("domain only",)))
+    saved(compared_folder / "domain-only" / "seed-0", alone)
+    assert not [text for text in Page(write_report([compared_folder])).texts if "never drawn" in text]
+    # of a run by itself it may be a mistake
+    assert f"{never} (mine)" in Page(write_report([saved(tmp_path / "mine", alone)])).texts
 
 
 def test_runs_and_comparisons_stand_in_one_report(tmp_path: Path) -> None:
