@@ -394,7 +394,7 @@ def _card(args: argparse.Namespace, flags: Flags) -> None:
     from hf_interp.reporting.hub import render_card
 
     path = Path(args.output or Path(args.folder) / CARD_NAME)
-    render_card(args.folder, repo_id=args.repo, comparison=args.comparison, **_card_metadata(args)).save(path)
+    render_card(args.folder, repo_id=args.repo, comparison=args.comparison, metadata=_card_metadata(args)).save(path)
     print(f"The card is in {path}.")
 
 
@@ -429,12 +429,15 @@ def _push(args: argparse.Namespace, flags: Flags) -> None:
 
     names = ("comparison", "revision", "commit_message", "card")
     given = _given(private=args.private or None, **{name: getattr(args, name) for name in names})
-    report = push_run(args.folder, args.repo, training_args=args.training_args, **given, **_card_metadata(args))
+    report = push_run(args.folder, args.repo, training_args=args.training_args, **given, metadata=_card_metadata(args))
     _print_found(args, asdict(report), str(report))
 
 
-def _card_metadata(args: argparse.Namespace) -> dict[str, Any]:
-    return _given(base_model=args.base_model, license=args.license, language=args.language, tags=args.tags)
+def _card_metadata(args: argparse.Namespace) -> Any:
+    from hf_interp.reporting.card import CardMetadata
+
+    given = _given(base_model=args.base_model, license=args.license, language=args.language, tags=args.tags)
+    return CardMetadata(**given)
 
 
 def _given(**settings: Any) -> dict[str, Any]:

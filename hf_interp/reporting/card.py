@@ -7,7 +7,7 @@ or metadata; local paths are reduced to their last part, and secrets are blotted
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
@@ -42,6 +42,23 @@ class Markdown(str):
     """A text that is Markdown already, and goes into a card as it is."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CardMetadata:
+    """Metadata of a card that a run does not tell.
+
+    Args:
+        base_model: name of M₀ on the Hub, where the run began from a local copy.
+        tags: further tags.
+        license: the licence of the model, as the Hub names it, such as apache-2.0.
+        language: ISO 639 codes.
+    """
+
+    base_model: str | None = None
+    tags: Sequence[str] = ()
+    license: str | None = None
+    language: str | Sequence[str] | None = None
+
+
 def model_card(
     results: RunResults,
     curve: AlphaCurve | None = None,
@@ -52,12 +69,9 @@ def model_card(
     interpolated: bool = False,
     both: bool = False,
     pictures: Sequence[str] = (),
-    base_model: str | None = None,
-    tags: Sequence[str] = (),
-    license: str | None = None,
-    language: str | Sequence[str] | None = None,
+    metadata: CardMetadata | None = None,
 ) -> ModelCard:
-    """The card of a trained model.
+    """Render the card of a trained model.
 
     Args:
         results: of the run.
@@ -68,15 +82,13 @@ def model_card(
         interpolated: whether the card is that of M_α; by default it is that of M_θ.
         both: whether the repository has both, M_α on the default branch and M_θ on the branch `finetuned`.
         pictures: names of pictures that lie beside the card, of `run.png` and `curve.png`.
-        base_model: name of M₀ on the Hub, where the run began from a local copy.
-        tags: further tags.
-        license: the licence of the model, as the Hub names it, such as apache-2.0.
-        language: ISO 639 codes.
+        metadata: what the run does not tell.
 
     Raises:
         ValueError: if the comparison has no sets `domain` and `general`.
     """
-    facts = _Facts(results, curve, base_model)
+    metadata = metadata or CardMetadata()
+    facts = _Facts(results, curve, metadata.base_model)
     say = facts.say
     context = {
         "name": name,
@@ -113,10 +125,8 @@ def model_card(
         "versions": ", ".join(f"{package} {version}" for package, version in results.versions.items()),
     }
     body = _render(context, say)
-    metadata = _metadata(facts, curve, name=name, interpolated=interpolated, tags=tags, license=license)
-    if language is not None:
-        metadata.language = language if isinstance(language, str) else list(language)
-    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
+    data = _card_data(facts, curve, metadata, name=name, interpolated=interpolated)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 
 def escape(value: Any) -> str:
@@ -518,28 +528,24 @@ def _limits(facts: _Facts, curve: AlphaCurve | None, interpolated: bool) -> list
     ]
 
 
-def _metadata(
-    facts: _Facts,
-    curve: AlphaCurve | None,
-    *,
-    name: str,
-    interpolated: bool,
-    tags: Sequence[str],
-    license: str | None,
+def _card_data(
+    facts: _Facts, curve: AlphaCurve | None, metadata: CardMetadata, *, name: str, interpolated: bool
 ) -> ModelCardData:
     kinds = [*(["interpolated"] if interpolated else []), *_adapter_tags(facts)]
     found = _interpolated_results(facts, curve) if interpolated else _final_results(facts)
+    language = metadata.language
     return ModelCardData(
         base_model=facts.base_id,
         co2_eq_emissions=_emissions_metadata(facts),
         datasets=facts.dataset_ids() or None,
         eval_results=found or None,
+        language=language if language is None or isinstance(language, str) else list(language),
         library_name="peft" if facts.is_adapter else "transformers",
-        license=facts.plain(license) if license else None,
+        license=facts.plain(metadata.license) if metadata.license else None,
         metrics=list(dict.fromkeys(result.metric_type for result in found)) or None,
         model_name=facts.plain(name),
         pipeline_tag=facts.task_info.pipeline_tag,
-        tags=[facts.plain(tag) for tag in dict.fromkeys([*TAGS, *kinds, *tags])],
+        tags=[facts.plain(tag) for tag in dict.fromkeys([*TAGS, *kinds, *metadata.tags])],
     )
 
 

@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from hf_interp.reporting.card import CARD_NAME, FINETUNED_REVISION, model_card
+from hf_interp.reporting.card import CARD_NAME, FINETUNED_REVISION, CardMetadata, model_card
 from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.results import load_comparison, load_run_results
 from hf_interp.utils.files import read_json, write_json
@@ -131,11 +131,8 @@ def push_run(
     commit_message: str | None = None,
     comparison: str | Path | None = None,
     card: str | Path | None = None,
-    base_model: str | None = None,
+    metadata: CardMetadata | None = None,
     training_args: bool = False,
-    tags: Sequence[str] = (),
-    license: str | None = None,
-    language: str | Sequence[str] | None = None,
 ) -> PushReport:
     """Push a trained run.
 
@@ -152,10 +149,9 @@ def push_run(
         commit_message: by default "Push M_α" or "Push M_θ".
         comparison: `results.json` of `hf-interp compare`, or its folder, for the card.
         card: a card to push in place of the rendered one.
-        base_model: name of M₀ on the Hub, where the run began from a local copy.
+        metadata: further metadata of the card.
         training_args: push `training_args.bin` too, a pickle that holds every setting of the run, paths and `hub_token`
             among them.
-        tags, license, language: further metadata of the card.
 
     Raises:
         ValueError: for a folder that is no run, a name that the Hub does not allow, or a file that holds a secret.
@@ -167,16 +163,14 @@ def push_run(
     target = revision or MAIN_REVISION
     if target == FINETUNED_REVISION:
         raise ValueError(f"`revision` must not be {target!r}, which is the branch of M_θ. Take another.")
+    metadata = metadata or CardMetadata()
     has_both = (folder / INTERPOLATED_NAME).is_dir()
     secrets = find_secrets(token, get_token(), recipe_token(folder))
     settings: dict[str, Any] = {
         "repo_id": repo_id,
         "comparison": comparison,
-        "base_model": base_model,
+        "metadata": metadata,
         "training_args": training_args,
-        "tags": tags,
-        "license": license,
-        "language": language,
         "secrets": secrets,
     }
     api = HfApi(token=token, library_name="hf_interp")
@@ -209,7 +203,7 @@ def push_run(
         commits=commits,
         files=files,
         left_out=left_out(folder, training_args=training_args),
-        notes=_notes(folder, base_model),
+        notes=_notes(folder, metadata.base_model),
     )
 
 
@@ -222,11 +216,8 @@ def stage_run(
     both: bool = False,
     comparison: str | Path | None = None,
     card: str | Path | None = None,
-    base_model: str | None = None,
+    metadata: CardMetadata | None = None,
     training_args: bool = False,
-    tags: Sequence[str] = (),
-    license: str | None = None,
-    language: str | Sequence[str] | None = None,
     secrets: Sequence[str] | set[str] = (),
 ) -> None:
     """Gather what is pushed of a run in a folder; arguments as for `push_run`.
@@ -234,6 +225,7 @@ def stage_run(
     Raises:
         ValueError: if a file holds a secret.
     """
+    base_model = None if metadata is None else metadata.base_model
     stage_model(folder / INTERPOLATED_NAME if interpolated else folder, stage, base_model=base_model, secrets=secrets)
     known = _known_paths(folder)
     for name in (RESULTS_NAME, CURVE_NAME):
@@ -255,10 +247,7 @@ def stage_run(
                 interpolated=interpolated,
                 both=both,
                 comparison=comparison,
-                base_model=base_model,
-                tags=tags,
-                license=license,
-                language=language,
+                metadata=metadata,
             )
         )
     else:
@@ -318,9 +307,9 @@ def render_card(
     interpolated: bool | None = None,
     both: bool | None = None,
     comparison: str | Path | None = None,
-    **metadata: Any,
+    metadata: CardMetadata | None = None,
 ) -> ModelCard:
-    """The card of a run's folder (see `hf_interp.reporting.card.model_card`).
+    """Render the card of a run's folder (see `hf_interp.reporting.card.model_card`).
 
     Args:
         folder: of the run.
@@ -328,7 +317,7 @@ def render_card(
         interpolated: whether the card is that of M_α; by default, if the run has a folder `interpolated`.
         both: whether the repository has M_θ too; by default the same.
         comparison: `results.json` of `hf-interp compare`, or its folder.
-        metadata: further arguments of `model_card`.
+        metadata: what the run does not tell.
 
     Raises:
         ValueError: for a folder that is no run, or a file that cannot be read.
@@ -347,7 +336,7 @@ def render_card(
         interpolated=has_both if interpolated is None else interpolated,
         both=has_both if both is None else both,
         pictures=[picture for picture in (RUN_PLOT_NAME, CURVE_PLOT_NAME) if (folder / picture).is_file()],
-        **metadata,
+        metadata=metadata,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard
 
 from hf_interp.losses.ref_model import base_of
-from hf_interp.reporting.card import CARD_NAME, TAGS
+from hf_interp.reporting.card import CARD_NAME, TAGS, CardMetadata
 from hf_interp.reporting.hub import push_run, render_card
 from hf_interp.training.integrations import traits_of
 from hf_interp.utils.run_folder import RUN_PLOT_NAME
@@ -57,7 +57,7 @@ def write_card(trainer: Any, metadata: Mapping[str, Any]) -> None:
         metadata: arguments of `create_model_card`, of which `tags`, `license`, `language` and `finetuned_from` count.
     """
     folder = Path(trainer.args.output_dir)
-    card = render_card(folder, repo_id=trainer.hub_model_id, **_metadata(metadata))
+    card = render_card(folder, repo_id=trainer.hub_model_id, metadata=_metadata(metadata))
     if traits_of(type(trainer)).has_own_card:
         card = beside(ModelCard.load(folder / CARD_NAME), card)
     card.save(folder / CARD_NAME)
@@ -94,10 +94,11 @@ def push_trained_run(trainer: Any, metadata: dict[str, Any], *, blocking: bool =
     settings["token"] = settings["token"] or args.hub_token
     settings["revision"] = settings["revision"] or args.hub_revision
     settings["card"] = Path(args.output_dir) / CARD_NAME if traits_of(type(trainer)).has_own_card else None
+    settings["metadata"] = _metadata(metadata)
     place = trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name
     if blocking:
-        return push_run(args.output_dir, place, **settings, **_metadata(metadata))
-    return HfApi().run_as_future(push_run, args.output_dir, place, **settings, **_metadata(metadata))
+        return push_run(args.output_dir, place, **settings)
+    return HfApi().run_as_future(push_run, args.output_dir, place, **settings)
 
 
 def beside(card: ModelCard, ours: ModelCard) -> ModelCard:
@@ -110,10 +111,10 @@ def beside(card: ModelCard, ours: ModelCard) -> ModelCard:
     return ModelCard(f"---\n{card.data.to_yaml()}\n---\n{card.text.rstrip()}\n\n# Domain adaptation\n{body}\n")
 
 
-def _metadata(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(kwargs: Mapping[str, Any]) -> CardMetadata:
     """Return what our card takes of the arguments of `create_model_card`."""
     named = {RENAMED.get(key, key): value for key, value in kwargs.items() if value is not None}
     found = {key: value for key, value in named.items() if key in METADATA}
     if isinstance(found.get("tags"), str):
         found["tags"] = [found["tags"]]
-    return found
+    return CardMetadata(**found)

@@ -14,7 +14,7 @@ from architectures import make_model, make_tokenizer
 from hub_server import HubServer, Refused, check_metadata
 from huggingface_hub import ModelCard, ModelCardData
 
-from hf_interp.reporting.card import clean, escape, is_hub_id, model_card
+from hf_interp.reporting.card import CardMetadata, clean, escape, is_hub_id, model_card
 from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.results import Comparison, RunResults
 
@@ -188,7 +188,11 @@ def test_a_card_tells_what_the_results_hold() -> None:
 
 
 def test_metadata_of_the_fine_tuned_model() -> None:
-    card = model_card(run_results(), name="law-bert", license="apache-2.0", language=["en"], tags=["law", "hf_interp"])
+    card = model_card(
+        run_results(),
+        name="law-bert",
+        metadata=CardMetadata(license="apache-2.0", language=["en"], tags=["law", "hf_interp"]),
+    )
     data = yaml.safe_load(card.data.to_yaml())
     assert {key: value for key, value in data.items() if key != "model-index"} == {
         "base_model": "google/bert_uncased",
@@ -350,7 +354,7 @@ def test_a_local_base_is_called_by_its_last_part_unless_it_is_named() -> None:
     card = model_card(results, name="law")
     assert "from the local model law-base (M₀)" in card.text
     assert "base_model" not in card.data.to_dict()
-    card = model_card(results, name="law", base_model="jane/law-base")
+    card = model_card(results, name="law", metadata=CardMetadata(base_model="jane/law-base"))
     assert card.data.base_model == "jane/law-base"
     assert "from jane/law-base (M₀)" in card.text
 
@@ -393,8 +397,10 @@ def test_metadata_goes_through_the_client_and_back(interpolated: bool, tmp_path:
     reason="the validator asks huggingface.co whatever HF_ENDPOINT is",
 )
 def test_the_hub_finds_the_metadata_valid(tmp_path: Path) -> None:
-    model_card(run_results(), alpha_curve(), name="law", license="mit").save(tmp_path / "good.md")
-    model_card(run_results(), name="law", license="my own").save(tmp_path / "bad.md")
+    model_card(run_results(), alpha_curve(), name="law", metadata=CardMetadata(license="mit")).save(
+        tmp_path / "good.md"
+    )
+    model_card(run_results(), name="law", metadata=CardMetadata(license="my own")).save(tmp_path / "bad.md")
     script = (
         "from huggingface_hub import ModelCard\n"
         "ModelCard.load('good.md').validate()\n"
@@ -430,7 +436,7 @@ def test_hostile_texts_are_only_texts() -> None:
     }
     results.versions = {HOSTILE: HOSTILE}
     curve = alpha_curve(reason=HOSTILE, warnings=[HOSTILE], settings={"domain": HOSTILE})
-    card = model_card(results, curve, name=HOSTILE, interpolated=True, both=True, tags=[HOSTILE])
+    card = model_card(results, curve, name=HOSTILE, interpolated=True, both=True, metadata=CardMetadata(tags=[HOSTILE]))
     text = str(card)
     _, header, body = re.split(r"^---$", text, maxsplit=2, flags=re.MULTILINE)
     # of the metadata: what was put in is a text, and no key is new
@@ -573,7 +579,7 @@ def test_the_snippet_of_an_adapter_runs(
     assert card.data.library_name == "peft"
     assert card.data.tags == ["hf_interp", "domain-adaptation", "lora"]
     assert "AutoModelForSequenceClassification.from_pretrained('your/base-model'" in card.text
-    card = model_card(results, name="law", base_model="base")
+    card = model_card(results, name="law", metadata=CardMetadata(base_model="base"))
     assert "your/base-model" not in card.text
     assert (card.data.base_model, card.data.tags[-1]) == ("base", "base_model:adapter:base")
     printed = run_snippet(card, capsys)
