@@ -153,7 +153,7 @@ def _paired(draw: random.Random, number: int) -> dict[str, Any]:
 def _rated(draw: random.Random, number: int) -> dict[str, Any]:
     titles = [f'"{_words(draw)[:12]}"' for _ in range(4)]
     return {
-        "history_liked": f'"liked {number // 2}", {titles[0]}',
+        "history_liked": f'"liked {number // 2}"',
         "history_disliked": titles[1],
         "candidate": titles[2].strip('"'),
         "label_name": ("like", "dislike")[number % 2],
