@@ -125,11 +125,11 @@ def open_run(recipe: Recipe, args: InterpolationConfig, folder: Path) -> tuple[T
     task = check_recipe(recipe, args, trains=False)
     if not torch.accelerator.is_available():
         args.dataloader_pin_memory = False
+    data = load_data(recipe, task, trains=False)
     if (folder / ADAPTER_CONFIG_NAME).is_file():
         model = load_adapter(load_model(recipe, revision=recipe.model_revision).model, folder)
     else:
         model = load_model(recipe, str(folder)).model
-    data = load_data(recipe, task, trains=False)
     prepare_model(recipe, task, model, data.tokenizer)
     parts = task_parts(recipe, task, args, data.tokenizer, has_metrics=True)
     trainer: Trainer = trainer_class(task)(model=model, args=args, processing_class=data.tokenizer, **parts)

@@ -19,6 +19,8 @@ from hf_interp.commands.curve import curve_run
 from hf_interp.commands.demo import write_demo
 from hf_interp.commands.merge import merge_runs
 from hf_interp.reporting.curve import load_curve
+from hf_interp.tasks.parsing import load_recipe
+from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.runs import (
     READ_IN_EVALUATION,
     load_run_recipe,
@@ -29,6 +31,12 @@ from hf_interp.tasks.runs import (
 )
 from hf_interp.train import run_recipe
 from hf_interp.training.config import InterpolationConfig
+
+RECIPES = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
+    if "\ncorpora:" in path.read_text("utf-8")
+]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +112,19 @@ def test_what_only_training_needs_is_not_asked_for(runs: list[str], name: str | 
     trainer, data = open_run(parsed, args, Path(runs[0]))
     assert data.corpora == []
     assert data.eval_sets == {}  # as there are validation sets
-    assert search_run(trainer, parsed, scored_sets(data)).alphas == [0.0, 0.5, 1.0]
+    if name is None:
+        assert search_run(trainer, parsed, scored_sets(data)).alphas == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_run_with_the_settings_of_a_shipped_recipe_is_opened(runs: list[str], path: Path) -> None:
+    own = {entry.name for entry in dataclasses.fields(Recipe)} | {"output_dir"}
+    settings = {name: value for name, value in load_recipe(path).items() if name not in own}
+    assert settings["max_steps"] > 0
+    recipe, args = parse_run({**load_run_recipe(runs[0]), **settings})
+    trainer, data = open_run(recipe, args, Path(runs[0]))
+    assert scored_sets(data).keys() == {"general", "domain"}
+    assert trainer.args.per_device_eval_batch_size == settings.get("per_device_eval_batch_size", 16)
 
 
 def test_what_an_evaluation_reads_are_training_arguments() -> None:
