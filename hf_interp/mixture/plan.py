@@ -21,7 +21,6 @@ Only NumPy is imported here.
 """
 
 import base64
-import copy
 import hashlib
 import json
 import zlib
@@ -43,10 +42,17 @@ from hf_interp.mixture.apportionment import (
     share_units,
 )
 from hf_interp.mixture.permutations import IntArray, batch_orders, key_of, mix, permute
+from hf_interp.mixture.plan_summary import (
+    corpus_summary,
+    corpus_warnings,
+    domain_share,
+    landmarks,
+    largest_count,
+    step_that_draws,
+)
 from hf_interp.mixture.schedules import AlphaSchedule, progress_of
 
 ORDER_VERSION = 1  # raise it with any change of this module that makes the same settings read in another order
-MANY_PASSES = 4  # repeating data up to about four times costs little (Muennighoff et al. 2023, arXiv 2305.16264)
 BLOCK_SLOTS = 512  # slots laid out at a time: enough to hide the overhead of NumPy calls, few enough to seek fast
 
 
@@ -96,6 +102,9 @@ class MixturePlan:
     1
     """
 
+    num_committed: int
+    _alpha_units: IntArray
+
     def __init__(
         self,
         corpora: Sequence[PlannedCorpus],
@@ -110,19 +119,21 @@ class MixturePlan:
         for name, value in (("batch_size", batch_size), ("max_steps", max_steps)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        self.corpora = check_corpora(corpora, unit)
-        self.batch_size = int(batch_size)
-        self.max_steps = int(max_steps)
-        self.seed = int(seed)
-        self.unit: Unit = unit
-        self.start_step = 0
-        self.previous: MixturePlan | None = None
-        self.num_committed = self.max_steps if num_committed is None else min(int(num_committed), self.max_steps)
-        self.is_adaptive = self.num_committed < self.max_steps
-        self._share_units = share_units(self.corpora, unit)
-        self._alpha_units = _tabulate(alpha_schedule, self.max_steps)
-        self._schedule_units = self._alpha_units.copy() if self.is_adaptive else self._alpha_units
-        self._set_up()
+        checked, steps = check_corpora(corpora, unit), int(max_steps)
+        num_committed = steps if num_committed is None else min(int(num_committed), steps)
+        units = share_units(checked, unit)
+        alpha_units = _tabulate(alpha_schedule, steps)
+        self._set_up(
+            corpora=checked,
+            share_units=units,
+            batch_size=int(batch_size),
+            seed=int(seed),
+            unit=unit,
+            alpha_units=alpha_units,
+            schedule_units=alpha_units.copy() if num_committed < steps else alpha_units,
+            num_committed=num_committed,
+            is_adaptive=num_committed < steps,
+        )
         self._check_sides_asked_for()
         self._check_max_passes()
 
@@ -166,16 +177,26 @@ class MixturePlan:
         Without a previous plan nothing has been read before `step`. What a previous plan has fixed of an adaptive α
         stays in force.
         """
-        plan = copy.copy(self)
-        plan._alpha_units = self._alpha_units.copy()
-        plan.start_step, plan.previous = step, previous
+        alpha_units, num_committed = self._alpha_units.copy(), self.num_committed
         if self.is_adaptive:
-            plan.num_committed = min(step + self.num_committed, self.max_steps)
+            num_committed = min(step + self.num_committed, self.max_steps)
             if previous is not None and previous.is_adaptive and previous.num_committed > step:
-                plan.num_committed = min(previous.num_committed, self.max_steps)
-                fixed = slice(step, plan.num_committed)
-                plan._alpha_units[fixed] = previous._alpha_units[fixed]
-        plan._set_up()
+                num_committed = min(previous.num_committed, self.max_steps)
+                fixed = slice(step, num_committed)
+                alpha_units[fixed] = previous._alpha_units[fixed]
+        plan = self._build(
+            corpora=self.corpora,
+            share_units=self._share_units,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            unit=self.unit,
+            alpha_units=alpha_units,
+            schedule_units=self._schedule_units,
+            num_committed=num_committed,
+            is_adaptive=self.is_adaptive,
+            start_step=step,
+            previous=previous,
+        )
         plan._check_sides_asked_for(step)
         plan._check_max_passes()
         return plan
@@ -252,37 +273,18 @@ class MixturePlan:
     def exhausted_at(self, index: int) -> int | None:
         """The step that draws the last unread example of corpus `index`; `None` if that never happens."""
         size = self.corpora[index].num_examples
-        if size is None or self.drawn_before(self.max_steps)[index] < size:
+        if size is None:
             return None
-        low, high = 0, self.max_steps  # the smallest number of steps after which `size` examples are drawn
-        while low < high:
-            middle = (low + high) // 2
-            if self.drawn_before(middle)[index] >= size:
-                high = middle
-            else:
-                low = middle + 1
-        return low - 1
+        return step_that_draws(size, lambda step: int(self.drawn_before(step)[index]), self.max_steps)
 
     def warnings(self) -> list[str]:
-        """What a user should know before the run; empty if all is well."""
+        """Return what a user should know before the run; empty if all is well."""
         found = []
+        since_start = self._sums[self.start_step :]
         drawn = self.drawn_before(self.max_steps).tolist()
-        for index, corpus in enumerate(self.corpora):
-            passes = drawn[index] / corpus.num_examples if corpus.num_examples else 0.0
-            if drawn[index] == 0:
-                found.append(f"Corpus {corpus.name!r} is never drawn. Raise its share, or move α, or leave it out.")
-            if passes > MANY_PASSES:
-                found.append(
-                    f"Corpus {corpus.name!r} is read {passes:.1f} times; beyond about {MANY_PASSES} passes a model "
-                    "gains little and begins to memorise. Lower its share of the run, or take fewer steps."
-                )
-            most = self._largest_expected_count(index)
-            if 0 < most < 0.999:  # not 1, which a rounded share or α may miss
-                found.append(
-                    f"A global batch of {self.batch_size} holds {most:.2g} examples of corpus {corpus.name!r} at the "
-                    "most, so that many steps hold none. Raise the batch size or accumulate gradients to have it in "
-                    "every step."
-                )
+        for corpus, units, count in zip(self.corpora, self._share_units, drawn, strict=True):
+            most = largest_count(since_start, corpus, units, self.batch_size)
+            found += corpus_warnings(corpus, count, most, self.batch_size)
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -340,25 +342,32 @@ class MixturePlan:
                 f"The plan was made by a version of hf_interp that reads in order {state['order_version']}; this one "
                 f"reads in order {ORDER_VERSION}. Go on with the version that the run was begun with."
             )
-        plan = cls.__new__(cls)
         lengths = state["mean_tokens"] or [None] * len(state["corpora"])
-        plan.corpora = tuple(
-            PlannedCorpus(**corpus, mean_tokens=length)
-            for corpus, length in zip(state["corpora"], lengths, strict=True)
+        alpha_units = _unpack(state["alpha"])
+        return cls._build(
+            corpora=tuple(
+                PlannedCorpus(**corpus, mean_tokens=length)
+                for corpus, length in zip(state["corpora"], lengths, strict=True)
+            ),
+            share_units=[round(corpus["share"] * (1 << ALPHA_BITS)) for corpus in state["corpora"]],
+            batch_size=state["batch_size"],
+            seed=state["seed"],
+            unit=state["unit"],
+            alpha_units=alpha_units,
+            schedule_units=_unpack(state["schedule"]) if state["adaptive"] else alpha_units,
+            num_committed=state["num_committed"],
+            is_adaptive=state["adaptive"],
+            start_step=state["start_step"],
+            previous=None if state["previous"] is None else cls.from_dict(state["previous"]),
         )
-        plan.batch_size, plan.max_steps, plan.seed = state["batch_size"], state["max_steps"], state["seed"]
-        plan.unit, plan.is_adaptive = state["unit"], state["adaptive"]
-        plan.num_committed, plan.start_step = state["num_committed"], state["start_step"]
-        plan.previous = None if state["previous"] is None else cls.from_dict(state["previous"])
-        plan._share_units = [round(corpus["share"] * (1 << ALPHA_BITS)) for corpus in state["corpora"]]
-        plan._alpha_units = _unpack(state["alpha"])
-        plan._schedule_units = _unpack(state["schedule"]) if plan.is_adaptive else plan._alpha_units
-        plan._set_up()
-        return plan
 
     def summary(self) -> dict[str, Any]:
         """The plan in numbers, ready for JSON: α along the run, and what is drawn from each corpus."""
-        drawn = self.drawn_before(self.max_steps).tolist()
+        counts = zip(self._start_drawn.tolist(), self.drawn_before(self.max_steps).tolist(), strict=True)
+        corpora = [
+            corpus_summary(self.corpora[index], self._share_units[index], at_start, drawn, self.exhausted_at(index))
+            for index, (at_start, drawn) in enumerate(counts)
+        ]
         return {
             "max_steps": self.max_steps,
             "batch_size": self.batch_size,
@@ -367,44 +376,44 @@ class MixturePlan:
             "unit": self.unit,
             "start_step": self.start_step,
             "alpha": [{"step": step, "alpha": self.alpha(step)} for step in self.alpha_landmarks()],
-            "corpora": [
-                {
-                    "name": corpus.name,
-                    "side": corpus.side,
-                    "num_examples": corpus.num_examples,
-                    "share": units / (1 << ALPHA_BITS),
-                    "drawn_at_start": at_start,
-                    "drawn": count,
-                    "passes": count / corpus.num_examples if corpus.num_examples else None,
-                    "exhausted_at": self.exhausted_at(index),
-                }
-                for index, (corpus, units, at_start, count) in enumerate(
-                    zip(self.corpora, self._share_units, self._start_drawn.tolist(), drawn, strict=True)
-                )
-            ],
-            "domain_share": sum(
-                count - at_start
-                for corpus, at_start, count in zip(self.corpora, self._start_drawn.tolist(), drawn, strict=True)
-                if corpus.side == "domain"
-            )
-            / ((self.max_steps - self.start_step) * self.batch_size),
+            "corpora": corpora,
+            "domain_share": domain_share(corpora, (self.max_steps - self.start_step) * self.batch_size),
             "warnings": self.warnings(),
             "fingerprint": self.fingerprint(),
         }
 
     def alpha_landmarks(self, most: int = 12) -> list[int]:
-        """The steps that tell the schedule: both ends, the borders of phases, even points between."""
-        units = self._alpha_units[self.start_step :]
-        moves = np.flatnonzero(np.diff(units)) + self.start_step
-        marks = {self.start_step, self.max_steps - 1}
-        if moves.size:
-            marks |= {int(moves[0]), int(moves[-1]) + 1}
-            jumps = {int(step) + offset for step in moves for offset in (0, 1)} if moves.size <= most // 2 else set()
-            marks |= jumps or {int(step) for step in np.linspace(moves[0], moves[-1] + 1, 5).round()}
-        return sorted(marks)
+        """Return the steps that tell the schedule: both ends, the borders of phases, even points between."""
+        return landmarks(self._alpha_units, self.start_step, most)
 
-    def _set_up(self) -> None:
-        """All that follows from the settings."""
+    @classmethod
+    def _build(cls, **state: Any) -> "MixturePlan":
+        """Build a plan from its state, which is not checked."""
+        plan = cls.__new__(cls)
+        plan._set_up(**state)
+        return plan
+
+    def _set_up(
+        self,
+        *,
+        corpora: tuple[PlannedCorpus, ...],
+        share_units: list[int],
+        batch_size: int,
+        seed: int,
+        unit: Unit,
+        alpha_units: IntArray,
+        schedule_units: IntArray,
+        num_committed: int,
+        is_adaptive: bool,
+        start_step: int = 0,
+        previous: "MixturePlan | None" = None,
+    ) -> None:
+        """Take the state of a plan, and work out all that follows from it."""
+        self.corpora, self._share_units = corpora, share_units
+        self.batch_size, self.max_steps, self.seed, self.unit = batch_size, len(alpha_units), seed, unit
+        self._alpha_units, self._schedule_units = alpha_units, schedule_units
+        self.num_committed, self.is_adaptive = num_committed, is_adaptive
+        self.start_step, self.previous = start_step, previous
         self._trees = {side: huffman(self._share_units, self._side(side)) for side in SIDES}
         self._corpus_keys = np.array([key_of(self.seed, corpus.name) for corpus in self.corpora], np.uint64)
         self.name_keys = np.array([key_of(0, corpus.name) for corpus in self.corpora], np.uint64)
@@ -470,11 +479,6 @@ class MixturePlan:
                     f"Corpus {corpus.name!r} would be read {passes:.2f} times, but its `max_passes` is "
                     f"{corpus.max_passes:g}. Take fewer steps, lower its share, or raise `max_passes`."
                 )
-
-    def _largest_expected_count(self, index: int) -> float:
-        domain = np.diff(self._sums[self.start_step :])
-        units = domain if self.corpora[index].side == "domain" else (1 << ALPHA_BITS) - domain
-        return float(units.max()) / (1 << ALPHA_BITS) * self._share_units[index] / (1 << ALPHA_BITS) * self.batch_size
 
     def _draw(self, block: int, places: slice | IntArray) -> Draw:
         """What some places of a block hold."""
