@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_interp.app.predictions import FORMS, Outcome, Question, Settings, check_text, settings_of
-from hf_interp.losses.ref_model import base_of
+from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.task import get_task
@@ -75,7 +75,7 @@ class AlphaSlider:
         chats: bool | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        config = base_of(model).config
+        config = unwrap_peft(model).config
         self.recipe, self.tokenizer = recipe, tokenizer
         self.settings: Settings = settings_of(recipe, tokenizer, config, max_new_tokens=max_new_tokens, chats=chats)
         self.labels = _labels(recipe, config)
@@ -186,7 +186,7 @@ def open_slider(
         base = open_base(origin, model)
     tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer(folder) else origin, local_files_only=True)
     prepare_tokenizer(tokenizer, recipe)
-    inner = base_of(model)
+    inner = unwrap_peft(model)
     if getattr(inner.config, "pad_token_id", None) is None:
         inner.config.pad_token_id = tokenizer.pad_token_id
     get_task(recipe.task).prepare(tokenizer, inner, recipe)

@@ -24,7 +24,6 @@ from hf_interp.losses.kl_divergence import kl_divergence
 from hf_interp.losses.l2sp import Pair, adapter_pairs, matching_names, paired_weights, pull, square_distance
 from hf_interp.losses.per_example import IGNORE_INDEX, per_example_loss
 from hf_interp.losses.ref_model import (
-    base_of,
     broadcast,
     check_adapters_off,
     fingerprint,
@@ -32,6 +31,7 @@ from hf_interp.losses.ref_model import (
     frozen_copy,
     logits_of,
     predict,
+    unwrap_peft,
 )
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule, progress_of
@@ -374,7 +374,7 @@ def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: 
 
 def _check_head(trainer: Trainer) -> None:
     """Whether the model predicts a distribution over classes."""
-    config, name = trainer.model.config, type(base_of(trainer.model)).__name__
+    config, name = trainer.model.config, type(unwrap_peft(trainer.model)).__name__
     problem = getattr(config, "problem_type", None)
     if name.endswith("ForSequenceClassification") and problem is None and config.num_labels == 1:
         problem = "regression"
@@ -410,7 +410,7 @@ def _check_strategy(trainer: Trainer) -> None:
 
 
 def _is_language_model(model: Any) -> bool:
-    return base_of(model).get_output_embeddings() is not None
+    return unwrap_peft(model).get_output_embeddings() is not None
 
 
 def _predicting(labels: torch.Tensor, shift_labels: bool) -> torch.Tensor:

@@ -9,7 +9,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 IGNORE_INDEX = -100
 
 SHIFTING_HEADS = ("BertLMHeadModel", "CTRLLMHeadModel", "GPT2LMHeadModel", "OpenAIGPTLMHeadModel")
-"""Causal language models of the host's whose names do not tell its trainer that they shift the labels."""
+"""Causal language models of transformers whose names do not tell `Trainer` that they shift the labels."""
 
 
 def per_example_loss(outputs: Any, labels: torch.Tensor, *, shift_labels: bool) -> torch.Tensor | None:

@@ -17,14 +17,14 @@ TRAINED_APART = (".modules_to_save.", ".trainable_tokens_delta.")
 """What stands in the names of parameters that adapters train instead of pretrained ones."""
 
 
-def base_of(model: Any) -> Any:
+def unwrap_peft(model: Any) -> Any:
     """A model without the adapter around it."""
     return model.get_base_model() if is_peft_model(model) else model
 
 
 def shifts_labels(trainer: Trainer) -> bool:
-    """Whether position i of a trainer's model predicts label i + 1, which the host does not know of all its models."""
-    return trainer._loss_shifts_labels or head_shifts_labels(base_of(trainer.model))
+    """Whether position i of a trainer's model predicts label i + 1, which `Trainer` does not know of all models."""
+    return trainer._loss_shifts_labels or head_shifts_labels(unwrap_peft(trainer.model))
 
 
 def freeze(model: nn.Module) -> nn.Module:

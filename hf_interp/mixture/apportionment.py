@@ -25,7 +25,7 @@ ALPHA_BITS = 30  # shares and α are counted in units of 2⁻³⁰; Σα of 2³�
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedCorpus:
+class CorpusSpec:
     """What the plan must know of a corpus.
 
     Args:
@@ -50,15 +50,15 @@ class PlannedCorpus:
 
 
 @dataclass(frozen=True)
-class Tree:
+class ShareTree:
     """A node of a side's Huffman tree; a leaf names its corpus."""
 
     units: int
     corpus: int = -1
-    left: "Tree | None" = None
-    right: "Tree | None" = None
+    left: "ShareTree | None" = None
+    right: "ShareTree | None" = None
 
-    def deal(self, totals: IntArray, counts: IntArray) -> None:
+    def apportion(self, totals: IntArray, counts: IntArray) -> None:
         """Write the number of slots of every corpus below this node into `counts`, given the node's own `totals`."""
         if self.left is None or self.right is None:
             counts[:, self.corpus] = totals
@@ -66,25 +66,25 @@ class Tree:
         # round(N·w) with w = left.units / units, whole multiples first so that nothing overflows
         whole, rest = np.divmod(totals, self.units)
         lefts = whole * self.left.units + (2 * rest * self.left.units + self.units) // (2 * self.units)
-        self.left.deal(lefts, counts)
-        self.right.deal(totals - lefts, counts)
+        self.left.apportion(lefts, counts)
+        self.right.apportion(totals - lefts, counts)
 
 
-def huffman(share_units: Sequence[int], corpora: Sequence[int]) -> Tree | None:
+def share_tree(share_units: Sequence[int], corpora: Sequence[int]) -> ShareTree | None:
     """The Huffman tree over the shares of some corpora; `None` if there are none."""
-    heap = [(share_units[index], index, Tree(share_units[index], index)) for index in corpora]
+    heap = [(share_units[index], index, ShareTree(share_units[index], index)) for index in corpora]
     heapq.heapify(heap)
     order = len(share_units)  # breaks ties, so that trees are never compared
     while len(heap) > 1:
         (lighter, _, right), (heavier, _, left) = heapq.heappop(heap), heapq.heappop(heap)
         units = lighter + heavier
         # two corpora without a share get an empty node; dividing by 1 instead of 0 leaves both at 0
-        heapq.heappush(heap, (units, order, Tree(max(units, 1), -1, left, right)))
+        heapq.heappush(heap, (units, order, ShareTree(max(units, 1), -1, left, right)))
         order += 1
     return heap[0][2] if heap else None
 
 
-def check_corpora(corpora: Sequence[PlannedCorpus], unit: Unit) -> tuple[PlannedCorpus, ...]:
+def check_corpora(corpora: Sequence[CorpusSpec], unit: Unit) -> tuple[CorpusSpec, ...]:
     """Refuse corpora that cannot be planned.
 
     Raises:
@@ -114,7 +114,7 @@ def check_corpora(corpora: Sequence[PlannedCorpus], unit: Unit) -> tuple[Planned
     return tuple(corpora)
 
 
-def share_units(corpora: Sequence[PlannedCorpus], unit: Unit) -> list[int]:
+def share_units(corpora: Sequence[CorpusSpec], unit: Unit) -> list[int]:
     """Each corpus' share of the examples of its side in units of 2⁻³⁰; a positive share never rounds to nothing."""
     shares = [0.0] * len(corpora)
     for side in SIDES:
@@ -131,7 +131,7 @@ def share_units(corpora: Sequence[PlannedCorpus], unit: Unit) -> list[int]:
     return [max(round(share * (1 << ALPHA_BITS)), 1 if share > 0 else 0) for share in shares]
 
 
-def example_alpha(alpha: IntArray, corpora: Sequence[PlannedCorpus], units: Sequence[int]) -> IntArray:
+def example_alpha(alpha: IntArray, corpora: Sequence[CorpusSpec], units: Sequence[int]) -> IntArray:
     """The share of domain examples, in units of 2⁻³⁰, that gives a share α of domain tokens.
 
     With mean lengths L_d and L_g of the two sides it is (α / L_d) / (α / L_d + (1 − α) / L_g).
@@ -147,7 +147,7 @@ def example_alpha(alpha: IntArray, corpora: Sequence[PlannedCorpus], units: Sequ
     return np.rint(domain / (domain + general) * (1 << ALPHA_BITS)).astype(np.int64)
 
 
-def _side_shares(side: Side, members: Sequence[PlannedCorpus], unit: Unit) -> list[float]:
+def _side_shares(side: Side, members: Sequence[CorpusSpec], unit: Unit) -> list[float]:
     given = {corpus.name: corpus.share for corpus in members}
     shares = [share for share in given.values() if share is not None]
     if shares and len(shares) < len(members):

@@ -24,7 +24,7 @@ PLAIN_COLLATORS = (
     DataCollatorWithPadding,
     DefaultDataCollator,
 )
-"""Collators of the host's that draw no random numbers."""
+"""Collators of transformers that draw no random numbers."""
 
 OBJECTIVES_KEY = "objectives"
 """Under this key a batch holds one batch for each objective among its examples, by name; "" is the model's own task."""
@@ -38,7 +38,7 @@ Collator = Callable[[list[Any]], Any]
 class MaskingCollator:
     """Masks tokens for masked language modelling, each example with random numbers of its own, and pads.
 
-    The host's `DataCollatorForLanguageModeling` masks; here it is given one example after the other. In training the
+    `DataCollatorForLanguageModeling` masks; here it is given one example after the other. In training the
     random numbers come from the seed and the slot of the example, so that the masks are new in every pass and the same
     for any split into micro-batches, processes and workers. In evaluation they come from the tokens of the example, so
     that every evaluation masks the same.

@@ -7,7 +7,7 @@ and the new one opens at the counts it has consumed, so that inside a pass nothi
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from hf_interp.mixture.apportionment import PlannedCorpus
+from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.plan import MixturePlan
 
 
@@ -55,7 +55,7 @@ def _check_seed(old: MixturePlan, fresh: MixturePlan) -> None:
 
 def _check_contents(old: MixturePlan, fresh: MixturePlan) -> None:
     """A corpus is known by its name through all the plans of a run; its contents must not change."""
-    known: dict[str, PlannedCorpus] = {}
+    known: dict[str, CorpusSpec] = {}
     plan: MixturePlan | None = old
     while plan is not None:
         for corpus in plan.corpora:
@@ -110,7 +110,7 @@ def plan_changes(old: MixturePlan, new: MixturePlan) -> list[str]:
     return found
 
 
-def _length(corpus: PlannedCorpus) -> str:
+def _length(corpus: CorpusSpec) -> str:
     return "no length (a stream)" if corpus.num_examples is None else f"{corpus.num_examples:,} examples"
 
 

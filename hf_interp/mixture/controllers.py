@@ -13,7 +13,7 @@ from hf_interp.mixture.plan import MixturePlan
 from hf_interp.utils.errors import did_you_mean
 
 
-class Decision(NamedTuple):
+class AlphaDecision(NamedTuple):
     """What a controller has decided."""
 
     alphas: float | Sequence[float]
@@ -30,7 +30,7 @@ class AlphaController(Protocol):
 
     def decide(
         self, steps: range, metrics: Mapping[str, float], schedule: Callable[[int], float]
-    ) -> Decision | tuple[float | Sequence[float], str]:
+    ) -> AlphaDecision | tuple[float | Sequence[float], str]:
         """α of `steps`.
 
         Args:
@@ -67,7 +67,7 @@ class Guard:
     >>> guard.decide(range(10, 12), {"general_loss": 1.0}, schedule).alphas
     [0.1, 0.11]
     >>> guard.decide(range(12, 14), {"general_loss": 1.15}, schedule)
-    Decision(alphas=[0.11, 0.11], reason='held: general_loss 1.15 is 15.0% above its start of 1')
+    AlphaDecision(alphas=[0.11, 0.11], reason='held: general_loss 1.15 is 15.0% above its start of 1')
     >>> guard.decide(range(14, 16), {"general_loss": 1.0}, schedule).alphas
     [0.12, 0.13]
     """
@@ -81,7 +81,7 @@ class Guard:
         self.baseline = baseline
         self.delay = 0  # steps by which α is behind its schedule
 
-    def decide(self, steps: range, metrics: Mapping[str, float], schedule: Callable[[int], float]) -> Decision:
+    def decide(self, steps: range, metrics: Mapping[str, float], schedule: Callable[[int], float]) -> AlphaDecision:
         """α of `steps`; see `AlphaController.decide`."""
         value = metrics.get(self.metric)
         if value is None or not math.isfinite(value):
@@ -101,7 +101,7 @@ class Guard:
         last = steps.start - 1 - self.delay
         places = [max(last + pace * (1 + index), 0) for index in range(len(steps))]
         self.delay = steps[-1] - places[-1]
-        return Decision([schedule(place) for place in places], reason)
+        return AlphaDecision([schedule(place) for place in places], reason)
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers."""

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import torch
 
-from hf_interp.mixture.apportionment import SIDES, PlannedCorpus, Side, Unit
+from hf_interp.mixture.apportionment import SIDES, CorpusSpec, Side, Unit
 from hf_interp.mixture.packing import mean_tokens
 from hf_interp.utils.errors import did_you_mean
 
@@ -44,12 +44,12 @@ class Corpus:
         """Whether the corpus can only be read from its beginning on."""
         return isinstance(self.dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
 
-    def planned(self, unit: Unit = "examples") -> PlannedCorpus:
+    def spec(self, unit: Unit = "examples") -> CorpusSpec:
         """What a plan that counts `unit` must know of it."""
         length = self.mean_tokens
         if unit == "tokens" and length is None and not self.is_stream:
             length = mean_tokens(self.dataset)
-        return PlannedCorpus(
+        return CorpusSpec(
             name=self.name,
             side=self.side,
             num_examples=None if self.is_stream else len(self.dataset),
@@ -78,7 +78,7 @@ def content_fingerprint(dataset: Any) -> str | None:
 
 
 def is_mixture(train_dataset: Any) -> bool:
-    """Whether a `train_dataset` is of a form that `as_corpora` takes; anything else is left to the host."""
+    """Whether a `train_dataset` is of a form that `as_corpora` takes; anything else is left to `Trainer`."""
     if isinstance(train_dataset, Mapping):
         return True
     return (

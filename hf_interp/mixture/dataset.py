@@ -16,7 +16,7 @@ from hf_interp.mixture.apportionment import Unit
 from hf_interp.mixture.corpus import Corpus, as_corpora
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
-from hf_interp.mixture.slots import SlotDataset, Split
+from hf_interp.mixture.slots import BatchShard, SlotDataset
 
 READ_AHEAD = 512  # examples that `InterpolatedDataset` reads at a time, at the most
 
@@ -63,7 +63,7 @@ class InterpolatedDataset(IterableDataset[Any]):
     ) -> None:
         parts = as_corpora(corpora)
         plan = MixturePlan(
-            [corpus.planned(unit) for corpus in parts],
+            [corpus.spec(unit) for corpus in parts],
             alpha_schedule=constant(DEFAULT_ALPHA) if alpha_schedule is None else alpha_schedule,
             batch_size=batch_size,
             max_steps=max_steps,
@@ -77,8 +77,10 @@ class InterpolatedDataset(IterableDataset[Any]):
             )
         if not 0 <= process_index < num_processes:
             raise ValueError(f"`process_index` must lie in [0, {num_processes}), got {process_index}.")
-        self.split = Split(batch_size // (num_processes * gradient_accumulation_steps), num_processes, process_index)
-        self.slots = SlotDataset(plan, parts, self.split)
+        self.shard = BatchShard(
+            batch_size // (num_processes * gradient_accumulation_steps), num_processes, process_index
+        )
+        self.slots = SlotDataset(plan, parts, self.shard)
         self._fingerprint = plan.fingerprint()
         self._num_yielded, self._start_at = 0, 0
         self._streams: dict[str, Any] = {}  # at the border before the position, by reader
@@ -94,32 +96,32 @@ class InterpolatedDataset(IterableDataset[Any]):
         return self.slots.corpora
 
     def __len__(self) -> int:
-        return len(self.plan) // self.split.num_processes
+        return len(self.plan) // self.shard.num_processes
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         workers, own = (worker.num_workers, worker.id) if worker is not None else (1, 0)
-        split = replace(self.split, num_workers=workers)
+        shard = replace(self.shard, num_workers=workers)
         begin, self._start_at = self._start_at, 0
         if self.slots.has_streams:
-            self.slots = SlotDataset(self.plan, self.corpora, split, self._streams if begin else None)
-        num_examples = len(range(own, len(self) // split.batch_size, workers)) * split.batch_size
-        first, count = self._border(begin), split.batch_size  # the first examples soon, then many at a time
+            self.slots = SlotDataset(self.plan, self.corpora, shard, self._streams if begin else None)
+        num_examples = len(range(own, len(self) // shard.batch_size, workers)) * shard.batch_size
+        first, count = self._border(begin), shard.batch_size  # the first examples soon, then many at a time
         while first < num_examples:
             self._num_yielded = first
-            self._note_streams(split)
+            self._note_streams(shard)
             position = np.arange(first, min(first + count, num_examples))
-            batch, offset = np.divmod(position, split.batch_size)
-            slots = ((own + batch * workers) * split.num_processes + split.process_index) * split.batch_size + offset
+            batch, offset = np.divmod(position, shard.batch_size)
+            slots = ((own + batch * workers) * shard.num_processes + shard.process_index) * shard.batch_size + offset
             for example in self.slots.__getitems__(slots.tolist()):
                 self._num_yielded += 1
-                if self._num_yielded % split.batch_size == 0:
-                    self._note_streams(split)
+                if self._num_yielded % shard.batch_size == 0:
+                    self._note_streams(shard)
                 if self._num_yielded > begin:
                     yield example
             first += count
             if not self.slots.has_streams:  # which keep their place only between micro-batches
-                count = min(2 * count, max(READ_AHEAD, split.batch_size))
+                count = min(2 * count, max(READ_AHEAD, shard.batch_size))
 
     def state_dict(self) -> dict[str, Any]:
         """The position of this (process, worker), for `load_state_dict`; `torchdata.StatefulDataLoader` calls it."""
@@ -144,10 +146,10 @@ class InterpolatedDataset(IterableDataset[Any]):
 
     def _border(self, position: int) -> int:
         """Where reading begins."""
-        return position - position % self.split.batch_size if self.slots.has_streams else position
+        return position - position % self.shard.batch_size if self.slots.has_streams else position
 
-    def _note_streams(self, split: Split) -> None:
+    def _note_streams(self, shard: BatchShard) -> None:
         if self.slots.has_streams:
-            workers = max(split.num_workers, 1)
-            readers = range(split.process_index * workers, (split.process_index + 1) * workers)
+            workers = max(shard.num_workers, 1)
+            readers = range(shard.process_index * workers, (shard.process_index + 1) * workers)
             self._streams = {str(reader): self.slots.stream_states(reader) for reader in readers}

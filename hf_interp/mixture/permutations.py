@@ -39,18 +39,18 @@ def _feistel(value: IntArray, rows: IntArray, columns: IntArray, key: npt.NDArra
     left, right = np.divmod(value, columns)
     # Two bits are dropped: a sum beyond 2⁶³ would wrap around, and then two digits could shift to the same place.
     for turn in range(0, FEISTEL_ROUNDS, 2):
-        left = (left + (mix(right, key + np.uint64(turn)) >> np.uint64(2)).astype(np.int64)) % rows
-        right = (right + (mix(left, key + np.uint64(turn + 1)) >> np.uint64(2)).astype(np.int64)) % columns
+        left = (left + (splitmix64(right, key + np.uint64(turn)) >> np.uint64(2)).astype(np.int64)) % rows
+        right = (right + (splitmix64(left, key + np.uint64(turn + 1)) >> np.uint64(2)).astype(np.int64)) % columns
     return left * columns + right
 
 
 def batch_orders(key: int, steps: IntArray, batch_size: int) -> IntArray:
     """One permutation of range(batch_size) for each of `steps`: shape (num_steps, batch_size)."""
-    step_keys = mix(steps, key)[:, None]
-    return np.argsort(mix(np.arange(batch_size)[None, :], step_keys), axis=1)
+    step_keys = splitmix64(steps, key)[:, None]
+    return np.argsort(splitmix64(np.arange(batch_size)[None, :], step_keys), axis=1)
 
 
-def mix(value: IntArray, key: int | npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def splitmix64(value: IntArray, key: int | npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """SplitMix64's finaliser (Steele, Lea & Flood 2014) over key + value·γ: a bijection of `value` for every key."""
     mixed = value.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.asarray(key, np.uint64)
     mixed ^= mixed >> np.uint64(30)
@@ -61,6 +61,6 @@ def mix(value: IntArray, key: int | npt.NDArray[np.uint64]) -> npt.NDArray[np.ui
     return mixed
 
 
-def key_of(seed: int, purpose: str) -> int:
+def derive_key(seed: int, purpose: str) -> int:
     """A 64-bit key; another seed or purpose, another key."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little")

@@ -33,15 +33,15 @@ import numpy.typing as npt
 from hf_interp.mixture.apportionment import (
     ALPHA_BITS,
     SIDES,
-    PlannedCorpus,
+    CorpusSpec,
     Side,
     Unit,
     check_corpora,
     example_alpha,
-    huffman,
+    share_tree,
     share_units,
 )
-from hf_interp.mixture.permutations import IntArray, batch_orders, key_of, mix, permute
+from hf_interp.mixture.permutations import IntArray, batch_orders, derive_key, permute, splitmix64
 from hf_interp.mixture.plan_summary import (
     corpus_summary,
     corpus_warnings,
@@ -71,7 +71,7 @@ class MixturePlan:
     """The complete reading order of a run.
 
     Args:
-        corpora: what is mixed (see `PlannedCorpus`).
+        corpora: what is mixed (see `CorpusSpec`).
         alpha_schedule: a function from progress in [0, 1] to α in [0, 1]. It is asked once for every step, here.
         batch_size: the global batch: examples per optimizer step over all processes and accumulation steps.
         max_steps: optimizer steps of the run.
@@ -91,8 +91,8 @@ class MixturePlan:
             that α asks for but that has no corpus, a corpus read more often than its `max_passes`.
 
     >>> from hf_interp.mixture.schedules import linear
-    >>> corpora = [PlannedCorpus(name="web", side="general", num_examples=100),
-    ...            PlannedCorpus(name="law", side="domain", num_examples=10)]
+    >>> corpora = [CorpusSpec(name="web", side="general", num_examples=100),
+    ...            CorpusSpec(name="law", side="domain", num_examples=10)]
     >>> plan = MixturePlan(corpora, alpha_schedule=linear(0, 1), batch_size=4, max_steps=5)
     >>> [plan.alpha(step) for step in range(5)]
     [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -107,7 +107,7 @@ class MixturePlan:
 
     def __init__(
         self,
-        corpora: Sequence[PlannedCorpus],
+        corpora: Sequence[CorpusSpec],
         *,
         alpha_schedule: AlphaSchedule,
         batch_size: int,
@@ -346,7 +346,7 @@ class MixturePlan:
         alpha_units = _unpack(state["alpha"])
         return cls._build(
             corpora=tuple(
-                PlannedCorpus(**corpus, mean_tokens=length)
+                CorpusSpec(**corpus, mean_tokens=length)
                 for corpus, length in zip(state["corpora"], lengths, strict=True)
             ),
             share_units=[round(corpus["share"] * (1 << ALPHA_BITS)) for corpus in state["corpora"]],
@@ -396,7 +396,7 @@ class MixturePlan:
     def _set_up(
         self,
         *,
-        corpora: tuple[PlannedCorpus, ...],
+        corpora: tuple[CorpusSpec, ...],
         share_units: list[int],
         batch_size: int,
         seed: int,
@@ -414,12 +414,12 @@ class MixturePlan:
         self._alpha_units, self._schedule_units = alpha_units, schedule_units
         self.num_committed, self.is_adaptive = num_committed, is_adaptive
         self.start_step, self.previous = start_step, previous
-        self._trees = {side: huffman(self._share_units, self._side(side)) for side in SIDES}
-        self._corpus_keys = np.array([key_of(self.seed, corpus.name) for corpus in self.corpora], np.uint64)
-        self.name_keys = np.array([key_of(0, corpus.name) for corpus in self.corpora], np.uint64)
+        self._trees = {side: share_tree(self._share_units, self._side(side)) for side in SIDES}
+        self._corpus_keys = np.array([derive_key(self.seed, corpus.name) for corpus in self.corpora], np.uint64)
+        self.name_keys = np.array([derive_key(0, corpus.name) for corpus in self.corpora], np.uint64)
         # 0 for a stream, which is read in its own order
         self._sizes = np.array([corpus.num_examples or 0 for corpus in self.corpora], np.int64)
-        self._order_key = key_of(self.seed, "order of a batch")
+        self._order_key = derive_key(self.seed, "order of a batch")
         # An adaptive α is fixed step by step, and a block must be fixed as a whole.
         self._block_steps = 1 if self.is_adaptive else max(1, BLOCK_SLOTS // self.batch_size)
         self._blocks: dict[int, tuple[IntArray, IntArray, IntArray | None]] = {}
@@ -445,7 +445,7 @@ class MixturePlan:
         for side in SIDES:
             tree = self._trees[side]
             if tree is not None:
-                tree.deal(totals[side], counts)
+                tree.apportion(totals[side], counts)
         return counts
 
     def _side(self, side: Side) -> list[int]:
@@ -517,7 +517,7 @@ class MixturePlan:
         shuffled = np.flatnonzero(self._sizes[corpus])
         size = self._sizes[corpus[shuffled]]
         passes, position = np.divmod(ordinal[shuffled], size)
-        example[shuffled] = permute(position, size, mix(passes, self._corpus_keys[corpus[shuffled]]))
+        example[shuffled] = permute(position, size, splitmix64(passes, self._corpus_keys[corpus[shuffled]]))
         return example
 
 
@@ -527,7 +527,7 @@ def hash_of_reads(slots: IntArray, name_keys: npt.NDArray[np.uint64], examples: 
     The hash of many slots is the sum of theirs modulo 2⁶⁴, so that it does not matter which process read which of them,
     or when.
     """
-    return int(mix(slots, mix(examples, name_keys)).sum(dtype=np.uint64))
+    return int(splitmix64(slots, splitmix64(examples, name_keys)).sum(dtype=np.uint64))
 
 
 def _to_units(alphas: Sequence[Any], first: int, max_steps: int) -> IntArray:

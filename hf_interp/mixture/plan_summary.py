@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_interp.mixture.apportionment import ALPHA_BITS, PlannedCorpus
+from hf_interp.mixture.apportionment import ALPHA_BITS, CorpusSpec
 from hf_interp.mixture.permutations import IntArray
 
 MANY_PASSES = 4  # repeating data up to about four times costs little (Muennighoff et al. 2023, arXiv 2305.16264)
@@ -57,7 +57,7 @@ def step_that_draws(count: int, drawn_before: Callable[[int], int], max_steps: i
     return low - 1
 
 
-def corpus_warnings(corpus: PlannedCorpus, drawn: int, largest_count: float, batch_size: int) -> list[str]:
+def corpus_warnings(corpus: CorpusSpec, drawn: int, largest_count: float, batch_size: int) -> list[str]:
     """Return what a user should know of a corpus before the run; empty if all is well.
 
     Args:
@@ -83,7 +83,7 @@ def corpus_warnings(corpus: PlannedCorpus, drawn: int, largest_count: float, bat
     return found
 
 
-def largest_count(sums: IntArray, corpus: PlannedCorpus, share_units: int, batch_size: int) -> float:
+def largest_count(sums: IntArray, corpus: CorpusSpec, share_units: int, batch_size: int) -> float:
     """Return how many examples of a corpus a global batch is expected to hold, at the most.
 
     Args:
@@ -98,7 +98,7 @@ def largest_count(sums: IntArray, corpus: PlannedCorpus, share_units: int, batch
 
 
 def corpus_summary(
-    corpus: PlannedCorpus, share_units: int, drawn_at_start: int, drawn: int, exhausted_at: int | None
+    corpus: CorpusSpec, share_units: int, drawn_at_start: int, drawn: int, exhausted_at: int | None
 ) -> dict[str, Any]:
     """Return what is drawn of a corpus, ready for JSON."""
     return {

@@ -96,7 +96,7 @@ class ArrowReader:
         return [self.parts[part][index - self.borders[part]] for part, index in zip(part_of, indices, strict=True)]
 
 
-class Readers:
+class CorpusReaders:
     """Readers for the corpora of a mixture that have random access; small ones that are alike share one.
 
     Args:

@@ -15,7 +15,7 @@ from hf_interp.mixture.collators import ObjectiveCollator, collate, random_state
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.permutations import IntArray
 from hf_interp.mixture.plan import MixturePlan, hash_of_reads
-from hf_interp.mixture.readers import Readers, reads_plainly
+from hf_interp.mixture.readers import CorpusReaders, reads_plainly
 from hf_interp.mixture.streams import StreamReader
 
 CORPUS_KEY = "corpus_index"
@@ -29,7 +29,7 @@ STREAMS_KEY = "stream_states"
 
 
 @dataclass(frozen=True)
-class Split:
+class BatchShard:
     """How the examples of a global batch are divided.
 
     Args:
@@ -92,7 +92,7 @@ class SlotDataset(Dataset[Any]):
     Args:
         plan: the reading order.
         corpora: the corpora of the plan, in its order.
-        split: who reads which part of the streams; one reader reads all by default.
+        shard: who reads which part of the streams; one reader reads all by default.
         streams: states of the streams to begin with, by reader and corpus name, from `SlotBatch.streams`.
     """
 
@@ -100,16 +100,16 @@ class SlotDataset(Dataset[Any]):
         self,
         plan: MixturePlan,
         corpora: Sequence[Corpus],
-        split: Split | None = None,
+        shard: BatchShard | None = None,
         streams: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.plan = plan
         self.corpora = list(corpora)
-        self.split = split or Split(plan.batch_size)
+        self.shard = shard or BatchShard(plan.batch_size)
         self.has_streams = any(corpus.is_stream for corpus in corpora)
         self._streams = {int(reader): dict(states) for reader, states in (streams or {}).items()}
         # opened when first read, in the process that reads; streams by (reader, corpus)
-        self._readers: Readers | None = None
+        self._readers: CorpusReaders | None = None
         self._stream_readers: dict[tuple[int, int], StreamReader] = {}
         # Setting and restoring random states takes some 0.1 ms a batch: only for datasets that may augment at random.
         self._may_draw = not all(reads_plainly(corpus.dataset) for corpus in corpora)
@@ -127,12 +127,12 @@ class SlotDataset(Dataset[Any]):
         else:
             first_slot, (corpus, _, example) = slots[0], self.plan.locate(slots)
             numbers = np.asarray(slots)
-        reader = self.split.reader_of(first_slot)
+        reader = self.shard.reader_of(first_slot)
         if self.has_streams:
             example = example.copy()  # the plan's own; what a stream gives is numbered below
         with random_state_of_slot(self.plan.seed, first_slot) if self._may_draw else nullcontext():
             if self._readers is None:
-                self._readers = Readers(self.corpora)
+                self._readers = CorpusReaders(self.corpora)
             examples = self._readers.read(corpus, example)
             for index in self._streams_among(corpus):
                 places = np.flatnonzero(corpus == index)
@@ -163,9 +163,9 @@ class SlotDataset(Dataset[Any]):
                 fsspec.asyn.reset_lock()  # or a fork of a process with open remote files may hang
             corpus = self.corpora[index]
             state = self._streams.get(reader, {}).get(corpus.name)
-            self._stream_readers[reader, index] = StreamReader(corpus, reader, self.split.num_readers, state)
+            self._stream_readers[reader, index] = StreamReader(corpus, reader, self.shard.num_readers, state)
         stream = self._stream_readers[reader, index]
-        numbers = (stream.num_read + np.arange(count)) * self.split.num_readers + reader
+        numbers = (stream.num_read + np.arange(count)) * self.shard.num_readers + reader
         return stream.read(count), numbers
 
 
@@ -177,21 +177,21 @@ class SlotSampler(Sampler[Any]):
 
     drop_last = True  # read by accelerate; batches are never short
 
-    def __init__(self, plan: MixturePlan, split: Split, first_batch: int = 0) -> None:
+    def __init__(self, plan: MixturePlan, shard: BatchShard, first_batch: int = 0) -> None:
         self.plan = plan
-        self.split = split
+        self.shard = shard
         self.first_batch = first_batch
-        self.batch_size = split.batch_size
+        self.batch_size = shard.batch_size
 
     def __iter__(self) -> Iterator[SlotRequest]:
         for batch in range(self.first_batch, len(self)):
-            first = self.split.first_slot(batch)
+            first = self.shard.first_slot(batch)
             corpus, _, example = self.plan.locate(range(first, first + self.batch_size))
             yield SlotRequest(first, corpus, example)
 
     def __len__(self) -> int:
         """Micro-batches of this process in the whole run."""
-        return len(self.plan) // (self.split.num_processes * self.split.batch_size)
+        return len(self.plan) // (self.shard.num_processes * self.shard.batch_size)
 
 
 class SlotCollator:

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as host_logging
 
-from hf_interp.losses.ref_model import base_of
+from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.mixture.corpus import Corpus, check_columns
 from hf_interp.mixture.packing import pack
 from hf_interp.mixture.plan import MixturePlan
@@ -269,7 +269,7 @@ def build_objective(
 
 def prepare_model(recipe: Recipe, task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Set what the model must know of the tokenizer and of the task."""
-    inner = base_of(model)
+    inner = unwrap_peft(model)
     if getattr(inner.config, "pad_token_id", None) is None:
         inner.config.pad_token_id = tokenizer.pad_token_id
     task.prepare(tokenizer, inner, recipe)

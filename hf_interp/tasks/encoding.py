@@ -9,14 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_interp.losses.per_example import IGNORE_INDEX
 from hf_interp.tasks.dialogues import encode_dialogue
 from hf_interp.tasks.loading import RowError
 from hf_interp.tasks.recipe import Recipe
 
 Batch = dict[str, list[Any]]
 Encode = Callable[[Batch], Batch]
-
-IGNORE = -100
 
 
 def encode_classification(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
@@ -52,7 +51,7 @@ def encode_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
         encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=recipe.max_length)
         labels = [_align(encoded.word_ids(row), tags) for row, tags in enumerate(batch["tags"])]
         for row, aligned in enumerate(labels):
-            if all(label == IGNORE for label in aligned):
+            if all(label == IGNORE_INDEX for label in aligned):
                 raise RowError(row, "tokens", "no token left after tokenising", "Remove such rows from the file.")
         return {**encoded, "labels": labels}
 
@@ -164,7 +163,10 @@ def _align(word_ids: Sequence[int | None], tags: Sequence[int]) -> list[int]:
     [-100, 3, -100, 5, -100]
     """
     before = [None, *word_ids[:-1]]
-    return [IGNORE if word is None or word == last else tags[word] for word, last in zip(word_ids, before, strict=True)]
+    return [
+        IGNORE_INDEX if word is None or word == last else tags[word]
+        for word, last in zip(word_ids, before, strict=True)
+    ]
 
 
 def _check_not_empty(ids: Sequence[Sequence[int]], column: str) -> None:

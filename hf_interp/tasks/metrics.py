@@ -17,7 +17,7 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-IGNORE = -100
+from hf_interp.losses.per_example import IGNORE_INDEX
 
 
 class _ClassificationMetric(evaluate.Metric):
@@ -221,7 +221,7 @@ def token_metrics(label_names: Sequence[str]) -> ComputeMetrics:
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         predictions = np.argmax(_first(prediction.predictions), axis=-1)
         labels: Any = prediction.label_ids
-        mask = labels != IGNORE
+        mask = labels != IGNORE_INDEX
         found: dict[str, float] = {}
         if entities is not None:
             found |= entities.compute(
@@ -286,10 +286,10 @@ def score_tokens(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch
     """
     logits = logits[0] if isinstance(logits, (tuple, list)) else logits
     losses = torch.nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), labels, reduction="none", ignore_index=IGNORE
+        logits.float().transpose(1, 2), labels, reduction="none", ignore_index=IGNORE_INDEX
     )
     hits = (logits.argmax(dim=-1) == labels).long()
-    return losses, hits.masked_fill(labels == IGNORE, -1)
+    return losses, hits.masked_fill(labels == IGNORE_INDEX, -1)
 
 
 def score_shifted_tokens(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

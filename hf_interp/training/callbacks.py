@@ -64,7 +64,7 @@ class AlphaCallback(TrainerCallback, ExportableState):
         self.last_logged_step = state.global_step
         if state.global_step > 0:
             self._compare_with_checkpoint(state)
-        # The host looks up stateful callbacks by name when it saves; a checkpoint written without this one lacks it.
+        # `Trainer` looks up stateful callbacks by name when it saves; a checkpoint written without this one lacks it.
         state.stateful_callbacks[type(self).__name__] = self.state()
 
     def on_step_begin(
@@ -75,7 +75,7 @@ class AlphaCallback(TrainerCallback, ExportableState):
             self.alpha = self.plan.alpha(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Set the epoch, which the host counts from the first batch of the loader, wherever that begins."""
+        """Set the epoch, which `Trainer` counts from the first batch of the loader, wherever that begins."""
         if self.plan is not None and self.plan.max_steps == state.max_steps:
             state.epoch = state.global_step / state.max_steps
 

@@ -1,6 +1,6 @@
 """Checkpoints on disk: whether one is whole, which is the last whole one, and what the mixture left in it.
 
-The host writes a checkpoint file by file, `trainer_state.json` last. A run that is killed meanwhile, or a disk that
+`Trainer` writes a checkpoint file by file, `trainer_state.json` last. A run that is killed meanwhile, or a disk that
 fills up, leaves a folder that looks like a checkpoint and is none. What can be told without loading it is told here.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # looking at checkpoints is to be fast
 TORCH_WRITES = ("inline_container", "Parent directory")
 """What the `RuntimeError` says by which torch tells that it could not write a file."""
 
-# The host's names, spelled out so that looking at checkpoints needs no torch.
+# Names of transformers, spelled out so that looking at checkpoints needs no torch.
 PREFIX_CHECKPOINT_DIR = "checkpoint"
 STATE_NAME = "trainer_state.json"
 CALLBACK_NAME = "AlphaCallback"
@@ -109,7 +109,7 @@ def invalidate(checkpoint: str | Path) -> None:
 
 
 def random_file(checkpoint: str | Path, process_index: int, num_processes: int) -> Path:
-    """Where the host keeps the random states of a process."""
+    """Return where `Trainer` keeps the random states of a process."""
     return Path(checkpoint) / ("rng_state.pth" if num_processes == 1 else f"rng_state_{process_index}.pth")
 
 

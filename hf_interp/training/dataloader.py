@@ -24,7 +24,7 @@ def slot_loader(
     accelerator: Accelerator,
 ) -> DataLoader[Any]:
     """Return a loader over the slots of a plan that belong to this process."""
-    num_workers = dataset.split.num_workers
+    num_workers = dataset.shard.num_workers
     has_workers = num_workers > 0
     loader = DataLoader(
         dataset,

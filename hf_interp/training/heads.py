@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_interp.losses.ref_model import base_of
+from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.mixture.collators import TASK, Collator
 from hf_interp.utils.files import new_file
 
@@ -112,7 +112,7 @@ def attach_heads(model: PreTrainedModel, heads: Mapping[str, PreTrainedModel]) -
     """
     if isinstance(model, HasHeads):
         raise ValueError("The model has further heads already. Give the trainer a model without, or no `objectives`.")
-    base = base_of(model)
+    base = unwrap_peft(model)
     if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
         raise ValueError(
             "Objectives beside the task do not work with adapters that put tokens before the input. Use another type, "

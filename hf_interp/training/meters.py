@@ -10,7 +10,7 @@ from hf_interp.utils.types import Reduce
 LOSS, EXAMPLES, TOKENS = range(3)  # rows of the sums, whose columns are corpora
 
 
-class Tally:
+class CorpusMeters:
     """Losses, examples and tokens by corpus, since the last log and since the last decision on α; the order's hash.
 
     Args:

@@ -22,12 +22,12 @@ from hf_interp.mixture.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
-from hf_interp.mixture.slots import CORPUS_KEY, ORDER_KEY, STREAMS_KEY, SlotDataset, Split, whole_hash
+from hf_interp.mixture.slots import CORPUS_KEY, ORDER_KEY, STREAMS_KEY, BatchShard, SlotDataset, whole_hash
 from hf_interp.mixture.streams import stream_warnings
 from hf_interp.training.checkpoints import SavedRun
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.dataloader import check_loader_arguments
-from hf_interp.training.meters import Tally
+from hf_interp.training.meters import CorpusMeters
 from hf_interp.utils.types import Reduce
 
 logger = logging.getLogger(__name__)
@@ -48,15 +48,15 @@ class MixtureRun:
 
     Attributes:
         plan (`MixturePlan`): what is read at which step, once the run has begun.
-        shard (`Split`): which part of a global batch this process reads.
-        meters (`Tally`): sums of losses and of what has been read.
+        shard (`BatchShard`): which part of a global batch this process reads.
+        meters (`CorpusMeters`): sums of losses and of what has been read.
         adaptive (`AdaptiveAlpha` or `None`): the controller at work, if α adapts.
         mixes_objectives (`bool`): whether a corpus trains something else than the model's own task.
     """
 
     plan: MixturePlan
-    shard: Split
-    meters: Tally
+    shard: BatchShard
+    meters: CorpusMeters
     adaptive: AdaptiveAlpha | None = None
 
     def __init__(
@@ -82,7 +82,7 @@ class MixtureRun:
 
     # The beginning.
 
-    def begin(self, shard: Split, batch_size: int, saved: SavedRun | None = None) -> SlotDataset:
+    def begin(self, shard: BatchShard, batch_size: int, saved: SavedRun | None = None) -> SlotDataset:
         """Plan for the present arguments, going on from a checkpoint if there is one, and return what is to be read.
 
         Whatever an earlier run has read is forgotten.
@@ -97,7 +97,7 @@ class MixtureRun:
         """
         self.shard = shard
         names = [corpus.name for corpus in self.corpora]
-        self.meters = Tally(names, self.args.device, self._objectives if self.mixes_objectives else ())
+        self.meters = CorpusMeters(names, self.args.device, self._objectives if self.mixes_objectives else ())
         self.stream_states: dict[str, Any] = {}
         self.eval_metrics: dict[str, float] = {}
         controller = self._make_plan(batch_size, saved)
@@ -284,7 +284,9 @@ class MixtureRun:
         return {"tally": self.meters.state_dict(), "streams": self.stream_states}
 
 
-def shard_batch(args: TrainingArguments, corpora: Sequence[Corpus], *, micro_batch_size: int, batch_size: int) -> Split:
+def shard_batch(
+    args: TrainingArguments, corpora: Sequence[Corpus], *, micro_batch_size: int, batch_size: int
+) -> BatchShard:
     """Return which part of a global batch is this process'; processes of one model replica share theirs.
 
     Args:
@@ -297,7 +299,7 @@ def shard_batch(args: TrainingArguments, corpora: Sequence[Corpus], *, micro_bat
     workers = args.dataloader_num_workers
     if any(corpus.is_stream and not isinstance(corpus.dataset, datasets.IterableDataset) for corpus in corpora):
         workers = 0  # nothing says how to divide such a stream among workers
-    return Split(micro_batch_size, replicas, args.process_index // (args.world_size // replicas), workers)
+    return BatchShard(micro_batch_size, replicas, args.process_index // (args.world_size // replicas), workers)
 
 
 def plan_mixture(
@@ -331,7 +333,7 @@ def plan_mixture(
         alpha_schedule = args.build_alpha_schedule() if of_args else constant(DEFAULT_ALPHA)
     unit = args.mixture_unit if isinstance(args, InterpolationConfig) else "examples"
     return MixturePlan(
-        [corpus.planned(unit) for corpus in corpora],
+        [corpus.spec(unit) for corpus in corpora],
         alpha_schedule=alpha_schedule,
         batch_size=batch_size,
         max_steps=args.max_steps,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_interp.losses.ref_model import base_of
+from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.reporting.results import RunResults, read_emissions
 from hf_interp.weights.adapter_kinds import is_peft_model
 
@@ -68,7 +68,7 @@ def describe_model(model: Any, *, is_whole: bool = True) -> dict[str, Any]:
         model: the trained model.
         is_whole: whether this process holds all of its parameters, so that they can be counted.
     """
-    inner = base_of(model)
+    inner = unwrap_peft(model)
     found: dict[str, Any] = {
         "class": type(inner).__name__,
         "base": getattr(getattr(inner, "config", None), "_name_or_path", None) or None,

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
 
-from hf_interp.losses.ref_model import base_of
+from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.reporting.card import CARD_NAME, TAGS, CardMetadata
 from hf_interp.reporting.hub import push_run, render_card
 from hf_interp.training.integrations import traits_of
@@ -23,7 +23,7 @@ def prepare_pushing(trainer: Any) -> str | None:
     Raises:
         ValueError: for a `hub_strategy` that pushes checkpoints, which hold a pickle of every setting.
     """
-    base = base_of(trainer.model)
+    base = unwrap_peft(trainer.model)
     if hasattr(base, "add_model_tags"):
         base.add_model_tags(list(TAGS))
     return check_strategy(trainer.args.hub_strategy) if trainer.args.push_to_hub else None
@@ -86,7 +86,7 @@ def push_trained_run(trainer: Any, metadata: dict[str, Any], *, blocking: bool =
     if not trainer.is_world_process_zero():
         return None
     given = metadata.pop("tags", None) or []
-    model_tags = getattr(base_of(trainer.model), "model_tags", None) or []
+    model_tags = getattr(unwrap_peft(trainer.model), "model_tags", None) or []
     metadata["tags"] = list(dict.fromkeys([*([given] if isinstance(given, str) else given), *model_tags]))
     plot_run(trainer.results(), Path(args.output_dir) / RUN_PLOT_NAME)
     trainer.create_model_card(**metadata)

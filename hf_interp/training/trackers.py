@@ -1,7 +1,7 @@
 """What experiment trackers are told beside the logs: the mixture as configuration, pictures at the end.
 
-The scalars (α, shares, passes, losses by corpus) reach whatever `report_to` names through the host's own log. Here the
-plan is put into the run's configuration under `mixture`, and pictures are added to the run after training.
+The scalars (α, shares, passes, losses by corpus) reach whatever `report_to` names through the log of `Trainer`. Here
+the plan is put into the run's configuration under `mixture`, and pictures are added to the run after training.
 """
 
 import json

@@ -19,7 +19,7 @@ import torch
 
 from hf_interp import Corpus, InterpolatedDataset
 from hf_interp.mixture.schedules import linear
-from hf_interp.mixture.slots import SlotDataset, SlotSampler, Split
+from hf_interp.mixture.slots import BatchShard, SlotDataset, SlotSampler
 from hf_interp.utils.console import format_table
 
 LENGTH = 64
@@ -42,7 +42,7 @@ def rate(examples: Iterable[Any], count: int) -> float:
 
 
 def batches(dataset: SlotDataset, batch_size: int) -> Iterable[Any]:
-    requests = SlotSampler(dataset.plan, Split(batch_size))
+    requests = SlotSampler(dataset.plan, BatchShard(batch_size))
     return itertools.chain.from_iterable(dataset.__getitems__(request) for request in requests)
 
 

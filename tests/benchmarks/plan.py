@@ -10,7 +10,7 @@ import statistics
 import time
 import tracemalloc
 
-from hf_interp.mixture.apportionment import PlannedCorpus
+from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import cosine
 from hf_interp.utils.console import format_table
@@ -20,7 +20,7 @@ BATCH_SIZE = 256
 
 def build(max_steps: int) -> MixturePlan:
     corpora = [
-        PlannedCorpus(name=f"c{index}", side="general" if index < 8 else "domain", num_examples=10_000 * (index + 1))
+        CorpusSpec(name=f"c{index}", side="general" if index < 8 else "domain", num_examples=10_000 * (index + 1))
         for index in range(16)
     ]
     return MixturePlan(corpora, alpha_schedule=cosine(), batch_size=BATCH_SIZE, max_steps=max_steps)

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_interp.mixture.apportionment import PlannedCorpus, Side, Unit
+from hf_interp.mixture.apportionment import CorpusSpec, Side, Unit
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.permutations import IntArray
 from hf_interp.mixture.plan import MixturePlan, hash_of_reads
 from hf_interp.mixture.schedules import AlphaSchedule, piecewise, progress_of, steps
-from hf_interp.mixture.slots import SlotRequest, SlotSampler, Split
+from hf_interp.mixture.slots import BatchShard, SlotRequest, SlotSampler
 
 SIDES: tuple[Side, Side] = ("general", "domain")
 ALPHAS = st.one_of(
@@ -33,7 +33,7 @@ class Stage:
 
     begin: int
     end: int
-    corpora: tuple[PlannedCorpus, ...]
+    corpora: tuple[CorpusSpec, ...]
     kind: str
     points: tuple[tuple[float, float], ...]
     max_steps: int
@@ -69,7 +69,7 @@ class Stage:
     def requests(self, plan: MixturePlan, process: int, first: int | None = None) -> list[SlotRequest]:
         """What a process reads from step `first` on."""
         first = self.begin if first is None else first
-        split = Split(self.micro_batch, self.num_processes, process, self.num_workers)
+        split = BatchShard(self.micro_batch, self.num_processes, process, self.num_workers)
         sampler = SlotSampler(plan, split, first * self.accumulation)
         return list(islice(sampler, (self.end - first) * self.accumulation))
 
@@ -115,7 +115,7 @@ def runs(draw: st.DrawFn) -> Run:
 
 
 @st.composite
-def mixtures(draw: st.DrawFn, pool: dict[str, int | None], mean_tokens: dict[str, float]) -> list[PlannedCorpus]:
+def mixtures(draw: st.DrawFn, pool: dict[str, int | None], mean_tokens: dict[str, float]) -> list[CorpusSpec]:
     """Some corpora of a pool, on any sides, with shares or without."""
     chosen: dict[str, Side] = {}
     for name in pool:
@@ -134,7 +134,7 @@ def mixtures(draw: st.DrawFn, pool: dict[str, int | None], mean_tokens: dict[str
         for name, weight in zip(names, weights, strict=True):
             share = weight / total if total else None
             corpora.append(
-                PlannedCorpus(name=name, side=side, num_examples=pool[name], share=share, mean_tokens=mean_tokens[name])
+                CorpusSpec(name=name, side=side, num_examples=pool[name], share=share, mean_tokens=mean_tokens[name])
             )
     return draw(st.permutations(corpora))
 
@@ -239,7 +239,7 @@ def check_splits(run: Run, plans: list[MixturePlan]) -> None:
             assert np.concatenate([np.empty(0, np.int64), *parts]).tolist() == source.tolist()
         readers_of_processes = []
         for process, requests in enumerate(of_processes):
-            split = Split(stage.micro_batch, stage.num_processes, process, stage.num_workers)
+            split = BatchShard(stage.micro_batch, stage.num_processes, process, stage.num_workers)
             workers = max(stage.num_workers, 1)
             readers = [split.reader_of(request.first_slot) for request in requests]
             # a loader gives micro-batches to its workers in turns: each is one reader for the whole run

@@ -7,12 +7,12 @@ import pytest
 
 from hf_interp.mixture.apportionment import (
     ALPHA_BITS,
-    PlannedCorpus,
-    Tree,
+    CorpusSpec,
+    ShareTree,
     Unit,
     check_corpora,
     example_alpha,
-    huffman,
+    share_tree,
     share_units,
 )
 from hf_interp.mixture.plan import MixturePlan
@@ -21,11 +21,11 @@ from hf_interp.mixture.schedules import constant
 FULL = 1 << ALPHA_BITS
 
 
-def corpus(name: str, side: Any = "general", num_examples: int | None = 100, **kwargs: Any) -> PlannedCorpus:
-    return PlannedCorpus(name=name, side=side, num_examples=num_examples, **kwargs)
+def corpus(name: str, side: Any = "general", num_examples: int | None = 100, **kwargs: Any) -> CorpusSpec:
+    return CorpusSpec(name=name, side=side, num_examples=num_examples, **kwargs)
 
 
-def depths(tree: Tree | None, depth: int = 0) -> dict[int, int]:
+def depths(tree: ShareTree | None, depth: int = 0) -> dict[int, int]:
     """How deep every corpus lies."""
     assert tree is not None
     if tree.left is None or tree.right is None:
@@ -46,12 +46,12 @@ def depths(tree: Tree | None, depth: int = 0) -> dict[int, int]:
     ],
 )
 def test_small_shares_lie_deep(units: list[int], expected: dict[int, int]) -> None:
-    assert depths(huffman(units, range(len(units)))) == expected
+    assert depths(share_tree(units, range(len(units)))) == expected
 
 
 def test_a_tree_holds_only_the_corpora_of_its_side() -> None:
-    assert depths(huffman([1, 2, 3, 4], [1, 3])) == {1: 1, 3: 1}
-    assert huffman([1, 2], []) is None
+    assert depths(share_tree([1, 2, 3, 4], [1, 3])) == {1: 1, 3: 1}
+    assert share_tree([1, 2], []) is None
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_a_tree_holds_only_the_corpora_of_its_side() -> None:
 )
 def test_slots_are_dealt_down_the_tree(units: list[int], total: int, expected: list[int]) -> None:
     counts = np.zeros((2, len(units)), np.int64)
-    tree = huffman(units, range(len(units)))
+    tree = share_tree(units, range(len(units)))
     assert tree is not None
-    tree.deal(np.array([0, total]), counts)
+    tree.apportion(np.array([0, total]), counts)
     assert not counts[0].any()
     assert counts[1].sum() == total
     assert sorted(counts[1].tolist()) == sorted(expected)
@@ -85,9 +85,7 @@ def test_slots_are_dealt_down_the_tree(units: list[int], total: int, expected: l
         ([corpus("a", mean_tokens=5.0), corpus("b", num_examples=300, mean_tokens=50.0)], [FULL // 4, 3 * FULL // 4]),
     ],
 )
-def test_shares_without_numbers_follow_the_lengths(
-    corpora: list[PlannedCorpus], expected: list[int], unit: Unit
-) -> None:
+def test_shares_without_numbers_follow_the_lengths(corpora: list[CorpusSpec], expected: list[int], unit: Unit) -> None:
     assert share_units(corpora, unit) == expected
 
 

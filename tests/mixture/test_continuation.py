@@ -6,21 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_interp.mixture.apportionment import PlannedCorpus
+from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.continuation import Continuation, continue_plan, plan_changes
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule, constant, linear
 
 
-def web(num_examples: int | None = 20, **kwargs: Any) -> PlannedCorpus:
-    return PlannedCorpus(**{"name": "web", "side": "general", "num_examples": num_examples, **kwargs})
+def web(num_examples: int | None = 20, **kwargs: Any) -> CorpusSpec:
+    return CorpusSpec(**{"name": "web", "side": "general", "num_examples": num_examples, **kwargs})
 
 
-def law(num_examples: int | None = 10, **kwargs: Any) -> PlannedCorpus:
-    return PlannedCorpus(**{"name": "law", "side": "domain", "num_examples": num_examples, **kwargs})
+def law(num_examples: int | None = 10, **kwargs: Any) -> CorpusSpec:
+    return CorpusSpec(**{"name": "law", "side": "domain", "num_examples": num_examples, **kwargs})
 
 
-def plan(*corpora: PlannedCorpus, alpha: float | AlphaSchedule = 0.5, **kwargs: Any) -> MixturePlan:
+def plan(*corpora: CorpusSpec, alpha: float | AlphaSchedule = 0.5, **kwargs: Any) -> MixturePlan:
     """A plan of 10 steps of 4 examples of a general corpus of 20 and a domain corpus of 10."""
     schedule = alpha if callable(alpha) else constant(alpha)
     return MixturePlan(
@@ -68,8 +68,8 @@ def test_the_same_settings_go_on_at_the_last_step() -> None:
     assert go_on(plan(), plan(), 10).plan.max_steps == 10
 
 
-def news(**kwargs: Any) -> PlannedCorpus:
-    return PlannedCorpus(**{"name": "news", "side": "general", "num_examples": 8, "share": 0.5, **kwargs})
+def news(**kwargs: Any) -> CorpusSpec:
+    return CorpusSpec(**{"name": "news", "side": "general", "num_examples": 8, "share": 0.5, **kwargs})
 
 
 NEWS = news()
@@ -274,7 +274,7 @@ def test_a_change_before_the_first_step_is_a_new_run() -> None:
 
 
 @pytest.mark.parametrize("corpus", [web(21), web(20, content="bb")])
-def test_a_corpus_that_comes_back_must_be_as_it_was(corpus: PlannedCorpus) -> None:
+def test_a_corpus_that_comes_back_must_be_as_it_was(corpus: CorpusSpec) -> None:
     without = go_on(plan(law(), alpha=1.0), plan(web(content="aa"), law()), 4).plan
     with pytest.raises(ValueError, match=r"Corpus 'web' ha(d|s)"):
         go_on(plan(corpus, law()), without, 6)

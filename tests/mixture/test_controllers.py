@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hf_interp.mixture.apportionment import PlannedCorpus
+from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.controllers import CONTROLLERS, AdaptiveAlpha, Guard, get_controller
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import linear
@@ -175,9 +175,9 @@ class Answers:
 
 
 def at_work(*answers: Any, max_steps: int = 11, committed: int = 4, general: bool = True) -> AdaptiveAlpha:
-    corpora = [PlannedCorpus(name="law", side="domain", num_examples=10)]
+    corpora = [CorpusSpec(name="law", side="domain", num_examples=10)]
     if general:
-        corpora.append(PlannedCorpus(name="web", side="general", num_examples=20))
+        corpora.append(CorpusSpec(name="web", side="general", num_examples=20))
     schedule = linear() if general else linear(1, 1)
     plan = MixturePlan(corpora, alpha_schedule=schedule, batch_size=4, max_steps=max_steps, num_committed=committed)
     return AdaptiveAlpha(plan, Answers(*answers), update_steps=3, lag=2)

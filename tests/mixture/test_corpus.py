@@ -46,7 +46,7 @@ def test_a_mapping_of_named_datasets_for_a_side() -> None:
 def test_a_list_of_corpora_is_kept() -> None:
     corpora = [Corpus("law", range(3), share=0.5, max_passes=2), Corpus("web", range(5), "general")]
     assert as_corpora(corpora) == corpora
-    planned = corpora[0].planned()
+    planned = corpora[0].spec()
     assert (planned.name, planned.side, planned.num_examples) == ("law", "domain", 3)
     assert (planned.share, planned.max_passes) == (0.5, 2)
 
@@ -59,7 +59,7 @@ def test_a_stream_has_no_length() -> None:
     for dataset in (Numbers(), labelled([0, 1]).to_iterable_dataset()):
         corpus = Corpus("law", dataset)
         assert corpus.is_stream
-        assert corpus.planned().num_examples is None
+        assert corpus.spec().num_examples is None
     assert not Corpus("law", labelled([0])).is_stream
 
 
@@ -176,18 +176,18 @@ def tokenised(count: int, label: str = "labels", **kwargs: Any) -> datasets.Data
 
 def test_lengths_in_tokens_are_measured_only_for_a_mixture_by_tokens() -> None:
     dataset = datasets.Dataset.from_dict({"input_ids": [[1, 2, 3], [4]]})
-    assert Corpus("law", dataset).planned().mean_tokens is None
-    assert Corpus("law", dataset).planned("tokens").mean_tokens == 2.0
-    assert Corpus("law", dataset, mean_tokens=7.5).planned("tokens").mean_tokens == 7.5
-    assert Corpus("law", dataset, mean_tokens=7.5).planned().mean_tokens == 7.5
-    assert Corpus("law", dataset.to_iterable_dataset()).planned("tokens").mean_tokens is None
-    assert Corpus("law", dataset.to_iterable_dataset(), mean_tokens=3).planned("tokens").mean_tokens == 3
+    assert Corpus("law", dataset).spec().mean_tokens is None
+    assert Corpus("law", dataset).spec("tokens").mean_tokens == 2.0
+    assert Corpus("law", dataset, mean_tokens=7.5).spec("tokens").mean_tokens == 7.5
+    assert Corpus("law", dataset, mean_tokens=7.5).spec().mean_tokens == 7.5
+    assert Corpus("law", dataset.to_iterable_dataset()).spec("tokens").mean_tokens is None
+    assert Corpus("law", dataset.to_iterable_dataset(), mean_tokens=3).spec("tokens").mean_tokens == 3
 
 
 def test_the_content_is_told_to_the_plan() -> None:
     dataset = tokenised(5)
-    assert Corpus("law", dataset).planned().content == content_fingerprint(dataset)
-    assert Corpus("law", range(5)).planned().content is None
+    assert Corpus("law", dataset).spec().content == content_fingerprint(dataset)
+    assert Corpus("law", range(5)).spec().content is None
 
 
 def test_the_same_rows_made_in_another_way_are_the_same_content(tmp_path: Path) -> None:

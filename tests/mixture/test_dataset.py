@@ -21,11 +21,11 @@ from hf_interp.mixture.slots import (
     CORPUS_KEY,
     ORDER_KEY,
     STREAMS_KEY,
+    BatchShard,
     SlotCollator,
     SlotDataset,
     SlotRequest,
     SlotSampler,
-    Split,
     _halves,
     whole_hash,
 )
@@ -35,7 +35,7 @@ NUMBERS = {"general": list(range(40)), "domain": list(range(DOMAIN_FIRST, DOMAIN
 
 def slots(parts: dict[str, Any], batch_size: int = 4, max_steps: int = 6) -> SlotDataset:
     corpora = [Corpus(name, dataset, name) for name, dataset in parts.items()]
-    planned = [part.planned() for part in corpora]
+    planned = [part.spec() for part in corpora]
     return SlotDataset(
         MixturePlan(planned, alpha_schedule=linear(), batch_size=batch_size, max_steps=max_steps), corpora
     )
@@ -76,11 +76,11 @@ def test_examples_look_as_their_corpus_gives_them() -> None:
 def test_the_sampler_asks_for_the_slots_of_its_process_in_order() -> None:
     plan = slots(NUMBERS).plan
     for split, firsts in (
-        (Split(4), [0, 4, 8, 12, 16, 20]),
-        (Split(2, num_processes=2), [0, 4, 8, 12, 16, 20]),
-        (Split(2, num_processes=2, process_index=1), [2, 6, 10, 14, 18, 22]),
-        (Split(1, num_processes=2, process_index=1), [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23]),
-        (Split(2), [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22]),
+        (BatchShard(4), [0, 4, 8, 12, 16, 20]),
+        (BatchShard(2, num_processes=2), [0, 4, 8, 12, 16, 20]),
+        (BatchShard(2, num_processes=2, process_index=1), [2, 6, 10, 14, 18, 22]),
+        (BatchShard(1, num_processes=2, process_index=1), [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23]),
+        (BatchShard(2), [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22]),
     ):
         requests = list(SlotSampler(plan, split))
         assert [request.first_slot for request in requests] == firsts
@@ -96,7 +96,7 @@ def test_the_sampler_asks_for_the_slots_of_its_process_in_order() -> None:
 
 def test_a_request_is_read_as_the_slots_are() -> None:
     dataset = slots(NUMBERS)
-    for request in SlotSampler(dataset.plan, Split(4)):
+    for request in SlotSampler(dataset.plan, BatchShard(4)):
         asked = dataset.__getitems__(request)
         found = dataset.__getitems__(range(request.first_slot, request.first_slot + 4))
         assert list(asked) == list(found)
@@ -108,7 +108,7 @@ def test_a_request_is_read_as_the_slots_are() -> None:
 def test_every_reader_is_of_one_process_and_takes_its_turns(workers: int, processes: int) -> None:
     readers = []
     for index in range(processes):
-        split = Split(2, processes, index, workers)
+        split = BatchShard(2, processes, index, workers)
         assert split.num_readers == processes * max(workers, 1)
         own = [split.reader_of(split.first_slot(batch)) for batch in range(6)]
         assert own == [index * max(workers, 1) + batch % max(workers, 1) for batch in range(6)]
@@ -122,7 +122,7 @@ def test_the_hash_of_what_is_read_is_that_of_the_plan_however_it_is_split() -> N
         hashes = [
             dataset.__getitems__(request).order_hash
             for index in range(processes)
-            for request in SlotSampler(dataset.plan, Split(size, processes, index))
+            for request in SlotSampler(dataset.plan, BatchShard(size, processes, index))
         ]
         assert sum(hashes) % 2**64 == dataset.plan.read_hash(0, 6)
         halves = torch.stack([_halves(one) for one in hashes])
@@ -287,7 +287,7 @@ def read_by_loaders(
 ) -> list[list[dict[str, Any]]]:
     """The batches of every process, of four of a stream and four of a corpus a step."""
     plan_of = MixturePlan(
-        [Corpus("general", stream, "general").planned(), Corpus("domain", range(1000, 1030)).planned()],
+        [Corpus("general", stream, "general").spec(), Corpus("domain", range(1000, 1030)).spec()],
         alpha_schedule=constant(0.5),
         batch_size=8,
         max_steps=max_steps,
@@ -295,7 +295,7 @@ def read_by_loaders(
     corpora = [Corpus("general", stream, "general"), Corpus("domain", range(1000, 1030))]
     found = []
     for index in range(processes):
-        split = Split(8 // processes // 2, processes, index, workers)
+        split = BatchShard(8 // processes // 2, processes, index, workers)
         loader = DataLoader(
             SlotDataset(plan_of, corpora, split, streams),
             batch_sampler=SlotSampler(plan_of, split, first_batch),
@@ -337,7 +337,7 @@ def test_no_two_readers_count_the_same_example_of_a_stream() -> None:
     hashes = set()
     for reader in range(3):
         dataset = slots({"general": Naturals(50), "domain": NUMBERS["domain"]}, max_steps=9)
-        dataset.split = Split(4, num_workers=3)
+        dataset.shard = BatchShard(4, num_workers=3)
         batch = dataset.__getitems__(SlotRequest(4 * reader, np.zeros(4, np.int64), np.arange(4)))
         assert list(batch) == [reader, 3 + reader, 6 + reader, 9 + reader]
         number = np.array([reader, 3 + reader, 6 + reader, 9 + reader])
@@ -366,7 +366,7 @@ def test_a_corpus_that_cannot_be_read_stops_the_loader(workers: int) -> None:
     dataset = slots({"general": Broken(), "domain": NUMBERS["domain"]})
     loader = DataLoader(
         dataset,
-        batch_sampler=SlotSampler(dataset.plan, dataset.split),
+        batch_sampler=SlotSampler(dataset.plan, dataset.shard),
         collate_fn=SlotCollator(collate, seed=0),
         num_workers=workers,
     )

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hf_interp.mixture.permutations import batch_orders, key_of, mix, permute
+from hf_interp.mixture.permutations import batch_orders, derive_key, permute, splitmix64
 
 EXPECTED = [4, 3, 2, 0, 1, 5, 6, 7]
 """The permutation of eight things under key 5: another one would change what resumed runs read."""
@@ -29,7 +29,7 @@ def test_permute_is_a_bijection_where_the_hash_is_largest(size: int) -> None:
         for _ in range(64 // bits):
             before = key ^ (before >> bits)
         key = before * pow(factor, -1, 2**64) % 2**64
-    assert int(mix(np.zeros(1, np.int64), key)[0]) == 2**64 - 1
+    assert int(splitmix64(np.zeros(1, np.int64), key)[0]) == 2**64 - 1
     image = permute(np.arange(size), np.full(size, size), np.full(size, key, np.uint64))
     assert sorted(image.tolist()) == list(range(size))
 
@@ -73,6 +73,6 @@ def test_batch_orders_are_permutations_of_their_own_step() -> None:
 
 
 def test_keys_differ_by_seed_and_purpose_and_never_change() -> None:
-    assert len({key_of(0, "a"), key_of(1, "a"), key_of(0, "b")}) == 3
-    assert key_of(0, "law") == int.from_bytes(hashlib.sha256(b"0/law").digest()[:8], "little")
+    assert len({derive_key(0, "a"), derive_key(1, "a"), derive_key(0, "b")}) == 3
+    assert derive_key(0, "law") == int.from_bytes(hashlib.sha256(b"0/law").digest()[:8], "little")
     assert permute(np.arange(8), np.full(8, 8), np.full(8, 5, np.uint64)).tolist() == EXPECTED

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_interp.mixture.apportionment import PlannedCorpus
+from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.permutations import IntArray
 from hf_interp.mixture.plan import MixturePlan, hash_of_reads
 from hf_interp.mixture.schedules import (
@@ -29,15 +29,15 @@ from hf_interp.mixture.schedules import (
 )
 
 
-def general(num_examples: int | None = 100, **kwargs: Any) -> PlannedCorpus:
-    return PlannedCorpus(**{"name": "general", "side": "general", "num_examples": num_examples, **kwargs})
+def general(num_examples: int | None = 100, **kwargs: Any) -> CorpusSpec:
+    return CorpusSpec(**{"name": "general", "side": "general", "num_examples": num_examples, **kwargs})
 
 
-def domain(num_examples: int | None = 30, **kwargs: Any) -> PlannedCorpus:
-    return PlannedCorpus(**{"name": "domain", "side": "domain", "num_examples": num_examples, **kwargs})
+def domain(num_examples: int | None = 30, **kwargs: Any) -> CorpusSpec:
+    return CorpusSpec(**{"name": "domain", "side": "domain", "num_examples": num_examples, **kwargs})
 
 
-def plan_of(*corpora: PlannedCorpus, alpha: float | AlphaSchedule = 0.5, **kwargs: Any) -> MixturePlan:
+def plan_of(*corpora: CorpusSpec, alpha: float | AlphaSchedule = 0.5, **kwargs: Any) -> MixturePlan:
     """A plan of 10 steps of 4 examples, of a general corpus of 100 and a domain corpus of 30."""
     schedule = alpha if callable(alpha) else constant(alpha)
     return MixturePlan(
@@ -45,10 +45,10 @@ def plan_of(*corpora: PlannedCorpus, alpha: float | AlphaSchedule = 0.5, **kwarg
     )
 
 
-def split_side(shares: list[float], side: str, size: int = 1000) -> list[PlannedCorpus]:
+def split_side(shares: list[float], side: str, size: int = 1000) -> list[CorpusSpec]:
     """A corpus for every share."""
     return [
-        PlannedCorpus(name=f"{side} {index}", side=side, num_examples=size, share=share)  # type: ignore[arg-type]
+        CorpusSpec(name=f"{side} {index}", side=side, num_examples=size, share=share)  # type: ignore[arg-type]
         for index, share in enumerate(shares)
     ]
 
@@ -359,7 +359,7 @@ def test_warnings(plan: MixturePlan, expected: list[str]) -> None:
         ([general(None, share=0.5), general(7, name="b", share=0.5)], [20, 20]),
     ],
 )
-def test_shares(corpora: list[PlannedCorpus], expected: list[int]) -> None:
+def test_shares(corpora: list[CorpusSpec], expected: list[int]) -> None:
     plan = plan_of(*corpora, alpha=0.0)
     assert plan.drawn_before(10).tolist() == expected
     assert np.bincount(plan.locate(range(40)).corpus, minlength=len(expected)).tolist() == expected
@@ -388,7 +388,7 @@ def test_shares(corpora: list[PlannedCorpus], expected: list[int]) -> None:
         ([general(side="target")], "'general' must have side 'general' or 'domain', got 'target'"),
     ],
 )
-def test_corpora_that_do_not_fit_are_refused(corpora: list[PlannedCorpus], message: str) -> None:
+def test_corpora_that_do_not_fit_are_refused(corpora: list[CorpusSpec], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan_of(*corpora, alpha=0.0)
 
@@ -434,7 +434,7 @@ def test_what_is_no_alpha_is_refused_with_its_step(value: Any, message: str) -> 
         (domain(), linear(1, 0), "α is 0.75 at step 1, which asks for general examples"),
     ],
 )
-def test_a_side_without_a_corpus_is_refused(corpus: PlannedCorpus, alpha: AlphaSchedule, message: str) -> None:
+def test_a_side_without_a_corpus_is_refused(corpus: CorpusSpec, alpha: AlphaSchedule, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan_of(corpus, alpha=alpha, max_steps=5)
 
@@ -506,7 +506,7 @@ def test_what_leaves_the_order_alone_leaves_the_fingerprint_alone() -> None:
 
 
 @pytest.mark.parametrize("corpora", [(), (general(None), domain(5)), (general(7), domain(None))])
-def test_identity_and_summary_are_ready_for_json(corpora: tuple[PlannedCorpus, ...]) -> None:
+def test_identity_and_summary_are_ready_for_json(corpora: tuple[CorpusSpec, ...]) -> None:
     plan = plan_of(*corpora, alpha=sigmoid(0.1, 0.9))
     for found in (plan.identity(), plan.summary()):
         assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -563,7 +563,7 @@ def test_landmarks_hold_both_ends_and_the_borders_of_phases(initial: int, target
 
 
 @pytest.mark.parametrize("corpora", [(), (general(None), domain(5)), (*split_side([0.2, 0.8], "general"), domain())])
-def test_a_plan_survives_pickling(corpora: tuple[PlannedCorpus, ...]) -> None:
+def test_a_plan_survives_pickling(corpora: tuple[CorpusSpec, ...]) -> None:
     plan = plan_of(*corpora, alpha=lambda progress: progress, max_steps=300)
     plan.locate([5, 900])
     copy = pickle.loads(pickle.dumps(plan))
@@ -918,7 +918,7 @@ def test_at_the_ends_of_alpha_a_mixture_by_tokens_reads_one_side() -> None:
 def test_shares_of_tokens_are_kept_at_every_step(alpha: float, lengths: tuple[float, ...]) -> None:
     shares = [0.25, 0.75, 0.6, 0.4]
     corpora = [
-        PlannedCorpus(name=f"c{i}", side=side, num_examples=1000, share=share, mean_tokens=length)  # type: ignore[arg-type]
+        CorpusSpec(name=f"c{i}", side=side, num_examples=1000, share=share, mean_tokens=length)  # type: ignore[arg-type]
         for i, (side, share, length) in enumerate(
             zip(["general", "general", "domain", "domain"], shares, lengths, strict=True)
         )
@@ -935,9 +935,9 @@ def test_shares_of_tokens_are_kept_at_every_step(alpha: float, lengths: tuple[fl
 
 
 def test_sides_are_counted_over_a_chain() -> None:
-    web, law = PlannedCorpus(name="web", side="general", num_examples=50), domain(30)
-    moved = PlannedCorpus(name="web", side="domain", num_examples=50)
-    other = PlannedCorpus(name="news", side="general", num_examples=50)
+    web, law = CorpusSpec(name="web", side="general", num_examples=50), domain(30)
+    moved = CorpusSpec(name="web", side="domain", num_examples=50)
+    other = CorpusSpec(name="news", side="general", num_examples=50)
     old = MixturePlan([web, law], alpha_schedule=linear(), batch_size=4, max_steps=10)
     new = MixturePlan([moved, other], alpha_schedule=constant(0.25), batch_size=8, max_steps=10).after(old, 5)
     general_count, domain_count = old.drawn_before(5).tolist()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_interp.mixture.corpus import Corpus
-from hf_interp.mixture.readers import ArrowReader, MapReader, Readers, open_reader, reads_plainly
+from hf_interp.mixture.readers import ArrowReader, CorpusReaders, MapReader, open_reader, reads_plainly
 
 
 def reader(dataset: Any) -> MapReader | ArrowReader:
@@ -157,7 +157,7 @@ def test_corpora_of_all_kinds_are_read_together(monkeypatch: pytest.MonkeyPatch,
         two.with_format("torch"),
         two.with_transform(lambda batch: {"length": [len(ids) for ids in batch["ids"]]}),
     ]
-    together = Readers([Corpus(f"c{index}", dataset) for index, dataset in enumerate(mixed)])
+    together = CorpusReaders([Corpus(f"c{index}", dataset) for index, dataset in enumerate(mixed)])
     rng = np.random.default_rng(0)
     readable = [index for index in range(len(mixed)) if index != 3]
     for count in (1, 2, 8, 40):
@@ -177,7 +177,7 @@ def test_labels_with_other_names_may_share_a_reader() -> None:
         datasets.Dataset.from_dict({"label": [index % 2, 1]}, features=datasets.Features({"label": kind}))
         for index, kind in enumerate(kinds)
     ]
-    together = Readers([Corpus(f"c{index}", part) for index, part in enumerate(parts)])
+    together = CorpusReaders([Corpus(f"c{index}", part) for index, part in enumerate(parts)])
     for _ in range(600):
         found = together.read(np.array([0, 1, 2, 0]), np.array([0, 0, 0, 1]))
     assert found == [{"label": 0}, {"label": 1}, {"label": 0}, {"label": 1}]
@@ -191,7 +191,7 @@ def test_a_corpus_that_cannot_be_read_among_others_is_named() -> None:
         def __getitem__(self, index: int) -> int:
             raise OSError("disk gone")
 
-    together = Readers([Corpus("web", range(3)), Corpus("law", Broken())])
+    together = CorpusReaders([Corpus("web", range(3)), Corpus("law", Broken())])
     with pytest.raises(RuntimeError, match=r"Corpus 'law' failed at the examples \[2\]: OSError: disk gone"):
         together.read(np.array([0, 1]), np.array([1, 2]))
 

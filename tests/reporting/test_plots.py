@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 from matplotlib.figure import Figure
 
-from hf_interp.mixture.apportionment import PlannedCorpus
+from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule, constant, linear
 from hf_interp.reporting import plots
@@ -20,11 +20,11 @@ from hf_interp.reporting.results import Comparison, RunResults, main_metric
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def plan(*corpora: PlannedCorpus, schedule: AlphaSchedule | None = None, max_steps: int = 20) -> MixturePlan:
+def plan(*corpora: CorpusSpec, schedule: AlphaSchedule | None = None, max_steps: int = 20) -> MixturePlan:
     if not corpora:
         corpora = (
-            PlannedCorpus(name="web", side="general", num_examples=100),
-            PlannedCorpus(name="law", side="domain", num_examples=30),
+            CorpusSpec(name="web", side="general", num_examples=100),
+            CorpusSpec(name="law", side="domain", num_examples=30),
         )
     return MixturePlan(corpora, alpha_schedule=schedule or linear(), batch_size=4, max_steps=max_steps)
 
@@ -137,8 +137,8 @@ def test_a_plan_shows_alpha_and_passes(tmp_path: Path, drawn: list[Figure]) -> N
 
 
 def test_the_shares_of_a_plan_are_those_it_draws(tmp_path: Path, drawn: list[Figure]) -> None:
-    corpora = [PlannedCorpus(name=name, side="domain", num_examples=9) for name in ("law", "acts")]
-    web = PlannedCorpus(name="web", side="general", num_examples=9)
+    corpora = [CorpusSpec(name=name, side="domain", num_examples=9) for name in ("law", "acts")]
+    web = CorpusSpec(name="web", side="general", num_examples=9)
     plot_plan(plan(*corpora, web, schedule=constant(0.5), max_steps=6), tmp_path / "plan.png")
     assert list(drawn[0].axes[0].lines[1].get_ydata()) == pytest.approx([0.5] * 5)
 
@@ -153,8 +153,8 @@ def test_runs_of_any_length_are_drawn(tmp_path: Path, drawn: list[Figure], max_s
 
 
 def test_a_stream_is_counted_in_examples(tmp_path: Path, drawn: list[Figure]) -> None:
-    law = PlannedCorpus(name="law", side="domain", num_examples=None)
-    web = PlannedCorpus(name="web", side="general", num_examples=10)
+    law = CorpusSpec(name="law", side="domain", num_examples=None)
+    web = CorpusSpec(name="web", side="general", num_examples=10)
     plot_plan(plan(web, law), tmp_path / "plan.png")
     axes = drawn[0].axes[1]
     assert axes.get_ylabel() == "passes (streams: examples)"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from browser import MEASURE, chromium, set_screen
 
-from hf_interp.mixture.apportionment import PlannedCorpus
+from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule, constant, linear
 from hf_interp.reporting.charts import Chart, Series, draw_svg
@@ -79,8 +79,8 @@ def results(
     """A run of eight steps of four examples; its metrics are moved by `shift`."""
     general, domain = names
     corpora = [
-        PlannedCorpus(name=general, side="general", num_examples=40, content="aa"),
-        PlannedCorpus(name=domain, side="domain", num_examples=12, content="bb"),
+        CorpusSpec(name=general, side="general", num_examples=40, content="aa"),
+        CorpusSpec(name=domain, side="domain", num_examples=12, content="bb"),
     ]
     plan = MixturePlan(
         corpora,

@@ -7,22 +7,22 @@ from toys import config, corpus, mixture, tiny_model
 from transformers import Trainer, TrainerControl, TrainerState
 
 from hf_interp import AlphaCallback, Corpus, MixturePlan
-from hf_interp.mixture.apportionment import PlannedCorpus
+from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.schedules import linear
 from hf_interp.mixture.slots import SlotDataset
 
 
 def planned() -> MixturePlan:
     corpora = [
-        PlannedCorpus(name="general", side="general", num_examples=10),
-        PlannedCorpus(name="stream", side="domain", num_examples=None),
+        CorpusSpec(name="general", side="general", num_examples=10),
+        CorpusSpec(name="stream", side="domain", num_examples=None),
     ]
     return MixturePlan(corpora, alpha_schedule=linear(), batch_size=4, max_steps=5)
 
 
 def test_it_works_in_the_hosts_trainer(tmp_path: Path) -> None:
     corpora = [Corpus(side, dataset, side) for side, dataset in mixture().items()]
-    plan = MixturePlan([part.planned() for part in corpora], alpha_schedule=linear(), batch_size=4, max_steps=5)
+    plan = MixturePlan([part.spec() for part in corpora], alpha_schedule=linear(), batch_size=4, max_steps=5)
     args = config(tmp_path, max_steps=5, train_sampling_strategy="sequential", remove_unused_columns=False)
     callback = AlphaCallback()
     trainer = Trainer(tiny_model(), args, train_dataset=SlotDataset(plan, corpora), callbacks=[callback])

@@ -5,18 +5,18 @@ import json
 import pytest
 import torch
 
-from hf_interp.training.meters import Tally
+from hf_interp.training.meters import CorpusMeters
 
 
 def alone(sums: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-def tally(*names: str) -> Tally:
-    return Tally(names or ("web", "law"), torch.device("cpu"))
+def tally(*names: str) -> CorpusMeters:
+    return CorpusMeters(names or ("web", "law"), torch.device("cpu"))
 
 
-def filled(*batches: tuple[list[int], list[float], list[int]]) -> Tally:
+def filled(*batches: tuple[list[int], list[float], list[int]]) -> CorpusMeters:
     """A tally of batches: corpora, losses, tokens."""
     found = tally()
     for corpus, losses, tokens in batches:

@@ -11,9 +11,9 @@ from hf_interp import InterpolatedDataset, MixturePlan
 from hf_interp.mixture.schedules import linear
 
 try:
-    from hf_interp import PlannedCorpus
+    from hf_interp import CorpusSpec
 except ImportError:  # versions that do not name it at the top
-    from hf_interp.mixture.apportionment import PlannedCorpus
+    from hf_interp.mixture.apportionment import CorpusSpec
 
 LONG_RUN = 400_000  # steps: a run of 12.8 million examples, to resume in
 
@@ -65,8 +65,8 @@ def start(task: shared.Task) -> shared.Answer:
 
     def plan() -> None:
         corpora = [
-            PlannedCorpus(name="general", side="general", num_examples=shared.VIRTUAL),
-            PlannedCorpus(name="domain", side="domain", num_examples=shared.VIRTUAL),
+            CorpusSpec(name="general", side="general", num_examples=shared.VIRTUAL),
+            CorpusSpec(name="domain", side="domain", num_examples=shared.VIRTUAL),
         ]
         found = MixturePlan(corpora, alpha_schedule=linear(), batch_size=size, max_steps=steps)
         found.locate(range(shared.RANK * shared.LOCAL_BATCH, (shared.RANK + 1) * shared.LOCAL_BATCH))
