@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from hf_interp.reporting.card import CARD_NAME, FINETUNED_REVISION, CardMetadata
 from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.results import load_comparison, load_run_results
 from hf_interp.utils.files import read_json, write_json
+from hf_interp.utils.model_files import WEIGHT_FILES, matches, model_files
 from hf_interp.utils.redaction import (
     find_secrets,
     is_local,
@@ -31,46 +31,21 @@ from hf_interp.utils.redaction import (
     without_local_paths,
     without_secrets,
 )
-from hf_interp.utils.run_folder import CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATED_NAME, RESULTS_NAME, RUN_PLOT_NAME
+from hf_interp.utils.run_folder import (
+    CURVE_NAME,
+    CURVE_PLOT_NAME,
+    INTERPOLATED_NAME,
+    INTERPOLATION_NAME,
+    RESULTS_NAME,
+    RUN_PLOT_NAME,
+)
 
 MAIN_REVISION = "main"
 TRAINING_ARGS_NAME = "training_args.bin"
-REPORT_NAME = "interpolation.json"
 COMPARISON_NAME = "comparison.json"
 """What the results of a comparison are called in the repository."""
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-MODEL_FILES = (
-    *WEIGHTS,
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
-    "configuration_*.py",
-    "modeling_*.py",
-    "tokenization_*.py",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.*",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "vocab*",
-    "merges.txt",
-    "bpe.codes",
-    "*.model",
-    "*.spm",
-    "*.tiktoken",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_*_config.json",
-)
-"""Files of a model and its tokenizer, by pattern."""
-
-FOLDERS = ("objective_heads", "additional_chat_templates")
-"""Folders of a model; those that modules.json names, and those of further adapters, are found as they are."""
-
-SETTINGS_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json", REPORT_NAME)
+SETTINGS_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json", INTERPOLATION_NAME)
 """JSON files of a model that may hold paths."""
 
 STALE = (
@@ -83,14 +58,14 @@ STALE = (
     "generation_config.json",
     "objective_heads/*",
     TRAINING_ARGS_NAME,
-    REPORT_NAME,
+    INTERPOLATION_NAME,
     CURVE_NAME,
     CURVE_PLOT_NAME,
     COMPARISON_NAME,
 )
 """What an earlier push may have left: what loading would trip over, and what tells of another run."""
 
-OWN_FILES = (CARD_NAME, RESULTS_NAME, RUN_PLOT_NAME, CURVE_NAME, CURVE_PLOT_NAME, REPORT_NAME)
+OWN_FILES = (CARD_NAME, RESULTS_NAME, RUN_PLOT_NAME, CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATION_NAME)
 SMALL = 1 << 24  # bytes up to which a file that is no model is searched for secrets
 
 
@@ -281,18 +256,6 @@ def stage_model(
         shutil.copyfile(path, to)
 
 
-def model_files(folder: Path) -> list[Path]:
-    """The files of a model in a folder, those of its parts among them."""
-    modules = read_json(folder / "modules.json")
-    parts = {str(entry.get("path", "")) for entry in modules} if isinstance(modules, list) else set()
-    found = [path for path in folder.iterdir() if path.is_file() and _is_model_file(path.name)]
-    for path in folder.iterdir():
-        is_adapter = (path / "adapter_config.json").is_file() and not _is_other(path.name)
-        if path.is_dir() and (path.name in FOLDERS or path.name in parts - {""} or is_adapter):
-            found += [inner for inner in path.rglob("*") if inner.is_file() and _is_model_file(inner.name)]
-    return sorted(found)
-
-
 def left_out(folder: Path, *, training_args: bool = False) -> list[str]:
     """Names of what lies in the folder of a run and is not pushed."""
     taken = {path.relative_to(folder).parts[0] for path in model_files(folder)} | {*OWN_FILES, INTERPOLATED_NAME}
@@ -352,7 +315,7 @@ def check_run(folder: Path) -> None:
     if not (folder / RESULTS_NAME).is_file():
         raise ValueError(f"The folder {str(folder)!r} has no {RESULTS_NAME}. Give the `output_dir` of a trained run.")
     for place in (folder, folder / INTERPOLATED_NAME):
-        if place.is_dir() and not any(_matches(path.name, WEIGHTS) for path in place.iterdir()):
+        if place.is_dir() and not any(matches(path.name, WEIGHT_FILES) for path in place.iterdir()):
             raise ValueError(f"The folder {str(place)!r} has no weights (*.safetensors). Train the run to its end.")
 
 
@@ -490,18 +453,6 @@ def _notes(folder: Path, base_model: str | None) -> list[str]:
             "the Hub, push again and name it (base_model)."
         ]
     return []
-
-
-def _is_model_file(name: str) -> bool:
-    return _matches(name, MODEL_FILES)
-
-
-def _is_other(name: str) -> bool:
-    return name == INTERPOLATED_NAME or re.fullmatch(r"checkpoint-\d+", name) is not None or name.startswith((".", "_"))
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _names(stage: Path) -> list[str]:

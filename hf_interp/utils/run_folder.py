@@ -2,6 +2,9 @@
 
 ADAPTER_NAME, ADAPTER_CONFIG_NAME = "adapter_model", "adapter_config.json"
 
+INTERPOLATION_NAME = "interpolation.json"
+"""The report on how an interpolated checkpoint came about, in its folder."""
+
 CURVE_NAME = "curve.json"
 CURVE_PLOT_NAME = "curve.png"
 INTERPOLATED_NAME = "interpolated"

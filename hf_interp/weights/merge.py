@@ -17,7 +17,7 @@ import torch
 
 from hf_interp.utils.environment import installed_versions
 from hf_interp.utils.files import new_folder, read_json, unfinished_folders, write_json
-from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
+from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, INTERPOLATION_NAME
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
 from hf_interp.weights.checkpoint_names import (
     Pairing,
@@ -40,7 +40,6 @@ from hf_interp.weights.matching import (
 )
 from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
 from hf_interp.weights.model_folder import (
-    INTERPOLATION_NAME,
     check_output,
     copy_small_files,
     find_folder,

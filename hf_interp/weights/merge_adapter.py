@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from hf_interp.utils.environment import installed_versions
 from hf_interp.utils.files import new_folder, write_json
-from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
+from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME, INTERPOLATION_NAME
 from hf_interp.utils.task_info import adapter_classes, labelled_adapters
 from hf_interp.weights.adapter_kinds import AdapterCapabilities, adapter_capabilities, refuse_prompts
 from hf_interp.weights.adapters import interpolate_adapter, merge_adapter, scaled_parameters
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
 from hf_interp.weights.matching import InterpolationReport
-from hf_interp.weights.model_folder import INTERPOLATION_NAME, check_output, copy_small_files, find_folder
+from hf_interp.weights.model_folder import check_output, copy_small_files, find_folder
 
 _HEAD = re.compile(r"(^|\.)(classifier|score|classification_head)(\.out_proj)?\.weight$")
 

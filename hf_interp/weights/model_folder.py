@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,11 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_interp.utils.files import read_json
-from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, RESULTS_NAME
+from hf_interp.utils.model_files import SMALL_FILES, module_folders, small_files
 from hf_interp.weights.adapter_kinds import is_peft_model
 from hf_interp.weights.checkpoint_names import find_checkpoint_keys
 from hf_interp.weights.tensor_files import find_tensors
 
-INTERPOLATION_NAME = "interpolation.json"
-"""The report on how an interpolated checkpoint came about, in its folder."""
-SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "*.bpe", "*.spm", "*.codes", "LICENSE*")
-"""Configurations, tokenizers, code: what a model consists of beside its weights."""
-LEFT_BEHIND = (
-    "*.index.json",
-    "trainer_state.json",
-    "*_results.json",
-    "mixture_state_*.json",
-    ADAPTER_CONFIG_NAME,
-    RESULTS_NAME,
-    INTERPOLATION_NAME,
-)
-"""Files that are true of one run or its weights alone; so is a model card."""
-FOLDERS = ("additional_chat_templates",)
 HUB_WEIGHTS = (("model*.safetensors", "adapter_model.safetensors"), ("pytorch_model*.bin",))
 """Weights to download; the second where there are none of the first."""
 
@@ -66,31 +49,17 @@ def copy_small_files(source: Path, target: Path) -> list[str]:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / path, target / path)
     notes = []
-    for name in _modules(source):
+    for name in module_folders(source):
         shutil.copytree(source / name, target / name, dirs_exist_ok=True)
         if any((target / name).rglob("*.safetensors")) or any((target / name).rglob("*.bin")):
             notes.append(f"{name}: copied from M_θ with its weights")
     return notes
 
 
-def small_files(folder: Path) -> list[Path]:
-    """Files that go with the weights, relative to the folder."""
-    found = [path for path in folder.iterdir() if path.is_file() and is_small_file(path.name)]
-    for name in FOLDERS:
-        found += [path for path in (folder / name).rglob("*") if path.is_file()]
-    return sorted(path.relative_to(folder) for path in found)
-
-
-def is_small_file(name: str) -> bool:
-    """Whether a file is one of those that go with the weights, by its name."""
-    is_kept = any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)
-    return is_kept and not any(fnmatchcase(name, pattern) for pattern in LEFT_BEHIND)
-
-
 def num_small_bytes(folder: Path) -> int:
     """Size of all that `copy_small_files` copies."""
     paths = [folder / path for path in small_files(folder)]
-    for name in _modules(folder):
+    for name in module_folders(folder):
         paths += [path for path in (folder / name).rglob("*") if path.is_file()]
     return sum(path.stat().st_size for path in paths)
 
@@ -114,15 +83,6 @@ def check_output(output: Path, inputs: list[Path]) -> None:
         raise ValueError(
             f"`output_dir` must be new or empty, got {str(output)!r}, which holds files. Remove them first."
         )
-
-
-def _modules(folder: Path) -> list[str]:
-    """Folders of the further modules of a sentence-transformers model."""
-    modules = read_json(folder / "modules.json")
-    names = (
-        [module.get("path", "") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
-    )
-    return [name for name in names if name and Path(name).name == name and (folder / name).is_dir()]
 
 
 def _download(name: str, argument: str, revision: str | None) -> Path:

@@ -15,9 +15,10 @@ from hub_server import READ_TOKEN, TOKEN, Client, HubServer, run_client
 from safetensors.torch import load
 
 from hf_interp.reporting import hub as hub_module
-from hf_interp.reporting.hub import check_name, check_run, left_out, model_files, stage_run
+from hf_interp.reporting.hub import check_name, check_run, left_out, stage_run
 from hf_interp.reporting.results import load_run_results
 from hf_interp.train import run_recipe
+from hf_interp.utils.model_files import model_files
 
 PLANTED = "hf_" + "pLaNtEdToKeNpLaNtEdToKeNpLaNtEdToK"
 SEARCH = {"metric": "loss", "method": "grid", "alphas": [0.25, 0.75]}
