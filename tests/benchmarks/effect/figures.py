@@ -8,20 +8,23 @@ from matplotlib.figure import Figure
 
 from effect.cells import Cell, Row
 from effect.methods import BASE, METHODS
-from effect.pairs import FULL, PAIRS, SIDES, SIZES
+from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIDES, SIZES, size_text
 from effect.schedule import FIRST_SIZE
 
 SHOWN = {
-    "domain": "#D55E00",
-    "sequential": "#CC79A7",
-    "constant-0.25": "#56B4E9",
-    "constant-0.5": "#0072B2",
-    "constant-0.75": "#000000",
-    "linear": "#009E73",
-    "falling": "#E69F00",
+    "domain": ("#000000", "s"),
+    "sequential": ("#CC79A7", "P"),
+    "constant-0.25": ("#56B4E9", "<"),
+    "constant-0.5": ("#56B4E9", "D"),
+    "constant-0.75": ("#56B4E9", ">"),
+    "linear": ("#009E73", "^"),
+    "falling": ("#E69F00", "v"),
 }
-"""The methods that pictures show, in colours that colour-blind readers can tell apart (Okabe and Ito's)."""
-FOLLOWED = ("constant-0.5", "linear")
+"""The methods that pictures show, with colour and marker. The colours are those of Okabe and Ito, which colour-blind
+readers can tell apart."""
+SIDE_COLOURS = {GENERAL: "#0072B2", DOMAIN: "#D55E00"}
+FOLLOWED = {"constant-0.5": "-", "linear": "--"}
+"""The methods that are followed over the number of domain examples, with their lines."""
 
 
 def draw_pairs(cells: Sequence[Cell], path: Path) -> bool:
@@ -31,10 +34,10 @@ def draw_pairs(cells: Sequence[Cell], path: Path) -> bool:
         return False
     figure, places = _grid(len(shown))
     for cell, axes in zip(shown, places, strict=False):
-        for key, colour in SHOWN.items():
+        for key in SHOWN:
             if (key, False) in cell.rows:
-                _point(axes, cell, cell.rows[key, False], colour)
-                _arrow(axes, cell.rows[key, False], cell.rows[key, True], colour)
+                _point(axes, cell, cell.rows[key, False])
+                _arrow(axes, cell.rows[key, False], cell.rows[key, True])
         base = cell.rows[BASE, False]
         axes.plot(base.value("general"), base.value("domain"), "*", color="grey", markersize=12, label="M₀")
         if cell.sign < 0:
@@ -61,18 +64,22 @@ def draw_order(cells: Sequence[Cell], path: Path) -> bool:
             for place, cell in enumerate(shown):
                 row = cell.rows.get((key, False))
                 gain = row and cell.gain(row, cell.rows["constant-0.5", False], side)
+                colour, marker = SHOWN[key]
                 if gain:
                     axes.errorbar(
                         gain.value,
                         place + 0.22 * (offset - 1),
                         xerr=[[gain.value - gain.low], [gain.high - gain.value]],
-                        fmt="o",
+                        fmt=marker,
                         markersize=4,
-                        color=SHOWN[key],
+                        color=colour,
                         label=METHODS[key].title,
                     )
         axes.axvline(0, color="grey", linewidth=0.8)
-        axes.set_yticks(range(len(shown)), [f"{PAIRS[cell.pair].title}, {cell.size}" for cell in shown])
+        axes.set_yticks(
+            range(len(shown)),
+            [f"{PAIRS[cell.pair].title}, {size_text(cell.size)}" for cell in shown],
+        )
         _name(axes, f"{side} side: gain over constant 0.5", "accuracy, F1 or nats; above 0 is better", "")
     axes.margins(y=0.02)
     axes.invert_yaxis()
@@ -91,7 +98,7 @@ def draw_sizes(cells: Sequence[Cell], path: Path) -> bool:
     for pair, axes in zip(pairs, places, strict=False):
         own = sorted((cell for cell in cells if cell.pair == pair), key=lambda cell: order.index(cell.size))
         for key in FOLLOWED:
-            for side, style in zip(SIDES, ("--", "-"), strict=True):
+            for side, colour in SIDE_COLOURS.items():
                 gains = [
                     (order.index(cell.size), gain.value)
                     for cell in own
@@ -102,13 +109,13 @@ def draw_sizes(cells: Sequence[Cell], path: Path) -> bool:
                 if gains:
                     axes.plot(
                         *zip(*gains, strict=True),
-                        style,
-                        marker="o",
-                        color=SHOWN[key],
+                        FOLLOWED[key],
+                        marker=SHOWN[key][1],
+                        color=colour,
                         label=f"{METHODS[key].title}, {side}",
                     )
         axes.axhline(0, color="grey", linewidth=0.8)
-        axes.set_xticks(range(len(order)), [str(size) for size in order])
+        axes.set_xticks(range(len(order)), [size_text(size) for size in order])
         _name(axes, PAIRS[pair].title, "domain examples", "gain over domain only")
     _legend(figure, places)
     figure.suptitle("above 0 is better; in accuracy, F1 or nats")
@@ -134,14 +141,15 @@ def _grid(count: int) -> tuple[Figure, list[Axes]]:
     return figure, places
 
 
-def _point(axes: Axes, cell: Cell, row: Row, colour: str) -> None:
+def _point(axes: Axes, cell: Cell, row: Row) -> None:
+    colour, marker = SHOWN[row.method]
     x, y = cell.interval(row, "general"), cell.interval(row, "domain")
     axes.errorbar(
         x.value,
         y.value,
         xerr=[[x.value - x.low], [x.high - x.value]],
         yerr=[[y.value - y.low], [y.high - y.value]],
-        fmt="o",
+        fmt=marker,
         color=colour,
         elinewidth=0.6,
         alpha=0.9,
@@ -149,10 +157,11 @@ def _point(axes: Axes, cell: Cell, row: Row, colour: str) -> None:
     )
 
 
-def _arrow(axes: Axes, row: Row, interpolated: Row, colour: str) -> None:
+def _arrow(axes: Axes, row: Row, interpolated: Row) -> None:
+    colour, marker = SHOWN[row.method]
     xs, ys = ([one.value(side) for one in (row, interpolated)] for side in ("general", "domain"))
     axes.plot(xs, ys, ":", color=colour, linewidth=0.8)
-    axes.plot(xs[1], ys[1], "o", markerfacecolor="none", color=colour)
+    axes.plot(xs[1], ys[1], marker, markerfacecolor="none", color=colour)
 
 
 def _name(axes: Axes, title: str, x: str, y: str) -> None:

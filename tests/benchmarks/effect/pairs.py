@@ -103,6 +103,11 @@ class Pair:
         }
 
 
+def size_text(size: int | str) -> str:
+    """Return a number of domain examples as tables and figures call it."""
+    return "all" if isinstance(size, str) else f"{size:,}"
+
+
 def rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file of JSON lines, compressed."""
     with gzip.open(path, "rt", encoding="utf-8") as file:

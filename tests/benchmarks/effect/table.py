@@ -20,7 +20,7 @@ from effect.cells import Cell, Row, cells_of
 from effect.frontier import CONSTANTS, gains
 from effect.methods import BASE, METHODS, REFERENCES
 from effect.order import CONTROLS, Gain, equal_rate_gains
-from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIZES
+from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIDES, SIZES, size_text
 from effect.run import RESULTS
 from effect.schedule import SEEDS
 from effect.stats import Interval, span
@@ -92,7 +92,7 @@ def amount_table(cells: Sequence[Cell]) -> str:
     for size, method in AMOUNTS:
         columns = _gain_columns([cell for cell in cells if cell.size == size], method, PLAIN)
         if columns is not None:
-            rows.append([_size_text(size), METHODS[method].title, *columns])
+            rows.append([size_text(size), METHODS[method].title, *columns])
     return format_table(["examples", "method", *GAIN_COLUMNS, "against domain only"], rows) if rows else NOTHING_YET
 
 
@@ -117,17 +117,13 @@ def domain_table(cells: Sequence[Cell]) -> str:
             better, worse = sum(gain.low > 0 for gain in known), sum(gain.high < 0 for gain in known)
             counts = f"{better}–{len(known) - better - worse}–{worse}"
             seeds = span([len(_common_seeds(cell, method, PLAIN)) for cell in both])
-            rows.append([_size_text(size), METHODS[method].title, str(len(known)), seeds, *means, counts])
+            rows.append([size_text(size), METHODS[method].title, str(len(known)), seeds, *means, counts])
     header = ["examples", "method", "cells", "seeds", "domain, points", "domain, nats", "better–unsure–worse"]
     return format_table(header, rows) if rows else NOTHING_YET
 
 
 def _common_seeds(cell: Cell, method: str, other: str) -> set[int]:
     return set(cell.rows[method, False].seeds) & set(cell.rows[other, False].seeds)
-
-
-def _size_text(size: int | str) -> str:
-    return "all" if isinstance(size, str) else f"{size:,}"
 
 
 def _gain_columns(cells: Sequence[Cell], method: str, control: str) -> list[str] | None:
@@ -144,7 +140,10 @@ def _gain_columns(cells: Sequence[Cell], method: str, control: str) -> list[str]
 
 
 def equal_rate_table(results: Results) -> str:
-    """The same at equal learning rates, over all runs that have one of the control."""
+    """The same at equal learning rates, over all runs that have one of the control.
+
+    A cell is the mean over pairs of corpora, with its standard error over pairs in brackets.
+    """
     rows = []
     for method, control in CONTROLS.items():
         found = [equal_rate_gains(results, method, control, is_loss=is_loss) for is_loss in (False, True)]
@@ -161,7 +160,7 @@ def equal_rate_table(results: Results) -> str:
 
 def _gain_text(gain: Gain, factor: int) -> str:
     decimals = 1 if factor == 100 else 3
-    error = "" if gain.error is None else f" ± {factor * gain.error:.{decimals}f}"
+    error = "" if gain.error is None else f" ({factor * gain.error:.{decimals}f})"
     return f"{factor * gain.value:+.{decimals}f}{error}"
 
 
@@ -310,7 +309,10 @@ TABLES: dict[str, tuple[str, Callable[[Results, Sequence[Cell]], str]]] = {
     ),
     "frontier": ("Beyond constant mixtures?", lambda results, cells: frontier_table(cells)),
     "order": ("Does the order matter?", lambda results, cells: order_table(cells)),
-    "rates": ("Does the order matter at equal learning rates?", lambda results, cells: equal_rate_table(results)),
+    "rates": (
+        "Does the order matter at equal learning rates? (Standard errors over pairs in brackets)",
+        lambda results, cells: equal_rate_table(results),
+    ),
 }
 """Name on the command line → title, and what makes the table."""
 
@@ -319,7 +321,7 @@ def show_cell(cell: Cell) -> str:
     """All methods in a cell, with its title."""
     pair = PAIRS[cell.pair]
     return (
-        f"## {pair.title}, {_size_text(cell.size)} domain examples\n\n"
+        f"## {pair.title}, {size_text(cell.size)} domain examples\n\n"
         f"{pair.steps} steps of {pair.batch_size}; metric: {METRICS[pair.metric]}.\n\n{cell_table(cell)}"
     )
 
@@ -334,6 +336,9 @@ def draw_figures(cells: Sequence[Cell], folder: Path) -> list[str]:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--sides", nargs="+", choices=SIDES, default=list(SIDES), help="whose validation sets choose the learning rates"
+    )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES), help="default: all")
     shown.add_argument("--cell", nargs="+", metavar="PAIR/SIZE", help="all methods of some cells")
@@ -344,7 +349,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     results = Store(args.results).load()
-    cells = cells_of(results)
+    cells = cells_of(results, args.sides)
     if args.figures is not None:
         print(f"Drawn in {args.figures}: {', '.join(draw_figures(cells, args.figures)) or 'nothing'}.")
     elif args.cell is not None:
