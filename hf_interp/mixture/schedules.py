@@ -17,7 +17,7 @@ from hf_interp.utils.errors import did_you_mean
 AlphaSchedule = Callable[[float], float]
 """A function from progress in [0, 1] to α in [0, 1]."""
 DEFAULT_ALPHA = 0.5
-"""The constant α of a mixture for which nothing is chosen; tests/benchmarks/EFFECT.md, "All cells together", is why."""
+"""The constant α of a mixture for which nothing is chosen; docs/evidence.md, "How much domain data", is why."""
 
 
 def constant(value: float) -> AlphaSchedule:

@@ -23,7 +23,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from toys import config, corpus, tiny_model
 
 from hf_interp import InterpolationTrainer

@@ -98,6 +98,11 @@ def _make_run(folder: Path) -> None:
 def lay_toy_recipes(folder: Path) -> None:
     """The recipes, each with toy files for its corpora and a toy model, and the programs of the repository."""
     shutil.copytree(made(_make_recipes), folder, dirs_exist_ok=True)
+    lay_programs(folder)
+
+
+def lay_programs(folder: Path) -> None:
+    """The benchmarks, with what they import and the results that they have recorded."""
     if not (folder / "tests").exists():
         (folder / "tests").symlink_to(ROOT / "tests")
 
@@ -191,6 +196,7 @@ DATA_ROWS: dict[str, Callable[[random.Random, int], dict[str, Any]]] = {
 LAYS: dict[str, Callable[[Path], None]] = {
     "two files": lay_two_files,
     "a run": lay_run,
+    "programs": lay_programs,
     "toy recipes": lay_toy_recipes,
     "toy data": lay_toy_data,
 }

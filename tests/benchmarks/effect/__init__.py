@@ -1,9 +1,9 @@
-"""Does interpolation help, how much, and where not: the comparison behind tests/benchmarks/EFFECT.md.
+"""Does interpolation help, how much, and where not: the comparison behind docs/evidence.md.
 
     python tests/benchmarks/effect/run.py --workers 2 --minutes 60    # go on with the runs; see its docstring
     python tests/benchmarks/effect/table.py                           # what there is so far, as tables and figures
     python tests/benchmarks/effect/noise.py                           # where labels of the domain are wrong
 
-`pairs` says what is trained on what, `methods` how, `training` does one run, `outcomes` keeps what it found example by
-example, `stats` tells differences from noise, `frontier` and `order` take the amount of domain data out of them.
+`pairs` says what is trained on what, `methods` how. `training` does one run. `outcomes` and `store` keep what it found,
+example by example. `stats` tells differences from noise. `frontier` and `order` take out the amount of domain data.
 """

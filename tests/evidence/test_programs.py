@@ -1,7 +1,8 @@
-"""The page on the evidence: its tables are what the programs print from the recorded results."""
+"""The benchmark programs start, and the page on the evidence says what they print from the recorded results."""
 
-import importlib
-import re
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 PAGE = (ROOT / "docs" / "evidence.md").read_text("utf-8")
 PROGRAMS = sorted(path.relative_to(BENCHMARKS) for path in BENCHMARKS.rglob("*.py") if path.parent.name != "peers")
-"""All but what runs in the environments of other packages."""
+"""All but those that run in the environments of other packages."""
+WITH_OPTIONS = [path for path in PROGRAMS if "ArgumentParser" in (BENCHMARKS / path).read_text("utf-8")]
 
 
 def rows(text: str) -> list[list[str]]:
@@ -38,10 +40,23 @@ def test_the_page_says_what_the_runs_have_in_common() -> None:
     assert f"Of {len(trained):,} runs {bf16:,} used bfloat16 autocast" in PAGE
 
 
-@pytest.mark.parametrize("path", PROGRAMS, ids=str)
-def test_a_program_can_be_imported(path: Path) -> None:
-    name = ".".join(path.with_suffix("").parts)
-    module = importlib.import_module(name.removesuffix(".__init__"))
-    assert module.__doc__
-    if re.search(r"^def main\(", (BENCHMARKS / path).read_text("utf-8"), re.MULTILINE):
-        assert callable(module.main)
+def test_the_programs_can_be_imported(tmp_path: Path) -> None:
+    names = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in PROGRAMS]
+    code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import {', '.join(names)}"
+    done = run_python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", WITH_OPTIONS, ids=str)
+def test_a_program_starts(path: Path, tmp_path: Path) -> None:
+    done = run_python(str(BENCHMARKS / path), "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {path.name}")
+
+
+def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python as a user does: without what the tests' settings put on the path."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
