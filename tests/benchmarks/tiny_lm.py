@@ -58,21 +58,26 @@ def messages(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return [{"role": "user" if turn["speaker"] == "user" else "assistant", "content": turn["text"]} for turn in turns]
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int, chat: bool) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer; with `chat`, the end of a turn is the end of what a model generates."""
+def train_byte_pairs(texts: Sequence[str], vocab_size: int, special: Sequence[str], *, prefix: bool) -> Tokenizer:
+    """A byte-pair vocabulary of texts; with `prefix`, a text begins with a space."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [END, PAD, *([TURN, TURN_END] if chat else [])]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=special,
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int, chat: bool) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer; with `chat`, the end of a turn is the end of what a model generates."""
+    special = [END, PAD, *([TURN, TURN_END] if chat else [])]
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=train_byte_pairs(texts, vocab_size, special, prefix=False),
         eos_token=TURN_END if chat else END,
         pad_token=PAD,
         additional_special_tokens=[END, TURN] if chat else [],
@@ -114,26 +119,63 @@ def build_model(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) ->
     )
 
 
+def add_sizes(parser: argparse.ArgumentParser, layers: int, batch_size: int, max_length: int) -> None:
+    """Add what both kinds of models are told, with these defaults."""
+    parser.add_argument("--vocab_size", type=int, default=4000)
+    parser.add_argument("--layers", type=int, default=layers, help="of an encoder and of a decoder")
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch_size", type=int, default=batch_size)
+    parser.add_argument("--max_length", type=int, default=max_length, help="tokens of an example, and of the model")
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def training_settings(args: argparse.Namespace, **changes: Any) -> dict[str, Any]:
+    """What `TrainingArguments` of both kinds of models are given."""
+    settings = {
+        "output_dir": str(Path(args.output) / "log"),
+        "max_steps": args.steps,
+        "per_device_train_batch_size": args.batch_size,
+        "per_device_eval_batch_size": args.batch_size,
+        "learning_rate": args.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": max(1, args.steps // 10),
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "seed": args.seed,
+    }
+    return settings | changes
+
+
+def train_and_save(trainer: Trainer, output: str, unit: str) -> None:
+    """Train, tell the perplexity of what is held out, and save the model with its tokenizer."""
+    begin = time.perf_counter()
+    size = sum(p.numel() for p in trainer.model.parameters())
+    print(f"{size:,} parameters, {len(trainer.train_dataset):,} {unit}", flush=True)
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    trainer.model.save_pretrained(output)
+    trainer.processing_class.save_pretrained(output)
+    seconds = time.perf_counter() - begin
+    print(f"Perplexity of the held-out {unit}: {math.exp(loss):.2f} a token; {seconds:.0f} s; saved in {output}.")
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", nargs="+", required=True, help="JSON Lines, also as .gz")
     parser.add_argument("--output", required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--field", default="text", help="field of a row (default: %(default)s)")
     parser.add_argument("--chat_template", choices=["chatml"], help="needed for lists of turns")
-    parser.add_argument("--vocab_size", type=int, default=4000)
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--max_length", type=int, default=128, help="tokens of a block, and the model's context")
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    add_sizes(parser, layers=3, batch_size=16, max_length=128)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    begin = time.perf_counter()
     datasets.disable_progress_bars()
     values = [value for path in args.texts for value in read(path, args.field)]
     if args.chat_template is None and not all(isinstance(value, str) for value in values):
@@ -144,42 +186,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     set_seed(args.seed)
     model = build_model(tokenizer, args)
-    options = TrainingArguments(
-        str(Path(args.output) / "log"),
-        max_steps=args.steps,
-        per_device_train_batch_size=args.batch_size,
-        per_device_eval_batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,
-        weight_decay=0.1,
-        adam_beta2=0.95,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=max(1, args.steps // 10),
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        seed=args.seed,
-    )
     trainer = Trainer(
         model,
-        options,
+        TrainingArguments(**training_settings(args, weight_decay=0.1, adam_beta2=0.95)),
         data_collator=default_data_collator,
         train_dataset=blocks(tokenizer, kept, args.max_length),
         eval_dataset=blocks(tokenizer, held_out, args.max_length),
         processing_class=tokenizer,
     )
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(trainer.train_dataset):,} blocks", flush=True
-    )
-    trainer.train()
-    loss = trainer.evaluate()["eval_loss"]
-    model.save_pretrained(args.output)
-    tokenizer.save_pretrained(args.output)
-    print(
-        f"Perplexity of the held-out texts: {math.exp(loss):.2f} a token; {time.perf_counter() - begin:.0f} s; "
-        f"saved in {args.output}."
-    )
+    train_and_save(trainer, args.output, "blocks")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,11 @@ Longer sources and targets are cut. Every 50th pair is held out; its perplexity 
 """
 
 import argparse
-import math
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import datasets
-from tiny_lm import HELD_OUT, read
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tiny_lm import HELD_OUT, add_sizes, read, train_and_save, train_byte_pairs, training_settings
+from tokenizers import processors
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -32,16 +29,7 @@ BEGIN, PAD, END = "<s>", "<pad>", "</s>"
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
     """A byte-pair tokenizer that puts the end-of-text token behind every text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[BEGIN, PAD, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = train_byte_pairs(texts, vocab_size, [BEGIN, PAD, END], prefix=True)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
     )
@@ -91,20 +79,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--source_field", default="source", help="field of a row (default: %(default)s)")
     parser.add_argument("--target_field", default="target", help="field of a row (default: %(default)s)")
-    parser.add_argument("--vocab_size", type=int, default=4000)
-    parser.add_argument("--layers", type=int, default=2, help="of the encoder, and of the decoder")
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--max_length", type=int, default=64, help="tokens of a source or target, and of the model")
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    add_sizes(parser, layers=2, batch_size=64, max_length=64)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    begin = time.perf_counter()
     datasets.disable_progress_bars()
     pairs = [
         pair
@@ -115,40 +95,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = train_tokenizer([text for pair in kept for text in pair], args.vocab_size, args.max_length)
     set_seed(args.seed)
     model = build_model(tokenizer, args)
-    options = Seq2SeqTrainingArguments(
-        str(Path(args.output) / "log"),
-        max_steps=args.steps,
-        per_device_train_batch_size=args.batch_size,
-        per_device_eval_batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,
-        weight_decay=0.01,
-        adam_beta2=0.98,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=max(1, args.steps // 10),
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        seed=args.seed,
-    )
     trainer = Seq2SeqTrainer(
         model,
-        options,
+        Seq2SeqTrainingArguments(**training_settings(args, weight_decay=0.01, adam_beta2=0.98)),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model),
         train_dataset=encode(tokenizer, kept, args.max_length),
         eval_dataset=encode(tokenizer, held_out, args.max_length),
         processing_class=tokenizer,
     )
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(kept):,} pairs", flush=True)
-    trainer.train()
-    loss = trainer.evaluate()["eval_loss"]
-    model.save_pretrained(args.output)
-    tokenizer.save_pretrained(args.output)
-    print(
-        f"Perplexity of the held-out targets: {math.exp(loss):.2f} a token; {time.perf_counter() - begin:.0f} s; "
-        f"saved in {args.output}."
-    )
+    train_and_save(trainer, args.output, "pairs")
 
 
 if __name__ == "__main__":
