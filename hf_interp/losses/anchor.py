@@ -99,7 +99,7 @@ class Anchor(TrainerCallback):
             }
 
     def weight(self, step: int) -> float:
-        """(1 − α)·strength at a step."""
+        """Return (1 − α)·strength at a step."""
         if self._schedule is not None:
             alpha = self._schedule(progress_of(step, self._max_steps))
         else:
@@ -117,7 +117,7 @@ class Anchor(TrainerCallback):
         step: int,
         autocast: AbstractContextManager[Any],
     ) -> torch.Tensor | None:
-        """The logits of M₀ for a micro-batch; `None` if nothing asks for them."""
+        """Return the logits of M₀ for a micro-batch; `None` if nothing asks for them."""
         is_asked = self.args.anchor == "distill" and self.weight(step) > 0
         if is_asked and self.args.anchor_on == "general":
             is_asked = is_general is not None and bool(is_general.any())
@@ -145,7 +145,7 @@ class Anchor(TrainerCallback):
         num_items: torch.Tensor | float | None,
         step: int,
     ) -> torch.Tensor:
-        """The loss of a micro-batch with what the anchor adds to it; on the way, the gap is noted.
+        """Return the loss of a micro-batch with what the anchor adds to it; on the way, the gap is noted.
 
         Args:
             loss: of the task.
@@ -220,7 +220,7 @@ class Anchor(TrainerCallback):
                     pull(parameter, target, strength=float(group["lr"]) * weight)
 
     def find_pairs(self, model: nn.Module) -> list[Pair]:
-        """What l2sp pulls, and where to.
+        """Return what l2sp pulls, and where to.
 
         Raises:
             ValueError: if something cannot be pulled, or a name to be left out is none of the model's.
@@ -248,7 +248,7 @@ class Anchor(TrainerCallback):
             self.sums = self.sums.to(self.args.device)
 
     def take_log(self, step: int, reduce: Reduce) -> dict[str, float]:
-        """What to log after a step: the weight, and means since the last log; what there was none of is left out."""
+        """Return what to log after a step: the weight, and the means since the last log of what there was."""
         found = {} if self.args.anchor is None else {"anchor_weight": self.weight(step)}
         sums = reduce(self.sums).tolist()
         self.sums.zero_()
@@ -258,11 +258,11 @@ class Anchor(TrainerCallback):
         return found
 
     def half_square_distance(self) -> float:
-        """½‖θ − θ₀‖² over all that is pulled."""
+        """Return ½‖θ − θ₀‖² over all that is pulled."""
         return 0.5 * sum(square_distance(parameter, target) for _, parameter, target in self.targets.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """What is summed up, and M₀'s mark."""
+        """Return what is summed up, and M₀'s mark."""
         return {"sums": self.sums.tolist(), "mark": self._mark()}
 
     def load_state_dicts(self, states: Iterable[Mapping[str, Any]]) -> None:
@@ -308,7 +308,7 @@ class Anchor(TrainerCallback):
                 )
 
     def _mark(self) -> list[str]:
-        """What M₀ is, for a comparison on resume: the names that it is made of, and their values.
+        """Return what M₀ is, for a comparison on resume: the names that it is made of, and their values.
 
         Of a model with its adapters off there is nothing to compare, because a checkpoint does not have it either.
         """
@@ -414,7 +414,7 @@ def _is_language_model(model: Any) -> bool:
 
 
 def _predicting(labels: torch.Tensor, shift_labels: bool) -> torch.Tensor:
-    """Which positions predict a label."""
+    """Return which positions predict a label."""
     if shift_labels:
         labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
     return labels.ne(IGNORE_INDEX)

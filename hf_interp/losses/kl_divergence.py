@@ -18,7 +18,7 @@ def kl_divergence(
     direction: Direction = "forward",
     chunk_size: int = 1 << 24,
 ) -> torch.Tensor:
-    """KL between softmax(ref_logits / T) = p₀ and softmax(logits / T) = p, row by row.
+    """Return KL between softmax(ref_logits / T) = p₀ and softmax(logits / T) = p, row by row.
 
     forward: KL(p₀‖p) = Σ p₀·(log p₀ − log p), with the gradient (p − p₀) / T.
     reverse: KL(p‖p₀) = Σ p·(log p − log p₀), with the gradient p·(log p − log p₀ − KL) / T.
@@ -92,7 +92,7 @@ class _Divergence(torch.autograd.Function):
 def _log_probabilities(
     logits: torch.Tensor, ref_logits: torch.Tensor, rows: torch.Tensor, temperature: float, chunk_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """A few rows at a time, with the logarithms of p and p₀."""
+    """Give a few rows at a time, with the logarithms of p and p₀."""
     classes = min(logits.shape[1], ref_logits.shape[1])
     for chunk in torch.split(rows, max(1, chunk_size // max(1, classes))):
         if len(chunk):
@@ -104,7 +104,7 @@ def _log_probabilities(
 
 
 def _sum(log_a: torch.Tensor, log_b: torch.Tensor) -> torch.Tensor:
-    """Σ a·(log a − log b); a class that `a` rules out adds nothing, whatever `b` makes of it."""
+    """Return Σ a·(log a − log b); a class that `a` rules out adds nothing, whatever `b` makes of it."""
     a = log_a.exp()
     return (a * (log_a - log_b)).masked_fill_(a == 0, 0).sum(-1)
 

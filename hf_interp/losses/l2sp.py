@@ -15,7 +15,7 @@ Pair = tuple[str, nn.Parameter, torch.Tensor]
 
 
 def pull(parameter: nn.Parameter, target: torch.Tensor, *, strength: float) -> None:
-    """θ ← θ + c·(θ₀ − θ) with c = strength / (1 + strength), in place; the rows that θ₀ has.
+    """Pull θ ← θ + c·(θ₀ − θ) with c = strength / (1 + strength), in place; the rows that θ₀ has.
 
     >>> parameter = nn.Parameter(torch.tensor([4.0, 0.0]))
     >>> pull(parameter, torch.tensor([0.0, 2.0]), strength=1.0)
@@ -28,13 +28,13 @@ def pull(parameter: nn.Parameter, target: torch.Tensor, *, strength: float) -> N
 
 
 def square_distance(parameter: nn.Parameter, target: torch.Tensor) -> float:
-    """‖θ − θ₀‖² over the rows that θ₀ has."""
+    """Return ‖θ − θ₀‖² over the rows that θ₀ has."""
     return float((_rows(parameter, target).detach() - target).square().sum())
 
 
 def adapter_pairs(model: Any, excluded: Collection[str] = ()) -> list[Pair]:
-    """The parameters of a `PeftModel` whose way to a neutral value scales what the adapter adds to the pretrained
-    weights, each with that value.
+    """Return the parameters of a `PeftModel` whose way to a neutral value scales what the adapter adds to the
+    pretrained weights, each with that value.
 
     Raises:
         ValueError: for adapters of which no factor does so.
@@ -55,7 +55,7 @@ def adapter_pairs(model: Any, excluded: Collection[str] = ()) -> list[Pair]:
 
 
 def paired_weights(model: Any, weights: Mapping[str, torch.Tensor], excluded: Collection[str] = ()) -> list[Pair]:
-    """Each parameter that is trained and that M₀ has too; of a resized vocabulary, the rows that both have.
+    """Return each parameter that is trained and that M₀ has too; of a resized vocabulary, the rows that both have.
 
     Raises:
         ValueError: where the shapes differ otherwise.
@@ -77,7 +77,7 @@ def paired_weights(model: Any, weights: Mapping[str, torch.Tensor], excluded: Co
 
 
 def matching_names(model: nn.Module, patterns: Iterable[str]) -> set[str]:
-    """The parameters that any pattern names, with or without what PEFT puts around a name.
+    """Return the parameters that any pattern names, with or without what PEFT puts around a name.
 
     Raises:
         ValueError: for a pattern that names none.
@@ -102,5 +102,5 @@ def _is_of_vocabulary(model: Any, parameter: nn.Parameter) -> bool:
 
 
 def _rows(parameter: nn.Parameter, target: torch.Tensor) -> torch.Tensor:
-    """The rows of a parameter that M₀ has too: all, unless its vocabulary has grown."""
+    """Return the rows of a parameter that M₀ has too: all, unless its vocabulary has grown."""
     return parameter[: len(target)] if target.dim() else parameter

@@ -13,7 +13,7 @@ SHIFTING_HEADS = ("BertLMHeadModel", "CTRLLMHeadModel", "GPT2LMHeadModel", "Open
 
 
 def per_example_loss(outputs: Any, labels: torch.Tensor, *, shift_labels: bool) -> torch.Tensor | None:
-    """The loss of each example of a batch, for reports; the model's own loss is what is trained.
+    """Return the loss of each example of a batch, for reports; the model's own loss is what is trained.
 
     Args:
         outputs: a model's outputs with `logits`: (batch, classes), (batch, length, classes), or (batch, 1) and (batch,)
@@ -96,7 +96,7 @@ def head_shifts_labels(model: nn.Module) -> bool:
 
 
 def count_labels(labels: torch.Tensor, *, shift_labels: bool) -> torch.Tensor:
-    """How many labels each example has, over which its loss is a mean: (num_examples,), float32.
+    """Return how many labels each example has, over which its loss is a mean: (num_examples,), float32.
 
     >>> count_labels(torch.tensor([[5, 5, -100], [5, 5, 5]]), shift_labels=True)
     tensor([1., 2.])

@@ -18,7 +18,7 @@ TRAINED_APART = (".modules_to_save.", ".trainable_tokens_delta.")
 
 
 def unwrap_peft(model: Any) -> Any:
-    """A model without the adapter around it."""
+    """Return a model without the adapter around it."""
     return model.get_base_model() if is_peft_model(model) else model
 
 
@@ -36,7 +36,7 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model that stays as it is."""
+    """Return a copy of a model that stays as it is."""
     copied = copy.deepcopy(model)
     copied.zero_grad(set_to_none=True)
     return freeze(copied)
@@ -61,7 +61,7 @@ def adapters_off(model: Any) -> Iterator[None]:
 def predict(
     model: nn.Module, inputs: Mapping[str, Any], *, without_adapters: bool, autocast: AbstractContextManager[Any]
 ) -> torch.Tensor:
-    """The logits of M₀, without gradients; no random number is drawn.
+    """Return the logits of M₀, without gradients; no random number is drawn.
 
     Args:
         model: M₀, or the model whose adapters are to be turned off.
@@ -79,7 +79,7 @@ def predict(
 
 
 def logits_of(outputs: Any) -> torch.Tensor:
-    """The logits among a model's outputs.
+    """Return the logits among a model's outputs.
 
     Raises:
         ValueError: if there are none.
@@ -133,7 +133,7 @@ def check_base_is_kept(config: Any, remedy: str) -> None:
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what PEFT puts around it.
+    """Return a parameter's name without what PEFT puts around it.
 
     >>> plain_name("base_model.model.classifier.modules_to_save.default.weight")
     'classifier.weight'
@@ -149,7 +149,7 @@ def broadcast(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A hash of the names, shapes and a few numbers of each tensor.
+    """Return a hash of the names, shapes and a few numbers of each tensor.
 
     >>> fingerprint({"a": torch.zeros(20)}) == fingerprint({"a": torch.zeros(20)})
     True

@@ -71,7 +71,7 @@ class ShareTree:
 
 
 def share_tree(share_units: Sequence[int], corpora: Sequence[int]) -> ShareTree | None:
-    """The Huffman tree over the shares of some corpora; `None` if there are none."""
+    """Return the Huffman tree over the shares of some corpora; `None` if there are none."""
     heap = [(share_units[index], index, ShareTree(share_units[index], index)) for index in corpora]
     heapq.heapify(heap)
     order = len(share_units)  # breaks ties, so that trees are never compared
@@ -115,7 +115,7 @@ def check_corpora(corpora: Sequence[CorpusSpec], unit: Unit) -> tuple[CorpusSpec
 
 
 def share_units(corpora: Sequence[CorpusSpec], unit: Unit) -> list[int]:
-    """Each corpus' share of the examples of its side in units of 2⁻³⁰; a positive share never rounds to nothing."""
+    """Return each corpus' share of the examples of its side in units of 2⁻³⁰; none that is positive becomes 0."""
     shares = [0.0] * len(corpora)
     for side in SIDES:
         members = [(index, corpus) for index, corpus in enumerate(corpora) if corpus.side == side]
@@ -132,7 +132,7 @@ def share_units(corpora: Sequence[CorpusSpec], unit: Unit) -> list[int]:
 
 
 def example_alpha(alpha: IntArray, corpora: Sequence[CorpusSpec], units: Sequence[int]) -> IntArray:
-    """The share of domain examples, in units of 2⁻³⁰, that gives a share α of domain tokens.
+    """Return the share of domain examples, in units of 2⁻³⁰, that gives a share α of domain tokens.
 
     With mean lengths L_d and L_g of the two sides it is (α / L_d) / (α / L_d + (1 − α) / L_g).
     """

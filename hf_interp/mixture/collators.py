@@ -102,7 +102,7 @@ class ObjectiveCollator:
     def collate(
         self, examples: Sequence[Any], numbers: Sequence[int], seed: int, corpus: Sequence[int]
     ) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
-        """One batch for each objective that is there, under `OBJECTIVES_KEY`."""
+        """Return one batch for each objective that is there, under `OBJECTIVES_KEY`."""
         found = {}
         for name, collator in self.collators.items():
             places = [place for place, index in enumerate(corpus) if self.objectives[index] == name]

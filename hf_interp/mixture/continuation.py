@@ -20,7 +20,7 @@ class Continuation(NamedTuple):
 
 
 def continue_plan(fresh: MixturePlan, saved: Mapping[str, Any], step: int) -> Continuation:
-    """The plan of a run that is resumed at `step`.
+    """Return the plan of a run that is resumed at `step`.
 
     Args:
         fresh: the plan of the present settings, from step 0.
@@ -54,7 +54,7 @@ def _check_seed(old: MixturePlan, fresh: MixturePlan) -> None:
 
 
 def _check_contents(old: MixturePlan, fresh: MixturePlan) -> None:
-    """A corpus is known by its name through all the plans of a run; its contents must not change."""
+    """Refuse contents that have changed: a corpus is known by its name through all the plans of a run."""
     known: dict[str, CorpusSpec] = {}
     plan: MixturePlan | None = old
     while plan is not None:
@@ -80,7 +80,7 @@ def _check_contents(old: MixturePlan, fresh: MixturePlan) -> None:
 
 
 def plan_changes(old: MixturePlan, new: MixturePlan) -> list[str]:
-    """In which settings two plans differ, in words."""
+    """Return in words in which settings two plans differ."""
     was, now = old.identity(), new.identity()
     found = []
     before = {corpus["name"]: corpus for corpus in was["corpora"]}

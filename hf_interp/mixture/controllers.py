@@ -31,7 +31,7 @@ class AlphaController(Protocol):
     def decide(
         self, steps: range, metrics: Mapping[str, float], schedule: Callable[[int], float]
     ) -> AlphaDecision | tuple[float | Sequence[float], str]:
-        """α of `steps`.
+        """Return α of `steps`.
 
         Args:
             steps: the 0-based optimizer steps in question.
@@ -41,7 +41,7 @@ class AlphaController(Protocol):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, as plain values for JSON."""
+        """Return what it remembers, as plain values for JSON."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Remember what `state_dict` has given."""
@@ -82,7 +82,7 @@ class Guard:
         self.delay = 0  # steps by which α is behind its schedule
 
     def decide(self, steps: range, metrics: Mapping[str, float], schedule: Callable[[int], float]) -> AlphaDecision:
-        """α of `steps`; see `AlphaController.decide`."""
+        """Return α of `steps`; see `AlphaController.decide`."""
         value = metrics.get(self.metric)
         if value is None or not math.isfinite(value):
             pace, reason = (1, f"on: {self.metric} is not known") if value is None else (-1, f"back: it is {value}")
@@ -104,7 +104,7 @@ class Guard:
         return AlphaDecision([schedule(place) for place in places], reason)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers."""
+        """Return what it remembers."""
         return {"baseline": self.baseline, "delay": self.delay}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -117,7 +117,7 @@ CONTROLLERS: dict[str, Callable[..., AlphaController]] = {"guard": Guard}
 
 
 def get_controller(name: str, **kwargs: Any) -> AlphaController:
-    """A controller by name.
+    """Return a controller by name.
 
     Raises:
         ValueError: for an unknown name or argument.
@@ -183,7 +183,7 @@ class AdaptiveAlpha:
         return decision
 
     def state_dict(self) -> dict[str, Any]:
-        """The controller's state and all decisions; what is fixed is in the plan."""
+        """Return the controller's state and all decisions; what is fixed is in the plan."""
         return {
             "name": type(self.controller).__name__,
             "controller": self.controller.state_dict(),

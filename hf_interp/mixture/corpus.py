@@ -45,7 +45,7 @@ class Corpus:
         return isinstance(self.dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
 
     def spec(self, unit: Unit = "examples") -> CorpusSpec:
-        """What a plan that counts `unit` must know of it."""
+        """Return what a plan that counts `unit` must know of it."""
         length = self.mean_tokens
         if unit == "tokens" and length is None and not self.is_stream:
             length = mean_tokens(self.dataset)
@@ -61,7 +61,7 @@ class Corpus:
 
 
 def content_fingerprint(dataset: Any) -> str | None:
-    """12 hexadecimal digits over up to 64 rows of a `datasets.Dataset`, spaced evenly; `None` for other datasets.
+    """Return 12 hexadecimal digits over up to 64 evenly spaced rows of a `datasets.Dataset`; `None` for others.
 
     The rows' token ids and labels decide, or all columns if there are no token ids: not how the dataset was made.
     """
@@ -89,7 +89,7 @@ def is_mixture(train_dataset: Any) -> bool:
 
 
 def as_corpora(train_dataset: Mapping[str, Any] | Sequence[Corpus]) -> list[Corpus]:
-    """The corpora of a mixture, however it is written.
+    """Return the corpora of a mixture, however it is written.
 
     Args:
         train_dataset: `{"general": dataset, "domain": dataset}`, `{"general": {"web": dataset, ...}, ...}`, or a list
@@ -174,7 +174,7 @@ def _check_dataset(corpus: Corpus) -> Corpus:
 
 
 def _columns(dataset: Any) -> list[str] | None:
-    """Column names where a dataset knows them."""
+    """Return the column names where a dataset knows them."""
     if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)) and dataset.column_names is not None:
         return list(dataset.column_names)
     return None
@@ -192,5 +192,5 @@ def _check_class_names(name: str, dataset: Any, other: str, their: Any) -> None:
 
 
 def with_dataset(corpus: Corpus, dataset: Any) -> Corpus:
-    """The same corpus over another dataset, such as its tokenised form."""
+    """Return the same corpus over another dataset, such as its tokenised form."""
     return replace(corpus, dataset=dataset)

@@ -124,7 +124,7 @@ class InterpolatedDataset(IterableDataset[Any]):
                 count = min(2 * count, max(READ_AHEAD, shard.batch_size))
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of this (process, worker), for `load_state_dict`; `torchdata.StatefulDataLoader` calls it."""
+        """Return the position of this (process, worker) for `load_state_dict`, as torchdata's loaders ask for it."""
         state = {"num_yielded": self._num_yielded, "fingerprint": self._fingerprint}
         return {**state, "streams": dict(self._streams)} if self.slots.has_streams else state
 
@@ -145,7 +145,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         self._streams = dict(state.get("streams", {}))
 
     def _border(self, position: int) -> int:
-        """Where reading begins."""
+        """Return where reading begins."""
         return position - position % self.shard.batch_size if self.slots.has_streams else position
 
     def _note_streams(self, shard: BatchShard) -> None:

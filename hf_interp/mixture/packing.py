@@ -11,7 +11,7 @@ ROWS = 10_000  # rows that are looked at, or packed, at a time
 
 
 def mean_tokens(dataset: Any) -> float | None:
-    """Mean length of `input_ids`; `None` if examples have none, or for a stream.
+    """Return the mean length of `input_ids`; `None` if examples have none, or for a stream.
 
     Exact for a `datasets.Dataset`; for other datasets of some 1,000 examples spaced evenly.
 
@@ -85,7 +85,7 @@ def _flatten(values: Sequence[Sequence[int]], filler: list[int]) -> list[int]:
 
 
 def _filler(column: str, separator: int | None) -> list[int]:
-    """What stands in a column at the place of a separator."""
+    """Return what stands in a column at the place of a separator."""
     if separator is None:
         return []
     known = {"input_ids": separator, "labels": separator, "attention_mask": 1}

@@ -16,7 +16,7 @@ FEISTEL_ROUNDS = 12  # with 8, permutations of 5 or 6 things are visibly uneven
 
 
 def permute(position: IntArray, size: IntArray, key: npt.NDArray[np.uint64]) -> IntArray:
-    """Keyed permutations: entry i is `position[i]` after the permutation of range(size[i]) that `key[i]` picks.
+    """Return keyed permutations: entry i is `position[i]` after the permutation of range(size[i]) that `key[i]` picks.
 
     >>> size, key = np.full(5, 5), np.full(5, 7, np.uint64)
     >>> sorted(permute(np.arange(5), size, key).tolist())
@@ -35,7 +35,7 @@ def permute(position: IntArray, size: IntArray, key: npt.NDArray[np.uint64]) -> 
 
 
 def _feistel(value: IntArray, rows: IntArray, columns: IntArray, key: npt.NDArray[np.uint64]) -> IntArray:
-    """Keyed permutations of range(rows · columns): the two digits of `value` shift each other in turn."""
+    """Return keyed permutations of range(rows · columns): the two digits of `value` shift each other in turn."""
     left, right = np.divmod(value, columns)
     # Two bits are dropped: a sum beyond 2⁶³ would wrap around, and then two digits could shift to the same place.
     for turn in range(0, FEISTEL_ROUNDS, 2):
@@ -45,13 +45,13 @@ def _feistel(value: IntArray, rows: IntArray, columns: IntArray, key: npt.NDArra
 
 
 def batch_orders(key: int, steps: IntArray, batch_size: int) -> IntArray:
-    """One permutation of range(batch_size) for each of `steps`: shape (num_steps, batch_size)."""
+    """Return one permutation of range(batch_size) for each of `steps`: shape (num_steps, batch_size)."""
     step_keys = splitmix64(steps, key)[:, None]
     return np.argsort(splitmix64(np.arange(batch_size)[None, :], step_keys), axis=1)
 
 
 def splitmix64(value: IntArray, key: int | npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea & Flood 2014) over key + value·γ: a bijection of `value` for every key."""
+    """Return SplitMix64's finaliser (Steele, Lea & Flood 2014) over key + value·γ: a bijection for every key."""
     mixed = value.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.asarray(key, np.uint64)
     mixed ^= mixed >> np.uint64(30)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
@@ -62,5 +62,5 @@ def splitmix64(value: IntArray, key: int | npt.NDArray[np.uint64]) -> npt.NDArra
 
 
 def derive_key(seed: int, purpose: str) -> int:
-    """A 64-bit key; another seed or purpose, another key."""
+    """Return a 64-bit key; another seed or purpose, another key."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little")

@@ -138,17 +138,17 @@ class MixturePlan:
         self._check_max_passes()
 
     def __len__(self) -> int:
-        """Number of slots in the run."""
+        """Return the number of slots in the run."""
         return self.max_steps * self.batch_size
 
     def alpha(self, step: int) -> float:
-        """α of a 0-based optimizer step; the last step's from there on."""
+        """Return α of a 0-based optimizer step; the last step's from there on."""
         if self.previous is not None and step < self.start_step:
             return self.previous.alpha(step)
         return int(self._alpha_units[min(max(step, 0), self.max_steps - 1)]) / (1 << ALPHA_BITS)
 
     def scheduled_alpha(self, step: int) -> float:
-        """α that the schedule has for a step, whatever has been fixed."""
+        """Return α that the schedule has for a step, whatever has been fixed."""
         return int(self._schedule_units[min(max(step, 0), self.max_steps - 1)]) / (1 << ALPHA_BITS)
 
     def commit(self, alphas: Sequence[float]) -> None:
@@ -172,7 +172,7 @@ class MixturePlan:
         self._sum_up(first)
 
     def after(self, previous: "MixturePlan | None", step: int) -> "MixturePlan":
-        """This plan from `step` on, and `previous` before: what that has consumed is not read again in a pass.
+        """Return this plan from `step` on, and `previous` before: what that has consumed is not read again in a pass.
 
         Without a previous plan nothing has been read before `step`. What a previous plan has fixed of an adaptive α
         stays in force.
@@ -202,11 +202,11 @@ class MixturePlan:
         return plan
 
     def plan_of(self, step: int) -> "MixturePlan":
-        """The plan in the chain that rules a step."""
+        """Return the plan in the chain that rules a step."""
         return self if self.previous is None or step >= self.start_step else self.previous.plan_of(step)
 
     def drawn_before(self, steps: int | Iterable[int]) -> IntArray:
-        """Examples of each corpus in all steps before each of `steps` (0 … max_steps): shape (…, num_corpora)."""
+        """Count the examples of each corpus before each of `steps` (0 … max_steps): shape (…, num_corpora)."""
         steps = np.asarray(steps, np.int64)
         flat = steps.reshape(-1)
         counts = self._start_drawn + self._drawn_since_start(np.maximum(flat, self.start_step))
@@ -217,13 +217,13 @@ class MixturePlan:
         return counts.reshape(*steps.shape, len(self.corpora))
 
     def consumed(self, step: int) -> dict[str, int]:
-        """Examples drawn before `step` by name, also of corpora that only earlier plans of the chain had."""
+        """Count the examples drawn before `step` by name, also of corpora that only earlier plans of the chain had."""
         earlier = self.previous.consumed(min(step, self.start_step)) if self.previous is not None else {}
         names = [corpus.name for corpus in self.corpora]
         return {**earlier, **dict(zip(names, self.drawn_before(step).tolist(), strict=True))}
 
     def sides_before(self, step: int) -> dict[Side, int]:
-        """Examples of each side in all steps before `step`, each counted to the side it was drawn for."""
+        """Count the examples of each side in all steps before `step`, each counted to the side it was drawn for."""
         if self.previous is not None and step < self.start_step:
             return self.previous.sides_before(step)
         counts = self._drawn_since_start(np.array([max(step, self.start_step)]))[0]
@@ -231,7 +231,7 @@ class MixturePlan:
         return {side: before[side] + int(counts[self._side(side)].sum()) for side in SIDES}
 
     def locate(self, slots: range | Sequence[int] | IntArray) -> Draw:
-        """What the given slots hold.
+        """Return what the given slots hold.
 
         Raises:
             IndexError: for slots outside the plan, or of steps whose α is not fixed yet.
@@ -253,7 +253,7 @@ class MixturePlan:
         return found
 
     def read_hash(self, first_step: int, last_step: int) -> int:
-        """`hash_of_reads` of all slots of the steps from `first_step` to before `last_step`."""
+        """Return `hash_of_reads` of all slots of the steps from `first_step` to before `last_step`."""
         total = 0
         for step in range(first_step, last_step):
             plan = self.plan_of(step)
@@ -263,7 +263,7 @@ class MixturePlan:
         return total % (1 << 64)
 
     def passes(self, step: int) -> list[float | None]:
-        """How often each corpus has been read through before `step`; `None` for a stream."""
+        """Return how often each corpus has been read through before `step`; `None` for a stream."""
         drawn = self.drawn_before(step).tolist()
         return [
             count / corpus.num_examples if corpus.num_examples else None
@@ -271,7 +271,7 @@ class MixturePlan:
         ]
 
     def exhausted_at(self, index: int) -> int | None:
-        """The step that draws the last unread example of corpus `index`; `None` if that never happens."""
+        """Return the step that draws the last unread example of corpus `index`; `None` if that never happens."""
         size = self.corpora[index].num_examples
         if size is None:
             return None
@@ -288,7 +288,7 @@ class MixturePlan:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the reading order, as plain values, without what came before `start_step`."""
+        """Return the settings that decide the reading order, as plain values, without what came before `start_step`."""
         return {
             "corpora": [
                 {
@@ -311,7 +311,7 @@ class MixturePlan:
         }
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits; equal exactly when two runs read the same examples in the same order.
+        """Return 16 hexadecimal digits; equal exactly when two runs read the same examples in the same order.
 
         For an adaptive α it covers what is fixed so far and the schedule from there on.
         """
@@ -320,7 +320,7 @@ class MixturePlan:
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole plan, with the chain before it, as plain values for JSON."""
+        """Return the whole plan, with the chain before it, as plain values for JSON."""
         return {
             **self.identity(),
             "alpha": _pack(self._alpha_units),
@@ -332,7 +332,7 @@ class MixturePlan:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "MixturePlan":
-        """The plan that `to_dict` has described.
+        """Return the plan that `to_dict` has described.
 
         Raises:
             ValueError: if it was written by a version that reads in another order.
@@ -362,7 +362,7 @@ class MixturePlan:
         )
 
     def summary(self) -> dict[str, Any]:
-        """The plan in numbers, ready for JSON: α along the run, and what is drawn from each corpus."""
+        """Return the plan in numbers, ready for JSON: α along the run, and what is drawn from each corpus."""
         counts = zip(self._start_drawn.tolist(), self.drawn_before(self.max_steps).tolist(), strict=True)
         corpora = [
             corpus_summary(self.corpora[index], self._share_units[index], at_start, drawn, self.exhausted_at(index))
@@ -481,14 +481,14 @@ class MixturePlan:
                 )
 
     def _draw(self, block: int, places: slice | IntArray) -> Draw:
-        """What some places of a block hold."""
+        """Return what some places of a block hold."""
         corpus, ordinal, example = self._lay_out(block)
         if example is not None:
             return Draw(corpus[places], ordinal[places], example[places])
         return Draw(corpus[places], ordinal[places], self._examples(corpus[places], ordinal[places]))
 
     def _lay_out(self, block: int) -> tuple[IntArray, IntArray, IntArray | None]:
-        """The contents of a block of steps; the last two blocks are remembered.
+        """Return the contents of a block of steps; the last two blocks are remembered.
 
         Without the examples where a batch is large: one process of many needs a few of them only.
         """
@@ -522,7 +522,7 @@ class MixturePlan:
 
 
 def hash_of_reads(slots: IntArray, name_keys: npt.NDArray[np.uint64], examples: IntArray) -> int:
-    """A 64-bit hash of which example of which corpus was read into which slot.
+    """Return a 64-bit hash of which example of which corpus was read into which slot.
 
     The hash of many slots is the sum of theirs modulo 2⁶⁴, so that it does not matter which process read which of them,
     or when.
@@ -531,7 +531,7 @@ def hash_of_reads(slots: IntArray, name_keys: npt.NDArray[np.uint64], examples: 
 
 
 def _to_units(alphas: Sequence[Any], first: int, max_steps: int) -> IntArray:
-    """α of the steps from `first` on in units of 2⁻³⁰."""
+    """Return α of the steps from `first` on in units of 2⁻³⁰."""
     values = _as_floats(alphas, first)
     wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))  # NaN compares false
     if wrong.size:
@@ -568,7 +568,7 @@ def _sha256(units: IntArray) -> str:
 
 
 def _pack(units: IntArray) -> str:
-    """A table of α as a text: second differences, most of which are 0 or 1 in size, compressed."""
+    """Return a table of α as a text: second differences, most of which are 0 or 1 in size, compressed."""
     bends = np.diff(units, n=2, prepend=[0, 0])
     small = bends.astype(np.min_scalar_type(-1 - int(np.abs(bends).max())).newbyteorder("<"))
     return f"{small.dtype.str}:{base64.b85encode(zlib.compress(small.tobytes())).decode()}"

@@ -23,7 +23,7 @@ class MapReader:
         self.corpus = corpus
 
     def read(self, indices: IntArray) -> list[Any]:
-        """The examples at `indices`."""
+        """Return the examples at `indices`."""
         dataset = self.corpus.dataset
         try:
             if hasattr(dataset, "__getitems__"):
@@ -69,7 +69,7 @@ class ArrowReader:
         return by_default and all(_is_plain(kind) and not pa.types.is_string(kind) for kind in kinds)
 
     def read(self, indices: IntArray) -> list[dict[str, Any]]:
-        """The rows at `indices`."""
+        """Return the rows at `indices`."""
         if self.held is None and self._may_hold and self._num_read >= HELD_AFTER:
             self.held = pa.concat_tables([table[:] for table in self._tables]).combine_chunks()
         self._num_read += len(indices)
@@ -121,7 +121,7 @@ class CorpusReaders:
             self._add(reader, members, reader.borders[:-1])
 
     def read(self, corpus: IntArray, example: IntArray) -> list[Any]:
-        """Example number `example[i]` of corpus number `corpus[i]`, for all i; nothing for streams."""
+        """Return example number `example[i]` of corpus number `corpus[i]`, for all i; nothing for streams."""
         reader_of = self._reader_of[corpus]
         position = example + self._offset[corpus]
         first = int(reader_of[0])
@@ -142,7 +142,7 @@ class CorpusReaders:
 
 
 def open_reader(corpus: Corpus) -> MapReader | ArrowReader:
-    """The fastest reader for a corpus with random access."""
+    """Return the fastest reader for a corpus with random access."""
     return ArrowReader(corpus.dataset) if ArrowReader.suits(corpus.dataset) else MapReader(corpus)
 
 
@@ -164,12 +164,12 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _size(dataset: datasets.Dataset) -> float:
-    """Bytes of a dataset's rows; of what it stands on, some may be selected away."""
+    """Return the bytes of a dataset's rows; of what it stands on, some may be selected away."""
     return dataset.data.nbytes * len(dataset) / max(dataset.data.num_rows, 1)
 
 
 def _values(column: pa.Array, form: str | None) -> Sequence[Any] | None:
-    """The values of a column as a dataset of this format gives them; `None` where only the dataset can tell."""
+    """Return the values of a column as a dataset of this format gives them; `None` where only the dataset can tell."""
     if form is None:
         return _to_python(column)
     if column.null_count:
@@ -185,7 +185,7 @@ def _values(column: pa.Array, form: str | None) -> Sequence[Any] | None:
 
 
 def _to_form(values: np.ndarray[Any, Any], form: str, *, is_scalar: bool = False) -> Any:
-    """Numbers as `datasets` gives them: whole numbers of 64 bits, others of 32, but NumPy's scalars as they are."""
+    """Return numbers as `datasets` gives them: integers of 64 bits, others of 32, NumPy's scalars as they are."""
     if form == "numpy" and is_scalar:
         return list(values)
     values = values.astype(

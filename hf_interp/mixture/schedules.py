@@ -21,7 +21,7 @@ DEFAULT_ALPHA = 0.5
 
 
 def constant(value: float) -> AlphaSchedule:
-    """α stays at `value`: a fixed mixture.
+    """Return a fixed mixture: α stays at `value`.
 
     >>> constant(0.5)(0.9)
     0.5
@@ -31,7 +31,7 @@ def constant(value: float) -> AlphaSchedule:
 
 
 def linear(start: float = 0.0, end: float = 1.0) -> AlphaSchedule:
-    """α = start + (end − start)·progress.
+    """Return the schedule α = start + (end − start)·progress.
 
     >>> [linear(0.2, 1.0)(p) for p in (0.0, 0.5, 1.0)]
     [0.2, 0.6, 1.0]
@@ -40,7 +40,7 @@ def linear(start: float = 0.0, end: float = 1.0) -> AlphaSchedule:
 
 
 def exponential(start: float = 0.0, end: float = 1.0, *, rate: float = 5.0) -> AlphaSchedule:
-    """α = start + (end − start)·(exp(rate·progress) − 1) / (exp(rate) − 1).
+    """Return the schedule α = start + (end − start)·(exp(rate·progress) − 1) / (exp(rate) − 1).
 
     A positive `rate` keeps α near its start and moves it late; a negative one moves it early; near 0 it is linear.
 
@@ -56,7 +56,7 @@ def exponential(start: float = 0.0, end: float = 1.0, *, rate: float = 5.0) -> A
 
 
 def cosine(start: float = 0.0, end: float = 1.0) -> AlphaSchedule:
-    """α = start + (end − start)·(1 − cos(π·progress)) / 2: slow, fast, slow.
+    """Return the schedule α = start + (end − start)·(1 − cos(π·progress)) / 2: slow, fast, slow.
 
     >>> [round(cosine()(p), 3) for p in (0.0, 0.25, 0.5, 1.0)]
     [0.0, 0.146, 0.5, 1.0]
@@ -65,7 +65,7 @@ def cosine(start: float = 0.0, end: float = 1.0) -> AlphaSchedule:
 
 
 def sigmoid(start: float = 0.0, end: float = 1.0, *, steepness: float = 10.0, midpoint: float = 0.5) -> AlphaSchedule:
-    """A logistic curve in progress, scaled so that it starts at `start` and ends at `end` exactly.
+    """Return a logistic curve in progress, scaled so that it starts at `start` and ends at `end` exactly.
 
     With σ(x) = 1 / (1 + exp(−x)) and z(p) = σ(steepness·(p − midpoint)):
     α = start + (end − start)·(z(p) − z(0)) / (z(1) − z(0)). RecAdam (arXiv 2004.12651) anneals its λ(t) so.
@@ -90,7 +90,7 @@ def sigmoid(start: float = 0.0, end: float = 1.0, *, steepness: float = 10.0, mi
 
 
 def polynomial(start: float = 0.0, end: float = 1.0, *, power: float = 2.0) -> AlphaSchedule:
-    """α = start + (end − start)·progress**power; power 1 is linear, above 1 late, below 1 early.
+    """Return the schedule α = start + (end − start)·progress**power; power 1 is linear, above 1 late, below 1 early.
 
     >>> polynomial(power=2.0)(0.5)
     0.25
@@ -103,7 +103,7 @@ def polynomial(start: float = 0.0, end: float = 1.0, *, power: float = 2.0) -> A
 def steps(
     values: Sequence[float] = (0.0, 0.2, 0.5, 0.8, 1.0), *, boundaries: Sequence[float] | None = None
 ) -> AlphaSchedule:
-    """α takes each of `values` in turn, as in Gradual Fine-Tuning (arXiv 2103.02205).
+    """Return a schedule whose α takes each of `values` in turn, as in Gradual Fine-Tuning (arXiv 2103.02205).
 
     `boundaries` are the len(values) − 1 points of progress at which the next value takes over, rising within (0, 1);
     without them the stages are equally long.
@@ -129,7 +129,7 @@ def steps(
 
 
 def piecewise(points: Iterable[Sequence[float]]) -> AlphaSchedule:
-    """Straight lines through (progress, α) points; before the first and after the last point α is held.
+    """Return straight lines through (progress, α) points; before the first and after the last point α is held.
 
     >>> [piecewise([(0.0, 0.1), (0.5, 0.9), (1.0, 0.9)])(p) for p in (0.0, 0.25, 0.75)]
     [0.1, 0.5, 0.9]
@@ -158,7 +158,8 @@ def piecewise(points: Iterable[Sequence[float]]) -> AlphaSchedule:
 
 
 def phased(transition: AlphaSchedule, *, begin: float = 0.0, end: float = 1.0) -> AlphaSchedule:
-    """Three phases: α held at the transition's start up to `begin`, the transition, held at its end from `end` on.
+    """Return a schedule of three phases: α held at the transition's start up to `begin`, the transition, held at its
+    end from `end` on.
 
     `begin` and `end` are points of progress. Use `phase_borders` to get them from lengths in steps. A point outside
     [0, 1] leaves a phase out: with `begin` below 0 even the first step has left the start behind.
@@ -181,7 +182,7 @@ def phased(transition: AlphaSchedule, *, begin: float = 0.0, end: float = 1.0) -
 
 
 def phase_borders(max_steps: int, initial_steps: float = 0, target_steps: float = 0) -> tuple[int, int]:
-    """The last step of the initial and the first step of the target phase, between which α moves.
+    """Return the last step of the initial and the first step of the target phase, between which α moves.
 
     Lengths are numbers of steps, or shares of `max_steps` where they are below 1 (rounded up), as transformers reads
     `warmup_steps`. α sits at its start for exactly the first `initial_steps` and at its end for exactly the last
@@ -273,7 +274,7 @@ def get_alpha_schedule(
 
 
 def progress_of(step: int, max_steps: int) -> float:
-    """step / (max_steps − 1), the argument of a schedule at a 0-based optimizer step; 0 for a run of one step.
+    """Return step / (max_steps − 1), the argument of a schedule at a 0-based optimizer step; 0 for a run of one step.
 
     >>> progress_of(99, 100)
     1.0
@@ -282,7 +283,7 @@ def progress_of(step: int, max_steps: int) -> float:
 
 
 def _between(start: float, end: float, shape: AlphaSchedule) -> AlphaSchedule:
-    """(1 − s)·start + s·end with s = shape(progress): exact at both ends, unlike start + s·(end − start)."""
+    """Return (1 − s)·start + s·end with s = shape(progress): exact at both ends, unlike start + s·(end − start)."""
     _check_alpha("start", start)
     _check_alpha("end", end)
 

@@ -49,11 +49,11 @@ class BatchShard:
         return self.num_processes * max(self.num_workers, 1)
 
     def first_slot(self, batch: int) -> int:
-        """The first slot of micro-batch number `batch` of this process."""
+        """Return the first slot of micro-batch number `batch` of this process."""
         return (batch * self.num_processes + self.process_index) * self.batch_size
 
     def reader_of(self, first_slot: int) -> int:
-        """The reader, 0 … num_readers − 1, of the micro-batch of this process that begins at `first_slot`."""
+        """Return the reader, 0 … num_readers − 1, of the micro-batch of this process that begins at `first_slot`."""
         workers = max(self.num_workers, 1)
         # by the number of the batch, not by the worker that happens to read it, which is another one after a restart
         batch = first_slot // (self.batch_size * self.num_processes)
@@ -144,7 +144,7 @@ class SlotDataset(Dataset[Any]):
         return SlotBatch(examples, first_slot, corpus, order_hash, streams)
 
     def stream_states(self, reader: int) -> dict[str, Any]:
-        """Where the streams of a reader in this process are: corpus name → state."""
+        """Return where the streams of a reader in this process are: corpus name → state."""
         states = self._streams.setdefault(reader, {})
         for (owner, index), stream in self._stream_readers.items():
             if owner == reader:
@@ -157,7 +157,7 @@ class SlotDataset(Dataset[Any]):
         )
 
     def _read_stream(self, reader: int, index: int, count: int) -> tuple[list[Any], IntArray]:
-        """The next examples of a stream for one of its readers, and numbers for them that no other reader gives."""
+        """Return the next examples of a stream for a reader, and numbers for them that no other reader gives."""
         if (reader, index) not in self._stream_readers:
             if get_worker_info() is not None:
                 fsspec.asyn.reset_lock()  # or a fork of a process with open remote files may hang
@@ -190,7 +190,7 @@ class SlotSampler(Sampler[Any]):
             yield SlotRequest(first, corpus, example)
 
     def __len__(self) -> int:
-        """Micro-batches of this process in the whole run."""
+        """Return the number of micro-batches of this process in the whole run."""
         return len(self.plan) // (self.shard.num_processes * self.shard.batch_size)
 
 
@@ -223,10 +223,10 @@ class SlotCollator:
 
 
 def _halves(order_hash: int) -> torch.Tensor:
-    """Two numbers whose sums over many batches do not overflow."""
+    """Return two numbers whose sums over many batches do not overflow."""
     return torch.tensor([order_hash >> 32, order_hash & 0xFFFFFFFF])
 
 
 def whole_hash(halves: Sequence[int]) -> int:
-    """The hash of many batches, from the sums of their halves."""
+    """Return the hash of many batches, from the sums of their halves."""
     return ((int(halves[0]) << 32) + int(halves[1])) % (1 << 64)

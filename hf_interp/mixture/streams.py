@@ -41,11 +41,11 @@ class StreamReader:
                 self._iterator = self._open(state["stream"])
 
     def read(self, count: int) -> list[Any]:
-        """The next examples."""
+        """Return the next examples."""
         return [self._advance() for _ in range(count)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The place after the last example read, as plain values."""
+        """Return the place after the last example read, as plain values."""
         if self._loaded is not None:
             return dict(self._loaded)
         keeps_state = hasattr(self._source, "state_dict") and self._passes
@@ -110,7 +110,7 @@ class StreamReader:
 
 
 def stream_warnings(corpora: Sequence[Corpus], num_readers: int) -> list[str]:
-    """What a user should know of the streams of a run that is read by `num_readers` readers.
+    """Return what a user should know of the streams of a run that is read by `num_readers` readers.
 
     Raises:
         ValueError: for a stream that is divided among processes already, which would be divided once more.
@@ -158,7 +158,7 @@ def _has_shuffle_buffer(stream: datasets.IterableDataset) -> bool:
 
 
 def _part(stream: Any, reader: int, num_readers: int) -> Any:
-    """What of a stream belongs to a reader."""
+    """Return what of a stream belongs to a reader."""
     if not isinstance(stream, datasets.IterableDataset):
         return stream
     # A fork of the process shares the stream's epoch with the others; what `shard` returns has its own.

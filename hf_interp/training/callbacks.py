@@ -40,7 +40,7 @@ class AlphaCallback(TrainerCallback, ExportableState):
         self.last_logged_step = 0
 
     def state(self) -> dict[str, Any]:
-        """What goes into `trainer_state.json`."""
+        """Return what goes into `trainer_state.json`."""
         return {
             "args": {},
             "attributes": {
@@ -94,7 +94,7 @@ class AlphaCallback(TrainerCallback, ExportableState):
             state.log_history[-1].update(found)
 
     def metrics(self, global_step: int) -> dict[str, float]:
-        """What to log after `global_step` steps.
+        """Return what to log after `global_step` steps.
 
         `alpha` belongs to the step that has just ended; `share_<corpus>` is the realised share of the examples since
         the last log; `passes_<corpus>` counts how often the corpus has been read (streams have none).

@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
 
 def find_checkpoint(output_dir: str | Path, *, weights_only: bool = False) -> Found:
-    """The last whole checkpoint in `output_dir`.
+    """Return the last whole checkpoint in `output_dir`.
 
     Args:
         output_dir: the folder of a run.
@@ -61,7 +61,7 @@ def find_checkpoint(output_dir: str | Path, *, weights_only: bool = False) -> Fo
 
 
 def find_fault(checkpoint: str | Path, *, weights_only: bool = False) -> str | None:
-    """What is wrong with a checkpoint, in a few words; `None` if it is whole.
+    """Return what is wrong with a checkpoint, in a few words; `None` if it is whole.
 
     It is whole if its `trainer_state.json`, which is written last, can be read, and every file of weights, optimizer
     and random states is there from its first byte to its last. Of all but JSON files, headers and directories are read
@@ -88,7 +88,7 @@ def find_fault(checkpoint: str | Path, *, weights_only: bool = False) -> str | N
 
 
 def read_mixture(checkpoint: str | Path) -> dict[str, Any] | None:
-    """What `AlphaCallback` has left in a checkpoint; `None` if it was written without a mixture."""
+    """Return what `AlphaCallback` has left in a checkpoint; `None` if it was written without a mixture."""
     state = read_json(Path(checkpoint) / STATE_NAME) or {}
     stored = state.get("stateful_callbacks", {}).get(CALLBACK_NAME)
     found = stored.get("attributes", {}).get("mixture") if isinstance(stored, dict) else None
@@ -96,7 +96,7 @@ def read_mixture(checkpoint: str | Path) -> dict[str, Any] | None:
 
 
 def rank_file(checkpoint: str | Path, process_index: int) -> Path:
-    """Where a process keeps what only it knows of the mixture."""
+    """Return where a process keeps what only it knows of the mixture."""
     return Path(checkpoint) / f"mixture_state_{process_index}.json"
 
 
@@ -119,7 +119,7 @@ def _step_of(path: Path) -> int:
 
 
 def _missing(folder: Path, weights_only: bool) -> str | None:
-    """What a run that is to go on needs and a checkpoint does not have."""
+    """Return what a run that is to go on needs and a checkpoint does not have."""
     names = {path.name for path in folder.iterdir()}
     for index in folder.glob("*.index.json"):
         missing = sorted(set(read_json(index).get("weight_map", {}).values()) - names)
@@ -141,7 +141,7 @@ def _missing(folder: Path, weights_only: bool) -> str | None:
 
 
 def _fault_of_ranks(folder: Path, state: Mapping[str, Any]) -> str | None:
-    """Other processes write while the main one does: their files may be missing for themselves."""
+    """Return which process' files are missing: other processes write while the main one does."""
     mixture = read_mixture(folder)
     if mixture is None:
         return None
@@ -178,7 +178,7 @@ def _is_whole_safetensors(path: Path) -> bool:
 def choose_checkpoint(
     resume_from_checkpoint: str | bool | None, output_dir: str, *, weights_only: bool, is_main_process: bool
 ) -> Found:
-    """The checkpoint to resume from: the same on all processes, and whole; none for a new run.
+    """Return the checkpoint to resume from: the same on all processes, and whole; none for a new run.
 
     Args:
         resume_from_checkpoint: a folder, or `True` for the last whole checkpoint of `output_dir`.

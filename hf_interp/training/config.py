@@ -193,7 +193,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         self.build_anchor_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
 
     def build_anchor_schedule(self, max_steps: int) -> AlphaSchedule | None:
-        """The anchor's own schedule of α for a run of `max_steps`; `None` if it follows the data's."""
+        """Return the anchor's own schedule of α for a run of `max_steps`; `None` if it follows the data's."""
         if self.anchor_alpha_schedule is None:
             return None
         kwargs: dict[str, Any] = dict(self.anchor_alpha_schedule)  # type: ignore[arg-type]
@@ -205,7 +205,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         return get_alpha_schedule(str(kwargs.pop("type")), max_steps=max_steps, **kwargs)
 
     def build_alpha_controller(self) -> AlphaController | None:
-        """The controller that the fields describe; `None` without one."""
+        """Return the controller that the fields describe; `None` without one."""
         if self.alpha_controller is None:
             if self.alpha_controller_kwargs:
                 raise ValueError(
@@ -216,7 +216,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         return get_controller(self.alpha_controller, **kwargs)
 
     def build_alpha_schedule(self, max_steps: int | None = None) -> AlphaSchedule:
-        """The schedule that the fields describe, for a run of `max_steps` (default: this configuration's)."""
+        """Return the schedule that the fields describe, for a run of `max_steps` (default: this configuration's)."""
         kwargs: dict[str, Any] = dict(self.alpha_schedule_kwargs or {})  # type: ignore[arg-type]
         for name in kwargs:
             if name in _FIELD_OF:
@@ -257,5 +257,5 @@ _ANCHORS_OF = {
 
 
 def _parse_schedule(name: str, text: str) -> dict[str, Any]:
-    """A mapping, or the bare name of a schedule."""
+    """Return a mapping, or the bare name of a schedule."""
     return {"type": text} if text.isidentifier() else parse_mapping(name, text)

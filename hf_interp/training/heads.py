@@ -59,7 +59,7 @@ class BorrowedBackbone(nn.Module):
         self._lender = [backbone]  # in a list, which does not make it a submodule
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the backbone says."""
+        """Return what the backbone says."""
         return self._lender[0](*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -148,7 +148,7 @@ def load_heads(model: nn.Module, folder: str | Path) -> None:
 
 
 def load_with_head(folder: str | Path, name: str, **kwargs: Any) -> PreTrainedModel:
-    """The ordinary model of an objective: a saved model's backbone under the head that was trained beside it.
+    """Return the ordinary model of an objective: a saved model's backbone under the head that was trained beside it.
 
     Args:
         folder: where a model with heads was saved.

@@ -48,7 +48,7 @@ class CorpusMeters:
         self.since_log[TOKENS].index_add_(0, corpus, tokens.to(self.since_log.dtype))
 
     def take_log(self, reduce: Reduce) -> dict[str, float]:
-        """`loss_<corpus>`, `objective_loss_<objective>` and, if tokens were counted, `token_share_<corpus>`.
+        """Return `loss_<corpus>`, `objective_loss_<objective>` and, if tokens were counted, `token_share_<corpus>`.
 
         The loss of an objective is the mean over its labels; the model's own is called task. What was not drawn is left
         out.
@@ -76,7 +76,7 @@ class CorpusMeters:
         return found
 
     def take_decision(self, reduce: Reduce, sides: Mapping[str, Sequence[int]]) -> dict[str, float]:
-        """`<side>_loss`, the mean loss of each side since the last decision; what was not drawn is left out."""
+        """Return `<side>_loss`, the mean loss of each side since the last decision; what was not drawn is left out."""
         sums = reduce(self.since_decision).tolist()
         self.since_decision.zero_()
         found = {}
@@ -87,7 +87,7 @@ class CorpusMeters:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """All sums as plain values, by the names of the corpora."""
+        """Return all sums as plain values, by the names of the corpora."""
         return {
             "order": self.order.tolist(),
             "by_objective": dict(zip(self.objectives, self.by_objective.T.tolist(), strict=True)),

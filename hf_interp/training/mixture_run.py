@@ -310,7 +310,7 @@ def plan_mixture(
     alpha_schedule: AlphaSchedule | None = None,
     is_adaptive: bool = False,
 ) -> MixturePlan:
-    """The plan of a run.
+    """Return the plan of a run.
 
     Args:
         corpora: what is mixed.
@@ -346,7 +346,7 @@ def plan_mixture(
 def make_controller(
     args: TrainingArguments, given: AlphaController | None, *, num_workers: int
 ) -> AlphaController | None:
-    """A new controller for a new run, checked against what the loader fetches ahead.
+    """Return a new controller for a new run, checked against what the loader fetches ahead.
 
     Args:
         args: of the run; they name the controller if none is given.
@@ -374,7 +374,7 @@ def make_controller(
 
 
 def update_steps_and_lag(args: TrainingArguments) -> tuple[int, int]:
-    """Steps between decisions on α, and from a decision until it is in force."""
+    """Return steps between decisions on α, and from a decision until it is in force."""
     if isinstance(args, InterpolationConfig):
         return args.alpha_update_steps, args.alpha_update_lag
     return InterpolationConfig.alpha_update_steps, InterpolationConfig.alpha_update_lag

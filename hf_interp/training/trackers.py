@@ -80,7 +80,7 @@ def add_picture(trainer: Trainer, name: str, path: str | Path) -> None:
 
 
 def _add_to_trackio(args: TrainingArguments, tracker: MixtureTracker | None, name: str, path: str | Path) -> None:
-    """Trackio's run has ended with training: it is taken up once more."""
+    """Take up Trackio's run, which has ended with training, once more."""
     import trackio
 
     run = tracker.trackio_run if tracker is not None else None
