@@ -130,7 +130,7 @@ def model_card(
 
 
 def escape(value: Any) -> str:
-    r"""A text that stands for itself in Markdown: one line, without markup, HTML, links, and characters that hide.
+    r"""Return a text that stands for itself in Markdown: one line, without markup, links and characters that hide.
 
     >>> print(escape("[a](https://b)<img src=x> | *c*\n# d"))
     \[a\](https&#58;//b)&lt;img src=x&gt; \| \*c\* \# d
@@ -148,7 +148,7 @@ def escape(value: Any) -> str:
 
 
 def clean(value: Any) -> str:
-    """A text in one line, not too long, without control characters and those that turn the direction of writing.
+    """Return a text as one short line, without control characters and those that turn the direction of writing.
 
     >>> clean("a\\n---\\nb\\u202e")
     'a --- b'
@@ -159,14 +159,14 @@ def clean(value: Any) -> str:
 
 
 def alpha_text(curve: AlphaCurve | None) -> str:
-    """The α of M_α in words."""
+    """Return the α of M_α in words."""
     if curve is None:
         return "an α that the run does not tell"
     return f"α = {short_alpha(curve.alpha)}"
 
 
 class _Facts:
-    """What several sections need: what was adapted to what, and how to say it."""
+    """Facts that several sections need: what was adapted to what, and how to say it."""
 
     def __init__(self, results: RunResults, curve: AlphaCurve | None, base_model: str | None) -> None:
         self.results = results
@@ -187,16 +187,16 @@ class _Facts:
 
     @property
     def task_info(self) -> TaskInfo:
-        """The facts about the task; of an unknown one there are none."""
+        """Return the facts about the task; of an unknown one there are none."""
         return TASK_INFOS.get(self.task or "", TaskInfo(auto_class="AutoModel"))
 
     def place(self, group: str, name: str) -> dict[str, Any]:
-        """What the recipe says of a corpus; nothing for runs without a recipe."""
+        """Return what the recipe says of a corpus; nothing for runs without a recipe."""
         found = (self.recipe.get(group) or {}).get(name)
         return found if isinstance(found, dict) else {}
 
     def source(self, group: str, name: str) -> str:
-        """Where a corpus comes from, in words."""
+        """Say in words where a corpus comes from."""
         entry = self.place(group, name)
         paths = entry.get("path")
         if not paths:
@@ -209,7 +209,7 @@ class _Facts:
         return shown if "://" in paths[0] else f"{shown} (local)"
 
     def dataset_ids(self) -> list[str]:
-        """The training corpora that are on the Hub."""
+        """Return the training corpora that are on the Hub."""
         found = []
         for name in self.recipe.get("corpora") or {}:
             path = self.place("corpora", name).get("path")
@@ -229,7 +229,7 @@ def is_hub_id(text: str) -> bool:
 
 
 def usage(facts: _Facts, place: str, *, finetuned: bool) -> str:
-    """A fenced snippet that loads the model and asks it something."""
+    """Return a fenced snippet that loads the model and asks it something."""
     answer, recipe = facts.task_info.answer, facts.recipe
 
     def literal(value: Any) -> str:
@@ -260,7 +260,7 @@ def usage(facts: _Facts, place: str, *, finetuned: bool) -> str:
 
 
 def _question(answer: AnswerKind | None, recipe: Mapping[str, Any], where: str, literal: Say) -> list[str]:
-    """The lines of a snippet that ask the model."""
+    """Return the lines of a snippet that ask the model."""
     if answer == "label":
         # a regression's number is no probability
         how = "function_to_apply='none'" if recipe.get("problem_type") == "regression" else "top_k=None"
@@ -296,7 +296,7 @@ def _question(answer: AnswerKind | None, recipe: Mapping[str, Any], where: str, 
 
 
 def _label_arguments(recipe: Mapping[str, Any], plain: Say) -> str:
-    """What the base of an adapter must be told of its head, which the adapter brings."""
+    """Return what the base of an adapter must be told of its head, which the adapter brings."""
     labels = recipe.get("label_names")
     if not labels:
         return ", num_labels=1" if recipe.get("problem_type") == "regression" else ""
@@ -358,7 +358,7 @@ def _comparison_table(comparison: Comparison, say: Say) -> Markdown:
 
 
 def _curve_table(curve: AlphaCurve, facts: _Facts) -> Markdown:
-    """The metrics of both sides over α, on examples that the choice of α has not seen."""
+    """Return the metrics of both sides over α, on examples that the choice of α has not seen."""
     columns = [
         (side, metric)
         for metric in dict.fromkeys((curve.metric, "loss"))
@@ -490,7 +490,7 @@ def _emissions_text(emissions: Mapping[str, Any]) -> str | None:
 
 
 def _limits(facts: _Facts, curve: AlphaCurve | None, interpolated: bool) -> list[str]:
-    """What a reader must know before using the model; all of it follows from the results."""
+    """Return what a reader must know before using the model; all of it follows from the results."""
     results = facts.results
     limits = []
     worse = [
@@ -550,7 +550,7 @@ def _card_data(
 
 
 def _adapter_tags(facts: _Facts) -> list[str]:
-    """The tags by which PEFT's own cards are found."""
+    """Return the tags by which PEFT's own cards are found."""
     if not facts.is_adapter:
         return []
     kind = facts.results.model.get("peft_type")
@@ -558,7 +558,7 @@ def _adapter_tags(facts: _Facts) -> list[str]:
 
 
 def _emissions_metadata(facts: _Facts) -> dict[str, Any] | None:
-    """Emissions as the Hub wants them: in grams."""
+    """Return the emissions as the Hub wants them: in grams."""
     emissions = facts.results.emissions
     if not emissions:
         return None
@@ -571,7 +571,7 @@ def _emissions_metadata(facts: _Facts) -> dict[str, Any] | None:
 
 
 def _final_results(facts: _Facts) -> list[EvalResult]:
-    """Metrics of M_θ on the evaluation sets, for the card's metadata."""
+    """Return metrics of M_θ on the evaluation sets, for the card's metadata."""
     return [
         _eval_result(facts, "eval_corpora", name, metric, value)
         for name, metrics in facts.results.final_metrics.items()
@@ -581,7 +581,7 @@ def _final_results(facts: _Facts) -> list[EvalResult]:
 
 
 def _interpolated_results(facts: _Facts, curve: AlphaCurve | None) -> list[EvalResult]:
-    """Metrics of M_α on the half of the validation sets that the choice of α has not seen."""
+    """Return metrics of M_α on the half of the validation sets that the choice of α has not seen."""
     if curve is None:
         return []
     group = "validation_corpora" if facts.recipe.get("validation_corpora") else "eval_corpora"

@@ -28,7 +28,7 @@ FORMER_FIELDS = ("group_alphas", "group_metrics")
 
 @dataclass(kw_only=True)
 class AlphaCurve:
-    """What a search over α found. `results.save_results` writes it and `load_curve` reads it.
+    """Results of a search over α. `results.save_results` writes them and `load_curve` reads them.
 
     Args:
         alphas: the evaluated α, rising; 0 is the base model M₀, 1 the fine-tuned model M_θ.
@@ -70,7 +70,7 @@ class AlphaCurve:
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
 
     def at(self, alpha: float, dataset: str, metric: str) -> float:
-        """A metric at an evaluated α, on the report examples.
+        """Return a metric at an evaluated α, on the report examples.
 
         Raises:
             ValueError: for an α that was not evaluated, or an unknown dataset or metric; what there is is listed.
@@ -85,8 +85,10 @@ class AlphaCurve:
         return self.report[dataset][metric]["values"][near[0]]
 
     def table(self) -> list[dict[str, Any]]:
-        """All that was measured, one row a value: `alpha`, `part` (selection, report), `dataset`, `metric`, `value`,
-        `std_error`."""
+        """Return all that was measured, one row a value.
+
+        A row has `alpha`, `part` (selection, report), `dataset`, `metric`, `value` and `std_error`.
+        """
         return [
             {"alpha": alpha, "part": part, "dataset": dataset, "metric": metric, "value": value, "std_error": error}
             for part, datasets in (("selection", self.selection), ("report", self.report))
@@ -103,7 +105,7 @@ def load_curve(path: str | os.PathLike[str]) -> AlphaCurve:
 
 
 def pareto_front(domain: npt.ArrayLike, general: npt.ArrayLike) -> list[int]:
-    """Indices of the points that no other point dominates: none is at least as good on both and better on one.
+    """Return indices of points that no other dominates: none is at least as good on both and better on one.
 
     Args:
         domain, general: the metrics, of equal length; more is better on both.
@@ -125,7 +127,7 @@ def pareto_front(domain: npt.ArrayLike, general: npt.ArrayLike) -> list[int]:
 
 
 def short_alpha(alpha: float) -> str:
-    """α as it stands in texts.
+    """Return α as it stands in texts.
 
     >>> short_alpha(0.61803), short_alpha(1.0)
     ('0.618', '1')
@@ -134,7 +136,7 @@ def short_alpha(alpha: float) -> str:
 
 
 def list_alphas(alphas: npt.ArrayLike) -> str:
-    """Several α, rising, as they stand in messages.
+    """Return several α, rising, as they stand in messages.
 
     >>> list_alphas([1.0, 0.0, 0.25])
     '0, 0.25, 1'
@@ -143,7 +145,7 @@ def list_alphas(alphas: npt.ArrayLike) -> str:
 
 
 def format_curve(curve: AlphaCurve) -> str:
-    """The report examples' metrics by α as a Markdown table, and what was chosen and why in plain lines."""
+    """Return the report examples' metrics by α as a Markdown table, and what was chosen and why."""
     datasets = sorted(curve.report, key=lambda name: ("domain", "general", name).index(name))
     columns = [
         (dataset, metric)
@@ -162,7 +164,7 @@ def format_curve(curve: AlphaCurve) -> str:
 
 
 def _remarks(curve: AlphaCurve) -> list[str]:
-    """What was chosen and why, in plain lines."""
+    """Say in plain lines what was chosen and why."""
     names = [f"{model} is {name}" for model, name in (("M₀", curve.base), ("M_θ", curve.finetuned)) if name]
     lines = [curve.reason, *([f"{', '.join(names)}."] if names else [])]
     if curve.confidence_interval:

@@ -43,7 +43,7 @@ from hf_interp.utils.run_folder import (
 MAIN_REVISION = "main"
 TRAINING_ARGS_NAME = "training_args.bin"
 COMPARISON_NAME = "comparison.json"
-"""What the results of a comparison are called in the repository."""
+"""Name of the results of a comparison in the repository."""
 
 SETTINGS_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json", INTERPOLATION_NAME)
 """JSON files of a model that may hold paths."""
@@ -63,7 +63,7 @@ STALE = (
     CURVE_PLOT_NAME,
     COMPARISON_NAME,
 )
-"""What an earlier push may have left: what loading would trip over, and what tells of another run."""
+"""Files that an earlier push may have left, over which loading would trip or which tell of another run."""
 
 OWN_FILES = (CARD_NAME, RESULTS_NAME, RUN_PLOT_NAME, CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATION_NAME)
 SMALL = 1 << 24  # bytes up to which a file that is no model is searched for secrets
@@ -71,7 +71,7 @@ SMALL = 1 << 24  # bytes up to which a file that is no model is searched for sec
 
 @dataclass(frozen=True, kw_only=True)
 class PushReport:
-    """What `push_run` did.
+    """Account of what `push_run` did.
 
     Args:
         url: the repository.
@@ -257,7 +257,7 @@ def stage_model(
 
 
 def left_out(folder: Path, *, training_args: bool = False) -> list[str]:
-    """Names of what lies in the folder of a run and is not pushed."""
+    """Return names of what lies in the folder of a run and is not pushed."""
     taken = {path.relative_to(folder).parts[0] for path in model_files(folder)} | {*OWN_FILES, INTERPOLATED_NAME}
     taken |= {TRAINING_ARGS_NAME} if training_args else set()
     return sorted(path.name for path in folder.iterdir() if path.name not in taken)
@@ -401,7 +401,7 @@ def explained(folder: str | Path | None, repo_id: str, secrets: Sequence[str] | 
 
 
 def _message(error: BaseException) -> str:
-    """What an error says and what it came from (uploads in threads raise a kind of their own), in one line."""
+    """Say in one line what an error tells and what it came from (uploads in threads raise a kind of their own)."""
     texts: list[str] = []
     each: BaseException | None = error
     while each is not None:
@@ -413,7 +413,7 @@ def _message(error: BaseException) -> str:
 
 
 def recipe_token(folder: Path) -> str | None:
-    """A token that a recipe has left in the results of an older run."""
+    """Return a token that a recipe has left in the results of an older run."""
     found = ((read_json(folder / RESULTS_NAME) or {}).get("recipe") or {}).get("hub_token")
     return found if isinstance(found, str) else None
 
@@ -425,7 +425,7 @@ def _neutral(value: Any, known: Sequence[str] | set[str], secrets: Sequence[str]
 
 
 def _known_paths(folder: Path) -> set[str]:
-    """Local paths that any of the run's JSON files tells, and that of the folder."""
+    """Return local paths that any of the run's JSON files tells, and that of the folder."""
     files = [read_json(folder / name) for name in (RESULTS_NAME, CURVE_NAME)]
     return {str(folder.resolve()), *local_paths(files)}
 

@@ -1,4 +1,4 @@
-"""What a report tells of: runs and comparisons, read from their folders; runs of one recipe go together. No torch."""
+"""The data of a report: runs and comparisons, read from their folders; runs of one recipe go together. No torch."""
 
 import json
 import math
@@ -35,12 +35,12 @@ class Estimate:
 
     @property
     def low(self) -> float:
-        """The lower end of the interval."""
+        """Return the lower end of the interval."""
         return self.value - (self.half or 0.0)
 
     @property
     def high(self) -> float:
-        """The upper end of the interval."""
+        """Return the upper end of the interval."""
         return self.value + (self.half or 0.0)
 
 
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """The seed of the run."""
+        """Return the seed of the run."""
         return int(self.results.config.get("seed", self.results.plan.get("seed", 0)))
 
 
@@ -92,24 +92,24 @@ class Member:
 
 @dataclass(kw_only=True)
 class Method:
-    """What is compared: a recipe, or a method of a comparison, over its seeds."""
+    """A recipe, or a method of a comparison, over its seeds."""
 
     name: str
     members: list[Member]
 
     @property
     def runs(self) -> list[Run]:
-        """The runs whose folders are there."""
+        """Return the runs whose folders are there."""
         return [member.run for member in self.members if member.run is not None]
 
     def estimate(self, get: Callable[[Member], float | None]) -> Estimate | None:
-        """Of a number that each member has."""
+        """Return the mean and interval of a number that each member has."""
         return estimate([get(member) for member in self.members])
 
 
 @dataclass(kw_only=True)
 class Study:
-    """What is shown side by side.
+    """Methods that are shown side by side.
 
     Args:
         title: what it is.
@@ -125,7 +125,7 @@ class Study:
 
 
 def estimate(values: Sequence[float | None]) -> Estimate | None:
-    """Mean and half of the 95% interval of Student's t over seeds: t(0.975, n − 1)·s/√n.
+    """Return mean and half of the 95% interval of Student's t over seeds: t(0.975, n − 1)·s/√n.
 
     A single value has no interval; `None` without values.
 
@@ -181,7 +181,7 @@ def compared_methods(comparison: Comparison, folder: Path | None = None) -> list
 
 
 def group_runs(runs: Sequence[Run]) -> list[Method]:
-    """Runs of one recipe, but for seeds and folders, as one method each."""
+    """Group runs of one recipe, but for seeds and folders, as one method each."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_recipe_key(run.results), []).append(run)
@@ -197,7 +197,7 @@ def group_runs(runs: Sequence[Run]) -> list[Method]:
 
 
 def settings_of(results: RunResults) -> dict[str, Any]:
-    """What distinguishes a run's recipe, by dotted names, without local paths, tokens, seeds and folders."""
+    """Return what distinguishes a run's recipe, by dotted names, without local paths, tokens, seeds and folders."""
     told = {**results.config, **(results.recipe or {})}
     if results.recipe is None:  # the corpora then stand in the plan alone
         contents = {
@@ -216,7 +216,7 @@ def settings_of(results: RunResults) -> dict[str, Any]:
 
 
 def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the fields that are not the same in all settings.
+    """Return names of the fields that are not the same in all settings.
 
     >>> differences([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}])
     ['b', 'c']
@@ -226,7 +226,7 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def planned_alphas(results: RunResults) -> tuple[list[Point], list[Point]]:
-    """α of every step as scheduled, and as it came to be in force where it is adaptive."""
+    """Return α of every step as scheduled, and as it came to be in force where it is adaptive."""
     try:
         plan = MixturePlan.from_dict(results.order["plan"])
     except (KeyError, TypeError, ValueError):  # an earlier version kept the landmarks alone
@@ -237,7 +237,7 @@ def planned_alphas(results: RunResults) -> tuple[list[Point], list[Point]]:
 
 
 def logged(entries: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
-    """A number over steps; entries that lack it are left out."""
+    """Return a number over steps; entries that lack it are left out."""
     return [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None and "step" in entry]
 
 
@@ -350,7 +350,7 @@ def _member(run: Run) -> Member:
 
 
 def _recipe_key(results: RunResults) -> str:
-    """Equal for runs of one recipe; unlike `settings_of` it tells folders of the same name apart."""
+    """Return a key that is equal for runs of one recipe, and differs for folders of the same name."""
     kept = {key: value for key, value in (results.recipe or results.config).items() if key not in OWN_FIELDS}
     plan = results.order.get("plan", {}).get("corpora") or results.plan["corpora"]
     corpora = [
@@ -360,7 +360,7 @@ def _recipe_key(results: RunResults) -> str:
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """What names of one recipe's folders begin with, without the beginning of a seed.
+    """Return what names of one recipe's folders begin with, without the beginning of a seed.
 
     >>> _common_name(["linear-seed-0", "linear-seed-1"]), _common_name(["seed-0", "seed-1"]), _common_name(["mine"])
     ('linear', '', 'mine')
@@ -372,7 +372,7 @@ def _common_name(names: Sequence[str]) -> str:
 
 
 def _tell_apart(methods: Sequence[Method]) -> None:
-    """Runs whose folders have one name get that of their recipe too."""
+    """Give runs whose folders have one name that of their recipe too."""
     names = [run.name for method in methods for run in method.runs]
     for method in methods:
         for run in method.runs:

@@ -1,4 +1,4 @@
-"""What a run or a comparison found: plain dataclasses ↔ JSON. No torch."""
+"""The results of a run or a comparison: plain dataclasses ↔ JSON. No torch."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ class RunResults:
     """One run.
 
     Args:
-        config: the training arguments; tokens are masked by the host.
+        config: the training arguments; `Trainer` masks tokens in them.
         plan: `MixturePlan.summary()`.
         base_metrics: metrics of M₀, evaluated before the first step (`eval_on_start`), by evaluation set.
         final_metrics: metrics of the last evaluation, by evaluation set.
@@ -89,21 +89,21 @@ class Comparison:
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
 
     def methods(self) -> list[str]:
-        """Names of the methods, in the order in which they were run."""
+        """Return names of the methods, in the order in which they were run."""
         return list(dict.fromkeys(row["method"] for row in self.rows))
 
     def values(self, method: str, dataset: str, metric: str) -> list[float]:
-        """The metric of a method on an evaluation set, one value a seed."""
+        """Return the metric of a method on an evaluation set, one value a seed."""
         return [row["metrics"][dataset][metric] for row in self.rows if row["method"] == method]
 
     def metric(self, dataset: str) -> str:
-        """The main metric of an evaluation set; sides that train different objectives have different ones."""
+        """Return the main metric of an evaluation set; sides that train different objectives have different ones."""
         found = main_metric({dataset: self.rows[0]["metrics"][dataset]})
         assert found is not None
         return found
 
     def table(self, metric: str | None = None) -> list[dict[str, Any]]:
-        """Mean and standard deviation over seeds of a metric on both sides, and of its forgetting, by method.
+        """Return mean and standard deviation over seeds of a metric on both sides, and of its forgetting, by method.
 
         Without a `metric` it is the main one of each side.
         """
@@ -123,7 +123,7 @@ class Comparison:
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Mean and (sample) standard deviation; `None` without values.
+    """Return mean and (sample) standard deviation; `None` without values.
 
     >>> spread([1.0, 3.0])
     {'mean': 2.0, 'std': 1.4142135623730951, 'num': 2}
@@ -143,7 +143,7 @@ def less_is_better(metric: str) -> bool:
 
 
 def forgetting(base: Mapping[str, float], final: Mapping[str, float]) -> dict[str, float]:
-    """Base metric minus final metric on the general side, so that above 0 is lost skill.
+    """Return base metric minus final metric on the general side, so that above 0 is lost skill.
 
     Metrics of which less is better (losses, error rates, perplexity) are taken the other way round.
 
@@ -158,7 +158,7 @@ def forgetting(base: Mapping[str, float], final: Mapping[str, float]) -> dict[st
 
 
 def main_metric(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
-    """The metric to show, of those that all sets have if there are any: accuracy, the first that is no loss, the loss.
+    """Return the metric to show, of those of all sets if any: accuracy, the first that is no loss, the loss.
 
     >>> main_metric({"domain": {"loss": 0.5, "f1": 0.8}, "general": {"loss": 2.0, "perplexity": 7.4}})
     'loss'
@@ -172,7 +172,7 @@ def main_metric(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
 
 
 def evaluations(log_history: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """The last value of every evaluation metric by evaluation set, from entries such as `{"eval_domain_loss": 0.4}`.
+    """Return the last value of every metric by evaluation set, from entries such as `{"eval_domain_loss": 0.4}`.
 
     Metrics of a single, unnamed evaluation set stand under the empty name.
 
@@ -181,7 +181,7 @@ def evaluations(log_history: Iterable[Mapping[str, Any]]) -> dict[str, dict[str,
     """
     found: dict[str, dict[str, float]] = {}
     for entry in log_history:
-        # The host logs one evaluation set at a time, and gives each its run time: that key tells the set's name.
+        # `Trainer` logs one evaluation set at a time, and gives each its run time: that key tells the set's name.
         names = [
             key[len("eval") : -len("_runtime")] for key in entry if key.startswith("eval") and key.endswith("_runtime")
         ]
@@ -210,7 +210,7 @@ def load_comparison(path: str | os.PathLike[str]) -> Comparison:
 
 
 def read_emissions(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What codecarbon wrote of the last run into a folder: nothing if there is no such file, or a value is missing.
+    """Return what codecarbon wrote of the last run into a folder; nothing if the file or a value is missing.
 
     Returns:
         `emissions` in kg of CO₂ equivalents, `energy` in kWh, the `country` whose electricity was assumed, `source`.
@@ -233,7 +233,7 @@ def read_emissions(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """NaN and infinities, which JSON does not know, as nothing."""
+    """Replace NaN and infinities, which JSON does not know, by nothing."""
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
