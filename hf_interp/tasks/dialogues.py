@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from hf_interp.losses.per_example import IGNORE_INDEX
 from hf_interp.utils.errors import did_you_mean
 
 ROLES = ("system", "user", "assistant")
@@ -106,8 +107,8 @@ def encode_dialogue(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], m
         ids, is_said = _tokenize(tokenizer, turns)
     except TemplateError as error:
         raise ValueError(f"turns that the chat template refuses ({error})") from error
-    labels = [token if said else -100 for token, said in zip(ids, is_said, strict=True)][:max_length]
-    if all(label == -100 for label in labels[1:]):
+    labels = [token if said else IGNORE_INDEX for token, said in zip(ids, is_said, strict=True)][:max_length]
+    if all(label == IGNORE_INDEX for label in labels[1:]):
         raise ValueError(f"no assistant's token within its first {max_length} tokens (`max_length`)")
     ids = ids[:max_length]
     return {"input_ids": list(ids), "attention_mask": [1] * len(ids), "labels": labels}

@@ -162,11 +162,8 @@ def _align(word_ids: Sequence[int | None], tags: Sequence[int]) -> list[int]:
     >>> _align([None, 0, 0, 1, None], [3, 5])
     [-100, 3, -100, 5, -100]
     """
-    before = [None, *word_ids[:-1]]
-    return [
-        IGNORE_INDEX if word is None or word == last else tags[word]
-        for word, last in zip(word_ids, before, strict=True)
-    ]
+    pairs = zip(word_ids, [None, *word_ids[:-1]], strict=True)
+    return [IGNORE_INDEX if word is None or word == last else tags[word] for word, last in pairs]
 
 
 def _check_not_empty(ids: Sequence[Sequence[int]], column: str) -> None:

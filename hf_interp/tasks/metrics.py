@@ -20,17 +20,21 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 from hf_interp.losses.per_example import IGNORE_INDEX
 
 
-class _ClassificationMetric(evaluate.Metric):
-    """Integer predictions against integer references."""
+class _Metric(evaluate.Metric):
+    """A metric that is described by its docstring and the types of what it compares."""
+
+    _predictions: Any = datasets.Value("int64")
+    _references: Any = datasets.Value("int64")
+    _inputs = "class ids"
 
     def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+        features = datasets.Features({"predictions": self._predictions, "references": self._references})
         return evaluate.MetricInfo(
-            description=self.__doc__ or "", citation="", inputs_description="class ids", features=features
+            description=self.__doc__ or "", citation="", inputs_description=self._inputs, features=features
         )
 
 
-class Accuracy(_ClassificationMetric):
+class Accuracy(_Metric):
     """Share of predictions that equal their reference, in [0, 1].
 
     >>> Accuracy(keep_in_memory=True).compute(predictions=[0, 1], references=[0, 0])
@@ -41,7 +45,7 @@ class Accuracy(_ClassificationMetric):
         return {"accuracy": float(sklearn_metrics.accuracy_score(references, predictions))}
 
 
-class MacroF1(_ClassificationMetric):
+class MacroF1(_Metric):
     """F1 of each class that occurs in the references or predictions, averaged without weights, in [0, 1].
 
     >>> MacroF1(keep_in_memory=True).compute(predictions=[0, 1], references=[0, 1])
@@ -52,7 +56,7 @@ class MacroF1(_ClassificationMetric):
         return {"f1": float(sklearn_metrics.f1_score(references, predictions, average="macro", zero_division=0.0))}
 
 
-class MatthewsCorrelation(_ClassificationMetric):
+class MatthewsCorrelation(_Metric):
     """Matthews correlation coefficient, in [−1, 1]; 0 for guessing (Matthews 1975).
 
     >>> MatthewsCorrelation(keep_in_memory=True).compute(predictions=[0, 1], references=[0, 1])
@@ -65,7 +69,7 @@ class MatthewsCorrelation(_ClassificationMetric):
         return {"matthews_correlation": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
 
 
-class RocAuc(evaluate.Metric):
+class RocAuc(_Metric):
     """Area under the ROC curve of two classes, in [0, 1]: how often a positive example scores above a negative one.
 
     NaN where the references have one class alone, or a score is not finite.
@@ -74,8 +78,8 @@ class RocAuc(evaluate.Metric):
     {'roc_auc': 1.0}
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(self, datasets.Value("float64"), datasets.Value("int64"), "scores of class 1; class ids")
+    _predictions = datasets.Value("float64")
+    _inputs = "scores of class 1; class ids"
 
     def _compute(self, predictions: Sequence[float], references: Sequence[int]) -> dict[str, float]:
         if len(set(references)) < 2 or not np.isfinite(predictions).all():  # scikit-learn warns or fails
@@ -83,16 +87,15 @@ class RocAuc(evaluate.Metric):
         return {"roc_auc": float(sklearn_metrics.roc_auc_score(references, predictions))}
 
 
-class MultiLabel(evaluate.Metric):
+class MultiLabel(_Metric):
     """F1 over all labels of all examples, F1 averaged over labels, and the share of examples that are right whole.
 
     >>> MultiLabel(keep_in_memory=True).compute(predictions=[[1, 0], [1, 1]], references=[[1, 0], [1, 1]])
     {'f1': 1.0, 'f1_macro': 1.0, 'exact_match': 1.0}
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        kind = datasets.List(datasets.Value("int64"))
-        return _info(self, kind, kind, "for each example 0 or 1 for every label")
+    _predictions = _references = datasets.List(datasets.Value("int64"))
+    _inputs = "for each example 0 or 1 for every label"
 
     def _compute(self, predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> dict[str, float]:
         found, wanted = np.asarray(predictions), np.asarray(references)
@@ -103,15 +106,15 @@ class MultiLabel(evaluate.Metric):
         }
 
 
-class Regression(evaluate.Metric):
+class Regression(_Metric):
     """Pearson's correlation (0 where one side is constant), mean squared and mean absolute error.
 
     >>> Regression(keep_in_memory=True).compute(predictions=[1.0, 2.0], references=[1.0, 2.0])
     {'pearson': 1.0, 'mse': 0.0, 'mae': 0.0}
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(self, datasets.Value("float64"), datasets.Value("float64"), "numbers")
+    _predictions = _references = datasets.Value("float64")
+    _inputs = "numbers"
 
     def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
         found, wanted = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
@@ -123,7 +126,7 @@ class Regression(evaluate.Metric):
         }
 
 
-class Entities(evaluate.Metric):
+class Entities(_Metric):
     """Precision, recall and F1 of whole entities in the scheme IOB2, over all kinds together (CoNLL-2000's way).
 
     seqeval counts: https://github.com/chakki-works/seqeval
@@ -132,8 +135,8 @@ class Entities(evaluate.Metric):
     {'f1': 0.6666666666666666, 'precision': 1.0, 'recall': 0.5}
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(self, datasets.List(datasets.Value("string")), datasets.List(datasets.Value("string")), "tags")
+    _predictions = _references = datasets.List(datasets.Value("string"))
+    _inputs = "tags"
 
     def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
         seqeval = _import("seqeval.metrics", "seqeval")
@@ -145,15 +148,15 @@ class Entities(evaluate.Metric):
             }
 
 
-class Translation(evaluate.Metric):
+class Translation(_Metric):
     """Corpus BLEU and chrF, in [0, 100]; sacrebleu counts, with its tokenizer 13a (Post 2018, arXiv 1804.08771).
 
     >>> Translation(keep_in_memory=True).compute(predictions=["a b c d e"], references=["a b c d e"])
     {'bleu': 100.0, 'chrf': 100.0}
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(self, datasets.Value("string"), datasets.Value("string"), "texts")
+    _predictions = _references = datasets.Value("string")
+    _inputs = "texts"
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         sacrebleu = _import("sacrebleu", "sacrebleu")
@@ -162,7 +165,7 @@ class Translation(evaluate.Metric):
         return {"bleu": round(float(bleu), 10), "chrf": round(float(chrf), 10)}
 
 
-class Summary(evaluate.Metric):
+class Summary(_Metric):
     """ROUGE-L, ROUGE-1 and ROUGE-2 F-measures with stemming, means over examples, in [0, 1] (Lin 2004).
 
     rouge_score counts: https://pypi.org/project/rouge-score
@@ -171,8 +174,8 @@ class Summary(evaluate.Metric):
     {'rougeL': 1.0, 'rouge1': 1.0, 'rouge2': 1.0}
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(self, datasets.Value("string"), datasets.Value("string"), "texts")
+    _predictions = _references = datasets.Value("string")
+    _inputs = "texts"
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         scorer = _import("rouge_score.rouge_scorer", "rouge_score").RougeScorer(
@@ -203,9 +206,7 @@ def classification_metrics(problem_type: str | None = None) -> ComputeMetrics:
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits: Any = _first(prediction.predictions)
         predictions = np.argmax(logits, axis=-1)
-        found: dict[str, float] = {}
-        for part in parts:
-            found |= part.compute(predictions=predictions, references=prediction.label_ids)
+        found = _compute_all(parts, predictions, prediction.label_ids)
         if logits.shape[-1] == 2 and len(np.unique(prediction.label_ids)) == 2:
             found |= auc.compute(predictions=logits[:, 1] - logits[:, 0], references=prediction.label_ids)
         return found
@@ -250,10 +251,7 @@ def generation_metrics(tokenizer: PreTrainedTokenizerBase, kinds: Sequence[type[
         generated: Any = _first(prediction.predictions)
         if generated.ndim != 2:  # logits, of an evaluation that has not generated
             return {}
-        predictions, references = texts(generated), texts(prediction.label_ids)
-        found: dict[str, float] = {}
-        for part in parts:
-            found |= part.compute(predictions=predictions, references=references)
+        found = _compute_all(parts, texts(generated), texts(prediction.label_ids))
         is_token = (generated != tokenizer.pad_token_id) & (generated >= 0)  # `Trainer` pads with −100
         return {**found, "generated_tokens": float(is_token.sum(axis=1).mean())}
 
@@ -308,20 +306,16 @@ def _computing(
     part = kind(keep_in_memory=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        logits = _first(prediction.predictions)
-        found: dict[str, float] = part.compute(
-            predictions=of_logits(logits), references=of_labels(prediction.label_ids)
-        )
-        return found
+        return _compute_all([part], of_logits(_first(prediction.predictions)), of_labels(prediction.label_ids))
 
     return compute_metrics
 
 
-def _info(metric: evaluate.Metric, predictions: Any, references: Any, inputs: str) -> evaluate.MetricInfo:
-    features = datasets.Features({"predictions": predictions, "references": references})
-    return evaluate.MetricInfo(
-        description=type(metric).__doc__ or "", citation="", inputs_description=inputs, features=features
-    )
+def _compute_all(parts: Sequence[evaluate.Metric], predictions: Any, references: Any) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for part in parts:
+        found |= part.compute(predictions=predictions, references=references)
+    return found
 
 
 def _first(predictions: Any) -> Any:

@@ -69,7 +69,7 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
         if group in own:
             own[group] = _corpora(group, own[group])
     if "objectives" in own:
-        own["objectives"] = _objectives(own["objectives"])
+        own["objectives"] = _build_each(ObjectiveConfig, "objectives", "objectives", own["objectives"])
     if "alpha_search" in own:
         own["alpha_search"] = _alpha_search(own["alpha_search"])
     parsed: Recipe = _build(Recipe, own, "the recipe")
@@ -127,28 +127,13 @@ class _Parser(HfArgumentParser):
 
 
 def _corpora(group: str, entries: Any) -> dict[str, CorpusConfig]:
-    if not isinstance(entries, Mapping):
-        raise ValueError(f"`{group}` must be a mapping from names to corpora, got {_kind(entries)}.")
-    corpora = {}
-    for name, entry in entries.items():
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"`{group}.{name}` must be a mapping of fields, got {_kind(entry)}.")
-        corpus: CorpusConfig = _build(CorpusConfig, entry, f"`{group}.{name}`")
+    corpora: dict[str, CorpusConfig] = _build_each(CorpusConfig, group, "corpora", entries)
+    for name, corpus in corpora.items():
         if corpus.side is None and name in SIDES:
             corpus.side = name
         if group == "corpora" and corpus.side not in SIDES:
             raise ValueError(f"`{group}.{name}.side` must be general or domain, got {corpus.side!r}.")
-        corpora[str(name)] = corpus
     return corpora
-
-
-def _objectives(entries: Any) -> dict[str, ObjectiveConfig]:
-    if not isinstance(entries, Mapping):
-        raise ValueError(f"`objectives` must be a mapping from names to objectives, got {_kind(entries)}.")
-    for name, entry in entries.items():
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"`objectives.{name}` must be a mapping of fields, got {_kind(entry)}.")
-    return {str(name): _build(ObjectiveConfig, entry, f"`objectives.{name}`") for name, entry in entries.items()}
 
 
 def _alpha_search(settings: Any) -> AlphaSearch | None:
@@ -157,6 +142,20 @@ def _alpha_search(settings: Any) -> AlphaSearch | None:
     if not isinstance(settings, Mapping):
         raise ValueError(f"`alpha_search` must be true or a mapping of settings, got {settings!r}.")
     return _build(AlphaSearch, settings, "`alpha_search`")
+
+
+def _build_each(cls: type, group: str, plural: str, entries: Any) -> dict[str, Any]:
+    """Build an instance of every entry of a group.
+
+    Raises:
+        ValueError: if the group or an entry is no mapping, or an entry cannot be built.
+    """
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"`{group}` must be a mapping from names to {plural}, got {_kind(entries)}.")
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"`{group}.{name}` must be a mapping of fields, got {_kind(entry)}.")
+    return {str(name): _build(cls, entry, f"`{group}.{name}`") for name, entry in entries.items()}
 
 
 def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:

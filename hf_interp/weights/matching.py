@@ -171,6 +171,11 @@ def match_names(
     return {name: mine[plain] for name, plain in theirs.items() if plain in mine}
 
 
+def is_float(dtype: torch.dtype) -> bool:
+    """Whether numbers of a type can be interpolated."""
+    return dtype.is_floating_point or dtype.is_complex
+
+
 def unwrap_names(names: Iterable[str]) -> dict[str, str]:
     """Map names to the same without what wrappers of whole models add.
 
@@ -191,7 +196,7 @@ def _decide_one(
     clashes: list[str],
 ) -> TensorDecision:
     """Decide on a tensor that both have; what cannot be decided is added to `clashes`."""
-    if not (info.dtype.is_floating_point or info.dtype.is_complex):
+    if not is_float(info.dtype):
         return TensorDecision(name=name, action="copied", reason=f"holds {_kind(info.dtype)}", base_name=base_name)
     if _POSITION_TABLES.search(name):
         return TensorDecision(
@@ -228,11 +233,10 @@ BATCH_NORM = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$"
 
 def _refuse_quantised(tensors: Mapping[str, TensorInfo], whose: str) -> None:
     for name, info in tensors.items():
-        is_float = info.dtype.is_floating_point or info.dtype.is_complex
         is_packed = [
             bool(_PACKED.search(name)),
             bool(_PACKED_BYTES.search(name)) and info.dtype == torch.uint8,
-            name.endswith(".weight") and not is_float,
+            name.endswith(".weight") and not is_float(info.dtype),
             str(info.dtype).startswith(("torch.float8", "torch.float4")),
         ]
         if any(is_packed):

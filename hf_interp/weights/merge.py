@@ -9,15 +9,14 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from hf_interp.utils.environment import installed_versions
-from hf_interp.utils.files import new_folder, read_json, unfinished_folders, write_json
-from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, INTERPOLATION_NAME
+from hf_interp.utils.files import new_folder, read_json, unfinished_folders
+from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
 from hf_interp.weights.checkpoint_names import (
     Pairing,
@@ -32,10 +31,12 @@ from hf_interp.weights.interpolate import interpolate_weights
 from hf_interp.weights.matching import (
     BATCH_NORM,
     EMBEDDINGS,
+    Action,
     InterpolationReport,
     TensorDecision,
     TensorInfo,
     decide,
+    is_float,
     match_names,
 )
 from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
@@ -44,8 +45,9 @@ from hf_interp.weights.model_folder import (
     copy_small_files,
     find_folder,
     num_small_bytes,
+    write_account,
 )
-from hf_interp.weights.streaming import Inputs, are_equal, is_float, write_result
+from hf_interp.weights.streaming import Inputs, are_equal, write_result
 from hf_interp.weights.tensor_files import SAFE_INDEX_NAME, Stored, create_shards, find_tensors, infos, num_bytes
 
 logger = logging.getLogger(__name__)
@@ -313,25 +315,22 @@ def _check_space(request: _Request, size: int) -> None:
 
 
 def _finish(request: _Request, folder: Path, report: InterpolationReport) -> None:
-    """Configuration and an account of what was done."""
+    """Write the configuration and an account of what was done."""
     config = read_json(folder / "config.json")
     if request.dtype is not None and isinstance(config, dict):
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = str(request.dtype).removeprefix("torch.")
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
-    account = {
-        "alpha": asdict(request.alpha) if is_dataclass(request.alpha) else request.alpha,
-        "base": request.base_name,
-        "finetuned": request.finetuned_names,
-        "dtype": None if request.dtype is None else str(request.dtype).removeprefix("torch."),
-        "counts": {
-            action: len(report.names(action)) for action in ("interpolated", "copied", "finetuned", "tied", "dropped")
-        },
-        **report.to_dict(),
-        "versions": installed_versions(),
-    }
-    write_json(folder / INTERPOLATION_NAME, account, indent=2)
+    write_account(
+        folder,
+        report,
+        request.alpha,
+        base=request.base_name,
+        finetuned=request.finetuned_names,
+        dtype=None if request.dtype is None else str(request.dtype).removeprefix("torch."),
+        counts={action: len(report.names(action)) for action in get_args(Action)},
+    )
 
 
 def _merge_in_memory(

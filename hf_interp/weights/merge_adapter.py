@@ -3,19 +3,18 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_interp.utils.environment import installed_versions
-from hf_interp.utils.files import new_folder, write_json
-from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME, INTERPOLATION_NAME
+from hf_interp.utils.files import new_folder
+from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 from hf_interp.utils.task_info import adapter_classes, labelled_adapters
 from hf_interp.weights.adapter_kinds import AdapterCapabilities, adapter_capabilities, refuse_prompts
 from hf_interp.weights.adapters import interpolate_adapter, merge_adapter, scaled_parameters
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
 from hf_interp.weights.matching import InterpolationReport
-from hf_interp.weights.model_folder import check_output, copy_small_files, find_folder
+from hf_interp.weights.model_folder import check_output, copy_small_files, find_folder, write_account
 
 _HEAD = re.compile(r"(^|\.)(classifier|score|classification_head)(\.out_proj)?\.weight$")
 
@@ -72,21 +71,13 @@ def interpolate_adapter_checkpoint(
     whole = model if kind.is_scalable else result
     if kind.is_scalable and merge:
         whole = merge_adapter(model, kind)
-    account = {
-        "alpha": asdict(alpha) if is_dataclass(alpha) else alpha,
-        "base": origin.name,
-        "finetuned": [source.name],
-        "adapter": kind.label,
-        **report.to_dict(),
-        "versions": installed_versions(),
-    }
     with new_folder(output) as folder:
         if whole is not model:
             copy_small_files(origin, folder)
         copy_small_files(source, folder)
         options = {} if whole is model else {"max_shard_size": max_shard_size}
         whole.save_pretrained(str(folder), **options)
-        write_json(folder / INTERPOLATION_NAME, account, indent=2)
+        write_account(folder, report, alpha, base=origin.name, finetuned=[source.name], adapter=kind.label)
     return report
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_interp.utils.environment import installed_versions
+from hf_interp.utils.files import write_json
 from hf_interp.utils.model_files import SMALL_FILES, module_folders, small_files
+from hf_interp.utils.run_folder import INTERPOLATION_NAME
 from hf_interp.weights.adapter_kinds import is_peft_model
+from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth
 from hf_interp.weights.checkpoint_names import find_checkpoint_keys
+from hf_interp.weights.matching import InterpolationReport
 from hf_interp.weights.tensor_files import find_tensors
 
 HUB_WEIGHTS = (("model*.safetensors", "adapter_model.safetensors"), ("pytorch_model*.bin",))
@@ -83,6 +89,17 @@ def check_output(output: Path, inputs: list[Path]) -> None:
         raise ValueError(
             f"`output_dir` must be new or empty, got {str(output)!r}, which holds files. Remove them first."
         )
+
+
+def write_account(folder: Path, report: InterpolationReport, alpha: Alpha, **details: Any) -> None:
+    """Write `interpolation.json`: how the weights in a folder came about, and the versions of the packages."""
+    account = {
+        "alpha": asdict(alpha) if isinstance(alpha, AlphaByDepth) else alpha,
+        **details,
+        **report.to_dict(),
+        "versions": installed_versions(),
+    }
+    write_json(folder / INTERPOLATION_NAME, account, indent=2)
 
 
 def _download(name: str, argument: str, revision: str | None) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_interp.weights.matching import TensorDecision
+from hf_interp.weights.matching import TensorDecision, is_float
 from hf_interp.weights.tensor_files import Reader, Stored, Writer, run_in_threads
 from hf_interp.weights.tensors import is_finite, lerp, mean_of, refuse_nan, write_one
 
@@ -179,11 +179,6 @@ def are_equal(first: Stored, second: Stored) -> bool:
             torch.equal(one.read(first, *block).to(second.info.dtype), other.read(second, *block))
             for block in _blocks(0, first.numel, BLOCK)
         )
-
-
-def is_float(dtype: torch.dtype) -> bool:
-    """Whether numbers of a type can be interpolated."""
-    return dtype.is_floating_point or dtype.is_complex
 
 
 @contextmanager

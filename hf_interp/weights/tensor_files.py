@@ -107,13 +107,34 @@ def num_bytes(info: TensorInfo) -> int:
     return math.prod(info.shape) * info.dtype.itemsize
 
 
-class Reader:
+class _OpenFile:
+    """One open file at a time: a model has hundreds of shards, and a process a limit of open files."""
+
+    _mode = "rb"
+
+    def __init__(self) -> None:
+        self._file: FileIO | None = None
+        self._path: Path | None = None
+
+    def _open(self, path: Path) -> FileIO:
+        if self._file is None or path != self._path:
+            self.close()
+            self._file, self._path = FileIO(path, self._mode), path
+        return self._file
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Reader(_OpenFile):
     """Reads pieces of tensors into one buffer; the next piece overwrites the last. One thread, one reader."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        self._file: FileIO | None = None
-        self._path: Path | None = None
 
     def read(self, stored: Stored, begin: int = 0, end: int | None = None) -> torch.Tensor:
         """Elements `begin` to `end` of a tensor, flat."""
@@ -135,46 +156,23 @@ class Reader:
             view = view[count:]
         return piece.view(stored.info.dtype)
 
-    def _open(self, path: Path) -> FileIO:
-        # one file at a time: a model has hundreds of shards, and a process a limit of open files
-        if self._file is None or path != self._path:
-            self.close()
-            self._file, self._path = FileIO(path, "rb"), path
-        return self._file
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-class Writer:
+class Writer(_OpenFile):
     """Writes pieces of tensors where `create_shards` has made room. One thread, one writer."""
 
-    def __init__(self) -> None:
-        self._file: FileIO | None = None
-        self._path: Path | None = None
+    _mode = "r+"
 
     def write(self, stored: Stored, begin: int, piece: torch.Tensor) -> None:
         """Write a piece, flat and in its final type, from element `begin` on."""
         assert piece.dtype == stored.info.dtype
-        if self._file is None or stored.path != self._path:
-            self.close()
-            self._file, self._path = FileIO(stored.path, "r+"), stored.path
+        file = self._open(stored.path)
         view = piece.contiguous().view(torch.uint8).numpy().data
         try:
-            self._file.seek(stored.begin + begin * stored.info.dtype.itemsize)
+            file.seek(stored.begin + begin * stored.info.dtype.itemsize)
             while view:
-                view = view[self._file.write(view) :]
+                view = view[file.write(view) :]
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(stored.path)) from error
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def create_shards(

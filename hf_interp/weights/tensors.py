@@ -222,10 +222,7 @@ def _settle(
     if not is_finite(base) or not is_finite(finetuned):
         refuse_nan(decision.name, base, finetuned)
         reason = "holds infinities, as masks do"
-    elif BATCH_NORM.search(decision.name) and decision.alpha not in (
-        0.0,
-        1.0,
-    ):  # at the ends they are those of the ends
+    elif BATCH_NORM.search(decision.name) and decision.alpha not in (0.0, 1.0):  # which have their own
         if not keeps_statistics and not torch.equal(base, finetuned):
             raise ValueError(
                 f"{decision.name!r} is a statistic of a batch norm, and those of M₀ and M_θ say nothing about M_α. "

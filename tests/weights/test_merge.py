@@ -709,7 +709,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     elif at == "copy":
         monkeypatch.setattr(merging, "copy_small_files", fail)
     elif at == "account":
-        monkeypatch.setattr(merging, "write_json", fail)
+        monkeypatch.setattr(merging, "write_account", fail)
     else:
         monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(KeyboardInterrupt if at == "interrupt" else OSError):
