@@ -20,7 +20,7 @@ from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.runs import load_run_recipe
 from hf_interp.tasks.task import get_task
-from hf_interp.utils.redaction import last_part
+from hf_interp.utils.redaction import basename
 from hf_interp.utils.run_folder import CURVE_NAME
 from hf_interp.utils.task_info import MASK, TASK_INFOS
 from hf_interp.weights.model_folder import find_folder
@@ -174,7 +174,7 @@ def read_examples(path: str | Path) -> list[Example]:
 
 def _short(name: str) -> str:
     """Return a name on the Hub, or the last part of a path."""
-    return find_folder(name, "model").name if Path(name).is_dir() else last_part(name) if "\\" in name else name
+    return find_folder(name, "model").name if Path(name).is_dir() else basename(name) if "\\" in name else name
 
 
 def _recipe_examples(recipe: Recipe) -> list[Example]:

@@ -9,7 +9,7 @@ from typing import Any
 from hf_interp.app.examples import Source
 from hf_interp.reporting.card import is_hub_id
 from hf_interp.utils.files import new_folder, write_json
-from hf_interp.utils.redaction import without_local_paths
+from hf_interp.utils.redaction import redact_paths
 from hf_interp.utils.run_folder import CURVE_NAME
 from hf_interp.weights.model_folder import check_output
 
@@ -88,7 +88,7 @@ def _write_data(source: Source, folder: Path) -> dict[str, str]:
     found = {}
     if source.curve is not None:
         found["curve"] = CURVE_NAME
-        write_json(folder / CURVE_NAME, without_local_paths(asdict(source.curve)), indent=2)
+        write_json(folder / CURVE_NAME, redact_paths(asdict(source.curve)), indent=2)
     if source.examples and not source.examples_are_data:
         found["examples"] = EXAMPLES_NAME
         lines = [json.dumps(asdict(example), ensure_ascii=False) for example in source.examples]

@@ -24,7 +24,7 @@ from hf_interp.reporting.plots import plot_comparison
 from hf_interp.reporting.results import Comparison, RunResults, evaluations, forgetting, save_results, spread
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.scoring import halves
-from hf_interp.tasks.build import Data, build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
+from hf_interp.tasks.build import RecipeData, build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.runs import save_curve, search_run
@@ -157,7 +157,7 @@ def format_comparison(comparison: Comparison) -> str:
 
 
 def train_quietly(
-    recipe: Mapping[str, Any], data: Data, bar: Any, *, evaluate_base: bool = True
+    recipe: Mapping[str, Any], data: RecipeData, bar: Any, *, evaluate_base: bool = True
 ) -> InterpolationTrainer:
     """Train a recipe on data that is loaded already, saying nothing but moving a bar; return the trained trainer."""
     parsed, args = parse_recipe({**recipe, **SILENT_ARGS})
@@ -219,7 +219,7 @@ def _interpolated_row(
     seed: int,
     trainer: InterpolationTrainer,
     recipe: Recipe,
-    data: Data,
+    data: RecipeData,
     base: Mapping[str, Mapping[str, float]],
     folder: Path,
 ) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def _interpolated_row(
     return _row_of(f"{method}{INTERPOLATED_SUFFIX}", seed, metrics, base, curve=[], alpha=curve.alpha)
 
 
-def _with_validation(data: Data) -> Data:
+def _with_validation(data: RecipeData) -> RecipeData:
     """Return the data, with half of each evaluation set as its validation set if there are no others."""
     if data.validation_sets:
         return data

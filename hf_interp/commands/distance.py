@@ -22,7 +22,7 @@ from hf_interp.mixture.apportionment import SIDES, Side
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.scoring import predict, ratio_units, summarise
-from hf_interp.tasks.build import Data, plan_data, prepare_model, trainer_class
+from hf_interp.tasks.build import RecipeData, plan_data, prepare_model, trainer_class
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.task import get_task
@@ -120,7 +120,7 @@ def check_both_sides(sides: Sequence[str]) -> None:
 
 
 def measure_distance(
-    recipe: Recipe, args: InterpolationConfig, data: Data, *, num_examples: int = NUM_EXAMPLES, seed: int = 0
+    recipe: Recipe, args: InterpolationConfig, data: RecipeData, *, num_examples: int = NUM_EXAMPLES, seed: int = 0
 ) -> DomainDistance:
     """Measure how far apart the corpora of a recipe are for its pretrained model, before it is trained.
 
@@ -175,7 +175,7 @@ def measure_distance(
     )
 
 
-def held_out_sets(recipe: Recipe, data: Data) -> list[Corpus]:
+def held_out_sets(recipe: Recipe, data: RecipeData) -> list[Corpus]:
     """Return the validation sets of both sides, or else the evaluation sets; nothing unless both sides are there."""
     search = recipe.alpha_search or AlphaSearch()
     names: dict[Side, str] = {"general": search.general, "domain": search.domain}
@@ -290,7 +290,7 @@ def format_distance(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _open_base(recipe: Recipe, args: InterpolationConfig, data: Data, folder: str) -> tuple[Trainer, list[str]]:
+def _open_base(recipe: Recipe, args: InterpolationConfig, data: RecipeData, folder: str) -> tuple[Trainer, list[str]]:
     """Open M₀ in a trainer that evaluates it, and writes and tells nothing; return also the names of a new head."""
     task = get_task(recipe.task)
     model, new_names = load_model(recipe, revision=recipe.model_revision)

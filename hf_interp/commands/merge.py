@@ -12,7 +12,7 @@ from hf_interp.reporting.curve import AlphaCurve, format_curve
 from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.scoring import TrainerScorer
-from hf_interp.tasks.build import Data
+from hf_interp.tasks.build import RecipeData
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.runs import open_run, parse_run, save_curve, scored_sets, search_run
 from hf_interp.weights.alpha_spec import Alpha
@@ -114,7 +114,7 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
     raise ValueError(f"`dtype` must be a floating-point type such as float32, bfloat16 or float16, got {name!r}.")
 
 
-def _mix(trainer: Trainer, recipe: Recipe, data: Data, runs: list[str], soup: str) -> list[str]:
+def _mix(trainer: Trainer, recipe: Recipe, data: RecipeData, runs: list[str], soup: str) -> list[str]:
     """Bring the mean of the runs, or of the best of them, into the trainer's model; return which."""
     if len(runs) == 1:
         return runs

@@ -19,7 +19,7 @@ from hf_interp.commands.distance import (
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.packing import mean_tokens
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.tasks.build import Data, check_recipe, load_data, plan_data
+from hf_interp.tasks.build import RecipeData, check_recipe, load_data, plan_data
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
 from hf_interp.training.config import InterpolationConfig
@@ -149,7 +149,9 @@ def measure_recipe(
     return preview.plan, {**summary, "distance": found.to_dict()}
 
 
-def _plan(data: Data, args: InterpolationConfig, saved: Mapping[str, Any] | None, num_processes: int | None) -> Preview:
+def _plan(
+    data: RecipeData, args: InterpolationConfig, saved: Mapping[str, Any] | None, num_processes: int | None
+) -> Preview:
     plan = plan_data(data, args, num_processes or (saved or {}).get("num_processes"))
     lengths = {corpus.name: mean_tokens(corpus.dataset) for corpus in data.corpora}
     known = {name: length for name, length in lengths.items() if length is not None}

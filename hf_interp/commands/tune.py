@@ -19,7 +19,7 @@ from hf_interp.commands.search_space import ALPHA_FIELDS, Space, make_space
 from hf_interp.reporting.plots import plot_tuning
 from hf_interp.reporting.results import evaluations, forgetting, less_is_better, main_metric, save_results
 from hf_interp.selection.choice import AlphaSearch, choose_alpha
-from hf_interp.tasks.build import Data, build_trainer, check_recipe, load_data, plan_data
+from hf_interp.tasks.build import RecipeData, build_trainer, check_recipe, load_data, plan_data
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.training.config import InterpolationConfig
@@ -359,7 +359,7 @@ class _Tuner:
 
     recipe: Mapping[str, Any]
     args: InterpolationConfig
-    data: Data
+    data: RecipeData
     space: Space
     goal: Goal
     study: Any

@@ -18,12 +18,12 @@ from hf_interp.reporting.curve import AlphaCurve, short_alpha
 from hf_interp.reporting.results import Comparison, RunResults, spread
 from hf_interp.utils.console import format_table
 from hf_interp.utils.redaction import (
+    basename,
     find_secrets,
     is_local,
-    last_part,
     local_paths,
-    without_local_paths,
-    without_secrets,
+    redact_paths,
+    redact_secrets,
 )
 from hf_interp.utils.task_info import TASK_INFOS, AnswerKind, TaskInfo, task_of_class
 
@@ -173,12 +173,12 @@ class _Facts:
         self.recipe: dict[str, Any] = results.recipe or {}
         known = local_paths([asdict(results), asdict(curve) if curve is not None else None])
         secrets = find_secrets(self.recipe.get("hub_token"))
-        self.plain: Say = lambda value: clean(without_secrets(without_local_paths(str(value), known), secrets))
+        self.plain: Say = lambda value: clean(redact_secrets(redact_paths(str(value), known), secrets))
         self.say: Say = lambda value: value if isinstance(value, Markdown) else escape(self.plain(value))
         base = self.recipe.get("model_name_or_path") or results.model.get("base")
         self.base_id = base_model or (base if base and is_hub_id(base) else None)
         self.base_text = self.base_id or (
-            f"the local model {last_part(base)}" if base else "a pretrained model that the run does not name"
+            f"the local model {basename(base)}" if base else "a pretrained model that the run does not name"
         )
         self.is_adapter = self.recipe.get("peft") is not None or bool(results.model.get("is_adapter"))
         self.task = self.recipe.get("task") or (
@@ -205,7 +205,7 @@ class _Facts:
         if len(paths) == 1 and is_hub_id(paths[0]):
             more = [str(entry[key]) for key in ("config_name", "revision") if entry.get(key)]
             return ", ".join([paths[0], *more, f"split {entry.get('split', 'train')}"])
-        shown = ", ".join(last_part(path) for path in paths)
+        shown = ", ".join(basename(path) for path in paths)
         return shown if "://" in paths[0] else f"{shown} (local)"
 
     def dataset_ids(self) -> list[str]:

@@ -24,12 +24,12 @@ from hf_interp.reporting.results import load_comparison, load_run_results
 from hf_interp.utils.files import read_json, write_json
 from hf_interp.utils.model_files import WEIGHT_FILES, matches, model_files
 from hf_interp.utils.redaction import (
+    basename,
     find_secrets,
     is_local,
-    last_part,
     local_paths,
-    without_local_paths,
-    without_secrets,
+    redact_paths,
+    redact_secrets,
 )
 from hf_interp.utils.run_folder import (
     CURVE_NAME,
@@ -226,7 +226,7 @@ def stage_run(
             )
         )
     else:
-        text = without_local_paths(Path(card).read_text(encoding="utf-8"), known)
+        text = redact_paths(Path(card).read_text(encoding="utf-8"), known)
     (stage / CARD_NAME).write_text(text, encoding="utf-8")
     check_secrets(stage, secrets)
 
@@ -395,7 +395,7 @@ def explained(folder: str | Path | None, repo_id: str, secrets: Sequence[str] | 
             again = f"log in with a token that may write there (`hf auth login`, or HF_TOKEN), then {again}"
         if folder is not None:
             again += ": the run is as it was, and what has been uploaded is not sent twice"
-        message = without_secrets(_message(error), secrets)
+        message = redact_secrets(_message(error), secrets)
         # not `from error`, which holds the request with its token
         raise OSError(f"{repo_id} was not pushed whole: {message}. {again[0].upper()}{again[1:]}.") from None
 
@@ -421,7 +421,7 @@ def recipe_token(folder: Path) -> str | None:
 def _neutral(value: Any, known: Sequence[str] | set[str], secrets: Sequence[str] | set[str]) -> Any:
     if isinstance(value, dict) and isinstance(value.get("recipe"), dict):
         value = {**value, "recipe": {key: inner for key, inner in value["recipe"].items() if key != "hub_token"}}
-    return without_secrets(without_local_paths(value, known), secrets)
+    return redact_secrets(redact_paths(value, known), secrets)
 
 
 def _known_paths(folder: Path) -> set[str]:
@@ -449,7 +449,7 @@ def _notes(folder: Path, base_model: str | None) -> list[str]:
     base = settings.get("base_model_name_or_path")
     if base_model is None and isinstance(base, str) and is_local(base):
         return [
-            f"The adapter's base model {last_part(base)!r} was a local folder, which others do not have. If it is on "
+            f"The adapter's base model {basename(base)!r} was a local folder, which others do not have. If it is on "
             "the Hub, push again and name it (base_model)."
         ]
     return []

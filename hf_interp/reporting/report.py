@@ -47,7 +47,7 @@ from hf_interp.reporting.report_data import (
 )
 from hf_interp.reporting.results import SPEED_METRICS
 from hf_interp.utils.files import new_file
-from hf_interp.utils.redaction import find_secrets, local_paths, without_local_paths, without_secrets
+from hf_interp.utils.redaction import find_secrets, local_paths, redact_paths, redact_secrets
 
 PAGE_NAME = "report.html"
 TEMPLATE = "report.html.jinja"
@@ -143,7 +143,7 @@ def _redactor(studies: Sequence[Study]) -> Callable[[str], str]:
     secrets = find_secrets(*(text for key, text in _leaves(told) if key.endswith("_token")))
 
     def redact(text: str) -> str:
-        return str(without_secrets(without_local_paths(text, known), secrets))
+        return str(redact_secrets(redact_paths(text, known), secrets))
 
     return redact
 
@@ -324,7 +324,7 @@ def _facts(runs: Sequence[Run], *, has_folders: bool) -> str:
     if config.get("alpha_controller"):
         schedule = f"α by the controller {config['alpha_controller']}"
     facts = [
-        f"M₀: {without_local_paths({'path': model})['path']}" if model else None,
+        f"M₀: {redact_paths({'path': model})['path']}" if model else None,
         f"{plan.get('max_steps')} steps of {plan.get('batch_size')} {plan.get('unit', 'examples')}",
         schedule,
         f"learning rate {config['learning_rate']:g}" if "learning_rate" in config else None,

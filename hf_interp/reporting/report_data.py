@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.reporting.curve import AlphaCurve, load_curve
 from hf_interp.reporting.results import SPEED_METRICS, Comparison, RunResults
-from hf_interp.utils.redaction import without_local_paths, without_tokens
+from hf_interp.utils.redaction import redact_paths, without_tokens
 from hf_interp.utils.run_folder import CURVE_NAME, RESULTS_NAME
 
 OWN_FIELDS = ("seed", "data_seed", "output_dir", "run_name", "logging_dir", "hub_model_id")
@@ -212,7 +212,7 @@ def settings_of(results: RunResults) -> dict[str, Any]:
         }
         told |= {key: results.plan.get(key) for key in ("max_steps", "batch_size", "unit")}
     kept = {key: value for key, value in without_tokens(told).items() if key not in OWN_FIELDS}
-    return _flat(without_local_paths(kept))
+    return _flat(redact_paths(kept))
 
 
 def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:

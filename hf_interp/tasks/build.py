@@ -57,7 +57,7 @@ def check_search(recipe: Recipe) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class RecipeData:
     """A recipe's data, tokenised.
 
     Args:
@@ -103,7 +103,7 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
     return task
 
 
-def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> Data:
+def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
     """Load and tokenise the corpora and evaluation sets of a recipe.
 
     If nothing `trains`, the corpora are not read, nor the evaluation sets where there are validation sets.
@@ -132,7 +132,7 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> Data:
         for name, config in (recipe.corpora if trains else {}).items()
     ]
     eval_corpora = recipe.eval_corpora if trains or not recipe.validation_corpora else {}
-    return Data(
+    return RecipeData(
         tokenizer=tokenizer,
         corpora=corpora,
         eval_sets={name: tokenised(name, eval_corpora) for name in eval_corpora},
@@ -161,7 +161,7 @@ def tokenise(name: str, config: CorpusConfig, recipe: Recipe, tokenizer: PreTrai
     return packed
 
 
-def plan_data(data: Data, args: InterpolationConfig, num_processes: int | None = None) -> MixturePlan:
+def plan_data(data: RecipeData, args: InterpolationConfig, num_processes: int | None = None) -> MixturePlan:
     """Plan a new run as the trainer will, before there is a model; for this world by default.
 
     Raises:
@@ -190,7 +190,7 @@ def build_trainer(
     recipe: Recipe,
     task: Task,
     args: InterpolationConfig,
-    data: Data,
+    data: RecipeData,
     callbacks: Sequence[TrainerCallback] = (),
     *,
     anew: bool = False,

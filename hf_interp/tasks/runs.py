@@ -14,7 +14,7 @@ from hf_interp.reporting.plots import plot_curve
 from hf_interp.reporting.results import save_results
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.search import search_alpha
-from hf_interp.tasks.build import Data, check_recipe, load_data, prepare_model, task_parts, trainer_class
+from hf_interp.tasks.build import RecipeData, check_recipe, load_data, prepare_model, task_parts, trainer_class
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.parsing import lay_flags, load_recipe, parse_recipe
 from hf_interp.tasks.presets import load_adapter
@@ -111,7 +111,7 @@ def parse_run(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig]:
     return parse_recipe({**read, "report_to": "none"})
 
 
-def open_run(recipe: Recipe, args: InterpolationConfig, folder: Path) -> tuple[Trainer, Data]:
+def open_run(recipe: Recipe, args: InterpolationConfig, folder: Path) -> tuple[Trainer, RecipeData]:
     """Open a trained model in a trainer that evaluates it.
 
     Args:
@@ -138,6 +138,6 @@ def open_run(recipe: Recipe, args: InterpolationConfig, folder: Path) -> tuple[T
     return trainer, data
 
 
-def scored_sets(data: Data) -> Mapping[str, Any]:
+def scored_sets(data: RecipeData) -> Mapping[str, Any]:
     """Return the sets by which α is chosen: the validation sets, or the evaluation sets where there are none."""
     return data.validation_sets or data.eval_sets

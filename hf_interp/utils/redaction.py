@@ -36,7 +36,7 @@ LABEL_KEYS = frozenset({"label_names", "label_map", "id2label", "label2id"})
 """Keys below which a text such as /people/person is a label."""
 
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".jinja", ".yaml", ".yml", ".db")
-BLOT = "***"
+MASK = "***"
 MIN_SECRET = 8  # characters; shorter values of the environment would blot out ordinary words
 
 _REST = r"[^\s\"'`,;:()\[\]<>]*"
@@ -67,12 +67,12 @@ def is_local(text: str) -> bool:
     )
 
 
-def last_part(text: str) -> str:
+def basename(text: str) -> str:
     """Return the last part of a path; a URL without what names a user or signs a request.
 
-    >>> last_part("/home/jane/models/base/"), last_part("C:\\\\Users\\\\jane\\\\law.csv"), last_part("..")
+    >>> basename("/home/jane/models/base/"), basename("C:\\\\Users\\\\jane\\\\law.csv"), basename("..")
     ('base', 'law.csv', 'folder')
-    >>> last_part("https://jane:word@host/law.csv?signature=1")
+    >>> basename("https://jane:word@host/law.csv?signature=1")
     'https://host/law.csv'
     """
     if "://" in text and not text.startswith("file://"):
@@ -87,14 +87,14 @@ def local_paths(value: Any) -> set[str]:
     return {text for key, text in _texts(value, "") if key in PATH_KEYS and is_local(text)}
 
 
-def without_local_paths(value: Any, known: Collection[str] = ()) -> Any:
+def redact_paths(value: Any, known: Collection[str] = ()) -> Any:
     """Nested settings, or a text, without local paths: only the last part of each is left.
 
     Texts under `PATH_KEYS` are paths as a whole, and stay recognisable as paths, lest a name on the Hub be read into
     them. In all others the `known` paths are replaced, those found under `PATH_KEYS`, and whatever lies in somebody's
     home. Labels are left alone but for the former.
 
-    >>> without_local_paths({"output_dir": "/data/jane/run", "reason": "Read from /data/jane/run/x.", "max_steps": 3})
+    >>> redact_paths({"output_dir": "/data/jane/run", "reason": "Read from /data/jane/run/x.", "max_steps": 3})
     {'output_dir': './run', 'reason': 'Read from run/x.', 'max_steps': 3}
     """
     everything = {*known, *local_paths(value), str(Path.home()), os.getcwd()}
@@ -109,25 +109,25 @@ def find_secrets(*given: str | None) -> set[str]:
     return {value for value in (*given, *found) if value and len(value) >= MIN_SECRET}
 
 
-def without_secrets(value: Any, secrets: Iterable[str]) -> Any:
+def redact_secrets(value: Any, secrets: Iterable[str]) -> Any:
     """Nested settings, or a text, with `***` for every secret, and for all that looks like a token of the Hub.
 
-    >>> without_secrets({"note": "sent with my-own-token"}, ["my-own-token"])
+    >>> redact_secrets({"note": "sent with my-own-token"}, ["my-own-token"])
     {'note': 'sent with ***'}
     """
     ordered = sorted(secrets, key=len, reverse=True)
 
     def blot(text: str) -> str:
         for secret in ordered:
-            text = text.replace(secret, BLOT)
-        return _HUB_TOKEN.sub(BLOT, text)
+            text = text.replace(secret, MASK)
+        return _HUB_TOKEN.sub(MASK, text)
 
     if isinstance(value, str):
         return blot(value)
     if isinstance(value, Mapping):
-        return {without_secrets(key, ordered): without_secrets(inner, ordered) for key, inner in value.items()}
+        return {redact_secrets(key, ordered): redact_secrets(inner, ordered) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_secrets(inner, ordered) for inner in value]
+        return [redact_secrets(inner, ordered) for inner in value]
     return value
 
 
@@ -154,10 +154,10 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
 def _reduced(value: Any, key: str, literals: list[str]) -> Any:
     if isinstance(value, str):
         if key in PATH_KEYS and (is_local(value) or "://" in value):
-            return last_part(value) if "://" in value else f"./{last_part(value)}"
+            return basename(value) if "://" in value else f"./{basename(value)}"
         for path in literals:
             value = _replace_path(value, path)
-        return value if key in LABEL_KEYS else _HOMES.sub(lambda match: last_part(match[0].rstrip(".")), value)
+        return value if key in LABEL_KEYS else _HOMES.sub(lambda match: basename(match[0].rstrip(".")), value)
     if isinstance(value, Mapping):
         # what lies below labels are labels, whatever their keys
         return {
@@ -173,4 +173,4 @@ def _replace_path(text: str, path: str) -> str:
     """Return a known path in a text, where it stands as a whole path or begins one."""
     if path not in text:
         return text
-    return re.sub(rf"(?<![\w.-]){re.escape(path)}(?![\w-])", lambda match: last_part(path), text)
+    return re.sub(rf"(?<![\w.-]){re.escape(path)}(?![\w-])", lambda match: basename(path), text)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from hf_interp.utils.redaction import (
+    basename,
     find_secrets,
     is_local,
-    last_part,
     local_paths,
-    without_local_paths,
-    without_secrets,
+    redact_paths,
+    redact_secrets,
     without_tokens,
 )
 
@@ -69,7 +69,7 @@ def test_a_name_of_two_parts_is_local_where_there_is_such_a_folder(
     ],
 )
 def test_last_part(text: str, expected: str) -> None:
-    assert last_part(text) == expected
+    assert basename(text) == expected
 
 
 def test_paths_are_found_under_their_keys_alone() -> None:
@@ -90,7 +90,7 @@ def test_paths_stay_recognisable_and_names_stay_whole() -> None:
         "best": None,
         "weights": (1.5, True),
     }
-    assert without_local_paths(settings) == {
+    assert redact_paths(settings) == {
         "output_dir": "./run",
         "model_name_or_path": "jane/base",
         "corpora": {"law": {"path": ["./a.csv", "https://host/b.csv"], "split": "train"}},
@@ -108,7 +108,7 @@ def test_known_paths_are_replaced_in_texts_where_they_stand_whole() -> None:
         ("in /srv/run/checkpoint-2", "in run/checkpoint-2"),
         ("/srv/runs and x/srv/run stay", "/srv/runs and x/srv/run stay"),
     ):
-        assert without_local_paths(text, known) == expected
+        assert redact_paths(text, known) == expected
 
 
 def test_homes_the_home_and_the_working_folder_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_homes_the_home_and_the_working_folder_are_replaced(tmp_path: Path, monk
     monkeypatch.chdir(here)
     monkeypatch.setenv("HOME", str(home))
     text = f"{home}/a, {here}/b, /home/bob/c/d.csv, C:\\Users\\bob\\e.csv, ~/f/g."
-    assert without_local_paths(text) == "jane/a, here/b, d.csv, e.csv, g"
+    assert redact_paths(text) == "jane/a, here/b, d.csv, e.csv, g"
 
 
 def test_labels_that_look_like_paths_stay() -> None:
@@ -127,11 +127,11 @@ def test_labels_that_look_like_paths_stay() -> None:
         "label2id": {"/film/film": 0},
         "path": "/srv/run",
     }
-    assert without_local_paths(settings) == {**settings, "path": "./run"}
+    assert redact_paths(settings) == {**settings, "path": "./run"}
 
 
 def test_a_known_path_goes_even_from_labels() -> None:
-    assert without_local_paths({"label_names": ["see /srv/run"]}, ["/srv/run"]) == {"label_names": ["see run"]}
+    assert redact_paths({"label_names": ["see /srv/run"]}, ["/srv/run"]) == {"label_names": ["see run"]}
 
 
 def test_secrets_are_those_given_and_those_that_the_environment_calls_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_secrets_are_those_given_and_those_that_the_environment_calls_so(monkeyp
 
 def test_secrets_and_tokens_of_the_hub_are_blotted_out() -> None:
     value = {"note": f"sent with my-own-token-and-more and {HUB_TOKEN}.", HUB_TOKEN: ["my-own-token", 3]}
-    assert without_secrets(value, ["my-own-token", "my-own-token-and-more"]) == {
+    assert redact_secrets(value, ["my-own-token", "my-own-token-and-more"]) == {
         "note": "sent with *** and ***.",
         "***": ["***", 3],
     }
@@ -155,7 +155,7 @@ def test_secrets_and_tokens_of_the_hub_are_blotted_out() -> None:
 
 @pytest.mark.parametrize("text", ["hf_interp", "hf_" + "a" * 29, "xhf_" + "a" * 34])
 def test_what_is_no_token_stays(text: str) -> None:
-    assert without_secrets(text, []) == text
+    assert redact_secrets(text, []) == text
 
 
 def test_settings_that_hold_tokens_are_left_out() -> None:

@@ -22,7 +22,7 @@ from effect.store import Key, key_of
 from hf_interp.commands.compare import SILENT_ARGS, quiet_bar
 from hf_interp.mixture.corpus import Corpus, with_dataset
 from hf_interp.selection.scoring import predict
-from hf_interp.tasks.build import Data, build_trainer, check_recipe, load_data
+from hf_interp.tasks.build import RecipeData, build_trainer, check_recipe, load_data
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.runs import search_run
@@ -61,7 +61,7 @@ class Setup:
 
     pair: Pair
     recipe: dict[str, Any]
-    data: Data
+    data: RecipeData
 
 
 @cache
@@ -219,7 +219,7 @@ def train_method(
     }
 
 
-def _trainer(setup: Setup, data: Data, fields: dict[str, Any]) -> tuple[Any, Recipe]:
+def _trainer(setup: Setup, data: RecipeData, fields: dict[str, Any]) -> tuple[Any, Recipe]:
     """The package's trainer and its recipe, without what it prints and the evaluations that `_outcomes` does."""
     recipe, args = parse_recipe({**setup.recipe, **fields})
     trainer = build_trainer(recipe, get_task(recipe.task), args, data)
