@@ -151,7 +151,7 @@ def training_settings(args: argparse.Namespace, **changes: Any) -> dict[str, Any
     return settings | changes
 
 
-def train_and_save(trainer: Trainer, output: str, unit: str) -> None:
+def train_and_save(trainer: Trainer, output: str, unit: str, held_out: str) -> None:
     """Train, tell the perplexity of what is held out, and save the model with its tokenizer."""
     begin = time.perf_counter()
     size = sum(p.numel() for p in trainer.model.parameters())
@@ -161,7 +161,7 @@ def train_and_save(trainer: Trainer, output: str, unit: str) -> None:
     trainer.model.save_pretrained(output)
     trainer.processing_class.save_pretrained(output)
     seconds = time.perf_counter() - begin
-    print(f"Perplexity of the held-out {unit}: {math.exp(loss):.2f} a token; {seconds:.0f} s; saved in {output}.")
+    print(f"Perplexity of the held-out {held_out}: {math.exp(loss):.2f} a token; {seconds:.0f} s; saved in {output}.")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         eval_dataset=blocks(tokenizer, held_out, args.max_length),
         processing_class=tokenizer,
     )
-    train_and_save(trainer, args.output, "blocks")
+    train_and_save(trainer, args.output, "blocks", "texts")
 
 
 if __name__ == "__main__":

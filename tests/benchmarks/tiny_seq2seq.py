@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         eval_dataset=encode(tokenizer, held_out, args.max_length),
         processing_class=tokenizer,
     )
-    train_and_save(trainer, args.output, "pairs")
+    train_and_save(trainer, args.output, "pairs", "targets")
 
 
 if __name__ == "__main__":
