@@ -10,6 +10,7 @@ declared in a comment right above the block, whose body is YAML:
     <!-- test: {given: [model, general]} -->              Python names that are defined first (`python_session.py`)
     <!-- test: {write: recipe.yaml} -->                   the block is the content of this file
     <!-- test: {then: "assert ..."} -->                   Python that must hold afterwards
+    <!-- test: {needs: gradio} -->                        an optional package, without which the test is skipped
     <!-- test: {serves: "The page is at"} -->             it serves: go on when it has said this, end it at the end
 """
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 import hf_interp
@@ -33,7 +35,7 @@ SHELLS = ("bash", "sh", "shell", "console")
 PYTHONS = ("python", "py")
 SHOWN = ("text", "yaml", "json", "")
 """Languages of blocks that only show something. YAML is read, and written if it is declared to be a file."""
-KEYS = {"not run", "flags", "replace", "files", "given", "write", "then", "serves"}
+KEYS = {"not run", "flags", "replace", "files", "given", "write", "then", "needs", "serves"}
 TAKES_FLAGS = re.compile(r"\bhf-interp (demo|train|plan|compare|tune|curve)\b|\bhf_interp\.train\b")
 END_OF_COMMAND = re.compile(r"\s+(?=#|\||>|<|;|&&)|$")
 SECONDS = 300
@@ -151,6 +153,8 @@ class Reader:
         """Type one block, or do nothing if it is not to be run."""
         if "not run" in block.declared:
             return
+        for name in _listed(block.declared.get("needs")):
+            pytest.importorskip(name, reason=f"{name} is not installed")
         for name in _listed(block.declared.get("files")):
             self.lays[name](self.folder)
         if block.language in SHELLS:
