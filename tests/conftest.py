@@ -1,5 +1,6 @@
 """Fixtures: no network, caches in a folder of their own, a tiny model and a tiny recipe."""
 
+import asyncio
 import atexit
 import gc
 import os
@@ -116,3 +117,22 @@ def write_recipe(tmp_path: Path) -> Callable[[Mapping[str, Any]], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def gradio(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Gradio, whose event loops are closed at the end: it makes several for every page, and leaves them open."""
+    made: list[asyncio.AbstractEventLoop] = []
+
+    def make() -> asyncio.AbstractEventLoop:
+        made.append(asyncio.get_event_loop_policy().new_event_loop())
+        return made[-1]
+
+    monkeypatch.setattr(asyncio, "new_event_loop", make)
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    from hf_interp.app.page import import_gradio
+
+    yield import_gradio()
+    asyncio.set_event_loop(None)
+    for loop in made:
+        loop.close()

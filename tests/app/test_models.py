@@ -14,7 +14,9 @@ import transformers
 from architectures import make_model, make_tokenizer
 from tokenizers import normalizers, processors
 
+from hf_interp.app.examples import Source
 from hf_interp.app.models import NUM_KEPT, AlphaSlider, describe_pair, find_task, open_slider
+from hf_interp.app.page import build_page
 from hf_interp.app.predictions import Outcome, best_choices, settings_of, split_words
 from hf_interp.tasks.task import TASKS
 from hf_interp.utils.task_info import MASK, TASK_INFOS
@@ -308,6 +310,24 @@ def test_the_likeliest_choices_of_any_model_come_first() -> None:
 
 
 # Tasks
+
+
+@pytest.mark.parametrize("task", TASK_MODELS)
+def test_the_page_answers_and_says_what_is_wrong(
+    gradio: Any, task: str, pair: Callable[[str], tuple[str, str]]
+) -> None:
+    slider = opened(pair(task), task)
+    page = build_page(slider, Source(recipe=slider.recipe, finetuned="there", title="title"))
+    (ask,) = {event.fn for event in page.fns.values() if event.fn.__name__ == "answer"}
+    (shown,) = {tuple(event.outputs) for event in page.fns.values() if event.fn is ask}
+    message, *found = ask(text_of(task), "", 0.5)
+    assert (message["visible"], len(found)) == (False, len(shown) - 1)
+    for component, update in zip(shown[1:], found, strict=True):
+        component.postprocess(update["value"])
+    assert [update for update in found if update["value"]]
+    message, *found = ask(" ", "", 0.5)
+    assert "must not be empty" in message["value"]
+    assert [update for update in found if update["value"]] == []
 
 
 @pytest.mark.parametrize("task", TASK_MODELS)
