@@ -26,7 +26,7 @@ ALPHA_BITS = 30  # shares and α are counted in units of 2⁻³⁰; Σα of 2³�
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSpec:
-    """What the plan must know of a corpus.
+    """A corpus as the plan must know it.
 
     Args:
         name: how it is called in logs and files; unique.

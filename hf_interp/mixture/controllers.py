@@ -14,7 +14,7 @@ from hf_interp.utils.errors import did_you_mean
 
 
 class AlphaDecision(NamedTuple):
-    """What a controller has decided."""
+    """A decision of a controller."""
 
     alphas: float | Sequence[float]
     """α of the steps in question: one for all of them, or one for each."""

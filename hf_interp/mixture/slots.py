@@ -1,4 +1,4 @@
-"""What a process reads for the slots of a plan that are its own."""
+"""Slots: the part of a plan that a process reads, and its examples, batches and collator."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +61,7 @@ class BatchShard:
 
 
 class SlotRequest(NamedTuple):
-    """What is to be read for some consecutive slots."""
+    """A request for the examples of some consecutive slots."""
 
     first_slot: int
     corpus: IntArray
@@ -170,7 +170,7 @@ class SlotDataset(Dataset[Any]):
 
 
 class SlotSampler(Sampler[Any]):
-    """What this process reads, a micro-batch at a time, from micro-batch number `first_batch` on.
+    """Sampler of what this process reads, a micro-batch at a time, from micro-batch number `first_batch` on.
 
     It runs in the main process: worker processes are told what to read, and need not know α.
     """

@@ -23,7 +23,7 @@ Items = torch.Tensor | int | None
 
 
 class BatchLoss:
-    """What a trainer over a mixture, or with an anchor, computes in place of the loss of `Trainer`.
+    """The loss that a trainer over a mixture, or with an anchor, computes in place of that of `Trainer`.
 
     On the way, what each corpus and each objective contributes is noted.
 

@@ -1,8 +1,4 @@
-"""What a run is told: `InterpolationConfig` for the trainer, and recipes (YAML), whose keys are its fields and theirs.
-
-A recipe is one mapping. Its keys are the fields of `Recipe` and of `InterpolationConfig`, hence of `TrainingArguments`;
-every key is also a command-line flag, with dots to reach inside: `--learning_rate 1e-4 --corpora.domain.path my.csv`.
-"""
+"""`InterpolationConfig`: `TrainingArguments` with the settings of α, of controllers and of anchors."""
 
 import dataclasses
 import math

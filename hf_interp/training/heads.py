@@ -29,7 +29,7 @@ WEIGHTS_NAME = "model.safetensors"
 
 
 class Objective:
-    """What some corpora train beside the model's own task.
+    """A task that some corpora train beside the model's own.
 
     Args:
         model: a transformers model with the same kind of backbone and the head that is wanted, such as an
@@ -70,7 +70,7 @@ class BorrowedBackbone(nn.Module):
 
 
 class HasHeads:
-    """What the class of a model with heads has beside what it had."""
+    """The part of a model's class that knows of further heads."""
 
     def save_pretrained(
         self,

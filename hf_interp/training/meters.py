@@ -1,4 +1,4 @@
-"""What one process has read and what it cost: sums that are added up over processes when they are asked for."""
+"""Sums of what one process has read and what it cost, added up over processes when they are asked for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What results tell of a run, its model and its machine."""
+"""Descriptions of a run, its model and its machine, for results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

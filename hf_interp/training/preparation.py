@@ -1,4 +1,4 @@
-"""What a trainer is fitted with before it trains: corpora, heads, an anchor and a collator that suit its model."""
+"""Fitting a trainer before it trains: corpora, heads, an anchor and a collator that suit its model."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What experiment trackers are told beside the logs: the mixture as configuration, pictures at the end.
+"""Messages to experiment trackers beside the logs: the mixture as configuration, pictures at the end.
 
 The scalars (α, shares, passes, losses by corpus) reach whatever `report_to` names through the log of `Trainer`. Here
 the plan is put into the run's configuration under `mixture`, and pictures are added to the run after training.
