@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_interp.utils.files import new_file
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.append(str(ROOT / "recipes" / "recommendation"))
 
 import pairs as recommendation  # noqa: E402
