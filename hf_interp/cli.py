@@ -184,20 +184,20 @@ def _train(args: argparse.Namespace, flags: Flags) -> None:
 def _plan(args: argparse.Namespace, flags: Flags) -> None:
     """Say what a recipe will read, without training."""
     from hf_interp.commands import plan
+    from hf_interp.commands.distance import NUM_EXAMPLES
 
     if args.distance_examples is not None and not args.distance:
         raise ValueError("--distance_examples belongs to --distance. Give that too, or leave --distance_examples out.")
-    if args.distance:
-        given = _given(num_examples=args.distance_examples)
-        found, summary = plan.measure_recipe(args.recipe, flags, args.resume, args.num_processes, **given)
-    else:
-        preview = plan.plan_recipe(args.recipe, flags, args.resume, args.num_processes)
-        found, summary = preview.plan, plan.summarise(*preview)
+    num_examples = args.distance_examples
+    if args.distance and num_examples is None:
+        num_examples = NUM_EXAMPLES
+    found = plan.plan_recipe(args.recipe, flags, args.resume, args.num_processes, num_examples)
+    summary = plan.summarise(*found)
     _print_found(args, summary, plan.format_plan(summary))
     if args.plot:
         from hf_interp.reporting.plots import plot_plan
 
-        plot_plan(found, args.plot)
+        plot_plan(found.plan, args.plot)
         print(f"Drawn into {args.plot}.", file=sys.stderr)
 
 

@@ -10,19 +10,13 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
-from hf_interp.commands.distance import (
-    NUM_EXAMPLES,
-    check_both_sides,
-    format_distance,
-    measure_distance,
-)
+from hf_interp.commands.distance import DomainDistance, check_both_sides, format_distance, measure_distance
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.packing import mean_tokens
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.tasks.build import RecipeData, check_recipe, load_data, plan_data
+from hf_interp.tasks.build import check_recipe, load_data, plan_data
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
-from hf_interp.training.config import InterpolationConfig
 from hf_interp.utils.console import format_table
 
 COUNTS = ("drawn", "tokens", "passes", "all read at step")
@@ -95,16 +89,22 @@ class Preview(NamedTuple):
         mean_tokens: of an example, by corpus.
         resumed: from where a run that is resumed goes on.
         weighted_alpha: the mean of α weighted by the learning rate, if that is known beforehand.
+        distance: of the two sides for M₀, if it was measured.
     """
 
     plan: MixturePlan
     mean_tokens: dict[str, float]
     resumed: Resumed | None
     weighted_alpha: float | None
+    distance: DomainDistance | None = None
 
 
 def plan_recipe(
-    path: str, flags: Sequence[str] = (), resume: str | None = None, num_processes: int | None = None
+    path: str,
+    flags: Sequence[str] = (),
+    resume: str | None = None,
+    num_processes: int | None = None,
+    distance_examples: int | None = None,
 ) -> Preview:
     """Plan a recipe, and return also what is known of its examples and of its learning rate.
 
@@ -112,54 +112,30 @@ def plan_recipe(
         path, flags: as for training.
         resume: a checkpoint to go on from, or a folder whose last whole checkpoint is meant.
         num_processes: processes to plan for; those of the checkpoint by default, or 1.
-
-    Raises:
-        ValueError, OSError: as training would raise.
-    """
-    recipe, args = parse_recipe(load_recipe(path, flags))
-    saved = None if resume is None else _read_checkpoint(resume)
-    return _plan(load_data(recipe, check_recipe(recipe, args)), args, saved, num_processes)
-
-
-def measure_recipe(
-    path: str,
-    flags: Sequence[str] = (),
-    resume: str | None = None,
-    num_processes: int | None = None,
-    *,
-    num_examples: int = NUM_EXAMPLES,
-) -> tuple[MixturePlan, dict[str, Any]]:
-    """Plan a recipe, and return the plan and its summary with the `distance` of its sides for M₀.
-
-    Args:
-        path, flags, resume, num_processes: as for `plan_recipe`.
-        num_examples: of each side, by which the distance is measured.
+        distance_examples: of each side, by which their distance for M₀ is measured; by default it is not.
 
     Raises:
         ValueError, OSError: as training would raise, or if the distance cannot be measured.
     """
     recipe, args = parse_recipe(load_recipe(path, flags))
     task = check_recipe(recipe, args)
-    check_both_sides([corpus.side or "" for corpus in recipe.corpora.values()])
+    if distance_examples is not None:
+        check_both_sides([corpus.side or "" for corpus in recipe.corpora.values()])
     saved = None if resume is None else _read_checkpoint(resume)
     data = load_data(recipe, task)
-    preview = _plan(data, args, saved, num_processes)
-    summary = summarise(*preview)
-    found = measure_distance(recipe, args, data, num_examples=num_examples)
-    return preview.plan, {**summary, "distance": found.to_dict()}
-
-
-def _plan(
-    data: RecipeData, args: InterpolationConfig, saved: Mapping[str, Any] | None, num_processes: int | None
-) -> Preview:
     plan = plan_data(data, args, num_processes or (saved or {}).get("num_processes"))
-    lengths = {corpus.name: mean_tokens(corpus.dataset) for corpus in data.corpora}
-    known = {name: length for name, length in lengths.items() if length is not None}
     resumed = None
     if saved is not None:
         plan, changes = continue_plan(plan, saved["plan"], saved["global_step"])
         resumed = Resumed(saved["global_step"], changes)
-    return Preview(plan, known, resumed, rate_weighted_alpha(plan, args))
+    lengths = {corpus.name: mean_tokens(corpus.dataset) for corpus in data.corpora}
+    return Preview(
+        plan,
+        {name: length for name, length in lengths.items() if length is not None},
+        resumed,
+        rate_weighted_alpha(plan, args),
+        None if distance_examples is None else measure_distance(recipe, args, data, num_examples=distance_examples),
+    )
 
 
 def summarise(
@@ -167,6 +143,7 @@ def summarise(
     mean_tokens: Mapping[str, float],
     resumed: Resumed | None = None,
     weighted_alpha: float | None = None,
+    distance: DomainDistance | None = None,
 ) -> dict[str, Any]:
     """Return `MixturePlan.summary()` with what else a `Preview` has, and what each corpus gave before it is resumed."""
     summary = {**plan.summary(), "rate_weighted_alpha": weighted_alpha}
@@ -177,6 +154,8 @@ def summarise(
         summary["resumed"] = resumed._asdict()
         for corpus, count in zip(summary["corpora"], plan.drawn_before(resumed.step).tolist(), strict=True):
             corpus["read_before"] = count
+    if distance is not None:
+        summary["distance"] = distance.to_dict()
     return summary
 
 
