@@ -9,7 +9,7 @@ import numpy as np
 from hf_interp.app.models import AlphaSlider, Answers
 from hf_interp.app.predictions import Outcome, best_choices
 from hf_interp.reporting.card import escape
-from hf_interp.reporting.colours import ALPHA, OTHERS, SIDE_COLOURS
+from hf_interp.reporting.colours import ALPHA, SIDE_COLOURS
 from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.results import less_is_better
 
@@ -17,6 +17,8 @@ MOST_LABELS, MOST_TOKENS = 8, 5
 MOST_PLACES = 6
 """Masks that are shown."""
 SIDES = ("general", "domain")
+TAG_COLOURS = ("#00664B", "#8C3A6B", "#5E4B00", "#3C5566", "#5B3FB0")
+"""Dark enough for the white letters on them."""
 NAMES = ("M₀, pretrained", "M_α", "M_θ, fine-tuned")
 
 
@@ -93,7 +95,7 @@ class AnswerView:
             shown = None if tag == "O" else f"{tag} {probabilities[best]:.0%}"
             found.append((f"{word} ", shown))
             if shown is not None:
-                colours[shown] = OTHERS[best % len(OTHERS)]
+                colours[shown] = TAG_COLOURS[best % len(TAG_COLOURS)]
         return {"value": found, "color_map": colours}
 
 

@@ -24,6 +24,7 @@ STYLE = """
   --block-title-text-color: #1b1f23; }
 .dark .gradio-container, .gradio-container.dark { --body-text-color-subdued: #aab2ba; --block-label-text-color: #aab2ba;
   --block-title-text-color: #e6e8ea; }
+#ask { background: #4f46e5; }
 .answer h2 { font-size: 1.2rem !important; overflow-wrap: anywhere; }
 .slider-examples td, .slider-examples th { white-space: normal !important; text-align: left !important; }
 footer { display: none !important; }

@@ -19,7 +19,7 @@ class Loaded(NamedTuple):
 
 
 def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -> Loaded:
-    """A pretrained model with the head of a recipe's task; heads that the checkpoint lacks are new.
+    """Load a pretrained model with the head of a recipe's task; heads that the checkpoint lacks are new.
 
     Args:
         recipe: the task, its labels, and the model.
@@ -67,5 +67,5 @@ def _of_config(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def label_names_of(recipe: Recipe) -> Sequence[str] | None:
-    """The labels that corpora are read with."""
+    """Return the labels that corpora are read with."""
     return recipe.label_names if get_task(recipe.task).num_labels(recipe) is not None else None

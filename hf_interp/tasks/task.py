@@ -70,14 +70,14 @@ PROBLEM_TYPES: dict[str, Kind] = {
     "multi_label_classification": "classes",
     "regression": "number",
 }
-"""What the label of a sequence classifier is."""
+"""Kinds of the label of a sequence classifier."""
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """How a task is trained.
+    """Everything that training needs of a task.
 
     Args:
         info: the model class, and what cards, adapters and the page must know of the task.
@@ -274,7 +274,7 @@ TASKS = TaskTable(
 
 
 def get_task(name: str) -> Task:
-    """The entry of a task.
+    """Return the entry of a task.
 
     Raises:
         ValueError: for an unknown task (the nearest is named).
@@ -285,7 +285,7 @@ def get_task(name: str) -> Task:
 
 
 def check_task(recipe: Recipe) -> Task:
-    """The task of a recipe, with what can be checked before anything is loaded.
+    """Return the task of a recipe, once all has been checked that needs nothing loaded.
 
     Raises:
         ValueError: for an unknown task, missing or unfit `label_names`, or what the task itself refuses.

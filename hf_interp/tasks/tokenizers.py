@@ -1,4 +1,4 @@
-"""What a recipe wants of a tokenizer."""
+"""Settings of a tokenizer that a recipe asks for."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def _set_languages(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
 
 
 def language_token(tokenizer: PreTrainedTokenizerBase, language: str, field: str) -> int:
-    """The token that stands for a language."""
+    """Return the token that stands for a language."""
     try:
         if hasattr(tokenizer, "get_lang_id"):  # of M2M100, whose tokens are called otherwise than its languages
             return int(tokenizer.get_lang_id(language))
