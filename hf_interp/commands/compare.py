@@ -18,7 +18,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.utils import logging as host_logging
+from transformers.utils import logging as transformers_logging
 
 from hf_interp.reporting.plots import plot_comparison
 from hf_interp.reporting.results import Comparison, RunResults, evaluations, forgetting, save_results, spread
@@ -51,7 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "constant 0.5": {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 0.5}},
     "scheduled α": {},
 }
-"""What is laid over the recipe for each method."""
+"""Fields that are laid over the recipe for each method."""
 
 PLOT_NAME = "comparison.png"
 
@@ -174,18 +174,18 @@ def train_quietly(
 @contextmanager
 def quiet_bar(total: int, *, shown: bool = True) -> Iterator[Any]:
     """Show one bar for several runs (on a terminal), and silence what each of them would say again."""
-    ours, verbosity = logging.getLogger("hf_interp"), host_logging.get_verbosity()
+    ours, verbosity = logging.getLogger("hf_interp"), transformers_logging.get_verbosity()
     level = ours.level
     ours.setLevel(logging.ERROR)
-    host_logging.set_verbosity_error()
-    host_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         with tqdm(total=total, unit="step", disable=None if shown else True) as bar:
             yield bar
     finally:
         ours.setLevel(level)
-        host_logging.set_verbosity(verbosity)
-        host_logging.enable_progress_bar()
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
 
 
 SILENT_ARGS = {

@@ -38,7 +38,7 @@ FOLDS = 5
 PENALTIES = np.logspace(-2, 4, 13)
 """Among which the classifier's is chosen, within the folds that it is fitted on."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""What features are made of: labels and masks for a loss would tell the sides of different objectives apart."""
+"""Inputs that features are made of: labels and masks for a loss would tell the sides of different objectives apart."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from hf_interp.losses.per_example import head_shifts_labels
 from hf_interp.weights.adapter_kinds import KEEPING_INITS, is_peft_model
 
 TRAINED_APART = (".modules_to_save.", ".trainable_tokens_delta.")
-"""What stands in the names of parameters that adapters train instead of pretrained ones."""
+"""Parts of the names of parameters that adapters train instead of pretrained ones."""
 
 
 def unwrap_peft(model: Any) -> Any:

@@ -16,7 +16,7 @@ class Continuation(NamedTuple):
 
     plan: MixturePlan
     changes: list[str]
-    """What is different from the checkpoint's settings, in words; empty if nothing is."""
+    """Differences from the checkpoint's settings, in words; empty if there are none."""
 
 
 def continue_plan(fresh: MixturePlan, saved: Mapping[str, Any], step: int) -> Continuation:

@@ -92,7 +92,7 @@ class InterpolatedDataset(IterableDataset[Any]):
 
     @property
     def corpora(self) -> list[Corpus]:
-        """What is mixed."""
+        """Corpora that are mixed."""
         return self.slots.corpora
 
     def __len__(self) -> int:

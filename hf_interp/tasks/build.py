@@ -17,7 +17,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.utils import logging as host_logging
+from transformers.utils import logging as transformers_logging
 
 from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.mixture.corpus import Corpus, check_columns
@@ -110,7 +110,7 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
     """
     if not sys.stderr.isatty():  # bars would fill a log with their every step
         datasets.disable_progress_bars()
-        host_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(
         recipe.model_name_or_path, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
     )

@@ -120,7 +120,7 @@ def read_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 class _Parser(HfArgumentParser):
-    """The host's parser, which raises where argparse would print its usage and exit."""
+    """The parser of transformers, which raises where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message[:1].upper()}{message[1:]}.")

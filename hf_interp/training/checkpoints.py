@@ -22,14 +22,14 @@ if TYPE_CHECKING:  # looking at checkpoints is to be fast
     from transformers import TrainingArguments
 
 TORCH_WRITES = ("inline_container", "Parent directory")
-"""What the `RuntimeError` says by which torch tells that it could not write a file."""
+"""The words of the `RuntimeError` by which torch tells that it could not write a file."""
 
 # Names of transformers, spelled out so that looking at checkpoints needs no torch.
 PREFIX_CHECKPOINT_DIR = "checkpoint"
 STATE_NAME = "trainer_state.json"
 CALLBACK_NAME = "AlphaCallback"
 STATES = {"optimizer.pt": "optimizer*", "scheduler.pt": "scheduler.pt", "rng_state.pth": "rng_state*.pth"}
-"""What `save_only_model` leaves out, and how else it may be called."""
+"""Files that `save_only_model` leaves out, each with a pattern of the names that it may have."""
 WEIGHT_PATTERNS = ("model*.safetensors", f"{ADAPTER_NAME}*.safetensors", "pytorch_model*.bin", f"{ADAPTER_NAME}*.bin")
 
 

@@ -154,7 +154,7 @@ class InterpolationMixin(_Base):
 
     @property
     def plan(self) -> MixturePlan | None:
-        """What is read at which step; `None` without a mixture."""
+        """The plan of what is read at which step; `None` without a mixture."""
         return None if self._run is None else self._run.plan
 
     @property

@@ -28,7 +28,7 @@ class ObjectiveLoss(NamedTuple):
     column: int
     """Its place among the objectives that there are."""
     loss: torch.Tensor
-    """What it adds to the loss."""
+    """The loss that it adds."""
     mean: torch.Tensor
     """The mean over its labels in this micro-batch."""
     num_labels: torch.Tensor

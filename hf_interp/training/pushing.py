@@ -13,7 +13,7 @@ from hf_interp.training.integrations import traits_of
 from hf_interp.utils.run_folder import RUN_PLOT_NAME
 
 RENAMED = {"finetuned_from": "base_model"}
-"""What the cards of `Trainer` call what ours call otherwise."""
+"""Names that the cards of `Trainer` have for what ours call otherwise."""
 METADATA = ("tags", "license", "language", "base_model")
 
 

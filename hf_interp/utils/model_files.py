@@ -40,7 +40,7 @@ SMALL_FILES = (
     *(pattern for pattern in MODEL_FILES if pattern not in WEIGHT_FILES),
     *("*.json", "*.txt", "*.jinja", "*.py", "*.bpe", "LICENSE*"),
 )
-"""What a model consists of beside its weights; in a folder of its own, further settings and code are part of it."""
+"""Patterns of what a model consists of beside its weights; in its own folder, settings and code are part of it too."""
 
 LEFT_BEHIND = (
     "*.index.json",

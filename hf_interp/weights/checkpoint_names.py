@@ -1,7 +1,7 @@
 """Names of tensors in two checkpoints of one architecture, matched through the class of the model.
 
 Checkpoints of one model have had different names over time: `LayerNorm.gamma`, a prefix for the backbone or none,
-experts one by one or fused. The host knows them all, since it loads them all, so its own renamings are used here.
+experts one by one or fused. transformers knows them all, since it loads them all, so its own renamings are used here.
 """
 
 import copy

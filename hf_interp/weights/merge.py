@@ -53,7 +53,7 @@ from hf_interp.weights.tensor_files import SAFE_INDEX_NAME, Stored, create_shard
 logger = logging.getLogger(__name__)
 
 MAX_SHARD_SIZE = "50GB"
-"""The host's default."""
+"""The default of transformers."""
 
 Name = str | os.PathLike[str]
 
