@@ -1,4 +1,4 @@
-"""A trained model where it is to run: as the README exports it to ONNX."""
+"""A trained model where it is to run: as docs/training.md exports it to ONNX."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_interp.train import run_recipe
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_a_classifier_gives_the_same_logits_in_onnx(
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     run_recipe({**make_recipe(tmp_path / "run"), "alpha_search": {"alphas": 2}})
     monkeypatch.chdir(tmp_path)
-    (snippet,) = (block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "onnx" in block)
+    (snippet,) = (block for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL) if "onnx" in block)
     for folder in (tmp_path / "run", tmp_path / "run" / "interpolated"):
         exec(snippet, {"folder": str(folder)})
         session = onnxruntime.InferenceSession("model.onnx")

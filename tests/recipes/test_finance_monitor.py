@@ -969,7 +969,7 @@ def test_the_recipe_trains_a_model_that_the_monitor_takes(tmp_path: Path) -> Non
     flags += ["--max_length", "16", "--output_dir", str(tmp_path / "out"), "--alpha_search.alphas", "2"]
     flags += ["--use_cpu", "--disable_tqdm", "--report_to", "none"]
     results = run_recipe(load_recipe(RECIPE / "finance_monitor.yaml", flags))
-    assert [entry["alpha"] for entry in results.plan["alpha"]] == [0.0, 1.0]
+    assert [entry["alpha"] for entry in results.plan["alpha"]] == [0.5, 0.5]
     news = tmp_path / "news.txt"
     news.write_text("w1 w2\n", encoding="utf-8")
     assert run(tmp_path / "out", "--input", news, "--output", tmp_path / "o.jsonl") == 0

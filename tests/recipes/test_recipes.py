@@ -24,6 +24,7 @@ from hf_interp.train import run_recipe
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("HF_INTERP_DATA", ROOT.parent / "shared" / "data"))
+RISE = ["--alpha_schedule_type", "linear", "--alpha_start", "0", "--alpha_end", "1"]
 LOCAL = {"finance": "financial_phrasebank_50agree", "airlines": "airline_tweets"}
 RECIPES = [
     path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if "corpora" in yaml.safe_load(path.read_text("utf-8"))
@@ -112,9 +113,7 @@ def check_run(results: RunResults, folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*is ill-defined")
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_a_recipe_runs_on_toy_files(path: Path, toy_models: dict[str, Path], tmp_path: Path) -> None:
-    results = run_recipe(
-        on_toy_files(path, toy_models, tmp_path, ["--max_steps", "2", "--alpha_schedule_type", "linear"])
-    )
+    results = run_recipe(on_toy_files(path, toy_models, tmp_path, ["--max_steps", "2", *RISE]))
     assert [entry["alpha"] for entry in results.log_history if "loss" in entry] == [0.0, 1.0]
     check_run(results, tmp_path / "out")
     before = load_curve(tmp_path / "out" / "curve.json")
@@ -198,8 +197,7 @@ def test_the_sentiment_recipes_train_on_real_data(domain: str, tmp_path: Path) -
         "3",
         "--eval_strategy",
         "no",
-        "--alpha_schedule_type",
-        "linear",
+        *RISE,
     ]
     for group, split in (("corpora", "train"), ("eval_corpora", "test"), ("validation_corpora", "validation")):
         for side, folder in (("general", "rotten_tomatoes"), ("domain", LOCAL[domain])):

@@ -302,7 +302,7 @@ def test_the_recipe_trains_a_model_that_ranks(tmp_path: Path, capsys: pytest.Cap
     flags += ["--output_dir", str(tmp_path / "out"), "--alpha_search.alphas", "2"]
     flags += ["--use_cpu", "--disable_tqdm", "--report_to", "none"]
     results = run_recipe(load_recipe(RECIPE / "recommendation.yaml", flags))
-    assert [entry["alpha"] for entry in results.plan["alpha"]] == [0.0, 1.0]
+    assert [entry["alpha"] for entry in results.plan["alpha"]] == [0.5, 0.5]
     capsys.readouterr()
     assert rank.main([str(tmp_path / "out"), "--evaluate", str(data), "--max_length", "16", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
