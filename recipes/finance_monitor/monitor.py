@@ -23,9 +23,11 @@ import yaml
 from jumps import JumpDetector, RollingShares
 from streams import BadLine, Item
 
+from hf_interp.reporting.colours import OTHERS
 from hf_interp.utils.console import run_command
 from hf_interp.utils.files import write_json
 
+_, ALERT, _, SHARE, *_ = OTHERS  # the colours of the two sides are theirs alone
 ALL = "(all)"
 """The topic of every text."""
 KNOWN_IDS = 10_000
@@ -495,11 +497,11 @@ def plot_shares(output: Path, path: Path, *, most: int = 6) -> None:
     panels = figure.subplots(max(len(topics), 1), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for panel, topic in zip(panels, topics, strict=False):
         numbers, shares, _ = zip(*lines[topic], strict=True)
-        panel.plot(numbers, shares, color="#0072B2", drawstyle="steps-post", label="negative share")
+        panel.plot(numbers, shares, color=SHARE, drawstyle="steps-post", label="negative share")
         alerts = [(number, share) for number, share, alert in lines[topic] if alert]
         for number, _share in alerts:
-            panel.axvline(number, color="#D55E00", linewidth=0.8, alpha=0.5)
-        panel.plot(*(zip(*alerts, strict=True) if alerts else ((), ())), "v", color="#D55E00", label="alert")
+            panel.axvline(number, color=ALERT, linewidth=0.8, alpha=0.5)
+        panel.plot(*(zip(*alerts, strict=True) if alerts else ((), ())), "v", color=ALERT, label="alert")
         panel.set_title(f"{topic}: {len(numbers)} texts, {len(alerts)} alerts", loc="left", fontsize="medium")
         panel.set_ylim(-0.04, 1.04)
         panel.grid(alpha=0.3)

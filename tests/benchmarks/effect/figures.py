@@ -10,6 +10,7 @@ from effect.cells import Cell, Row
 from effect.methods import BASE, METHODS
 from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIDES, SIZES, size_text
 from effect.schedule import FIRST_SIZE
+from hf_interp.reporting import colours
 
 SHOWN = {
     "domain": ("#000000", "s"),
@@ -22,7 +23,7 @@ SHOWN = {
 }
 """The methods that pictures show, with colour and marker. The colours are those of Okabe and Ito, which colour-blind
 readers can tell apart."""
-SIDE_COLOURS = {GENERAL: "#0072B2", DOMAIN: "#D55E00"}
+SIDE_COLOURS = {GENERAL: colours.GENERAL, DOMAIN: colours.DOMAIN}
 FOLLOWED = {"constant-0.5": "-", "linear": "--"}
 """The methods that are followed over the number of domain examples, with their lines."""
 
