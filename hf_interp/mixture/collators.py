@@ -38,10 +38,9 @@ Collator = Callable[[list[Any]], Any]
 class MaskingCollator:
     """Masks tokens for masked language modelling, each example with random numbers of its own, and pads.
 
-    `DataCollatorForLanguageModeling` masks; here it is given one example after the other. In training the
-    random numbers come from the seed and the slot of the example, so that the masks are new in every pass and the same
-    for any split into micro-batches, processes and workers. In evaluation they come from the tokens of the example, so
-    that every evaluation masks the same.
+    In training the random numbers come from the seed and the slot of the example, so that the masks are new in every
+    pass and the same for any split into micro-batches, processes and workers. In evaluation they come from the tokens
+    of the example, so that every evaluation masks the same.
 
     Args:
         tokenizer: with a mask token.
@@ -63,7 +62,6 @@ class MaskingCollator:
             )
         if not 0 < mlm_probability <= 1:
             raise ValueError(f"`mlm_probability` must lie in (0, 1], got {mlm_probability}.")
-        self.tokenizer = tokenizer
         kinds = {"mask_replace_prob": 1.0, "random_replace_prob": 0.0} if whole_word_mask else {}
         self._mask = DataCollatorForLanguageModeling(
             tokenizer, mlm_probability=mlm_probability, whole_word_mask=whole_word_mask, **kinds
@@ -105,8 +103,7 @@ class ObjectiveCollator:
         """Return one batch for each objective that is there, under `OBJECTIVES_KEY`."""
         found = {}
         for name, collator in self.collators.items():
-            places = [place for place, index in enumerate(corpus) if self.objectives[index] == name]
-            if places:
+            if places := [place for place, index in enumerate(corpus) if self.objectives[index] == name]:
                 chosen = [examples[place] for place in places]
                 found[name] = dict(collate(collator, chosen, [numbers[place] for place in places], seed))
         return {OBJECTIVES_KEY: found}
@@ -115,15 +112,10 @@ class ObjectiveCollator:
 def collate(
     collator: Any, examples: Sequence[Any], numbers: Sequence[int], seed: int, *, may_draw: bool | None = None
 ) -> Any:
-    """Collate examples of training.
+    """Collate examples of training, with the random numbers that belong to their slots, `numbers`.
 
-    Args:
-        collator: a `MaskingCollator`, or any other, for which the generators are set from the first number.
-        examples: in the order of their slots.
-        numbers: their slots.
-        seed: the run's.
-        may_draw: whether the collator may draw random numbers at all; setting and restoring the generators takes some
-            0.1 ms.
+    For any other collator than a `MaskingCollator` the generators are set from the first number, which takes some
+    0.1 ms, unless it surely draws none: `may_draw` says so, by default the collator's class.
     """
     if isinstance(collator, MaskingCollator):
         return collator.collate(examples, numbers, seed)

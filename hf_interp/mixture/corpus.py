@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import datasets
@@ -63,7 +64,7 @@ class Corpus:
 def content_fingerprint(dataset: Any) -> str | None:
     """Return 12 hexadecimal digits over up to 64 evenly spaced rows of a `datasets.Dataset`; `None` for others.
 
-    The rows' token ids and labels decide, or all columns if there are no token ids: not how the dataset was made.
+    Token ids and labels decide, or all columns if there are no token ids.
     """
     if not isinstance(dataset, datasets.Dataset) or len(dataset) == 0:
         return None
@@ -79,21 +80,12 @@ def content_fingerprint(dataset: Any) -> str | None:
 
 def is_mixture(train_dataset: Any) -> bool:
     """Whether a `train_dataset` is of a form that `as_corpora` takes; anything else is left to `Trainer`."""
-    if isinstance(train_dataset, Mapping):
-        return True
-    return (
-        isinstance(train_dataset, (list, tuple))
-        and len(train_dataset) > 0
-        and all(isinstance(part, Corpus) for part in train_dataset)
-    )
+    is_list = isinstance(train_dataset, (list, tuple)) and len(train_dataset) > 0
+    return isinstance(train_dataset, Mapping) or (is_list and all(isinstance(part, Corpus) for part in train_dataset))
 
 
 def as_corpora(train_dataset: Mapping[str, Any] | Sequence[Corpus]) -> list[Corpus]:
-    """Return the corpora of a mixture, however it is written.
-
-    Args:
-        train_dataset: `{"general": dataset, "domain": dataset}`, `{"general": {"web": dataset, ...}, ...}`, or a list
-            of `Corpus`.
+    """Return the corpora of a mixture: a list of them, or datasets by side, as one each or several by name.
 
     Raises:
         ValueError: for a key that is not a side.
@@ -118,34 +110,29 @@ def as_corpora(train_dataset: Mapping[str, Any] | Sequence[Corpus]) -> list[Corp
 
 
 def check_columns(corpora: Sequence[Corpus]) -> None:
-    """Refuse corpora whose examples could not sit in one batch; those of different objectives need not.
-
-    Raises:
-        ValueError: if a corpus lacks a column that another has, or class labels have other names.
-    """
-    for objective in {corpus.objective for corpus in corpora}:
-        _check_columns([corpus for corpus in corpora if corpus.objective == objective])
-
-
-def _check_columns(corpora: Sequence[Corpus]) -> None:
-    known = {corpus.name: corpus.dataset for corpus in corpora if _columns(corpus.dataset) is not None}
-    for name, dataset in known.items():
-        for other, their in known.items():
-            missing = sorted(set(_columns(their) or ()) - set(_columns(dataset) or ()))
-            if missing:
+    """Raise `ValueError` where corpora of one objective differ in their columns or the names of their classes."""
+    known = [corpus for corpus in corpora if _columns(corpus.dataset) is not None]
+    for one, other in permutations(known, 2):
+        if one.objective != other.objective:
+            continue
+        columns, others = _columns(one.dataset) or [], _columns(other.dataset) or []
+        if missing := sorted(set(others) - set(columns)):
+            raise ValueError(
+                f"Corpus {one.name!r} lacks the columns {missing} that corpus {other.name!r} has; it has {columns}. "
+                f"Give all corpora the same columns, or remove those from {other.name!r}."
+            )
+        for column, feature in (one.dataset.features or {}).items():
+            kinds = feature, (other.dataset.features or {}).get(column)
+            named = [kind.names for kind in kinds if isinstance(kind, datasets.ClassLabel)]
+            if len(named) == 2 and named[0] != named[1]:
                 raise ValueError(
-                    f"Corpus {name!r} lacks the columns {missing} that corpus {other!r} has; it has "
-                    f"{_columns(dataset)}. Give all corpora the same columns, or remove those from {other!r}."
+                    f"The labels of corpora {one.name!r} and {other.name!r} differ in column {column!r}: {named[0]} "
+                    f"and {named[1]}. Map both to one list of labels."
                 )
-            _check_class_names(name, dataset, other, their)
 
 
 def check_labels(corpora: Sequence[Corpus], num_labels: int) -> None:
-    """Refuse class labels that a model with `num_labels` classes does not have.
-
-    Raises:
-        ValueError: naming the corpus and the label.
-    """
+    """Raise `ValueError` for class labels that a model with `num_labels` classes does not have."""
     for corpus in corpora:
         columns = _columns(corpus.dataset) or []
         column = next((name for name in ("labels", "label") if name in columns), None)
@@ -154,8 +141,7 @@ def check_labels(corpora: Sequence[Corpus], num_labels: int) -> None:
         if getattr(corpus.dataset.features[column], "dtype", None) not in ("int64", "int32"):
             continue  # a list of labels, or no classes at all
         labels = corpus.dataset.unique(column)
-        wrong = [label for label in labels if label is None or not 0 <= label < num_labels]
-        if wrong:
+        if wrong := [label for label in labels if label is None or not 0 <= label < num_labels]:
             below = any(label is None or label < 0 for label in wrong)  # which no number of classes would help
             remedy = "" if below else f", or load the model with num_labels={max(wrong) + 1}"
             raise ValueError(
@@ -178,19 +164,3 @@ def _columns(dataset: Any) -> list[str] | None:
     if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)) and dataset.column_names is not None:
         return list(dataset.column_names)
     return None
-
-
-def _check_class_names(name: str, dataset: Any, other: str, their: Any) -> None:
-    for column, feature in (dataset.features or {}).items():
-        theirs = (their.features or {}).get(column)
-        named = [kind.names for kind in (feature, theirs) if isinstance(kind, datasets.ClassLabel)]
-        if len(named) == 2 and named[0] != named[1]:
-            raise ValueError(
-                f"The labels of corpora {name!r} and {other!r} differ in column {column!r}: {named[0]} and "
-                f"{named[1]}. Map both to one list of labels."
-            )
-
-
-def with_dataset(corpus: Corpus, dataset: Any) -> Corpus:
-    """Return the same corpus over another dataset, such as its tokenised form."""
-    return replace(corpus, dataset=dataset)

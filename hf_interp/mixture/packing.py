@@ -1,6 +1,5 @@
 """Lengths of examples in tokens, and packing, which makes all of them equal."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -36,8 +35,8 @@ def pack(dataset: Any, length: int, *, separator: int | None = None) -> Any:
     """Concatenate the token sequences of a corpus and split them into examples of exactly `length` tokens.
 
     Pack every corpus by itself: no example then holds tokens of two corpora, and a share of examples is a share of
-    tokens. A sequence may be cut in two. Rows are packed 10,000 at a time, and what is left over at the end of each
-    such group, fewer than `length` tokens, is dropped.
+    tokens. Rows are packed 10,000 at a time; what is left at the end of each such group, fewer than `length` tokens, is
+    dropped.
 
     Args:
         dataset: a `datasets.Dataset` or `datasets.IterableDataset` with a column `input_ids`. Columns that go along
@@ -65,8 +64,14 @@ def pack(dataset: Any, length: int, *, separator: int | None = None) -> Any:
         raise ValueError(f"Packing needs a column 'input_ids', got {columns}. Tokenise the corpus first.")
 
     def pack_rows(rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        kept = [name for name in columns if _goes_along(rows[name], rows["input_ids"])]
-        packed = {name: _flatten(rows[name], _filler(name, separator)) for name in kept}
+        packed = {}
+        for name in columns:
+            if all(
+                isinstance(value, list) and len(value) == len(ids)
+                for value, ids in zip(rows[name], rows["input_ids"], strict=True)
+            ):
+                filler = _filler(name, separator)
+                packed[name] = [token for value in rows[name] for token in (*value, *filler)]
         usable = len(packed["input_ids"]) // length * length
         return {
             name: [tokens[begin : begin + length] for begin in range(0, usable, length)]
@@ -74,14 +79,6 @@ def pack(dataset: Any, length: int, *, separator: int | None = None) -> Any:
         }
 
     return dataset.with_format(None).map(pack_rows, batched=True, batch_size=ROWS, remove_columns=columns)
-
-
-def _goes_along(values: Sequence[Any], tokens: Sequence[Any]) -> bool:
-    return all(isinstance(value, list) and len(value) == len(row) for value, row in zip(values, tokens, strict=True))
-
-
-def _flatten(values: Sequence[Sequence[int]], filler: list[int]) -> list[int]:
-    return [token for value in values for token in (*value, *filler)]
 
 
 def _filler(column: str, separator: int | None) -> list[int]:

@@ -39,13 +39,9 @@ class MapReader:
 class ArrowReader:
     """Reads rows of numbers, texts and lists of numbers from one or more `datasets.Dataset`s of the same columns.
 
-    The rows are those of the datasets themselves, as Python objects, NumPy arrays or tensors. They are made from whole
-    columns by NumPy, where a dataset makes one object a value, which is most of the time that reading tokenised rows
-    takes. Once some rows have been read, small corpora are held in memory in one piece, from which Arrow picks rows
-    several times faster than from a large one's many.
-
-    Args:
-        parts: the datasets; an index counts through all of them.
+    The rows are those of the datasets themselves, as Python objects, NumPy arrays or tensors, but made from whole
+    columns by NumPy, where a dataset makes one object a value. Once some rows have been read, small corpora are held in
+    memory in one piece, from which Arrow picks rows several times faster. An index counts through all datasets.
     """
 
     def __init__(self, *parts: datasets.Dataset) -> None:
@@ -77,12 +73,13 @@ class ArrowReader:
         table = self._gather(indices) if self.held is None else self.held.take(pa.array(indices))
         columns = [_values(column.chunk(0), self.form) for column in table.columns]
         if any(values is None for values in columns):
-            return self._read_singly(indices)
+            parts = self._part_of(indices).tolist()
+            return [self.parts[part][int(row - self.borders[part])] for part, row in zip(parts, indices, strict=True)]
         names = table.column_names
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
     def _gather(self, indices: IntArray) -> pa.Table:
-        part_of = np.searchsorted(self.borders, indices, side="right") - 1
+        part_of = self._part_of(indices)
         tables, places = [], []
         for part in np.unique(part_of).tolist():
             here = np.flatnonzero(part_of == part)
@@ -91,17 +88,12 @@ class ArrowReader:
         table = pa.concat_tables(tables).combine_chunks()
         return table if len(tables) == 1 else table.take(pa.array(np.argsort(np.concatenate(places))))
 
-    def _read_singly(self, indices: IntArray) -> list[dict[str, Any]]:
-        part_of = np.searchsorted(self.borders, indices, side="right") - 1
-        return [self.parts[part][index - self.borders[part]] for part, index in zip(part_of, indices, strict=True)]
+    def _part_of(self, indices: IntArray) -> IntArray:
+        return np.searchsorted(self.borders, indices, side="right") - 1
 
 
 class CorpusReaders:
-    """Readers for the corpora of a mixture that have random access; small ones that are alike share one.
-
-    Args:
-        corpora: the corpora; streams among them are left out.
-    """
+    """Readers for the corpora of a mixture but its streams; small ones that are alike share one."""
 
     def __init__(self, corpora: Sequence[Corpus]) -> None:
         self._readers: list[MapReader | ArrowReader] = []
@@ -109,16 +101,18 @@ class CorpusReaders:
         self._offset = np.zeros(len(corpora), np.int64)
         alike: dict[str, list[int]] = {}
         for index, corpus in enumerate(corpora):
-            if corpus.is_stream:
-                continue
+            key = f"alone {index}"
             if ArrowReader.suits(corpus.dataset) and _size(corpus.dataset) <= HELD_IN_MEMORY / len(corpora):
                 key = f"{corpus.dataset.format['type']} {corpus.dataset.features.arrow_schema}"
+            if not corpus.is_stream:
                 alike.setdefault(key, []).append(index)
-            else:
-                self._add(open_reader(corpus), [index], [0])
-        for members in alike.values():
-            reader = ArrowReader(*(corpora[index].dataset for index in members))
-            self._add(reader, members, reader.borders[:-1])
+        for number, members in enumerate(alike.values()):
+            parts = [corpora[index] for index in members]
+            self._readers.append(
+                open_reader(parts[0]) if len(parts) == 1 else ArrowReader(*(part.dataset for part in parts))
+            )
+            self._reader_of[members] = number
+            self._offset[members] = np.cumsum([0, *(len(part.dataset) for part in parts[:-1])])
 
     def read(self, corpus: IntArray, example: IntArray) -> list[Any]:
         """Return example number `example[i]` of corpus number `corpus[i]`, for all i; nothing for streams."""
@@ -135,11 +129,6 @@ class CorpusReaders:
                     found[place] = one
         return found
 
-    def _add(self, reader: MapReader | ArrowReader, members: Sequence[int], offsets: Sequence[int] | IntArray) -> None:
-        self._readers.append(reader)
-        self._reader_of[members] = len(self._readers) - 1
-        self._offset[members] = offsets
-
 
 def open_reader(corpus: Corpus) -> MapReader | ArrowReader:
     """Return the fastest reader for a corpus with random access."""
@@ -152,10 +141,10 @@ def reads_plainly(dataset: Any) -> bool:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    return _is_number(kind) or pa.types.is_string(kind) or (_is_list(kind) and _is_number(kind.value_type))
-
-
-def _is_number(kind: pa.DataType) -> bool:
+    if _is_list(kind):
+        kind = kind.value_type
+    elif pa.types.is_string(kind):
+        return True
     return pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind)
 
 
@@ -170,44 +159,30 @@ def _size(dataset: datasets.Dataset) -> float:
 
 def _values(column: pa.Array, form: str | None) -> Sequence[Any] | None:
     """Return the values of a column as a dataset of this format gives them; `None` where only the dataset can tell."""
-    if form is None:
-        return _to_python(column)
-    if column.null_count:
-        return None
+    if column.null_count or pa.types.is_string(column.type):
+        return column.to_pylist() if form is None else None
     if not _is_list(column.type):
         return _to_form(column.to_numpy(zero_copy_only=False), form, is_scalar=True)
     offsets = column.offsets.to_numpy()
     values = column.values[int(offsets[0]) : int(offsets[-1])]
     if values.null_count:
-        return None
+        return column.to_pylist() if form is None else None
+    lengths = np.diff(offsets)
+    if form is None and (lengths == lengths[0]).all():
+        return values.to_numpy().reshape(len(lengths), lengths[0]).tolist()
     flat, borders = _to_form(values.to_numpy(), form), (offsets - offsets[0]).tolist()
     return [flat[begin:end] for begin, end in pairwise(borders)]
 
 
-def _to_form(values: np.ndarray[Any, Any], form: str, *, is_scalar: bool = False) -> Any:
+def _to_form(values: np.ndarray[Any, Any], form: str | None, *, is_scalar: bool = False) -> Any:
     """Return numbers as `datasets` gives them: integers of 64 bits, others of 32, NumPy's scalars as they are."""
+    if form is None:
+        return values.tolist()
     if form == "numpy" and is_scalar:
         return list(values)
-    values = values.astype(
-        np.int64 if np.issubdtype(values.dtype, np.integer) else np.float32
-    )  # a copy: Arrow's is fixed
+    is_whole = np.issubdtype(values.dtype, np.integer)
+    values = values.astype(np.int64 if is_whole else np.float32)  # a copy: Arrow's is fixed
     if form == "numpy":
         return values
     tensor = torch.from_numpy(values)
     return tensor.unbind() if is_scalar else tensor
-
-
-def _to_python(column: pa.Array) -> list[Any]:
-    if column.null_count or pa.types.is_string(column.type):
-        return column.to_pylist()
-    if not _is_list(column.type):
-        return column.to_numpy().tolist()
-    offsets = column.offsets.to_numpy()
-    values = column.values[int(offsets[0]) : int(offsets[-1])]
-    if values.null_count:
-        return column.to_pylist()
-    lengths = offsets[1:] - offsets[:-1]
-    if (lengths == lengths[0]).all():
-        return values.to_numpy().reshape(len(lengths), lengths[0]).tolist()
-    flat, borders = values.to_numpy().tolist(), (offsets - offsets[0]).tolist()
-    return [flat[begin:end] for begin, end in pairwise(borders)]

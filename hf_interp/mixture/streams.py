@@ -13,10 +13,10 @@ _END = object()
 
 
 class StreamReader:
-    """Reads a stream in its own order: one reader's part of it, from pass to pass.
+    """Reads one reader's part of a stream in the stream's own order, from pass to pass.
 
-    Streams have no random access. Their examples are divided among the readers of a run: a `datasets.IterableDataset`
-    by its shards, and inside a shard, where there are fewer shards than readers, by turns; any other stream by turns.
+    The examples are divided among the readers of a run: a `datasets.IterableDataset` by its shards, and inside a shard,
+    where there are fewer shards than readers, by turns; any other stream by turns.
 
     Args:
         corpus: the corpus.
@@ -40,10 +40,6 @@ class StreamReader:
             if self._passes:
                 self._iterator = self._open(state["stream"])
 
-    def read(self, count: int) -> list[Any]:
-        """Return the next examples."""
-        return [self._advance() for _ in range(count)]
-
     def state_dict(self) -> dict[str, Any]:
         """Return the place after the last example read, as plain values."""
         if self._loaded is not None:
@@ -56,21 +52,23 @@ class StreamReader:
             "stream": self._source.state_dict() if keeps_state else None,
         }
 
-    def _advance(self) -> Any:
-        example = self._next()
-        if example is _END:
-            self._begin_pass()
+    def read(self, count: int) -> list[Any]:
+        """Return the next examples."""
+        found = []
+        for _ in range(count):
             example = self._next()
-        if example is _END:
-            raise ValueError(
-                f"Corpus {self.corpus.name!r} is an empty stream for reader {self.reader + 1} of {self.num_readers}. "
-                "Check its path, split and filters, and that it has at least as many examples as there are readers "
-                "(processes times workers)."
-            )
-        self.num_read += 1
-        self._in_pass += 1
-        self._loaded = None
-        return example
+            if example is _END:
+                self._begin_pass()
+                example = self._next()
+            if example is _END:
+                raise ValueError(
+                    f"Corpus {self.corpus.name!r} is an empty stream for reader {self.reader + 1} of "
+                    f"{self.num_readers}. Check its path, split and filters, and that it has at least as many examples "
+                    "as there are readers (processes times workers)."
+                )
+            found.append(example)
+            self.num_read, self._in_pass, self._loaded = self.num_read + 1, self._in_pass + 1, None
+        return found
 
     def _next(self) -> Any:
         try:
@@ -88,8 +86,7 @@ class StreamReader:
                 f"Corpus {self.corpus.name!r} has ended after {self._passes} passes and its `max_passes` is {limit:g}. "
                 "Take fewer steps, lower its share, or raise `max_passes`."
             )
-        self._passes += 1
-        self._in_pass = 0
+        self._passes, self._in_pass = self._passes + 1, 0
         self._iterator = self._open(None)
 
     def _open(self, state: Any) -> Iterator[Any]:
@@ -97,24 +94,20 @@ class StreamReader:
         source = self._source
         if isinstance(source, datasets.IterableDataset):
             source.set_epoch(self._passes - 1)  # a stream with a shuffle buffer gets a new order
-            if state is not None:
-                source.load_state_dict(state)
-            # Not `iter(source)`, which in a worker process would divide the shards once more.
-            return ({key: values[0] for key, values in batch.items()} for batch in source.iter(batch_size=1))
         if state is not None:
             source.load_state_dict(state)
-            skip = self.num_readers - 1 if self._in_pass else self.reader  # the turns of the others
+        if isinstance(source, datasets.IterableDataset):
+            # Not `iter(source)`, which in a worker process would divide the shards once more.
+            return ({key: values[0] for key, values in batch.items()} for batch in source.iter(batch_size=1))
+        if state is not None and self._in_pass:
+            skip = self.num_readers - 1  # the turns of the others
         else:  # without a state of its own the stream is read again up to its place
             skip = self.reader + self._in_pass * self.num_readers
         return islice(iter(source), skip, None, self.num_readers)
 
 
 def stream_warnings(corpora: Sequence[Corpus], num_readers: int) -> list[str]:
-    """Return what a user should know of the streams of a run that is read by `num_readers` readers.
-
-    Raises:
-        ValueError: for a stream that is divided among processes already, which would be divided once more.
-    """
+    """Return what a user should know of the streams of a run; raise `ValueError` for one that is divided already."""
     found = []
     for corpus in corpora:
         stream = corpus.dataset
@@ -130,7 +123,7 @@ def stream_warnings(corpora: Sequence[Corpus], num_readers: int) -> list[str]:
                     "workers): readers of one shard each pass over what is the others'. Split the data into at least "
                     f"{num_readers} files, try `dataset.reshard()`, or use fewer workers."
                 )
-            if _has_shuffle_buffer(stream):
+            if _has_shuffle_buffer(getattr(stream, "_ex_iterable", None)):
                 found.append(
                     f"Corpus {corpus.name!r} is shuffled in a buffer, whose contents no checkpoint holds. A run that "
                     "is resumed keeps the shares, but in this pass it leaves out or repeats as many examples as a "
@@ -145,16 +138,12 @@ def stream_warnings(corpora: Sequence[Corpus], num_readers: int) -> list[str]:
     return found
 
 
-def _has_shuffle_buffer(stream: datasets.IterableDataset) -> bool:
+def _has_shuffle_buffer(node: Any) -> bool:
     # datasets does not say so in public; where its insides look otherwise there is no warning.
-    pending = [getattr(stream, "_ex_iterable", None)]
-    while pending:
-        node = pending.pop()
-        if "BufferShuffled" in type(node).__name__:
-            return True
-        pending += [inner for inner in [getattr(node, "ex_iterable", None)] if inner is not None]
-        pending += getattr(node, "ex_iterables", [])
-    return False
+    inner = [*getattr(node, "ex_iterables", []), getattr(node, "ex_iterable", None)]
+    return "BufferShuffled" in type(node).__name__ or any(
+        _has_shuffle_buffer(each) for each in inner if each is not None
+    )
 
 
 def _part(stream: Any, reader: int, num_readers: int) -> Any:

@@ -32,15 +32,9 @@ class BadValueError(ValueError):
 
 
 def converter(kind: Kind, config: CorpusConfig, label_names: Sequence[str] | None, feature: Any = None) -> Convert:
-    """Return a function from a value as the file has it to a value as the task wants it.
+    """Return a function from a value as the file has it to one of this kind; the function raises `BadValueError`.
 
-    Args:
-        kind: what the column is to hold; of the kind "class" there is `hf_interp.tasks.loading`, which may drop rows.
-        config: the corpus.
-        label_names: the labels of the task.
-        feature: what `datasets` knows of the column, such as names of classes.
-
-    Raises (the function): `BadValueError`.
+    `feature` is what `datasets` knows of the column. The kind "class" is left to `hf_interp.tasks.loading`.
     """
     if kind in ("classes", "tags"):
         names = list(label_names or [])
@@ -108,17 +102,12 @@ def is_iob2(label_names: Sequence[str]) -> bool:
 
 
 def check_tag_set(label_names: Sequence[str]) -> None:
-    """Refuse a set of tags in which an entity could not go on or begin.
-
-    Raises:
-        ValueError: for an I- without its B-.
-    """
-    if is_iob2(label_names):
-        for name in label_names:
-            if name.startswith("I-") and f"B-{name[2:]}" not in label_names:
-                raise ValueError(
-                    f"`label_names` has {name!r} without 'B-{name[2:]}': in IOB2 every entity begins with B-. Add it."
-                )
+    """Raise `ValueError` for a set of tags in which an entity could not begin: an I- without its B-."""
+    for name in label_names if is_iob2(label_names) else []:
+        if name.startswith("I-") and f"B-{name[2:]}" not in label_names:
+            raise ValueError(
+                f"`label_names` has {name!r} without 'B-{name[2:]}': in IOB2 every entity begins with B-. Add it."
+            )
 
 
 def first_fault(tags: Sequence[str]) -> int | None:
@@ -138,10 +127,15 @@ def first_fault(tags: Sequence[str]) -> int | None:
 _OTHER_COLUMN = "Remove such rows from the file, or name another column."
 
 
+def _expect(what: str, value: Any, fits: bool) -> None:
+    if not fits:
+        text = repr(value)
+        raise BadValueError(f"{text if len(text) <= 80 else text[:77] + '...'} where {what} belongs", _OTHER_COLUMN)
+
+
 def _any_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise BadValueError(f"{_short(value)} where a text belongs", _OTHER_COLUMN)
-    return value
+    _expect("a text", value, isinstance(value, str))
+    return str(value)
 
 
 def _text(value: Any) -> str:
@@ -151,20 +145,19 @@ def _text(value: Any) -> str:
 
 
 def _words(value: Any) -> list[str]:
-    if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
-        raise BadValueError(f"{_short(value)} where a list of words belongs", _OTHER_COLUMN)
-    return value
+    is_list = isinstance(value, list) and len(value) > 0
+    _expect("a list of words", value, is_list and all(isinstance(word, str) for word in value))
+    return list(value)
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise BadValueError(f"{_short(value)} where a number belongs", _OTHER_COLUMN)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    _expect("a number", value, is_number and math.isfinite(value))
     return float(value)
 
 
 def _multi_hot(value: Any, resolve: Callable[[Any], int | None], count: int) -> list[float]:
-    if not isinstance(value, list):
-        raise BadValueError(f"{_short(value)} where a list of labels belongs", _OTHER_COLUMN)
+    _expect("a list of labels", value, isinstance(value, list))
     chosen = {resolve(label) for label in value}  # labels that are mapped to nothing are left out
     return [float(index in chosen) for index in range(count)]
 
@@ -173,8 +166,7 @@ def _tagger(resolve: Callable[[Any], int | None], label_names: list[str]) -> Con
     checks_scheme = is_iob2(label_names)
 
     def tags(value: Any) -> list[int]:
-        if not isinstance(value, list):
-            raise BadValueError(f"{_short(value)} where a list of tags belongs", _OTHER_COLUMN)
+        _expect("a list of tags", value, isinstance(value, list))
         found = [resolve(tag) for tag in value]
         if None in found:
             raise BadValueError(
@@ -199,8 +191,3 @@ def _turns(value: Any, config: CorpusConfig) -> list[Mapping[str, str]]:
         return read_turns(value, config.role_key, config.content_key, config.roles or {})
     except ValueError as error:
         raise BadValueError(str(error), _OTHER_COLUMN) from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -26,10 +26,7 @@ Turn = Mapping[str, str]
 def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, str]) -> list[Turn]:
     """Return the turns of a dialogue as chat templates want them: mappings with `role` and `content`.
 
-    Args:
-        value: a list of mappings.
-        role_key, content_key: what they call the speaker and the text.
-        roles: from speakers to system, user or assistant.
+    `roles` maps speakers to system, user or assistant.
 
     Raises:
         ValueError: saying what the value has that is not so; without an assistant turn there is nothing to learn.
@@ -49,15 +46,10 @@ def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, 
         speaker = str(turn[role_key])
         role = roles.get(speaker, speaker)
         if role not in ROLES:
-            if speaker in roles:
-                raise ValueError(
-                    f"the speaker {speaker!r} in turn {place}, whom `roles` maps to {role!r}, which is none of "
-                    f"{', '.join(ROLES)}{did_you_mean(role, ROLES)}"
-                )
-            raise ValueError(
-                f"the speaker {speaker!r} in turn {place}, who is none of {', '.join(ROLES)} (`roles` maps others to "
-                f"these){did_you_mean(speaker, ROLES)}"
-            )
+            known = f"none of {', '.join(ROLES)}"
+            mapped = f"whom `roles` maps to {role!r}, which is {known}"
+            what = mapped if speaker in roles else f"who is {known} (`roles` maps others to these)"
+            raise ValueError(f"the speaker {speaker!r} in turn {place}, {what}{did_you_mean(role, ROLES)}")
         turns.append({"role": role, "content": turn[content_key]})
     if not any(turn["role"] == "assistant" for turn in turns):
         raise ValueError("a dialogue without an assistant turn")
@@ -65,14 +57,10 @@ def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, 
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
-    """Give a tokenizer a chat template.
-
-    Args:
-        tokenizer: it is changed.
-        chat_template: "chatml", a file, or `None` to keep its own.
+    """Give a tokenizer a chat template: "chatml", a file, or its own for `None`.
 
     Raises:
-        ValueError: if there is neither.
+        ValueError: if there is none.
         FileNotFoundError: if there is no such file.
     """
     if chat_template is None:

@@ -1,9 +1,10 @@
 """Recipes from YAML files and command-line flags."""
 
+import contextlib
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import EnumMeta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,15 +16,12 @@ from hf_interp.mixture.apportionment import SIDES
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.tasks.recipe import CorpusConfig, ObjectiveConfig, Recipe
 from hf_interp.training.config import InterpolationConfig
-from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.errors import check_known
 from hf_interp.utils.yaml_values import with_numbers
 
 
 def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a recipe's YAML and lay command-line flags over it.
-
-    Returns:
-        the recipe as a plain mapping, for `parse_recipe`.
+    """Read a recipe's YAML as a plain mapping for `parse_recipe`, and lay command-line flags over it.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -42,11 +40,7 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def lay_flags(recipe: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
-    """Lay command-line flags over a recipe, in place.
-
-    Raises:
-        ValueError: if a flag cannot be read.
-    """
+    """Lay command-line flags over a recipe, in place; for errors see `read_flags`."""
     for key, value in read_flags(flags):
         _set(recipe, key, value)
     return recipe
@@ -59,10 +53,7 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
         ValueError: for an unknown field (the nearest is named), a missing one, or a value of the wrong kind.
     """
     recipe_fields = _field_names(Recipe)
-    known = {*recipe_fields, *_field_names(InterpolationConfig)}
-    for key in recipe:
-        if key not in known:
-            raise ValueError(f"Unknown field {key!r} in the recipe." + did_you_mean(key, known))
+    check_known(recipe, {*recipe_fields, *_field_names(InterpolationConfig)}, "in the recipe")
     training = {key: value for key, value in recipe.items() if key not in recipe_fields}
     own = {key: value for key, value in recipe.items() if key in recipe_fields and value is not None}
     for group in ("corpora", "eval_corpora", "validation_corpora"):
@@ -70,8 +61,13 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
             own[group] = _corpora(group, own[group])
     if "objectives" in own:
         own["objectives"] = _build_each(ObjectiveConfig, "objectives", "objectives", own["objectives"])
-    if "alpha_search" in own:
-        own["alpha_search"] = _alpha_search(own["alpha_search"])
+    search = own.get("alpha_search")
+    if isinstance(search, Mapping):
+        own["alpha_search"] = _build(AlphaSearch, search, "`alpha_search`")
+    elif isinstance(search, bool):
+        own["alpha_search"] = AlphaSearch() if search else None
+    elif search is not None:
+        raise ValueError(f"`alpha_search` must be true or a mapping of settings, got {search!r}.")
     parsed: Recipe = _build(Recipe, own, "the recipe")
     if not parsed.corpora:
         raise ValueError("`corpora` must name at least one corpus, got none.")
@@ -80,16 +76,15 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
 
 def parse_training_arguments(values: Mapping[str, Any]) -> InterpolationConfig:
     """Build `InterpolationConfig` from plain values, converted as by transformers' own command-line parser."""
-    kinds = typing.get_type_hints(InterpolationConfig)
+    hints = typing.get_type_hints(InterpolationConfig)
     whole: dict[str, Any] = {}
     flags: list[str] = []
     for key, value in values.items():
-        if value is False and any(
-            "no" in list(kind) for kind in _alternatives(kinds[key]) if isinstance(kind, EnumMeta)
-        ):
+        kinds = _alternatives(hints[key])
+        if value is False and any("no" in list(kind) for kind in kinds if isinstance(kind, EnumMeta)):
             value = "no"  # as in `save_strategy: no`, which is false in YAML
         if isinstance(value, (dict, list)):
-            if type(value) not in _alternatives(kinds[key]):
+            if type(value) not in kinds:
                 raise ValueError(f"`{key}` must not be {_kind(value)}, got {value!r}.")
             whole[key] = with_numbers(value)  # the command-line parser would take it as a text only
         elif value is not None:
@@ -136,20 +131,8 @@ def _corpora(group: str, entries: Any) -> dict[str, CorpusConfig]:
     return corpora
 
 
-def _alpha_search(settings: Any) -> AlphaSearch | None:
-    if isinstance(settings, bool):
-        return AlphaSearch() if settings else None
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"`alpha_search` must be true or a mapping of settings, got {settings!r}.")
-    return _build(AlphaSearch, settings, "`alpha_search`")
-
-
 def _build_each(cls: type, group: str, plural: str, entries: Any) -> dict[str, Any]:
-    """Build an instance of every entry of a group.
-
-    Raises:
-        ValueError: if the group or an entry is no mapping, or an entry cannot be built.
-    """
+    """Build an instance of every entry of a group, which must be a mapping of mappings."""
     if not isinstance(entries, Mapping):
         raise ValueError(f"`{group}` must be a mapping from names to {plural}, got {_kind(entries)}.")
     for name, entry in entries.items():
@@ -159,13 +142,11 @@ def _build_each(cls: type, group: str, plural: str, entries: Any) -> dict[str, A
 
 
 def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    names = _field_names(cls)
-    for key in values:
-        if key not in names:
-            raise ValueError(f"Unknown field {key!r} in {where}." + did_you_mean(key, names))
+    check_known(values, _field_names(cls), f"in {where}")
     converted = {key: _convert(cls, key, value, where) for key, value in values.items() if value is not None}
-    missing = [name for name in _required(cls) if name not in converted]
-    if missing:
+    nothing = dataclasses.MISSING
+    needed = [each.name for each in dataclasses.fields(cls) if each.default is each.default_factory is nothing]
+    if missing := [name for name in needed if name not in converted]:
         raise ValueError(f"{where[0].upper()}{where[1:]} must give {', '.join(missing)}.")
     return cls(**converted)
 
@@ -175,16 +156,13 @@ def _convert(cls: type, key: str, value: Any, where: str) -> Any:
     annotation = cls.__annotations__[key]
     expected = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
     kinds = [getattr(kind, "__name__", str(kind)) for kind in _alternatives(annotation)]
-    if type(value).__name__ in kinds:
+    is_bool = isinstance(value, bool)
+    if type(value).__name__ in kinds or ("Literal" in kinds and isinstance(value, str)):
         return value
-    if "float" in kinds and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
+    if "float" in kinds and isinstance(value, (int, str)) and not is_bool:
+        with contextlib.suppress(ValueError):
             return float(value)
-        except ValueError:
-            pass
-    if "Literal" in kinds and isinstance(value, str):
-        return value
-    if "str" in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if "str" in kinds and isinstance(value, (int, float)) and not is_bool:
         return str(value)
     raise ValueError(f"`{key}` in {where} must be {expected}, got {value!r}.")
 
@@ -214,14 +192,6 @@ def _set(recipe: dict[str, Any], key: str, value: Any) -> None:
 
 def _field_names(cls: type) -> list[str]:
     return [entry.name for entry in dataclasses.fields(cls) if entry.init]
-
-
-def _required(cls: type) -> Iterable[str]:
-    return (
-        entry.name
-        for entry in dataclasses.fields(cls)
-        if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-    )
 
 
 def _kind(value: Any) -> str:

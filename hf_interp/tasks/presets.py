@@ -5,6 +5,7 @@ In every preset of a classifier the head is trained in full, as is whatever else
 
 import inspect
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,44 +15,26 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_interp.tasks.adalora import AdaLoraCallback, prepare_adalora
 from hf_interp.tasks.freezing import PARTS, freeze_except, head_names
-from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.errors import check_known, did_you_mean
 from hf_interp.weights.adapter_kinds import FACTORS, KEEPING_INITS
+
+_LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "all-linear"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Low-rank updates ΔW = BA·lora_alpha/r (Hu et al. 2021, arXiv 2106.09685) of every linear layer, with lora_alpha =
     # 2r (Biderman et al. 2024, arXiv 2405.09673).
-    "lora": {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "all-linear"},
+    "lora": _LORA,
     # LoRA scaled by lora_alpha/√r, with which higher ranks learn as fast (Kalajdzievski 2023, arXiv 2312.03732).
-    "rslora": {
-        "peft_type": "LORA",
-        "use_rslora": True,
-        "r": 32,
-        "lora_alpha": 16,
-        "lora_dropout": 0.05,
-        "target_modules": "all-linear",
-    },
+    "rslora": {**_LORA, "use_rslora": True, "r": 32},
     # The norms of columns are trained apart from their directions (Liu et al. 2024, arXiv 2402.09353).
-    "dora": {
-        "peft_type": "LORA",
-        "use_dora": True,
-        "r": 8,
-        "lora_alpha": 16,
-        "lora_dropout": 0.05,
-        "target_modules": "all-linear",
-    },
+    "dora": {**_LORA, "use_dora": True},
     # ΔW = PΛQ, of which the least important ranks are taken away, from 12 to 8 a layer on average (Zhang et al. 2023,
     # arXiv 2303.10512). The steps of its schedule are shares of `max_steps`, see `_adalora_schedule`.
     "adalora": {
-        "peft_type": "ADALORA",
-        "init_r": 12,
-        "target_r": 8,
-        "lora_alpha": 24,
-        "lora_dropout": 0.05,
-        "orth_reg_weight": 0.1,
-        "target_modules": "all-linear",
+        **{name: _LORA[name] for name in ("lora_dropout", "target_modules")},
+        **{"peft_type": "ADALORA", "init_r": 12, "target_r": 8, "lora_alpha": 24, "orth_reg_weight": 0.1},
     },
-    # Factors on keys, values and the inner activations (Liu et al. 2022, arXiv 2205.05638); for its targets see
-    # `_ia3_targets`.
+    # Factors on keys, values and the inner activations (Liu et al. 2022, arXiv 2205.05638); see `_ia3_targets`.
     "ia3": {"peft_type": "IA3"},
     # Trained tokens before the input (Lester et al. 2021, arXiv 2104.08691), which start as words of the vocabulary.
     "prompt_tuning": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 20, "prompt_tuning_init": "SAMPLE_VOCAB"},
@@ -73,7 +56,7 @@ IA3_TARGETS = (
     ("Wqkv", "Wqkv", "mlp.Wo"),
 )
 """Linear layers of keys and of values, and the one that takes the inner activations, for models that PEFT has no entry
-for. The first line of which a model has all is taken."""
+for. The first of which a model has all is taken."""
 
 _HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
@@ -81,18 +64,12 @@ _HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 def check_adapter(
     adapter: str | Mapping[str, Any], task_type: str | None, *, max_steps: int, is_interpolated: bool = False
 ) -> None:
-    """Refuse what is no adapter, before there is a model.
-
-    Args:
-        adapter: see `adapt`.
-        task_type: PEFT's name for the task.
-        max_steps: optimizer steps of the run.
-        is_interpolated: whether M_α of the trained adapter is asked for.
+    """Refuse what is no adapter, before there is a model; for the arguments see `adapt`.
 
     Raises:
         ImportError: if PEFT is needed and not installed.
-        ValueError: for an unknown preset, type or field (the nearest is named); or if the adapter is to be interpolated
-            and cannot be.
+        ValueError: for an unknown preset, type or field (the nearest is named); or if the adapter `is_interpolated`
+            after training and cannot be.
     """
     name, fields = _resolve(adapter)
     if name in PARTS:
@@ -114,18 +91,15 @@ def adapt(
     max_steps: int,
     new_names: Sequence[str] = (),
 ) -> nn.Module:
-    """Limit what training updates.
+    """Limit what training updates: return a `PeftModel`, or the model itself with the rest frozen.
 
     Args:
         model: to be trained; it is changed.
         adapter: a name in `PRESETS`; a mapping with `preset` and fields laid over it; or a mapping with `peft_type`
-            (LORA, IA3, ...) and the fields of its configuration.
-        task_type: PEFT's name for the task, such as "SEQ_CLS"; `None` where it has none, as for masked language models.
+            (LORA, IA3, ...) and the fields of its configuration. Add its `adapter_callbacks` to the trainer.
+        task_type: PEFT's name for the task, such as "SEQ_CLS", if it has one.
         max_steps: optimizer steps of the run, by which AdaLoRA's schedule goes.
         new_names: parameters that the pretrained checkpoint lacks.
-
-    Returns:
-        a `PeftModel`, or the model itself with the rest frozen. Add `adapter_callbacks` to its trainer.
 
     Raises:
         ImportError: if PEFT is needed and not installed.
@@ -148,10 +122,7 @@ def adapt(
 
 
 def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
-    """Load a trained adapter on its model, to be evaluated.
-
-    `PeftModel.from_pretrained` does the same, but an AdaLoRA that it loads cannot take labels.
-    """
+    """Load a trained adapter on its model, as `PeftModel.from_pretrained`, whose AdaLoRA cannot take labels."""
     import peft
 
     loaded = peft.PeftModel.from_pretrained(model, folder)
@@ -163,10 +134,8 @@ def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
 
 def adapter_callbacks(adapter: str | Mapping[str, Any] | None) -> list[TrainerCallback]:
     """Return the callbacks that an adapter needs."""
-    if adapter is None:
-        return []
-    _, fields = _resolve(adapter)
-    return [AdaLoraCallback()] if str(fields.get("peft_type")).upper() == "ADALORA" else []
+    kind = None if adapter is None else _resolve(adapter)[1].get("peft_type")
+    return [AdaLoraCallback()] if str(kind).upper() == "ADALORA" else []
 
 
 def _resolve(adapter: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -181,10 +150,7 @@ def _resolve(adapter: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             + did_you_mean(str(name), PRESETS)
         )
     if name in PARTS:
-        known = [option for option in inspect.signature(PARTS[name]).parameters if option != "model"]
-        for field in given:
-            if field not in known:
-                raise ValueError(f"Unknown field {field!r} for the preset {name}." + did_you_mean(field, known))
+        check_known(given, list(inspect.signature(PARTS[name]).parameters)[1:], f"for the preset {name}")
     return name, {**PRESETS[name], **given}
 
 
@@ -202,21 +168,15 @@ def _build_config(fields: Mapping[str, Any], task_type: str | None, max_steps: i
         raise ValueError(
             f"`peft_type` must be one of {', '.join(sorted(kinds))}, got {kind!r}." + did_you_mean(kind, kinds)
         )
-    known = kinds[kind].__dataclass_fields__
-    for name in fields:
-        if name not in known:
-            raise ValueError(f"Unknown field {name!r} for PEFT type {kind}." + did_you_mean(name, known))
+    check_known(fields, kinds[kind].__dataclass_fields__, f"for PEFT type {kind}")
     if kind == "ADALORA":
         fields = _adalora_schedule(fields, max_steps)
     return kinds[kind](**fields)
 
 
 def _adalora_schedule(fields: dict[str, Any], max_steps: int | None) -> dict[str, Any]:
-    """Return the steps of AdaLoRA's schedule: no rank is taken away in the first tenth and in the last half of the run.
-
-    In between that is done about a thousand times in a long run, and at every step of a short one. The shares are
-    those of the paper's largest task (its table 8: 8,000 and 50,000 of 85,000 steps, every 100 steps).
-    """
+    """Return the fields with AdaLoRA's schedule: no rank goes in the first tenth and the last half of the run."""
+    # The shares are those of the paper's largest task (its table 8: 8,000 and 50,000 of 85,000 steps, every 100 steps).
     total = fields.get("total_step") or max_steps
     if not total:
         raise ValueError("AdaLoRA needs the number of steps of the run. Give `max_steps`, or `total_step`.")
@@ -238,17 +198,14 @@ def _adalora_schedule(fields: dict[str, Any], max_steps: int | None) -> dict[str
 def _is_scalable(config: Any) -> bool:
     """Whether M_α of an adapter of this configuration is such an adapter, and M₀ is in its model."""
     kind = config.peft_type.value
-    if kind == "LORA" and (config.use_dora or config.init_lora_weights not in KEEPING_INITS):
-        return False
-    return kind in FACTORS and getattr(config, "bias", "none") == "none"
+    is_other = kind == "LORA" and (config.use_dora or config.init_lora_weights not in KEEPING_INITS)
+    return kind in FACTORS and not is_other and getattr(config, "bias", "none") == "none"
 
 
 def _check_task(model: PreTrainedModel, config: Any) -> None:
     """Refuse trained tokens where PEFT does not put them before the input, or not before the labels."""
-    is_refused = config.task_type in (None, "TOKEN_CLS") or (
-        config.task_type == "SEQ_CLS" and model.config.is_encoder_decoder
-    )
-    if config.is_prompt_learning and is_refused:
+    refused = (None, "TOKEN_CLS", "SEQ_CLS") if model.config.is_encoder_decoder else (None, "TOKEN_CLS")
+    if config.is_prompt_learning and config.task_type in refused:
         raise ValueError(
             f"Adapters of the type {config.peft_type.value} put tokens before the input, which PEFT does not do for "
             f"{type(model).__name__}. Use another preset, such as lora."
@@ -264,14 +221,14 @@ def _fit_to_model(config: Any, model: PreTrainedModel, fields: Mapping[str, Any]
         config.modules_to_save = _whole_modules(model, config.task_type, new_names) or None
     if config.is_prompt_learning:  # PEFT knows a few names of these
         config.token_dim = config.token_dim or model.get_input_embeddings().embedding_dim
-        config.num_layers = config.num_layers or getattr(model.config, "num_hidden_layers", None)
-        config.num_attention_heads = config.num_attention_heads or getattr(model.config, "num_attention_heads", None)
+        for ours, theirs in (("num_layers", "num_hidden_layers"), ("num_attention_heads", "num_attention_heads")):
+            setattr(config, ours, getattr(config, ours) or getattr(model.config, theirs, None))
     if config.peft_type.value == "IA3" and config.target_modules is None:
         _ia3_targets(config, model)
 
 
 def _whole_modules(model: PreTrainedModel, task_type: str | None, new_names: Sequence[str]) -> list[str]:
-    """Modules that are trained in full, none inside another: a classifier's head, and what the checkpoint lacks."""
+    """Return the modules trained in full, none inside another: a classifier's head, and what the checkpoint lacks."""
     paths = [name.partition(".")[0] for name in (head_names(model) if task_type in _HEADED else [])]
     paths += [name.rpartition(".")[0] for name in new_names]
     found = [path for path in dict.fromkeys(paths) if _is_apart(model, path)]
@@ -287,11 +244,7 @@ def _is_apart(model: nn.Module, path: str) -> bool:
 
 
 def _ia3_targets(config: Any, model: PreTrainedModel) -> None:
-    """PEFT's own targets if it knows the model, else the first of `IA3_TARGETS` that the model has.
-
-    Raises:
-        ValueError: if it has none.
-    """
+    """Set PEFT's own targets if it knows the model, else the first of `IA3_TARGETS` that the model has."""
     from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
     if model.config.model_type in KNOWN:
@@ -309,10 +262,9 @@ def _ia3_targets(config: Any, model: PreTrainedModel) -> None:
 
 def _check_head(adapted: Any, head: set[str], adapter: str) -> None:
     """Refuse an adapter beside which a classifier's new head would stay as it is."""
+    names = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     trained = {
-        name.removeprefix("base_model.").removeprefix("model.").replace(".modules_to_save.default.", ".")
-        for name, parameter in adapted.named_parameters()
-        if parameter.requires_grad
+        re.sub(r"^(base_model\.)?(model\.)?", "", name).replace(".modules_to_save.default.", ".") for name in names
     }
     if missing := sorted(head - trained):
         raise ValueError(

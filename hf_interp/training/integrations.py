@@ -9,7 +9,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import Trainer
 
 from hf_interp.mixture.apportionment import SIDES
-from hf_interp.mixture.corpus import Corpus, as_corpora, is_mixture, with_dataset
+from hf_interp.mixture.corpus import Corpus, as_corpora, is_mixture
 from hf_interp.mixture.dataset import InterpolatedDataset
 
 
@@ -154,7 +154,7 @@ class ConstructorCall:
         """Prepare the dataset that the constructor was given, and every other corpus of a mixture the same way."""
         if not self.corpora or dataset is not self.corpora[0].dataset:
             return prepare(dataset)
-        self.corpora = [with_dataset(corpus, prepare(corpus.dataset)) for corpus in self.corpora]
+        self.corpora = [replace(corpus, dataset=prepare(corpus.dataset)) for corpus in self.corpora]
         return self.corpora[0].dataset
 
 

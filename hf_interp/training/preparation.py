@@ -1,6 +1,7 @@
 """Fitting a trainer before it trains: corpora, heads, an anchor and a collator that suit its model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -9,7 +10,7 @@ from transformers import Trainer
 
 from hf_interp.losses.anchor import Anchor, check_anchor
 from hf_interp.mixture.collators import MaskingCollator, may_draw_numbers
-from hf_interp.mixture.corpus import Corpus, check_columns, check_labels, with_dataset
+from hf_interp.mixture.corpus import Corpus, check_columns, check_labels
 from hf_interp.mixture.schedules import AlphaSchedule
 from hf_interp.mixture.slots import SlotCollator
 from hf_interp.training.callbacks import add_first
@@ -78,7 +79,7 @@ def prepare_corpora(
     """
     heads.check_corpora(corpora)
     prepared = [
-        with_dataset(corpus, trainer._remove_unused_columns(corpus.dataset, description=corpus.name))
+        replace(corpus, dataset=trainer._remove_unused_columns(corpus.dataset, description=corpus.name))
         if isinstance(corpus.dataset, datasets.Dataset) and not traits.keeps_columns
         else corpus
         for corpus in corpora

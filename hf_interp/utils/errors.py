@@ -12,3 +12,15 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     """
     nearest = difflib.get_close_matches(str(name), list(options), n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def check_known(names: Iterable[object], known: Iterable[str], where: str) -> None:
+    """Refuse names of fields that are not known.
+
+    Raises:
+        ValueError: naming the first, `where` it stands, and the nearest that is known.
+    """
+    options = list(known)
+    for name in names:
+        if name not in options:
+            raise ValueError(f"Unknown field {name!r} {where}." + did_you_mean(str(name), options))

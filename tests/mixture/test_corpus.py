@@ -15,7 +15,6 @@ from hf_interp.mixture.corpus import (
     check_labels,
     content_fingerprint,
     is_mixture,
-    with_dataset,
 )
 
 
@@ -87,11 +86,6 @@ def test_what_is_a_mixture() -> None:
     corpus = Corpus("law", range(3))
     assert all(map(is_mixture, [{}, {"general": range(3)}, [corpus], (corpus, corpus), datasets.DatasetDict()]))
     assert not any(map(is_mixture, [None, [], [corpus, range(3)], range(3), labelled([0]), [{"text": "a"}]]))
-
-
-def test_with_dataset_changes_nothing_else() -> None:
-    corpus = Corpus("law", range(3), "general", 0.5, 2.0)
-    assert with_dataset(corpus, range(9)) == Corpus("law", range(9), "general", 0.5, 2.0)
 
 
 # Checks over all corpora.

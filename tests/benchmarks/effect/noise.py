@@ -129,7 +129,6 @@ def do_noise_run(run: NoiseRun, folder: Path, device: str = "cpu") -> dict[str, 
     from effect.pairs import FULL
     from effect.training import Run, do_run, open_pair, pick, train_method
     from hf_interp.commands.compare import quiet_bar
-    from hf_interp.mixture.corpus import with_dataset
 
     if run.method == BASE:
         return do_run(Run(pair=run.pair, size=FULL, method=BASE, learning_rate=0.0, seed=0), folder, device)
@@ -140,7 +139,7 @@ def do_noise_run(run: NoiseRun, folder: Path, device: str = "cpu") -> dict[str, 
         clean = pick(corpora["domain"].dataset, SIZE, run.seed)
         labels = flip(clean["labels"], run.share, num_classes, run.seed)
         noisy = clean.remove_columns("labels").add_column("labels", labels, feature=clean.features["labels"])
-        corpora["domain"] = with_dataset(corpora["domain"], noisy)
+        corpora["domain"] = replace(corpora["domain"], dataset=noisy)
         found = train_method(setup, NOISE_METHODS[run.method], list(corpora.values()), LEARNING_RATE, run.seed, place)
     return {
         **asdict(run),

@@ -20,7 +20,7 @@ from effect.outcomes import Outcomes, counts_of, outcomes_of, pack
 from effect.pairs import FULL, PAIRS, Pair
 from effect.store import Key, key_of
 from hf_interp.commands.compare import SILENT_ARGS, quiet_bar
-from hf_interp.mixture.corpus import Corpus, with_dataset
+from hf_interp.mixture.corpus import Corpus
 from hf_interp.selection.scoring import predict
 from hf_interp.tasks.build import RecipeData, build_trainer, check_recipe, load_data
 from hf_interp.tasks.parsing import parse_recipe
@@ -158,7 +158,7 @@ def _evaluate_base(setup: Setup, place: str) -> dict[str, Any]:
 
 def _train(run: Run, setup: Setup, place: str) -> dict[str, Any]:
     corpora = [
-        with_dataset(corpus, pick(corpus.dataset, run.size, run.seed)) if corpus.side == "domain" else corpus
+        replace(corpus, dataset=pick(corpus.dataset, run.size, run.seed)) if corpus.side == "domain" else corpus
         for corpus in setup.data.corpora
     ]
     found = train_method(setup, METHODS[run.method], corpora, run.learning_rate, run.seed, place)
