@@ -160,14 +160,22 @@ def train_quietly(
     recipe: Mapping[str, Any], data: RecipeData, bar: Any, *, evaluate_base: bool = True
 ) -> InterpolationTrainer:
     """Train a recipe on data that is loaded already, saying nothing but moving a bar; return the trained trainer."""
-    parsed, args = parse_recipe({**recipe, **SILENT_ARGS})
-    trainer = build_trainer(parsed, get_task(parsed.task), args, data, callbacks=[CountSteps(bar)])
-    trainer.recipe = without_tokens(recipe)
+    trainer = quiet_trainer(recipe, data, bar)
     trainer.args.eval_on_start = evaluate_base and bool(data.eval_sets)
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
     trainer.train()
     evaluate_at_end(trainer)
+    return trainer
+
+
+def quiet_trainer(recipe: Mapping[str, Any], data: RecipeData, bar: Any) -> InterpolationTrainer:
+    """Return a trainer of a recipe on data that is loaded already, which says nothing but moves a bar."""
+    parsed, args = parse_recipe({**recipe, **SILENT_ARGS})
+    trainer: InterpolationTrainer = build_trainer(
+        parsed, get_task(parsed.task), args, data, callbacks=[CountSteps(bar)]
+    )
+    trainer.recipe = without_tokens(recipe)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
     return trainer
 
 

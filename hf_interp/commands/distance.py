@@ -1,14 +1,10 @@
-"""How far apart the two sides of a recipe are for M₀, measured before anything is trained.
-
-Two numbers: the proxy A-distance (Ben-David et al. 2007, Analysis of Representations for Domain Adaptation), which asks
-how well a linear classifier tells the sides apart by M₀'s features, and M₀'s loss on both.
-"""
+"""How far apart the two sides of a recipe are for M₀: the proxy A-distance of their features, and M₀'s loss on both."""
 
 import inspect
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -16,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, Trainer
 
 from hf_interp.mixture.apportionment import SIDES, Side
@@ -34,7 +31,6 @@ Rows = Sequence[Mapping[str, Any]]
 NUM_EXAMPLES = 500
 """Of each side."""
 FEWEST_EXAMPLES = 10
-FOLDS = 5
 PENALTIES = np.logspace(-2, 4, 13)
 """Among which the classifier's is chosen, within the folds that it is fitted on."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -42,48 +38,17 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideLoss:
-    """M₀'s loss on a side.
-
-    Args:
-        value: mean over labels.
-        standard_error: over examples; `None` for one example.
-        num_examples: that were evaluated.
-        unit: nats, or squared error for regression.
-        perplexity: of language models, exp(value).
-    """
-
-    value: float
-    standard_error: float | None
-    num_examples: int
-    unit: str = "nats"
-    perplexity: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProxyDistance:
-    """A proxy A-distance, 2·(1 − 2ε), at least 0.
-
-    Args:
-        value: 0 if the classifier guesses, 2 if it makes no error.
-        interval: of 95%, from Wilson's interval of ε.
-        error: ε, the share of errors on examples held out.
-        num_examples: of each side.
-    """
-
-    value: float
-    interval: tuple[float, float]
-    error: float
-    num_examples: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class DomainDistance:
     """Result of `measure_distance`.
 
     Args:
-        distance: the proxy A-distance.
-        losses: by side; `None` where there is none, for a reason among the notes.
+        value: the proxy A-distance d_A = max(0, 2·(1 − 2·error)): 0 if the classifier guesses, 2 if it never errs.
+        interval: of 95%, from Wilson's interval of the error.
+        error: the share of examples held out on which a linear classifier takes one side for the other.
+        num_examples: of each side.
+        losses: by side: M₀'s mean loss over labels `value`, its `standard_error` over examples (`None` for one),
+            `num_examples`, `unit` (nats, or squared error for regression), and `perplexity` of language models; `None`
+            where there is no loss, for a reason among the notes.
         is_held_out: whether the losses are those of validation or evaluation sets, not of training examples, on which
             they are too small if M₀ was trained on them.
         notes: why a loss is missing.
@@ -91,8 +56,11 @@ class DomainDistance:
         seed: by which examples were drawn and divided.
     """
 
-    distance: ProxyDistance
-    losses: dict[str, SideLoss | None]
+    value: float
+    interval: tuple[float, float]
+    error: float
+    num_examples: int
+    losses: dict[str, dict[str, Any] | None]
     is_held_out: bool
     notes: tuple[str, ...]
     seconds: float
@@ -100,9 +68,7 @@ class DomainDistance:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        found = asdict(self)
-        whole = {**found.pop("distance"), **found, "seconds": round(self.seconds, 2)}
-        return {**whole, "interval": list(self.distance.interval), "notes": list(self.notes)}
+        return {**asdict(self), "interval": list(self.interval), "notes": list(self.notes)}
 
 
 def check_both_sides(sides: Sequence[str]) -> None:
@@ -122,28 +88,26 @@ def check_both_sides(sides: Sequence[str]) -> None:
 def measure_distance(
     recipe: Recipe, args: InterpolationConfig, data: RecipeData, *, num_examples: int = NUM_EXAMPLES, seed: int = 0
 ) -> DomainDistance:
-    """Measure how far apart the corpora of a recipe are for its pretrained model, before it is trained.
+    """Measure the distance (Ben-David et al. 2007) of a recipe's two sides for its pretrained model, and its losses.
 
     Features are means of the last hidden state of the model without its head (the encoder's of an encoder-decoder)
-    over the tokens of an example. The classifier is a ridge regression on standardised features; its errors are counted
-    on examples held out, in five folds. The smaller of both sides limits how many examples each has. With few examples
-    the classifier finds less, and the distance is smaller. Pieces of one text in several examples, as packing makes
-    them, make it larger.
+    over the tokens of an example. The classifier is a ridge regression on standardised features, whose errors are
+    counted on examples held out, in five folds. With few examples it finds less, and the distance is smaller. Pieces of
+    one text in several examples, as packing makes them, make it larger.
 
     The loss is that of the model's own task on the recipe's validation or evaluation sets `general` and `domain` (or as
     its `alpha_search` calls them), or without both on the same training examples.
 
     Args:
         recipe, args, data: what would be trained (see `hf_interp.train`). An adapter is left out: it is not M₀'s.
-        num_examples: to draw of each side, from its corpora by their shares; of streams the first are read.
+        num_examples: to draw of each side, from its corpora by their shares; of streams the first are read. The side
+            that has fewer limits both.
         seed: decides which are drawn, and the folds.
 
     Raises:
         ValueError: if a side is missing or has fewer than 10 examples, or the model has no features of tokens.
     """
     check_both_sides([corpus.side for corpus in data.corpora])
-    if num_examples < FEWEST_EXAMPLES:
-        raise ValueError(f"A distance needs at least {FEWEST_EXAMPLES} examples of each side, got {num_examples}.")
     begin = time.perf_counter()
     shares = {corpus["name"]: corpus["share"] for corpus in plan_data(data, args).summary()["corpora"]}
     drawn = [(each, draw_examples(each, round(num_examples * shares[each.name]), seed)) for each in data.corpora]
@@ -151,53 +115,45 @@ def measure_distance(
     for side, found in rows.items():
         if len(found) < FEWEST_EXAMPLES:
             raise ValueError(
-                f"A distance needs at least {FEWEST_EXAMPLES} examples of each side, but the {side} side has "
-                f"{len(found)}. Add examples, or leave out --distance."
+                f"A distance needs at least {FEWEST_EXAMPLES} examples of each side, got {len(found)} of the {side} "
+                "side. Ask for more (--distance_examples), add some, or leave out --distance."
             )
-    held_out = held_out_sets(recipe, data)
+    held_out = _held_out_sets(recipe, data)
     evaluated = [(each, draw_examples(each, num_examples, seed)) for each in held_out] or drawn
     with tempfile.TemporaryDirectory() as folder:
         trainer, new_names = _open_base(recipe, args, data, folder)
         model = trainer.model.eval()
         backbone = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model.base_model
-        features = {side: pooled_features(backbone, rows[side], args.per_device_eval_batch_size) for side in SIDES}
+        general, domain = (pooled_features(backbone, rows[side], args.per_device_eval_batch_size) for side in SIDES)
         losses = {
             side: _side_loss(recipe, trainer, new_names, side, [pair for pair in evaluated if pair[0].side == side])
             for side in SIDES
         }
+    error, ends, count = classifier_error(general, domain, seed=seed)
+    value, high, low = (max(0.0, 2 * (1 - 2 * share)) for share in (error, *ends))
     return DomainDistance(
-        distance=proxy_distance(features["general"], features["domain"], seed=seed),
+        value=value,
+        interval=(low, high),
+        error=error,
+        num_examples=count,
         losses={side: None if isinstance(loss, str) else loss for side, loss in losses.items()},
         is_held_out=bool(held_out),
         notes=tuple(loss for loss in losses.values() if isinstance(loss, str)),
-        seconds=time.perf_counter() - begin,
+        seconds=round(time.perf_counter() - begin, 2),
         seed=seed,
     )
 
 
-def held_out_sets(recipe: Recipe, data: RecipeData) -> list[Corpus]:
-    """Return the validation sets of both sides, or else the evaluation sets; nothing unless both sides are there."""
-    search = recipe.alpha_search or AlphaSearch()
-    names: dict[Side, str] = {"general": search.general, "domain": search.domain}
-    for group, sets in ((recipe.validation_corpora, data.validation_sets), (recipe.eval_corpora, data.eval_sets)):
-        if all(name in sets for name in names.values()):
-            return [Corpus(name, sets[name], side, objective=group[name].objective) for side, name in names.items()]
-    return []
-
-
-def proxy_distance(general: Array, domain: Array, *, seed: int = 0) -> ProxyDistance:
-    """Return the proxy A-distance of two samples of features.
+def classifier_error(general: Array, domain: Array, *, seed: int = 0) -> tuple[float, tuple[float, float], int]:
+    """Return the error of a linear classifier of two samples of features, its 95% interval, and the examples a side.
 
     Args:
         general, domain: (num_examples, num_features). Of the longer as many rows are drawn as the other has.
         seed: decides these, and the five folds.
 
-    Raises:
-        ValueError: for fewer than 10 examples of a side.
-
     >>> rows = np.random.default_rng(0).normal(size=(40, 3))
-    >>> proxy_distance(rows, rows + 100.0).value
-    2.0
+    >>> classifier_error(rows, rows + 100.0)[0]
+    0.0
     """
     from scipy.stats import binomtest
     from sklearn.linear_model import RidgeClassifierCV
@@ -206,32 +162,14 @@ def proxy_distance(general: Array, domain: Array, *, seed: int = 0) -> ProxyDist
     from sklearn.preprocessing import StandardScaler
 
     count = min(len(general), len(domain))
-    if count < FEWEST_EXAMPLES:
-        raise ValueError(f"A distance needs at least {FEWEST_EXAMPLES} examples of each side, got {count}.")
     generator = np.random.default_rng(seed)
     rows = np.concatenate([side[np.sort(generator.permutation(len(side))[:count])] for side in (general, domain)])
     sides = np.repeat([0, 1], count)
     classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(PENALTIES))
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    errors = int((cross_val_predict(classifier, rows, sides, cv=folds) != sides).sum())
-    found = binomtest(errors, 2 * count)
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    found = binomtest(int((cross_val_predict(classifier, rows, sides, cv=folds) != sides).sum()), 2 * count)
     low, high = found.proportion_ci(method="wilson")
-    error = float(found.statistic)
-    return ProxyDistance(
-        value=distance_of(error),
-        interval=(distance_of(float(high)), distance_of(float(low))),
-        error=error,
-        num_examples=count,
-    )
-
-
-def distance_of(error: float) -> float:
-    """Return 2·(1 − 2ε), or 0 where the classifier is worse than guessing.
-
-    >>> distance_of(0.0), distance_of(0.25), distance_of(0.6)
-    (2.0, 1.0, 0.0)
-    """
-    return max(0.0, 2 * (1 - 2 * error))
+    return float(found.statistic), (float(low), float(high)), count
 
 
 def draw_examples(corpus: Corpus, size: int, seed: int) -> list[Mapping[str, Any]]:
@@ -249,25 +187,33 @@ def pooled_features(backbone: Any, rows: Rows, batch_size: int = 32) -> Array:
     Args:
         backbone: a model without a head, in evaluation mode.
         rows: with `input_ids`, and with `attention_mask` and `token_type_ids` if the model is to see them.
-        batch_size: rows at a time.
+        batch_size: rows at a time, padded on the right, where padding moves no token.
 
     Raises:
         ValueError: for rows without tokens, or a model without hidden states.
     """
-    device = next(backbone.parameters()).device
-    accepted = inspect.signature(backbone.forward).parameters
+    if any(len(row.get("input_ids", ())) == 0 for row in rows):
+        raise ValueError("A distance needs examples with `input_ids`, got one without. Leave out --distance.")
+    device, accepted = next(backbone.parameters()).device, inspect.signature(backbone.forward).parameters
+    rows = [{"attention_mask": [1] * len(row["input_ids"]), **row} for row in rows]
     found = []
-    with torch.no_grad():
-        for batch in _batches(rows, batch_size, getattr(backbone.config, "pad_token_id", None) or 0):
-            inputs = {name: each.to(device) for name, each in batch.items() if name in accepted}
-            hidden = getattr(backbone(**inputs), "last_hidden_state", None)
-            if hidden is None:
-                raise ValueError(
-                    f"A distance needs a model with a `last_hidden_state`, but {type(backbone).__name__} has none. "
-                    "Leave out --distance."
-                )
-            weights = batch["attention_mask"].to(device).double()[:, :, None]
-            found.append(((hidden.double() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).cpu().numpy())
+    for first in range(0, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
+        inputs = {
+            name: pad_sequence([torch.as_tensor(row[name]) for row in batch], batch_first=True).to(device)
+            for name in INPUTS
+            if all(name in row for row in batch)
+        }
+        with torch.no_grad():
+            made = backbone(**{name: each for name, each in inputs.items() if name in accepted})
+        if getattr(made, "last_hidden_state", None) is None:
+            raise ValueError(
+                f"A distance needs a model with a `last_hidden_state`, but {type(backbone).__name__} has none. "
+                "Leave out --distance."
+            )
+        weights = inputs["attention_mask"].double()[:, :, None]
+        sums = (made.last_hidden_state.double() * weights).sum(dim=1)
+        found.append((sums / weights.sum(dim=1).clamp(min=1)).cpu().numpy())
     return np.concatenate(found)
 
 
@@ -290,6 +236,16 @@ def format_distance(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _held_out_sets(recipe: Recipe, data: RecipeData) -> list[Corpus]:
+    """Return the validation sets of both sides, or else the evaluation sets; nothing unless both sides are there."""
+    search = recipe.alpha_search or AlphaSearch()
+    names: dict[Side, str] = {"general": search.general, "domain": search.domain}
+    for group, sets in ((recipe.validation_corpora, data.validation_sets), (recipe.eval_corpora, data.eval_sets)):
+        if all(name in sets for name in names.values()):
+            return [Corpus(name, sets[name], side, objective=group[name].objective) for side, name in names.items()]
+    return []
+
+
 def _open_base(recipe: Recipe, args: InterpolationConfig, data: RecipeData, folder: str) -> tuple[Trainer, list[str]]:
     """Open M₀ in a trainer that evaluates it, and writes and tells nothing; return also the names of a new head."""
     task = get_task(recipe.task)
@@ -305,19 +261,15 @@ def _open_base(recipe: Recipe, args: InterpolationConfig, data: RecipeData, fold
         disable_tqdm=True,
         dataloader_pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
     )
-    trainer: Trainer = trainer_class(task)(
-        model=model,
-        args=arguments,
-        data_collator=task.collator(data.tokenizer, recipe),
-        processing_class=data.tokenizer,
-    )
+    parts = {"data_collator": task.collator(data.tokenizer, recipe), "processing_class": data.tokenizer}
+    trainer: Trainer = trainer_class(task)(model=model, args=arguments, **parts)
     trainer.remove_callback(PrinterCallback)
     return trainer, new_names
 
 
 def _side_loss(
     recipe: Recipe, trainer: Trainer, new_names: Sequence[str], side: str, parts: Sequence[tuple[Corpus, Rows]]
-) -> SideLoss | str:
+) -> dict[str, Any] | str:
     """Return M₀'s loss on the rows of a side, or why there is none."""
     others = [corpus.objective for corpus, _ in parts if corpus.objective is not None]
     if others:
@@ -332,30 +284,10 @@ def _side_loss(
         return f"M₀'s loss on the {side} side cannot be told by its logits and labels."
     value, error = summarise(ratio_units(found.losses, found.counts))
     task = get_task(recipe.task)
-    return SideLoss(
-        value=value,
-        standard_error=error,
-        num_examples=len(found.losses),
-        unit="squared error" if recipe.problem_type == "regression" else "nats",
-        perplexity=math.exp(value) if task.is_packed or task.generates else None,
-    )
-
-
-def _batches(rows: Rows, size: int, pad: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield rows in batches, padded on the right, where padding moves no token."""
-    for first in range(0, len(rows), size):
-        batch = rows[first : first + size]
-        if any(len(row.get("input_ids", ())) == 0 for row in batch):
-            raise ValueError("A distance needs examples with `input_ids`, got one without. Leave out --distance.")
-        made = {
-            name: torch.nn.utils.rnn.pad_sequence(
-                [torch.as_tensor(row[name]) for row in batch],
-                batch_first=True,
-                padding_value=pad if name == "input_ids" else 0,
-            )
-            for name in INPUTS
-            if all(name in row for row in batch)
-        }
-        lengths = torch.tensor([len(row["input_ids"]) for row in batch])
-        made.setdefault("attention_mask", (torch.arange(int(lengths.max())) < lengths[:, None]).long())
-        yield made
+    return {
+        "value": value,
+        "standard_error": error,
+        "num_examples": len(found.losses),
+        "unit": "squared error" if recipe.problem_type == "regression" else "nats",
+        "perplexity": math.exp(value) if task.is_packed or task.generates else None,
+    }

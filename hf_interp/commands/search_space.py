@@ -1,5 +1,6 @@
 """The search space of the settings of α: a range or a list of values for each field, and how a trial draws them."""
 
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -8,16 +9,23 @@ from typing import Any
 
 from hf_interp.utils.errors import did_you_mean
 
-TYPES = ("linear", "exponential", "cosine", "sigmoid", "constant")
-"""Schedules that are tried by default."""
-POSSIBLE_TYPES = (*TYPES, "polynomial")
-"""Schedules whose ends can be searched; steps and piecewise hold values of their own."""
+POSSIBLE_TYPES = ("linear", "exponential", "cosine", "sigmoid", "constant", "polynomial")
+"""Schedules whose ends can be searched, those that are tried by default first; steps and piecewise hold values of their
+own."""
 ALPHA_FIELDS = ("alpha_schedule_type", "alpha_start", "alpha_end", "alpha_initial_steps", "alpha_target_steps")
-FIELDS = (*ALPHA_FIELDS, "learning_rate")
 CONSTANT = "constant_alpha"
 """The name of a constant schedule's value among a trial's parameters: it is no end of anything."""
 LONGEST = 0.95
 """Share of a run that both phases together may take."""
+LIMITS = {
+    "alpha_start": (0.0, 1.0, "an α in [0, 1]"),
+    "alpha_end": (0.0, 1.0, "an α in [0, 1]"),
+    "alpha_initial_steps": (0.0, LONGEST, f"a share of the run in [0, {LONGEST:g}]"),
+    "alpha_target_steps": (0.0, LONGEST, f"a share of the run in [0, {LONGEST:g}]"),
+    "learning_rate": (math.ulp(0.0), math.inf, "above 0"),
+}
+"""The least and the greatest value of a field, and the same in words."""
+FIELDS = ("alpha_schedule_type", *LIMITS)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class Space:
         alpha_initial_steps, alpha_target_steps: lengths of the phases, as shares of the run.
         learning_rate: learning rates; `None` leaves the recipe's.
         falling: whether α may start above its end.
+
+    Raises:
+        ValueError: for ranges that do not go together.
     """
 
     alpha_schedule_type: Choices
@@ -56,6 +67,22 @@ class Space:
     alpha_target_steps: Range | Choices
     learning_rate: Range | Choices | None = None
     falling: bool = False
+
+    def __post_init__(self) -> None:
+        if set(self.alpha_schedule_type) == {"constant"}:
+            return
+        start, end = min(_ends(self.alpha_start)), max(_ends(self.alpha_end))
+        if start > end and not self.falling:
+            raise ValueError(
+                f"`space` lets α start at {start:g} or above and end at {end:g} or below, so that it falls. Allow that "
+                "with `falling` (--falling), or change the ranges."
+            )
+        shortest = sum(min(_ends(phase)) for phase in (self.alpha_initial_steps, self.alpha_target_steps))
+        if shortest > LONGEST:
+            raise ValueError(
+                f"`space` needs phases that together take at most {LONGEST:g} of the run, got at least {shortest:g}. "
+                "Shorten one."
+            )
 
     def suggest(self, trial: Any) -> dict[str, Any]:
         """Draw the settings of an optuna trial: `ALPHA_FIELDS`, and `learning_rate` if it is searched.
@@ -71,7 +98,10 @@ class Space:
             start = end = _draw(trial, CONSTANT, self.alpha_end)
             initial = target = 0.0
         else:
-            end = _draw(trial, "alpha_end", self._ends())
+            ends = self.alpha_end
+            if isinstance(ends, Range) and not self.falling:  # those below every start are left out
+                ends = Range(max(ends.low, min(_ends(self.alpha_start))), ends.high)
+            end = _draw(trial, "alpha_end", ends)
             start = _draw(trial, "alpha_start", self.alpha_start, at_most=1.0 if self.falling else end)
             initial = _draw(trial, "alpha_initial_steps", self.alpha_initial_steps, at_most=LONGEST)
             target = _draw(trial, "alpha_target_steps", self.alpha_target_steps, at_most=round(LONGEST - initial, 3))
@@ -101,13 +131,6 @@ class Space:
         """Return plain values, for results."""
         return asdict(self)
 
-    def _ends(self) -> Range | Choices:
-        """Return the ends of a transition, without those below every start."""
-        start, end = self.alpha_start, self.alpha_end
-        if self.falling or not isinstance(end, Range):
-            return end
-        return Range(max(end.low, min(_values_of(start))), end.high)
-
 
 def make_space(
     restrictions: Mapping[str, Any] | None = None,
@@ -121,7 +144,7 @@ def make_space(
     [0, 1] without falling, with phases of at most 0.4 of the run each.
 
     Args:
-        restrictions: by field of `FIELDS`, a `Range` or a pair (low, high), a list of values, or one value.
+        restrictions: by field of `FIELDS`, a pair (low, high) for a range, a list of values, or one value.
         learning_rate: search the learning rate too, from a quarter of this to four times as much, unless restricted.
         falling: allow α to start above its end.
 
@@ -131,25 +154,17 @@ def make_space(
     >>> make_space({"alpha_end": (0.5, 1.0), "alpha_schedule_type": "linear"}).alpha_end
     Range(low=0.5, high=1.0, log=False)
     """
-    given = dict(restrictions or {})
-    for name in given:
-        if name not in FIELDS:
-            raise ValueError(
-                f"`space` can restrict {', '.join(FIELDS)}, got {name!r}." + did_you_mean(str(name), FIELDS)
-            )
+    given: dict[str, Any] = {"alpha_schedule_type": POSSIBLE_TYPES[:-1]}
+    given |= {"alpha_start": (0.0, 1.0), "alpha_end": (0.0, 1.0)}
+    given |= {"alpha_initial_steps": (0.0, 0.4), "alpha_target_steps": (0.0, 0.4)}
     if learning_rate is not None:
-        given.setdefault("learning_rate", (learning_rate / 4, learning_rate * 4))
-    space = Space(
-        alpha_schedule_type=_types(given.get("alpha_schedule_type", TYPES)),
-        alpha_start=_numbers("alpha_start", given.get("alpha_start", (0.0, 1.0)), 1.0),
-        alpha_end=_numbers("alpha_end", given.get("alpha_end", (0.0, 1.0)), 1.0),
-        alpha_initial_steps=_numbers("alpha_initial_steps", given.get("alpha_initial_steps", (0.0, 0.4)), LONGEST),
-        alpha_target_steps=_numbers("alpha_target_steps", given.get("alpha_target_steps", (0.0, 0.4)), LONGEST),
-        learning_rate=_rates(given["learning_rate"]) if "learning_rate" in given else None,
-        falling=falling,
-    )
-    _check_together(space)
-    return space
+        given["learning_rate"] = (learning_rate / 4, learning_rate * 4)
+    for name, value in (restrictions or {}).items():
+        if name not in FIELDS:
+            raise ValueError(f"`space` can restrict {', '.join(FIELDS)}, got {name!r}." + did_you_mean(name, FIELDS))
+        given[name] = value
+    fields: dict[str, Any] = {name: _values(name, value) for name, value in given.items()}
+    return Space(falling=falling, **fields)
 
 
 def read_space(texts: Sequence[str]) -> dict[str, Any]:
@@ -171,10 +186,9 @@ def read_space(texts: Sequence[str]) -> dict[str, Any]:
             )
         if name in found:
             raise ValueError(f"`space` restricts {name!r} twice. Give all of its values at once, such as {name}=a,b.")
-        ends = re.fullmatch(r"(.+?)\.\.(.+)", value)
         if name == "alpha_schedule_type":
             found[name] = value.split(",")
-        elif ends:
+        elif ends := re.fullmatch(r"(.+?)\.\.(.+)", value):
             found[name] = (_number(name, ends[1]), _number(name, ends[2]))
         else:
             found[name] = [_number(name, part) for part in value.split(",")]
@@ -196,50 +210,31 @@ def _draw(trial: Any, name: str, values: Range | Choices, *, at_most: float | No
     return min(max(value, values.low), high)
 
 
-def _types(value: Any) -> Choices:
-    types = (value,) if isinstance(value, str) else tuple(value)
-    if not types:
-        raise ValueError("`space` must leave a value for `alpha_schedule_type`, got none.")
-    for kind in types:
-        if kind not in POSSIBLE_TYPES:
-            raise ValueError(
-                f"`space` can take the schedules {', '.join(POSSIBLE_TYPES)}, got {kind!r}."
-                + did_you_mean(str(kind), POSSIBLE_TYPES)
-            )
-    return types
-
-
-def _numbers(name: str, value: Any, highest: float) -> Range | Choices:
-    values = _range_or_choices(name, value)
-    for end in _values_of(values):
-        if not 0 <= end <= highest:
-            what = "an α" if highest == 1 else "a share of the run"
-            raise ValueError(f"`space` needs `{name}` to be {what} in [0, {highest:g}], got {end:g}.")
-    return values
-
-
-def _rates(value: Any) -> Range | Choices:
-    values = _range_or_choices("learning_rate", value)
-    lowest = min(_values_of(values))
-    if lowest <= 0:
-        raise ValueError(f"`space` needs `learning_rate` to be above 0, got {lowest:g}.")
-    return Range(values.low, values.high, log=True) if isinstance(values, Range) else values
-
-
-def _range_or_choices(name: str, value: Any) -> Range | Choices:
-    if isinstance(value, Range):
-        value = (value.low, value.high)
-    if isinstance(value, tuple):
-        if len(value) != 2:
-            raise ValueError(f"`space` needs a pair (low, high) or a list for `{name}`, got {value}.")
-        low, high = (_number(name, end) for end in value)
-        if low > high:
-            raise ValueError(f"`space` needs a range of `{name}` that rises, got {low:g}..{high:g}.")
-        return Range(low, high)
-    values = tuple(_number(name, one) for one in (value if isinstance(value, list) else [value]))
-    if not values:
+def _values(name: str, value: Any) -> Range | Choices:
+    """Return the range or the choices that a restriction stands for, once they are checked."""
+    if not (choices := tuple(value) if isinstance(value, (list, tuple)) else (value,)):
         raise ValueError(f"`space` must leave a value for `{name}`, got none.")
-    return values
+    if name == "alpha_schedule_type":
+        for kind in choices:
+            if kind not in POSSIBLE_TYPES:
+                raise ValueError(
+                    f"`space` can take the schedules {', '.join(POSSIBLE_TYPES)}, got {kind!r}."
+                    + did_you_mean(str(kind), POSSIBLE_TYPES)
+                )
+        return choices
+    choices = tuple(_number(name, one) for one in choices)
+    least, greatest, words = LIMITS[name]
+    for number in choices:
+        if not least <= number <= greatest:
+            raise ValueError(f"`space` needs `{name}` to be {words}, got {number:g}.")
+    if not isinstance(value, tuple):
+        return choices
+    if len(choices) != 2:
+        raise ValueError(f"`space` needs a pair (low, high) or a list for `{name}`, got {value}.")
+    low, high = choices
+    if low > high:
+        raise ValueError(f"`space` needs a range of `{name}` that rises, got {low:g}..{high:g}.")
+    return Range(low, high, log=name == "learning_rate")
 
 
 def _number(name: str, value: Any) -> float:
@@ -249,23 +244,6 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"`space` needs numbers for `{name}`, got {value!r}.") from None
 
 
-def _check_together(space: Space) -> None:
-    if set(space.alpha_schedule_type) == {"constant"}:
-        return
-    start, end = min(_values_of(space.alpha_start)), max(_values_of(space.alpha_end))
-    if start > end and not space.falling:
-        raise ValueError(
-            f"`space` lets α start at {start:g} or above and end at {end:g} or below, so that it falls. Allow that "
-            "with `falling` (--falling), or change the ranges."
-        )
-    shortest = sum(min(_values_of(phase)) for phase in (space.alpha_initial_steps, space.alpha_target_steps))
-    if shortest > LONGEST:
-        raise ValueError(
-            f"`space` needs phases that together take at most {LONGEST:g} of the run, got at least {shortest:g}. "
-            "Shorten one."
-        )
-
-
-def _values_of(values: Range | Choices) -> tuple[float, ...]:
+def _ends(values: Range | Choices) -> tuple[float, ...]:
     """Return the two ends of a range, or the values of a list."""
     return (values.low, values.high) if isinstance(values, Range) else values

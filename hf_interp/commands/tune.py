@@ -1,8 +1,9 @@
-"""Search over the settings of α on validation sets: `Trainer.hyperparameter_search`, with optuna, on a recipe."""
+"""Search over the settings of α on validation sets, with optuna: every trial is a run of a recipe."""
 
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,20 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from transformers import PrinterCallback, ProgressCallback
 
-from hf_interp.commands.compare import SILENT_ARGS, CountSteps, quiet_bar
+from hf_interp.commands.compare import quiet_bar, quiet_trainer, train_quietly
 from hf_interp.commands.search_space import ALPHA_FIELDS, Space, make_space
 from hf_interp.reporting.plots import plot_tuning
 from hf_interp.reporting.results import evaluations, forgetting, less_is_better, main_metric, save_results
 from hf_interp.selection.choice import AlphaSearch, choose_alpha
-from hf_interp.tasks.build import RecipeData, build_trainer, check_recipe, load_data, plan_data
+from hf_interp.tasks.build import RecipeData, check_recipe, load_data, plan_data
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import Recipe
-from hf_interp.training.config import InterpolationConfig
 from hf_interp.utils.console import format_table
 from hf_interp.utils.environment import describe_machine, installed_versions
 from hf_interp.utils.files import new_file
+from hf_interp.utils.redaction import without_tokens
 
 DATABASE_NAME = "tuning.db"
 TUNING_NAME = "tuning.json"
@@ -33,13 +33,8 @@ PLOT_NAME = "tuning.png"
 TUNED_NAME = "tuned.yaml"
 """The recipe with the best settings."""
 
-TRIAL = {
-    **SILENT_ARGS,
-    "eval_strategy": "no",  # a trial is judged by the model at its end
-    "load_best_model_at_end": False,
-    "push_to_hub": False,
-}
-"""Fields that every trial sets over the recipe's."""
+TRIAL = {"eval_strategy": "no", "load_best_model_at_end": False}
+"""Fields that every trial sets over the recipe's: it is judged by the model at its end."""
 MOST_REFUSED = 50
 """Trials in a row whose settings cannot be planned, after which the search gives up."""
 
@@ -57,16 +52,11 @@ class Score(NamedTuple):
 class Goal:
     """The goal of a search: one number from the metrics on the validation sets, of which more is better.
 
-    With d and g the metrics of the two sides after a trial and d₀ and g₀ those of M₀, turned so that more is better, it
-    is for the objective
-    - "domain": d;
-    - "mean": w·d + (1 − w)·g with w = `domain_weight`;
-    - "harmonic": 1 / (w/d + (1 − w)/g), and 0 where d or g is 0;
-    - "constrained": d where g ≥ g₀ − `max_forgetting`. Elsewhere the trial is not feasible: it ranks behind all that
-      are, and its number, min(d, d₀) − (g₀ − `max_forgetting` − g), tells the search how far off it is.
-
-    These are the objectives of `choose_alpha`, with M₀ at α = 0 and the trained model at α = 1. A trial whose metrics
-    are not finite has the objective minus infinity and is not feasible.
+    The objectives are those of `choose_alpha`, with M₀ at α = 0 and the trained model at α = 1. With d and g the
+    metrics of the two sides after a trial and d₀ and g₀ those of M₀, turned so that more is better, a trial that breaks
+    the constraint g ≥ g₀ − `max_forgetting` of "constrained" is not feasible: it ranks behind all that are, and its
+    number, min(d, d₀) − (g₀ − `max_forgetting` − g), tells the search how far off it is. A trial whose metrics are not
+    finite has the objective minus infinity and is not feasible.
 
     Args:
         search: objective, `max_forgetting`, `domain_weight` and the names of the sets.
@@ -91,10 +81,6 @@ class Goal:
             if not math.isfinite(found[self.metric]):
                 raise ValueError(f"M₀'s {self.metric} on the set {name!r} must be finite, got {found[self.metric]}.")
         self.score(self.base)
-
-    def value(self, metrics: Mapping[str, Mapping[str, float]], name: str) -> float | None:
-        """Return the metric on a set; `None` if there is no such set."""
-        return metrics[name][self.metric] if name in metrics else None
 
     def score(self, metrics: Mapping[str, Mapping[str, float]]) -> Score:
         """Return the objective after a trial.
@@ -177,10 +163,10 @@ def tune_recipe(
     `max_forgetting`, `domain_weight`, `domain` and `general` mean for the trained models here what they mean for M_α
     there (see `Goal`). Without it the objective is "constrained" if there is a general set, and else "domain".
 
-    The study, `tuning.json`, `tuning.png` and the recipe with the best settings, `tuned.yaml`, go to `output_dir`; no
-    model does. Called again, the search goes on until there are so many trials. A trial that was killed does not count,
-    and the search tries again what it would have tried; so it does the same as one that was never interrupted. Only
-    one process at a time may work on a study.
+    The study, `tuning.json`, `tuning.png` and the recipe with the best settings, `tuned.yaml`, go to `output_dir`,
+    without tokens; no model does. Called again, the search goes on until there are so many trials. A trial that was
+    killed does not count, and the search tries again what it would have tried; so it does the same as one that was
+    never interrupted. Only one process at a time may work on a study.
 
     Args:
         recipe: a recipe with a set `domain` and, but for the objective "domain", a set `general`: among its
@@ -204,44 +190,56 @@ def tune_recipe(
     check_one_process()
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
         raise ValueError(f"`trials` must be a whole number of at least 1, got {trials!r}.")
+    recipe = without_tokens(recipe)
     parsed, args = parse_recipe(recipe)
     task = check_recipe(parsed, args)
     search = choose_search(parsed)
     rate = args.learning_rate if tune_learning_rate else None
     restricted = make_space(space, learning_rate=rate, falling=falling)
-    is_quiet, args = args.disable_tqdm, parse_recipe({**recipe, **TRIAL})[1]
     data = load_data(parsed, task)
     sets = data.validation_sets or data.eval_sets
     data = replace(data, eval_sets={name: sets[name] for name in (search.domain, search.general) if name in sets})
     plan_data(data, args)  # now, so that bad input leaves nothing behind
     folder = Path(args.output_dir or ".")
-    with _open_study(storage, folder, study_name) as (study, opened):
+    with _open_study(storage, folder, study_name) as study, tempfile.TemporaryDirectory() as scratch:
         _settle(study, {"recipe": {**recipe, "output_dir": None}, "space": restricted.to_dict()})
-        steps = max(trials - len(_rows(study)), 0) * args.max_steps
-        with quiet_bar(steps, shown=not is_quiet) as bar:
-            trainer = build_trainer(parsed, task, args, data, callbacks=[CountSteps(bar)], anew=True)
-            trainer.args.eval_on_start = False
-            for callback in (PrinterCallback, ProgressCallback):
-                trainer.remove_callback(callback)
+        run = {**recipe, **TRIAL, "output_dir": scratch}
+        rows = _rows(study)
+        with quiet_bar(max(trials - len(rows), 0) * args.max_steps, shown=not args.disable_tqdm) as bar:
             if "base_metrics" not in study.user_attrs:
-                study.set_user_attr("base_metrics", evaluations([trainer.evaluate()]))
+                study.set_user_attr("base_metrics", evaluations([quiet_trainer(run, data, bar).evaluate()]))
             base = study.user_attrs["base_metrics"]
             goal = Goal(search=search, metric=search.metric or main_metric(base) or "loss", base=base)
-            tuner = _Tuner(recipe, args, data, restricted, goal, study, bar)
-            tuner.write()
-            while len(tuner.rows) < trials:  # `Trainer` counts trials whose settings were refused
-                trainer.hyperparameter_search(
-                    hp_space=tuner.settings_of,
-                    compute_objective=tuner.objective_of,
-                    n_trials=trials - len(tuner.rows),
-                    direction="maximize",
-                    backend="optuna",
-                    study_name=study_name,
-                    storage=opened,
-                    load_if_exists=True,
-                )
-    tuning = tuner.tuning()
-    draw(tuning, folder / PLOT_NAME)
+            asked = {
+                "recipe": recipe,
+                "space": restricted.to_dict(),
+                "objective": search.objective,
+                "max_forgetting": search.max_forgetting,
+                "domain_weight": search.domain_weight,
+                "metric": goal.metric,
+                "sets": [search.domain, search.general],
+                "seed": args.seed,
+            }
+            tuning = Tuning(trials=rows, base_metrics=base, settings=asked)
+            own = {name: getattr(args, name) for name in ALPHA_FIELDS}
+            own["alpha_schedule_kwargs"] = dict(args.alpha_schedule_kwargs or {})  # type: ignore[arg-type]
+            if restricted.learning_rate is not None:
+                own["learning_rate"] = args.learning_rate
+            draws = _Draws(study, restricted, own, args.seed)
+            _write(tuning, folder)
+            while len(rows) < trials:
+                trial, settings = draws.next(run, data)
+                bar.set_description(f"trial {trial.number}")
+                began = time.monotonic()
+                metrics = train_quietly({**run, **settings}, data, bar, evaluate_base=False).results().final_metrics
+                row = _row(trial, settings, goal, metrics)
+                row["seconds"] = round(time.monotonic() - began, 3)
+                trial.set_user_attr("row", row)
+                study.tell(trial, goal.score(metrics).objective)
+                rows.append(row)
+                _write(tuning, folder)
+    base_of_sides = [base.get(name, {}).get(goal.metric) for name in (search.domain, search.general)]
+    plot_tuning(rows, folder / PLOT_NAME, best=tuning.ranked()[0], base=base_of_sides, metric=goal.metric)
     return tuning
 
 
@@ -342,135 +340,87 @@ def describe(settings: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def draw(tuning: Tuning, path: str | os.PathLike[str]) -> None:
-    """Plot the objective over the trials, and the sides against each other."""
-    settings = tuning.settings
-    base = [tuning.base_metrics.get(name, {}).get(settings["metric"]) for name in settings["sets"]]
-    plot_tuning(tuning.trials, path, best=tuning.ranked()[0], base=base, metric=settings["metric"])
-
-
 @dataclass
-class _Tuner:
-    """The answers to `Trainer.hyperparameter_search`: the settings of a trial, and its score; they keep what was found.
+class _Draws:
+    """The settings that trials draw: first the recipe's own, then what a sampler suggests."""
 
-    Attributes:
-        rows: the complete trials.
-    """
-
-    recipe: Mapping[str, Any]
-    args: InterpolationConfig
-    data: RecipeData
-    space: Space
-    goal: Goal
     study: Any
-    bar: Any
-    refused: int = 0
-    trial: Any = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    began: float = 0.0
+    space: Space
+    own: Mapping[str, Any]
+    seed: int
 
     def __post_init__(self) -> None:
-        self.rows = _rows(self.study)
-        self.own = {name: getattr(self.args, name) for name in ALPHA_FIELDS}
-        kwargs: Any = self.args.alpha_schedule_kwargs or {}
-        self.own["alpha_schedule_kwargs"] = dict(kwargs)
-        if self.space.learning_rate is not None:
-            self.own["learning_rate"] = self.args.learning_rate
-        self.own_parameters = self._own_parameters()
-        _enqueue_own(self.study, self.own_parameters)
+        own = dict(self.own)
+        if own["alpha_schedule_type"] == "constant":
+            own["alpha_end"] = own["alpha_schedule_kwargs"].get("value", own["alpha_end"])
+        self.own_parameters = self.space.parameters(own)  # `None` if they lie outside the space
+        from optuna.trial import TrialState
 
-    def settings_of(self, trial: Any) -> dict[str, Any]:
-        """Return the settings of a trial: all of them, since those of the last trial are still in force.
+        settled = (TrialState.COMPLETE, TrialState.WAITING)
+        trials = self.study.get_trials(deepcopy=False, states=settled)
+        if not any(trial.user_attrs.get("own") for trial in trials):
+            self.study.enqueue_trial(self.own_parameters or {}, user_attrs={"own": True})
+
+    def next(self, run: Mapping[str, Any], data: RecipeData) -> tuple[Any, dict[str, Any]]:
+        """Return a new trial with settings that can be planned.
 
         Raises:
-            TrialPruned: if they cannot be planned.
-            ValueError: if that has come to pass too often.
+            ValueError: if none is found in `MOST_REFUSED` trials.
         """
-        import optuna
+        from optuna.trial import TrialState
 
-        self.trial, self.began = trial, time.monotonic()
-        self.bar.set_description(f"trial {trial.number}")
-        trial.study.sampler = _make_sampler(trial.study, self.args.seed)
-        try:
-            settings = self._draw(trial)
-            plan_data(self.data, parse_recipe({**self.recipe, **TRIAL, **settings})[1])
-        except ValueError as error:
-            self.refused += 1
-            trial.set_user_attr("refused", str(error))
-            if self.refused == MOST_REFUSED:
-                raise ValueError(
-                    f"The settings of {MOST_REFUSED} trials in a row could not be planned, those of the last because: "
-                    f"{error} Narrow `space` (--space) to what can be."
-                ) from error
-            raise optuna.TrialPruned(str(error)) from error
-        self.refused = 0
-        self.settings = settings
-        return settings
-
-    def objective_of(self, metrics: Mapping[str, float]) -> float:
-        """Return the score of a trial, and note it in the study and in the files."""
-        found, goal = evaluations([metrics]), self.goal
-        score, search = goal.score(found), goal.search
-        row = {
-            "trial": self.trial.number,
-            "own": bool(self.trial.user_attrs.get("own")),
-            "settings": self.settings,
-            "objective": score.objective if math.isfinite(score.objective) else None,
-            "feasible": score.feasible,
-            "domain": goal.value(found, search.domain),
-            "general": goal.value(found, search.general),
-            "forgetting": forgetting(goal.base.get(search.general, {}), found.get(search.general, {})).get(goal.metric),
-            "metrics": found,
-            "seconds": round(time.monotonic() - self.began, 3),
-        }
-        self.trial.set_user_attr("row", row)
-        self.rows.append(row)
-        self.write()
-        return score.objective
-
-    def tuning(self) -> Tuning:
-        """Return what has been found so far."""
-        search = self.goal.search
-        settings = {
-            "recipe": dict(self.recipe),
-            "space": self.space.to_dict(),
-            "objective": search.objective,
-            "max_forgetting": search.max_forgetting,
-            "domain_weight": search.domain_weight,
-            "metric": self.goal.metric,
-            "sets": [search.domain, search.general],
-            "seed": self.args.seed,
-        }
-        base = {name: dict(found) for name, found in self.goal.base.items()}
-        return Tuning(trials=list(self.rows), base_metrics=base, settings=settings)
-
-    def write(self) -> None:
-        """Write what has been found so far, and the recipe with the best of it."""
-        if not self.rows:
-            return
-        folder, tuning = Path(self.args.output_dir or "."), self.tuning()
-        save_results(tuning, folder / TUNING_NAME)
-        tuned = tuned_recipe(self.recipe, tuning.ranked()[0])
-        with new_file(folder / TUNED_NAME) as file:
-            yaml.safe_dump(tuned, file, sort_keys=False, allow_unicode=True)
+        for _ in range(MOST_REFUSED):
+            self.study.sampler = _make_sampler(self.study, self.seed)
+            trial = self.study.ask()
+            try:
+                settings = self._draw(trial)
+                plan_data(data, parse_recipe({**run, **settings})[1])
+                return trial, settings
+            except ValueError as error:
+                refusal = error
+                trial.set_user_attr("refused", str(error))
+                self.study.tell(trial, state=TrialState.PRUNED)
+        raise ValueError(
+            f"The settings of {MOST_REFUSED} trials in a row could not be planned, those of the last because: "
+            f"{refusal} Narrow `space` (--space) to what can be."
+        ) from refusal
 
     def _draw(self, trial: Any) -> dict[str, Any]:
         if trial.user_attrs.get("own"):
             if self.own_parameters is not None:
                 self.space.suggest(trial)  # the study is to know what they are
-            return self.own
+            return dict(self.own)
         settings = self.space.suggest(trial)
         kind = settings["alpha_schedule_type"]
-        # other schedules do not take these, and a constant's value is its α; not none, which `Trainer` would cast
+        # other schedules do not take these, and a constant's value is its α
         keeps = kind == self.own["alpha_schedule_type"] and kind != "constant"
         return {**settings, "alpha_schedule_kwargs": self.own["alpha_schedule_kwargs"] if keeps else {}}
 
-    def _own_parameters(self) -> dict[str, Any] | None:
-        """Return the recipe's own settings as a trial's parameters; `None` if they lie outside the space."""
-        own = dict(self.own)
-        if own["alpha_schedule_type"] == "constant":
-            own["alpha_end"] = own["alpha_schedule_kwargs"].get("value", own["alpha_end"])
-        return self.space.parameters(own)
+
+def _row(trial: Any, settings: Mapping[str, Any], goal: Goal, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a trial."""
+    score, names = goal.score(metrics), (goal.search.domain, goal.search.general)
+    domain, general = (metrics.get(name, {}) for name in names)
+    return {
+        "trial": trial.number,
+        "own": bool(trial.user_attrs.get("own")),
+        "settings": settings,
+        "objective": score.objective if math.isfinite(score.objective) else None,
+        "feasible": score.feasible,
+        "domain": domain.get(goal.metric),
+        "general": general.get(goal.metric),
+        "forgetting": forgetting(goal.base.get(names[1], {}), general).get(goal.metric),
+        "metrics": metrics,
+    }
+
+
+def _write(tuning: Tuning, folder: Path) -> None:
+    """Write what has been found so far, and the recipe with the best of it."""
+    if tuning.trials:
+        save_results(tuning, folder / TUNING_NAME)
+        with new_file(folder / TUNED_NAME) as file:
+            tuned = tuned_recipe(tuning.settings["recipe"], tuning.ranked()[0])
+            yaml.safe_dump(tuned, file, sort_keys=False, allow_unicode=True)
 
 
 def _rows(study: Any) -> list[dict[str, Any]]:
@@ -512,18 +462,9 @@ def _changes(before: Any, after: Any, place: str = "") -> Iterator[str]:
         yield f"{place} was {before!r} and is {after!r}"
 
 
-def _enqueue_own(study: Any, parameters: Mapping[str, Any] | None) -> None:
-    """Let the next trial have the recipe's own settings, unless one has had them."""
-    from optuna.trial import TrialState
-
-    settled = (TrialState.COMPLETE, TrialState.WAITING)
-    if not any(trial.user_attrs.get("own") for trial in study.get_trials(deepcopy=False, states=settled)):
-        study.enqueue_trial(dict(parameters or {}), user_attrs={"own": True})
-
-
 @contextmanager
-def _open_study(storage: str | None, folder: Path, name: str) -> Iterator[tuple[Any, Any]]:
-    """A study, new or as it was left, and the storage it is in; optuna says nothing but errors meanwhile."""
+def _open_study(storage: str | None, folder: Path, name: str) -> Iterator[Any]:
+    """A study, new or as it was left; optuna says nothing but errors meanwhile."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -538,7 +479,7 @@ def _open_study(storage: str | None, folder: Path, name: str) -> Iterator[tuple[
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:  # without its text: a URL may hold a password
             place = "`storage` (--storage)" if storage else f"{DATABASE_NAME} in {str(folder)!r}"
             raise ValueError(f"No study can be opened in {place}: {type(error).__name__}. Check it.") from error
-        yield study, opened
+        yield study
     finally:
         if opened is not None:
             opened.remove_session()
@@ -565,7 +506,7 @@ def _check_optuna() -> None:
 
 
 def check_one_process() -> None:
-    """Refuse a launcher: the search of `Trainer` loses step between processes where a trial's settings are refused."""
+    """Refuse a launcher: each of its processes would run a search of its own."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1:
         raise ValueError(

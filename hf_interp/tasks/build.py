@@ -192,30 +192,21 @@ def build_trainer(
     args: InterpolationConfig,
     data: RecipeData,
     callbacks: Sequence[TrainerCallback] = (),
-    *,
-    anew: bool = False,
 ) -> Any:
     """Put the model into an `InterpolationTrainer`, or an `InterpolationSeq2SeqTrainer` where the task generates.
 
     Args:
         recipe, task, args, data: what is trained, and how.
         callbacks: further callbacks.
-        anew: load the model anew whenever training begins, as `hyperparameter_search` needs it.
     """
     if data.eval_sets:
         args.eval_on_start = True  # M₀'s metrics, without which nothing can be said about forgetting
     if not torch.accelerator.is_available():
         args.dataloader_pin_memory = False  # there is nothing to pin for, and torch would warn at every loader
-
-    def model_init() -> torch.nn.Module:
-        model = build_model(recipe, task, args)
-        prepare_model(recipe, task, model, data.tokenizer)
-        return model
-
-    model = None if anew else model_init()
+    model = build_model(recipe, task, args)
+    prepare_model(recipe, task, model, data.tokenizer)
     return trainer_class(task)(
         model=model,
-        model_init=model_init if anew else None,
         args=args,
         train_dataset=data.corpora,
         eval_dataset=data.eval_sets or None,

@@ -17,11 +17,11 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from hf_interp import Corpus, cli
 from hf_interp.commands.distance import (
     DomainDistance,
+    classifier_error,
     draw_examples,
     format_distance,
     measure_distance,
     pooled_features,
-    proxy_distance,
 )
 from hf_interp.tasks.build import check_recipe, load_data
 from hf_interp.tasks.parsing import parse_recipe
@@ -37,56 +37,54 @@ def measure(recipe: dict[str, Any], **kwargs: Any) -> DomainDistance:
 
 def test_two_samples_of_one_distribution_have_no_distance() -> None:
     rows = np.random.default_rng(0).normal(size=(600, 16))
-    found = proxy_distance(rows[:300], rows[300:])
-    assert found.value < 0.2
-    assert found.interval[0] == 0.0
-    assert found.num_examples == 300
+    error, (_, high), count = classifier_error(rows[:300], rows[300:])
+    assert error > 0.45
+    assert high > 0.5
+    assert count == 300
 
 
-def test_sides_that_a_plane_divides_have_the_largest_distance() -> None:
+def test_sides_that_a_plane_divides_have_no_errors() -> None:
     rows = np.random.default_rng(0).normal(size=(100, 4))
-    found = proxy_distance(rows, rows + np.array([50.0, 0.0, 0.0, 0.0]))
-    assert (found.value, found.error) == (2.0, 0.0)
-    assert found.interval[1] == 2.0
+    error, (low, high), _ = classifier_error(rows, rows + np.array([50.0, 0.0, 0.0, 0.0]))
+    assert error == low == 0.0
     z = norm.ppf(0.975)
-    assert found.interval[0] == pytest.approx(2 * (1 - 2 * z**2 / (200 + z**2)))  # Wilson's, of no error among 200
+    assert high == pytest.approx(z**2 / (200 + z**2))  # Wilson's, of no error among 200
 
 
-def test_the_distance_of_two_gaussians_is_that_of_the_best_classifier() -> None:
+def test_the_error_of_two_gaussians_is_that_of_the_best_classifier() -> None:
     generator = np.random.default_rng(0)
     general, domain = generator.normal(-0.5, size=(4000, 1)), generator.normal(0.5, size=(4000, 1))
-    truth = 2 * (1 - 2 * norm.cdf(-0.5))
-    found = proxy_distance(general, domain)
-    assert found.value == pytest.approx(truth, abs=0.05)
-    assert found.interval[0] < truth < found.interval[1]
-    assert found.interval[1] - found.interval[0] < 0.1
+    truth = norm.cdf(-0.5)
+    error, (low, high), _ = classifier_error(general, domain)
+    assert error == pytest.approx(truth, abs=0.0125)
+    assert low < truth < high
+    assert high - low < 0.025
+
+
+def test_the_interval_is_wilsons() -> None:
+    generator = np.random.default_rng(0)
+    share, interval, _ = classifier_error(generator.normal(-0.5, size=(200, 1)), generator.normal(0.5, size=(200, 1)))
+    square = norm.ppf(0.975) ** 2 / 400
+    middle = (share + square / 2) / (1 + square)
+    margin = math.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
+    assert 0.1 < share < 0.4
+    assert interval == pytest.approx((middle - margin, middle + margin), abs=1e-9)
 
 
 def test_the_longer_side_is_cut_to_the_shorter() -> None:
     rows = np.random.default_rng(0).normal(size=(200, 2))
     # were all 180 kept, "always general" would err on 20 of 200 only
-    found = proxy_distance(rows[:180], rows[180:])
-    assert found.num_examples == 20
-    assert found.value < 1.0
+    error, _, count = classifier_error(rows[:180], rows[180:])
+    assert count == 20
+    assert error > 0.25
 
 
-def test_a_seed_decides_the_distance() -> None:
+def test_a_seed_decides_the_error_and_a_constant_feature_does_no_harm() -> None:
     generator = np.random.default_rng(0)
     general, domain = generator.normal(size=(60, 3)), generator.normal(0.5, size=(60, 3))
-    assert proxy_distance(general, domain, seed=1) == proxy_distance(general, domain, seed=1)
-    assert len({proxy_distance(general, domain, seed=seed).error for seed in range(5)}) > 1
-
-
-def test_a_constant_feature_does_no_harm() -> None:
-    rows = np.random.default_rng(0).normal(size=(40, 2))
-    rows[:, 1] = 3.0
-    assert proxy_distance(rows, rows + np.array([9.0, 0.0])).value == 2.0
-
-
-@pytest.mark.parametrize(("general", "domain"), [(9, 20), (20, 9)])
-def test_few_rows_are_refused(general: int, domain: int) -> None:
-    with pytest.raises(ValueError, match="at least 10 examples of each side, got 9"):
-        proxy_distance(np.zeros((general, 2)), np.zeros((domain, 2)))
+    general[:, 1] = domain[:, 1] = 3.0
+    assert classifier_error(general, domain, seed=1) == classifier_error(general, domain, seed=1)
+    assert len({classifier_error(general, domain, seed=seed)[0] for seed in range(5)}) > 1
 
 
 # Features.
@@ -155,7 +153,7 @@ def test_of_a_stream_the_first_examples_are_read() -> None:
 
 def test_other_words_are_far_and_the_same_text_is_near(toy_recipe: dict[str, Any]) -> None:
     toy_recipe["corpora"]["domain"] = dict(toy_recipe["corpora"]["general"])
-    assert measure(toy_recipe).distance.value < 0.5
+    assert measure(toy_recipe).value < 0.5
 
 
 def test_sides_of_other_words_are_told_apart(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -167,8 +165,10 @@ def test_sides_of_other_words_are_told_apart(toy_recipe: dict[str, Any], tmp_pat
         path.write_text("".join(json.dumps({"text": text, "label": "negative"}) + "\n" for text in texts))
         toy_recipe["corpora"][side] = {"path": str(path)}
     found = measure(toy_recipe)
-    assert found.distance.value > 1.8
-    assert found.distance.num_examples == 60
+    assert found.value == 2 * (1 - 2 * found.error) > 1.8
+    square = norm.ppf(0.975) ** 2
+    assert found.interval == pytest.approx((2 * (1 - 2 * square / (120 + square)), 2.0))
+    assert found.num_examples == 60
 
 
 def by_hand(recipe: dict[str, Any], path: str) -> list[float]:
@@ -197,9 +197,9 @@ def test_losses_are_those_of_the_held_out_sets_if_there_are_any(toy_recipe: dict
         expected = by_hand(toy_recipe, toy_recipe[group][side]["path"])
         loss = found.losses[side]
         assert loss is not None
-        assert loss.value == pytest.approx(np.mean(expected), abs=1e-5)
-        assert loss.standard_error == pytest.approx(np.std(expected, ddof=1) / math.sqrt(len(expected)), rel=1e-3)
-        assert (loss.num_examples, loss.unit, loss.perplexity) == (len(expected), "nats", None)
+        assert loss["value"] == pytest.approx(np.mean(expected), abs=1e-5)
+        assert loss["standard_error"] == pytest.approx(np.std(expected, ddof=1) / math.sqrt(len(expected)), rel=1e-3)
+        assert (loss["num_examples"], loss["unit"], loss["perplexity"]) == (len(expected), "nats", None)
 
 
 def test_sets_are_called_as_the_search_calls_them(toy_recipe: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ def test_sets_are_called_as_the_search_calls_them(toy_recipe: dict[str, Any]) ->
     expected = by_hand(toy_recipe, sets["domain"]["path"])
     loss = measure(toy_recipe).losses["domain"]
     assert loss is not None
-    assert loss.value == pytest.approx(np.mean(expected), abs=1e-5)
+    assert loss["value"] == pytest.approx(np.mean(expected), abs=1e-5)
 
 
 def test_the_same_recipe_has_the_same_distance(toy_recipe: dict[str, Any]) -> None:
@@ -229,12 +229,12 @@ def test_a_new_head_has_no_loss(toy_recipe: dict[str, Any], tmp_path: Path) -> N
     found = measure({**toy_recipe, "model_name_or_path": str(tmp_path / "headless")})
     assert found.losses == {"general": None, "domain": None}
     assert "its head for the task is new (classifier.bias, classifier.weight)" in found.notes[0]
-    assert found.distance == whole.distance  # which needs no head
+    assert (found.value, found.interval) == (whole.value, whole.interval)  # which need no head
 
 
 def test_an_adapter_changes_nothing(toy_recipe: dict[str, Any]) -> None:
     plain, adapted = measure(toy_recipe), measure({**toy_recipe, "peft": "lora"})
-    assert (plain.distance, plain.losses) == (adapted.distance, adapted.losses)
+    assert (plain.value, plain.losses) == (adapted.value, adapted.losses)
 
 
 def language_model(folder: Path, kind: str, task: str | None, recipe: dict[str, Any]) -> str:
@@ -263,8 +263,8 @@ def test_a_language_model_has_a_perplexity(toy_recipe: dict[str, Any], tmp_path:
             expected = model(input_ids=ids, labels=ids).loss.item()
         loss = found.losses[side]
         assert loss is not None
-        assert loss.value == pytest.approx(expected, abs=1e-4)
-        assert loss.perplexity == pytest.approx(math.exp(expected), rel=1e-3)
+        assert loss["value"] == pytest.approx(expected, abs=1e-4)
+        assert loss["perplexity"] == pytest.approx(math.exp(expected), rel=1e-3)
 
 
 def test_an_encoder_decoder_is_known_by_its_encoder(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_an_encoder_decoder_is_known_by_its_encoder(toy_recipe: dict[str, Any], 
         total, count = total + loss * labels.numel(), count + labels.numel()
     measured = found.losses["domain"]
     assert measured is not None
-    assert measured.value == pytest.approx(total / count, abs=1e-4)
+    assert measured["value"] == pytest.approx(total / count, abs=1e-4)
     rows = [data.corpora[1].dataset[index] for index in range(12)]
     with torch.no_grad():
         hidden = model.encoder(input_ids=torch.tensor([rows[0]["input_ids"]])).last_hidden_state[0].mean(dim=0)
@@ -306,17 +306,6 @@ def test_a_side_with_another_objective_has_no_loss_of_the_task(toy_recipe: dict[
     assert found.notes == ("M₀ has no loss of its task on the general side, which trains the objective causal-lm.",)
 
 
-def test_the_interval_is_wilsons() -> None:
-    generator = np.random.default_rng(0)
-    found = proxy_distance(generator.normal(-0.5, size=(200, 1)), generator.normal(0.5, size=(200, 1)))
-    share, square = found.error, norm.ppf(0.975) ** 2 / 400
-    middle = (share + square / 2) / (1 + square)
-    margin = math.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
-    ends = [2 * (1 - 2 * (middle + sign * margin)) for sign in (1, -1)]
-    assert 0.1 < share < 0.4
-    assert found.interval == pytest.approx(ends, abs=1e-9)
-
-
 def test_corpora_of_a_side_are_drawn_by_their_shares(toy_recipe: dict[str, Any]) -> None:
     for group in ("validation_corpora", "eval_corpora"):
         toy_recipe.pop(group)
@@ -328,7 +317,7 @@ def test_corpora_of_a_side_are_drawn_by_their_shares(toy_recipe: dict[str, Any])
     }
     loss = measure(toy_recipe, num_examples=12).losses["general"]
     assert loss is not None
-    assert loss.num_examples == 9 + 3
+    assert loss["num_examples"] == 9 + 3
 
 
 def test_a_stream_can_be_measured(toy_recipe: dict[str, Any]) -> None:
@@ -336,12 +325,12 @@ def test_a_stream_can_be_measured(toy_recipe: dict[str, Any]) -> None:
     toy_recipe["corpora"]["general"]["streaming"] = True
     found = measure(toy_recipe)
     assert found.losses == whole.losses
-    assert found.distance.num_examples == 12
+    assert found.num_examples == 12
 
 
 @pytest.mark.parametrize(
     ("num_examples", "message"),
-    [(9, "at least 10 examples of each side, got 9"), (500, "the domain side has 8. Add examples")],
+    [(9, "at least 10 examples of each side, got 9"), (500, "got 8 of the domain side. Ask for more")],
 )
 def test_too_few_examples_are_refused(toy_recipe: dict[str, Any], num_examples: int, message: str) -> None:
     toy_recipe["corpora"]["domain"]["max_examples"] = 8

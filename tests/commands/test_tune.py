@@ -242,7 +242,6 @@ def test_a_run_that_has_diverged_is_the_worst(value: float) -> None:
 def test_the_domain_alone_needs_no_general_set() -> None:
     alone = Goal(search=AlphaSearch(), metric="accuracy", base={"domain": {"accuracy": 0.5}})
     assert alone.score({"domain": {"accuracy": 0.6}}) == (0.6, True)
-    assert alone.value({"domain": {"accuracy": 0.6}}, "general") is None
 
 
 def test_goals_that_cannot_be_computed_are_refused() -> None:
