@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_interp.reporting.curve import AlphaCurve, short_alpha
+from hf_interp.reporting.curve import AlphaCurve, count_examples, curve_table, number, short_alpha
 from hf_interp.reporting.results import Comparison, RunResults, spread
 from hf_interp.utils.console import format_table
 from hf_interp.utils.redaction import (
@@ -25,7 +25,7 @@ from hf_interp.utils.redaction import (
     redact_paths,
     redact_secrets,
 )
-from hf_interp.utils.task_info import TASK_INFOS, AnswerKind, TaskInfo, task_of_class
+from hf_interp.utils.task_info import TASK_INFOS, TaskInfo, task_of_class
 
 CARD_NAME = "README.md"
 FINETUNED_REVISION = "finetuned"
@@ -34,6 +34,8 @@ TAGS = ("hf_interp", "domain-adaptation")
 UNNAMED_SET = "evaluation set"
 MAX_TEXT = 500  # characters; names are shorter, and nothing from data should fill a card
 MAX_LABELS = 30  # labels that are written out in a snippet
+
+TRAINING_FIELDS = ("learning_rate", "lr_scheduler_type", "optim", "seed")
 
 Say = Callable[[Any], str]
 
@@ -89,44 +91,45 @@ def model_card(
     """
     metadata = metadata or CardMetadata()
     facts = _Facts(results, curve, metadata.base_model)
-    say = facts.say
+    place = repr(facts.plain(repo_id or name))
+    if both and not interpolated:
+        place += f", revision={FINETUNED_REVISION!r}"
+    corpora, sets = _corpora(facts), _sets(facts)
+    points = results.plan.get("alpha", [])
+    fingerprints = (entry.get("order_fingerprint") for entry in reversed(results.log_history))
     context = {
         "name": name,
-        "base": facts.base_text,
-        "base_revision": facts.recipe.get("model_revision"),
-        "task": f"Its task is {facts.task}." if facts.task else "",
         "interpolated": interpolated,
         "both": both,
-        "alpha": alpha_text(curve),
-        "usage": Markdown(usage(facts, repo_id or name, finetuned=both and not interpolated)),
-        "adapter_of_local": facts.is_adapter and facts.base_id is None,
-        "metrics_table": _metrics_table(results, say),
-        "has_base": bool(results.base_metrics),
-        "tells_forgetting": bool(results.forgetting),
-        "comparison_table": None if comparison is None else _comparison_table(comparison, say),
+        "pictures": pictures,
+        "alpha": f"α = {short_alpha(curve.alpha)}" if curve else "an α that the run does not tell",
+        "place": Markdown(place),
+        "model_given": Markdown("model, tokenizer=tokenizer" if facts.is_adapter else place),
+        "head": Markdown(_label_arguments(facts)),
+        "answer": facts.task_info.answer,
+        "auto_class": facts.task_info.auto_class,
+        "facts": facts,
+        "recipe": facts.recipe,
+        "results": results,
+        "plan": results.plan,
+        "curve": curve,
+        "metrics": _metrics(results),
+        "comparison": None if comparison is None else _comparison(comparison),
         "comparison_seeds": None if comparison is None else len({row["seed"] for row in comparison.rows}),
-        "curve_table": None if curve is None else _curve_table(curve, facts),
-        "curve_reason": None if curve is None else curve.reason,
-        "curve_remarks": [] if curve is None else _curve_remarks(curve),
-        "curve_picture": "curve.png" if "curve.png" in pictures else None,
-        "run_picture": "run.png" if "run.png" in pictures else None,
         "schedule": _schedule(results),
-        "alpha_table": _alpha_table(results, say),
-        "corpora_table": _corpora_table(facts),
-        "sets_table": _sets_table(facts),
-        "warnings": results.plan.get("warnings", []),
-        "training_table": _training_table(facts),
-        "limits": _limits(facts, curve, interpolated),
-        "fingerprint": results.plan.get("fingerprint"),
-        "order_fingerprint": next(
-            (entry["order_fingerprint"] for entry in reversed(results.log_history) if "order_fingerprint" in entry),
-            None,
-        ),
-        "versions": ", ".join(f"{package} {version}" for package, version in results.versions.items()),
+        "alphas": [
+            ["step", *(point["step"] for point in points)],
+            ["α", *(number(point["alpha"]) for point in points)],
+        ],
+        "corpora": corpora,
+        "sets": sets,
+        "training": _training(facts),
+        "worse": [f"{metric} by {number(lost)}" for metric, lost in results.forgetting.items() if lost and lost > 0],
+        "unlicensed": [row[0] for row in corpora if row[-1] == "unknown"],
+        "order_fingerprint": next(filter(None, fingerprints), None),
     }
-    body = _render(context, say)
     data = _card_data(facts, curve, metadata, name=name, interpolated=interpolated)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_render(context, facts)}")
 
 
 def escape(value: Any) -> str:
@@ -158,13 +161,6 @@ def clean(value: Any) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
 
 
-def alpha_text(curve: AlphaCurve | None) -> str:
-    """Return the α of M_α in words."""
-    if curve is None:
-        return "an α that the run does not tell"
-    return f"α = {short_alpha(curve.alpha)}"
-
-
 class _Facts:
     """Facts that several sections need: what was adapted to what, and how to say it."""
 
@@ -184,11 +180,9 @@ class _Facts:
         self.task = self.recipe.get("task") or (
             "sequence-classification" if self.recipe else task_of_class(str(results.model.get("class", "")))
         )
-
-    @property
-    def task_info(self) -> TaskInfo:
-        """Return the facts about the task; of an unknown one there are none."""
-        return TASK_INFOS.get(self.task or "", TaskInfo(auto_class="AutoModel"))
+        self.task_info = TASK_INFOS.get(self.task or "", TaskInfo(auto_class="AutoModel"))
+        corpora = (self.recipe.get("corpora") or {}).values()
+        self.is_chat = any(isinstance(corpus, Mapping) and corpus.get("messages_column") for corpus in corpora)
 
     def place(self, group: str, name: str) -> dict[str, Any]:
         """Return what the recipe says of a corpus; nothing for runs without a recipe."""
@@ -228,115 +222,46 @@ def is_hub_id(text: str) -> bool:
     return re.fullmatch(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}", text, flags=re.ASCII) is not None and not is_local(text)
 
 
-def usage(facts: _Facts, place: str, *, finetuned: bool) -> str:
-    """Return a fenced snippet that loads the model and asks it something."""
-    answer, recipe = facts.task_info.answer, facts.recipe
-
-    def literal(value: Any) -> str:
-        return repr(facts.plain(value))
-
-    revision = f", revision={FINETUNED_REVISION!r}" if finetuned else ""
-    auto = facts.task_info.auto_class
-    load_tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({literal(place)}{revision})"
-    has_pipeline = answer not in (None, "text")
-    if facts.is_adapter:
-        more = ", pipeline" if has_pipeline else ""
-        base = literal(facts.base_id or "your/base-model")
-        lines = [
-            "from peft import PeftModel",
-            f"from transformers import {auto}, AutoTokenizer{more}",
-            "",
-            f"base = {auto}.from_pretrained({base}{_label_arguments(recipe, facts.plain)})",
-            f"model = PeftModel.from_pretrained(base, {literal(place)}{revision})",
-            load_tokenizer,
-        ]
-        where = "model=model, tokenizer=tokenizer"
-    elif has_pipeline:
-        lines, where = ["from transformers import pipeline", ""], f"model={literal(place)}{revision}"
-    else:
-        load_model = f"model = {auto}.from_pretrained({literal(place)}{revision})"
-        lines, where = [f"from transformers import {auto}, AutoTokenizer", "", load_model, load_tokenizer], ""
-    return "\n".join(["```python", *lines, *_question(answer, recipe, where, literal), "```"])
-
-
-def _question(answer: AnswerKind | None, recipe: Mapping[str, Any], where: str, literal: Say) -> list[str]:
-    """Return the lines of a snippet that ask the model."""
-    if answer == "label":
-        # a regression's number is no probability
-        how = "function_to_apply='none'" if recipe.get("problem_type") == "regression" else "top_k=None"
-        return [f"classify = pipeline('text-classification', {where})", f"print(classify('A text.', {how}))"]
-    if answer == "tags":
-        return [
-            f"tag = pipeline('token-classification', {where}, aggregation_strategy='simple')",
-            "print(tag('A text with names.'))",
-        ]
-    if answer == "masks":
-        return [
-            f"fill = pipeline('fill-mask', {where})",
-            "print(fill(f'A text with one {fill.tokenizer.mask_token} left out.'))",
-        ]
-    if answer == "continuation":
-        corpora = (recipe.get("corpora") or {}).values()
-        is_chat = any(isinstance(corpus, Mapping) and corpus.get("messages_column") for corpus in corpora)
-        asked = "[{'role': 'user', 'content': 'A question?'}]" if is_chat else "'The beginning of a text'"
-        return [
-            f"generate = pipeline('text-generation', {where})",
-            f"print(generate({asked}, max_new_tokens=50)[0]['generated_text'])",
-        ]
-    if answer == "text":
-        prefix = str(recipe.get("source_prefix") or "")
-        source = literal(prefix + "A text.")
-        length = int(recipe.get("max_target_length") or 128)
-        return [
-            f"inputs = tokenizer({source}, return_tensors='pt')",
-            f"outputs = model.generate(**inputs, max_new_tokens={length})",
-            "print(tokenizer.batch_decode(outputs, skip_special_tokens=True))",
-        ]
-    return ["outputs = model(**tokenizer('A text.', return_tensors='pt'))"]
-
-
-def _label_arguments(recipe: Mapping[str, Any], plain: Say) -> str:
-    """Return what the base of an adapter must be told of its head, which the adapter brings."""
-    labels = recipe.get("label_names")
-    if not labels:
-        return ", num_labels=1" if recipe.get("problem_type") == "regression" else ""
-    if len(labels) > MAX_LABELS:
-        return f", num_labels={len(labels)}"
-    return f", id2label={ {index: plain(label) for index, label in enumerate(labels)}!r}"
-
-
-def _render(context: Mapping[str, Any], say: Say) -> str:
+def _render(context: Mapping[str, Any], facts: _Facts) -> str:
     """Fill in the template; whatever is put in is escaped, but for what is `Markdown`."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, finalize=say, trim_blocks=True)
+
+    def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
+        return Markdown(format_table([*map(facts.say, header)], [[*map(facts.say, row)] for row in rows]))
+
+    def literal(value: Any) -> Markdown:
+        return Markdown(repr(facts.plain(value)))
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, finalize=facts.say, trim_blocks=True)
+    environment.globals |= {"table": table, "curve_table": curve_table, "count_examples": count_examples}
+    environment.filters |= {"literal": literal, "number": number, "short_alpha": short_alpha}
     text = resources.files("hf_interp.reporting").joinpath("model_card.md").read_text(encoding="utf-8")
     body = environment.from_string(text).render(context)
     return re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], say: Say) -> Markdown:
-    return Markdown(format_table([say(cell) for cell in header], [[say(cell) for cell in row] for row in rows]))
+def _label_arguments(facts: _Facts) -> str:
+    """Return what the base of an adapter must be told of its head, which the adapter brings."""
+    labels = facts.recipe.get("label_names")
+    if not labels:
+        return ", num_labels=1" if facts.recipe.get("problem_type") == "regression" else ""
+    if len(labels) > MAX_LABELS:
+        return f", num_labels={len(labels)}"
+    return f", id2label={ {index: facts.plain(label) for index, label in enumerate(labels)}!r}"
 
 
-def _number(value: Any) -> str:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return ""
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
-
-
-def _metrics_table(results: RunResults, say: Say) -> Markdown | None:
-    rows = []
+def _metrics(results: RunResults) -> list[list[str]]:
+    """Return header and rows of every metric of M₀ and M_θ; without rows where nothing was evaluated."""
+    rows = [["set", "metric", "M₀", "M_θ", "forgetting"]]
     for name, final in results.final_metrics.items():
         base = results.base_metrics.get(name, {})
         for metric, value in final.items():
-            lost = _number(results.forgetting.get(metric)) if name == "general" else ""
-            rows.append([name or UNNAMED_SET, metric, _number(base.get(metric)), _number(value), lost])
-    header = ["set", "metric", "M₀", "M_θ", "forgetting"]
-    if not results.forgetting:
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    return _table(header, rows, say) if rows else None
+            lost = results.forgetting.get(metric) if name == "general" else None
+            rows.append([name or UNNAMED_SET, metric, *map(number, (base.get(metric), value, lost))])
+    return rows if results.forgetting else [row[:-1] for row in rows]
 
 
-def _comparison_table(comparison: Comparison, say: Say) -> Markdown:
+def _comparison(comparison: Comparison) -> list[list[str]]:
+    """Return header and rows of a comparison's table."""
     try:
         found = comparison.table()
         sides = [f"{side} {comparison.metric(side)}" for side in ("domain", "general")]
@@ -344,66 +269,21 @@ def _comparison_table(comparison: Comparison, say: Say) -> Markdown:
         raise ValueError(
             f"The comparison has no {error} in its rows. Give the results.json that `hf-interp compare` wrote."
         ) from error
-
-    def cell(entry: Mapping[str, float] | None) -> str:
-        return "" if entry is None else f"{entry['mean']:.3f} ± {entry['std']:.3f}"
-
-    rows = []
+    rows = [["method", "α of weights", *sides, "forgetting"]]
     for row in found:
         alphas = spread([one["alpha"] for one in comparison.rows if one["method"] == row["method"] and "alpha" in one])
-        rows.append(
-            [row["method"], cell(alphas), *(cell(row[column]) for column in ("domain", "general", "forgetting"))]
-        )
-    return _table(["method", "α of weights", *sides, "forgetting"], rows, say)
-
-
-def _curve_table(curve: AlphaCurve, facts: _Facts) -> Markdown:
-    """Return the metrics of both sides over α, on examples that the choice of α has not seen."""
-    columns = [
-        (side, metric)
-        for metric in dict.fromkeys((curve.metric, "loss"))
-        for side in ("domain", "general")
-        if metric in curve.report.get(side, {})
-    ]
-    rows = []
-    for index, alpha in enumerate(curve.alphas):
-        names = [name for end, name in ((0, "M₀"), (1, "M_θ")) if alpha == end]
-        names += ["chosen"] * (alpha == curve.alpha)
-        cells = []
-        for side, metric in columns:
-            found = curve.report[side][metric]
-            error = found["std_errors"][index]
-            cells.append(_number(found["values"][index]) + ("" if error is None else f" ± {_number(error)}"))
-        rows.append([short_alpha(alpha) + (f" ({', '.join(names)})" if names else ""), *cells])
-    return _table(["α", *(f"{side} {metric}" for side, metric in columns)], rows, facts.say)
-
-
-def _curve_remarks(curve: AlphaCurve) -> list[str]:
-    remarks = []
-    if curve.num_examples:
-        chosen, shown = (
-            " and ".join(f"{counts[part]} {side}" for side, counts in curve.num_examples.items())
-            for part in ("selection", "report")
-        )
-        remarks.append(
-            f"α was chosen on {chosen} validation examples; the table shows {shown} others, ± one standard error."
-        )
-    if curve.confidence_interval:
-        low, high = map(short_alpha, curve.confidence_interval)
-        remarks.append(f"95% confidence interval of the best α: {low} to {high}.")
-    if curve.knee is not None:
-        remarks.append(f"Knee: α = {short_alpha(curve.knee)}.")
-    return [*remarks, *(f"Warning: {warning}" for warning in curve.warnings)]
+        cells = (alphas, row["domain"], row["general"], row["forgetting"])
+        rows.append([row["method"], *("" if one is None else f"{one['mean']:.3f} ± {one['std']:.3f}" for one in cells)])
+    return rows
 
 
 def _schedule(results: RunResults) -> str:
     config, plan = results.config, results.plan
-    what = f"α is the share of domain {plan.get('unit', 'examples')} in a batch"
     total = f"over {plan['max_steps']} steps of {plan['batch_size']} examples" if "max_steps" in plan else ""
     if config.get("alpha_controller"):
-        return f"{what}; it answered to training (controller {config['alpha_controller']}) {total}."
+        return f"; it answered to training (controller {config['alpha_controller']}) {total}"
     if "alpha_schedule_type" not in config:
-        return f"{what}, {total}."
+        return f", {total}"
     more = config.get("alpha_schedule_kwargs")
     phases = [
         f"{name} phase of " + (f"{config[key]:g} steps" if config[key] >= 1 else f"{config[key]:.0%} of them")
@@ -411,53 +291,39 @@ def _schedule(results: RunResults) -> str:
         if config.get(key)
     ]
     settings = ", ".join([*([str(more)] if more else []), *phases])
-    return (
-        f"{what}: schedule {config['alpha_schedule_type']} from {config['alpha_start']:g} to {config['alpha_end']:g}"
-        f"{f' ({settings})' if settings else ''}, {total}."
-    )
+    ends = f"from {config['alpha_start']:g} to {config['alpha_end']:g}"
+    return f": schedule {config['alpha_schedule_type']} {ends}{f' ({settings})' if settings else ''}, {total}"
 
 
-def _alpha_table(results: RunResults, say: Say) -> Markdown:
-    points = results.plan.get("alpha", [])
-    return _table(
-        ["step", *(str(point["step"]) for point in points)],
-        [["α", *(_number(point["alpha"]) for point in points)]],
-        say,
-    )
+def _corpora(facts: _Facts) -> list[list[Any]]:
+    return [
+        [
+            corpus["name"],
+            corpus["side"],
+            facts.source("corpora", corpus["name"]),
+            "a stream" if corpus.get("num_examples") is None else f"{corpus['num_examples']:,}",
+            f"{corpus['drawn']:,}",
+            "" if corpus.get("passes") is None else f"{corpus['passes']:.2f}",
+            facts.place("corpora", corpus["name"]).get("license") or "unknown",
+        ]
+        for corpus in facts.results.plan.get("corpora", [])
+    ]
 
 
-def _corpora_table(facts: _Facts) -> Markdown:
-    rows = []
-    for corpus in facts.results.plan.get("corpora", []):
-        name, size, passes = corpus["name"], corpus.get("num_examples"), corpus.get("passes")
-        rows.append(
-            [
-                name,
-                corpus["side"],
-                facts.source("corpora", name),
-                "a stream" if size is None else f"{size:,}",
-                f"{corpus['drawn']:,}",
-                "" if passes is None else f"{passes:.2f}",
-                facts.place("corpora", name).get("license") or "unknown",
-            ]
-        )
-    return _table(["corpus", "side", "source", "examples", "read", "passes", "licence"], rows, facts.say)
-
-
-def _sets_table(facts: _Facts) -> Markdown | None:
-    rows = [
+def _sets(facts: _Facts) -> list[list[Any]]:
+    return [
         [name, use, facts.source(group, name), facts.place(group, name).get("license") or "unknown"]
         for use, group in (("test", "eval_corpora"), ("choice of α", "validation_corpora"))
         for name in facts.recipe.get(group) or {}
     ]
-    return _table(["set", "use", "source", "licence"], rows, facts.say) if rows else None
 
 
-def _training_table(facts: _Facts) -> Markdown:
+def _training(facts: _Facts) -> list[tuple[str, Any]]:
+    """Return the settings of the training that are known."""
     results, config, model, machine = facts.results, facts.results.config, facts.results.model, facts.results.machine
     seconds = [entry["train_runtime"] for entry in results.log_history if "train_runtime" in entry]
     trained, total = model.get("trained_parameters"), model.get("parameters")
-    adapter = facts.recipe.get("peft")
+    adapter, emissions = facts.recipe.get("peft"), results.emissions
     hardware = [machine.get("accelerator"), machine.get("processor"), f"{machine.get('cores')} cores"]
     rows: list[tuple[str, Any]] = [
         ("trained parameters", f"{trained:,} of {total:,}" if trained is not None and total else "unknown"),
@@ -466,66 +332,21 @@ def _training_table(facts: _Facts) -> Markdown:
         ("hardware", ", ".join(str(part) for part in hardware if part)),
         ("processes", machine.get("num_processes")),
         ("training time", f"{seconds[-1]:,.0f} s, with evaluations on the way" if seconds else None),
-        ("emissions", _emissions_text(results.emissions)),
-        *(
-            (name.replace("_", " "), config.get(name))
-            for name in ("learning_rate", "lr_scheduler_type", "optim", "seed")
+        (
+            "emissions",
+            f"{emissions['emissions']:.3g} kg CO₂e of {emissions['energy']:.3g} kWh, at the electricity of "
+            f"{emissions['country'] or 'an unknown country'} ({emissions['source']})"
+            if emissions
+            else None,
         ),
+        *((name.replace("_", " "), config.get(name)) for name in TRAINING_FIELDS),
         ("precision", next((kind for kind in ("bf16", "fp16") if config.get(kind)), "float32 or the model's own")),
         (
             "anchor to M₀",
             f"{config['anchor']}, strength {config['anchor_strength']:g}" if config.get("anchor") else None,
         ),
     ]
-    return _table(["setting", "value"], [[key, value] for key, value in rows if value not in (None, "")], facts.say)
-
-
-def _emissions_text(emissions: Mapping[str, Any]) -> str | None:
-    if not emissions:
-        return None
-    return (
-        f"{emissions['emissions']:.3g} kg CO₂e of {emissions['energy']:.3g} kWh, at the electricity of "
-        f"{emissions['country'] or 'an unknown country'} ({emissions['source']})"
-    )
-
-
-def _limits(facts: _Facts, curve: AlphaCurve | None, interpolated: bool) -> list[str]:
-    """Return what a reader must know before using the model; all of it follows from the results."""
-    results = facts.results
-    limits = []
-    worse = [
-        f"{metric} by {_number(lost)}" for metric, lost in results.forgetting.items() if lost is not None and lost > 0
-    ]
-    if worse:
-        limits.append(f"On the general set M_θ is worse than M₀: {', '.join(worse)}.")
-    if results.final_metrics:
-        limits.append(
-            "The metrics are of one run with one seed: differences smaller than the spread over seeds say nothing."
-        )
-    if interpolated and curve is not None:
-        limits.append(
-            "The metrics of M_α are of validation examples that the choice of α has not seen, not of the test sets."
-        )
-    if interpolated and curve is not None and curve.alpha == 0:
-        limits.append("At α = 0 all weights that M₀ has are as M₀ has them: nothing of the training is in them.")
-    if curve is not None and curve.alpha not in curve.alphas:
-        limits.append("M_α was not evaluated at the chosen α itself.")
-    unknown = [
-        corpus["name"]
-        for corpus in results.plan.get("corpora", [])
-        if not facts.place("corpora", corpus["name"]).get("license")
-    ]
-    if unknown:
-        limits.append(
-            "The licences of these corpora are unknown, and may restrict what the model may be used for: "
-            f"{', '.join(unknown)}."
-        )
-    return [
-        *limits,
-        "The model has learned what its corpora hold, with their errors and prejudices; this run examined neither them "
-        "nor the model for bias. Test it on the people and texts that it is to be used on.",
-        "Nothing is known of it outside the domain and the general data on which it was evaluated.",
-    ]
+    return [row for row in rows if row[1] not in (None, "")]
 
 
 def _card_data(

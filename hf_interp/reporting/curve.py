@@ -5,25 +5,21 @@ each example, the same examples at every α, whose mean is the metric: the value
 mean, pseudo-values for one that is not, or a single number where nothing is known of its spread.
 """
 
-import json
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from hf_interp.reporting.results import load_results
 from hf_interp.utils.console import format_table
 from hf_interp.utils.environment import describe_machine, installed_versions
 
 FloatArray = npt.NDArray[np.float64]
 
 SLACK = 1e-9  # what differs by less, relative to its size, is taken as equal: 0.9 − 0.88 is not 0.02 to the last bit
-
-FORMER_FIELDS = ("group_alphas", "group_metrics")
-"""Of a curve, in files of earlier versions."""
 
 
 @dataclass(kw_only=True)
@@ -84,24 +80,11 @@ class AlphaCurve:
             raise ValueError(f"`metric` must be one of {', '.join(self.report[dataset])}, got {metric!r}.")
         return self.report[dataset][metric]["values"][near[0]]
 
-    def table(self) -> list[dict[str, Any]]:
-        """Return all that was measured, one row a value.
-
-        A row has `alpha`, `part` (selection, report), `dataset`, `metric`, `value` and `std_error`.
-        """
-        return [
-            {"alpha": alpha, "part": part, "dataset": dataset, "metric": metric, "value": value, "std_error": error}
-            for part, datasets in (("selection", self.selection), ("report", self.report))
-            for dataset, metrics in datasets.items()
-            for metric, found in metrics.items()
-            for alpha, value, error in zip(self.alphas, found["values"], found["std_errors"], strict=True)
-        ]
-
 
 def load_curve(path: str | os.PathLike[str]) -> AlphaCurve:
-    """Read what `results.save_results` wrote for a curve; fields that there are no more are left out."""
-    found = json.loads(Path(path).read_text(encoding="utf-8"))
-    return AlphaCurve(**{name: value for name, value in found.items() if name not in FORMER_FIELDS})
+    """Read what `results.save_results` wrote for a curve; see `results.load_results`."""
+    found: AlphaCurve = load_results(path, **{"search over α": AlphaCurve})
+    return found
 
 
 def pareto_front(domain: npt.ArrayLike, general: npt.ArrayLike) -> list[int]:
@@ -144,8 +127,8 @@ def list_alphas(alphas: npt.ArrayLike) -> str:
     return ", ".join(map(short_alpha, np.sort(alphas)))
 
 
-def format_curve(curve: AlphaCurve) -> str:
-    """Return the report examples' metrics by α as a Markdown table, and what was chosen and why."""
+def curve_table(curve: AlphaCurve) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the report examples' metrics by α, ± one standard error where it is known."""
     datasets = sorted(curve.report, key=lambda name: ("domain", "general", name).index(name))
     columns = [
         (dataset, metric)
@@ -156,17 +139,21 @@ def format_curve(curve: AlphaCurve) -> str:
     rows = []
     for index, alpha in enumerate(curve.alphas):
         found = [curve.report[dataset][metric] for dataset, metric in columns]
-        rows.append(
-            [_name_alpha(curve, alpha), *(_cell(entry["values"][index], entry["std_errors"][index]) for entry in found)]
-        )
-    table = format_table(["α", *(f"{dataset} {metric}" for dataset, metric in columns)], rows)
-    return "\n".join([table, "", *_remarks(curve)])
+        names = [name for end, name in ((0, "M₀"), (1, "M_θ"), (curve.alpha, "chosen")) if alpha == end]
+        label = f"{short_alpha(alpha)} ({', '.join(names)})" if names else short_alpha(alpha)
+        rows.append([label, *(_cell(entry["values"][index], entry["std_errors"][index]) for entry in found)])
+    return ["α", *(f"{dataset} {metric}" for dataset, metric in columns)], rows
 
 
-def _remarks(curve: AlphaCurve) -> list[str]:
-    """Say in plain lines what was chosen and why."""
+def count_examples(curve: AlphaCurve, part: Literal["selection", "report"]) -> str:
+    """Return in words how many examples of each dataset a part of the search had."""
+    return " and ".join(f"{counts[part]} {dataset}" for dataset, counts in curve.num_examples.items())
+
+
+def format_curve(curve: AlphaCurve) -> str:
+    """Return the report examples' metrics by α as a Markdown table, and what was chosen and why."""
     names = [f"{model} is {name}" for model, name in (("M₀", curve.base), ("M_θ", curve.finetuned)) if name]
-    lines = [curve.reason, *([f"{', '.join(names)}."] if names else [])]
+    lines = [format_table(*curve_table(curve)), "", curve.reason, *([f"{', '.join(names)}."] if names else [])]
     if curve.confidence_interval:
         low, high = map(short_alpha, curve.confidence_interval)
         lines.append(f"95% confidence interval of the best α: {low} to {high}.")
@@ -180,23 +167,25 @@ def _remarks(curve: AlphaCurve) -> list[str]:
         lines.append(f"Loss barrier between M₀ and M_θ: {', '.join(walls)}.")
     lines.append("Knee: none." if curve.knee is None else f"Knee: α = {short_alpha(curve.knee)}.")
     if curve.num_examples:
-        chosen, shown = (
-            " and ".join(f"{counts[part]} {dataset}" for dataset, counts in curve.num_examples.items())
-            for part in ("selection", "report")
+        lines.append(
+            f"Chosen on {count_examples(curve, 'selection')} examples ({curve.method}, {curve.num_evaluations} "
+            f"evaluations); the table is of {count_examples(curve, 'report')} others."
         )
-        method = f"{curve.method}, {curve.num_evaluations} evaluations"
-        lines.append(f"Chosen on {chosen} examples ({method}); the table is of {shown} others.")
-    return [*lines, *(f"Warning: {warning}" for warning in curve.warnings)]
+    return "\n".join([*lines, *(f"Warning: {warning}" for warning in curve.warnings)])
 
 
-def _name_alpha(curve: AlphaCurve, alpha: float) -> str:
-    names = [name for end, name in ((0, "M₀"), (1, "M_θ")) if alpha == end]
-    names += ["chosen"] * (alpha == curve.alpha)
-    return f"{short_alpha(alpha)} ({', '.join(names)})" if names else short_alpha(alpha)
+def number(value: Any) -> str:
+    """Return a metric as tables show it; nothing for what is no number.
+
+    >>> number(0.51239), number(12.345), number(None)
+    ('0.5124', '12.35', '')
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return ""
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 
 def _cell(value: float | None, error: float | None) -> str:
-    if value is None:
-        return ""
-    digits = 4 if abs(value) < 10 else 2
-    return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
+    if value is None or error is None:
+        return number(value)
+    return f"{number(value)} ± {error:.{4 if abs(value) < 10 else 2}f}"

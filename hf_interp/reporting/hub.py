@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +23,9 @@ from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.results import load_comparison, load_run_results
 from hf_interp.utils.files import read_json, write_json
 from hf_interp.utils.model_files import WEIGHT_FILES, matches, model_files
-from hf_interp.utils.redaction import (
-    basename,
-    find_secrets,
-    is_local,
-    local_paths,
-    redact_paths,
-    redact_secrets,
-)
+from hf_interp.utils.redaction import basename, find_secrets, is_local, local_paths, redact_paths, redact_secrets
 from hf_interp.utils.run_folder import (
+    ADAPTER_CONFIG_NAME,
     CURVE_NAME,
     CURVE_PLOT_NAME,
     INTERPOLATED_NAME,
@@ -140,45 +134,55 @@ def push_run(
         raise ValueError(f"`revision` must not be {target!r}, which is the branch of M_θ. Take another.")
     metadata = metadata or CardMetadata()
     has_both = (folder / INTERPOLATED_NAME).is_dir()
-    secrets = find_secrets(token, get_token(), recipe_token(folder))
-    settings: dict[str, Any] = {
-        "repo_id": repo_id,
-        "comparison": comparison,
-        "metadata": metadata,
-        "training_args": training_args,
-        "secrets": secrets,
-    }
+    recipe = (read_json(folder / RESULTS_NAME) or {}).get("recipe") or {}
+    secrets = find_secrets(token, get_token(), recipe.get("hub_token"))
+    stages = [FINETUNED_REVISION, target] if has_both else [target]
     api = HfApi(token=token, library_name="hf_interp")
     commits: dict[str, str] = {}
     files: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory(prefix="hf_interp_push_") as temporary:
         # everything is staged before anything is sent
-        stages: dict[str, Path] = {}
-        if has_both:
-            stages[FINETUNED_REVISION] = Path(temporary, "finetuned")
-            stage_run(folder, stages[FINETUNED_REVISION], both=True, **settings)
-        stages[target] = Path(temporary, "main")
-        stage_run(folder, stages[target], interpolated=has_both, both=has_both, card=card, **settings)
+        for name in stages:
+            stage_run(
+                folder,
+                Path(temporary, str(stages.index(name))),
+                repo_id=repo_id,
+                interpolated=has_both and name == target,
+                both=has_both,
+                comparison=comparison,
+                card=card if name == target else None,
+                metadata=metadata,
+                training_args=training_args,
+                secrets=secrets,
+            )
         with explained(folder, repo_id, secrets):
             url, repo_id = open_repo(api, repo_id, private)
             if has_both:
                 api.create_branch(repo_id, branch=FINETUNED_REVISION, exist_ok=True)
-            for name, stage in stages.items():
-                is_interpolated = has_both and name == target
+            for name in stages:
+                stage = Path(temporary, str(stages.index(name)))
                 commit = api.upload_folder(
                     repo_id=repo_id,
                     folder_path=stage,
                     revision=name,
-                    commit_message=commit_message or f"Push {'M_α' if is_interpolated else 'M_θ'}",
+                    commit_message=commit_message or f"Push {'M_α' if has_both and name == target else 'M_θ'}",
                     delete_patterns=list(STALE),
                 )
-                commits[name], files[name] = commit.oid, sorted(_names(stage))
+                commits[name] = commit.oid
+                files[name] = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
+    base = (read_json(folder / ADAPTER_CONFIG_NAME) or {}).get("base_model_name_or_path")
+    notes = []
+    if metadata.base_model is None and isinstance(base, str) and is_local(base):
+        notes = [
+            f"The adapter's base model {basename(base)!r} was a local folder, which others do not have. If it is on "
+            "the Hub, push again and name it (base_model)."
+        ]
     return PushReport(
         url=url,
         commits=commits,
         files=files,
         left_out=left_out(folder, training_args=training_args),
-        notes=_notes(folder, metadata.base_model),
+        notes=notes,
     )
 
 
@@ -193,16 +197,12 @@ def stage_run(
     card: str | Path | None = None,
     metadata: CardMetadata | None = None,
     training_args: bool = False,
-    secrets: Sequence[str] | set[str] = (),
+    secrets: Collection[str] = (),
 ) -> None:
-    """Gather what is pushed of a run in a folder; arguments as for `push_run`.
-
-    Raises:
-        ValueError: if a file holds a secret.
-    """
+    """Gather what is pushed of a run in a folder; arguments and errors as for `push_run`."""
     base_model = None if metadata is None else metadata.base_model
     stage_model(folder / INTERPOLATED_NAME if interpolated else folder, stage, base_model=base_model, secrets=secrets)
-    known = _known_paths(folder)
+    known = {str(folder.resolve()), *local_paths([read_json(folder / name) for name in (RESULTS_NAME, CURVE_NAME)])}
     for name in (RESULTS_NAME, CURVE_NAME):
         if (folder / name).is_file():
             write_json(stage / name, _neutral(read_json(folder / name), known, secrets), indent=2)
@@ -215,25 +215,15 @@ def stage_run(
     if training_args and (folder / TRAINING_ARGS_NAME).is_file():
         shutil.copyfile(folder / TRAINING_ARGS_NAME, stage / TRAINING_ARGS_NAME)
     if card is None:
-        text = str(
-            render_card(
-                folder,
-                repo_id=repo_id,
-                interpolated=interpolated,
-                both=both,
-                comparison=comparison,
-                metadata=metadata,
-            )
-        )
+        options: dict[str, Any] = {"comparison": comparison, "metadata": metadata}
+        text = str(render_card(folder, repo_id=repo_id, interpolated=interpolated, both=both, **options))
     else:
         text = redact_paths(Path(card).read_text(encoding="utf-8"), known)
     (stage / CARD_NAME).write_text(text, encoding="utf-8")
     check_secrets(stage, secrets)
 
 
-def stage_model(
-    folder: Path, stage: Path, *, base_model: str | None = None, secrets: Sequence[str] | set[str] = ()
-) -> None:
+def stage_model(folder: Path, stage: Path, *, base_model: str | None = None, secrets: Collection[str] = ()) -> None:
     """Gather the files of a model; in its settings local paths are reduced to their last part.
 
     Args:
@@ -287,14 +277,11 @@ def render_card(
     """
     folder = Path(folder)
     has_both = (folder / INTERPOLATED_NAME).is_dir()
-    results = _load(load_run_results, folder / RESULTS_NAME)
-    curve = _load(load_curve, folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None
-    name = repo_id.rpartition("/")[2] if repo_id else folder.resolve().name
     return model_card(
-        results,
-        curve,
-        None if comparison is None else _load(load_comparison, _comparison_file(comparison)),
-        name=name,
+        load_run_results(folder / RESULTS_NAME),
+        load_curve(folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None,
+        None if comparison is None else load_comparison(_comparison_file(comparison)),
+        name=repo_id.rpartition("/")[2] if repo_id else folder.resolve().name,
         repo_id=repo_id,
         interpolated=has_both if interpolated is None else interpolated,
         both=has_both if both is None else both,
@@ -331,7 +318,7 @@ def check_name(repo_id: str) -> None:
         raise ValueError(f"`repo_id` must be such as user/name, got {repo_id!r}: {error}") from None
 
 
-def check_secrets(stage: Path, secrets: Sequence[str] | set[str]) -> None:
+def check_secrets(stage: Path, secrets: Collection[str]) -> None:
     """Refuse to push a file with a secret in it; weights are not searched.
 
     Raises:
@@ -375,7 +362,7 @@ def open_repo(api: HfApi, repo_id: str, private: bool | None) -> tuple[str, str]
 
 
 @contextmanager
-def explained(folder: str | Path | None, repo_id: str, secrets: Sequence[str] | set[str]) -> Iterator[None]:
+def explained(folder: str | Path | None, repo_id: str, secrets: Collection[str]) -> Iterator[None]:
     """Say of the Hub's errors what failed, in one line without secrets, and how to go on.
 
     Args:
@@ -412,48 +399,12 @@ def _message(error: BaseException) -> str:
     return ": ".join(dict.fromkeys(texts))
 
 
-def recipe_token(folder: Path) -> str | None:
-    """Return a token that a recipe has left in the results of an older run."""
-    found = ((read_json(folder / RESULTS_NAME) or {}).get("recipe") or {}).get("hub_token")
-    return found if isinstance(found, str) else None
-
-
-def _neutral(value: Any, known: Sequence[str] | set[str], secrets: Sequence[str] | set[str]) -> Any:
+def _neutral(value: Any, known: Collection[str], secrets: Collection[str]) -> Any:
     if isinstance(value, dict) and isinstance(value.get("recipe"), dict):
         value = {**value, "recipe": {key: inner for key, inner in value["recipe"].items() if key != "hub_token"}}
     return redact_secrets(redact_paths(value, known), secrets)
 
 
-def _known_paths(folder: Path) -> set[str]:
-    """Return local paths that any of the run's JSON files tells, and that of the folder."""
-    files = [read_json(folder / name) for name in (RESULTS_NAME, CURVE_NAME)]
-    return {str(folder.resolve()), *local_paths(files)}
-
-
 def _comparison_file(path: str | Path) -> Path:
     path = Path(path)
     return path / RESULTS_NAME if path.is_dir() else path
-
-
-def _load(load: Any, path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {str(path)!r}.")
-    try:
-        return load(path)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{str(path)!r} is not what it should be: {error}") from error
-
-
-def _notes(folder: Path, base_model: str | None) -> list[str]:
-    settings = read_json(folder / "adapter_config.json") or {}
-    base = settings.get("base_model_name_or_path")
-    if base_model is None and isinstance(base, str) and is_local(base):
-        return [
-            f"The adapter's base model {basename(base)!r} was a local folder, which others do not have. If it is on "
-            "the Hub, push again and name it (base_model)."
-        ]
-    return []
-
-
-def _names(stage: Path) -> list[str]:
-    return [path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()]

@@ -6,7 +6,7 @@ Charts of one kind are the same in pictures (`plot_...`) and in reports.
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,14 +18,12 @@ from hf_interp.reporting.colours import ALPHA, DOMAIN, NEUTRAL, OTHERS, other_st
 from hf_interp.reporting.curve import AlphaCurve, pareto_front, short_alpha
 from hf_interp.reporting.report_data import (
     Estimate,
-    Member,
     Method,
     Run,
     centred,
     compared_methods,
     group_runs,
     logged,
-    planned_alphas,
 )
 from hf_interp.reporting.results import Comparison, RunResults, less_is_better, main_metric
 
@@ -94,12 +92,33 @@ def plot_tuning(
     save_figure(draw_panels(charts), path)
 
 
+def side_by_side(methods: Sequence[Method]) -> list[Chart]:
+    """Return the charts of methods beside each other."""
+    metrics = main_metrics(methods)
+    charts = [trade_off(methods, metrics)] if set(DOMAIN_FIRST) <= set(metrics) else []
+    charts += [methods_over_steps(methods, name, metric) for name, metric in metrics.items()]
+    return [*charts, alphas_of_methods(methods)]
+
+
+def of_one(method: Method) -> list[Chart]:
+    """Return the charts of one recipe: what was read, losses, metrics."""
+    runs = method.runs
+    return [mixture(method), corpus_losses(runs), objective_losses(runs), *metrics_over_steps(method)]
+
+
+def of_curves(runs: Sequence[Run]) -> list[Chart]:
+    """Return the charts of the searches over α among runs of one recipe."""
+    curves = [(run.seed, run.curve) for run in runs if run.curve is not None]
+    charts = [frontier(curve, f"Seed {seed}: " if len(runs) > 1 else "") for seed, curve in curves]
+    return [metrics_over_alpha([curve for _, curve in curves]), *charts]
+
+
 def trade_off(methods: Sequence[Method], metrics: Mapping[str, str]) -> Chart:
     """Return the domain's metric against the general one, with intervals over seeds."""
     chart = _against(metrics["domain"], metrics["general"])
     chart.remark = "Lines are 95% intervals over seeds; they may leave the picture."
     for index, method in enumerate(methods):
-        domain, general = (method.estimate(final_metric(side, metrics[side])) for side in DOMAIN_FIRST)
+        domain, general = (method.estimate("final", side, metrics[side]) for side in DOMAIN_FIRST)
         if general is None or domain is None:
             continue
         has_interval = domain.half is not None and general.half is not None
@@ -119,8 +138,10 @@ def trade_off(methods: Sequence[Method], metrics: Mapping[str, str]) -> Chart:
 def methods_over_steps(methods: Sequence[Method], name: str, metric: str) -> Chart:
     """Return a metric of an evaluation set over steps, by method."""
     series = [
-        _over_seeds(method.name, [member.evaluations.get((name, metric), []) for member in method.members], style)
-        for method, style in _styled(methods)
+        _over_seeds(
+            method.name, [member.evaluations.get((name, metric), []) for member in method.members], other_style(index)
+        )
+        for index, method in enumerate(methods)
     ]
     return _over_steps(f"{in_words(name, metric)} over steps", metric, series)
 
@@ -128,24 +149,25 @@ def methods_over_steps(methods: Sequence[Method], name: str, metric: str) -> Cha
 def alphas_of_methods(methods: Sequence[Method]) -> Chart:
     """Return α over steps, and what was drawn, by method."""
     series: list[Series] = []
-    for method, style in _styled(methods):
-        first = method.members[0]
-        drawn = style | {"linestyle": ""}
+    for index, method in enumerate(methods):
+        first, style = method.members[0], other_style(index)
+        shares = _thinned(first.shares, MAX_SHARES)
         series += [
             Series(label=f"{method.name}: α", points=_thinned(first.alphas), style=style | {"marker": ""}),
-            Series(label=f"{method.name}: drawn", points=_thinned(first.shares, MAX_SHARES), style=drawn),
+            Series(label=f"{method.name}: drawn", points=shares, style=style | {"linestyle": ""}),
         ]
-    remark = "Of the first seed."
-    return _shares_over_steps("α and the domain's share", "share", series, remark)
+    return _shares_over_steps("α and the domain's share", "share", series, "Of the first seed.")
 
 
 def mixture(method: Method) -> Chart:
     """Return α as planned, and what was drawn."""
-    scheduled, in_force = planned_alphas(method.runs[0].results)
-    series = [Series(label="α as planned", points=_thinned(scheduled), style={"color": ALPHA, "linestyle": "-"})]
-    if in_force:
-        style = {"color": OTHERS[0], "linestyle": "--"}
-        series.append(Series(label="α in force", points=_thinned(in_force), style=style))
+    plan = MixturePlan.from_dict(method.runs[0].results.order["plan"])
+    steps = spread_over(plan.max_steps, MAX_POINTS)
+    planned: list[Point] = [(step, plan.plan_of(step).scheduled_alpha(step)) for step in steps]
+    series = [Series(label="α as planned", points=planned, style={"color": ALPHA, "linestyle": "-"})]
+    if plan.is_adaptive:
+        in_force: list[Point] = [(step, plan.alpha(step)) for step in steps]
+        series.append(Series(label="α in force", points=in_force, style={"color": OTHERS[0], "linestyle": "--"}))
     drawn = _over_seeds("domain's share as drawn", [member.shares for member in method.members], side_style("domain"))
     points = _thinned(drawn.points, MAX_SHARES)
     series.append(Series(label=drawn.label, points=points, style=drawn.style | {"linestyle": ""}))
@@ -171,8 +193,10 @@ def objective_losses(runs: Sequence[Run]) -> Chart:
         key for run in runs for entry in run.results.log_history for key in entry if key.startswith(prefix)
     )
     series = [
-        _over_seeds(key.removeprefix(prefix), [logged(run.results.log_history, key) for run in runs], style)
-        for key, style in _styled(list(keys))
+        _over_seeds(
+            key.removeprefix(prefix), [logged(run.results.log_history, key) for run in runs], other_style(index)
+        )
+        for index, key in enumerate(keys)
     ]
     return _losses_over_steps("Training loss by objective", series)
 
@@ -192,8 +216,7 @@ def metrics_over_alpha(curves: Sequence[AlphaCurve]) -> Chart:
     metric = curves[0].metric
     chart = Chart(title=f"{metric} of M_α over α", x_name="α", y_name=metric)
     for side in DOMAIN_FIRST:
-        found = [along_alpha(curve, side) for curve in curves]
-        chart.series += _one_side(side, found[0]) if len(curves) == 1 else _side_over_seeds(side, curves, found)
+        chart.series += _side_over_alpha(side, curves)
     if len(curves) == 1:
         _mark_choice(chart, curves[0])
     else:
@@ -264,11 +287,6 @@ def main_metrics(methods: Sequence[Method]) -> dict[str, str]:
     found = {name: main_metric({name: metrics}) for name, metrics in sets.items()}
     order = sorted(found, key=lambda name: DOMAIN_FIRST.index(name) if name in DOMAIN_FIRST else 2)
     return {name: metric for name in order if (metric := found[name]) is not None}
-
-
-def final_metric(name: str, metric: str) -> Callable[[Member], float | None]:
-    """Return a function that gets a member's metric at the end."""
-    return lambda member: member.final.get(name, {}).get(metric)
 
 
 def in_words(name: str, metric: str) -> str:
@@ -371,25 +389,19 @@ def _trials(
     ]
 
 
-def _one_side(side: str, found: Mapping[float, Estimate]) -> list[Series]:
-    """Return a side of one curve over α, with intervals where they are known."""
-    points = [(alpha, one.value) for alpha, one in found.items()]
-    series = Series(label=side, points=points, style=side_style(side))
-    if found and all(one.half is not None for one in found.values()):
-        series.label += ", with 95% intervals"
-        series.low = [one.low for one in found.values()]
-        series.high = [one.high for one in found.values()]
-    return [series]
-
-
-def _side_over_seeds(
-    side: str, curves: Sequence[AlphaCurve], found: Sequence[Mapping[float, Estimate]]
-) -> list[Series]:
-    """Return a side of several curves over α; those that were searched at other α each have a line of their own."""
+def _side_over_alpha(side: str, curves: Sequence[AlphaCurve]) -> list[Series]:
+    """Return a side over α; curves that were searched at other α each have a line of their own."""
+    found = [along_alpha(curve, side) for curve in curves]
     points = [[(alpha, one.value) for alpha, one in curve.items()] for curve in found]
-    if all(curve.alphas == curves[0].alphas for curve in curves):
-        return [_over_seeds(side, points, side_style(side))]
-    return [_over_seeds(side, [one], side_style(side)) for one in points]
+    style = side_style(side)
+    if len(curves) > 1:
+        is_alike = all(curve.alphas == curves[0].alphas for curve in curves)
+        return [_over_seeds(side, group, style) for group in ([points] if is_alike else [[one] for one in points])]
+    series, known = Series(label=side, points=points[0], style=style), list(found[0].values())
+    if known and all(one.half is not None for one in known):
+        series.label += ", with 95% intervals"
+        series.low, series.high = [one.low for one in known], [one.high for one in known]
+    return [series]
 
 
 def _mark_choice(chart: Chart, curve: AlphaCurve) -> None:
@@ -438,11 +450,6 @@ def _over_seeds(label: str, found: Sequence[Sequence[Point]], style: dict[str, A
         series.low = [min(values[step]) for step, _ in points]
         series.high = [max(values[step]) for step, _ in points]
     return series
-
-
-def _styled(named: Sequence[Any]) -> list[tuple[Any, dict[str, Any]]]:
-    """Return each with the style that it has in all charts."""
-    return [(one, other_style(index)) for index, one in enumerate(named)]
 
 
 def _corpus_styles(corpora: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

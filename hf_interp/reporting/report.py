@@ -8,35 +8,19 @@ shown, and secrets are blotted out.
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from hf_interp.reporting import plots
 from hf_interp.reporting.charts import FEW, Chart, Series, draw_svg
 from hf_interp.reporting.colours import NEUTRAL
 from hf_interp.reporting.curve import AlphaCurve, short_alpha
-from hf_interp.reporting.plots import (
-    DOMAIN_FIRST,
-    along_alpha,
-    alphas_of_methods,
-    corpus_losses,
-    final_metric,
-    frontier,
-    in_words,
-    main_metrics,
-    methods_over_steps,
-    metrics_over_alpha,
-    metrics_over_steps,
-    mixture,
-    objective_losses,
-    trade_off,
-)
 from hf_interp.reporting.report_data import (
     Estimate,
-    Member,
     Method,
     Run,
     Study,
@@ -61,21 +45,8 @@ DASH_MARKS = {"-": "━━", "--": "╍╍", ":": "┅┅", "-.": "━╍"}
 """Markers and lines as the legend shows them."""
 
 
-@dataclass(kw_only=True)
-class Table:
-    """A table of the page.
-
-    Args:
-        label: what it is, for those who do not see it.
-        header: names of the columns.
-        rows: cells.
-        of_words: flush left, and not as numbers.
-    """
-
-    label: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    of_words: bool = False
+Rows = list[list[str]]
+"""Of a table; the first is the header."""
 
 
 def write_report(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None) -> Path:
@@ -113,12 +84,16 @@ def report(studies: Sequence[Study]) -> str:
         undefined=StrictUndefined,
         finalize=lambda value: value if isinstance(value, Markup) else redact(str(value)),
     )
-    environment.globals |= {"draw": draw, "describe": _describe, "legend": _legend, "numbers": _numbers}
+    environment.globals |= {"draw": draw, "plots": plots, "short_alpha": short_alpha}
+    environment.globals |= {
+        function.__name__.strip("_"): function
+        for function in (
+            *(_legend, _numbers, _side_by_side, _all_metrics, _facts, _corpora, _over_alpha, _settings),
+            *(_fingerprints, _origins),
+        )
+    }
     return environment.get_template(TEMPLATE).render(
-        title="Report: " + ", ".join(dict.fromkeys(study.title for study in studies)),
-        warnings=_warnings(studies),
-        intervals=INTERVALS,
-        studies=[_study_view(study, f"s{index}") for index, study in enumerate(studies)],
+        studies=studies, warnings=_warnings(studies), intervals=INTERVALS, over_examples=OVER_EXAMPLES
     )
 
 
@@ -183,60 +158,6 @@ def _plan_warnings(run: Run, *, is_compared: bool) -> list[str]:
     return [text for text in warnings if not text.startswith(unread)]
 
 
-def _study_view(study: Study, key: str) -> dict[str, Any]:
-    """Return what the template shows of a study."""
-    methods = [(f"{key}-m{place}", method) for place, method in enumerate(study.methods) if method.runs]
-    view: dict[str, Any] = {
-        "key": key,
-        "title": study.title,
-        "side_by_side": None,
-        "methods": [_method_view(method, name, has_folders=study.comparison is None) for name, method in methods],
-        "settings": _settings([method for _, method in methods]),
-        "fingerprints": _fingerprints([run for _, method in methods for run in method.runs]),
-        "origins": _origins(study),
-    }
-    return view | (_side_by_side(study.methods) if len(study.methods) > 1 else {})
-
-
-def _side_by_side(methods: Sequence[Method]) -> dict[str, Any]:
-    """Return what the template shows of methods beside each other."""
-    metrics = main_metrics(methods)
-    charts = [trade_off(methods, metrics)] if set(DOMAIN_FIRST) <= set(metrics) else []
-    charts += [methods_over_steps(methods, name, metric) for name, metric in metrics.items()]
-    return {
-        "side_by_side": _methods_table(methods, metrics),
-        "all_metrics": _metrics_table(methods),
-        "charts": [*charts, alphas_of_methods(methods)],
-    }
-
-
-def _method_view(method: Method, key: str, *, has_folders: bool) -> dict[str, Any]:
-    """Return what the template shows of one recipe: what was read, losses, metrics, M_α."""
-    runs = method.runs
-    searched = [(_seed_of(runs, run), run.curve) for run in runs if run.curve is not None]
-    curves = [curve for _, curve in searched]
-    view: dict[str, Any] = {
-        "key": key,
-        "name": method.name,
-        "facts": _facts(runs, has_folders=has_folders),
-        "charts": [mixture(method), corpus_losses(runs), objective_losses(runs), *metrics_over_steps(method)],
-        "corpora": _corpora_table(runs),
-        "metrics": _metrics_table([method]),
-        "choices": [f"{seed}α = {short_alpha(curve.alpha)}. {curve.reason}" for seed, curve in searched],
-    }
-    if curves:
-        view["curve_charts"] = [metrics_over_alpha(curves), *(frontier(curve, seed) for seed, curve in searched)]
-        view["alphas"] = _alpha_table(curves)
-        view["alphas_remark"] = INTERVALS if len(curves) > 1 else OVER_EXAMPLES
-    return view
-
-
-def _describe(chart: Chart) -> str:
-    """Return a chart in words, for those who do not see it."""
-    names = ", ".join(series.label for series in chart.series if series.points)
-    return f"{chart.title}: {chart.y_name} against {chart.x_name}, of {names}. The table has the numbers."
-
-
 def _legend(chart: Chart) -> list[dict[str, str]]:
     """Return the entries of a chart's legend: a mark, its colour, and the name."""
     entries = [
@@ -258,62 +179,52 @@ def _mark(series: Series) -> str:
     return DASH_MARKS.get(series.style.get("linestyle", ""), "") + marker
 
 
-def _numbers(chart: Chart) -> Table:
-    """Return the numbers of a chart."""
-    has_interval = any(series.low is not None for series in chart.series)
-    has_x_errors = any(series.x_errors is not None for series in chart.series)
-    rows = []
-    for series in chart.series:
+def _numbers(chart: Chart) -> Rows:
+    """Return all that a chart shows as a table."""
+    drawn = [series for series in chart.series if series.points]
+    has_interval = any(series.low for series in drawn)
+    has_x_errors = any(series.x_errors for series in drawn)
+    header = ["series", chart.x_name, chart.y_name]
+    rows = [[*header, *[f"interval of {chart.y_name}"] * has_interval, *[f"± of {chart.x_name}"] * has_x_errors]]
+    for series in drawn:
         for index, (x, y) in enumerate(series.points):
-            name = series.label if series.names is None else f"{series.label}: {series.names[index]}"
-            row = [name, number(x), number(y)]
+            named = f": {series.names[index]}" if series.names else ""
+            row = [f"{series.label}{named}", number(x), number(y)]
             if has_interval:
                 ends = None if series.low is None or series.high is None else (series.low[index], series.high[index])
                 row.append("–" if ends is None else f"{number(ends[0])} to {number(ends[1])}")
             if has_x_errors:
                 row.append("–" if series.x_errors is None else number(series.x_errors[index]))
             rows.append(row)
-    rows += [[name, number(x), *["–"] * (1 + has_interval + has_x_errors)] for name, x, _ in chart.lines]
-    header = ["series", chart.x_name, chart.y_name]
-    header += [f"interval of {chart.y_name}"] * has_interval + [f"± of {chart.x_name}"] * has_x_errors
-    return Table(label=f"Numbers of the chart {chart.title}", header=header, rows=rows)
+    return rows + [[name, number(x), *["–"] * (len(rows[0]) - 2)] for name, x, _ in chart.lines]
 
 
-def _methods_table(methods: Sequence[Method], metrics: Mapping[str, str]) -> Table:
+def _side_by_side(methods: Sequence[Method]) -> Rows:
+    """Return the main metric of each set, by method."""
+    metrics = plots.main_metrics(methods)
     lost = metrics.get("general")
     has_chosen = any(member.chosen is not None for method in methods for member in method.members)
-    header = ["", "seeds", *["α of the weights"] * has_chosen, *(in_words(*entry) for entry in metrics.items())]
-    header += [f"forgetting of {lost}"] * (lost is not None)
-    rows = []
+    header = ["", "seeds", *["α of the weights"] * has_chosen, *(plots.in_words(*entry) for entry in metrics.items())]
+    rows = [[*header, *[f"forgetting of {lost}"] * (lost is not None)]]
     for method in methods:
-        seeds = ", ".join(str(member.seed) for member in method.members)
-        row = [method.name, seeds, *[_alphas([member.chosen for member in method.members])] * has_chosen]
-        row += [_shown(method.estimate(final_metric(*entry))) for entry in metrics.items()]
-        if lost is not None:
-            row.append(_shown(method.estimate(_lost(lost))))
-        rows.append(row)
-    return Table(label="Side by side", header=header, rows=rows)
+        row = [method.name, ", ".join(str(member.seed) for member in method.members)]
+        row += [_alphas(member.chosen for member in method.members)] * has_chosen
+        row += [_shown(method.estimate("final", *entry)) for entry in metrics.items()]
+        rows.append([*row, *([] if lost is None else [_shown(method.estimate("lost", "general", lost))])])
+    return rows
 
 
-def _metrics_table(methods: Sequence[Method]) -> Table:
+def _all_metrics(methods: Sequence[Method]) -> Rows:
     """Return every metric on every set: of M₀, at the end, and what was lost."""
-    named = len(methods) > 1
-    rows = []
+    has_names = len(methods) > 1
+    rows = [[*[""] * has_names, "metric", "M₀", "at the end", "forgetting"]]
     for method in methods:
         pairs = dict.fromkeys((name, key) for one in method.members for name in one.final for key in one.final[name])
         for name, metric in pairs:
-            if metric in SPEED_METRICS:
-                continue
-            lost = method.estimate(_lost(metric)) if name == "general" else None
-            row = [
-                in_words(name, metric),
-                _shown(method.estimate(_first(name, metric))),
-                _shown(method.estimate(final_metric(name, metric))),
-                _shown(lost),
-            ]
-            rows.append([method.name, *row] if named else row)
-    header = [*[""] * named, "metric", "M₀", "at the end", "forgetting"]
-    return Table(label="All metrics", header=header, rows=rows)
+            if metric not in SPEED_METRICS:
+                cells = [_shown(method.estimate(part, name, metric)) for part in ("base", "final", "lost")]
+                rows.append([*[method.name] * has_names, plots.in_words(name, metric), *cells])
+    return rows
 
 
 def _facts(runs: Sequence[Run], *, has_folders: bool) -> str:
@@ -323,56 +234,45 @@ def _facts(runs: Sequence[Run], *, has_folders: bool) -> str:
     schedule = f"α {config['alpha_schedule_type']}" if "alpha_schedule_type" in config else None
     if config.get("alpha_controller"):
         schedule = f"α by the controller {config['alpha_controller']}"
+    s = "s" if len(runs) > 1 else ""
     facts = [
         f"M₀: {redact_paths({'path': model})['path']}" if model else None,
         f"{plan.get('max_steps')} steps of {plan.get('batch_size')} {plan.get('unit', 'examples')}",
         schedule,
         f"learning rate {config['learning_rate']:g}" if "learning_rate" in config else None,
-        f"{'seeds' if len(runs) > 1 else 'seed'} {', '.join(str(run.seed) for run in runs)}",
-        f"{'folders' if len(runs) > 1 else 'folder'} {', '.join(run.name for run in runs)}" if has_folders else None,
+        f"seed{s} {', '.join(str(run.seed) for run in runs)}",
+        f"folder{s} {', '.join(run.name for run in runs)}" if has_folders else None,
     ]
     return "; ".join(fact for fact in facts if fact) + "."
 
 
-def _corpora_table(runs: Sequence[Run]) -> Table:
-    rows = [
-        [
-            corpus["name"],
-            corpus["side"],
-            *(number(corpus.get(key)) for key in ("num_examples", "share", "drawn", "passes")),
-        ]
-        for corpus in runs[0].results.plan["corpora"]
-    ]
-    header = ["corpus", "side", "examples", "share of its side", "drawn", "passes"]
-    return Table(label="Corpora", header=header, rows=rows)
+def _corpora(runs: Sequence[Run]) -> Rows:
+    rows = [["corpus", "side", "examples", "share of its side", "drawn", "passes"]]
+    for corpus in runs[0].results.plan["corpora"]:
+        numbers = (number(corpus.get(key)) for key in ("num_examples", "share", "drawn", "passes"))
+        rows.append([corpus["name"], corpus["side"], *numbers])
+    return rows
 
 
-def _alpha_table(curves: Sequence[AlphaCurve]) -> Table:
+def _over_alpha(curves: Sequence[AlphaCurve]) -> Rows:
     """Return the metrics at both ends and at the chosen α."""
-    places: list[tuple[str, Callable[[AlphaCurve], float]]] = [
-        ("M₀", lambda curve: 0.0),
-        ("M_α, as chosen", lambda curve: curve.alpha),
-        ("M_θ", lambda curve: 1.0),
-    ]
-    rows = [
-        [
-            name,
-            _alphas([place(curve) for curve in curves]),
-            *(_shown(_at(curves, place, side)) for side in DOMAIN_FIRST),
-        ]
-        for name, place in places
-    ]
-    header = ["", "α", *(in_words(side, curves[0].metric) for side in DOMAIN_FIRST)]
-    return Table(label="M_α", header=header, rows=rows)
+    rows = [["", "α", *(plots.in_words(side, curves[0].metric) for side in plots.DOMAIN_FIRST)]]
+    places = {
+        "M₀": [0.0] * len(curves),
+        "M_α, as chosen": [curve.alpha for curve in curves],
+        "M_θ": [1.0] * len(curves),
+    }
+    for name, alphas in places.items():
+        row = [name, _alphas(alphas)]
+        for side in plots.DOMAIN_FIRST:
+            found = [plots.along_alpha(curve, side).get(alpha) for curve, alpha in zip(curves, alphas, strict=True)]
+            known = [one for one in found if one is not None]
+            row.append(_shown(known[0] if len(curves) == 1 and known else estimate([one.value for one in known])))
+        rows.append(row)
+    return rows
 
 
-def _at(curves: Sequence[AlphaCurve], place: Callable[[AlphaCurve], float], side: str) -> Estimate | None:
-    found = [along_alpha(curve, side).get(place(curve)) for curve in curves]
-    known = [one for one in found if one is not None]
-    return known[0] if len(curves) == 1 and known else estimate([one.value for one in known])
-
-
-def _settings(methods: Sequence[Method]) -> Table | str:
+def _settings(methods: Sequence[Method]) -> Rows | str:
     """Return the fields in which recipes differ, or that there are none."""
     settings = [settings_of(method.runs[0].results) for method in methods]
     names = differences(settings)
@@ -380,9 +280,8 @@ def _settings(methods: Sequence[Method]) -> Table | str:
         return "There is one recipe, and nothing to compare it with."
     if not names:
         return "The recipes differ in no field that is told here."
-    rows = [[name, *(_setting(one.get(name)) for one in settings)] for name in names]
     header = ["field", *(method.name for method in methods)]
-    return Table(label="Settings that differ", header=header, rows=rows, of_words=True)
+    return [header, *([name, *(_setting(one.get(name)) for one in settings)] for name in names)]
 
 
 def _setting(value: Any) -> str:
@@ -391,29 +290,20 @@ def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _fingerprints(runs: Sequence[Run]) -> Table:
-    rows = []
-    for run in runs:
+def _fingerprints(methods: Sequence[Method]) -> Rows:
+    rows = [["run", "seed", "fingerprint of the plan", "fingerprint of what was read"]]
+    for run in (run for method in methods for run in method.runs):
         log = reversed(run.results.log_history)
         read = next((entry["order_fingerprint"] for entry in log if "order_fingerprint" in entry), "–")
         rows.append([run.name, str(run.seed), run.results.plan.get("fingerprint", "–"), read])
-    header = ["run", "seed", "fingerprint of the plan", "fingerprint of what was read"]
-    return Table(label="Fingerprints", header=header, rows=rows, of_words=True)
+    return rows
 
 
-def _origins(study: Study) -> list[Table]:
-    """Return the versions and the machines."""
-    told: list[tuple[str, Any]] = [(run.name, run.results) for method in study.methods for run in method.runs]
+def _origins(study: Study, name: str) -> Rows:
+    """Return the versions or the machines: a column for each of those that differ, with the names of who has it."""
+    told = [(run.name, getattr(run.results, name)) for method in study.methods for run in method.runs]
     if study.comparison is not None:
-        told.append(("the comparison", study.comparison))
-    return [
-        _distinct(label, [(who, getattr(one, name)) for who, one in told])
-        for label, name in (("Versions", "versions"), ("Machine", "machine"))
-    ]
-
-
-def _distinct(label: str, told: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
-    """Return a column for each of the different mappings, with the names of those who have it."""
+        told.append(("the comparison", getattr(study.comparison, name)))
     columns: list[tuple[Mapping[str, Any], list[str]]] = []
     for who, found in told:
         same = next((names for known, names in columns if known == found), None)
@@ -422,20 +312,11 @@ def _distinct(label: str, told: Sequence[tuple[str, Mapping[str, Any]]]) -> Tabl
         else:
             same.append(who)
     names = dict.fromkeys(name for found, _ in columns for name in found)
-    rows = [[name, *(_setting(found.get(name)) for found, _ in columns)] for name in names]
     header = ["", *("all" if len(columns) == 1 else ", ".join(dict.fromkeys(who)) for _, who in columns)]
-    return Table(label=label, header=header, rows=rows, of_words=True)
+    return [header, *([name, *(_setting(found.get(name)) for found, _ in columns)] for name in names)]
 
 
-def _first(name: str, metric: str) -> Callable[[Member], float | None]:
-    return lambda member: member.base.get(name, {}).get(metric)
-
-
-def _lost(metric: str) -> Callable[[Member], float | None]:
-    return lambda member: member.forgetting.get(metric)
-
-
-def _alphas(chosen: Sequence[float | None]) -> str:
+def _alphas(chosen: Iterable[float | None]) -> str:
     """Return α of the seeds; of equal ones, one."""
     return ", ".join(dict.fromkeys(short_alpha(alpha) for alpha in chosen if alpha is not None)) or "–"
 
@@ -444,8 +325,3 @@ def _shown(found: Estimate | None) -> str:
     if found is None:
         return "–"
     return number(found.value) if found.half is None else f"{number(found.value)} ± {number(found.half)}"
-
-
-def _seed_of(runs: Sequence[Run], run: Run) -> str:
-    """Return the name of a run's seed where there are several."""
-    return f"Seed {run.seed}: " if len(runs) > 1 else ""

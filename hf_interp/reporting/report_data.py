@@ -4,24 +4,22 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from scipy.special import stdtrit
 
-from hf_interp.mixture.plan import MixturePlan
 from hf_interp.reporting.curve import AlphaCurve, load_curve
-from hf_interp.reporting.results import SPEED_METRICS, Comparison, RunResults
+from hf_interp.reporting.results import SPEED_METRICS, Comparison, RunResults, load_results
 from hf_interp.utils.redaction import redact_paths, without_tokens
 from hf_interp.utils.run_folder import CURVE_NAME, RESULTS_NAME
 
 OWN_FIELDS = ("seed", "data_seed", "output_dir", "run_name", "logging_dir", "hub_model_id")
 """In which runs of one recipe may differ."""
-RUN_KEYS, COMPARISON_KEYS = {"config", "plan", "log_history"}, {"rows", "settings"}
 
 Point = tuple[float, float]
 
@@ -71,7 +69,7 @@ class Member:
     Args:
         seed: the seed.
         base, final: metrics of M₀ and of the model, by evaluation set.
-        forgetting: what was lost of each metric on the general side.
+        lost: what was forgotten of each metric, by evaluation set; known of the general side alone.
         evaluations: (set, metric) → its values over steps.
         shares: the domain's realised share over steps.
         alphas: α over steps, as logged.
@@ -82,7 +80,7 @@ class Member:
     seed: int
     base: Mapping[str, Mapping[str, float | None]]
     final: Mapping[str, Mapping[str, float | None]]
-    forgetting: Mapping[str, float | None]
+    lost: Mapping[str, Mapping[str, float | None]]
     evaluations: dict[tuple[str, str], list[Point]] = field(default_factory=dict)
     shares: list[Point] = field(default_factory=list)
     alphas: list[Point] = field(default_factory=list)
@@ -102,9 +100,9 @@ class Method:
         """Return the runs whose folders are there."""
         return [member.run for member in self.members if member.run is not None]
 
-    def estimate(self, get: Callable[[Member], float | None]) -> Estimate | None:
-        """Return the mean and interval of a number that each member has."""
-        return estimate([get(member) for member in self.members])
+    def estimate(self, part: Literal["base", "final", "lost"], name: str, metric: str) -> Estimate | None:
+        """Return the mean and interval over seeds of a metric of an evaluation set."""
+        return estimate([getattr(member, part).get(name, {}).get(metric) for member in self.members])
 
 
 @dataclass(kw_only=True)
@@ -159,8 +157,7 @@ def load_studies(folders: Sequence[str | os.PathLike[str]]) -> list[Study]:
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
         found = _load(folder)
         if isinstance(found, Comparison):
-            methods = compared_methods(found, folder)
-            studies.append(Study(title=folder.name, methods=methods, comparison=found))
+            studies.append(Study(title=folder.name, methods=compared_methods(found, folder), comparison=found))
         else:
             runs.append(found)
     if runs:
@@ -189,10 +186,15 @@ def group_runs(runs: Sequence[Run]) -> list[Method]:
     for group in groups.values():
         group.sort(key=lambda run: run.seed)
         name = _common_name([run.name for run in group]) or f"recipe {len(methods) + 1}"
-        taken = [method.name for method in methods]
-        shown = next(text for text in (name, *(f"{name} ({more})" for more in range(2, 99999))) if text not in taken)
-        methods.append(Method(name=shown, members=[_member(run) for run in group]))
-    _tell_apart(methods)
+        is_taken = name in [method.name for method in methods]
+        name = f"{name} ({len(methods) + 1})" if is_taken else name
+        methods.append(Method(name=name, members=[_member(run) for run in group]))
+    # runs whose folders have one name get that of their recipe too
+    names = [run.name for run in runs]
+    for method in methods:
+        for run in method.runs:
+            if names.count(run.name) > 1:
+                run.name = f"{method.name} ({run.name})"
     return methods
 
 
@@ -225,17 +227,6 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in names if len({json.dumps(found.get(name), default=str) for found in settings}) > 1]
 
 
-def planned_alphas(results: RunResults) -> tuple[list[Point], list[Point]]:
-    """Return α of every step as scheduled, and as it came to be in force where it is adaptive."""
-    try:
-        plan = MixturePlan.from_dict(results.order["plan"])
-    except (KeyError, TypeError, ValueError):  # an earlier version kept the landmarks alone
-        return [(point["step"], point["alpha"]) for point in results.plan.get("alpha", [])], []
-    steps = range(plan.max_steps)
-    scheduled = [(float(step), plan.plan_of(step).scheduled_alpha(step)) for step in steps]
-    return scheduled, [(float(step), plan.alpha(step)) for step in steps] if plan.is_adaptive else []
-
-
 def logged(entries: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
     """Return a number over steps; entries that lack it are left out."""
     return [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None and "step" in entry]
@@ -248,51 +239,24 @@ def centred(points: Sequence[Point]) -> list[Point]:
 
 
 def _load(folder: Path) -> Run | Comparison:
-    path = folder / RESULTS_NAME
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {str(folder)!r}. Name the folder of a run or comparison.")
-    if not path.is_file():
+    if not (folder / RESULTS_NAME).is_file():
         raise FileNotFoundError(
             f"{str(folder)!r} has no {RESULTS_NAME}, which a run writes when it ends. Name the `output_dir` of a run "
             "or comparison that has ended."
         )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}. Run again what wrote it.") from None
-    keys = set(found) if isinstance(found, dict) else set()
-    kind: Any = RunResults if keys >= RUN_KEYS else Comparison if keys >= COMPARISON_KEYS else None
-    if kind is None:
-        raise ValueError(
-            f"{str(path)!r} must hold the results of a run or a comparison, got "
-            f"{'the fields ' + ', '.join(sorted(keys)[:8]) if keys else type(found).__name__}. Name the `output_dir` "
-            "of `hf-interp train` or `hf-interp compare`."
-        )
-    try:
-        results = kind(**found)
-    except TypeError as error:
-        raise ValueError(
-            f"{str(path)!r} was written by another version of hf_interp ({error}). Report with that version."
-        ) from None
-    return results if kind is Comparison else Run(name=folder.name, results=results, curve=_load_curve(folder))
-
-
-def _load_curve(folder: Path) -> AlphaCurve | None:
-    path = folder / CURVE_NAME
-    if not path.is_file():
-        return None
-    try:
-        return load_curve(path)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{str(path)!r} is no curve over α: {error}. Write it again with `hf-interp curve`.") from None
+    found: RunResults | Comparison = load_results(folder / RESULTS_NAME, run=RunResults, comparison=Comparison)
+    if isinstance(found, Comparison):
+        return found
+    curve = load_curve(folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None
+    return Run(name=folder.name, results=found, curve=curve)
 
 
 def _run_of_row(row: Mapping[str, Any], folder: Path) -> Run | None:
+    """Return the run of a method and a seed; a row of M_α, or M₀, has none of its own."""
     place = folder / re.sub(r"\W+", "-", row["method"]) / f"seed-{row['seed']}"
-    # a row of M_α, or M₀, has no run of its own
-    if not row["curve"] or not (place / RESULTS_NAME).is_file():
-        return None
-    run = _load(place)
+    run = _load(place) if row["curve"] and (place / RESULTS_NAME).is_file() else None
     if not isinstance(run, Run):
         return None
     run.name = f"{row['method']} (seed {row['seed']})"
@@ -314,7 +278,7 @@ def _member_of_row(row: Mapping[str, Any], run: Run | None) -> Member:
         seed=row["seed"],
         base=base,
         final=row["metrics"],
-        forgetting=row["forgetting"],
+        lost={"general": row["forgetting"]},
         evaluations=evaluations,
         shares=centred(logged(entries, "domain_share")),
         alphas=logged(entries, "alpha"),
@@ -336,7 +300,7 @@ def _member(run: Run) -> Member:
         seed=run.seed,
         base=results.base_metrics,
         final=results.final_metrics,
-        forgetting=results.forgetting,
+        lost={"general": results.forgetting},
         evaluations={
             (name, metric): logged(entries, f"eval_{name}_{metric}" if name else f"eval_{metric}")
             for name, metrics in results.final_metrics.items()
@@ -369,15 +333,6 @@ def _common_name(names: Sequence[str]) -> str:
         return names[0]
     alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     return re.sub(r"[-_. ]*(?:seed|s)?[-_. ]*\d*$", "", "".join(letters[0] for letters in alike))
-
-
-def _tell_apart(methods: Sequence[Method]) -> None:
-    """Give runs whose folders have one name that of their recipe too."""
-    names = [run.name for method in methods for run in method.runs]
-    for method in methods:
-        for run in method.runs:
-            if names.count(run.name) > 1:
-                run.name = f"{method.name} ({run.name})"
 
 
 def _repeated_seeds(methods: Sequence[Method]) -> list[str]:

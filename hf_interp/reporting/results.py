@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 from hf_interp.utils.environment import describe_machine, installed_versions
 from hf_interp.utils.files import write_json
 
+COMMANDS = {"run": "train", "comparison": "compare", "search over α": "curve"}
+"""That write results."""
 EMISSIONS_NAME = "emissions.csv"  # codecarbon's own name
 LESS_IS_BETTER = ("loss", "perplexity", "error", "mse", "mae", "wer", "cer", "ter")
 SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -181,11 +183,13 @@ def evaluations(log_history: Iterable[Mapping[str, Any]]) -> dict[str, dict[str,
     """
     found: dict[str, dict[str, float]] = {}
     for entry in log_history:
-        # `Trainer` logs one evaluation set at a time, and gives each its run time: that key tells the set's name.
-        names = [
-            key[len("eval") : -len("_runtime")] for key in entry if key.startswith("eval") and key.endswith("_runtime")
-        ]
-        for prefix in (f"eval{name}_" for name in names or _guess_names(entry)):
+        # `Trainer` logs one evaluation set at a time, and gives each its run time: that key tells the set's name,
+        # and where it is missing the loss does
+        timed, guessed = (
+            [key.removesuffix(end) for key in entry if key.startswith("eval") and key.endswith(f"_{end}")]
+            for end in ("runtime", "loss")
+        )
+        for prefix in timed or guessed:
             metrics = found.setdefault(prefix[len("eval_") :].rstrip("_"), {})
             for key, value in entry.items():
                 metric = key.removeprefix(prefix)
@@ -199,14 +203,51 @@ def save_results(results: Any, path: str | os.PathLike[str]) -> None:
     write_json(path, _without_nan(asdict(results)), indent=2)
 
 
+def load_results(path: str | os.PathLike[str], **kinds: type[Any]) -> Any:
+    """Read what `save_results` wrote.
+
+    Args:
+        path: the file.
+        kinds: what it may hold: the dataclasses by their names in messages, such as `run=RunResults`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not JSON, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {str(path)!r}.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not JSON: {error}. Run again what wrote it.") from None
+    keys = set(found) if isinstance(found, dict) else set()
+    shared = {name: len(keys & {part.name for part in fields(kind)}) for name, kind in kinds.items()}
+    nearest = max(shared, key=lambda name: shared[name])
+    if not shared[nearest]:
+        got = f"the fields {', '.join(sorted(keys)[:8])}" if keys else type(found).__name__
+        raise ValueError(
+            f"{str(path)!r} must hold the results of a {' or a '.join(kinds)}, got {got}. Name the folder that "
+            f"`hf-interp {' or '.join(COMMANDS[name] for name in kinds)}` wrote."
+        )
+    try:
+        return kinds[nearest](**found)
+    except TypeError as error:
+        raise ValueError(
+            f"{str(path)!r} was written by another version of hf_interp, or changed ({error}). Run again what wrote it."
+        ) from None
+
+
 def load_run_results(path: str | os.PathLike[str]) -> RunResults:
-    """Read what `save_results` wrote for a run."""
-    return RunResults(**json.loads(Path(path).read_text(encoding="utf-8")))
+    """Read the results of a run; see `load_results`."""
+    found: RunResults = load_results(path, run=RunResults)
+    return found
 
 
 def load_comparison(path: str | os.PathLike[str]) -> Comparison:
-    """Read what `save_results` wrote for a comparison."""
-    return Comparison(**json.loads(Path(path).read_text(encoding="utf-8")))
+    """Read the results of a comparison; see `load_results`."""
+    found: Comparison = load_results(path, comparison=Comparison)
+    return found
 
 
 def read_emissions(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -239,11 +280,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _guess_names(entry: Mapping[str, Any]) -> list[str]:
-    return list(
-        dict.fromkeys(
-            key[len("eval") : -len("_loss")] for key in entry if key.startswith("eval") and key.endswith("_loss")
-        )
-    )

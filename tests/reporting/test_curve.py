@@ -1,7 +1,5 @@
 """Curves over α: the front of two sides, what was found as a file and as a table."""
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +82,6 @@ def test_a_curve_tells_what_it_has(where: tuple[float, str, str], message: str) 
         curve().at(*where)
 
 
-def test_a_curve_lists_all_that_was_measured() -> None:
-    rows = curve().table()
-    assert len(rows) == 3 * 2 + 3 * 4
-    expected = {"alpha": 0.5, "part": "report", "dataset": "general", "metric": "accuracy"}
-    assert [row for row in rows if row | expected == row] == [expected | {"value": 0.88, "std_error": 0.01}]
-    assert {row["part"] for row in rows} == {"selection", "report"}
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -104,13 +94,6 @@ def test_a_curve_lists_all_that_was_measured() -> None:
 def test_a_curve_is_read_as_it_was_written(tmp_path: Path, changes: dict[str, Any]) -> None:
     save_results(curve(**changes), tmp_path / "curve.json")
     assert load_curve(tmp_path / "curve.json") == curve(**changes)
-    assert load_curve(str(tmp_path / "curve.json")).table() == curve(**changes).table()
-
-
-def test_a_curve_of_an_earlier_version_is_read_without_what_there_is_no_more(tmp_path: Path) -> None:
-    found = dataclasses.asdict(curve()) | {"group_alphas": {"head": 0.1}, "group_metrics": None}
-    (tmp_path / "curve.json").write_text(json.dumps(found), encoding="utf-8")
-    assert load_curve(tmp_path / "curve.json") == curve()
 
 
 def test_a_curve_as_a_table() -> None:

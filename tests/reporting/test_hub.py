@@ -572,7 +572,7 @@ def test_a_comparison_is_pushed_without_paths(run: Path, tmp_path: Path) -> None
 
 def test_broken_results_are_told(run: Path) -> None:
     (run / "results.json").write_text('{"config": {}}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"results\.json' is not what it should be: "):
+    with pytest.raises(ValueError, match=r"results\.json' was written by another version of hf_interp"):
         hub_module.render_card(run)
 
 
