@@ -32,22 +32,19 @@ EPILOG = """examples:
 Each command has its own --help. Exit status: 0, 2 with one line on stderr for bad input, 130 if
 interrupted. Tab completion, for bash: source <(hf-interp --print-completion bash)"""
 
-DEFAULT_FOLDER = "trainer_output"
-"""Where transformers writes without an `output_dir`."""
-
+FIELDS = "Any other flag sets a field of the recipe"
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 Flags = Sequence[str]
 """Of the command line, those that set fields of a recipe."""
+Run = Callable[[argparse.Namespace, Flags], int | None]
 
 
 class Command(NamedTuple):
     """A function that takes the arguments and the flags of a recipe, with what the parser and the help know of it."""
 
-    run: Callable[[argparse.Namespace, Flags], int | None]
-    summary: str
+    run: Run
     arguments: Sequence[Argument]
     examples: Sequence[str]
-    takes_flags: bool
     note: str
 
 
@@ -55,14 +52,11 @@ COMMANDS: dict[str, Command] = {}
 """By name, in the order in which the help lists them."""
 
 
-def command(
-    *arguments: Argument, examples: Sequence[str], takes_flags: bool = False, note: str = ""
-) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
+def command(*arguments: Argument, examples: Sequence[str], note: str = "") -> Callable[[Run], Run]:
     """Make a function a command of its name, whose docstring is the summary."""
 
-    def register(run: Callable[..., int | None]) -> Callable[..., int | None]:
-        name, summary = run.__name__.strip("_"), str(run.__doc__).rstrip(".")
-        COMMANDS[name] = Command(run, summary, arguments, examples, takes_flags, note)
+    def register(run: Run) -> Run:
+        COMMANDS[run.__name__.strip("_")] = Command(run, arguments, examples, note)
         return run
 
     return register
@@ -75,7 +69,7 @@ def argument(*names: str, **settings: Any) -> Argument:
 
 def switch(name: str, text: str) -> Argument:
     """Describe an option that is given or not."""
-    return argument(name, action="store_true", help=text)
+    return (name,), {"action": "store_true", "help": text}
 
 
 RECIPE = argument("recipe", help="the recipe, a YAML file")
@@ -90,18 +84,17 @@ CARD = (
     argument("--language", nargs="+", help="ISO 639 codes, such as en"),
     argument("--tags", nargs="+", default=[], help="further tags"),
 )
-FIELDS = "Any other flag sets a field of the recipe"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, or 2 with one line on stderr for bad input."""
+    """Run the command line and return its exit status; see `run_command`."""
     parser = _parser()
     args, flags = parser.parse_known_args(argv)
     if args.command is None:
         parser.print_help()
         return 0
     chosen = COMMANDS[args.command]
-    if flags and not chosen.takes_flags:
+    if flags and not chosen.note.startswith(FIELDS):
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     return run_command(lambda: chosen.run(args, flags), traceback=args.traceback)
 
@@ -112,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     shtab.add_argument_to(parser, help="print a completion script for this shell, and exit")
     parser.add_argument("--version", action="version", version=f"hf_interp {metadata.version('hf_interp')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (_, summary, arguments, examples, _, note) in COMMANDS.items():
+    for name, (run, arguments, examples, note) in COMMANDS.items():
+        summary = str(run.__doc__).rstrip(".")
         shown = "\n".join(["examples:", *(f"  hf-interp {line}" for line in examples)])
         added = commands.add_parser(
             name,
@@ -152,7 +146,6 @@ def _demo(args: argparse.Namespace, flags: Flags) -> None:
     RECIPE,
     switch("--json", "print the results as JSON, and all else to stderr"),
     examples=["train recipe.yaml", "train recipe.yaml --corpora.domain.path my.csv --alpha_end 0.75 --seed 1"],
-    takes_flags=True,
     note=f"{FIELDS}.",
 )
 def _train(args: argparse.Namespace, flags: Flags) -> None:
@@ -162,7 +155,7 @@ def _train(args: argparse.Namespace, flags: Flags) -> None:
     with redirect_stdout(sys.stderr if args.json else sys.stdout):  # transformers prints what it logs
         results = train_and_report(args.recipe, flags)
     if args.json:
-        _print_file(Path(results.config["output_dir"]) / RESULTS_NAME)
+        _print_found(args, Path(results.config["output_dir"]) / RESULTS_NAME)
 
 
 @command(
@@ -178,7 +171,6 @@ def _train(args: argparse.Namespace, flags: Flags) -> None:
         "plan recipe.yaml --distance",
         "plan recipe.yaml --resume runs/mine --num_processes 8",
     ],
-    takes_flags=True,
     note=f"{FIELDS}.",
 )
 def _plan(args: argparse.Namespace, flags: Flags) -> None:
@@ -223,7 +215,6 @@ def _verify(args: argparse.Namespace, flags: Flags) -> int:
     argument("--methods", nargs="+", help="some of the methods (default: all)"),
     JSON,
     examples=["compare recipe.yaml --seeds 0 1 2 3 4", "compare recipe.yaml --methods 'domain only' 'constant 0.5'"],
-    takes_flags=True,
     note=f"{FIELDS}.",
 )
 def _compare(args: argparse.Namespace, flags: Flags) -> None:
@@ -234,10 +225,8 @@ def _compare(args: argparse.Namespace, flags: Flags) -> None:
     recipe = load_recipe(args.recipe, flags)
     comparison = compare(recipe, seeds=args.seeds, methods=args.methods)
     folder = _folder_of(recipe)
-    if args.json:
-        _print_file(folder / RESULTS_NAME)
-    else:
-        print(f"{format_comparison(comparison)}\n{RESULTS_NAME} and {PLOT_NAME} are in {folder}.")
+    text = f"{format_comparison(comparison)}\n{RESULTS_NAME} and {PLOT_NAME} are in {folder}."
+    _print_found(args, folder / RESULTS_NAME, text)
 
 
 @command(
@@ -258,7 +247,6 @@ def _compare(args: argparse.Namespace, flags: Flags) -> None:
     argument("--study_name", default="tuning", help="name of the study in it (default: %(default)s)"),
     JSON,
     examples=["tune recipe.yaml --trials 20", "tune recipe.yaml --search_space alpha_end=0.5..1.0"],
-    takes_flags=True,
     note=f"{FIELDS}, such as --alpha_search.objective constrained.",
 )
 def _tune(args: argparse.Namespace, flags: Flags) -> None:
@@ -269,13 +257,10 @@ def _tune(args: argparse.Namespace, flags: Flags) -> None:
 
     recipe = load_recipe(args.recipe, flags)
     names = ("trials", "tune_learning_rate", "falling", "storage", "study_name")
-    settings = {name: getattr(args, name) for name in names}
-    tuning = tune.tune_recipe(recipe, space=read_space(args.search_space), **settings)
+    tuning = tune.tune_recipe(recipe, space=read_space(args.search_space), **{name: vars(args)[name] for name in names})
     folder = _folder_of(recipe)
-    if args.json:
-        _print_file(folder / tune.TUNING_NAME)
-    else:
-        print(f"{tune.format_tuning(tuning)}\n{tune.advise(tuning, folder)}")
+    text = f"{tune.format_tuning(tuning)}\n{tune.advise(tuning, folder)}"
+    _print_found(args, folder / tune.TUNING_NAME, text)
 
 
 @command(
@@ -283,7 +268,6 @@ def _tune(args: argparse.Namespace, flags: Flags) -> None:
     switch("--save_model", "write M_α into the folder interpolated of the run"),
     JSON,
     examples=["curve runs/mine --save_model", "curve runs/mine --alpha_search.objective constrained"],
-    takes_flags=True,
     note=f"{FIELDS}, such as --alpha_search.objective constrained.",
 )
 def _curve(args: argparse.Namespace, flags: Flags) -> None:
@@ -292,12 +276,9 @@ def _curve(args: argparse.Namespace, flags: Flags) -> None:
     from hf_interp.reporting.curve import format_curve
 
     curve, folder = curve_run(args.run, flags, save_model=args.save_model)
-    if args.json:
-        _print_file(folder / CURVE_NAME)
-        return
-    print(f"{format_curve(curve)}\n{CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.")
-    if args.save_model:
-        print(f"M_α is in {folder / INTERPOLATED_NAME}.")
+    saved = f"\nM_α is in {folder / INTERPOLATED_NAME}." if args.save_model else ""
+    text = f"{format_curve(curve)}\n{CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.{saved}"
+    _print_found(args, folder / CURVE_NAME, text)
 
 
 @command(
@@ -316,7 +297,6 @@ def _curve(args: argparse.Namespace, flags: Flags) -> None:
     switch("--merge_adapter", "write a whole model where M_θ is an adapter"),
     JSON,
     examples=["merge BASE runs/mine merged --alpha 0.7", "merge BASE runs/a runs/b soup --recipe recipe.yaml"],
-    takes_flags=True,
     note=f"{FIELDS}.",
 )
 def _merge(args: argparse.Namespace, flags: Flags) -> None:
@@ -445,16 +425,15 @@ def _given(**settings: Any) -> dict[str, Any]:
 
 
 def _folder_of(recipe: Mapping[str, Any]) -> Path:
-    return Path(recipe.get("output_dir") or DEFAULT_FOLDER)
+    return Path(recipe.get("output_dir") or "trainer_output")  # where transformers writes without one
 
 
-def _print_found(args: argparse.Namespace, found: Mapping[str, Any], text: str) -> None:
-    """Print what a command has found, as a text or as JSON."""
-    print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else text)
-
-
-def _print_file(path: Path) -> None:
-    print(path.read_text(encoding="utf-8"), end="")
+def _print_found(args: argparse.Namespace, found: Mapping[str, Any] | Path, text: str = "") -> None:
+    """Print what a command has found, or a file of that, as JSON; or a text."""
+    if args.json and isinstance(found, Path):
+        print(found.read_text(encoding="utf-8"), end="")
+    else:
+        print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else text)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,8 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     With `alpha_search` the curve of M_α goes there too, and M_α at the chosen α into `interpolated` inside.
 
     Args:
-        recipe: a recipe as a plain mapping (see `hf_interp.training.config.load_recipe`).
+        recipe: a recipe as a plain mapping (see `hf_interp.tasks.parsing.load_recipe`).
         show_progress: show `Trainer`'s progress bars, unless the recipe sets `disable_tqdm`.
-
-    Returns:
-        what the run found.
 
     Raises:
         ValueError, OSError: for bad input, before anything is trained.
@@ -50,14 +48,11 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     with args.main_process_first(desc="loading and tokenising the corpora"):
         data = load_data(parsed, task)
     plan_data(data, args)  # now, so that bad input leaves nothing behind
-    pushes, args.push_to_hub = args.push_to_hub, False  # once, when all is there
-    settings = hub_settings(args)
-    args.hub_token = None  # or it is saved with the arguments
-    if pushes:
-        check_pushing(args, settings)
+    push = prepare_push(args)
     trainer = build_trainer(parsed, task, args, data)
     trainer.recipe = without_tokens(recipe)
-    if parsed.peft is not None and trainer.is_world_process_zero():
+    is_main = trainer.is_world_process_zero()
+    if parsed.peft is not None and is_main:
         print(count_parameters(trainer.model))
     if parsed.alpha_search is not None:
         check_whole_weights(trainer)
@@ -66,20 +61,20 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     trainer.save_model()
     results = trainer.results()
     folder = Path(args.output_dir or ".")
-    if trainer.is_world_process_zero():
+    if is_main:
         remove_interpolated(folder)
         save_results(results, folder / RESULTS_NAME)
         plot_run(results, folder / RUN_PLOT_NAME)
     if parsed.alpha_search is not None:
         curve = search_run(trainer, parsed, data.validation_sets or data.eval_sets, apply=True)
         trainer.save_model(str(folder / INTERPOLATED_NAME))
-        if trainer.is_world_process_zero():
+        if is_main:
             save_curve(curve, folder)
             add_picture(trainer, "alpha_curve", folder / CURVE_PLOT_NAME)
-    if trainer.is_world_process_zero():
+    if is_main:
         render_card(folder, repo_id=args.hub_model_id).save(folder / CARD_NAME)
-        if pushes:
-            print(push_run(folder, hub_name(args), **settings))
+        if push is not None:
+            print(push(folder))
     return results
 
 
@@ -90,28 +85,27 @@ def remove_interpolated(folder: Path) -> None:
     shutil.rmtree(folder / INTERPOLATED_NAME, ignore_errors=True)
 
 
-def hub_name(args: InterpolationConfig) -> str:
-    """Return the repository that a run is pushed to: `hub_model_id`, or the name of its folder."""
-    return args.hub_model_id or Path(args.output_dir or ".").absolute().name
+def prepare_push(args: InterpolationConfig) -> Callable[[Path], Any] | None:
+    """Take pushing and its token out of the arguments, and return what pushes a folder when all is there.
 
-
-def hub_settings(args: InterpolationConfig) -> dict[str, Any]:
-    """Return what `push_run` takes of the training arguments."""
-    return {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
-
-
-def check_pushing(args: InterpolationConfig, settings: Mapping[str, Any]) -> None:
-    """Make the repository before anything is trained, so that a token that is refused shows now.
+    The repository is made before anything is trained, so that a token that is refused shows now. It is
+    `hub_model_id`, or the name of the run's folder.
 
     Raises:
         ValueError: for a name that the Hub does not allow, a public repository that should be private, or a strategy
             that pushes checkpoints.
         OSError: if the Hub refuses or cannot be reached.
     """
-    check_name(hub_name(args))
+    pushes, args.push_to_hub = args.push_to_hub, False
+    token, args.hub_token = args.hub_token, None  # or it is saved with the arguments
+    if not pushes:
+        return None
+    name = args.hub_model_id or Path(args.output_dir or ".").absolute().name
+    check_name(name)
     check_strategy(args.hub_strategy)
     if args.process_index == 0:
-        make_repo(hub_name(args), private=settings["private"], token=settings["token"])
+        make_repo(name, private=args.hub_private_repo, token=token)
+    return partial(push_run, repo_id=name, private=args.hub_private_repo, token=token, revision=args.hub_revision)
 
 
 def check_processes(args: InterpolationConfig) -> None:
@@ -163,11 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", help="the recipe, a YAML file; any other flag sets a field of it")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     args, flags = parser.parse_known_args(argv)
-
-    def run() -> None:
-        train_and_report(args.recipe, flags)
-
-    return run_command(run, traceback=args.traceback)
+    return run_command(lambda: train_and_report(args.recipe, flags), traceback=args.traceback)
 
 
 if __name__ == "__main__":

@@ -215,6 +215,8 @@ BAD_RECIPES = {
     "side": (lambda recipe: recipe["corpora"].pop("general"), "α is 0 at step 0, which asks for general examples"),
     "head": (field(label_names=["negative", "positive", "mixed"]), "does not fit the 3 labels"),
     "model": (field(model_name_or_path="absent/model"), "couldn't find them in the cached files"),
+    "labels": (field(label_names=[False, True]), "`label_names` must be texts, got [False, True]. Put those into quot"),
+    "folder": (field(model_name_or_path="./nowhere"), "There is no folder './nowhere' (`model_name_or_path`)"),
 }
 
 

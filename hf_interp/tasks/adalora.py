@@ -19,17 +19,25 @@ def prepare_adalora(model: Any) -> None:
 
     PEFT adds it in evaluation too, and to each micro-batch, however many of them make a step.
     """
-    model.base_model.register_forward_pre_hook(_drop_penalty)
-    model.base_model.register_forward_hook(_restore_penalty, always_call=True)
+
+    def drop(tuner: Any, inputs: Any) -> None:
+        config = tuner.peft_config[tuner.trainable_adapter_name]
+        config._orth_reg_weight, config.orth_reg_weight = config.orth_reg_weight, 0
+
+    def restore(tuner: Any, inputs: Any, outputs: Any) -> None:
+        config = tuner.peft_config[tuner.trainable_adapter_name]
+        config.orth_reg_weight = config._orth_reg_weight
+
+    model.base_model.register_forward_pre_hook(drop)
+    model.base_model.register_forward_hook(restore, always_call=True)
 
 
 def orthogonality(model: Any) -> torch.Tensor:
     """Return the mean of ‖PᵀP − I‖ and ‖QQᵀ − I‖ (Frobenius) over all factors P and Q of ΔW = PΛQ (equation 4)."""
     norms = []
-    for name, factor in _factors(model):
-        if ".lora_E." not in name:
-            square = factor @ factor.T if ".lora_A." in name else factor.T @ factor
-            norms.append(torch.linalg.matrix_norm(square - torch.eye(len(square)).to(square)))
+    for name, factor in _factors(model, "AB"):
+        square = factor @ factor.T if ".lora_A." in name else factor.T @ factor
+        norms.append(torch.linalg.matrix_norm(square - torch.eye(len(square)).to(square)))
     return torch.stack(norms).mean()
 
 
@@ -78,12 +86,12 @@ class AdaLoraCallback(TrainerCallback):
         model = kwargs["model"]
         weight = _config(model).orth_reg_weight
         if weight:
-            factors = [factor for name, factor in _factors(model) if ".lora_E." not in name]
+            factors = [factor for _, factor in _factors(model, "AB")]
             # not `backward`, which might start another reduction over processes
             gradients = torch.autograd.grad(weight * orthogonality(model), factors)
             for factor, gradient in zip(factors, gradients, strict=True):
                 factor.grad = gradient if factor.grad is None else factor.grad.add_(gradient)
-        self._kept = {name: values.detach() != 0 for name, values in _singular_values(model)}
+        self._kept = {name: values.detach() != 0 for name, values in _factors(model, "E")}
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -100,7 +108,7 @@ class AdaLoraCallback(TrainerCallback):
             model.base_model.update_and_allocate(step)
             config.rank_pattern = None  # by which PEFT would leave out of a checkpoint what is still trained
         else:
-            for name, values in _singular_values(model):
+            for name, values in _factors(model, "E"):
                 values.detach().mul_(self._kept[name])
         for name, parameter in _factors(model):
             saved = optimizer.state[parameter]
@@ -115,23 +123,7 @@ def _config(model: Any) -> Any:
     return model.peft_config[model.base_model.trainable_adapter_name]
 
 
-def _factors(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """A, E and B of all layers, by the names that PEFT's allocator has for them."""
-    adapter = model.base_model.trainable_adapter_name
-    for name, parameter in model.base_model.model.named_parameters():
-        if name.endswith((f".lora_A.{adapter}", f".lora_B.{adapter}", f".lora_E.{adapter}")):
-            yield name, parameter
-
-
-def _singular_values(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    return ((name, parameter) for name, parameter in _factors(model) if ".lora_E." in name)
-
-
-def _drop_penalty(tuner: Any, inputs: Any) -> None:
-    config = tuner.peft_config[tuner.trainable_adapter_name]
-    config._orth_reg_weight, config.orth_reg_weight = config.orth_reg_weight, 0
-
-
-def _restore_penalty(tuner: Any, inputs: Any, outputs: Any) -> None:
-    config = tuner.peft_config[tuner.trainable_adapter_name]
-    config.orth_reg_weight = config._orth_reg_weight
+def _factors(model: Any, kinds: str = "ABE") -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """A, E and B of all layers, or some of these, by the names that PEFT's allocator has for them."""
+    ends = tuple(f".lora_{kind}.{model.base_model.trainable_adapter_name}" for kind in kinds)
+    return (pair for pair in model.base_model.model.named_parameters() if pair[0].endswith(ends))

@@ -38,11 +38,7 @@ from hf_interp.utils.errors import did_you_mean
 
 
 def check_search(recipe: Recipe) -> None:
-    """Refuse a recipe that asks for a search and has no sets for it.
-
-    Raises:
-        ValueError: if the set of a side is missing.
-    """
+    """Refuse a recipe that asks for a search and lacks the set of a side."""
     search = recipe.alpha_search
     if search is None:
         return
@@ -58,27 +54,20 @@ def check_search(recipe: Recipe) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeData:
-    """A recipe's data, tokenised.
-
-    Args:
-        tokenizer: the tokenizer of the model.
-        corpora: training corpora.
-        eval_sets: evaluation sets by name.
-        validation_sets: sets by name on which the α of the weights is chosen, if they are others.
-    """
+    """A recipe's data, tokenised."""
 
     tokenizer: PreTrainedTokenizerBase
     corpora: list[Corpus]
     eval_sets: dict[str, datasets.Dataset]
     validation_sets: dict[str, datasets.Dataset] = field(default_factory=dict)
+    """Sets by name on which the α of the weights is chosen, if they are others."""
 
 
 def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = True) -> Task:
     """Check what can be checked before anything is loaded; of what only training needs, nothing unless it `trains`."""
     task = check_task(recipe)
     for name in recipe.objective_names():
-        if name not in recipe.objectives and name not in TASKS:
-            known = [*recipe.objectives, *TASKS]
+        if name not in (known := [*recipe.objectives, *TASKS]):
             raise ValueError(
                 f"`objective` must be one of `objectives` ({', '.join(recipe.objectives) or 'none'}) or a task "
                 f"({', '.join(TASKS)}), got {name!r}." + did_you_mean(name, known)
@@ -141,11 +130,7 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
 
 
 def tokenise(name: str, config: CorpusConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Load a corpus and turn it into model inputs, packed if the recipe says so.
-
-    Raises:
-        ValueError: for what cannot be trained on, naming corpus, column and row.
-    """
+    """Load a corpus and turn it into model inputs, packed if the recipe says so; errors name corpus, column and row."""
     task = get_task(recipe.task)
     columns = task.columns(recipe, config)
     raw = load_corpus(name, config, columns, label_names_of(recipe))
@@ -162,25 +147,17 @@ def tokenise(name: str, config: CorpusConfig, recipe: Recipe, tokenizer: PreTrai
 
 
 def plan_data(data: RecipeData, args: InterpolationConfig, num_processes: int | None = None) -> MixturePlan:
-    """Plan a new run as the trainer will, before there is a model; for this world by default.
-
-    Raises:
-        ValueError: if the corpora do not fit together or cannot be planned.
-    """
+    """Plan a new run as the trainer will, before there is a model; for this world by default."""
     check_columns(data.corpora)
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * (num_processes or args.world_size)
     return plan_mixture(data.corpora, args, batch_size=batch_size, is_adaptive=args.alpha_controller is not None)
 
 
 def build_model(recipe: Recipe, task: Task, args: InterpolationConfig) -> torch.nn.Module:
-    """Load the pretrained model, with its adapter if there is one; `args.seed` decides a new head.
-
-    Raises:
-        ValueError: if the anchor of `args` needs a head that the model does not have.
-    """
+    """Load the pretrained model, with its adapter if there is one; `args.seed` decides a new head."""
     set_seed(args.seed)
     model, new_names = load_model(recipe, revision=recipe.model_revision)
-    settle_new_head(args, recipe.model_name_or_path, new_names)
+    _settle_new_head(args, recipe.model_name_or_path, new_names)
     if recipe.peft is None:
         return model
     return adapt(model, recipe.peft, task_type=task.info.peft_type, max_steps=args.max_steps, new_names=new_names)
@@ -193,12 +170,7 @@ def build_trainer(
     data: RecipeData,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Any:
-    """Put the model into an `InterpolationTrainer`, or an `InterpolationSeq2SeqTrainer` where the task generates.
-
-    Args:
-        recipe, task, args, data: what is trained, and how.
-        callbacks: further callbacks.
-    """
+    """Put the model into the trainer of the task, with further callbacks."""
     if data.eval_sets:
         args.eval_on_start = True  # M₀'s metrics, without which nothing can be said about forgetting
     if not torch.accelerator.is_available():
@@ -224,11 +196,7 @@ def trainer_class(task: Task) -> type[Any]:
 def task_parts(
     recipe: Recipe, task: Task, args: InterpolationConfig, tokenizer: PreTrainedTokenizerBase, *, has_metrics: bool
 ) -> dict[str, Any]:
-    """Return what a trainer must be given for a task and its objectives; `args` are set for generation.
-
-    A task that generates does so in every evaluation, up to `generation_max_length` tokens (by default
-    `max_target_length`).
-    """
+    """Return what a trainer must be given for a task and its objectives; `args` are set for generation."""
     if task.generates:
         args.predict_with_generate = True
         if args.generation_max_length is None:
@@ -237,24 +205,23 @@ def task_parts(
     return {
         "data_collator": task.collator(tokenizer, recipe),
         "compute_metrics": task.metrics(tokenizer, recipe) if has_metrics else None,
-        "preprocess_logits_for_metrics": task.preprocess_logits() if task.preprocess_logits else None,
-        "objectives": {name: build_objective(recipe, name, args, tokenizer) for name in recipe.objective_names()},
+        "preprocess_logits_for_metrics": task.preprocess_logits and task.preprocess_logits(),
+        "objectives": {
+            name: _build_objective(recipe.for_objective(name), args, tokenizer) for name in recipe.objective_names()
+        },
         "eval_objectives": {name: each.objective for name, each in groups.items() if each.objective is not None},
     }
 
 
-def build_objective(
-    recipe: Recipe, name: str, args: InterpolationConfig, tokenizer: PreTrainedTokenizerBase
-) -> Objective:
+def _build_objective(recipe: Recipe, args: InterpolationConfig, tokenizer: PreTrainedTokenizerBase) -> Objective:
     """Return the head of an objective, as the pretrained model has it or new, with what evaluates it."""
-    own = recipe.for_objective(name)
-    task = get_task(own.task)
+    task = get_task(recipe.task)
     set_seed(args.seed)
     return Objective(
-        load_model(own, revision=recipe.model_revision).model,
-        task.collator(tokenizer, own),
-        task.metrics(tokenizer, own),
-        task.preprocess_logits() if task.preprocess_logits else None,
+        load_model(recipe, revision=recipe.model_revision).model,
+        task.collator(tokenizer, recipe),
+        task.metrics(tokenizer, recipe),
+        task.preprocess_logits and task.preprocess_logits(),
     )
 
 
@@ -266,14 +233,10 @@ def prepare_model(recipe: Recipe, task: Task, model: Any, tokenizer: PreTrainedT
     task.prepare(tokenizer, inner, recipe)
 
 
-def settle_new_head(args: InterpolationConfig, name_or_path: str, new_names: Sequence[str]) -> None:
-    """Leave a head that the pretrained model does not have out of what is compared with it.
-
-    Raises:
-        ValueError: if that model's predictions are asked for.
-    """
-    if new_names and (args.anchor == "distill" or args.log_loss_gap):
-        asking = "anchor: distill" if args.anchor == "distill" else "log_loss_gap: true"
+def _settle_new_head(args: InterpolationConfig, name_or_path: str, new_names: Sequence[str]) -> None:
+    """Leave a head that the pretrained model lacks out of what is compared with it; refuse to ask its predictions."""
+    asking = "anchor: distill" if args.anchor == "distill" else "log_loss_gap: true" if args.log_loss_gap else None
+    if new_names and asking:
         raise ValueError(
             f"`{asking}` needs a pretrained model with a trained head, but {name_or_path!r} lacks "
             f"{', '.join(new_names)}. Start from a model with a head for the task, or use `anchor: l2sp` without "

@@ -36,9 +36,6 @@ def encode_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
     """tokens → input_ids, attention_mask, ...: (length,), cut to `max_length`; tags → labels: (length,).
 
     The first piece of a word has the word's tag, its other pieces and special tokens have −100.
-
-    Raises:
-        ValueError: for a tokenizer that does not know which word a piece is of.
     """
     _check_fast(tokenizer, "Token classification")
 
@@ -50,9 +47,8 @@ def encode_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
                 )
         encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=recipe.max_length)
         labels = [_align(encoded.word_ids(row), tags) for row, tags in enumerate(batch["tags"])]
-        for row, aligned in enumerate(labels):
-            if all(label == IGNORE_INDEX for label in aligned):
-                raise RowError(row, "tokens", "no token left after tokenising", "Remove such rows from the file.")
+        kept = [[label for label in aligned if label != IGNORE_INDEX] for aligned in labels]
+        _check_not_empty(kept, "tokens", "no token left")
         return {**encoded, "labels": labels}
 
     return encode
@@ -64,16 +60,13 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
     def encode(batch: Batch) -> Batch:
         sources = [recipe.source_prefix + text for text in batch["text"]]
         encoded = tokenizer(sources, truncation=True, max_length=recipe.max_length)
+        limit = recipe.max_target_length
         labels = tokenizer(text_target=batch["target"])["input_ids"]
-        cut = tokenizer(text_target=batch["target"], truncation=True, max_length=recipe.max_target_length)["input_ids"]
-        for row, label in enumerate(labels):
-            if len(label) > recipe.max_target_length and not recipe.truncate_target:
-                raise RowError(
-                    row,
-                    "target",
-                    f"a target of {len(label)} tokens, more than `max_target_length` ({recipe.max_target_length})",
-                    "Raise `max_target_length`, or set `truncate_target: true`.",
-                )
+        cut = tokenizer(text_target=batch["target"], truncation=True, max_length=limit)["input_ids"]
+        long = [row for row, label in enumerate(labels) if len(label) > limit and not recipe.truncate_target]
+        if long:
+            what = f"a target of {len(labels[long[0]])} tokens, more than `max_target_length` ({limit})"
+            raise RowError(long[0], "target", what, "Raise `max_target_length`, or set `truncate_target: true`.")
         _check_not_empty(encoded["input_ids"], "text")
         _check_not_empty(cut, "target")
         return {**encoded, "labels": cut}
@@ -95,14 +88,12 @@ def encode_causal(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
         ids = [tokens if tokens[-1:] == end else tokens + end for tokens in encoded]
         ids = ids if recipe.packing else [tokens[: recipe.max_length] for tokens in ids]
         _check_not_empty(ids, "text")
-        for row, tokens in enumerate(ids):
-            if len(tokens) == 1 and not recipe.packing:  # a batch of such texts has no loss
-                raise RowError(
-                    row,
-                    "text",
-                    "a text of one token, behind which there is none to predict",
-                    "Remove such rows from the file, raise `max_length`, or set `packing: true`.",
-                )
+        lone = [row for row, tokens in enumerate(ids) if len(tokens) == 1 and not recipe.packing]
+        if lone:  # a batch of such texts has no loss
+            what = "a text of one token, behind which there is none to predict"
+            raise RowError(
+                lone[0], "text", what, "Remove such rows from the file, raise `max_length`, or set `packing: true`."
+            )
         return {"input_ids": ids, "attention_mask": [[1] * len(tokens) for tokens in ids], "labels": ids}
 
     return encode
@@ -112,9 +103,6 @@ def encode_masked(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
     """text → input_ids, attention_mask, special_tokens_mask: (length,), cut to `max_length` if not packed later.
 
     With whole-word masking also offset_mapping: (length, 2). The collator makes the labels.
-
-    Raises:
-        ValueError: for whole-word masking with a tokenizer that does not know where a piece stands.
     """
     if recipe.whole_word_mask:
         _check_fast(tokenizer, "Masking whole words")
@@ -166,7 +154,7 @@ def _align(word_ids: Sequence[int | None], tags: Sequence[int]) -> list[int]:
     return [IGNORE_INDEX if word is None or word == last else tags[word] for word, last in pairs]
 
 
-def _check_not_empty(ids: Sequence[Sequence[int]], column: str) -> None:
+def _check_not_empty(ids: Sequence[Sequence[int]], column: str, what: str = "an empty text") -> None:
     for row, tokens in enumerate(ids):
         if not tokens:
-            raise RowError(row, column, "an empty text after tokenising", "Remove such rows from the file.")
+            raise RowError(row, column, f"{what} after tokenising", "Remove such rows from the file.")

@@ -11,18 +11,10 @@ from hf_interp.weights.alpha_spec import find_layer, last_layers
 def freeze_except(
     model: PreTrainedModel, part: str, *, new_names: Sequence[str] = (), **options: Any
 ) -> PreTrainedModel:
-    """Freeze all but a part of a model; the model is returned.
+    """Freeze all but a part of a model, one of `PARTS`, and what the checkpoint lacks; the model is returned.
 
-    A head that is tied to the embeddings, as those of most language models are, is not trained.
-
-    Args:
-        model: to be trained.
-        part: a name in `PARTS`.
-        new_names: parameters that the pretrained checkpoint lacks; these are trained whatever the part is.
-        options: arguments of the part, such as `n` of `last_layers`.
-
-    Raises:
-        ValueError: if the model has no such part.
+    A head that is tied to the embeddings, as those of most language models are, is not trained. `options` are
+    arguments of the part, such as `n` of `last_layers`.
     """
     trained = {*PARTS[part](model, **options), *new_names}
     for name, parameter in model.named_parameters():

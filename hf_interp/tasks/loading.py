@@ -23,35 +23,19 @@ FILE_BUILDERS = {
 
 
 class RowError(ValueError):
-    """Says what is wrong with a row of a batch that is encoded.
-
-    Args:
-        row: the number of the row in the batch.
-        column: the task's name of the column.
-        what: what the row has, such as "a target of 140 tokens".
-        remedy: what to do.
-    """
+    """Says of a row of a batch, by its number and the task's name of the column, what it has and what to do."""
 
     def __init__(self, row: int, column: str, what: str, remedy: str) -> None:
         super().__init__(what)
-        self.row = row
-        self.column = column
-        self.what = what
-        self.remedy = remedy
+        self.row, self.column, self.what, self.remedy = row, column, what, remedy
 
 
 def load_corpus(
     name: str, config: CorpusConfig, columns: Mapping[str, Kind], label_names: Sequence[str] | None = None
 ) -> Any:
-    """Load one corpus of a recipe with the columns of a task.
+    """Load one corpus of a recipe with the columns of a task, each of its kind.
 
     Labels come out as indices into `label_names`; rows are dropped and limited as `config` says.
-
-    Args:
-        name: what the corpus is called in errors.
-        config: where it is, and what its columns are called.
-        columns: what the task wants: the kind of every column.
-        label_names: the labels of the task.
 
     Raises:
         FileNotFoundError: for a local path that does not exist.
@@ -65,15 +49,15 @@ def load_corpus(
         keep = {column: value if isinstance(value, list) else [value] for column, value in config.where.items()}
         dataset = dataset.filter(lambda row: all(_reach(row, column) in values for column, values in keep.items()))
     features = {column: _reach(dataset.features or {}, source) for column, source in sources.items()}
-    for column in (column for column, kind in columns.items() if kind == "class"):
-        dataset = _map_labels(name, dataset, config, column, list(label_names or []))
-        sources[column] = f"_{column}"
-    for column in (column for column, kind in columns.items() if kind == "prose"):
-        dataset = dataset.filter(lambda row, source=sources[column]: not _is_blank(_reach(row, source)))
+    for column, kind in columns.items():
+        if kind == "class":
+            dataset = _map_labels(name, dataset, config, column, list(label_names or []))
+            sources[column] = f"_{column}"
+        elif kind == "prose":  # without blank rows
+            dataset = dataset.filter(lambda row, source=sources[column]: str(_reach(row, source)).strip() != "")
     dataset = _pick(dataset, sources)
     if config.max_examples is not None:
-        shuffled = dataset.shuffle(seed=config.sample_seed)
-        dataset = shuffled.take(config.max_examples) if config.streaming else _first(shuffled, config.max_examples)
+        dataset = dataset.shuffle(seed=config.sample_seed).take(config.max_examples)
     _check_rows(name, dataset, config)
     for column, kind in columns.items():
         if kind not in ("class", "anything"):
@@ -89,17 +73,7 @@ def encode_corpus(
     encode: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
     columns: Sequence[str],
 ) -> Any:
-    """Turn the columns of a task into what the model takes.
-
-    Args:
-        name, config: the corpus, for errors.
-        dataset: what `load_corpus` gave.
-        encode: a batch of the task's columns → a batch of model inputs; it may raise `RowError`.
-        columns: the task's columns, which are removed.
-
-    Raises:
-        ValueError: what `encode` finds wrong, naming corpus, column and row.
-    """
+    """Turn the columns of a task into what the model takes; a `RowError` gets the names of corpus, column and row."""
 
     def encode_rows(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         try:
@@ -129,10 +103,6 @@ def _reach(row: Mapping[str, Any], source: str) -> Any:
     for step in source.split("."):
         value = value.get(step) if isinstance(value, Mapping) else None
     return value
-
-
-def _is_blank(value: Any) -> bool:
-    return isinstance(value, str) and not value.strip()
 
 
 def _pick(dataset: Any, sources: Mapping[str, str]) -> Any:
@@ -186,15 +156,11 @@ def _map_labels(name: str, dataset: Any, config: CorpusConfig, column: str, labe
     return dataset.map(lambda row: {f"_{column}": resolve(_reach(row, source))})
 
 
-def _first(dataset: Any, count: int) -> Any:
-    return dataset.select(range(min(count, len(dataset))))
-
-
 def _load(name: str, config: CorpusConfig) -> Any:
     paths = [config.path] if isinstance(config.path, str) else list(config.path)
     if not paths:
         raise ValueError(f"`path` of corpus {name!r} must name at least one file, got an empty list.")
-    builders = {_builder(path) for path in paths}
+    builders = {FILE_BUILDERS.get(_suffix(path)) for path in paths}
     if len(paths) == 1 and builders == {None}:
         if paths[0].startswith((".", "/", "~")) and not Path(paths[0]).expanduser().exists():
             raise FileNotFoundError(f"There is no {paths[0]!r} (corpus {name!r}).")
@@ -221,10 +187,6 @@ def _load(name: str, config: CorpusConfig) -> Any:
 
 def _suffix(path: str) -> str:
     return Path(path.removesuffix(".gz")).suffix.lower()
-
-
-def _builder(path: str) -> str | None:
-    return FILE_BUILDERS.get(_suffix(path))
 
 
 def _check_rows(name: str, dataset: Any, config: CorpusConfig) -> None:

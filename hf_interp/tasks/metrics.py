@@ -25,43 +25,30 @@ class _Metric(evaluate.Metric):
 
     _predictions: Any = datasets.Value("int64")
     _references: Any = datasets.Value("int64")
-    _inputs = "class ids"
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": self._predictions, "references": self._references})
         return evaluate.MetricInfo(
-            description=self.__doc__ or "", citation="", inputs_description=self._inputs, features=features
+            description=self.__doc__ or "", citation="", inputs_description="", features=features
         )
 
 
 class Accuracy(_Metric):
-    """Share of predictions that equal their reference, in [0, 1].
-
-    >>> Accuracy(keep_in_memory=True).compute(predictions=[0, 1], references=[0, 0])
-    {'accuracy': 0.5}
-    """
+    """Share of predictions that equal their reference, in [0, 1]."""
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         return {"accuracy": float(sklearn_metrics.accuracy_score(references, predictions))}
 
 
 class MacroF1(_Metric):
-    """F1 of each class that occurs in the references or predictions, averaged without weights, in [0, 1].
-
-    >>> MacroF1(keep_in_memory=True).compute(predictions=[0, 1], references=[0, 1])
-    {'f1': 1.0}
-    """
+    """F1 of each class that occurs in the references or predictions, averaged without weights, in [0, 1]."""
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         return {"f1": float(sklearn_metrics.f1_score(references, predictions, average="macro", zero_division=0.0))}
 
 
 class MatthewsCorrelation(_Metric):
-    """Matthews correlation coefficient, in [−1, 1]; 0 for guessing (Matthews 1975).
-
-    >>> MatthewsCorrelation(keep_in_memory=True).compute(predictions=[0, 1], references=[0, 1])
-    {'matthews_correlation': 1.0}
-    """
+    """Matthews correlation coefficient, in [−1, 1]; 0 for guessing (Matthews 1975)."""
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         if len({*references, *predictions}) < 2:  # scikit-learn warns and says 0 too
@@ -73,13 +60,9 @@ class RocAuc(_Metric):
     """Area under the ROC curve of two classes, in [0, 1]: how often a positive example scores above a negative one.
 
     NaN where the references have one class alone, or a score is not finite.
-
-    >>> RocAuc(keep_in_memory=True).compute(predictions=[0.1, 0.9], references=[0, 1])
-    {'roc_auc': 1.0}
     """
 
     _predictions = datasets.Value("float64")
-    _inputs = "scores of class 1; class ids"
 
     def _compute(self, predictions: Sequence[float], references: Sequence[int]) -> dict[str, float]:
         if len(set(references)) < 2 or not np.isfinite(predictions).all():  # scikit-learn warns or fails
@@ -88,14 +71,9 @@ class RocAuc(_Metric):
 
 
 class MultiLabel(_Metric):
-    """F1 over all labels of all examples, F1 averaged over labels, and the share of examples that are right whole.
-
-    >>> MultiLabel(keep_in_memory=True).compute(predictions=[[1, 0], [1, 1]], references=[[1, 0], [1, 1]])
-    {'f1': 1.0, 'f1_macro': 1.0, 'exact_match': 1.0}
-    """
+    """F1 over all labels of all examples, F1 averaged over labels, and the share of examples that are right whole."""
 
     _predictions = _references = datasets.List(datasets.Value("int64"))
-    _inputs = "for each example 0 or 1 for every label"
 
     def _compute(self, predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> dict[str, float]:
         found, wanted = np.asarray(predictions), np.asarray(references)
@@ -107,14 +85,9 @@ class MultiLabel(_Metric):
 
 
 class Regression(_Metric):
-    """Pearson's correlation (0 where one side is constant), mean squared and mean absolute error.
-
-    >>> Regression(keep_in_memory=True).compute(predictions=[1.0, 2.0], references=[1.0, 2.0])
-    {'pearson': 1.0, 'mse': 0.0, 'mae': 0.0}
-    """
+    """Pearson's correlation (0 where one side is constant), mean squared and mean absolute error."""
 
     _predictions = _references = datasets.Value("float64")
-    _inputs = "numbers"
 
     def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
         found, wanted = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
@@ -130,16 +103,12 @@ class Entities(_Metric):
     """Precision, recall and F1 of whole entities in the scheme IOB2, over all kinds together (CoNLL-2000's way).
 
     seqeval counts: https://github.com/chakki-works/seqeval
-
-    >>> Entities(keep_in_memory=True).compute(predictions=[["B-PER", "O"]], references=[["B-PER", "B-ORG"]])
-    {'f1': 0.6666666666666666, 'precision': 1.0, 'recall': 0.5}
     """
 
     _predictions = _references = datasets.List(datasets.Value("string"))
-    _inputs = "tags"
 
     def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        seqeval = _import("seqeval.metrics", "seqeval")
+        seqeval = _import("seqeval.metrics")
         with warnings.catch_warnings():  # that there is nothing to divide by is what the zeros say
             warnings.simplefilter("ignore")
             return {
@@ -149,17 +118,12 @@ class Entities(_Metric):
 
 
 class Translation(_Metric):
-    """Corpus BLEU and chrF, in [0, 100]; sacrebleu counts, with its tokenizer 13a (Post 2018, arXiv 1804.08771).
-
-    >>> Translation(keep_in_memory=True).compute(predictions=["a b c d e"], references=["a b c d e"])
-    {'bleu': 100.0, 'chrf': 100.0}
-    """
+    """Corpus BLEU and chrF, in [0, 100]; sacrebleu counts, with its tokenizer 13a (Post 2018, arXiv 1804.08771)."""
 
     _predictions = _references = datasets.Value("string")
-    _inputs = "texts"
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        sacrebleu = _import("sacrebleu", "sacrebleu")
+        sacrebleu = _import("sacrebleu")
         bleu = sacrebleu.corpus_bleu(list(predictions), [list(references)]).score
         chrf = sacrebleu.corpus_chrf(list(predictions), [list(references)]).score
         return {"bleu": round(float(bleu), 10), "chrf": round(float(chrf), 10)}
@@ -169,18 +133,12 @@ class Summary(_Metric):
     """ROUGE-L, ROUGE-1 and ROUGE-2 F-measures with stemming, means over examples, in [0, 1] (Lin 2004).
 
     rouge_score counts: https://pypi.org/project/rouge-score
-
-    >>> Summary(keep_in_memory=True).compute(predictions=["a b"], references=["a b"])
-    {'rougeL': 1.0, 'rouge1': 1.0, 'rouge2': 1.0}
     """
 
     _predictions = _references = datasets.Value("string")
-    _inputs = "texts"
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        scorer = _import("rouge_score.rouge_scorer", "rouge_score").RougeScorer(
-            ["rougeL", "rouge1", "rouge2"], use_stemmer=True
-        )
+        scorer = _import("rouge_score.rouge_scorer").RougeScorer(["rougeL", "rouge1", "rouge2"], use_stemmer=True)
         scores = [scorer.score(wanted, found) for found, wanted in zip(predictions, references, strict=True)]
         return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in scorer.rouge_types}
 
@@ -191,25 +149,22 @@ ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 def classification_metrics(problem_type: str | None = None) -> ComputeMetrics:
     """Return a `compute_metrics` for a `Trainer` with a sequence classifier.
 
-    Args:
-        problem_type: for single_label_classification (default) accuracy, macro-F1, Matthews correlation of the highest
-            logit and, of two classes, the area under the ROC curve; for multi_label_classification F1 (a label is
-            predicted where its logit is above 0); for regression Pearson's correlation and errors.
+    Of single_label_classification (default) it has accuracy, macro-F1, Matthews correlation of the highest logit and,
+    of two classes, the area under the ROC curve; of multi_label_classification F1 (a label is predicted where its
+    logit is above 0); of regression Pearson's correlation and errors.
     """
     if problem_type == "multi_label_classification":
-        return _computing(MultiLabel, lambda logits: (logits > 0).astype(np.int64), lambda labels: labels.astype(int))
+        return _computing([MultiLabel], lambda logits, labels: ((logits > 0).astype(np.int64), labels.astype(int)))
     if problem_type == "regression":
-        return _computing(Regression, lambda logits: logits.reshape(-1), lambda labels: labels.reshape(-1))
-    parts = [metric(keep_in_memory=True) for metric in (Accuracy, MacroF1, MatthewsCorrelation)]
-    auc = RocAuc(keep_in_memory=True)
+        return _computing([Regression], lambda logits, labels: (logits.reshape(-1), labels.reshape(-1)))
+    of_classes = _computing(
+        [Accuracy, MacroF1, MatthewsCorrelation], lambda logits, labels: (np.argmax(logits, axis=-1), labels)
+    )
+    of_scores = _computing([RocAuc], lambda logits, labels: (logits[:, 1] - logits[:, 0], labels))
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        logits: Any = _first(prediction.predictions)
-        predictions = np.argmax(logits, axis=-1)
-        found = _compute_all(parts, predictions, prediction.label_ids)
-        if logits.shape[-1] == 2 and len(np.unique(prediction.label_ids)) == 2:
-            found |= auc.compute(predictions=logits[:, 1] - logits[:, 0], references=prediction.label_ids)
-        return found
+        is_binary = _first(prediction.predictions).shape[-1] == len(np.unique(prediction.label_ids)) == 2
+        return of_classes(prediction) | (of_scores(prediction) if is_binary else {})
 
     return compute_metrics
 
@@ -219,39 +174,35 @@ def token_metrics(label_names: Sequence[str]) -> ComputeMetrics:
     names = list(label_names)
     entities = Entities(keep_in_memory=True) if any(name[:2] == "B-" for name in names) else None
 
+    def tags(rows: Any, mask: Any) -> list[list[str]]:
+        return [[names[index] for index in row[keep]] for row, keep in zip(rows, mask, strict=True)]
+
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         predictions = np.argmax(_first(prediction.predictions), axis=-1)
         labels: Any = prediction.label_ids
         mask = labels != IGNORE_INDEX
         found: dict[str, float] = {}
         if entities is not None:
-            found |= entities.compute(
-                predictions=[_named(row, keep, names) for row, keep in zip(predictions, mask, strict=True)],
-                references=[_named(row, keep, names) for row, keep in zip(labels, mask, strict=True)],
-            )
+            found = entities.compute(predictions=tags(predictions, mask), references=tags(labels, mask))
         return {**found, "token_accuracy": float((predictions[mask] == labels[mask]).mean()) if mask.any() else 0.0}
 
     return compute_metrics
 
 
 def generation_metrics(tokenizer: PreTrainedTokenizerBase, kinds: Sequence[type[evaluate.Metric]]) -> ComputeMetrics:
-    """Return a `compute_metrics` for sequence to sequence with `predict_with_generate`: metrics of the generated texts.
-
-    Args:
-        tokenizer: turns tokens into texts.
-        kinds: such as `Translation` and `Summary`.
-    """
-    parts = [kind(keep_in_memory=True) for kind in kinds]
+    """Return a `compute_metrics` of the texts that `predict_with_generate` gives, such as `Translation`."""
 
     def texts(tokens: Any) -> list[str]:
         tokens = np.where(tokens < 0, tokenizer.pad_token_id, tokens)
         return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
+    of_texts = _computing(kinds, lambda generated, labels: (texts(generated), texts(labels)))
+
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         generated: Any = _first(prediction.predictions)
         if generated.ndim != 2:  # logits, of an evaluation that has not generated
             return {}
-        found = _compute_all(parts, texts(generated), texts(prediction.label_ids))
+        found = of_texts(prediction)
         is_token = (generated != tokenizer.pad_token_id) & (generated >= 0)  # `Trainer` pads with −100
         return {**found, "generated_tokens": float(is_token.sum(axis=1).mean())}
 
@@ -274,13 +225,8 @@ def language_model_metrics(prediction: EvalPrediction) -> dict[str, float]:
 def score_tokens(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep two numbers for each label instead of the whole vocabulary's logits (`preprocess_logits_for_metrics`).
 
-    Args:
-        logits: (batch, length, vocabulary), or a tuple that begins so.
-        labels: (batch, length), −100 where there is none.
-
-    Returns:
-        losses in nats (batch, length), and 1 or 0 for a right or wrong highest logit, −1 without a label: (batch,
-        length).
+    Of logits (batch, length, vocabulary), or a tuple that begins so, and labels (batch, length), −100 where there is
+    none, these are the losses in nats, and 1 or 0 for a right or wrong highest logit, −1 without a label.
     """
     logits = logits[0] if isinstance(logits, (tuple, list)) else logits
     losses = torch.nn.functional.cross_entropy(
@@ -300,36 +246,27 @@ def score_shifted_tokens(logits: Any, labels: torch.Tensor) -> tuple[torch.Tenso
     return score_tokens(logits[:, :-1], labels[:, 1:])
 
 
-def _computing(
-    kind: type[evaluate.Metric], of_logits: Callable[[Any], Any], of_labels: Callable[[Any], Any]
-) -> ComputeMetrics:
-    part = kind(keep_in_memory=True)
+def _computing(kinds: Sequence[type[evaluate.Metric]], read: Callable[[Any, Any], tuple[Any, Any]]) -> ComputeMetrics:
+    """Return a `compute_metrics` of several metrics, for what is read of logits and labels."""
+    metrics = evaluate.combine([kind(keep_in_memory=True) for kind in kinds])
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        return _compute_all([part], of_logits(_first(prediction.predictions)), of_labels(prediction.label_ids))
+        predictions, references = read(_first(prediction.predictions), prediction.label_ids)
+        found: dict[str, float] = metrics.compute(predictions=predictions, references=references)
+        return found
 
     return compute_metrics
-
-
-def _compute_all(parts: Sequence[evaluate.Metric], predictions: Any, references: Any) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for part in parts:
-        found |= part.compute(predictions=predictions, references=references)
-    return found
 
 
 def _first(predictions: Any) -> Any:
     return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
-def _named(row: Any, keep: Any, names: Sequence[str]) -> list[str]:
-    return [names[index] for index in row[keep]]
-
-
-def _import(module: str, package: str) -> Any:
+def _import(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        package = module.partition(".")[0]
         raise ImportError(
             f"The metrics of this task need {package}. Install it with `pip install hf_interp[metrics]`."
         ) from error

@@ -1,6 +1,6 @@
 """Pretrained models with the head of a task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import transformers
@@ -11,11 +11,10 @@ from hf_interp.tasks.task import get_task
 
 
 class Loaded(NamedTuple):
-    """A pretrained model with a task's head."""
+    """A pretrained model with a task's head, and the parameters that its checkpoint lacks, hence new."""
 
     model: PreTrainedModel
     new_names: list[str]
-    """Parameters that the checkpoint lacks, hence new: those of an untrained head."""
 
 
 def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -> Loaded:
@@ -38,7 +37,8 @@ def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -
     if recipe.problem_type is not None:
         kwargs["problem_type"] = recipe.problem_type
     if num_labels is not None and label_names:
-        trained = list(AutoConfig.from_pretrained(name_or_path, **_of_config(kwargs)).id2label.values())
+        of_config = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
+        trained = list(AutoConfig.from_pretrained(name_or_path, **of_config).id2label.values())
         if trained != list(label_names) and sorted(trained) == sorted(label_names):
             raise ValueError(
                 f"`label_names` must have the order in which {name_or_path!r} was trained, {trained}, got "
@@ -60,10 +60,6 @@ def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -
             "labels that the model was trained with, in its order, or start from a model without a head."
         ) from error
     return Loaded(model, sorted(found["missing_keys"]))
-
-
-def _of_config(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name in ("revision", "trust_remote_code")}
 
 
 def label_names_of(recipe: Recipe) -> Sequence[str] | None:

@@ -46,16 +46,9 @@ they need, such as evaluation sets for `eval_strategy: steps`, would be to refus
 def search_run(
     trainer: Trainer, recipe: Recipe, sets: Mapping[str, datasets.Dataset], *, apply: bool = False
 ) -> AlphaCurve:
-    """Search for the α of a recipe's model, whose M₀ is what the recipe began with.
+    """Search for the α of a trainer's model M_θ on validation sets by name, M₀ being what its recipe began with.
 
-    Args:
-        trainer: its model is M_θ.
-        recipe: names M₀, and says in `alpha_search` how to search.
-        sets: validation sets by name.
-        apply: leave M_α in the model.
-
-    Raises:
-        ValueError: if M₀ cannot be read, or the two cannot be interpolated.
+    `alpha_search` of the recipe says how; `apply` leaves M_α in the model.
     """
     search = recipe.alpha_search or AlphaSearch()
     name, revision, model = recipe.model_name_or_path, recipe.model_revision, trainer.model
@@ -81,12 +74,7 @@ def save_curve(curve: AlphaCurve, folder: str | Path) -> None:
 
 
 def load_run_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
-    """Load the recipe of a run, from its file or from the results in its folder, with flags laid over it.
-
-    Raises:
-        FileNotFoundError: if there is nothing there.
-        ValueError: if the folder does not tell its recipe.
-    """
+    """Load the recipe of a run, from its file or from the results in its folder, with flags laid over it."""
     path = Path(path)
     if not path.is_dir():
         return load_recipe(path, flags)
@@ -100,11 +88,7 @@ def load_run_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, An
 
 
 def parse_run(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig]:
-    """Parse the recipe of a run that is only evaluated; see `parse_recipe`.
-
-    Raises:
-        ValueError: for an unknown field, a missing one, or a value of the wrong kind of what is read.
-    """
+    """Parse the recipe of a run that is only evaluated; see `parse_recipe`."""
     dropped = {entry.name for entry in fields(InterpolationConfig)} - {entry.name for entry in fields(Recipe)}
     dropped -= {*READ_IN_EVALUATION}
     read = {name: value for name, value in recipe.items() if name not in dropped}
@@ -112,15 +96,7 @@ def parse_run(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig]:
 
 
 def open_run(recipe: Recipe, args: InterpolationConfig, folder: Path) -> tuple[Trainer, RecipeData]:
-    """Open a trained model in a trainer that evaluates it.
-
-    Args:
-        recipe, args: from `parse_run`.
-        folder: of the model.
-
-    Raises:
-        ValueError, OSError: if evaluation sets are missing, or the model or its data cannot be read.
-    """
+    """Open the trained model of a folder in a trainer that evaluates it, by what `parse_run` gives."""
     recipe.alpha_search = recipe.alpha_search or AlphaSearch()
     task = check_recipe(recipe, args, trains=False)
     if not torch.accelerator.is_available():

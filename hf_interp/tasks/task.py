@@ -36,6 +36,7 @@ run_recipe(load_recipe("recipe.yaml"))  # task: multiple-choice; of a corpus, co
 ```
 """
 
+import importlib
 from collections import UserDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class Task:
             What the file calls them is in the recipe: `text_column: review`, or `columns: {question: stem}`.
         encode: (tokenizer, recipe) → a function from a batch of columns to model inputs, for `Dataset.map`.
         collator: (tokenizer, recipe) → data collator.
-        metrics: (tokenizer, recipe) → `compute_metrics` (called late: it imports `evaluate`), or `None`.
+        metrics: (tokenizer, recipe) → `compute_metrics`, or `None`.
         preprocess_logits: → `preprocess_logits_for_metrics`, which keeps logits from piling up; or `None`.
         num_labels: recipe → how many labels the head has; `None` where it has none. With a number, but for regression,
             the recipe must list `label_names`.
@@ -127,18 +128,6 @@ def _check_problem_type(recipe: Recipe) -> None:
         raise ValueError(f"A regression has no `label_names`, got {recipe.label_names}. Leave them out.")
 
 
-def _check_tags(recipe: Recipe) -> None:
-    check_tag_set(recipe.label_names or [])
-
-
-def _causal_columns(recipe: Recipe, corpus: CorpusConfig) -> Mapping[str, Kind]:
-    return {"messages": "turns"} if corpus.messages_column else {"text": "prose"}
-
-
-def _masking(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Any:
-    return MaskingCollator(tokenizer, recipe.mlm_probability, recipe.whole_word_mask)
-
-
 def _check_masking(recipe: Recipe) -> None:
     if not 0 < recipe.mlm_probability <= 1:
         raise ValueError(f"`mlm_probability` must lie in (0, 1], got {recipe.mlm_probability}.")
@@ -151,64 +140,21 @@ def _prepare_languages(tokenizer: PreTrainedTokenizerBase, model: PreTrainedMode
         model.generation_config.forced_bos_token_id = token
 
 
-# `hf_interp.tasks.metrics` imports evaluate, which takes seconds: these are called late.
+def _metrics() -> Any:
+    """Return the module of metrics, late: it imports evaluate, which takes seconds."""
+    return importlib.import_module("hf_interp.tasks.metrics")
 
 
-def _classification_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
-    from hf_interp.tasks.metrics import classification_metrics
-
-    return classification_metrics(_problem_type(recipe))
-
-
-def _token_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
-    from hf_interp.tasks.metrics import token_metrics
-
-    return token_metrics(recipe.label_names or [])
-
-
-def _translation_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
-    from hf_interp.tasks.metrics import Translation, generation_metrics
-
-    return generation_metrics(tokenizer, [Translation])
-
-
-def _summary_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
-    from hf_interp.tasks.metrics import Summary, generation_metrics
-
-    return generation_metrics(tokenizer, [Summary])
-
-
-def _seq2seq_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
-    from hf_interp.tasks.metrics import Summary, Translation, generation_metrics
-
-    return generation_metrics(tokenizer, [Summary, Translation])
-
-
-def _language_model_metrics(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> ComputeMetrics:
-    from hf_interp.tasks.metrics import language_model_metrics
-
-    return language_model_metrics
-
-
-def _score_tokens() -> Callable[[Any, Any], Any]:
-    from hf_interp.tasks.metrics import score_tokens
-
-    return score_tokens
-
-
-def _score_shifted_tokens() -> Callable[[Any, Any], Any]:
-    from hf_interp.tasks.metrics import score_shifted_tokens
-
-    return score_shifted_tokens
-
-
-def _seq2seq(name: str, metrics: Callable[[PreTrainedTokenizerBase, Recipe], ComputeMetrics]) -> Task:
+def _seq2seq(name: str, *metrics: str) -> Task:
+    """Return a task from text to text, by the names of its metrics."""
     return Task(
         info=TASK_INFOS[name],
         columns=lambda recipe, corpus: {"text": "text", "target": "text"},
         encode=encode_pairs,
         collator=lambda tokenizer, recipe: DataCollatorForSeq2Seq(tokenizer),
-        metrics=metrics,
+        metrics=lambda tokenizer, recipe: _metrics().generation_metrics(
+            tokenizer, [getattr(_metrics(), metric) for metric in metrics]
+        ),
         generates=True,
         prepare=_prepare_languages,
     )
@@ -233,7 +179,7 @@ TASKS = TaskTable(
             columns=_classification_columns,
             encode=encode_classification,
             collator=lambda tokenizer, recipe: DataCollatorWithPadding(tokenizer),
-            metrics=_classification_metrics,
+            metrics=lambda tokenizer, recipe: _metrics().classification_metrics(_problem_type(recipe)),
             num_labels=lambda recipe: 1 if recipe.problem_type == "regression" else len(recipe.label_names or []),
             check=_check_problem_type,
         ),
@@ -242,29 +188,31 @@ TASKS = TaskTable(
             columns=lambda recipe, corpus: {"tokens": "words", "tags": "tags"},
             encode=encode_tokens,
             collator=lambda tokenizer, recipe: DataCollatorForTokenClassification(tokenizer),
-            metrics=_token_metrics,
+            metrics=lambda tokenizer, recipe: _metrics().token_metrics(recipe.label_names or []),
             num_labels=lambda recipe: len(recipe.label_names or []),
-            check=_check_tags,
+            check=lambda recipe: check_tag_set(recipe.label_names or []),
         ),
-        "translation": _seq2seq("translation", _translation_metrics),
-        "summarization": _seq2seq("summarization", _summary_metrics),
-        "seq2seq": _seq2seq("seq2seq", _seq2seq_metrics),
+        "translation": _seq2seq("translation", "Translation"),
+        "summarization": _seq2seq("summarization", "Summary"),
+        "seq2seq": _seq2seq("seq2seq", "Summary", "Translation"),
         "causal-lm": Task(
             info=TASK_INFOS["causal-lm"],
-            columns=_causal_columns,
+            columns=lambda recipe, corpus: {"messages": "turns"} if corpus.messages_column else {"text": "prose"},
             encode=encode_causal,
             collator=lambda tokenizer, recipe: DataCollatorForSeq2Seq(tokenizer),
-            metrics=_language_model_metrics,
-            preprocess_logits=_score_shifted_tokens,
+            metrics=lambda tokenizer, recipe: _metrics().language_model_metrics,
+            preprocess_logits=lambda: _metrics().score_shifted_tokens,
             is_packed=True,
         ),
         "masked-lm": Task(
             info=TASK_INFOS["masked-lm"],
             columns=lambda recipe, corpus: {"text": "prose"},
             encode=encode_masked,
-            collator=_masking,
-            metrics=_language_model_metrics,
-            preprocess_logits=_score_tokens,
+            collator=lambda tokenizer, recipe: MaskingCollator(
+                tokenizer, recipe.mlm_probability, recipe.whole_word_mask
+            ),
+            metrics=lambda tokenizer, recipe: _metrics().language_model_metrics,
+            preprocess_logits=lambda: _metrics().score_tokens,
             is_packed=True,
             check=_check_masking,
         ),
@@ -274,11 +222,7 @@ TASKS = TaskTable(
 
 
 def get_task(name: str) -> Task:
-    """Return the entry of a task.
-
-    Raises:
-        ValueError: for an unknown task (the nearest is named).
-    """
+    """Return the entry of a task; `ValueError` names the nearest to an unknown one."""
     if name not in TASKS:
         raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {name!r}." + did_you_mean(name, TASKS))
     return TASKS[name]

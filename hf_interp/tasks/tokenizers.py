@@ -11,12 +11,7 @@ from hf_interp.utils.task_info import TASK_INFOS
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
-    """Set what a recipe wants of a tokenizer: languages, a chat template, a token to pad with, words one by one.
-
-    Raises:
-        ValueError: for dialogues without a chat template, a language that the tokenizer does not know, or a tokenizer
-            that has nothing to pad with.
-    """
+    """Set what a recipe wants of a tokenizer: languages, a chat template, a token to pad with, words one by one."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError(
@@ -25,11 +20,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Non
             )
         tokenizer.pad_token = tokenizer.eos_token
     _set_languages(tokenizer, recipe)
-    corpora = [
-        corpus
-        for group in (recipe.corpora, recipe.eval_corpora, recipe.validation_corpora)
-        for corpus in group.values()
-    ]
+    corpora = [*recipe.corpora.values(), *recipe.eval_corpora.values(), *recipe.validation_corpora.values()]
     if any(corpus.messages_column for corpus in corpora):
         set_chat_template(tokenizer, recipe.chat_template)
     names = {recipe.for_objective(corpus.objective).task for corpus in corpora}

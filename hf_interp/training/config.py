@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -18,7 +19,16 @@ ANCHORS = ("distill", "l2sp")
 AnchoredExamples = Literal["all", "general"]
 
 
+def _with_help(cls: type[Any]) -> type[Any]:
+    """Give every field the text that the class's docstring has for it, as `HfArgumentParser` shows it."""
+    texts = re.findall(r"^ {8}(\w+) \(.*?\): (.*(?:\n {12}.*)*)", cls.__doc__ or "", re.MULTILINE)
+    for name, text in texts:
+        setattr(cls, name, field(default=getattr(cls, name), metadata={"help": " ".join(text.split())}))
+    return cls
+
+
 @dataclass
+@_with_help
 class InterpolationConfig(Seq2SeqTrainingArguments):
     """[`~transformers.TrainingArguments`] with the settings of α, and those of generation for sequence to sequence.
 
@@ -73,62 +83,26 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         ValueError: for an unknown schedule, argument or anchor, or a value out of range.
     """
 
-    alpha_schedule_type: str | None = field(
-        default=None,
-        metadata={
-            "help": "How α moves: constant, linear, exponential, cosine, sigmoid, polynomial, steps or piecewise. "
-            "Default: constant, or linear if another field of α is given."
-        },
-    )
-    alpha_schedule_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Further arguments of the schedule, such as {"rate": 3.0}.'}
-    )
-    alpha_start: float | None = field(default=None, metadata={"help": "α at the start, in [0, 1]. Default: 0."})
-    alpha_end: float | None = field(
-        default=None,
-        metadata={"help": "α at the end, in [0, 1]; the value of a constant schedule. Default: 1, or 0.5 if constant."},
-    )
-    alpha_initial_steps: float = field(
-        default=0.0, metadata={"help": "Steps for which α is held at its start, or a share of the run if below 1."}
-    )
-    alpha_target_steps: float = field(
-        default=0.0, metadata={"help": "Steps for which α is held at its end, or a share of the run if below 1."}
-    )
-    mixture_unit: Unit = field(
-        default="examples", metadata={"help": "What α and the shares count: examples or tokens."}
-    )
-    alpha_controller: str | None = field(default=None, metadata={"help": "Let α answer to training: guard."})
-    alpha_controller_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Arguments of the controller, such as {"tolerance": 0.1}.'}
-    )
-    alpha_update_steps: int = field(
-        default=10, metadata={"help": "Steps from one decision of the controller to the next."}
-    )
-    alpha_update_lag: int = field(default=10, metadata={"help": "Steps from a decision until it is in force."})
-    log_corpus_loss: bool = field(default=True, metadata={"help": "Log the training loss of every corpus."})
-    # What ties the model to M₀
-    anchor: str | None = field(
-        default=None,
-        metadata={"help": "What ties the model to M₀: distill (its predictions) or l2sp (its weights)."},
-    )
-    anchor_strength: float = field(default=1.0, metadata={"help": "Weight of the anchor at α = 0."})
-    anchor_temperature: float = field(default=1.0, metadata={"help": "Temperature of distill."})
-    anchor_direction: Direction = field(
-        default="forward", metadata={"help": "Of distill: forward is KL(M₀‖M_θ), reverse is KL(M_θ‖M₀)."}
-    )
-    anchor_on: AnchoredExamples = field(
-        default="all", metadata={"help": "Examples that distill looks at: all, or those of general corpora."}
-    )
-    anchor_alpha_schedule: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": 'α of the anchor, if not the data\'s: a schedule such as {"type": "cosine", "end": 0.5}.'},
-    )
-    anchor_exclude: list[str] | None = field(
-        default=None, metadata={"help": "Names of parameters that l2sp leaves alone; * stands for any text."}
-    )
-    log_loss_gap: bool = field(
-        default=False, metadata={"help": "Log by how much the loss exceeds M₀'s; costs a forward pass of M₀."}
-    )
+    alpha_schedule_type: str | None = None
+    alpha_schedule_kwargs: dict[str, Any] | str | None = None
+    alpha_start: float | None = None
+    alpha_end: float | None = None
+    alpha_initial_steps: float = 0.0
+    alpha_target_steps: float = 0.0
+    mixture_unit: Unit = "examples"
+    alpha_controller: str | None = None
+    alpha_controller_kwargs: dict[str, Any] | str | None = None
+    alpha_update_steps: int = 10
+    alpha_update_lag: int = 10
+    log_corpus_loss: bool = True
+    anchor: str | None = None
+    anchor_strength: float = 1.0
+    anchor_temperature: float = 1.0
+    anchor_direction: Direction = "forward"
+    anchor_on: AnchoredExamples = "all"
+    anchor_alpha_schedule: dict[str, Any] | str | None = None
+    anchor_exclude: list[str] | None = None
+    log_loss_gap: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

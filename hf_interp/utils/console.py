@@ -2,18 +2,20 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 EXPECTED = (ValueError, TypeError, OSError, ImportError)
 """Kinds of errors that bad input raises; anything else is a fault of ours and keeps its traceback."""
 
 
-def run_command(command: Callable[[], int | None], *, traceback: bool = False) -> int:
-    """Run a command and return its exit status: what it returns, 0 for nothing.
+def run_command(command: Callable[[], Any], *, traceback: bool = False) -> int:
+    """Run a command and return its exit status: the number that it returns, or 0.
 
     It is 2, with one line on stderr, for bad input, and 130 when interrupted.
     """
     try:
-        return command() or 0
+        status = command()
+        return status if isinstance(status, int) else 0
     except KeyboardInterrupt:
         print("hf-interp: interrupted", file=sys.stderr)
         return 130
@@ -26,16 +28,8 @@ def run_command(command: Callable[[], int | None], *, traceback: bool = False) -
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown, padded so that it also reads well as plain text; the first column is flush left.
-
-    >>> print(format_table(["name", "n"], [["a", "10"], ["bcd", "2"]]))
-    | name |  n |
-    | :--- | -: |
-    | a    | 10 |
-    | bcd  |  2 |
-    """
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    widths = [max(width, 2) for width in widths]
+    """Return a table in Markdown, padded so that it also reads well as plain text; the first column is flush left."""
+    widths = [max(2, *(len(row[column]) for row in [header, *rows])) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
         padded = [

@@ -11,28 +11,10 @@ from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, INTERPOLATED_NAME, I
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 MODEL_FILES = (
     *WEIGHT_FILES,
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
-    "configuration_*.py",
-    "modeling_*.py",
-    "tokenization_*.py",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.*",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "vocab*",
-    "merges.txt",
-    "bpe.codes",
-    "*.model",
-    "*.spm",
-    "*.tiktoken",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_*_config.json",
+    *("config.json", "generation_config.json", "adapter_config.json", "configuration_*.py", "modeling_*.py"),
+    *("tokenization_*.py", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.*", "preprocessor_config.json", "processor_config.json", "vocab*", "merges.txt", "bpe.codes"),
+    *("*.model", "*.spm", "*.tiktoken", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
 )
 """Files of a model and its tokenizer, by pattern: of a run's folder, nothing else is pushed."""
 
@@ -70,7 +52,11 @@ def model_files(folder: Path) -> list[Path]:
 
 def small_files(folder: Path) -> list[Path]:
     """Return the files that go with the weights, relative to the folder."""
-    found = [path for path in folder.iterdir() if path.is_file() and _is_small_file(path.name)]
+    found = [
+        path
+        for path in folder.iterdir()
+        if path.is_file() and matches(path.name, SMALL_FILES) and not matches(path.name, LEFT_BEHIND)
+    ]
     found += [path for path in (folder / TEMPLATES_FOLDER).rglob("*") if path.is_file()]
     return sorted(path.relative_to(folder) for path in found)
 
@@ -86,10 +72,6 @@ def module_folders(folder: Path) -> list[str]:
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether the name of a file has one of the patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _is_small_file(name: str) -> bool:
-    return matches(name, SMALL_FILES) and not matches(name, LEFT_BEHIND)
 
 
 def _is_of_run(name: str) -> bool:

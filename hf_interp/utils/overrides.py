@@ -7,16 +7,7 @@ from typing import Any
 
 @contextmanager
 def overrides(subject: Any, **attributes: Any) -> Iterator[None]:
-    """Set attributes of an object for the duration of a block.
-
-    >>> from types import SimpleNamespace
-    >>> trainer = SimpleNamespace(collator="plain")
-    >>> with overrides(trainer, collator="masking"):
-    ...     trainer.collator
-    'masking'
-    >>> trainer.collator
-    'plain'
-    """
+    """Set attributes of an object for the duration of a block."""
     before = {name: getattr(subject, name) for name in attributes}
     for name, value in attributes.items():
         setattr(subject, name, value)

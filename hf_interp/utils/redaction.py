@@ -7,32 +7,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-PATH_KEYS = frozenset(
-    {
-        "_name_or_path",
-        "base",
-        "base_model",
-        "base_model_name_or_path",
-        "chat_template",
-        "config_file",
-        "deepspeed",
-        "finetuned",
-        "fsdp_config",
-        "logging_dir",
-        "model_name_or_path",
-        "name_or_path",
-        "output_dir",
-        "path",
-        "resume_from_checkpoint",
-        "run_name",
-        "storage",
-        "tokenizer_file",
-        "vocab_file",
-    }
-)
+PATH_KEYS = {
+    *("_name_or_path", "name_or_path", "base", "base_model", "base_model_name_or_path", "model_name_or_path"),
+    *("chat_template", "config_file", "deepspeed", "finetuned", "fsdp_config", "logging_dir", "output_dir", "path"),
+    *("resume_from_checkpoint", "run_name", "storage", "tokenizer_file", "vocab_file"),
+}
 """Keys of settings and configurations whose values may be paths."""
 
-LABEL_KEYS = frozenset({"label_names", "label_map", "id2label", "label2id"})
+LABEL_KEYS = {"label_names", "label_map", "id2label", "label2id"}
 """Keys below which a text such as /people/person is a label."""
 
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".jinja", ".yaml", ".yml", ".db")
@@ -50,11 +32,6 @@ def is_local(text: str) -> bool:
 
     It is one if it begins as paths do, has the suffix of a data file, has more than the two parts of a name, or if
     there is a file or folder of that name.
-
-    >>> [is_local(text) for text in ("runs/mine.jsonl", "/models/base", "../base", "C:\\\\base", "a/b/c")]
-    [True, True, True, True, True]
-    >>> [is_local(text) for text in ("google/bert_uncased", "bert-base-uncased", "https://host/file.csv")]
-    [False, False, False]
     """
     if "://" in text and not text.startswith("file://"):
         return False
@@ -68,13 +45,7 @@ def is_local(text: str) -> bool:
 
 
 def basename(text: str) -> str:
-    """Return the last part of a path; a URL without what names a user or signs a request.
-
-    >>> basename("/home/jane/models/base/"), basename("C:\\\\Users\\\\jane\\\\law.csv"), basename("..")
-    ('base', 'law.csv', 'folder')
-    >>> basename("https://jane:word@host/law.csv?signature=1")
-    'https://host/law.csv'
-    """
+    """Return the last part of a path; a URL without what names a user or signs a request."""
     if "://" in text and not text.startswith("file://"):
         parts = urlsplit(text)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -110,20 +81,12 @@ def find_secrets(*given: str | None) -> set[str]:
 
 
 def redact_secrets(value: Any, secrets: Iterable[str]) -> Any:
-    """Nested settings, or a text, with `***` for every secret, and for all that looks like a token of the Hub.
-
-    >>> redact_secrets({"note": "sent with my-own-token"}, ["my-own-token"])
-    {'note': 'sent with ***'}
-    """
+    """Nested settings, or a text, with `***` for every secret, and for all that looks like a token of the Hub."""
     ordered = sorted(secrets, key=len, reverse=True)
-
-    def blot(text: str) -> str:
-        for secret in ordered:
-            text = text.replace(secret, MASK)
-        return _HUB_TOKEN.sub(MASK, text)
-
     if isinstance(value, str):
-        return blot(value)
+        for secret in ordered:
+            value = value.replace(secret, MASK)
+        return _HUB_TOKEN.sub(MASK, value)
     if isinstance(value, Mapping):
         return {redact_secrets(key, ordered): redact_secrets(inner, ordered) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -132,11 +95,7 @@ def redact_secrets(value: Any, secrets: Iterable[str]) -> Any:
 
 
 def without_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that hold a token, such as `hub_token`.
-
-    >>> without_tokens({"hub_token": "secret", "max_steps": 3})
-    {'max_steps': 3}
-    """
+    """Settings without those that hold a token, such as `hub_token`."""
     return {key: value for key, value in settings.items() if not key.endswith("_token")}
 
 
@@ -155,8 +114,8 @@ def _reduced(value: Any, key: str, literals: list[str]) -> Any:
     if isinstance(value, str):
         if key in PATH_KEYS and (is_local(value) or "://" in value):
             return basename(value) if "://" in value else f"./{basename(value)}"
-        for path in literals:
-            value = _replace_path(value, path)
+        for path in literals:  # where it stands as a whole path or begins one
+            value = re.sub(rf"(?<![\w.-]){re.escape(path)}(?![\w-])", basename(path), value)
         return value if key in LABEL_KEYS else _HOMES.sub(lambda match: basename(match[0].rstrip(".")), value)
     if isinstance(value, Mapping):
         # what lies below labels are labels, whatever their keys
@@ -167,10 +126,3 @@ def _reduced(value: Any, key: str, literals: list[str]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_reduced(part, key, literals) for part in value]
     return value
-
-
-def _replace_path(text: str, path: str) -> str:
-    """Return a known path in a text, where it stands as a whole path or begins one."""
-    if path not in text:
-        return text
-    return re.sub(rf"(?<![\w.-]){re.escape(path)}(?![\w-])", lambda match: basename(path), text)

@@ -14,36 +14,27 @@ AnswerKind = Literal["label", "tags", "masks", "continuation", "text"]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInfo:
-    """Facts about a task that need no training code.
-
-    Args:
-        auto_class: name of the transformers auto class.
-        pipeline_tag: the Hub's name for the task, if it has one.
-        peft_type: PEFT's name for the task, if it has one.
-        class_endings: ends of the names of its model classes, by which the task of a checkpoint is known. The longest
-            that fits counts. Of tasks that share their classes, one has them.
-        answer: what a model gives for a text, and the page and the card's snippet ask for: a `label` of the whole text,
-            `tags` of its words, tokens for its `masks`, its `continuation`, or another `text`. `None` if it is none of
-            these; then the page cannot show it.
-        examples: texts to try on the page, where a run has none.
-    """
+    """Facts about a task that need no training code."""
 
     auto_class: str
+    """Name of the transformers auto class."""
     pipeline_tag: str | None = None
+    """The Hub's name for the task, if it has one."""
     peft_type: str | None = None
+    """PEFT's name for the task, if it has one."""
     class_endings: tuple[str, ...] = ()
+    """Ends of the names of its model classes, by which the task of a checkpoint is known; the longest that fits counts.
+    Of tasks that share their classes, one has them."""
     answer: AnswerKind | None = None
+    """What a model gives for a text, and the page and the card's snippet ask for: a `label` of the whole text, `tags`
+    of its words, tokens for its `masks`, its `continuation`, or another `text`. Without one the page cannot show it."""
     examples: tuple[str, ...] = ()
+    """Texts to try on the page, where a run has none."""
 
     @property
     def has_labels(self) -> bool:
         """Whether the head chooses among labels, of a text or of its words."""
         return self.answer in ("label", "tags")
-
-    @property
-    def is_generative(self) -> bool:
-        """Whether the model writes, which takes longer than one pass."""
-        return self.answer in ("continuation", "text")
 
 
 TASK_INFOS: dict[str, TaskInfo] = {
@@ -136,11 +127,7 @@ OTHER_ADAPTERS = {"QUESTION_ANS": "AutoModelForQuestionAnswering", "FEATURE_EXTR
 
 
 def task_of_class(model_class: str) -> str | None:
-    """Return the task of a model class by the end of its name.
-
-    >>> task_of_class("BertForMaskedLM"), task_of_class("GPT2LMHeadModel"), task_of_class("BertModel")
-    ('masked-lm', 'causal-lm', None)
-    """
+    """Return the task of a model class by the end of its name."""
     found = [
         (len(ending), name)
         for name, info in TASK_INFOS.items()
@@ -151,29 +138,12 @@ def task_of_class(model_class: str) -> str | None:
 
 
 def task_of_adapter(peft_type: str | None) -> str | None:
-    """Return the task that an adapter's configuration names; of several, the one that has the model classes.
-
-    >>> task_of_adapter("SEQ_2_SEQ_LM"), task_of_adapter(None)
-    ('seq2seq', None)
-    """
+    """Return the task that an adapter's configuration names; of several, the one that has the model classes."""
     found = [name for name, info in TASK_INFOS.items() if info.peft_type == peft_type is not None]
     return max(found, key=lambda name: len(TASK_INFOS[name].class_endings), default=None)
 
 
 def adapter_classes() -> dict[str, str]:
-    """Return PEFT's names for tasks with the auto classes that their adapters are for.
-
-    >>> adapter_classes()["CAUSAL_LM"], adapter_classes()["QUESTION_ANS"]
-    ('AutoModelForCausalLM', 'AutoModelForQuestionAnswering')
-    """
+    """Return PEFT's names for tasks with the auto classes that their adapters are for."""
     trained = {info.peft_type: info.auto_class for info in TASK_INFOS.values() if info.peft_type is not None}
     return OTHER_ADAPTERS | trained
-
-
-def labelled_adapters() -> set[str]:
-    """Return PEFT's names for the tasks whose heads choose among labels.
-
-    >>> sorted(labelled_adapters())
-    ['SEQ_CLS', 'TOKEN_CLS']
-    """
-    return {info.peft_type for info in TASK_INFOS.values() if info.has_labels and info.peft_type is not None}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from hf_interp.utils.files import new_folder
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
-from hf_interp.utils.task_info import adapter_classes, labelled_adapters
+from hf_interp.utils.task_info import TASK_INFOS, adapter_classes, task_of_adapter
 from hf_interp.weights.adapter_kinds import AdapterCapabilities, adapter_capabilities, refuse_prompts
 from hf_interp.weights.adapters import interpolate_adapter, merge_adapter, scaled_parameters
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
@@ -171,7 +171,8 @@ def _count_labels(config: Any, source: Path) -> int | None:
     from safetensors import safe_open
 
     path = source / f"{ADAPTER_NAME}.safetensors"
-    if config.task_type not in labelled_adapters() or not path.is_file():
+    task = task_of_adapter(config.task_type)
+    if task is None or not TASK_INFOS[task].has_labels or not path.is_file():
         return None
     with safe_open(str(path), framework="pt") as file:
         names = [name for name in list(file.keys()) if _HEAD.search(name)]

@@ -93,7 +93,7 @@ def expected(folder: str, task: str, slider: AlphaSlider) -> Outcome:
         ids = {name: tensor[:, :-1] for name, tensor in ids.items()}  # without the end of the text
     ids.pop("token_type_ids", None)
     text = None
-    if TASK_INFOS[task].is_generative:
+    if TASK_INFOS[task].answer in ("continuation", "text"):
         written = model.generate(**ids, max_new_tokens=32, do_sample=False, pad_token_id=0)[0]
         begin = ids["input_ids"].shape[1] if task == "causal-lm" else 0
         text = tokenizer.decode(written[begin:], skip_special_tokens=True)

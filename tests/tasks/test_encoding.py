@@ -64,6 +64,8 @@ def test_tags_beyond_the_cut_are_left_out() -> None:
     encode = encode_tokens(tokenizer(), recipe(max_length=4))
     found = encode({"tokens": [["one", "fourteen", "two"]], "tags": [[3, 1, 0]]})
     assert found["labels"] == [[-100, 3, 1, -100]]
+    found = encode({"tokens": [["one", " ", "two"]], "tags": [[3, 1, 2]]})  # words that become nothing shift no tags
+    assert found["labels"] == [[-100, 3, 2, -100]]
 
 
 def test_every_word_needs_a_tag() -> None:
@@ -189,11 +191,6 @@ def test_a_tokenizer_that_knows_no_places_does_for_the_rest() -> None:
     assert (found["input_ids"], found["labels"]) == ([[100, 101, 1]], [[102, 1]])
     assert encode_causal(words, recipe())({"text": ["ab"]})["labels"] == [[100, 101, 1]]
     assert encode_masked(words, recipe())({"text": ["ab"]})["special_tokens_mask"] == [[0, 0, 1]]
-
-
-def test_words_that_become_nothing_do_not_shift_the_tags() -> None:
-    found = encode_tokens(tokenizer(), recipe())({"tokens": [["one", " ", "two"]], "tags": [[3, 1, 2]]})
-    assert found["labels"] == [[-100, 3, 2, -100]]
 
 
 def test_a_template_that_refuses_turns_is_told_with_their_row() -> None:

@@ -34,7 +34,6 @@ from hf_interp.tasks import task as tasks
 from hf_interp.tasks.build import check_recipe
 from hf_interp.tasks.dialogues import CHATML
 from hf_interp.tasks.encoding import encode_pairs
-from hf_interp.tasks.loading import RowError
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.task import TASKS, check_task, get_task
@@ -50,10 +49,6 @@ def recipe(model: Path | str = "model", **fields: Any) -> Recipe:
     return Recipe(model_name_or_path=str(model), corpora={"domain": CorpusConfig(path="rows.jsonl")}, **fields)
 
 
-def test_a_task_is_found_by_its_name() -> None:
-    assert get_task("sequence-classification") is CLASSIFICATION
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -62,6 +57,7 @@ def test_a_task_is_found_by_its_name() -> None:
     ],
 )
 def test_an_unknown_task_is_refused(name: str, message: str) -> None:
+    assert get_task("sequence-classification") is CLASSIFICATION
     with pytest.raises(ValueError, match=message):
         get_task(name)
 
@@ -71,30 +67,6 @@ def test_every_task_names_parts_that_exist() -> None:
         assert hasattr(transformers, task.info.auto_class)
         assert task.columns(recipe(label_names=["a"]), CorpusConfig(path="rows.jsonl"))
         assert task.check(recipe(label_names=["O", "B-A", "I-A"])) is None
-
-
-def test_encoding_cuts_texts_and_keeps_labels(tiny_model_dir: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    batch = {"text": ["good0 word1 bad2 word3", "word0"], "label": [1, 0]}
-    encode = CLASSIFICATION.encode(tokenizer, recipe(max_length=3))
-    encoded = encode(batch)
-    ids = tokenizer.convert_tokens_to_ids
-    assert encoded["input_ids"] == [ids(["good0", "word1", "bad2"]), ids(["word0"])]
-    assert encoded["attention_mask"] == [[1, 1, 1], [1]]
-    assert encoded["labels"] == [1, 0]
-    assert set(encoded) <= {"input_ids", "attention_mask", "token_type_ids", "labels"}
-    with pytest.raises(RowError, match="an empty text after tokenising") as caught:
-        encode({"text": ["word0", ""], "label": [1, 0]})
-    assert (caught.value.row, caught.value.column) == (1, "text")
-
-
-def test_pairs_are_encoded_together(tiny_model_dir: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    encode = CLASSIFICATION.encode(tokenizer, recipe(max_length=4))
-    both = encode({"text": ["good0 good1"], "text_pair": ["bad0"], "label": [0]})
-    assert tokenizer.convert_ids_to_tokens(both["input_ids"][0]) == ["good0", "good1", "bad0"]
-    cut = encode({"text": ["good0 good1 good2"], "text_pair": ["bad0 bad1 bad2"], "label": [0]})
-    assert tokenizer.convert_ids_to_tokens(cut["input_ids"][0]) == ["good0", "good1", "bad0", "bad1"]
 
 
 def test_the_collator_pads_to_the_longest(tiny_model_dir: Path) -> None:
@@ -113,10 +85,7 @@ def test_a_model_learns_the_names_of_its_labels(tiny_model_dir: Path) -> None:
     assert model.config.id2label == {0: "negative", 1: "positive"}
     assert model.config.label2id == {"negative": 0, "positive": 1}
     assert model.config.num_labels == model.classifier.out_features == 2
-
-
-def test_a_model_without_names_keeps_its_own(tiny_model_dir: Path) -> None:
-    assert load_model(recipe(tiny_model_dir)).model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert load_model(recipe(tiny_model_dir)).model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}  # without names
 
 
 def test_a_head_that_the_checkpoint_lacks_is_named(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -21,18 +21,8 @@ HUB_TOKEN = "hf_" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dE3f"
 @pytest.mark.parametrize(
     "text",
     [
-        "/data/base",
-        "./base",
-        "../base",
-        "~/base",
-        "file:///data/base",
-        "\\\\server\\share",
-        "C:\\models\\base",
-        "d:/models/base",
-        "laws.csv",
-        "LAWS.JSONL",
-        "laws.jsonl.gz",
-        "models/law/base",
+        *("/data/base", "./base", "../base", "~/base", "file:///data/base", "\\\\server\\share", "C:\\models\\base"),
+        *("d:/models/base", "laws.csv", "LAWS.JSONL", "laws.jsonl.gz", "models/law/base"),
     ],
 )
 def test_what_begins_or_ends_as_paths_do_is_local(text: str) -> None:
