@@ -184,7 +184,7 @@ def _plan(args: argparse.Namespace, flags: Flags) -> None:
     if args.distance and num_examples is None:
         num_examples = NUM_EXAMPLES
     found = plan.plan_recipe(args.recipe, flags, args.resume, args.num_processes, num_examples)
-    summary = plan.summarise(*found)
+    summary = plan.summarise(found)
     _print_found(args, summary, plan.format_plan(summary))
     if args.plot:
         from hf_interp.reporting.plots import plot_plan

@@ -100,7 +100,7 @@ def test_plan_as_json(
     assert cli.main(["plan", path, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     planned = plan_recipe(path)
-    assert found == summarise(*planned)
+    assert found == summarise(planned)
     for corpus in found["corpora"]:
         assert corpus.pop("tokens") == round(corpus["drawn"] * planned.mean_tokens[corpus["name"]])
     assert found.pop("rate_weighted_alpha") == planned.weighted_alpha

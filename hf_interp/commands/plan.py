@@ -26,14 +26,9 @@ MOST_STEPS = 2000
 
 
 def rate_weighted_alpha(plan: MixturePlan, args: TrainingArguments) -> float | None:
-    """Return the mean of α over the steps of a plan, each weighted by its learning rate.
+    """Return the mean of α over the steps of a plan from its start on, each weighted by its learning rate.
 
-    Args:
-        plan: of the run; what a run that goes on has read before is left out.
-        args: with the learning rate's schedule.
-
-    Returns:
-        the weighted mean; `None` where the rates are not known beforehand (`reduce_lr_on_plateau`), or all are 0.
+    It is `None` where the rates are not known beforehand (`reduce_lr_on_plateau`), or all are 0.
     """
     steps = np.unique(np.linspace(plan.start_step, plan.max_steps - 1, MOST_STEPS).round().astype(int))
     rates = learning_rate_factors(args, steps.tolist(), plan.max_steps)
@@ -46,13 +41,8 @@ def rate_weighted_alpha(plan: MixturePlan, args: TrainingArguments) -> float | N
 def learning_rate_factors(args: TrainingArguments, steps: list[int], max_steps: int) -> list[float] | None:
     """Return by what the learning rate is multiplied at some steps; `None` if that depends on training.
 
-    Args:
-        args: with `lr_scheduler_type`, `lr_scheduler_kwargs` and `warmup_steps`.
-        steps: from 0 on.
-        max_steps: of the run.
-
     Raises:
-        ValueError: for arguments that the schedule does not take.
+        ValueError: for `lr_scheduler_kwargs` that the schedule does not take.
     """
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     kwargs = dict(args.lr_scheduler_kwargs or {})
@@ -82,21 +72,16 @@ class Resumed(NamedTuple):
 
 
 class Preview(NamedTuple):
-    """The plan of a recipe, with what else is known before training.
-
-    Args:
-        plan: of the run.
-        mean_tokens: of an example, by corpus.
-        resumed: from where a run that is resumed goes on.
-        weighted_alpha: the mean of α weighted by the learning rate, if that is known beforehand.
-        distance: of the two sides for M₀, if it was measured.
-    """
+    """The plan of a recipe, with what else is known before training."""
 
     plan: MixturePlan
     mean_tokens: dict[str, float]
+    """Of an example, by corpus."""
     resumed: Resumed | None
     weighted_alpha: float | None
+    """The mean of α weighted by the learning rate, if that is known beforehand."""
     distance: DomainDistance | None = None
+    """Of the two sides for M₀, if it was measured."""
 
 
 def plan_recipe(
@@ -138,24 +123,19 @@ def plan_recipe(
     )
 
 
-def summarise(
-    plan: MixturePlan,
-    mean_tokens: Mapping[str, float],
-    resumed: Resumed | None = None,
-    weighted_alpha: float | None = None,
-    distance: DomainDistance | None = None,
-) -> dict[str, Any]:
+def summarise(preview: Preview) -> dict[str, Any]:
     """Return `MixturePlan.summary()` with what else a `Preview` has, and what each corpus gave before it is resumed."""
-    summary = {**plan.summary(), "rate_weighted_alpha": weighted_alpha}
+    plan, resumed = preview.plan, preview.resumed
+    summary = {**plan.summary(), "rate_weighted_alpha": preview.weighted_alpha}
     for corpus in summary["corpora"]:
-        mean = mean_tokens.get(corpus["name"])
+        mean = preview.mean_tokens.get(corpus["name"])
         corpus["tokens"] = None if mean is None else round(mean * corpus["drawn"])
     if resumed is not None:
         summary["resumed"] = resumed._asdict()
         for corpus, count in zip(summary["corpora"], plan.drawn_before(resumed.step).tolist(), strict=True):
             corpus["read_before"] = count
-    if distance is not None:
-        summary["distance"] = distance.to_dict()
+    if preview.distance is not None:
+        summary["distance"] = preview.distance.to_dict()
     return summary
 
 
@@ -163,16 +143,17 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     """Return the plan as a text for the terminal."""
     tokens = [corpus["tokens"] for corpus in summary["corpora"]]
     total = f", about {sum(tokens):,} tokens" if None not in tokens else ""
-    resumed = summary.get("resumed")
+    resumed, weighted = summary.get("resumed"), summary["rate_weighted_alpha"]
+    since = f" (from step {summary['start_step']:,} on)" if summary["start_step"] else ""
     lines = []
     if resumed is not None:
         changes = "; ".join(resumed["changes"]) or "none, so the order stays that of the first run"
         lines += [f"goes on from step {resumed['step']:,}; changes: {changes}"]
     lines += [
-        f"{summary['max_steps']:,} steps of {summary['batch_size']:,} examples{_from_start(summary)}: "
+        f"{summary['max_steps']:,} steps of {summary['batch_size']:,} examples{since}: "
         f"{summary['num_examples']:,} examples{total}",
         f"domain share over {'these' if summary['start_step'] else 'all'} steps: {summary['domain_share']:.1%}"
-        + _weighted(summary["rate_weighted_alpha"]),
+        + ("" if weighted is None else f"; α weighted by the learning rate: {weighted:.1%}"),
         *(["α is a share of tokens, the shares of a side are of examples"] if summary["unit"] == "tokens" else []),
         f"fingerprint: {summary['fingerprint']}",
         "",
@@ -190,14 +171,6 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     if "distance" in summary:
         lines += ["", format_distance(summary["distance"])]
     return "\n".join(lines)
-
-
-def _weighted(alpha: float | None) -> str:
-    return "" if alpha is None else f"; α weighted by the learning rate: {alpha:.1%}"
-
-
-def _from_start(summary: Mapping[str, Any]) -> str:
-    return f" (from step {summary['start_step']:,} on)" if summary["start_step"] else ""
 
 
 def _corpus_row(corpus: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,8 @@ With the weight w(t) = (1 − α(t))·strength, α being the data's or one of it
 The loss itself is not scaled by α; the share of the data is.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -23,17 +24,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from hf_interp.losses.kl_divergence import kl_divergence
 from hf_interp.losses.l2sp import Pair, adapter_pairs, matching_names, paired_weights, pull, square_distance
 from hf_interp.losses.per_example import IGNORE_INDEX, per_example_loss
-from hf_interp.losses.ref_model import (
-    broadcast,
-    check_adapters_off,
-    fingerprint,
-    freeze,
-    frozen_copy,
-    logits_of,
-    predict,
-    unwrap_peft,
-)
-from hf_interp.mixture.plan import MixturePlan
+from hf_interp.losses.ref_model import check_adapters_off, fingerprint, freeze, logits_of, predict, unwrap_peft
 from hf_interp.mixture.schedules import AlphaSchedule, progress_of
 from hf_interp.utils.types import Reduce
 from hf_interp.weights.adapter_kinds import is_peft_model
@@ -45,8 +36,8 @@ KEYS = ("anchor_loss", "loss_gap", "loss_gap_general", "loss_gap_domain")  # its
 class Anchor(TrainerCallback):
     """Ties a run to M₀ and measures how far it has gone from there.
 
-    M₀ is `ref_model`; without one it is the model as it is now, of which a copy is kept, or the model with its adapters
-    off. For l2sp alone, only the weights that are trained are copied.
+    M₀ is `ref_model`; without one it is a copy of the model as it is now (for l2sp alone, of the weights that are
+    trained), or the model with its adapters off.
 
     Args:
         args: the settings, an `InterpolationConfig`.
@@ -69,9 +60,7 @@ class Anchor(TrainerCallback):
         self.start_weights: dict[str, torch.Tensor] = {}
         self.targets: dict[int, Pair] = {}  # by the identity of the parameter
         self._given_schedule = alpha_schedule
-        self._schedule: AlphaSchedule | None = None
-        self._plan: MixturePlan | None = None
-        self._max_steps = 0
+        self._alpha_of: Callable[[int], float] = lambda step: 0.0  # until training begins
         self._saved_marks: list[Any] = []
         self.clear()
 
@@ -82,7 +71,7 @@ class Anchor(TrainerCallback):
 
     @property
     def needs_predictions(self) -> bool:
-        """Whether M₀ is to be run, and not only its weights to be looked at."""
+        """Whether M₀ is run, and not only its weights looked at."""
         return self.args.anchor == "distill" or self.args.log_loss_gap
 
     def capture(self, model: nn.Module) -> None:
@@ -90,7 +79,8 @@ class Anchor(TrainerCallback):
         if not self.is_own_model or self.without_adapters:
             return
         if self.needs_predictions:
-            self.ref_model = frozen_copy(model)
+            self.ref_model = freeze(copy.deepcopy(model))
+            self.ref_model.zero_grad(set_to_none=True)
         elif not is_peft_model(model):
             self.start_weights = {
                 name: parameter.detach().clone()
@@ -100,14 +90,7 @@ class Anchor(TrainerCallback):
 
     def weight(self, step: int) -> float:
         """Return (1 − α)·strength at a step."""
-        if self._schedule is not None:
-            alpha = self._schedule(progress_of(step, self._max_steps))
-        else:
-            assert self._plan is not None
-            alpha = self._plan.alpha(step)
-        return (1 - alpha) * self.args.anchor_strength
-
-    # What happens in a step.
+        return (1 - self._alpha_of(step)) * self.args.anchor_strength
 
     def predict(
         self,
@@ -117,7 +100,11 @@ class Anchor(TrainerCallback):
         step: int,
         autocast: AbstractContextManager[Any],
     ) -> torch.Tensor | None:
-        """Return the logits of M₀ for a micro-batch; `None` if nothing asks for them."""
+        """Return the logits of M₀ for a micro-batch; `None` if nothing asks for them.
+
+        Raises:
+            ValueError: if they are asked for and there are no labels, or for distill no classes.
+        """
         is_asked = self.args.anchor == "distill" and self.weight(step) > 0
         if is_asked and self.args.anchor_on == "general":
             is_asked = is_general is not None and bool(is_general.any())
@@ -148,11 +135,9 @@ class Anchor(TrainerCallback):
         """Return the loss of a micro-batch with what the anchor adds to it; on the way, the gap is noted.
 
         Args:
-            loss: of the task.
-            outputs: of the trained model.
+            loss, outputs: of the trained model.
             ref_logits: of M₀.
-            labels: class ids with −100 where there is none.
-            shift_labels: whether position i predicts label i + 1.
+            labels, shift_labels: as for `per_example_loss`.
             is_general: which examples are of general corpora.
             num_items: by how much the sum over labels is divided; `None` for a mean over the micro-batch.
             step: of the optimizer.
@@ -168,8 +153,8 @@ class Anchor(TrainerCallback):
                 f'anchor="distill" needs one prediction for each label, got logits of shape {tuple(logits.shape)}, of '
                 f"M₀ {tuple(ref_logits.shape)}, for labels of shape {tuple(labels.shape)}."
             )
-        has_label = _predicting(labels, shift_labels)
-        chosen = has_label
+        predicted = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX) if shift_labels else labels
+        chosen = has_label = predicted.ne(IGNORE_INDEX)
         if self.args.anchor_on == "general" and is_general is not None:
             chosen = has_label & is_general.reshape(-1, *[1] * (labels.dim() - 1))
         temperature = self.args.anchor_temperature
@@ -187,23 +172,24 @@ class Anchor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Settle α, put M₀ where it is needed, and find what is to be pulled."""
-        self._max_steps = state.max_steps
-        self._plan = getattr(kwargs["train_dataloader"].dataset, "plan", None)
-        self._schedule = self.args.build_anchor_schedule(state.max_steps)
-        if self._schedule is None and self._plan is None:
-            self._schedule = self._given_schedule or self.args.build_alpha_schedule(state.max_steps)
+        plan: Any = getattr(kwargs["train_dataloader"].dataset, "plan", None)
+        schedule = self.args.build_anchor_schedule(state.max_steps)
+        if schedule is None and plan is None:
+            schedule = self._given_schedule or self.args.build_alpha_schedule(state.max_steps)
+        self._alpha_of = plan.alpha if schedule is None else lambda step: schedule(progress_of(step, state.max_steps))
+        shared: list[torch.Tensor] = []  # all processes get the first one's, as those of the model that is trained
         if self.ref_model is not None:
             is_spread = len(getattr(self.ref_model, "hf_device_map", None) or {}) > 1
             if not is_spread and any(parameter.device != args.device for parameter in self.ref_model.parameters()):
                 self.ref_model.to(args.device)
-            if args.world_size > 1:
-                broadcast([*self.ref_model.parameters(), *self.ref_model.buffers()])
+            shared += [*self.ref_model.parameters(), *self.ref_model.buffers()]
         if self.args.anchor == "l2sp":
             pairs = self.find_pairs(kwargs["model"])
             self.targets = {id(parameter): (name, parameter, target.to(parameter)) for name, parameter, target in pairs}
-            if args.world_size > 1 and not is_peft_model(kwargs["model"]):
-                broadcast(target for _, _, target in self.targets.values())
+            shared += [target for _, _, target in self.targets.values() if not is_peft_model(kwargs["model"])]
             self._check_optimizer(kwargs["optimizer"], pairs)
+        for tensor in shared if args.world_size > 1 else ():
+            torch.distributed.broadcast(tensor.detach(), src=0)
         self._compare_with_checkpoints()
 
     def on_optimizer_step(
@@ -239,8 +225,6 @@ class Anchor(TrainerCallback):
                 )
         return pairs
 
-    # What is logged and kept.
-
     def clear(self) -> None:
         """Forget what has been summed up."""
         self.sums = torch.zeros(2, len(KEYS), dtype=torch.float64)
@@ -262,7 +246,7 @@ class Anchor(TrainerCallback):
         return 0.5 * sum(square_distance(parameter, target) for _, parameter, target in self.targets.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is summed up, and M₀'s mark."""
+        """Return what is summed up, and what M₀ is, for a comparison on resume."""
         return {"sums": self.sums.tolist(), "mark": self._mark()}
 
     def load_state_dicts(self, states: Iterable[Mapping[str, Any]]) -> None:
@@ -308,10 +292,7 @@ class Anchor(TrainerCallback):
                 )
 
     def _mark(self) -> list[str]:
-        """Return what M₀ is, for a comparison on resume: the names that it is made of, and their values.
-
-        Of a model with its adapters off there is nothing to compare, because a checkpoint does not have it either.
-        """
+        """Return the fingerprints of M₀'s names and values; a model with its adapters off has none to compare."""
         tensors: dict[str, torch.Tensor] = {}
         if self.args.anchor == "l2sp":
             tensors = {name: target for name, _, target in self.targets.values()}
@@ -321,13 +302,12 @@ class Anchor(TrainerCallback):
 
     def _compare_with_checkpoints(self) -> None:
         marks, self._saved_marks = self._saved_marks, []
-        now = self._mark() if marks else []
-        for mark in marks:
-            if mark[0] == now[0] and mark[1] != now[1]:
-                raise ValueError(
-                    "The pretrained model M₀ is not the one with which the run was begun. Give the trainer the "
-                    "pretrained model, into which the checkpoint is then loaded, or pass it as `ref_model`."
-                )
+        names, values = self._mark() if marks else ("", "")
+        if any(mark[0] == names and mark[1] != values for mark in marks):
+            raise ValueError(
+                "The pretrained model M₀ is not the one with which the run was begun. Give the trainer the "
+                "pretrained model, into which the checkpoint is then loaded, or pass it as `ref_model`."
+            )
 
 
 def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: bool) -> None:
@@ -337,13 +317,12 @@ def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: 
         ValueError: with the reason and, if there is one, the remedy.
     """
     args = trainer.args
-    kind, has_gap = args.anchor, args.log_loss_gap
-    if ref_model is trainer.model:
+    kind, has_gap, model = args.anchor, args.log_loss_gap, trainer.model
+    if ref_model is model:
         raise ValueError("`ref_model` must be another object than `model`: the one is trained, the other is not.")
     if args.anchor_on == "general" and not has_mixture:
         raise ValueError('anchor_on="general" needs a mixture as `train_dataset`, which tells what is general.')
     _check_strategy(trainer)
-    model = trainer.model
     if kind == "l2sp":
         if ref_model is not None and not has_gap and is_peft_model(model):
             raise ValueError(
@@ -358,12 +337,11 @@ def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: 
     if kind == "distill" or has_gap:
         if ref_model is None and is_peft_model(model):
             check_adapters_off(model)
-        if ref_model is not None and not _is_language_model(model):
+        if ref_model is not None and unwrap_peft(model).get_output_embeddings() is None:  # no language model
             before, now = (getattr(each.config, "num_labels", None) for each in (ref_model, model))
             if before != now:
                 raise ValueError(f"`ref_model` must have the {now} labels of the model, got {before}.")
-        liger = args.use_liger_kernel and (args.liger_kernel_config or {}).get("fused_linear_cross_entropy", True)
-        if liger:
+        if args.use_liger_kernel and (args.liger_kernel_config or {}).get("fused_linear_cross_entropy", True):
             raise ValueError(
                 "Liger's fused cross entropy leaves no logits to compare. Set `liger_kernel_config` to "
                 '{"fused_linear_cross_entropy": false, "cross_entropy": true}.'
@@ -373,7 +351,7 @@ def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: 
 
 
 def _check_head(trainer: Trainer) -> None:
-    """Whether the model predicts a distribution over classes."""
+    """Raise unless the model predicts a distribution over classes."""
     config, name = trainer.model.config, type(unwrap_peft(trainer.model)).__name__
     problem = getattr(config, "problem_type", None)
     if name.endswith("ForSequenceClassification") and problem is None and config.num_labels == 1:
@@ -388,7 +366,7 @@ def _check_head(trainer: Trainer) -> None:
 
 
 def _check_strategy(trainer: Trainer) -> None:
-    """Whether every process has the whole model."""
+    """Raise unless every process has the whole model."""
     args = trainer.args
     if args.n_gpu > 1:
         raise ValueError(
@@ -407,14 +385,3 @@ def _check_strategy(trainer: Trainer) -> None:
                 else "M₀ cannot be run beside them at ZeRO stage 3. Use stage 2 or DDP."
             )
         )
-
-
-def _is_language_model(model: Any) -> bool:
-    return unwrap_peft(model).get_output_embeddings() is not None
-
-
-def _predicting(labels: torch.Tensor, shift_labels: bool) -> torch.Tensor:
-    """Return which positions predict a label."""
-    if shift_labels:
-        labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-    return labels.ne(IGNORE_INDEX)

@@ -1,8 +1,7 @@
 """M₀ beside the model that is trained: a frozen model of its own, or the trained one with its adapters off."""
 
-import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -29,17 +28,9 @@ def shifts_labels(trainer: Trainer) -> bool:
 
 def freeze(model: nn.Module) -> nn.Module:
     """Make a model give predictions only; it is returned."""
-    config: Any = getattr(model, "config", None)
-    if config is not None:
+    if (config := getattr(model, "config", None)) is not None:
         config.use_cache = False  # nothing is generated
     return model.requires_grad_(False).eval()
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a model that stays as it is."""
-    copied = copy.deepcopy(model)
-    copied.zero_grad(set_to_none=True)
-    return freeze(copied)
 
 
 @contextmanager
@@ -65,9 +56,9 @@ def predict(
 
     Args:
         model: M₀, or the model whose adapters are to be turned off.
-        inputs: what the trained model gets. Labels are left out, which the loss alone would need, except where
-            an encoder-decoder makes its inputs from them.
-        without_adapters: turn the adapters off.
+        inputs: what the trained model gets. Labels are left out, except where an encoder-decoder makes its inputs
+            from them.
+        without_adapters: whether to turn the adapters off.
         autocast: the precision to run in.
     """
     config = getattr(model, "config", None)
@@ -94,15 +85,20 @@ def logits_of(outputs: Any) -> torch.Tensor:
 
 
 def check_adapters_off(model: Any) -> None:
-    """Make sure that a `PeftModel` with its adapters off is, and stays, the pretrained model.
+    """Refuse a `PeftModel` that with its adapters off is not, or does not stay, the pretrained model.
 
     Raises:
-        ValueError: if training changes pretrained weights in place, or the adapter's initialisation has; or if the
-            adapter puts tokens before the input.
+        ValueError: if training or the adapter's initialisation changes pretrained weights, or tokens are put before
+            the input.
     """
     remedy = "pass the pretrained model as `ref_model`"
     for config in model.peft_config.values():
-        check_base_is_kept(config, remedy)
+        init = getattr(config, "init_lora_weights", True)
+        if init not in KEEPING_INITS:  # which move a part of the pretrained weights into the adapter
+            raise ValueError(
+                f"`init_lora_weights={init!r}` changes the pretrained weights, so the model without its adapter is not "
+                f"the pretrained one. Use `init_lora_weights=True`, or {remedy}."
+            )
         if config.is_prompt_learning:
             raise ValueError(
                 f"Adapters of the type {config.peft_type.value} cannot be turned off here, because they put tokens "
@@ -122,16 +118,6 @@ def check_base_is_frozen(model: Any, remedy: str) -> None:
             )
 
 
-def check_base_is_kept(config: Any, remedy: str) -> None:
-    """Refuse initialisations of LoRA that move a part of the pretrained weights into the adapter."""
-    init = getattr(config, "init_lora_weights", True)
-    if init not in KEEPING_INITS:
-        raise ValueError(
-            f"`init_lora_weights={init!r}` changes the pretrained weights, so the model without its adapter is not the "
-            f"pretrained one. Use `init_lora_weights=True`, or {remedy}."
-        )
-
-
 def plain_name(name: str) -> str:
     """Return a parameter's name without what PEFT puts around it.
 
@@ -140,12 +126,6 @@ def plain_name(name: str) -> str:
     """
     before, mark, after = name.removeprefix("base_model.model.").partition(".modules_to_save.")
     return f"{before}.{after.partition('.')[2]}" if mark else before
-
-
-def broadcast(tensors: Iterable[torch.Tensor]) -> None:
-    """Give all processes the first one's tensors, as is done with the weights of the model that is trained."""
-    for tensor in tensors:
-        torch.distributed.broadcast(tensor.detach(), src=0)
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:

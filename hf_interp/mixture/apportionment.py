@@ -102,10 +102,9 @@ def check_corpora(corpora: Sequence[CorpusSpec], unit: Unit) -> tuple[CorpusSpec
             raise ValueError(f"Corpus {corpus.name!r} must have side 'general' or 'domain', got {corpus.side!r}.")
         if corpus.num_examples == 0:
             raise ValueError(f"Corpus {corpus.name!r} is empty. Check its path, split and filters.")
-        if corpus.max_passes is not None and not corpus.max_passes > 0:
-            raise ValueError(f"`max_passes` of corpus {corpus.name!r} must be positive, got {corpus.max_passes}.")
-        if corpus.mean_tokens is not None and not corpus.mean_tokens > 0:
-            raise ValueError(f"`mean_tokens` of corpus {corpus.name!r} must be positive, got {corpus.mean_tokens}.")
+        for name, value in (("max_passes", corpus.max_passes), ("mean_tokens", corpus.mean_tokens)):
+            if value is not None and not value > 0:
+                raise ValueError(f"`{name}` of corpus {corpus.name!r} must be positive, got {value}.")
         if unit == "tokens" and corpus.mean_tokens is None:
             raise ValueError(
                 f"A mixture by tokens must know the mean length of corpus {corpus.name!r}. Give its `mean_tokens`, or "

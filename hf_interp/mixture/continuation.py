@@ -12,11 +12,10 @@ from hf_interp.mixture.plan import MixturePlan
 
 
 class Continuation(NamedTuple):
-    """How a run goes on."""
+    """The plan of a run that goes on, and in words how it differs from the checkpoint's settings."""
 
     plan: MixturePlan
     changes: list[str]
-    """Differences from the checkpoint's settings, in words; empty if there are none."""
 
 
 def continue_plan(fresh: MixturePlan, saved: Mapping[str, Any], step: int) -> Continuation:
@@ -32,7 +31,11 @@ def continue_plan(fresh: MixturePlan, saved: Mapping[str, Any], step: int) -> Co
             length, no step left, another order of reading.
     """
     old = MixturePlan.from_dict(saved)
-    _check_seed(old, fresh)
+    if old.seed != fresh.seed:
+        raise ValueError(
+            f"The seed of the data was {old.seed} and is now {fresh.seed}: every corpus would be shuffled anew in the "
+            f"middle of a pass, so that examples would be lost and others read twice. Set `data_seed` to {old.seed}."
+        )
     _check_contents(old, fresh)
     changes = plan_changes(old, fresh)
     if not changes:
@@ -43,14 +46,6 @@ def continue_plan(fresh: MixturePlan, saved: Mapping[str, Any], step: int) -> Co
             "`max_steps`, or start a new run from the checkpoint's weights (from_pretrained)."
         )
     return Continuation(fresh.after(old, step), changes)
-
-
-def _check_seed(old: MixturePlan, fresh: MixturePlan) -> None:
-    if old.seed != fresh.seed:
-        raise ValueError(
-            f"The seed of the data was {old.seed} and is now {fresh.seed}: every corpus would be shuffled anew in the "
-            f"middle of a pass, so that examples would be lost and others read twice. Set `data_seed` to {old.seed}."
-        )
 
 
 def _check_contents(old: MixturePlan, fresh: MixturePlan) -> None:

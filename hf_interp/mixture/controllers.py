@@ -76,9 +76,7 @@ class Guard:
         for name, value in (("tolerance", tolerance), ("baseline", baseline)):
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` of the guard must be positive, got {value}.")
-        self.metric = metric
-        self.tolerance = tolerance
-        self.baseline = baseline
+        self.metric, self.tolerance, self.baseline = metric, tolerance, baseline
         self.delay = 0  # steps by which α is behind its schedule
 
     def decide(self, steps: range, metrics: Mapping[str, float], schedule: Callable[[int], float]) -> AlphaDecision:
@@ -149,10 +147,7 @@ class AdaptiveAlpha:
     """
 
     def __init__(self, plan: MixturePlan, controller: AlphaController, update_steps: int, lag: int) -> None:
-        self.plan = plan
-        self.controller = controller
-        self.update_steps = update_steps
-        self.lag = lag
+        self.plan, self.controller, self.update_steps, self.lag = plan, controller, update_steps, lag
         self.decisions: list[dict[str, Any]] = []
 
     def is_due(self, global_step: int) -> bool:

@@ -20,16 +20,18 @@ it has consumed. An adaptive α is fixed a few steps at a time (`commit`); what 
 Only NumPy is imported here.
 """
 
-import base64
+import copy
 import hashlib
 import json
-import zlib
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from hf_interp.mixture.alpha_table import AlphaTable, to_units
 from hf_interp.mixture.apportionment import (
     ALPHA_BITS,
     SIDES,
@@ -42,17 +44,10 @@ from hf_interp.mixture.apportionment import (
     share_units,
 )
 from hf_interp.mixture.permutations import IntArray, batch_orders, derive_key, permute, splitmix64
-from hf_interp.mixture.plan_summary import (
-    corpus_summary,
-    corpus_warnings,
-    domain_share,
-    landmarks,
-    largest_count,
-    step_that_draws,
-)
-from hf_interp.mixture.schedules import AlphaSchedule, progress_of
+from hf_interp.mixture.schedules import AlphaSchedule
 
 ORDER_VERSION = 1  # raise it with any change of this module that makes the same settings read in another order
+MANY_PASSES = 4  # repeating data up to about four times costs little (Muennighoff et al. 2023, arXiv 2305.16264)
 BLOCK_SLOTS = 512  # slots laid out at a time: enough to hide the overhead of NumPy calls, few enough to seek fast
 
 
@@ -82,9 +77,10 @@ class MixturePlan:
             in forecasts only, and cannot be read before `commit` has fixed their α.
 
     Attributes:
+        num_committed (`int`): how many steps have an α that is fixed.
+        is_adaptive (`bool`): whether some had none when the plan was made.
         start_step (`int`): the first step of this plan; 0, unless it goes on where another ended (`after`).
         previous (`MixturePlan` or `None`): the plan of the steps before `start_step`.
-        num_committed (`int`): how many steps have an α that is fixed.
 
     Raises:
         ValueError: for an empty corpus, shares that do not sum to 1, an α that is not in [0, 1] at some step, a side
@@ -102,8 +98,18 @@ class MixturePlan:
     1
     """
 
+    corpora: tuple[CorpusSpec, ...]
+    batch_size: int
+    max_steps: int
+    seed: int
+    unit: Unit
     num_committed: int
-    _alpha_units: IntArray
+    is_adaptive: bool
+    start_step: int = 0
+    previous: "MixturePlan | None" = None
+    _share_units: list[int]
+    _alphas: AlphaTable
+    _schedule: AlphaTable
 
     def __init__(
         self,
@@ -119,22 +125,14 @@ class MixturePlan:
         for name, value in (("batch_size", batch_size), ("max_steps", max_steps)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        checked, steps = check_corpora(corpora, unit), int(max_steps)
-        num_committed = steps if num_committed is None else min(int(num_committed), steps)
-        units = share_units(checked, unit)
-        alpha_units = _tabulate(alpha_schedule, steps)
-        self._set_up(
-            corpora=checked,
-            share_units=units,
-            batch_size=int(batch_size),
-            seed=int(seed),
-            unit=unit,
-            alpha_units=alpha_units,
-            schedule_units=alpha_units.copy() if num_committed < steps else alpha_units,
-            num_committed=num_committed,
-            is_adaptive=num_committed < steps,
-        )
-        self._check_sides_asked_for()
+        self.corpora = check_corpora(corpora, unit)
+        self.batch_size, self.max_steps, self.seed, self.unit = int(batch_size), int(max_steps), int(seed), unit
+        self.num_committed = self.max_steps if num_committed is None else min(int(num_committed), self.max_steps)
+        self.is_adaptive = self.num_committed < self.max_steps
+        self._share_units = share_units(self.corpora, unit)
+        self._alphas = self._schedule = AlphaTable.tabulate(alpha_schedule, self.max_steps, self._weigh())
+        self._work_out()
+        self._check_sides_asked_for(self._alphas.blocks())
         self._check_max_passes()
 
     def __len__(self) -> int:
@@ -145,11 +143,11 @@ class MixturePlan:
         """Return α of a 0-based optimizer step; the last step's from there on."""
         if self.previous is not None and step < self.start_step:
             return self.previous.alpha(step)
-        return int(self._alpha_units[min(max(step, 0), self.max_steps - 1)]) / (1 << ALPHA_BITS)
+        return self._alphas[min(max(step, 0), self.max_steps - 1)] / (1 << ALPHA_BITS)
 
     def scheduled_alpha(self, step: int) -> float:
         """Return α that the schedule has for a step, whatever has been fixed."""
-        return int(self._schedule_units[min(max(step, 0), self.max_steps - 1)]) / (1 << ALPHA_BITS)
+        return self._schedule[min(max(step, 0), self.max_steps - 1)] / (1 << ALPHA_BITS)
 
     def commit(self, alphas: Sequence[float]) -> None:
         """Fix α of the next steps that have none fixed yet.
@@ -160,16 +158,9 @@ class MixturePlan:
         first, last = self.num_committed, self.num_committed + len(alphas)
         if last > self.max_steps:
             raise ValueError(f"α of steps {first} … {last - 1} cannot be fixed: the run has {self.max_steps} steps.")
-        before, fixed = self._alpha_units, _to_units(alphas, first, self.max_steps)
-        self._alpha_units = before.copy()
-        self._alpha_units[first:last] = fixed
-        try:
-            self._check_sides_asked_for(first)
-        except ValueError:
-            self._alpha_units = before
-            raise
-        self.num_committed = last
-        self._sum_up(first)
+        fixed = to_units(alphas, first, self.max_steps)
+        self._check_sides_asked_for([(first, fixed)])
+        self._alphas, self.num_committed = self._alphas.replaced(first, fixed), last
 
     def after(self, previous: "MixturePlan | None", step: int) -> "MixturePlan":
         """Return this plan from `step` on, and `previous` before: what that has consumed is not read again in a pass.
@@ -177,27 +168,16 @@ class MixturePlan:
         Without a previous plan nothing has been read before `step`. What a previous plan has fixed of an adaptive α
         stays in force.
         """
-        alpha_units, num_committed = self._alpha_units.copy(), self.num_committed
+        plan = copy.copy(self)
+        plan.start_step, plan.previous = step, previous
         if self.is_adaptive:
-            num_committed = min(step + self.num_committed, self.max_steps)
+            plan.num_committed = min(step + self.num_committed, self.max_steps)
             if previous is not None and previous.is_adaptive and previous.num_committed > step:
-                num_committed = min(previous.num_committed, self.max_steps)
-                fixed = slice(step, num_committed)
-                alpha_units[fixed] = previous._alpha_units[fixed]
-        plan = self._build(
-            corpora=self.corpora,
-            share_units=self._share_units,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            unit=self.unit,
-            alpha_units=alpha_units,
-            schedule_units=self._schedule_units,
-            num_committed=num_committed,
-            is_adaptive=self.is_adaptive,
-            start_step=step,
-            previous=previous,
-        )
-        plan._check_sides_asked_for(step)
+                plan.num_committed = min(previous.num_committed, self.max_steps)
+                for first, fixed in previous._alphas.blocks(step):
+                    plan._alphas = plan._alphas.replaced(first, fixed[: max(plan.num_committed - first, 0)])
+        plan._work_out()
+        plan._check_sides_asked_for(plan._alphas.blocks(step))
         plan._check_max_passes()
         return plan
 
@@ -226,9 +206,9 @@ class MixturePlan:
         """Count the examples of each side in all steps before `step`, each counted to the side it was drawn for."""
         if self.previous is not None and step < self.start_step:
             return self.previous.sides_before(step)
-        counts = self._drawn_since_start(np.array([max(step, self.start_step)]))[0]
         before = self.previous.sides_before(self.start_step) if self.previous is not None else dict.fromkeys(SIDES, 0)
-        return {side: before[side] + int(counts[self._side(side)].sum()) for side in SIDES}
+        totals = self._side_totals(np.array([max(step, self.start_step)]))
+        return {side: before[side] + int(totals[side][0]) for side in SIDES}
 
     def locate(self, slots: range | Sequence[int] | IntArray) -> Draw:
         """Return what the given slots hold.
@@ -273,18 +253,32 @@ class MixturePlan:
     def exhausted_at(self, index: int) -> int | None:
         """Return the step that draws the last unread example of corpus `index`; `None` if that never happens."""
         size = self.corpora[index].num_examples
-        if size is None:
+        if size is None or self.drawn_before(self.max_steps)[index] < size:
             return None
-        return step_that_draws(size, lambda step: int(self.drawn_before(step)[index]), self.max_steps)
+        steps = range(self.max_steps + 1)
+        return bisect_left(steps, size, key=lambda step: int(self.drawn_before(step)[index])) - 1
 
     def warnings(self) -> list[str]:
         """Return what a user should know before the run; empty if all is well."""
         found = []
-        since_start = self._sums[self.start_step :]
-        drawn = self.drawn_before(self.max_steps).tolist()
-        for corpus, units, count in zip(self.corpora, self._share_units, drawn, strict=True):
-            most = largest_count(since_start, corpus, units, self.batch_size)
-            found += corpus_warnings(corpus, count, most, self.batch_size)
+        least, most = self._alphas.extremes(self.start_step)
+        largest = {"domain": most / (1 << ALPHA_BITS), "general": 1 - least / (1 << ALPHA_BITS)}
+        drawn, passes = self.drawn_before(self.max_steps).tolist(), self.passes(self.max_steps)
+        for corpus, units, count, times in zip(self.corpora, self._share_units, drawn, passes, strict=True):
+            name, in_batch = repr(corpus.name), largest[corpus.side] * units / (1 << ALPHA_BITS) * self.batch_size
+            if count == 0:
+                found.append(f"Corpus {name} is never drawn. Raise its share, or move α, or leave it out.")
+            if times is not None and times > MANY_PASSES:
+                found.append(
+                    f"Corpus {name} is read {times:.1f} times; beyond about {MANY_PASSES} passes a model gains "
+                    "little and begins to memorise. Lower its share of the run, or take fewer steps."
+                )
+            if 0 < in_batch < 0.999:  # not 1, which a rounded share or α may miss
+                found.append(
+                    f"A global batch of {self.batch_size} holds {in_batch:.2g} examples of corpus {name} at the most, "
+                    "so that many steps hold none. Raise the batch size or accumulate gradients to have it in every "
+                    "step."
+                )
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -307,7 +301,7 @@ class MixturePlan:
             "seed": self.seed,
             "adaptive": self.is_adaptive,
             "order_version": ORDER_VERSION,
-            "alpha_sha256": _sha256(self._schedule_units),
+            "alpha_sha256": self._schedule.sha256(),
         }
 
     def fingerprint(self) -> str:
@@ -315,16 +309,22 @@ class MixturePlan:
 
         For an adaptive α it covers what is fixed so far and the schedule from there on.
         """
-        state = {**self.to_dict(), "num_committed": None, "alpha": _sha256(self._alpha_units)}
-        state["previous"] = None if self.previous is None else self.previous.fingerprint()
+        state = {
+            **self.identity(),
+            "alpha": self._alphas.sha256(),
+            "schedule": None,
+            "num_committed": None,
+            "start_step": self.start_step,
+            "previous": None if self.previous is None else self.previous.fingerprint(),
+        }
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole plan, with the chain before it, as plain values for JSON."""
         return {
             **self.identity(),
-            "alpha": _pack(self._alpha_units),
-            "schedule": _pack(self._schedule_units) if self.is_adaptive else None,
+            "alpha": self._alphas.texts,
+            "schedule": self._schedule.texts if self.is_adaptive else None,
             "num_committed": self.num_committed,
             "start_step": self.start_step,
             "previous": self.previous.to_dict() if self.previous is not None else None,
@@ -342,78 +342,74 @@ class MixturePlan:
                 f"The plan was made by a version of hf_interp that reads in order {state['order_version']}; this one "
                 f"reads in order {ORDER_VERSION}. Go on with the version that the run was begun with."
             )
+        plan = cls.__new__(cls)
+        for name in ("batch_size", "max_steps", "seed", "unit", "num_committed", "start_step"):
+            setattr(plan, name, state[name])
         lengths = state["mean_tokens"] or [None] * len(state["corpora"])
-        alpha_units = _unpack(state["alpha"])
-        return cls._build(
-            corpora=tuple(
-                CorpusSpec(**corpus, mean_tokens=length)
-                for corpus, length in zip(state["corpora"], lengths, strict=True)
-            ),
-            share_units=[round(corpus["share"] * (1 << ALPHA_BITS)) for corpus in state["corpora"]],
-            batch_size=state["batch_size"],
-            seed=state["seed"],
-            unit=state["unit"],
-            alpha_units=alpha_units,
-            schedule_units=_unpack(state["schedule"]) if state["adaptive"] else alpha_units,
-            num_committed=state["num_committed"],
-            is_adaptive=state["adaptive"],
-            start_step=state["start_step"],
-            previous=None if state["previous"] is None else cls.from_dict(state["previous"]),
+        plan.corpora = tuple(
+            CorpusSpec(**corpus, mean_tokens=length) for corpus, length in zip(state["corpora"], lengths, strict=True)
         )
+        plan._share_units = [round(corpus["share"] * (1 << ALPHA_BITS)) for corpus in state["corpora"]]
+        plan.is_adaptive = state["adaptive"]
+        plan._alphas = plan._schedule = AlphaTable(state["alpha"], plan._weigh())
+        if plan.is_adaptive:
+            plan._schedule = AlphaTable(state["schedule"])
+        plan.previous = None if state["previous"] is None else cls.from_dict(state["previous"])
+        plan._work_out()
+        return plan
 
     def summary(self) -> dict[str, Any]:
         """Return the plan in numbers, ready for JSON: α along the run, and what is drawn from each corpus."""
-        counts = zip(self._start_drawn.tolist(), self.drawn_before(self.max_steps).tolist(), strict=True)
+        end = self.max_steps
         corpora = [
-            corpus_summary(self.corpora[index], self._share_units[index], at_start, drawn, self.exhausted_at(index))
-            for index, (at_start, drawn) in enumerate(counts)
+            {
+                "name": corpus.name,
+                "side": corpus.side,
+                "num_examples": corpus.num_examples,
+                "share": units / (1 << ALPHA_BITS),
+                "drawn_at_start": at_start,
+                "drawn": count,
+                "passes": passes,
+                "exhausted_at": self.exhausted_at(index),
+            }
+            for index, (corpus, units, at_start, count, passes) in enumerate(
+                zip(
+                    self.corpora,
+                    self._share_units,
+                    self._start_drawn.tolist(),
+                    self.drawn_before(end).tolist(),
+                    self.passes(end),
+                    strict=True,
+                )
+            )
         ]
+        domain = self._side_totals(np.array([end]))["domain"][0]
         return {
-            "max_steps": self.max_steps,
+            "max_steps": end,
             "batch_size": self.batch_size,
-            "num_examples": sum(self.consumed(self.max_steps).values()),
+            "num_examples": sum(self.consumed(end).values()),
             "seed": self.seed,
             "unit": self.unit,
             "start_step": self.start_step,
             "alpha": [{"step": step, "alpha": self.alpha(step)} for step in self.alpha_landmarks()],
             "corpora": corpora,
-            "domain_share": domain_share(corpora, (self.max_steps - self.start_step) * self.batch_size),
+            "domain_share": float(domain) / ((end - self.start_step) * self.batch_size),
             "warnings": self.warnings(),
             "fingerprint": self.fingerprint(),
         }
 
     def alpha_landmarks(self, most: int = 12) -> list[int]:
         """Return the steps that tell the schedule: both ends, the borders of phases, even points between."""
-        return landmarks(self._alpha_units, self.start_step, most)
+        return self._alphas.landmarks(self.start_step, most // 2)
 
-    @classmethod
-    def _build(cls, **state: Any) -> "MixturePlan":
-        """Build a plan from its state, which is not checked."""
-        plan = cls.__new__(cls)
-        plan._set_up(**state)
-        return plan
+    def _weigh(self) -> partial[IntArray] | None:
+        """Return what makes a share of tokens one of examples, where tokens are counted."""
+        if self.unit == "examples":
+            return None
+        return partial(example_alpha, corpora=self.corpora, units=self._share_units)
 
-    def _set_up(
-        self,
-        *,
-        corpora: tuple[CorpusSpec, ...],
-        share_units: list[int],
-        batch_size: int,
-        seed: int,
-        unit: Unit,
-        alpha_units: IntArray,
-        schedule_units: IntArray,
-        num_committed: int,
-        is_adaptive: bool,
-        start_step: int = 0,
-        previous: "MixturePlan | None" = None,
-    ) -> None:
-        """Take the state of a plan, and work out all that follows from it."""
-        self.corpora, self._share_units = corpora, share_units
-        self.batch_size, self.max_steps, self.seed, self.unit = batch_size, len(alpha_units), seed, unit
-        self._alpha_units, self._schedule_units = alpha_units, schedule_units
-        self.num_committed, self.is_adaptive = num_committed, is_adaptive
-        self.start_step, self.previous = start_step, previous
+    def _work_out(self) -> None:
+        """Work out what follows from the state of the plan."""
         self._trees = {side: share_tree(self._share_units, self._side(side)) for side in SIDES}
         self._corpus_keys = np.array([derive_key(self.seed, corpus.name) for corpus in self.corpora], np.uint64)
         self.name_keys = np.array([derive_key(0, corpus.name) for corpus in self.corpora], np.uint64)
@@ -426,26 +422,21 @@ class MixturePlan:
         self._first_slot = self.start_step * self.batch_size
         before = self.previous.consumed(self.start_step) if self.previous is not None else {}
         self._start_drawn = np.array([before.get(corpus.name, 0) for corpus in self.corpora], np.int64)
-        self._sums = np.zeros(self.max_steps + 1, np.int64)  # Σ of the share of domain examples since `start_step`
-        self._sum_up(self.start_step)
 
-    def _sum_up(self, first: int) -> None:
-        units = self._alpha_units[first:]
-        if self.unit == "tokens":
-            units = example_alpha(units, self.corpora, self._share_units)
-        self._sums[first + 1 :] = self._sums[first] + np.cumsum(units)
-
-    def _drawn_since_start(self, steps: IntArray) -> IntArray:
-        counts = np.zeros((steps.size, len(self.corpora)), np.int64)
-        units = self._sums[steps]
+    def _side_totals(self, steps: IntArray) -> dict[Side, IntArray]:
+        """Return the slots of each side from `start_step` to before each of `steps`."""
+        units = self._alphas.sums_before(steps) - self._alphas.sums_before(np.array([self.start_step]))
         # round(B·Σα / 2³⁰), with the whole units taken out first so that nothing overflows
         whole, rest = units >> ALPHA_BITS, units & ((1 << ALPHA_BITS) - 1)
         domain = self.batch_size * whole + ((2 * self.batch_size * rest + (1 << ALPHA_BITS)) >> (ALPHA_BITS + 1))
-        totals = {"general": (steps - self.start_step) * self.batch_size - domain, "domain": domain}
-        for side in SIDES:
+        return {"general": (steps - self.start_step) * self.batch_size - domain, "domain": domain}
+
+    def _drawn_since_start(self, steps: IntArray) -> IntArray:
+        counts = np.zeros((steps.size, len(self.corpora)), np.int64)
+        for side, totals in self._side_totals(steps).items():
             tree = self._trees[side]
             if tree is not None:
-                tree.apportion(totals[side], counts)
+                tree.apportion(totals, counts)
         return counts
 
     def _side(self, side: Side) -> list[int]:
@@ -460,16 +451,17 @@ class MixturePlan:
                 f"{self.num_committed * self.batch_size}, got {first} … {last}. Decide further ahead of the loader."
             )
 
-    def _check_sides_asked_for(self, first: int = 0) -> None:
-        full = 1 << ALPHA_BITS
-        units = self._alpha_units[first:]
-        for side, asks in (("general", units < full), ("domain", units > 0)):
-            if asks.any() and not any(corpus.side == side for corpus in self.corpora):
-                step = int(np.argmax(asks)) + first
+    def _check_sides_asked_for(self, blocks: Iterable[tuple[int, IntArray]]) -> None:
+        """Refuse a side without a corpus that some α asks for; `blocks` are first steps with the α from there on."""
+        missing = [side for side in SIDES if not self._side(side)]
+        for first, units in blocks if missing else ():
+            asks = np.flatnonzero(units < 1 << ALPHA_BITS if missing == ["general"] else units > 0)
+            if asks.size:
                 raise ValueError(
-                    f"α is {self.alpha(step):g} at step {step}, which asks for {side} examples, but no corpus has side "
-                    f"{side!r} (got {[corpus.name for corpus in self.corpora]}). Add one, or use a constant α of "
-                    f"{1 if side == 'general' else 0}."
+                    f"α is {units[asks[0]] / (1 << ALPHA_BITS):g} at step {first + asks[0]}, which asks for "
+                    f"{missing[0]} examples, but no corpus has side {missing[0]!r} (got "
+                    f"{[corpus.name for corpus in self.corpora]}). Add one, or use a constant α of "
+                    f"{1 if missing == ['general'] else 0}."
                 )
 
     def _check_max_passes(self) -> None:
@@ -492,13 +484,8 @@ class MixturePlan:
 
         Without the examples where a batch is large: one process of many needs a few of them only.
         """
-        if block not in self._blocks:
-            while len(self._blocks) >= 2:
-                del self._blocks[next(iter(self._blocks))]
-            self._blocks[block] = self._lay_out_anew(block)
-        return self._blocks[block]
-
-    def _lay_out_anew(self, block: int) -> tuple[IntArray, IntArray, IntArray | None]:
+        if block in self._blocks:
+            return self._blocks[block]
         first = self.start_step + block * self._block_steps
         steps = np.arange(first, min(first + self._block_steps, self.max_steps))
         before = self.drawn_before(np.append(steps, steps[-1] + 1))
@@ -510,7 +497,9 @@ class MixturePlan:
         rank = batch_orders(self._order_key, steps, self.batch_size)
         flat = (rank + (np.arange(len(steps)) * self.batch_size)[:, None]).reshape(-1)
         corpus, ordinal = corpus[flat], ordinal[flat]
-        return corpus, ordinal, self._examples(corpus, ordinal) if len(corpus) <= BLOCK_SLOTS else None
+        found = corpus, ordinal, self._examples(corpus, ordinal) if len(corpus) <= BLOCK_SLOTS else None
+        self._blocks = {**dict(list(self._blocks.items())[-1:]), block: found}
+        return found
 
     def _examples(self, corpus: IntArray, ordinal: IntArray) -> IntArray:
         example = ordinal.copy()
@@ -528,53 +517,3 @@ def hash_of_reads(slots: IntArray, name_keys: npt.NDArray[np.uint64], examples: 
     or when.
     """
     return int(splitmix64(slots, splitmix64(examples, name_keys)).sum(dtype=np.uint64))
-
-
-def _to_units(alphas: Sequence[Any], first: int, max_steps: int) -> IntArray:
-    """Return α of the steps from `first` on in units of 2⁻³⁰."""
-    values = _as_floats(alphas, first)
-    wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))  # NaN compares false
-    if wrong.size:
-        step = first + int(wrong[0])
-        raise ValueError(
-            f"The α schedule must stay in [0, 1], got {values[wrong[0]]} at step {step} of {max_steps} "
-            f"(progress {progress_of(step, max_steps):.4g})."
-        )
-    return np.rint(values * (1 << ALPHA_BITS)).astype(np.int64)
-
-
-def _as_floats(alphas: Sequence[Any], first: int) -> npt.NDArray[np.float64]:
-    if set(map(type, alphas)) == {float}:  # which is fast, and the usual case
-        return np.array(alphas, np.float64)
-    values = np.empty(len(alphas), np.float64)
-    for index, alpha in enumerate(alphas):
-        try:
-            if isinstance(alpha, str):  # which float() would read
-                raise TypeError
-            values[index] = float(alpha)
-        except (TypeError, ValueError):
-            raise ValueError(f"The α schedule must return a number, got {alpha!r} at step {first + index}.") from None
-    return values
-
-
-def _tabulate(alpha_schedule: AlphaSchedule, max_steps: int) -> IntArray:
-    # `progress_of` all steps; both divisions are rounded alike
-    progress = (np.arange(max_steps) / max(max_steps - 1, 1)).tolist()
-    return _to_units(list(map(alpha_schedule, progress)), 0, max_steps)
-
-
-def _sha256(units: IntArray) -> str:
-    return hashlib.sha256(units.astype("<i8").tobytes()).hexdigest()
-
-
-def _pack(units: IntArray) -> str:
-    """Return a table of α as a text: second differences, most of which are 0 or 1 in size, compressed."""
-    bends = np.diff(units, n=2, prepend=[0, 0])
-    small = bends.astype(np.min_scalar_type(-1 - int(np.abs(bends).max())).newbyteorder("<"))
-    return f"{small.dtype.str}:{base64.b85encode(zlib.compress(small.tobytes())).decode()}"
-
-
-def _unpack(text: str) -> IntArray:
-    kind, _, packed = text.partition(":")
-    bends = np.frombuffer(zlib.decompress(base64.b85decode(packed)), kind).astype(np.int64)
-    return np.cumsum(np.cumsum(bends))

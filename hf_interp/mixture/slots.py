@@ -69,21 +69,15 @@ class SlotRequest(NamedTuple):
 
 
 class SlotBatch(list):  # type: ignore[type-arg]
-    """A list of examples that knows its first slot, the corpus of each example, and what was read.
-
-    Attributes:
-        order_hash (`int`): `hash_of_reads` of the examples.
-        streams (`str` or `None`): the states of the streams of its reader, as JSON.
+    """A list of examples that knows its first slot, the corpus of each example, the `hash_of_reads` of what was read,
+    and the states of its reader's streams as JSON (`None` without streams).
     """
 
     def __init__(
         self, examples: Sequence[Any], first_slot: int, corpus: IntArray, order_hash: int, streams: str | None
     ) -> None:
         super().__init__(examples)
-        self.first_slot = first_slot
-        self.corpus = corpus
-        self.order_hash = order_hash
-        self.streams = streams
+        self.first_slot, self.corpus, self.order_hash, self.streams = first_slot, corpus, order_hash, streams
 
 
 class SlotDataset(Dataset[Any]):
@@ -134,7 +128,9 @@ class SlotDataset(Dataset[Any]):
             if self._readers is None:
                 self._readers = CorpusReaders(self.corpora)
             examples = self._readers.read(corpus, example)
-            for index in self._streams_among(corpus):
+            for index in np.unique(corpus).tolist() if self.has_streams else ():
+                if not self.corpora[index].is_stream:
+                    continue
                 places = np.flatnonzero(corpus == index)
                 found, example[places] = self._read_stream(reader, index, len(places))
                 for place, one in zip(places.tolist(), found, strict=True):
@@ -150,11 +146,6 @@ class SlotDataset(Dataset[Any]):
             if owner == reader:
                 states[self.corpora[index].name] = stream.state_dict()
         return dict(states)
-
-    def _streams_among(self, corpus: IntArray) -> list[int]:
-        return (
-            [index for index in np.unique(corpus).tolist() if self.corpora[index].is_stream] if self.has_streams else []
-        )
 
     def _read_stream(self, reader: int, index: int, count: int) -> tuple[list[Any], IntArray]:
         """Return the next examples of a stream for a reader, and numbers for them that no other reader gives."""
@@ -178,10 +169,7 @@ class SlotSampler(Sampler[Any]):
     drop_last = True  # read by accelerate; batches are never short
 
     def __init__(self, plan: MixturePlan, shard: BatchShard, first_batch: int = 0) -> None:
-        self.plan = plan
-        self.shard = shard
-        self.first_batch = first_batch
-        self.batch_size = shard.batch_size
+        self.plan, self.shard, self.first_batch, self.batch_size = plan, shard, first_batch, shard.batch_size
 
     def __iter__(self) -> Iterator[SlotRequest]:
         for batch in range(self.first_batch, len(self)):
@@ -203,9 +191,7 @@ class SlotCollator:
     """
 
     def __init__(self, collator: Any, seed: int, *, may_draw: bool = True) -> None:
-        self.collator = collator
-        self.seed = seed
-        self.may_draw = may_draw
+        self.collator, self.seed, self.may_draw = collator, seed, may_draw
 
     def __call__(self, batch: Any) -> Any:
         """Collate a `SlotBatch`."""

@@ -54,13 +54,14 @@ def test_flags_change_the_plan(toy_recipe: dict[str, Any], write_recipe: Callabl
 
 
 def test_tokens_are_those_of_the_examples(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
-    plan, mean_tokens, *_ = plan_recipe(str(write_recipe({**toy_recipe, "max_length": 8})))
+    preview = plan_recipe(str(write_recipe({**toy_recipe, "max_length": 8})))
+    mean_tokens = preview.mean_tokens
     tokenizer = AutoTokenizer.from_pretrained(toy_recipe["model_name_or_path"])
     for side in ("general", "domain"):
         rows = [json.loads(line) for line in Path(toy_recipe["corpora"][side]["path"]).read_text().splitlines()]
         lengths = [min(len(tokenizer(row["text"])["input_ids"]), 8) for row in rows]
         assert mean_tokens[side] == pytest.approx(sum(lengths) / len(lengths))
-    summary = summarise(plan, mean_tokens)
+    summary = summarise(preview)
     assert [corpus["tokens"] for corpus in summary["corpora"]] == [
         round(8 * mean_tokens[side]) for side in ("general", "domain")
     ]
@@ -78,7 +79,7 @@ def test_tokens_of_a_large_corpus_are_estimated_from_a_spread_sample(
 
 def test_streams_have_no_tokens_and_no_passes(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
     toy_recipe["corpora"]["domain"]["streaming"] = True
-    summary = summarise(*plan_recipe(str(write_recipe(toy_recipe))))
+    summary = summarise(plan_recipe(str(write_recipe(toy_recipe))))
     general, domain = summary["corpora"]
     assert (domain["num_examples"], domain["tokens"], domain["passes"], domain["exhausted_at"]) == (None,) * 4
     assert general["tokens"] > 0
@@ -90,7 +91,7 @@ def test_streams_have_no_tokens_and_no_passes(toy_recipe: dict[str, Any], write_
 
 def test_the_text_tells_every_number(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
     found = plan_recipe(str(write_recipe({**toy_recipe, "max_steps": 1000, "warmup_steps": 0})))
-    plan, summary = found.plan, summarise(*found)
+    plan, summary = found.plan, summarise(found)
     general, domain = summary["corpora"]
     lines = format_plan(summary).splitlines()
     total = general["tokens"] + domain["tokens"]
@@ -108,7 +109,7 @@ def test_the_text_tells_every_number(toy_recipe: dict[str, Any], write_recipe: C
 
 
 def test_a_plan_without_warnings_has_none(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
-    text = format_plan(summarise(*plan_recipe(str(write_recipe(toy_recipe)))))
+    text = format_plan(summarise(plan_recipe(str(write_recipe(toy_recipe)))))
     assert "Warning" not in text
     assert text.count("never") == 2  # neither corpus is read through
 
