@@ -19,8 +19,7 @@ from hf_interp.weights.alpha_spec import Alpha
 from hf_interp.weights.matching import InterpolationReport
 from hf_interp.weights.merge import interpolate_checkpoints
 from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
-from hf_interp.weights.model_folder import open_base
-from hf_interp.weights.soups import average_weights, greedy_soup
+from hf_interp.weights.soups import greedy_soup, write_soup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +120,7 @@ def _mix(trainer: Trainer, recipe: Recipe, data: RecipeData, runs: list[str], so
     search = recipe.alpha_search or AlphaSearch()
     model = trainer.model
     if soup == "uniform":
-        mean = average_weights([open_base(run, model) for run in runs])
-        model.load_state_dict(mean, strict=False)
+        write_soup({f"run {index}": run for index, run in enumerate(runs)}, model)
         return runs
     sets = {"domain": scored_sets(data)[search.domain]}
     scorer = TrainerScorer(trainer, sets, None, search.metric, search.seed)

@@ -19,7 +19,7 @@ from torch import nn
 
 from hf_interp.weights.adapter_kinds import FACTORS, AdapterCapabilities, adapter_capabilities
 from hf_interp.weights.alpha_spec import Alpha, resolve_alpha
-from hf_interp.weights.matching import InterpolationReport, TensorDecision, match_names
+from hf_interp.weights.matching import Action, InterpolationReport, TensorDecision, match_names
 from hf_interp.weights.tensors import (
     Interpolated,
     Weights,
@@ -30,6 +30,8 @@ from hf_interp.weights.tensors import (
     refuse_nan,
     write_tensors,
 )
+
+_MERGE_FIRST = "Merge it first: `model.merge_and_unload()`, and give the base model as M₀."
 
 # model → where a factor lies → the state in which it was left, and its trained value
 _scaled: WeakKeyDictionary[nn.Module, dict[int, tuple[int, torch.Tensor]]] = WeakKeyDictionary()
@@ -50,10 +52,6 @@ class ScaledParameter(NamedTuple):
 
 def scaled_parameters(model: Any, base: Weights | None = None) -> list[ScaledParameter]:
     """Return the parameters of a PEFT model whose values in M₀ are known, and between which M_α is linear.
-
-    Args:
-        model: a `PeftModel` of a kind that can be scaled.
-        base: M₀; needed only where biases of the base model itself were trained.
 
     Raises:
         TypeError, ValueError: see [`AdapterInterpolation`].
@@ -108,16 +106,12 @@ class AdapterInterpolation:
             raise ValueError("Nothing is left to interpolate: all that the adapter changes is from M_θ alone.")
         self._pairs = [pair for pair in pairs if pair.name not in kept]
         self._trained = [_trained_value(model, pair) for pair in self._pairs]
+        others: list[tuple[str, Action, str]] = [
+            (pair.name, "finetuned", "as asked for") for pair in pairs if pair.name in kept
+        ]
+        others += [(name, "tied", f"to {first}") for name, first in ties.items()]
         self._others = [
-            *(
-                TensorDecision(name=pair.name, action="finetuned", reason="as asked for", base_name=pair.name)
-                for pair in pairs
-                if pair.name in kept
-            ),
-            *(
-                TensorDecision(name=name, action="tied", reason=f"to {first}", base_name=name)
-                for name, first in ties.items()
-            ),
+            TensorDecision(name=name, action=action, reason=reason, base_name=name) for name, action, reason in others
         ]
         self._alphas = dict.fromkeys(self.names, 1.0)
 
@@ -170,22 +164,9 @@ def interpolate_adapter(
     finetuned_only: Sequence[str] = (),
     extrapolate: bool = False,
 ) -> Interpolated:
-    """M_α of a PEFT model.
+    """M_α of a PEFT model: an [`AdapterInterpolation`] where the adapter can be scaled, else a new plain model.
 
-    Args:
-        base: M₀, a state dict or a model; needed only where the adapter changed weights of the model itself.
-        model: M_θ, a `PeftModel` with one active adapter.
-        alpha: see [`Alpha`]; patterns match the names of the base model's parameters.
-        into: the model itself, or `None`.
-        finetuned_only: patterns of names to take from M_θ whole.
-        extrapolate: allow α outside [0, 1].
-
-    Returns:
-        where the adapter can be scaled, an [`AdapterInterpolation`] at this α, whose `model` is the model given;
-        else a new plain model. With a report.
-
-    Raises:
-        TypeError, ValueError: see [`AdapterInterpolation`]; if PEFT cannot merge what cannot be scaled.
+    Arguments and errors are those of `interpolate_weights`.
     """
     if adapter_capabilities(model).is_scalable:
         if into is not None and into is not model:
@@ -202,10 +183,7 @@ def _list_pairs(model: Any, base: Weights | None) -> list[ScaledParameter]:
     """Return all pairs, the further ones of the same storage too."""
     kind = adapter_capabilities(model)
     if not kind.is_scalable:
-        raise ValueError(
-            f"`model` must have an adapter that can be scaled, got {kind.label}. Merge it first: "
-            "`model.merge_and_unload()`, and give the base model as M₀."
-        )
+        raise ValueError(f"`model` must have an adapter that can be scaled, got {kind.label}. {_MERGE_FIRST}")
     root = model.get_base_model()
     pairs = list(_walk(root, model.active_adapters[0], FACTORS[model.active_peft_config.peft_type.value]))
     if not kind.keeps_base:
@@ -269,8 +247,7 @@ def _against_original(name: str, trained: nn.Module, original: nn.Module) -> Ite
     for part, buffer in trained.named_buffers():
         if buffer.is_floating_point() and not torch.equal(buffer, original.get_buffer(part).to(buffer)):
             raise ValueError(
-                f"`{name}.{part}` is a buffer that training changed, and only weights are interpolated. Merge the "
-                "adapter first: `model.merge_and_unload()`, and give the base model as M₀."
+                f"`{name}.{part}` is a buffer that training changed, and only weights are interpolated. {_MERGE_FIRST}"
             )
     for part, parameter in trained.named_parameters():
         yield ScaledParameter(
@@ -285,12 +262,11 @@ def _trained_biases(root: nn.Module, bias: str, base: Weights | None) -> Iterato
             f"`base` must be given, a state dict or a model: the adapter was trained with bias={bias!r}, which changes "
             "biases of the base model itself, so that those of M₀ are no longer in the model."
         )
-    suffix = "bias" if bias == "all" else ".base_layer.bias"
+    suffix = ".bias" if bias == "all" else ".base_layer.bias"
     trained = {
         _plain_name(name): parameter
         for name, parameter in root.named_parameters()
-        if f".{name}".endswith(f".{suffix.removeprefix('.')}")
-        and not re.search(r"\.(lora_\w+|modules_to_save|original_module)\.", f".{name}")
+        if f".{name}".endswith(suffix) and not re.search(r"\.(lora_\w+|modules_to_save|original_module)\.", f".{name}")
     }
     originals = named_tensors(base)
     names = match_names(originals.first, list(trained))
@@ -354,8 +330,11 @@ def _interpolate_merged(
             "of the base model itself, so that M₀ is no longer in the model."
         )
     merged = merge_adapter(copy.deepcopy(model), kind)
-    target = named_tensors(merged)
-    source = named_tensors(_without_adapter(copy.deepcopy(model)) if base is None else base)
+    if base is None:
+        apart = copy.deepcopy(model)
+        _unwrap_modules(apart, trained=False)
+        base = apart.unload()
+    source, target = named_tensors(base), named_tensors(merged)
     decisions = decide_tensors(source, target, alpha, finetuned_only=finetuned_only, extrapolate=extrapolate)
     write_tensors(decisions, source.unique, target.unique, target.unique)
     notes = [f"merged, because an adapter of kind {kind.label} cannot be scaled"]
@@ -376,12 +355,6 @@ def merge_adapter(model: Any, kind: AdapterCapabilities) -> Any:
             f"`model` must have an adapter that can be scaled or merged, got {kind.label}, which PEFT does not merge "
             f"here: {error}"
         ) from error
-
-
-def _without_adapter(model: Any) -> nn.Module:
-    """M₀ out of a PEFT model, which is taken apart."""
-    _unwrap_modules(model, trained=False)
-    return model.unload()
 
 
 def _unwrap_modules(model: Any, *, trained: bool) -> None:

@@ -95,12 +95,7 @@ def resolve_alpha(alpha: Alpha, names: Sequence[str], *, extrapolate: bool = Fal
 
 
 def check_alpha(value: Any, *, extrapolate: bool = False) -> None:
-    """Refuse what is no α.
-
-    Raises:
-        TypeError: if it is not a number.
-        ValueError: if it is not finite, or outside [0, 1] without `extrapolate`.
-    """
+    """Raise if it is no number (`TypeError`), not finite, or outside [0, 1] without `extrapolate` (`ValueError`)."""
     if isinstance(value, bool) or not isinstance(value, (float, numbers.Real)):
         raise TypeError(f"`alpha` must be a number, got {value!r}.")
     if not math.isfinite(value):
@@ -163,12 +158,8 @@ def _by_depth(alpha: AlphaByDepth, names: Iterable[str]) -> dict[str, float]:
         raise ValueError(
             "`alpha` by depth needs a model with numbered layers, and no tensor's name shows one. Give name patterns."
         )
-    found = {}
-    for name, place in places.items():
-        if place is None:
-            found[name] = alpha.shallow
-        else:
-            depth = place[1] / last[place[0]] if last[place[0]] else 1.0
-            # this form is exact at both ends
-            found[name] = (1 - depth) * alpha.shallow + depth * alpha.deep
-    return found
+    depths = {name: place[1] / last[place[0]] if last[place[0]] else 1.0 for name, place in places.items() if place}
+    # this form is exact at both ends, and outside the layers
+    return {
+        name: (1 - depth) * alpha.shallow + depth * alpha.deep for name in places for depth in [depths.get(name, 0)]
+    }

@@ -5,13 +5,13 @@ experts one by one or fused. transformers knows them all, since it loads them al
 """
 
 import copy
-import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from hf_interp.utils.files import read_json
 from hf_interp.weights.matching import unwrap_names
 
 
@@ -47,7 +47,7 @@ def empty_model(folder: Path, *, trust_remote_code: bool) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-        model_class = find_class(folder, config, trust_remote_code=trust_remote_code)
+        model_class = _find_class(folder, config, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             return model_class(config)
     except (ValueError, OSError, ImportError, AttributeError, KeyError, TypeError, RuntimeError) as error:
@@ -56,7 +56,7 @@ def empty_model(folder: Path, *, trust_remote_code: bool) -> Any:
         raise ValueError(f"the class of the model cannot be built ({type(error).__name__}: {reason})") from error
 
 
-def find_class(folder: Path, config: Any, *, trust_remote_code: bool) -> Any:
+def _find_class(folder: Path, config: Any, *, trust_remote_code: bool) -> Any:
     """Return the class that a configuration names."""
     import transformers
 
@@ -83,12 +83,9 @@ def pair_names(
     same_in_base: Callable[[str, str], bool],
     same_in_finetuned: Callable[[str, str], bool],
 ) -> Pairing:
-    """Pair the tensors of two checkpoints through M_θ's model.
+    """Pair the names in two checkpoints through M_θ's model, on the meta device.
 
     Args:
-        model: M_θ's, on the meta device.
-        base: M₀'s names.
-        finetuned: M_θ's names.
         base_is_tied: whether M₀'s configuration ties its embeddings.
         same_in_base: whether two tensors of M₀ have the same values; asked only where one stands for both.
         same_in_finetuned: the same of M_θ.
@@ -170,13 +167,9 @@ def is_tied(folder: Path, default: bool) -> bool:
 
 
 def common_tokens_differ(base: Path, finetuned: Path, size: int, *, trust_remote_code: bool) -> str | None:
-    """Return the first of the common token ids that means different tokens, in words; `None` if there is none.
+    """Return the first of the `size` common token ids that means different tokens, in words; `None` if there is none.
 
-    Args:
-        base: M₀'s folder, with a tokenizer.
-        finetuned: M_θ's folder, with a tokenizer.
-        size: number of the ids that both models have.
-        trust_remote_code: whether a folder's own tokenizer may be run.
+    `trust_remote_code` says whether a folder's own tokenizer may be run.
     """
     if _same_tokenizer_files(base, finetuned):
         return None
@@ -194,29 +187,20 @@ def common_tokens_differ(base: Path, finetuned: Path, size: int, *, trust_remote
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer."""
-    return any((folder / name).is_file() for name in ("tokenizer_config.json", *_VOCABULARIES))
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
-_VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
+_TOKENIZER_FILES = (
+    *("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
 
 
 def _same_tokenizer_files(base: Path, finetuned: Path) -> bool:
     """Whether the vocabulary is the same by its file alone; `tokenizer.json` has all of it."""
-    files = [folder / "tokenizer.json" for folder in (base, finetuned)]
-    if not all(path.is_file() for path in files):
-        return False
-    if files[0].stat().st_size == files[1].stat().st_size and files[0].read_bytes() == files[1].read_bytes():
-        return True
+    one, other = (read_json(folder / "tokenizer.json") for folder in (base, finetuned))
     # truncation and padding, which training sets, stand in this file too
-    contents = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    return all(contents[0].get(key) == contents[1].get(key) for key in ("model", "added_tokens"))
+    return one is not None and other is not None and all(one[key] == other[key] for key in ("model", "added_tokens"))
 
 
 def _tied_as(model: Any, tied: bool) -> Mapping[str, str]:

@@ -64,8 +64,6 @@ def interpolate_weights(
         return interpolate_adapter(
             base, finetuned, alpha, into=into, finetuned_only=finetuned_only, extrapolate=extrapolate
         )
-    if base is None:
-        raise TypeError("`base` must be given: only for a `PeftModel` M₀ is the model without its adapter.")
     if into is None and isinstance(finetuned, nn.Module):
         into = copy.deepcopy(finetuned)
     if into is not None and dtype is not None:
@@ -101,26 +99,15 @@ def open_interpolation(
     extrapolate: bool = False,
     recalibrate: Iterable[Any] | None = None,
 ) -> LiveInterpolation | AdapterInterpolation:
-    """M_α in a live model, of whichever kind it is, for any α and as often as asked.
-
-    Args:
-        base: M₀, a model or a state dict; `None` if `model` is a `PeftModel`, whose M₀ is the model without
-            its adapter.
-        model: M_θ; its weights are overwritten until they are restored.
-        finetuned_only: see `interpolate_weights`.
-        extrapolate: allow α outside [0, 1].
-        recalibrate: batches on which to measure the statistics of batch norms; not for a `PeftModel`.
+    """M_α in a live model, of whichever kind it is, for any α and as often as asked; arguments as there.
 
     Raises:
-        TypeError: if M₀ is missing.
-        ValueError: as `interpolate_weights` does; for an adapter that cannot be scaled, which is to be merged first.
+        TypeError, ValueError: as `interpolate_weights`; for an adapter that cannot be scaled: it is to be merged first.
     """
     if is_peft_model(model):
         if recalibrate is not None:
             raise ValueError("`recalibrate` must be left out for a `PeftModel`. Merge its adapter first.")
         return AdapterInterpolation(model, base, finetuned_only=finetuned_only, extrapolate=extrapolate)
-    if base is None:
-        raise TypeError("`base` must be given: only for a `PeftModel` M₀ is the model without its adapter.")
     return LiveInterpolation(
         base, model, finetuned_only=finetuned_only, extrapolate=extrapolate, recalibrate=recalibrate
     )

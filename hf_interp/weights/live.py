@@ -21,20 +21,12 @@ class LiveInterpolation:
 
     The statistics of batch norms are measured anew at every α, but for α = 0 and 1, where they are those of the ends.
 
-    Args:
-        base: M₀, a model or a state dict; left as it is.
-        model: M_θ; its weights are overwritten.
-        finetuned_only: see `interpolate_weights`.
-        extrapolate: allow α outside [0, 1].
-        recalibrate: batches on which to measure the statistics of batch norms; the same in every process.
-
-    Raises:
-        ValueError: as `interpolate_weights` does.
+    Arguments and errors are those of `interpolate_weights`; `recalibrate` must be the same in every process.
     """
 
     def __init__(
         self,
-        base: Weights,
+        base: Weights | None,
         model: nn.Module,
         *,
         finetuned_only: Sequence[str] = (),

@@ -4,7 +4,7 @@ A decision needs no values, so that a merge of any size is checked, to its last 
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
@@ -99,15 +99,10 @@ def decide(
     finetuned_only: Sequence[str] = (),
     extrapolate: bool = False,
 ) -> list[TensorDecision]:
-    """Decide what becomes of every tensor, in the order of M_θ's.
+    """Decide what becomes of every tensor, in the order of M_θ's; of tied ones each side gives one.
 
     Args:
-        base: tensors of M₀ by name; of tied ones, one.
-        finetuned: tensors of M_θ by name; of tied ones, one.
-        alpha: see [`Alpha`]; patterns match M_θ's names.
         base_names: name in M_θ → name in M₀ (see `match_names`).
-        finetuned_only: patterns of names to take from M_θ whole, such as a head that M₀ does not really have.
-        extrapolate: allow α outside [0, 1].
 
     Raises:
         TypeError, ValueError: for an α that is none, packed quantised weights, two architectures, or shapes that
@@ -124,13 +119,20 @@ def decide(
             raise ValueError(f"`finetuned_only` has a pattern that no tensor matches: {pattern!r}.")
     for name, info in finetuned.items():
         base_name = base_names.get(name)
+        verdict: _Verdict | None = None
         if base_name is None:
-            decisions.append(TensorDecision(name=name, action="finetuned", reason="M₀ has no such tensor"))
+            verdict = "finetuned", "M₀ has no such tensor", None
+        elif any(fnmatchcase(name, pattern) for pattern in finetuned_only):
+            verdict = "finetuned", "as asked for", None
+        else:
+            verdict = _decide_one(name, info, base[base_name], vocabulary)
+        if verdict is None:
+            clashes.append(f"{name} {base[base_name or ''].shape} in M₀, {info.shape} in M_θ")
             continue
-        if any(fnmatchcase(name, pattern) for pattern in finetuned_only):
-            decisions.append(TensorDecision(name=name, action="finetuned", reason="as asked for", base_name=base_name))
-            continue
-        decisions.append(_decide_one(name, info, base_name, base[base_name], vocabulary, clashes))
+        action, reason, axis = verdict
+        decisions.append(
+            TensorDecision(name=name, action=action, reason=reason, base_name=base_name, vocabulary_axis=axis)
+        )
     if clashes:
         raise ValueError(
             "M₀ and M_θ must be of one architecture, but tensors differ in shape: " + _some(clashes, most=3) + "."
@@ -144,31 +146,18 @@ def decide(
     return _with_alphas(decisions, alpha, extrapolate)
 
 
-def match_names(
-    base: Collection[str], finetuned: Collection[str], canonical: Callable[[str], str] | None = None
-) -> dict[str, str]:
-    """Match the names of M_θ to those of M₀.
+def match_names(base: Collection[str], finetuned: Collection[str]) -> dict[str, str]:
+    """Match names: name in M_θ → name in M₀.
 
-    Args:
-        base: M₀'s names.
-        finetuned: M_θ's names.
-        canonical: a name → that name in the model class. Without it names agree up to wrappers (`module.`,
-            `_orig_mod.`), old names (`LayerNorm.gamma`, `.beta`) and one prefix of the whole model (`bert.`, `model.`).
-
-    Returns:
-        name in M_θ → name in M₀.
+    Names agree up to wrappers (`module.`, `_orig_mod.`), old names (`LayerNorm.gamma`, `.beta`) and one prefix of the
+    whole model (`bert.`, `model.`).
 
     >>> match_names(["LayerNorm.gamma"], ["module.bert.LayerNorm.weight", "module.classifier.weight"])
     {'module.bert.LayerNorm.weight': 'LayerNorm.gamma'}
     """
-    if canonical is not None:
-        mine = {canonical(name): name for name in base}
-        theirs = {name: canonical(name) for name in finetuned}
-    else:
-        mine = _plain_names(base)
-        theirs = {name: plain for plain, name in _plain_names(finetuned).items()}
-        mine = _with_prefix(mine, set(theirs.values()))
-    return {name: mine[plain] for name, plain in theirs.items() if plain in mine}
+    theirs = _plain_names(finetuned)
+    mine = _with_prefix(_plain_names(base), theirs)
+    return {name: mine[plain] for plain, name in theirs.items() if plain in mine}
 
 
 def is_float(dtype: torch.dtype) -> bool:
@@ -187,36 +176,27 @@ def unwrap_names(names: Iterable[str]) -> dict[str, str]:
     return {name: (name.removeprefix("module.") if wrapped else name).replace("_orig_mod.", "") for name in names}
 
 
-def _decide_one(
-    name: str,
-    info: TensorInfo,
-    base_name: str,
-    base: TensorInfo,
-    vocabulary: set[tuple[int, int]],
-    clashes: list[str],
-) -> TensorDecision:
-    """Decide on a tensor that both have; what cannot be decided is added to `clashes`."""
+_Verdict = tuple[Action, str, int | None]
+
+
+def _decide_one(name: str, info: TensorInfo, base: TensorInfo, vocabulary: set[tuple[int, int]]) -> _Verdict | None:
+    """Decide on a tensor that both have: the action, why, and the axis of the vocabulary; `None` if shapes clash."""
     if not is_float(info.dtype):
-        return TensorDecision(name=name, action="copied", reason=f"holds {_kind(info.dtype)}", base_name=base_name)
+        return "copied", f"holds {_kind(info.dtype)}", None
     if _POSITION_TABLES.search(name):
-        return TensorDecision(
-            name=name, action="copied", reason="a table that is computed, not learned", base_name=base_name
-        )
+        return "copied", "a table that is computed, not learned", None
     if info.shape == base.shape:
-        return TensorDecision(name=name, action="interpolated", base_name=base_name)
-    axis = _differing_axis(base.shape, info.shape)
+        return "interpolated", "", None
+    axes = [axis for axis, sizes in enumerate(zip(base.shape, info.shape, strict=False)) if sizes[0] != sizes[1]]
+    axis = axes[0] if len(axes) == 1 and len(base.shape) == len(info.shape) else None
     if axis is not None and (base.shape[axis], info.shape[axis]) in vocabulary:
         before, after = base.shape[axis], info.shape[axis]
         kept = f"{min(before, after)} rows interpolated"
         more = f"{after - before} new ones from M_θ" if after > before else f"{before - after} of M₀ dropped"
-        return TensorDecision(
-            name=name, action="interpolated", reason=f"{kept}, {more}", base_name=base_name, vocabulary_axis=axis
-        )
+        return "interpolated", f"{kept}, {more}", axis
     if _HEADS.search(name) and find_layer(name) is None:
-        reason = f"a head of another shape: {base.shape} in M₀, {info.shape} in M_θ"
-        return TensorDecision(name=name, action="finetuned", reason=reason, base_name=base_name)
-    clashes.append(f"{name} {base.shape} in M₀, {info.shape} in M_θ")
-    return TensorDecision(name=name, action="finetuned", base_name=base_name)
+        return "finetuned", f"a head of another shape: {base.shape} in M₀, {info.shape} in M_θ", None
+    return None
 
 
 _POSITION_TABLES = re.compile(r"(^|\.)(inv_freq|rotary_emb\.\w+|(cos|sin)_cached|masked_bias|sinusoid_table)$")
@@ -281,20 +261,12 @@ def _vocabulary_sizes(
     base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo], base_names: Mapping[str, str]
 ) -> set[tuple[int, int]]:
     """Pairs (rows in M₀, rows in M_θ) of the embeddings whose sizes differ."""
-    sizes = set()
-    for name, base_name in base_names.items():
-        before, after = base[base_name].shape, finetuned[name].shape
-        if EMBEDDINGS.search(name) and len(before) == len(after) == 2 and before[1] == after[1]:
-            sizes.add((before[0], after[0]))
-    return {(before, after) for before, after in sizes if before != after}
-
-
-def _differing_axis(first: tuple[int, ...], second: tuple[int, ...]) -> int | None:
-    """Return the one axis in which two shapes differ; `None` if there are more, or other numbers of axes."""
-    if len(first) != len(second):
-        return None
-    axes = [axis for axis, (one, other) in enumerate(zip(first, second, strict=True)) if one != other]
-    return axes[0] if len(axes) == 1 else None
+    pairs = [(base[own].shape, finetuned[name].shape) for name, own in base_names.items() if EMBEDDINGS.search(name)]
+    return {
+        (one[0], other[0])
+        for one, other in pairs
+        if len(one) == len(other) == 2 and one[0] != other[0] and one[1] == other[1]
+    }
 
 
 def _with_alphas(decisions: Sequence[TensorDecision], alpha: Alpha, extrapolate: bool) -> list[TensorDecision]:
@@ -302,10 +274,7 @@ def _with_alphas(decisions: Sequence[TensorDecision], alpha: Alpha, extrapolate:
     if not names:
         raise ValueError("Nothing is left to interpolate: all tensors are copied or from M_θ alone.")
     alphas = resolve_alpha(alpha, names, extrapolate=extrapolate)
-    return [
-        replace(decision, alpha=alphas[decision.name]) if decision.name in alphas else decision
-        for decision in decisions
-    ]
+    return [replace(decision, alpha=alphas.get(decision.name)) for decision in decisions]
 
 
 def _plain_names(names: Iterable[str]) -> dict[str, str]:
@@ -313,8 +282,7 @@ def _plain_names(names: Iterable[str]) -> dict[str, str]:
     plain = {}
     for name, short in unwrap_names(names).items():
         short = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", short)
-        short = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", short)
-        plain[short] = name
+        plain[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", short)] = name
     return plain
 
 

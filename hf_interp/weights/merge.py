@@ -9,9 +9,9 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -22,7 +22,6 @@ from hf_interp.weights.checkpoint_names import (
     Pairing,
     common_tokens_differ,
     empty_model,
-    find_class,
     has_tokenizer,
     is_tied,
     pair_names,
@@ -34,7 +33,6 @@ from hf_interp.weights.matching import (
     Action,
     InterpolationReport,
     TensorDecision,
-    TensorInfo,
     decide,
     is_float,
     match_names,
@@ -70,11 +68,10 @@ def interpolate_checkpoints(
     max_shard_size: int | str = MAX_SHARD_SIZE,
     trust_remote_code: bool = False,
 ) -> InterpolationReport:
-    """Write the checkpoint M_α = α·M_θ + (1 − α)·M₀.
+    """Write the checkpoint M_α = α·M_θ + (1 − α)·M₀; after an error there is no new folder.
 
-    The new folder has M_θ's configuration, tokenizer and names of tensors, and loads with `from_pretrained`. What is
-    not interpolated is as in `interpolate_weights`. An `interpolation.json` in it says what was done. After an error
-    there is no new folder.
+    It has M_θ's configuration, tokenizer and names of tensors, and loads with `from_pretrained`. What is not
+    interpolated is as in `interpolate_weights`. Its `interpolation.json` says what was done.
 
     Args:
         base_dir: M₀, a folder or a name on the Hub.
@@ -111,51 +108,31 @@ def interpolate_checkpoints(
     check_output(output, [base, *runs])
     if (base / ADAPTER_CONFIG_NAME).is_file():
         raise ValueError(f"`base_dir` must be a whole model, got the adapter {str(base_dir)!r}.")
+    options: dict[str, Any] = {"finetuned_only": finetuned_only, "extrapolate": extrapolate}
     if any((run / ADAPTER_CONFIG_NAME).is_file() for run in runs):
         if len(runs) > 1:
             raise ValueError("`finetuned_dir` must be one folder if it is an adapter's, got several.")
         if dtype is not None:
             raise ValueError("`dtype` must be left out for an adapter, whose types are kept.")
-        return interpolate_adapter_checkpoint(
-            base,
-            runs[0],
-            output,
-            alpha,
-            finetuned_only=finetuned_only,
-            extrapolate=extrapolate,
-            max_shard_size=max_shard_size,
-        )
-    request = _Request(
-        base=base,
-        runs=runs,
-        output=output,
-        alpha=alpha,
-        extrapolate=extrapolate,
-        finetuned_only=finetuned_only,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        trust_remote_code=trust_remote_code,
-        base_name=_public_name(base_dir),
-        finetuned_names=[_public_name(name) for name in names],
-    )
-    return _merge(request)
+        return interpolate_adapter_checkpoint(base, runs[0], output, alpha, max_shard_size=max_shard_size, **options)
+    public_names = [_public_name(name) for name in (base_dir, *names)]
+    return _merge(_Request(base, runs, output, alpha, options, dtype, max_shard_size, trust_remote_code, public_names))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Request:
+class _Request(NamedTuple):
     """The arguments of a merge, with folders found."""
 
     base: Path
     runs: list[Path]
     output: Path
     alpha: Alpha
-    extrapolate: bool
-    finetuned_only: Sequence[str]
+    options: dict[str, Any]
+    """`finetuned_only` and `extrapolate`."""
     dtype: torch.dtype | None
     max_shard_size: int | str
     trust_remote_code: bool
-    base_name: str
-    finetuned_names: list[str]
+    public_names: list[str]
+    """Of M₀ and the runs, as they may be told to others."""
 
 
 def _merge(request: _Request) -> InterpolationReport:
@@ -172,12 +149,14 @@ def _merge(request: _Request) -> InterpolationReport:
         infos(finetuned),
         request.alpha,
         base_names=pairing.base_names,
-        finetuned_only=request.finetuned_only,
-        extrapolate=request.extrapolate,
+        **request.options,
     )
     notes += _check_tokens(request, inputs, decisions)
     decisions = [_settle_statistics(decision, inputs) for decision in decisions]
-    results = {name: _result_info(stored.info, request.dtype) for name, stored in finetuned.items()}
+    results = {
+        name: info._replace(dtype=request.dtype) if request.dtype and info.dtype.is_floating_point else info
+        for name, info in infos(finetuned).items()
+    }
     _check_space(request, sum(num_bytes(info) for info in results.values()))
     ties = [TensorDecision(name=name, action="tied", reason=f"to {kept}") for name, kept in pairing.ties.items()]
     with new_folder(request.output) as folder:
@@ -195,9 +174,7 @@ def _merge(request: _Request) -> InterpolationReport:
 
 
 def _pair(request: _Request, base: Mapping[str, Stored], finetuned: Mapping[str, Stored], notes: list[str]) -> Pairing:
-    """Match names; where they are equal and nothing is stored twice, without building the model."""
-    if base.keys() == finetuned.keys() and not _has_doubles(finetuned):
-        return Pairing({name: name for name in finetuned}, {}, [])
+    """Match names, through M_θ's class where it can be built."""
     try:
         model = empty_model(request.runs[0], trust_remote_code=request.trust_remote_code)
     except ValueError as error:
@@ -209,22 +186,10 @@ def _pair(request: _Request, base: Mapping[str, Stored], finetuned: Mapping[str,
         model,
         base,
         finetuned,
-        base_is_tied=is_tied(request.base, default=bool(model.config.tie_word_embeddings)),
+        base_is_tied=is_tied(request.base, default=bool(getattr(model.config, "tie_word_embeddings", False))),
         same_in_base=lambda first, second: are_equal(base[first], base[second]),
         same_in_finetuned=lambda first, second: are_equal(finetuned[first], finetuned[second]),
     )
-
-
-def _has_doubles(tensors: Mapping[str, Stored]) -> bool:
-    """Whether embeddings are stored twice, so that they may be tied."""
-    if _shared_storage(tensors):
-        return True
-    shapes = {stored.info.shape for name, stored in tensors.items() if EMBEDDINGS.search(name)}
-    for shape in shapes:
-        first, *others = (stored for stored in tensors.values() if stored.info.shape == shape)
-        if any(are_equal(first, other) for other in others):
-            return True
-    return False
 
 
 def _shared_storage(tensors: Mapping[str, Stored]) -> dict[str, str]:
@@ -245,7 +210,7 @@ def _align(
     """Return the further runs of a soup by the first's names; they must have the same tensors."""
     aligned = []
     for folder, run in zip(request.runs[1:], runs[1:], strict=True):
-        pairing = _pair(replace(request, base=folder), run, runs[0], notes)
+        pairing = _pair(request._replace(base=folder), run, runs[0], notes)
         found = {name: run[other] for name, other in pairing.base_names.items() if name in finetuned}
         for name, stored in finetuned.items():
             shape = found[name].info.shape if name in found else None
@@ -260,30 +225,25 @@ def _align(
 
 def _check_tokens(request: _Request, inputs: Inputs, decisions: Iterable[TensorDecision]) -> list[str]:
     """Refuse rows that belong to different tokens; notes if that cannot be told."""
-    tables = [
-        decision
+    tables = {
+        decision.name: decision.base_name
         for decision in decisions
-        if decision.action == "interpolated" and EMBEDDINGS.search(decision.name) and decision.base_name is not None
-    ]
+        if decision.action == "interpolated" and decision.base_name is not None and EMBEDDINGS.search(decision.name)
+    }
     if not tables:
         return []
-    folders = [request.base, *request.runs]
-    missing = [
-        name
-        for name, folder in zip(["M₀", *["M_θ"] * len(request.runs)], folders, strict=True)
-        if not has_tokenizer(folder)
-    ]
-    if missing:
-        return [f"tokens were not compared: {missing[0]} has no tokenizer"]
-    size = min(inputs.base[table.base_name or ""].info.shape[0] for table in tables)
-    size = min(size, *(inputs.runs[0][table.name].info.shape[0] for table in tables))
+    for folder in (request.base, *request.runs):
+        if not has_tokenizer(folder):
+            return [f"tokens were not compared: {'M₀' if folder == request.base else 'M_θ'} has no tokenizer"]
+    stored = [inputs.runs[0][name] for name in tables] + [inputs.base[name] for name in tables.values()]
+    size = min(one.info.shape[0] for one in stored)
     for run in request.runs:
         difference = common_tokens_differ(request.base, run, size, trust_remote_code=request.trust_remote_code)
         if difference is not None:
             raise ValueError(
                 f"M₀ and M_θ must have the same token behind every common id, but {difference}. Train with M₀'s "
                 f"tokenizer, to which tokens may be added, or take the table from M_θ whole "
-                f"(`finetuned_only=[{tables[0].name!r}]`)."
+                f"(`finetuned_only=[{next(iter(tables))!r}]`)."
             )
     return []
 
@@ -326,8 +286,8 @@ def _finish(request: _Request, folder: Path, report: InterpolationReport) -> Non
         folder,
         report,
         request.alpha,
-        base=request.base_name,
-        finetuned=request.finetuned_names,
+        base=request.public_names[0],
+        finetuned=request.public_names[1:],
         dtype=None if request.dtype is None else str(request.dtype).removeprefix("torch."),
         counts={action: len(report.names(action)) for action in get_args(Action)},
     )
@@ -347,11 +307,8 @@ def _merge_in_memory(
         "M₀ and M_θ are stored in different layouts (such as fused and single experts), so both are loaded, which "
         f"takes {sum(sizes) / 1e9:.1f} GB of memory. Load and save one with the transformers that saved the other."
     )
-    from transformers import AutoConfig
-
     _check_space(request, sizes[1])
-    config = AutoConfig.from_pretrained(request.runs[0], trust_remote_code=request.trust_remote_code)
-    model_class = find_class(request.runs[0], config, trust_remote_code=request.trust_remote_code)
+    model_class = type(empty_model(request.runs[0], trust_remote_code=request.trust_remote_code))
     options = {"dtype": "auto", "local_files_only": True, "trust_remote_code": request.trust_remote_code}
     model = model_class.from_pretrained(request.runs[0], **options)
     source, loaded = model_class.from_pretrained(request.base, output_loading_info=True, **options)
@@ -362,9 +319,8 @@ def _merge_in_memory(
         model.state_dict(),
         request.alpha,
         into=model,
-        finetuned_only=request.finetuned_only,
-        extrapolate=request.extrapolate,
         dtype=request.dtype,
+        **request.options,
     ).report
     report.notes.append("interpolated in memory, because the checkpoints hold different tensors; names are the model's")
     with new_folder(request.output) as folder:
@@ -385,7 +341,3 @@ def _num_parameters(folder: Path, tensors: Mapping[str, Stored]) -> int:
 def _public_name(name: Name) -> str:
     """Return a name on the Hub, or that of a folder without the way to it."""
     return Path(name).resolve().name if Path(name).is_dir() else str(name)
-
-
-def _result_info(info: TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
-    return info if dtype is None or not info.dtype.is_floating_point else TensorInfo(info.shape, dtype)

@@ -32,26 +32,17 @@ def interpolate_adapter_checkpoint(
 ) -> InterpolationReport:
     """Write M_α of an adapter: an adapter that `PeftModel.from_pretrained` loads on the same base model.
 
-    Adapters that cannot be scaled are merged, and the whole model is written. An `interpolation.json` says what was
-    done. After an error there is no new folder.
+    Adapters that cannot be scaled are merged, and the whole model is written. Other arguments are those of
+    `interpolate_checkpoints`; patterns match the names of the base model's parameters.
 
     Args:
         base: M₀, a folder or a name on the Hub; by default what the adapter says.
         adapter_dir: the adapter, a folder or a name on the Hub.
-        output_dir: a new or empty folder.
-        alpha: see [`Alpha`]; patterns match the names of the base model's parameters.
         merge: write the merged model instead of an adapter.
-        finetuned_only: patterns of names to take from M_θ whole; what the checkpoint of M₀ lacks always is.
-        extrapolate: allow α outside [0, 1].
-        max_shard_size: of a file of a merged model, in bytes or as "5GB".
-
-    Returns:
-        What was interpolated, and what was not and why.
 
     Raises:
-        TypeError: if α is no number.
-        ValueError: for an α out of range, folders that are not what they must be, an adapter that does not say what
-            model it is for, or one that can be neither scaled nor merged.
+        TypeError, ValueError: as `interpolate_checkpoints`; for an adapter that does not say what model it is for, or
+            can be neither scaled nor merged.
     """
     if not isinstance(alpha, (Mapping, AlphaByDepth)):
         check_alpha(alpha, extrapolate=extrapolate)
@@ -68,9 +59,9 @@ def interpolate_adapter_checkpoint(
         replace(decision, reason="M₀ has no such tensor", base_name=None) if decision.name in new else decision
         for decision in report.decisions
     ]
-    whole = model if kind.is_scalable else result
-    if kind.is_scalable and merge:
-        whole = merge_adapter(model, kind)
+    whole = result
+    if kind.is_scalable:
+        whole = merge_adapter(model, kind) if merge else model
     with new_folder(output) as folder:
         if whole is not model:
             copy_small_files(origin, folder)
@@ -95,11 +86,7 @@ class OpenedAdapter(NamedTuple):
 
 
 def find_base(base: str | os.PathLike[str] | None, source: Path) -> Path:
-    """Return the folder of the model that an adapter is for.
-
-    Args:
-        base: M₀, a folder or a name on the Hub; by default what the adapter says.
-        source: the folder of the adapter.
+    """Return the folder of the model that an adapter is for: `base`, or what the adapter in `source` says.
 
     Raises:
         ValueError: if the adapter changes no weights or does not say what it is for, or M₀ cannot be found.
@@ -115,11 +102,7 @@ def find_base(base: str | os.PathLike[str] | None, source: Path) -> Path:
 
 
 def open_adapter(origin: Path, source: Path) -> OpenedAdapter:
-    """Load an adapter in the model that it is for, to be interpolated.
-
-    Args:
-        origin: the folder of M₀.
-        source: the folder of the adapter.
+    """Load the adapter in `source` in the model in `origin`, to be interpolated.
 
     Raises:
         ValueError: if the adapter does not say what class of model it is for.
@@ -137,11 +120,7 @@ def open_adapter(origin: Path, source: Path) -> OpenedAdapter:
 
 
 def _load_base(config: Any, origin: Path, source: Path, *, resize: bool = False) -> tuple[Any, set[str]]:
-    """Return the model that an adapter is for, from local files, and names of what its checkpoint lacks.
-
-    Args:
-        resize: give it a row for every token of the adapter's tokenizer.
-    """
+    """Return the model that an adapter is for, from local files, and names of what its checkpoint lacks."""
     import transformers
 
     if config.task_type is not None:

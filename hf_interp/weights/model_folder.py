@@ -31,13 +31,8 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def find_folder(name: str | os.PathLike[str], argument: str, *, revision: str | None = None) -> Path:
     """Find the folder of a model; a name on the Hub is downloaded, or taken from the cache.
 
-    Args:
-        name: a folder, or the name of a model on the Hub.
-        argument: what the caller calls it, for messages.
-        revision: branch, tag or commit on the Hub.
-
     Raises:
-        ValueError: if it is neither.
+        ValueError: if `name` is neither; it is called `argument` there.
     """
     path = Path(name)
     if path.is_dir():
@@ -71,15 +66,7 @@ def num_small_bytes(folder: Path) -> int:
 
 
 def check_output(output: Path, inputs: list[Path]) -> None:
-    """Refuse an output folder that is taken, or lies in an input.
-
-    Args:
-        output: resolved.
-        inputs: resolved folders.
-
-    Raises:
-        ValueError: if it is a file, holds anything, or is, is in or holds an input.
-    """
+    """Raise `ValueError` for a resolved output folder that is a file, holds anything, or is or lies in an input."""
     for folder in inputs:
         if output == folder or folder in output.parents:
             raise ValueError(f"`output_dir` must be neither an input nor inside one, got {str(output)!r}.")
@@ -133,10 +120,7 @@ def open_base(
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of M₀'s checkpoint by the names that M_θ has for them, mapped into memory and not loaded.
 
-    Args:
-        name: a folder, or a name on the Hub.
-        model: M_θ, a model of transformers, with or without an adapter.
-        revision: branch, tag or commit of a model on the Hub.
+    M_θ is a model of transformers, with or without an adapter.
 
     Raises:
         TypeError: for a model that is not of transformers.
@@ -158,10 +142,10 @@ def open_base(
             f"`base_model` {str(name)!r} has another layout than the model in memory ({converted[0]!r}). Load it with "
             "`from_pretrained` and give the model."
         )
-    tensors = {}
     files: dict[Any, Any] = {
         one.path: safe_open(one.path, framework="pt") for one in stored.values() if one.tensor is None
     }
-    for name, one in stored.items():
-        tensors[places[name].name] = one.tensor if one.tensor is not None else files[one.path].get_tensor(name)
-    return tensors
+    return {
+        places[name].name: files[one.path].get_tensor(name) if one.tensor is None else one.tensor
+        for name, one in stored.items()
+    }

@@ -11,15 +11,14 @@ import os
 import pickle
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
-from io import FileIO
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
 
 from hf_interp.utils.files import read_json
 from hf_interp.weights.matching import TensorInfo
@@ -43,7 +42,6 @@ DTYPES = {
 }
 """Types by their names in safetensors, in the order in which it puts them into a file, so that each is aligned."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-LONGEST_HEADER = 100_000_000
 NUM_THREADS = 4
 
 Job = TypeVar("Job")
@@ -77,7 +75,7 @@ def find_tensors(folder: Path, argument: str) -> dict[str, Stored]:
     Raises:
         ValueError: if there are no weights, a shard is missing, or a file is not whole.
     """
-    files = _weight_files(folder, argument)
+    files, named = _weight_files(folder, argument)
     tensors: dict[str, Stored] = {}
     for path in files:
         if not path.is_file():
@@ -86,7 +84,7 @@ def find_tensors(folder: Path, argument: str) -> dict[str, Stored]:
                 f"{str(folder)!r}. Download or save it again."
             )
         tensors.update(_read_header(path) if path.suffix == ".safetensors" else _map_torch_file(path))
-    for name, file_name in _named_by_index(folder, files).items():
+    for name, file_name in named.items():
         if name not in tensors:
             raise ValueError(
                 f"`{argument}` must hold a whole checkpoint, but {name!r} is not in {file_name!r}, where its index has "
@@ -107,72 +105,29 @@ def num_bytes(info: TensorInfo) -> int:
     return math.prod(info.shape) * info.dtype.itemsize
 
 
-class _OpenFile:
-    """One open file at a time: a model has hundreds of shards, and a process a limit of open files."""
-
-    _mode = "rb"
-
-    def __init__(self) -> None:
-        self._file: FileIO | None = None
-        self._path: Path | None = None
-
-    def _open(self, path: Path) -> FileIO:
-        if self._file is None or path != self._path:
-            self.close()
-            self._file, self._path = FileIO(path, self._mode), path
-        return self._file
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-class Reader(_OpenFile):
-    """Reads pieces of tensors into one buffer; the next piece overwrites the last. One thread, one reader."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._buffer = torch.empty(0, dtype=torch.uint8)
-
-    def read(self, stored: Stored, begin: int = 0, end: int | None = None) -> torch.Tensor:
-        """Elements `begin` to `end` of a tensor, flat."""
-        end = stored.numel if end is None else end
-        if stored.tensor is not None:
-            return stored.tensor.view(-1)[begin:end]
-        size = stored.info.dtype.itemsize
-        length = (end - begin) * size
-        if self._buffer.numel() < length:
-            self._buffer = torch.empty(length, dtype=torch.uint8)
-        piece = self._buffer[:length]
-        file = self._open(stored.path)
+def read_piece(stored: Stored, begin: int = 0, end: int | None = None) -> torch.Tensor:
+    """Return elements `begin` to `end` of a tensor, flat."""
+    end = stored.numel if end is None else end
+    if stored.tensor is not None:
+        return stored.tensor.view(-1)[begin:end]
+    size = stored.info.dtype.itemsize
+    piece = torch.empty((end - begin) * size, dtype=torch.uint8)
+    with stored.path.open("rb") as file:
         file.seek(stored.begin + begin * size)
-        view = piece.numpy().data
-        while view:
-            count = file.readinto(view)
-            if not count:
-                raise ValueError(f"{stored.path.name!r} became shorter while it was read.")
-            view = view[count:]
-        return piece.view(stored.info.dtype)
+        if file.readinto(piece.numpy().data) < len(piece):
+            raise ValueError(f"{stored.path.name!r} became shorter while it was read.")
+    return piece.view(stored.info.dtype)
 
 
-class Writer(_OpenFile):
-    """Writes pieces of tensors where `create_shards` has made room. One thread, one writer."""
-
-    _mode = "r+"
-
-    def write(self, stored: Stored, begin: int, piece: torch.Tensor) -> None:
-        """Write a piece, flat and in its final type, from element `begin` on."""
-        assert piece.dtype == stored.info.dtype
-        file = self._open(stored.path)
-        view = piece.contiguous().view(torch.uint8).numpy().data
-        try:
+def write_piece(stored: Stored, begin: int, piece: torch.Tensor) -> None:
+    """Write a piece, flat and in its final type, where `create_shards` has made room, from element `begin` on."""
+    assert piece.dtype == stored.info.dtype
+    try:
+        with stored.path.open("r+b") as file:
             file.seek(stored.begin + begin * stored.info.dtype.itemsize)
-            while view:
-                view = view[file.write(view) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(stored.path)) from error
+            file.write(piece.contiguous().view(torch.uint8).numpy().data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(stored.path)) from error
 
 
 def create_shards(
@@ -200,27 +155,23 @@ def create_shards(
     return places
 
 
-def run_in_threads(jobs: Iterable[Job], start: Callable[[], AbstractContextManager[Callable[[Job], None]]]) -> None:
+def run_in_threads(jobs: Iterable[Job], do: Callable[[Job], None]) -> None:
     """Do jobs, each by the next thread that is free; the first error stops all and is raised.
 
     Meanwhile torch divides no operation of its own among threads: these would wait for one another.
-
-    Args:
-        jobs: what is to be done.
-        start: gives a thread what does a job.
     """
-    remaining: Iterator[Job] = iter(jobs)
-    lock, stopped = threading.Lock(), threading.Event()
+    remaining, lock, stopped = iter(jobs), threading.Lock(), threading.Event()
 
     def work() -> None:
-        with start() as do:
+        try:
             while not stopped.is_set():
                 with lock:
-                    try:
-                        job = next(remaining)
-                    except StopIteration:
-                        return
+                    job = next(remaining, None)
+                if job is None:
+                    return
                 do(job)
+        finally:
+            stopped.set()
 
     num_threads = min(NUM_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else NUM_THREADS)
     before = torch.get_num_threads()
@@ -229,21 +180,22 @@ def run_in_threads(jobs: Iterable[Job], start: Callable[[], AbstractContextManag
         with ThreadPoolExecutor(num_threads) as pool:
             futures = [pool.submit(work) for _ in range(num_threads)]
             try:
-                wait(futures, return_when=FIRST_EXCEPTION)
+                for future in futures:
+                    future.result()
             finally:
                 stopped.set()
     finally:
         torch.set_num_threads(before)
-    for future in futures:
-        future.result()
 
 
-def _weight_files(folder: Path, argument: str) -> list[Path]:
+def _weight_files(folder: Path, argument: str) -> tuple[list[Path], dict[str, str]]:
+    """Return the files of weights, and what their index, if they have one, says is in which."""
     for name, index_name in ((SAFE_NAME, SAFE_INDEX_NAME), (TORCH_NAME, TORCH_INDEX_NAME)):
         if (folder / name).is_file():
-            return [folder / name]
+            return [folder / name], {}
         if (folder / index_name).is_file():
-            return [folder / file_name for file_name in sorted(set(_weight_map(folder / index_name).values()))]
+            named = _weight_map(folder / index_name)
+            return [folder / file_name for file_name in sorted(set(named.values()))], named
     raise ValueError(
         f"`{argument}` must hold weights ({SAFE_NAME}, {TORCH_NAME} or shards of one with their index), got none in "
         f"{str(folder)!r}.{_other_weights(folder)}"
@@ -274,60 +226,34 @@ def _weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _named_by_index(folder: Path, files: list[Path]) -> dict[str, str]:
-    if files[0].name in (SAFE_NAME, TORCH_NAME):
-        return {}
-    return _weight_map(folder / (SAFE_INDEX_NAME if files[0].suffix == ".safetensors" else TORCH_INDEX_NAME))
-
-
 def _read_header(path: Path) -> dict[str, Stored]:
-    """Return the tensors of a safetensors file."""
-    size = path.stat().st_size
+    """Return the tensors of a safetensors file, once the library has found it whole."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name!r} is not a whole safetensors file: {error}. Download or save it again."
+        ) from error
     with path.open("rb") as file:
-        begin = file.read(8)
-        length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else size
-        if length > min(size - 8, LONGEST_HEADER):
-            raise _not_whole(path, "its header is cut short")
-        try:
-            header = json.loads(file.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            found = [(name, _parse(path, 8 + length, entry)) for name, entry in entries.items()]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, _UnknownTypeError):
-                raise
-            raise _not_whole(path, "its header cannot be read") from error
-    end = 8 + length
-    for name, stored in sorted(found, key=lambda item: (item[1].begin, num_bytes(item[1].info))):
-        if stored.begin != end:
-            raise _not_whole(path, f"{name!r} is not where it should be")
-        end += num_bytes(stored.info)
-    if end != size:
-        raise _not_whole(path, f"it should have {end:,} bytes and has {size:,}")
-    return dict(found)
+        length = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    _check_types(path, {entry["dtype"] for entry in header.values()} - DTYPES.keys())
+    return {
+        name: Stored(
+            TensorInfo(tuple(entry["shape"]), DTYPES[entry["dtype"]]), path, 8 + length + entry["data_offsets"][0]
+        )
+        for name, entry in header.items()
+    }
 
 
-class _UnknownTypeError(ValueError):
-    """A type of tensors that is not among `DTYPES`."""
-
-
-def _parse(path: Path, first: int, entry: Mapping[str, Any]) -> Stored:
-    if entry["dtype"] not in DTYPES:
-        raise _unknown_type(path, entry["dtype"])
-    info = TensorInfo(tuple(int(size) for size in entry["shape"]), DTYPES[entry["dtype"]])
-    begin, end = entry["data_offsets"]
-    if min(info.shape, default=0) < 0 or end - begin != num_bytes(info):
-        raise ValueError("sizes that do not fit")
-    return Stored(info, path, first + begin)
-
-
-def _unknown_type(path: Path, dtype: str) -> _UnknownTypeError:
-    return _UnknownTypeError(
-        f"{path.name!r} must have plain tensors, but has some of type {dtype}. Dequantise the model first."
-    )
-
-
-def _not_whole(path: Path, fault: str) -> ValueError:
-    return ValueError(f"{path.name!r} is not a whole safetensors file: {fault}. Download or save it again.")
+def _check_types(path: Path, unknown: set[Any]) -> None:
+    if unknown:
+        raise ValueError(
+            f"{path.name!r} must have plain tensors, but has some of type {min(map(str, unknown))}. Dequantise the "
+            "model first."
+        )
 
 
 def _map_torch_file(path: Path) -> dict[str, Stored]:
@@ -346,9 +272,7 @@ def _map_torch_file(path: Path) -> dict[str, Stored]:
         ) from error
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path.name!r} must hold tensors by name, and does not. Save the model's `state_dict()`.")
-    for tensor in tensors.values():
-        if tensor.dtype not in NAMES:
-            raise _unknown_type(path, str(tensor.dtype))
+    _check_types(path, {tensor.dtype for tensor in tensors.values()} - NAMES.keys())
     return {
         name: Stored(TensorInfo(tuple(tensor.shape), tensor.dtype), path, 0, tensor.detach().contiguous())
         for name, tensor in tensors.items()

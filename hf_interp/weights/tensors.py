@@ -49,12 +49,15 @@ class Tensors(NamedTuple):
         ]
 
 
-def named_tensors(weights: Weights) -> Tensors:
+def named_tensors(weights: Weights | None) -> Tensors:
     """Parameters and persistent buffers, detached, each storage once.
 
     Raises:
+        TypeError: if there are none.
         ValueError: for weights that are packed inside a tensor of their own kind, as torchao's and bitsandbytes' are.
     """
+    if weights is None:
+        raise TypeError("`base` must be given: only for a `PeftModel` M₀ is the model without its adapter.")
     named = weights.state_dict() if isinstance(weights, nn.Module) else weights
     unique: dict[str, torch.Tensor] = {}
     first: dict[str, str] = {}
@@ -85,8 +88,7 @@ def decide_tensors(
 ) -> list[TensorDecision]:
     """Run `decide` for tensors in memory, whose values can be looked at.
 
-    Args:
-        keeps_statistics: copy the statistics of batch norms, because they will be measured anew.
+    With `keeps_statistics`, those of batch norms are copied, because they will be measured anew.
 
     Raises:
         ValueError: as `decide` does; for M_θ tied where M₀ is not, NaN, and statistics of batch norms that differ.
@@ -131,14 +133,7 @@ def write_tensors(
     finetuned: Mapping[str, torch.Tensor],
     places: Mapping[str, torch.Tensor],
 ) -> None:
-    """Write M_α where it belongs, tensor by tensor.
-
-    Args:
-        decisions: what becomes of each tensor.
-        base: tensors of M₀, on any device.
-        finetuned: tensors of M_θ.
-        places: tensors of M_α, by M_θ's names; they may be M₀'s or M_θ's own.
-    """
+    """Write M_α into `places`, by M_θ's names; they may be M₀'s or M_θ's own tensors, on any device."""
     with torch.no_grad():
         for decision in decisions:
             if decision.action == "interpolated":

@@ -210,21 +210,18 @@ def compare(ours: Path, other: Path, inputs: tuple[Path, Path]) -> str:
     """How two results differ, in words; the unit is the distance of neighbouring bfloat16 numbers."""
     import torch
 
-    from hf_interp.weights.tensor_files import Reader, find_tensors
+    from hf_interp.weights.tensor_files import find_tensors, read_piece
 
     found = [find_tensors(folder, "folder") for folder in (ours, other, *inputs)]
     if found[0].keys() != found[1].keys():
         return "other tensors"
     num_equal, total, most = 0, 0, 0.0
-    readers = [Reader() for _ in found]
     for name in found[0]:
-        one, two, base, tuned = (reader.read(part[name]).float() for reader, part in zip(readers, found, strict=True))
+        one, two, base, tuned = (read_piece(part[name]).float() for part in found)
         num_equal += int((one == two).sum())
         total += one.numel()
         scale = torch.maximum(base.abs(), tuned.abs()).clamp_min(1e-30) * 2**-8
         most = max(most, float(((one - two).abs() / scale).max()))
-    for reader in readers:
-        reader.close()
     if num_equal == total:
         return "bit for bit ours"
     return f"{num_equal / total:.2%} equal, at most {most:.1f} units of the larger input off"

@@ -54,11 +54,6 @@ def test_names_are_matched(base: list[str], finetuned: list[str], expected: dict
     assert match_names(base, finetuned) == expected
 
 
-def test_a_model_class_may_tell_the_names() -> None:
-    found = match_names(["old.w", "gone.w"], ["new.w", "own.w"], canonical=lambda name: name.replace("old", "new"))
-    assert found == {"new.w": "old.w"}
-
-
 # Decisions.
 
 
