@@ -12,7 +12,7 @@ from hf_interp.losses.anchor import Anchor
 from hf_interp.losses.per_example import per_example_loss
 from hf_interp.losses.ref_model import shifts_labels
 from hf_interp.mixture.collators import OBJECTIVES_KEY
-from hf_interp.training.integrations import TrainerTraits, capture_outputs
+from hf_interp.training.integrations import TrainerTraits
 from hf_interp.training.loss_scale import LossScale
 from hf_interp.training.mixture_run import MixtureRun
 from hf_interp.training.objectives import ObjectiveHeads
@@ -26,27 +26,15 @@ class BatchLoss:
     """The loss that a trainer over a mixture, or with an anchor, computes in place of that of `Trainer`.
 
     On the way, what each corpus and each objective contributes is noted.
-
-    Args:
-        trainer: it has been constructed, and gives the settings.
-        heads: the heads beside the model's own.
-        traits: of the trainer.
-        anchor: what ties the model to M₀, if something does.
-
-    Attributes:
-        run (`MixtureRun` or `None`): the mixture, if there is one.
-        corpus (`torch.Tensor` or `None`): the corpus of every example of the micro-batch that comes next.
-        evaluated (`str` or `None`): the objective that is evaluated at the moment.
-        shifts_labels (`bool`): whether position i of the model predicts label i + 1.
     """
 
     def __init__(self, trainer: Trainer, heads: ObjectiveHeads, traits: TrainerTraits, anchor: Anchor | None) -> None:
         self.trainer, self.heads, self.traits, self.anchor = trainer, heads, traits, anchor
         self.scale = LossScale(trainer.loss_is_scaled_for_ga, False if traits.divides_by_items else None)
         self.run: MixtureRun | None = None
-        self.corpus: torch.Tensor | None = None
-        self.evaluated: str | None = None
-        self.shifts_labels = shifts_labels(trainer)
+        self.corpus: torch.Tensor | None = None  # that of every example of the micro-batch that comes next
+        self.evaluated: str | None = None  # the objective that is evaluated at the moment
+        self.shifts_labels = shifts_labels(trainer)  # whether position i of the model predicts label i + 1
         self._counts: torch.Tensor | None = None  # labels and examples by objective in the global batch
 
     def is_needed(self, model: nn.Module) -> bool:
@@ -56,13 +44,9 @@ class BatchLoss:
     def compute(
         self, compute_loss: Callable[..., Any], model: nn.Module, inputs: dict[str, Any], num_items: Items
     ) -> tuple[torch.Tensor, Any]:
-        """Compute the loss of a micro-batch; return the model's outputs with it.
+        """Compute the loss of a micro-batch, and return the model's outputs with it.
 
-        Args:
-            compute_loss: that of `Trainer`.
-            model: as `Trainer` has wrapped it.
-            inputs: what the model gets.
-            num_items: labels in the global batch.
+        `compute_loss` is that of `Trainer`, `num_items` the labels in the global batch.
         """
         corpus, self.corpus = self.corpus, None
         if corpus is not None and OBJECTIVES_KEY in inputs:
@@ -86,16 +70,20 @@ class BatchLoss:
         # beside the anchor's own loss too, which is weighed against it
         settles_scale = self.run is not None or (self.anchor is not None and self.anchor.is_tied)
         if settles_scale:
-            num_items = self._settle_scale(labels, num_items)
+            has_function = self.trainer.compute_loss_func is not None
+            num_items = self.scale.settle(labels, num_items, has_loss_function=has_function)
+            self.trainer.loss_is_scaled_for_ga = self.scale.is_scaled
         is_general = None if corpus is None or self.run is None else self.run.is_general(corpus)
-        ref_logits = self._ref_logits(inputs, is_general) if model.training else None
+        ref_logits, step = None, self.trainer.state.global_step
+        if self.anchor is not None and model.training:
+            autocast = self.trainer.accelerator.autocast()
+            ref_logits = self.anchor.predict(self.trainer.model, inputs, is_general, step, autocast)
         loss, outputs = self._of_trainer(compute_loss, model, inputs, num_items)
         if settles_scale and not self._divides_itself:
             loss = self.scale.share_of_batch(loss, outputs, labels, num_items, factor=self._factor)
         if corpus is not None and self.run is not None and labels is not None:
             self.run.note_losses(corpus, per_example_loss(outputs, labels, shift_labels=self.shifts_labels))
-        if ref_logits is not None:
-            assert self.anchor is not None
+        if self.anchor is not None and ref_logits is not None:
             targets = labels if shifted is None else shifted
             assert targets is not None
             loss = self.anchor.tie(
@@ -106,15 +94,9 @@ class BatchLoss:
                 shift_labels=self.shifts_labels and shifted is None,
                 is_general=is_general,
                 num_items=None if num_items is None else num_items / self._factor,
-                step=self.trainer.state.global_step,
+                step=step,
             )
         return loss, outputs
-
-    def _settle_scale(self, labels: torch.Tensor | None, num_items: Items) -> Items:
-        has_function = self.trainer.compute_loss_func is not None
-        num_items = self.scale.settle(labels, num_items, has_loss_function=has_function)
-        self.trainer.loss_is_scaled_for_ga = self.scale.is_scaled
-        return num_items
 
     @property
     def _divides_itself(self) -> bool:
@@ -129,16 +111,12 @@ class BatchLoss:
         if not self.traits.hides_logits:
             loss, outputs = compute_loss(model, inputs, True, num_items)
             return loss, outputs
-        with capture_outputs(model) as captured:
-            loss = compute_loss(model, inputs, False, num_items)
-        return loss, captured[-1] if captured else None
-
-    def _ref_logits(self, inputs: Mapping[str, Any], is_general: torch.Tensor | None) -> torch.Tensor | None:
-        trainer = self.trainer
-        if self.anchor is None:
-            return None
-        step, autocast = trainer.state.global_step, trainer.accelerator.autocast()
-        return self.anchor.predict(trainer.model, inputs, is_general, step, autocast)
+        seen: list[Any] = []
+        hook = model.register_forward_hook(lambda _module, _args, outputs: seen.append(outputs))
+        try:
+            return compute_loss(model, inputs, False, num_items), seen[-1] if seen else None
+        finally:
+            hook.remove()
 
     @property
     def _factor(self) -> int:
@@ -179,11 +157,7 @@ class BatchLoss:
 
     @contextmanager
     def evaluating(self, name: str) -> Iterator[None]:
-        """Let the trainer evaluate for a while what the evaluation set of this name is there for.
-
-        Args:
-            name: an evaluation set; of those without an objective of their own nothing changes.
-        """
+        """Let the trainer evaluate for a while what the evaluation set of this name is there for."""
         chosen = self.heads.eval_objectives.get(name)
         if chosen is None:
             yield

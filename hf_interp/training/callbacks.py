@@ -19,14 +19,11 @@ Kind = TypeVar("Kind", bound=TrainerCallback)
 class AlphaCallback(TrainerCallback, ExportableState):
     """Keeps `alpha` at the α of the step in progress, and logs it with the realised shares and passes.
 
-    It reads the plan from the training loader, so it needs no arguments and works in any `Trainer` whose training
-    dataset has a `plan`. α is not read by the data from here: data and callback compute the same function of the step,
-    hence no prefetching can bring them apart.
+    It reads the plan from the training loader, so it works in any `Trainer` whose training dataset has a `plan`. Data
+    and callback compute the same function of the step, so no prefetching can bring them apart.
 
     Attributes:
         alpha (`float` or `None`): α of the step in progress or just ended; `None` before training.
-        plan (`MixturePlan` or `None`): the plan of the run.
-        mixture (`dict`): what the trainer wants kept in the checkpoint beside the plan.
 
     Raises:
         ValueError: when training begins, if the training dataset has no plan; on resume, if the checkpoint was written
@@ -36,7 +33,7 @@ class AlphaCallback(TrainerCallback, ExportableState):
     def __init__(self) -> None:
         self.alpha: float | None = None
         self.plan: MixturePlan | None = None
-        self.mixture: dict[str, Any] = {}
+        self.mixture: dict[str, Any] = {}  # what the trainer wants kept in the checkpoint beside the plan
         self.last_logged_step = 0
 
     def state(self) -> dict[str, Any]:
@@ -101,17 +98,15 @@ class AlphaCallback(TrainerCallback, ExportableState):
         """
         if self.plan is None or global_step <= self.last_logged_step:
             return {}
+        names = [corpus.name for corpus in self.plan.corpora]
         before, after = self.plan.drawn_before([self.last_logged_step, global_step])
-        drawn = (after - before).tolist()
-        # not their sum, which lacks corpora that a change of plan has removed since the last log
+        # not the sum of what was drawn, which lacks corpora that a change of plan has removed since the last log
         total = sum(self.plan.sides_before(global_step).values())
         total -= sum(self.plan.sides_before(self.last_logged_step).values())
         found = {"alpha": self.plan.alpha(global_step - 1)}
-        for corpus, count in zip(self.plan.corpora, drawn, strict=True):
-            found[f"share_{corpus.name}"] = count / total
-        for corpus, passes in zip(self.plan.corpora, self.plan.passes(global_step), strict=True):
-            if passes is not None:
-                found[f"passes_{corpus.name}"] = round(passes, 6)
+        found |= {f"share_{name}": count / total for name, count in zip(names, (after - before).tolist(), strict=True)}
+        passes = zip(names, self.plan.passes(global_step), strict=True)
+        found |= {f"passes_{name}": round(times, 6) for name, times in passes if times is not None}
         self.last_logged_step = global_step
         return found
 
@@ -139,11 +134,7 @@ class AlphaCallback(TrainerCallback, ExportableState):
 
 
 class ControllerCallback(TrainerCallback):
-    """Lets a run decide on α after every optimizer step, and hands it the metrics of evaluations.
-
-    Args:
-        run: the mixture of the trainer.
-    """
+    """Lets a run decide on α after every optimizer step, and hands it the metrics of evaluations."""
 
     def __init__(self, run: MixtureRun) -> None:
         self.run = run

@@ -37,18 +37,11 @@ class Found(NamedTuple):
     """The last whole checkpoint of a run."""
 
     path: Path | None
-    """`None` if there is none."""
-    skipped: list[str]
-    """Later ones that are not whole, each with the reason."""
+    skipped: list[str]  # later ones that are not whole, each with the reason
 
 
 def find_checkpoint(output_dir: str | Path, *, weights_only: bool = False) -> Found:
-    """Return the last whole checkpoint in `output_dir`.
-
-    Args:
-        output_dir: the folder of a run.
-        weights_only: do not ask for the optimizer's state (`save_only_model`).
-    """
+    """Return the last whole checkpoint in `output_dir`; `weights_only` asks for no state of the optimizer."""
     folder = Path(output_dir)
     steps = sorted((step, path) for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (step := _step_of(path)) >= 0)
     skipped: list[str] = []
@@ -64,13 +57,8 @@ def find_fault(checkpoint: str | Path, *, weights_only: bool = False) -> str | N
     """Return what is wrong with a checkpoint, in a few words; `None` if it is whole.
 
     It is whole if its `trainer_state.json`, which is written last, can be read, and every file of weights, optimizer
-    and random states is there from its first byte to its last. Of all but JSON files, headers and directories are read
-    and not contents.
-
-    Args:
-        checkpoint: the folder.
-        weights_only: whether it may be without any state of optimizer, scheduler and random numbers; never without
-            some of them.
+    and random states is there from its first byte to its last. With `weights_only` it may be without any state of
+    optimizer, scheduler and random numbers; never without some of them.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -106,11 +94,6 @@ def invalidate(checkpoint: str | Path) -> None:
         for path in Path(checkpoint).glob(pattern):
             if path.is_file():
                 path.unlink(missing_ok=True)
-
-
-def random_file(checkpoint: str | Path, process_index: int, num_processes: int) -> Path:
-    """Return where `Trainer` keeps the random states of a process."""
-    return Path(checkpoint) / ("rng_state.pth" if num_processes == 1 else f"rng_state_{process_index}.pth")
 
 
 def _step_of(path: Path) -> int:
@@ -151,8 +134,9 @@ def _fault_of_ranks(folder: Path, state: Mapping[str, Any]) -> str | None:
         found = read_json(rank_file(folder, rank))
         if found is None or found.get("global_step") != state["global_step"]:
             return f"{rank_file(folder, rank).name} is missing or of another step"
-        if has_random_states and not random_file(folder, rank, world).is_file():
-            return f"no {random_file(folder, rank, world).name}"
+        random_name = "rng_state.pth" if world == 1 else f"rng_state_{rank}.pth"
+        if has_random_states and not (folder / random_name).is_file():
+            return f"no {random_name}"
     return None
 
 
@@ -161,69 +145,25 @@ def _is_whole(path: Path) -> bool:
     if path.suffix == ".json":
         return read_json(path) is not None
     if path.suffix == ".safetensors":
-        return _is_whole_safetensors(path)
+        try:
+            with safe_open(path, framework="np"):
+                return True
+        except SafetensorError:
+            return False
     # what torch saves is a zip file, whose directory is its end
     return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
 
 
-def _is_whole_safetensors(path: Path) -> bool:
-    """Whether a file is as long as its header says."""
-    try:
-        with safe_open(path, framework="np"):
-            return True
-    except SafetensorError:
-        return False
-
-
-def choose_checkpoint(
-    resume_from_checkpoint: str | bool | None, output_dir: str, *, weights_only: bool, is_main_process: bool
-) -> Found:
-    """Return the checkpoint to resume from: the same on all processes, and whole; none for a new run.
-
-    Args:
-        resume_from_checkpoint: a folder, or `True` for the last whole checkpoint of `output_dir`.
-        output_dir: the folder of the run.
-        weights_only: whether the run saves nothing else.
-        is_main_process: this one looks, and the others are told.
-
-    Raises:
-        ValueError: if there is none that is whole.
-    """
-    if not resume_from_checkpoint:
-        return Found(None, [])
-    if resume_from_checkpoint is not True:
-        fault = find_fault(resume_from_checkpoint, weights_only=True)
-        if fault is not None:
-            last = find_checkpoint(Path(resume_from_checkpoint).parent, weights_only=weights_only).path
-            raise ValueError(
-                f"The checkpoint {str(resume_from_checkpoint)!r} cannot be resumed: {fault}. "
-                + (f"The last whole one beside it is {str(last)!r}." if last else "There is no whole one beside it.")
-            )
-        return Found(Path(resume_from_checkpoint), [])
-    found: list[Any] = [find_checkpoint(output_dir, weights_only=weights_only) if is_main_process else None]
-    broadcast_object_list(found)
-    path, skipped = found[0]
-    if path is None:
-        faults = f" There are only parts of some: {', '.join(skipped)}." if skipped else ""
-        raise ValueError(f"No valid checkpoint found in output directory ({output_dir}).{faults} Start a new run.")
-    return Found(Path(path), skipped)
-
-
 @dataclass(frozen=True)
 class SavedRun:
-    """A checkpoint that a run goes on from, as far as the mixture and the anchor are concerned.
-
-    Args:
-        folder: the checkpoint.
-        global_step: optimizer steps taken before it.
-        mixture: what `AlphaCallback` has left in it; `None` if it was written without a mixture.
-        rank_states: what the processes of the saved run have left for this one.
-    """
+    """A checkpoint that a run goes on from, as far as the mixture and the anchor are concerned."""
 
     folder: Path
     global_step: int
     mixture: Mapping[str, Any] | None = None
+    """Left by `AlphaCallback`; `None` if it was written without a mixture."""
     rank_states: Sequence[Mapping[str, Any]] = ()
+    """Left by the processes of the saved run for this one."""
 
 
 def find_saved_run(
@@ -231,45 +171,53 @@ def find_saved_run(
 ) -> SavedRun | None:
     """Return what the checkpoint to resume from has for this process; `None` for a new run.
 
-    Args:
-        resume_from_checkpoint: as that of `Trainer.train`; `True` stands for the last whole checkpoint.
-        args: of the run.
-        warn: tells the user what was passed over.
+    If as many processes have written it, each takes up its own state; else the first takes up all, which is right for
+    sums. From a checkpoint that another trainer has written, there is none. `resume_from_checkpoint` is a folder, or
+    `True` for the last whole checkpoint of `args.output_dir`; `warn` tells the user what was passed over.
 
     Raises:
         ValueError: if there is none that is whole.
     """
-    path, skipped = choose_checkpoint(
-        resume_from_checkpoint,
-        args.output_dir or ".",
-        weights_only=args.save_only_model,
-        is_main_process=args.process_index == 0,
-    )
-    if path is None:
+    if not resume_from_checkpoint:
         return None
+    if resume_from_checkpoint is True:
+        folder = _last_checkpoint(args, warn)
+    else:
+        folder = _given_checkpoint(Path(resume_from_checkpoint), args)
+    mixture = read_mixture(folder)
+    num_before = (mixture or read_json(rank_file(folder, 0)) or {}).get("num_processes", 0)
+    if num_before == args.world_size:
+        ranks: Sequence[int] = [args.process_index]
+    else:
+        ranks = range(num_before) if args.process_index == 0 else []
+    global_step = read_json(folder / STATE_NAME)["global_step"]
+    return SavedRun(folder, global_step, mixture, [read_json(rank_file(folder, rank)) for rank in ranks])
+
+
+def _last_checkpoint(args: "TrainingArguments", warn: Callable[[str], None]) -> Path:
+    """Return the last whole checkpoint of a run: the first process looks, and the others are told."""
+    output_dir = args.output_dir or "."
+    is_first = args.process_index == 0
+    found: list[Any] = [find_checkpoint(output_dir, weights_only=args.save_only_model) if is_first else None]
+    broadcast_object_list(found)
+    path, skipped = found[0]
+    if path is None:
+        faults = f" There are only parts of some: {', '.join(skipped)}." if skipped else ""
+        raise ValueError(f"No valid checkpoint found in output directory ({output_dir}).{faults} Start a new run.")
     if skipped:
         warn(f"Passed over what is not a whole checkpoint: {', '.join(skipped)}. Going on from {path.name}.")
-    return load_saved_run(path, num_processes=args.world_size, process_index=args.process_index)
+    return Path(path)
 
 
-def load_saved_run(checkpoint: Path, *, num_processes: int, process_index: int) -> SavedRun:
-    """Load what the mixture and the anchor have left in a checkpoint for one of so many processes.
-
-    If there were as many processes, each takes up its own state; else the first takes up all, which is right for sums.
-    From a checkpoint that another trainer has written, there is none.
-    """
-    mixture = read_mixture(checkpoint)
-    left = mixture or read_json(rank_file(checkpoint, 0)) or {}
-    num_before = left.get("num_processes", 0)
-    if num_before == num_processes:
-        ranks: Sequence[int] = [process_index]
-    else:
-        ranks = range(num_before) if process_index == 0 else []
-    return SavedRun(
-        folder=checkpoint,
-        global_step=read_json(checkpoint / STATE_NAME)["global_step"],
-        mixture=mixture,
-        rank_states=[read_json(rank_file(checkpoint, rank)) for rank in ranks],
+def _given_checkpoint(folder: Path, args: "TrainingArguments") -> Path:
+    """Return a folder that is a whole checkpoint."""
+    fault = find_fault(folder, weights_only=True)
+    if fault is None:
+        return folder
+    last = find_checkpoint(folder.parent, weights_only=args.save_only_model).path
+    raise ValueError(
+        f"The checkpoint {str(folder)!r} cannot be resumed: {fault}. "
+        + (f"The last whole one beside it is {str(last)!r}." if last else "There is no whole one beside it.")
     )
 
 
@@ -277,41 +225,30 @@ def load_saved_run(checkpoint: Path, *, num_processes: int, process_index: int) 
 def writing_checkpoint(
     folder: Path, own: Mapping[str, Any], args: "TrainingArguments", accelerator: Accelerator
 ) -> Iterator[None]:
-    """Write what this process knows of the mixture before `Trainer` writes a checkpoint.
+    """Write what only this process knows of the mixture before `Trainer` writes a checkpoint.
 
-    Args:
-        folder: the checkpoint; what stands under its name from an earlier life of the run is not whole from now on.
-        own: what only this process knows.
-        args: of the run.
-        accelerator: that of the trainer, by which processes wait for each other.
+    What stands under the name of `folder` from an earlier life of the run is not whole from now on.
 
     Raises:
-        OSError: if the checkpoint could not be written, as on a full disk.
+        OSError: if the checkpoint could not be written, as on a full disk; it names the last whole one.
     """
-    with explained_writing(folder, weights_only=args.save_only_model):
+    try:
         if args.should_save:
             invalidate(folder)
         accelerator.wait_for_everyone()
         write_json(rank_file(folder, args.process_index), own)
         accelerator.wait_for_everyone()
         yield
-
-
-@contextmanager
-def explained_writing(checkpoint: Path, *, weights_only: bool) -> Iterator[None]:
-    """Say in words that a checkpoint could not be written, as on a full disk, and which one is the last whole."""
-    try:
-        yield
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in TORCH_WRITES):
             raise  # a loader worker or another process has died meanwhile
-        if find_fault(checkpoint, weights_only=weights_only) is None:
+        if find_fault(folder, weights_only=args.save_only_model) is None:
             raise  # it has been written; what failed came after, such as a push to the Hub
-        last = find_checkpoint(checkpoint.parent, weights_only=weights_only).path
+        last = find_checkpoint(folder.parent, weights_only=args.save_only_model).path
         remedy = (
             f"The last whole checkpoint is {str(last)!r}; resume from it with `resume_from_checkpoint=True` once "
             "there is room and permission to write."
             if last is not None
             else "There is no earlier checkpoint."
         )
-        raise OSError(f"The checkpoint {str(checkpoint)!r} could not be written: {error}. {remedy}") from error
+        raise OSError(f"The checkpoint {str(folder)!r} could not be written: {error}. {remedy}") from error

@@ -149,7 +149,8 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         if not 0 < self.anchor_temperature < math.inf:
             raise ValueError(f"`anchor_temperature` must be a finite number above 0, got {self.anchor_temperature}.")
         if isinstance(self.anchor_alpha_schedule, str):
-            self.anchor_alpha_schedule = _parse_schedule("anchor_alpha_schedule", self.anchor_alpha_schedule)
+            name, text = "anchor_alpha_schedule", self.anchor_alpha_schedule
+            self.anchor_alpha_schedule = {"type": text} if text.isidentifier() else parse_mapping(name, text)
         self.anchor_alpha_schedule = with_numbers(self.anchor_alpha_schedule)
         if isinstance(self.anchor_exclude, str):
             self.anchor_exclude = [self.anchor_exclude]
@@ -224,8 +225,3 @@ _ANCHORS_OF = {
     "anchor_exclude": ("l2sp",),
 }
 """Fields that only some anchors look at."""
-
-
-def _parse_schedule(name: str, text: str) -> dict[str, Any]:
-    """Return a mapping, or the bare name of a schedule."""
-    return {"type": text} if text.isidentifier() else parse_mapping(name, text)

@@ -24,17 +24,19 @@ def slot_loader(
     accelerator: Accelerator,
 ) -> DataLoader[Any]:
     """Return a loader over the slots of a plan that belong to this process."""
+    of_workers = {
+        "persistent_workers": args.dataloader_persistent_workers,
+        "multiprocessing_context": args.dataloader_multiprocessing_context,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+    }
     num_workers = dataset.shard.num_workers
-    has_workers = num_workers > 0
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=collator,
         num_workers=num_workers,
         pin_memory=args.dataloader_pin_memory,
-        persistent_workers=args.dataloader_persistent_workers and has_workers,
-        multiprocessing_context=args.dataloader_multiprocessing_context if has_workers else None,
-        prefetch_factor=args.dataloader_prefetch_factor if has_workers else None,
+        **(of_workers if num_workers else {}),
         # Of its own, so that starting the loader draws nothing from the generator that dropout uses.
         generator=torch.Generator().manual_seed(dataset.plan.seed % (1 << 63)),
     )
@@ -65,9 +67,7 @@ def report_dead_workers() -> Iterator[None]:
     except (ConnectionError, EOFError) as error:
         if "in DataLoader worker process" in str(error):  # raised there by what reads or collates, and told by torch
             raise
-        time.sleep(
-            WORKER_EXIT_GRACE_SECONDS
-        )  # torch's own signal handler ends it with the worker's process id and signal
+        time.sleep(WORKER_EXIT_GRACE_SECONDS)  # torch's signal handler ends it with the worker's process id and signal
         raise RuntimeError(
             f"A DataLoader worker exited unexpectedly, for its connection broke ({type(error).__name__}: {error}). If "
             "the machine ran out of memory, lower `dataloader_num_workers` or `dataloader_prefetch_factor`; the run "

@@ -82,9 +82,8 @@ class HasHeads:
     ) -> None:
         """Save the model as if it had no further heads, and those into the folder `objective_heads` inside."""
         state: Mapping[str, torch.Tensor] = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
-        own = {name: tensor for name, tensor in state.items() if not name.startswith(f"{HEADS}.")}
-        kwargs |= {"state_dict": own, "is_main_process": is_main_process}
-        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        kwargs["state_dict"] = {name: tensor for name, tensor in state.items() if not name.startswith(f"{HEADS}.")}
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)  # type: ignore[misc]
         if is_main_process:
             for name, head in getattr(self, HEADS).items():
                 _save_head(head, state, name, Path(save_directory) / HEADS / name)
@@ -100,11 +99,9 @@ class HasHeads:
 
 
 def attach_heads(model: PreTrainedModel, heads: Mapping[str, PreTrainedModel]) -> None:
-    """Give a model further heads; its class, not its place, changes.
+    """Give a model, or a `PeftModel`, further heads; its class, not its place, changes.
 
-    Args:
-        model: a transformers model or a `PeftModel` around one.
-        heads: by the name of the objective, models with the same kind of backbone; they lose theirs.
+    `heads` has models with the same kind of backbone, which they lose, by the name of the objective.
 
     Raises:
         ValueError: for a model whose backbone is not apart from its head, another kind of backbone, or an adapter that
@@ -150,10 +147,7 @@ def load_heads(model: nn.Module, folder: str | Path) -> None:
 def load_with_head(folder: str | Path, name: str, **kwargs: Any) -> PreTrainedModel:
     """Return the ordinary model of an objective: a saved model's backbone under the head that was trained beside it.
 
-    Args:
-        folder: where a model with heads was saved.
-        name: the objective.
-        kwargs: passed to `from_pretrained`.
+    `kwargs` are passed to `from_pretrained`.
 
     Raises:
         FileNotFoundError: if there is no such head.
@@ -201,22 +195,12 @@ def _class_with_heads(cls: type) -> type:
 def _save_head(head: PreTrainedModel, state: Mapping[str, torch.Tensor], name: str, folder: Path) -> None:
     """Write what the head owns: neither the backbone nor what is tied to it."""
     folder.mkdir(parents=True, exist_ok=True)
-    prefix = f"{HEADS}.{name}."
-    own = set(_owned_names(head))
-    tensors = {
-        key.removeprefix(prefix): tensor.detach().cpu().contiguous().clone()
-        for key, tensor in state.items()
-        if key.startswith(prefix) and key.removeprefix(prefix) in own
-    }
+    lent = {id(parameter) for parameter in head.base_model._lender[0].parameters()}
+    own = [key for key, tensor in head.state_dict(keep_vars=True).items() if id(tensor) not in lent]
+    names = {key: f"{HEADS}.{name}.{key}" for key in own}
+    tensors = {key: state[full].detach().cpu().contiguous().clone() for key, full in names.items() if full in state}
     with new_file(folder / WEIGHTS_NAME, "wb") as file:
         file.write(save(tensors, metadata={"format": "pt"}))
     config = copy.deepcopy(head.config)
     config.architectures = [type(head).__name__]
     config.save_pretrained(folder)
-
-
-def _owned_names(head: PreTrainedModel) -> list[str]:
-    backbone = getattr(head, head.base_model_prefix)
-    lent = {id(parameter) for parameter in backbone._lender[0].parameters()}
-    state = head.state_dict(keep_vars=True)
-    return [name for name, tensor in state.items() if id(tensor) not in lent]

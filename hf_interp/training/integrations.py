@@ -7,13 +7,12 @@ of its bases.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
-from torch import nn
 from transformers import Trainer
 
 from hf_interp.mixture.apportionment import SIDES
@@ -23,29 +22,17 @@ from hf_interp.mixture.dataset import InterpolatedDataset
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerTraits:
-    """The ways in which the trainers of a package differ from those of transformers.
-
-    Args:
-        package: name of the package.
-        prepares_dataset: whether a trainer reads and changes its `train_dataset` in its constructor.
-        names_datasets: whether a dict as `train_dataset` may mean datasets by name.
-        orders_batches: whether its own loader does no more than give batches in some order, for which a plan stands.
-        keeps_columns: whether columns that the model does not take go into batches.
-        computes_loss: whether the loss is the trainer's and not the model's.
-        divides_by_items: whether that loss is divided by the items of the whole global batch.
-        hides_logits: whether no logits are left to look at, and asking for outputs costs another pass.
-        has_own_card: whether it writes a model card that tells more than that of transformers.
-    """
+    """The ways in which the trainers of a package differ from those of transformers."""
 
     package: str = "transformers"
-    prepares_dataset: bool = False
-    names_datasets: bool = False
-    orders_batches: bool = False
-    keeps_columns: bool = False
-    computes_loss: bool = False
-    divides_by_items: bool = False
-    hides_logits: bool = False
-    has_own_card: bool = False
+    prepares_dataset: bool = False  # reads and changes its `train_dataset` in its constructor
+    names_datasets: bool = False  # takes a dict as `train_dataset` for datasets by name
+    orders_batches: bool = False  # its loader does no more than give batches in some order, for which a plan stands
+    keeps_columns: bool = False  # columns that the model does not take go into batches
+    computes_loss: bool = False  # the loss is the trainer's and not the model's
+    divides_by_items: bool = False  # that loss is divided by the items of the whole global batch
+    hides_logits: bool = False  # no logits are left to look at, and asking for outputs costs another pass
+    has_own_card: bool = False  # writes a model card that tells more than that of transformers
 
 
 TRL = TrainerTraits(
@@ -86,11 +73,7 @@ def is_mixture_for(traits: TrainerTraits, train_dataset: Any) -> bool:
 
 
 def check_loading(trainer: type, mixin: type) -> None:
-    """Refuse trainers whose loader or sampler does more than give examples in some order.
-
-    Args:
-        trainer: the class of the trainer.
-        mixin: the class among its bases that replaces the loader.
+    """Refuse trainers whose loader or sampler, behind the mixin's, does more than give examples in some order.
 
     Raises:
         ValueError: naming the class and its method.
@@ -116,15 +99,12 @@ class ConstructorCall:
         constructor: that of the bases behind the mixin.
         args, kwargs: what it is to be called with.
 
-    Attributes:
-        has_mixture (`bool`): whether `train_dataset` is a mixture.
-        corpora (`list[Corpus]`): what is mixed, where the trainer prepares it or a plan has been made of it.
-        plan (`MixturePlan` or `None`): that of an `InterpolatedDataset`.
-        takes_ref_model (`bool`): whether the constructor has a `ref_model` of its own, as TRL's may.
-
     Raises:
         ValueError, TypeError: for a trainer or corpora that do not go together.
     """
+
+    corpora: list[Corpus]
+    """The corpora, where the trainer prepares them or a plan has been made of them."""
 
     def __init__(
         self,
@@ -134,20 +114,22 @@ class ConstructorCall:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> None:
+        parameters = inspect.signature(constructor).parameters
+        self.takes_ref_model = "ref_model" in parameters  # as TRL's may
         self.args, self.kwargs = tuple(args), dict(kwargs)
-        self.takes_ref_model = "ref_model" in inspect.signature(constructor).parameters
-        traits, dataset = traits_of(trainer), argument(constructor, args, kwargs, "train_dataset")
+        unnamed, named = arguments_by_name(parameters, args, kwargs)
+        traits, dataset = traits_of(trainer), named.get("train_dataset")
         self.has_mixture = is_mixture_for(traits, dataset)
         self.plan = dataset.plan if isinstance(dataset, InterpolatedDataset) else None
-        self.corpora: list[Corpus] = []
+        self.corpora = []
         if not self.has_mixture:
             return
         check_loading(trainer, mixin)
         if traits.prepares_dataset:
-            self.corpora = corpora_to_prepare(traits, dataset, argument(constructor, args, kwargs, "args"))
+            self.corpora = corpora_to_prepare(traits, dataset, named.get("args"))
             given = constructor_dataset(traits, self.corpora)
-            self.args, self.kwargs = replace_argument(constructor, args, kwargs, "train_dataset", given)
-        elif self.plan is not None:
+            self.args, self.kwargs = tuple(unnamed), {**named, "train_dataset": given}
+        elif isinstance(dataset, InterpolatedDataset):
             self.corpora = dataset.corpora
 
     def prepare(self, dataset: Any, prepare: Callable[[Any], Any]) -> Any:
@@ -159,12 +141,7 @@ class ConstructorCall:
 
 
 def corpora_to_prepare(traits: TrainerTraits, train_dataset: Any, args: Any) -> list[Corpus]:
-    """Return the corpora of a mixture for a trainer that prepares them in its constructor.
-
-    Args:
-        traits: of the trainer.
-        train_dataset: the mixture.
-        args: the trainer's settings; `None` for its own.
+    """Return the corpora of a mixture for a trainer that prepares them in its constructor, with these settings.
 
     Raises:
         ValueError: for corpora that the trainer would take for something else in one batch than alone.
@@ -223,59 +200,23 @@ def check_settings(trainer: Any) -> list[str]:
     return [f"`batch_sampler={sampler!r}` is ignored: the plan of the mixture sets the order."]
 
 
-def check_predictions(traits: TrainerTraits) -> None:
-    """Refuse to compare predictions where the trainer keeps the logits to itself.
+def arguments_by_name(
+    parameters: Mapping[str, inspect.Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Return the arguments of a call, by name as far as the function names its parameters.
+
+    >>> arguments_by_name(inspect.signature(lambda model, args=None, **others: None).parameters, ["bert"], {"args": 1})
+    ([], {'model': 'bert', 'args': 1})
 
     Raises:
-        ValueError: for a trainer of TRL's.
+        TypeError: for an argument that is given twice.
     """
-    if traits.hides_logits:
-        raise ValueError(
-            "TRL's trainers leave no logits to compare with M₀'s, which distill and `log_loss_gap` need. Use "
-            '`anchor="l2sp"` without `log_loss_gap`, or a trainer of transformers.'
-        )
-
-
-@contextmanager
-def capture_outputs(model: nn.Module) -> Iterator[list[Any]]:
-    """Note what a model returns meanwhile, call by call."""
-    found: list[Any] = []
-    hook = model.register_forward_hook(lambda _module, _args, outputs: found.append(outputs))
-    try:
-        yield found
-    finally:
-        hook.remove()
-
-
-def argument(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Any:
-    """Return what a call gives for a parameter; `None` if nothing.
-
-    >>> argument(lambda model, args=None, train_dataset=None: None, ["bert", "args"], {"train_dataset": 1}, "args")
-    'args'
-    """
-    position = _position(function, name)
-    return args[position] if position is not None and position < len(args) else kwargs.get(name)
-
-
-def replace_argument(
-    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], name: str, value: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call with another value for one of them.
-
-    >>> replace_argument(lambda model, args=None: None, ["bert", 1], {}, "args", 2)
-    (('bert', 2), {})
-    >>> replace_argument(lambda model, args=None: None, ["bert"], {"args": 1}, "args", 2)
-    (('bert',), {'args': 2})
-    """
-    position = _position(function, name)
-    if position is not None and position < len(args):
-        return (*args[:position], value, *args[position + 1 :]), dict(kwargs)
-    return tuple(args), {**kwargs, name: value}
-
-
-def _position(function: Callable[..., Any], name: str) -> int | None:
-    names = list(inspect.signature(function).parameters)
-    return names.index(name) if name in names else None
+    kinds = [each.kind for each in parameters.values()]
+    takes_more = inspect.Parameter.VAR_POSITIONAL in kinds  # which stand behind all others
+    named = {} if takes_more else dict(zip(parameters, args, strict=False))
+    if twice := named.keys() & kwargs.keys():
+        raise TypeError(f"The trainer got multiple values for {', '.join(map(repr, sorted(twice)))}.")
+    return args[len(named) :], {**named, **kwargs}
 
 
 def _check_kinds(corpora: Sequence[Corpus]) -> None:
@@ -307,16 +248,11 @@ def _check_completions(corpora: Sequence[Corpus], args: Any) -> None:
 
 def _check_order_of_columns(corpora: Sequence[Corpus]) -> None:
     """Refuse columns in different orders: collators of sentence-transformers take the first one for the anchor."""
-    orders = {
-        corpus.name: list(corpus.dataset.column_names)
-        for corpus in corpora
-        if isinstance(corpus.dataset, (datasets.Dataset, datasets.IterableDataset))
-        and corpus.dataset.column_names is not None
-    }
-    for name, order in orders.items():
-        for other, their in orders.items():
-            if order != their and sorted(order) == sorted(their):
-                raise ValueError(
-                    f"Corpora {name!r} and {other!r} have their columns in different orders, {order} and {their}; the "
-                    f"first is taken for the anchor. Use `dataset.select_columns({order})`."
-                )
+    orders = {each.name: getattr(each.dataset, "column_names", None) for each in corpora}
+    known = [(name, list(order)) for name, order in orders.items() if isinstance(order, list)]
+    for (name, order), (other, their) in itertools.combinations(known, 2):
+        if order != their and sorted(order) == sorted(their):
+            raise ValueError(
+                f"Corpora {name!r} and {other!r} have their columns in different orders, {order} and {their}; the "
+                f"first is taken for the anchor. Use `dataset.select_columns({order})`."
+            )

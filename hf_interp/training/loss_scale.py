@@ -22,13 +22,8 @@ from hf_interp.losses.per_example import IGNORE_INDEX, is_plain_mean
 class LossScale:
     """Finds out what a model's loss is a mean of, and turns it into a part of the global batch's mean.
 
-    Args:
-        is_scaled: whether `Trainer` takes the loss for normalised over the accumulated batch.
-        takes_mean: whether the model returns the mean over the labels of a micro-batch; `None` if it is to be found
-            out.
-
-    Attributes:
-        is_scaled (`bool` or `None`): what `Trainer` is to be told of the loss of the present micro-batch.
+    `is_scaled` is whether `Trainer` takes the loss of a micro-batch for normalised over the accumulated batch;
+    `takes_mean`, whether the model returns the mean over the labels of a micro-batch, `None` if it is to be found out.
     """
 
     def __init__(self, is_scaled: bool | None, takes_mean: bool | None = None) -> None:
@@ -41,10 +36,7 @@ class LossScale:
     ) -> torch.Tensor | int | None:
         """Settle `is_scaled` for a micro-batch; return the number of items that its loss is to be divided by.
 
-        Args:
-            labels: of the micro-batch.
-            num_items: labels in the whole global batch; `None` if unknown.
-            has_loss_function: whether the loss is a function of the user's, which divides by the items itself.
+        `num_items` is that of the global batch. A loss function of the user's divides by the items itself.
         """
         # numbers are the labels of a regression, or one for each class: of either every example has as many
         one_label_each = labels is not None and (labels.dim() == 1 or labels.is_floating_point())
@@ -61,14 +53,10 @@ class LossScale:
         *,
         factor: int = 1,
     ) -> torch.Tensor:
-        """Return a micro-batch's share of the global batch's mean over labels.
+        """Return a micro-batch's share of the global batch's mean over labels, from what the model returned.
 
-        Args:
-            loss: what the model returned, times `factor`.
-            outputs: of the model.
-            labels: of the micro-batch.
-            num_items: what `settle` has returned.
-            factor: by what `Trainer` multiplies the loss of one of several processes.
+        `num_items` is what `settle` has returned, and `factor` that by which `Trainer` multiplies the loss of one of
+        several processes, which `loss` holds already.
         """
         if num_items is None or labels is None or labels.dim() != 2:
             return loss

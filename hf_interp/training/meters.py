@@ -13,10 +13,7 @@ LOSS, EXAMPLES, TOKENS = range(3)  # rows of the sums, whose columns are corpora
 class CorpusMeters:
     """Losses, examples and tokens by corpus, since the last log and since the last decision on α; the order's hash.
 
-    Args:
-        names: names of the corpora.
-        objectives: names of the objectives; of fewer than two nothing is reported.
-        device: where batches are; nothing is moved to the CPU before it is asked for.
+    Of fewer than two objectives nothing is reported. Nothing is moved to the CPU before it is asked for.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device, objectives: Sequence[str] = ()) -> None:
@@ -55,24 +52,15 @@ class CorpusMeters:
         """
         sums = reduce(self.since_log).tolist()
         self.since_log.zero_()
-        found = {
-            f"loss_{name}": loss / count
-            for name, loss, count in zip(self.names, sums[LOSS], sums[EXAMPLES], strict=True)
-            if count
-        }
+        losses = zip(self.names, sums[LOSS], sums[EXAMPLES], strict=True)
+        found = {f"loss_{name}": loss / count for name, loss, count in losses if count}
         if len(self.objectives) > 1:
-            losses, labels = reduce(self.by_objective).tolist()
+            losses = zip(self.objectives, *reduce(self.by_objective).tolist(), strict=True)
             self.by_objective.zero_()
-            found |= {
-                f"objective_loss_{name or 'task'}": loss / count
-                for name, loss, count in zip(self.objectives, losses, labels, strict=True)
-                if count
-            }
-        total = sum(sums[TOKENS])
-        if total:
-            found |= {
-                f"token_share_{name}": tokens / total for name, tokens in zip(self.names, sums[TOKENS], strict=True)
-            }
+            found |= {f"objective_loss_{name or 'task'}": loss / count for name, loss, count in losses if count}
+        if total := sum(sums[TOKENS]):
+            tokens = zip(self.names, sums[TOKENS], strict=True)
+            found |= {f"token_share_{name}": count / total for name, count in tokens}
         return found
 
     def take_decision(self, reduce: Reduce, sides: Mapping[str, Sequence[int]]) -> dict[str, float]:
@@ -81,32 +69,28 @@ class CorpusMeters:
         self.since_decision.zero_()
         found = {}
         for side, members in sides.items():
-            count = sum(sums[EXAMPLES][index] for index in members)
-            if count:
+            if count := sum(sums[EXAMPLES][index] for index in members):
                 found[f"{side}_loss"] = sum(sums[LOSS][index] for index in members) / count
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return all sums as plain values, by the names of the corpora."""
-        return {
-            "order": self.order.tolist(),
-            "by_objective": dict(zip(self.objectives, self.by_objective.T.tolist(), strict=True)),
-            **{
-                key: dict(zip(self.names, getattr(self, key).T.tolist(), strict=True))
-                for key in ("since_log", "since_decision")
-            },
+        sums = {
+            key: dict(zip(names, getattr(self, key).T.tolist(), strict=True)) for key, names in self._columns.items()
         }
+        return {"order": self.order.tolist(), **sums}
 
     def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Begin with the sums of these states; corpora that are no longer there are left out."""
         for state in states:
             self.order += torch.tensor(state["order"], device=self.order.device)
-            if self.objectives:
-                by_objective = [state.get("by_objective", {}).get(name, [0.0, 0.0]) for name in self.objectives]
-                self.by_objective += torch.tensor(
-                    by_objective, dtype=self.by_objective.dtype, device=self.order.device
-                ).T
-            for key in ("since_log", "since_decision"):
+            for key, names in self._columns.items():
                 sums = getattr(self, key)
-                rows = [state[key].get(name, [0.0, 0.0, 0.0]) for name in self.names]
-                sums += torch.tensor(rows, dtype=sums.dtype, device=sums.device).T
+                for column, name in enumerate(names):
+                    if name in state[key]:
+                        sums[:, column] += torch.tensor(state[key][name], dtype=sums.dtype, device=sums.device)
+
+    @property
+    def _columns(self) -> dict[str, list[str]]:
+        """The names of the columns of each kind of sums."""
+        return {"by_objective": self.objectives, "since_log": self.names, "since_decision": self.names}

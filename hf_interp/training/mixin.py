@@ -27,7 +27,7 @@ from hf_interp.training.batch_loss import BatchLoss, Items
 from hf_interp.training.callbacks import AlphaCallback, ControllerCallback, add_first, find_callback
 from hf_interp.training.checkpoints import PREFIX_CHECKPOINT_DIR, SavedRun, find_saved_run, writing_checkpoint
 from hf_interp.training.dataloader import report_dead_workers, slot_loader
-from hf_interp.training.heads import Objective
+from hf_interp.training.heads import Objective, load_heads
 from hf_interp.training.integrations import ConstructorCall, check_settings, traits_of
 from hf_interp.training.mixture_run import MixtureRun, shard_batch
 from hf_interp.training.model_info import collect_results
@@ -131,11 +131,11 @@ class InterpolationMixin(_Base):
     ) -> None:
         corpora = call.corpora or as_corpora(self.train_dataset)
         self._loss.run = self._run = run = MixtureRun(
-            prepare_corpora(self, corpora, self._heads, self._traits, self._anchor),
-            self.args,
+            corpora=prepare_corpora(self, corpora, self._heads, self._traits, self._anchor),
+            args=self.args,
             reduce=self._sum,
             warn=self._warn,
-            plan=call.plan,
+            given_plan=call.plan,
             alpha_schedule=schedule,
             alpha_controller=controller,
             objectives=self._heads.names,
@@ -145,7 +145,7 @@ class InterpolationMixin(_Base):
         self._begin(run)  # now, so that nothing is computed for a mixture that cannot be read
         add_first(self.callback_handler, AlphaCallback(), ControllerCallback(run))
         if self.args.report_to:
-            self.add_callback(MixtureTracker(run.summary, lambda: self.callback_handler.callbacks))
+            self.add_callback(MixtureTracker(lambda: run.plan.summary(), lambda: self.callback_handler.callbacks))
 
     def _begin(self, run: MixtureRun) -> None:
         batch_size = self.get_total_train_batch_size(self.args)
@@ -302,8 +302,9 @@ class InterpolationMixin(_Base):
         self._load_heads(self.state.best_model_checkpoint, None)
 
     def _load_heads(self, folder: str | None, model: nn.Module | None) -> None:
-        if folder is not None and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-            self._heads.load(self.model if model is None else model, folder)
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if folder is not None and not is_sharded and self._heads.objectives:
+            load_heads(self.model if model is None else model, folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint with what the mixture must keep; a disk that is full is said in words."""
@@ -345,7 +346,7 @@ class InterpolationMixin(_Base):
         """Return what the run was told, what it planned to read, and every metric it logged."""
         if self._run is None:
             raise ValueError("Results describe a run over a mixture; this trainer has an ordinary `train_dataset`.")
-        return collect_results(self, plan=self._run.summary(), order=self._run.order(), recipe=self.recipe)
+        return collect_results(self, plan=self._run.plan.summary(), order=self._run.order(), recipe=self.recipe)
 
     def save_results(self) -> None:
         """Write `results.json` into `args.output_dir`, on the main process."""
@@ -363,27 +364,12 @@ class InterpolationMixin(_Base):
             self.save_results()
             write_card(self, kwargs)
 
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Push as `Trainer` does, or over a mixture what lies in `args.output_dir` (see `push_trained_run`).
 
-        Returns:
-            over a mixture a `PushReport`, or a future of one without `blocking`; `None` on other processes than the
-            first.
+        Over a mixture the first process gets a `PushReport`, or a future of one without `blocking`.
         """
-        if self._run is None:
-            if private is not None:  # older versions of `Trainer` do not know it
-                kwargs["private"] = private
-            return super().push_to_hub(commit_message, blocking, token, revision, **kwargs)
-        settings = {"commit_message": commit_message, "token": token, "revision": revision, "private": private}
-        return push_trained_run(self, kwargs, blocking=blocking, **settings)
+        return super().push_to_hub(*args, **kwargs) if self._run is None else push_trained_run(self, *args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a checkpoint; of a mixture's run nothing is pushed before its end."""

@@ -8,6 +8,7 @@ import copy
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -33,102 +34,66 @@ from hf_interp.utils.types import Reduce
 logger = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True)
 class MixtureRun:
-    """The mixture that a trainer reads.
+    """The mixture that a trainer reads."""
 
-    Args:
-        corpora: what is mixed.
-        args: the settings of the run, which may change between one `begin` and the next.
-        reduce: sums a tensor over all processes.
-        warn: tells the user something.
-        plan: a plan that is given; by default it is made from `args`.
-        alpha_schedule: a schedule that wins over that of `args`.
-        alpha_controller: a controller that wins over that of `args`; it stays as it is.
-        objectives: all that corpora can train, the model's own task first.
+    corpora: list[Corpus]
+    args: TrainingArguments  # which may change between one `begin` and the next
+    reduce: Reduce  # sums a tensor over all processes
+    warn: Callable[[str], None]
+    given_plan: MixturePlan | None = None  # as all that is given, it wins over what `args` describe
+    alpha_schedule: AlphaSchedule | None = None
+    alpha_controller: AlphaController | None = None
+    objectives: Sequence[str] = ()  # all that corpora can train, the model's own task first
+    plan: MixturePlan = field(init=False)  # once the run has begun
+    shard: BatchShard = field(init=False)  # the part of a global batch that this process reads
+    meters: CorpusMeters = field(init=False)
+    adaptive: AdaptiveAlpha | None = field(init=False, default=None)  # the controller at work, if α adapts
 
-    Attributes:
-        plan (`MixturePlan`): what is read at which step, once the run has begun.
-        shard (`BatchShard`): which part of a global batch this process reads.
-        meters (`CorpusMeters`): sums of losses and of what has been read.
-        adaptive (`AdaptiveAlpha` or `None`): the controller at work, if α adapts.
-        mixes_objectives (`bool`): whether a corpus trains something else than the model's own task.
-    """
-
-    plan: MixturePlan
-    shard: BatchShard
-    meters: CorpusMeters
-    adaptive: AdaptiveAlpha | None = None
-
-    def __init__(
-        self,
-        corpora: Sequence[Corpus],
-        args: TrainingArguments,
-        *,
-        reduce: Reduce,
-        warn: Callable[[str], None],
-        plan: MixturePlan | None = None,
-        alpha_schedule: AlphaSchedule | None = None,
-        alpha_controller: AlphaController | None = None,
-        objectives: Sequence[str] = (),
-    ) -> None:
-        self.corpora = list(corpora)
-        self.args = args
-        self._reduce, self._warn = reduce, warn
-        self._given_plan = plan
-        self._alpha_schedule, self._alpha_controller = alpha_schedule, alpha_controller
-        self._objectives = list(objectives)
-        self.mixes_objectives = any(corpus.objective is not None for corpus in self.corpora)
-        self._has_begun = False
+    @property
+    def mixes_objectives(self) -> bool:
+        """Whether a corpus trains something else than the model's own task."""
+        return any(corpus.objective is not None for corpus in self.corpora)
 
     # The beginning.
 
     def begin(self, shard: BatchShard, batch_size: int, saved: SavedRun | None = None) -> SlotDataset:
         """Plan for the present arguments, going on from a checkpoint if there is one, and return what is to be read.
 
-        Whatever an earlier run has read is forgotten.
-
-        Args:
-            shard: which part of a global batch this process reads (see `shard_batch`).
-            batch_size: the global batch.
-            saved: what a checkpoint holds.
+        Whatever an earlier run has read is forgotten. `shard` is that of this process (see `shard_batch`),
+        `batch_size` the global batch.
 
         Raises:
             ValueError: if the mixture cannot be planned or cannot go on from the checkpoint.
         """
-        self.shard = shard
+        is_first, self.shard = not hasattr(self, "plan"), shard
         names = [corpus.name for corpus in self.corpora]
-        self.meters = CorpusMeters(names, self.args.device, self._objectives if self.mixes_objectives else ())
+        self.meters = CorpusMeters(names, self.args.device, self.objectives if self.mixes_objectives else ())
         self.stream_states: dict[str, Any] = {}
         self.eval_metrics: dict[str, float] = {}
-        controller = self._make_plan(batch_size, saved)
-        self._set_controller(controller, saved)
-        streams = self._restore(saved) if saved is not None and saved.mixture is not None else None
-        return SlotDataset(self.plan, self.corpora, shard, streams)
-
-    def _make_plan(self, batch_size: int, saved: SavedRun | None) -> AlphaController | None:
-        """Settle the plan; return the controller that is to decide on it."""
-        for warning in check_loader_arguments(self.args, num_workers=self.shard.num_workers):
-            self._warn(warning)
-        controller = make_controller(self.args, self._alpha_controller, num_workers=self.shard.num_workers)
-        plan = self._fresh_plan(batch_size, is_adaptive=controller is not None)
-        if not self._has_begun:
-            for warning in plan.warnings() + stream_warnings(self.corpora, self.shard.num_readers):
-                self._warn(warning)
-        self.plan = plan if saved is None else self._continue_plan(plan, saved)
-        self._has_begun = True
-        return controller
+        warnings = check_loader_arguments(self.args, num_workers=shard.num_workers)
+        controller = make_controller(self.args, self.alpha_controller, num_workers=shard.num_workers)
+        self.plan = self._fresh_plan(batch_size, is_adaptive=controller is not None)
+        if is_first:
+            warnings += self.plan.warnings() + stream_warnings(self.corpora, shard.num_readers)
+        if saved is not None:
+            warnings += self._continue_plan(saved)
+        for warning in warnings:
+            self.warn(warning)
+        self.adaptive = None
+        if controller is not None and self.plan.is_adaptive:
+            self.adaptive = AdaptiveAlpha(self.plan, controller, *update_steps_and_lag(self.args))
+        if saved is not None and saved.mixture is not None:
+            self._restore(saved, saved.mixture)
+        return SlotDataset(self.plan, self.corpora, shard, self.stream_states or None)
 
     def _fresh_plan(self, batch_size: int, *, is_adaptive: bool) -> MixturePlan:
         """Return the plan of the present settings from step 0, and check one that is given."""
-        plan, max_steps = self._given_plan, self.args.max_steps
+        plan, max_steps = self.given_plan, self.args.max_steps
         if plan is None:
-            return plan_mixture(
-                self.corpora,
-                self.args,
-                batch_size=batch_size,
-                alpha_schedule=self._alpha_schedule,
-                is_adaptive=is_adaptive,
-            )
+            schedule = self.alpha_schedule
+            return plan_mixture(self.corpora, self.args, schedule, batch_size=batch_size, is_adaptive=is_adaptive)
         if (plan.batch_size, plan.max_steps) != (batch_size, max_steps):
             raise ValueError(
                 f"The `InterpolatedDataset` was planned for batch_size={plan.batch_size} and max_steps="
@@ -138,46 +103,36 @@ class MixtureRun:
             raise ValueError("A controller of α needs corpora as `train_dataset`, not an `InterpolatedDataset`.")
         return plan
 
-    def _continue_plan(self, plan: MixturePlan, saved: SavedRun) -> MixturePlan:
+    def _continue_plan(self, saved: SavedRun) -> list[str]:
+        """Go on from a checkpoint; return what to tell of settings that have changed."""
+        step = saved.global_step
         if saved.mixture is None:  # `AlphaCallback` warns
-            return plan.after(None, saved.global_step)
-        plan, changes = continue_plan(plan, saved.mixture["plan"], saved.global_step)
-        if changes:
-            self._warn(
-                f"Going on from step {saved.global_step} with other settings: {'; '.join(changes)}. What has been "
-                "read stays read; every corpus goes on inside its pass."
-            )
-        return plan
+            self.plan = self.plan.after(None, step)
+            return []
+        self.plan, changes = continue_plan(self.plan, saved.mixture["plan"], step)
+        return changes and [
+            f"Going on from step {step} with other settings: {'; '.join(changes)}. What has been read stays read; "
+            "every corpus goes on inside its pass."
+        ]
 
-    def _set_controller(self, controller: AlphaController | None, saved: SavedRun | None) -> None:
-        self.adaptive = None
-        if controller is None or not self.plan.is_adaptive:
-            return
-        self.adaptive = AdaptiveAlpha(self.plan, controller, *update_steps_and_lag(self.args))
-        state = saved.mixture.get("controller") if saved is not None and saved.mixture is not None else None
-        if saved is not None and state:
-            self.adaptive.load_state_dict(state, saved.global_step)
-
-    def _restore(self, saved: SavedRun) -> dict[str, Any]:
-        """Take up the sums of a checkpoint; return the states of this process' streams."""
-        assert saved.mixture is not None
-        self._check_readers(saved.mixture)
-        self.eval_metrics = dict(saved.mixture.get("eval_metrics", {}))
+    def _restore(self, saved: SavedRun, mixture: Mapping[str, Any]) -> None:
+        """Take up the sums of a checkpoint, its controller and the states of this process' streams."""
+        self._check_readers(mixture)
+        if self.adaptive is not None and mixture.get("controller"):
+            self.adaptive.load_state_dict(mixture["controller"], saved.global_step)
+        self.eval_metrics = dict(mixture.get("eval_metrics", {}))
         self.meters.load_state_dicts([state["tally"] for state in saved.rank_states])
-        self.stream_states = {
-            reader: place for state in saved.rank_states for reader, place in state["streams"].items()
-        }
-        return self.stream_states
+        for state in saved.rank_states:
+            self.stream_states |= state["streams"]
 
     def _check_readers(self, mixture: Mapping[str, Any]) -> None:
-        before = {"processes": mixture.get("num_processes", 0), "workers": mixture.get("num_workers", 0)}
-        now = {"processes": self.args.world_size, "workers": self.shard.num_workers}
+        before = mixture.get("num_processes", 0), mixture.get("num_workers", 0)
+        now = self.args.world_size, self.shard.num_workers
         if any(corpus.is_stream for corpus in self.corpora) and before != now:
             raise ValueError(
-                f"The checkpoint was written by {before['processes']} processes with {before['workers']} loader "
-                f"workers each, and now there are {now['processes']} with {now['workers']}. Each of them reads its own "
-                "part of a stream, so its place cannot be carried over. Resume with as many, or use corpora with a "
-                "length."
+                f"The checkpoint was written by {before[0]} processes with {before[1]} loader workers each, and now "
+                f"there are {now[0]} with {now[1]}. Each of them reads its own part of a stream, so its place cannot "
+                "be carried over. Resume with as many, or use corpora with a length."
             )
 
     # Step by step.
@@ -185,8 +140,7 @@ class MixtureRun:
     def note_batch(self, inputs: dict[str, Any]) -> torch.Tensor | None:
         """Note what a batch tells of itself, and take it out of what the model gets.
 
-        Returns:
-            the corpus of every example: (num_examples,), indices into `corpora`; `None` for a batch of something else.
+        Returns the corpus of every example, (num_examples,) indices into `corpora`; `None` without a mark.
         """
         corpus: torch.Tensor | None = inputs.pop(CORPUS_KEY, None)
         if corpus is None:
@@ -218,8 +172,7 @@ class MixtureRun:
 
     def note_evaluation(self, metrics: Mapping[str, Any]) -> None:
         """Remember the numbers among the metrics of an evaluation for the next decision."""
-        numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
-        self.eval_metrics.update(numbers)
+        self.eval_metrics |= {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
 
     def is_general(self, corpus: torch.Tensor) -> torch.Tensor:
         """Return which examples of a batch are of general corpora."""
@@ -235,10 +188,9 @@ class MixtureRun:
         """Ask the controller for the next α, if there is one and it is time."""
         if self.adaptive is None or not self.adaptive.is_due(state.global_step):
             return
-        sides: dict[str, list[int]] = {
-            side: [index for index, corpus in enumerate(self.plan.corpora) if corpus.side == side] for side in SIDES
-        }
-        metrics = [{**self.eval_metrics, **self.meters.take_decision(self._reduce, sides)}]
+        corpora = list(enumerate(self.plan.corpora))
+        sides = {str(side): [index for index, corpus in corpora if corpus.side == side] for side in SIDES}
+        metrics = [{**self.eval_metrics, **self.meters.take_decision(self.reduce, sides)}]
         broadcast_object_list(metrics)  # times and rates of evaluations differ between processes
         decision = self.adaptive.decide(state.global_step, metrics[0])
         if state.is_world_process_zero:
@@ -255,16 +207,12 @@ class MixtureRun:
 
     def log_fingerprint(self, state: TrainerState) -> None:
         """Note in `log_history` the hash of all that has been read, over all processes."""
-        text = f"{whole_hash(self._reduce(self.meters.order).tolist()):016x}"
+        text = f"{whole_hash(self.reduce(self.meters.order).tolist()):016x}"
         history, step = state.log_history, state.global_step
         if history and history[-1].get("step") == step and "loss" in history[-1]:
             history[-1]["order_fingerprint"] = text  # not through `log`, whose trackers take numbers only
         elif not any(entry.get("step") == step and "order_fingerprint" in entry for entry in history[-3:]):
             history.append({"epoch": state.epoch, "order_fingerprint": text, "step": step})
-
-    def summary(self) -> dict[str, Any]:
-        """Return the plan in numbers."""
-        return self.plan.summary()
 
     def order(self) -> dict[str, Any]:
         """Return the plan and all decisions on α, as plain values."""
@@ -289,11 +237,7 @@ def shard_batch(
 ) -> BatchShard:
     """Return which part of a global batch is this process'; processes of one model replica share theirs.
 
-    Args:
-        args: of the run.
-        corpora: what is read.
-        micro_batch_size: examples of one forward pass of this process.
-        batch_size: the global batch.
+    `micro_batch_size` is that of one forward pass of this process, `batch_size` the global batch.
     """
     replicas = batch_size // (micro_batch_size * args.gradient_accumulation_steps)
     workers = args.dataloader_num_workers
@@ -305,9 +249,9 @@ def shard_batch(
 def plan_mixture(
     corpora: Sequence[Corpus],
     args: TrainingArguments,
+    alpha_schedule: AlphaSchedule | None = None,
     *,
     batch_size: int,
-    alpha_schedule: AlphaSchedule | None = None,
     is_adaptive: bool = False,
 ) -> MixturePlan:
     """Return the plan of a run.
@@ -316,8 +260,8 @@ def plan_mixture(
         corpora: what is mixed.
         args: `max_steps`, the seed of the data and, in an `InterpolationConfig`, the schedule; with plain
             `TrainingArguments` α is 0.5 throughout.
+        alpha_schedule: wins over that of `args`.
         batch_size: the global batch.
-        alpha_schedule: a schedule that wins over that of `args`.
         is_adaptive: leave α open where a controller will decide it.
 
     Raises:
@@ -346,12 +290,7 @@ def plan_mixture(
 def make_controller(
     args: TrainingArguments, given: AlphaController | None, *, num_workers: int
 ) -> AlphaController | None:
-    """Return a new controller for a new run, checked against what the loader fetches ahead.
-
-    Args:
-        args: of the run; they name the controller if none is given.
-        given: a controller to begin with, which stays as it is.
-        num_workers: of the loader.
+    """Return a new controller for a new run: a copy of the given one, or what `args` name.
 
     Raises:
         ValueError: if α would be decided for batches that are on their way.
@@ -375,6 +314,5 @@ def make_controller(
 
 def update_steps_and_lag(args: TrainingArguments) -> tuple[int, int]:
     """Return steps between decisions on α, and from a decision until it is in force."""
-    if isinstance(args, InterpolationConfig):
-        return args.alpha_update_steps, args.alpha_update_lag
-    return InterpolationConfig.alpha_update_steps, InterpolationConfig.alpha_update_lag
+    settings = args if isinstance(args, InterpolationConfig) else InterpolationConfig
+    return settings.alpha_update_steps, settings.alpha_update_lag

@@ -15,7 +15,7 @@ from torch import nn
 from hf_interp.losses.per_example import count_labels, head_shifts_labels, per_example_loss
 from hf_interp.mixture.collators import TASK, Collator, MaskingCollator, ObjectiveCollator
 from hf_interp.mixture.corpus import Corpus
-from hf_interp.training.heads import HEADS, Objective, attach_heads, load_heads
+from hf_interp.training.heads import HEADS, Objective, attach_heads
 from hf_interp.utils.errors import did_you_mean
 
 LABELS, EXAMPLES = range(2)  # rows of the counts, whose columns are objectives
@@ -25,15 +25,11 @@ class ObjectiveLoss(NamedTuple):
     """The part of an objective in the loss of a micro-batch."""
 
     name: str
-    column: int
-    """Its place among the objectives that there are."""
-    loss: torch.Tensor
-    """The loss that it adds."""
-    mean: torch.Tensor
-    """The mean over its labels in this micro-batch."""
+    column: int  # its place among the objectives
+    loss: torch.Tensor  # that it adds
+    mean: torch.Tensor  # over its labels in this micro-batch
     num_labels: torch.Tensor
-    by_example: torch.Tensor | None
-    """The loss of each of its examples, where it can be told."""
+    by_example: torch.Tensor | None  # where it can be told
 
 
 class ObjectiveHeads:
@@ -42,9 +38,6 @@ class ObjectiveHeads:
     Args:
         objectives: what corpora with an `objective` train, by name.
         eval_objectives: from the name of an evaluation set to the objective whose head is evaluated on it.
-
-    Attributes:
-        names (`list[str]`): the objectives that there are: the model's own task first.
     """
 
     def __init__(
@@ -52,14 +45,10 @@ class ObjectiveHeads:
     ) -> None:
         self.objectives = dict(objectives or {})
         self.eval_objectives = dict(eval_objectives or {})
-        self.names = [TASK, *self.objectives]
+        self.names = [TASK, *self.objectives]  # the model's own task first
 
     def check_names(self) -> None:
-        """Refuse names that heads cannot have, and evaluation sets of objectives that there are not.
-
-        Raises:
-            ValueError: naming what is wrong.
-        """
+        """Refuse names that heads cannot have, and evaluation sets of objectives that there are not."""
         for name in self.objectives:
             if not name or "." in name:
                 raise ValueError(f"The name of an objective must be a text without dots, got {name!r}.")
@@ -67,11 +56,7 @@ class ObjectiveHeads:
             self._check_known(name, f"Evaluation set {set_name!r}")
 
     def check_corpora(self, corpora: Sequence[Corpus]) -> None:
-        """Refuse corpora with an objective that there is not.
-
-        Raises:
-            ValueError: naming the corpus; the nearest objective is named.
-        """
+        """Refuse corpora with an objective that there is not; the nearest is named."""
         for corpus in corpora:
             if corpus.objective is not None:
                 self._check_known(corpus.objective, f"Corpus {corpus.name!r}")
@@ -86,30 +71,15 @@ class ObjectiveHeads:
     # The heads themselves.
 
     def attach(self, model: Any, *, copies: bool = False) -> None:
-        """Attach the heads to a model, and make sure that they run on its backbone.
-
-        Args:
-            model: the model that is trained.
-            copies: attach copies, and keep the heads as they were given for further models.
-        """
+        """Attach the heads, or copies of them, to a model, and make sure that they run on its backbone."""
         heads = {name: copy.deepcopy(each.model) if copies else each.model for name, each in self.objectives.items()}
         attach_heads(model, heads)
         getattr(model, HEADS).to(next(model.parameters()).device)
         for name in heads:
             _probe(model, name)
 
-    def load(self, model: nn.Module, folder: str) -> None:
-        """Load the heads that were saved beside a model."""
-        if self.objectives:
-            load_heads(model, folder)
-
     def shifts(self, model: nn.Module, *, task_shifts: bool) -> dict[str, bool]:
-        """Return for every objective whether position i of its head predicts label i + 1.
-
-        Args:
-            model: the model with the heads.
-            task_shifts: whether it is so for the model's own task.
-        """
+        """Return for every objective whether position i of its head predicts label i + 1, as the task's may."""
         heads: Any = getattr(model, HEADS) if self.objectives else {}
         return {TASK: task_shifts} | {name: head_shifts_labels(heads[name]) for name in self.objectives}
 
@@ -149,8 +119,7 @@ class ObjectiveHeads:
         """Give the part of every objective in the loss of a micro-batch.
 
         Args:
-            outputs: of the model, by objective.
-            batches: what it got, by objective.
+            outputs, batches: of the model, and what it got, by objective.
             counts: of the whole global batch, from `count`.
             shifts: for every objective whether position i of its head predicts label i + 1.
             label_smoother: what `Trainer` smooths the labels of the model's own task with.

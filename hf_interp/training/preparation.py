@@ -16,7 +16,7 @@ from hf_interp.mixture.slots import SlotCollator
 from hf_interp.training.callbacks import add_first
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.heads import HasHeads
-from hf_interp.training.integrations import TrainerTraits, check_predictions
+from hf_interp.training.integrations import TrainerTraits
 from hf_interp.training.mixture_run import MixtureRun
 from hf_interp.training.objectives import ObjectiveHeads
 
@@ -60,8 +60,11 @@ def prepare_anchor(
         return None
     check_anchor(trainer, ref_model, has_mixture=has_mixture)
     anchor = Anchor(args, trainer.model, ref_model, alpha_schedule)
-    if anchor.needs_predictions:
-        check_predictions(traits)
+    if anchor.needs_predictions and traits.hides_logits:
+        raise ValueError(
+            "TRL's trainers leave no logits to compare with M₀'s, which distill and `log_loss_gap` need. Use "
+            '`anchor="l2sp"` without `log_loss_gap`, or a trainer of transformers.'
+        )
     anchor.capture(trainer.model)
     if args.anchor == "l2sp":
         anchor.find_pairs(trainer.model)

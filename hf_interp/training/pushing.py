@@ -1,6 +1,7 @@
 """Pushing a mixture's run from its trainer: our card, and nothing of the machine beside the model."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,13 @@ def prepare_pushing(trainer: Any) -> str | None:
     Raises:
         ValueError: for a `hub_strategy` that pushes checkpoints, which hold a pickle of every setting.
     """
-    base = unwrap_peft(trainer.model)
-    if hasattr(base, "add_model_tags"):
+    if hasattr(base := unwrap_peft(trainer.model), "add_model_tags"):
         base.add_model_tags(list(TAGS))
     return check_strategy(trainer.args.hub_strategy) if trainer.args.push_to_hub else None
 
 
 def check_strategy(strategy: Any) -> str | None:
-    """Refuse to push checkpoints of a mixture's run; return what to warn of, if anything.
-
-    Args:
-        strategy: the `hub_strategy` of `TrainingArguments`.
+    """Refuse a `hub_strategy` that pushes checkpoints of a mixture's run; return what to warn of, if anything.
 
     Raises:
         ValueError: for checkpoint and all_checkpoints.
@@ -52,9 +49,7 @@ def check_strategy(strategy: Any) -> str | None:
 def write_card(trainer: Any, metadata: Mapping[str, Any]) -> None:
     """Write the card of a trainer's run into its `output_dir`, beside one of the trainer's own that is there.
 
-    Args:
-        trainer: whose results are saved.
-        metadata: arguments of `create_model_card`, of which `tags`, `license`, `language` and `finetuned_from` count.
+    Of `metadata`, arguments of `create_model_card`, `tags`, `license`, `language` and `finetuned_from` count.
     """
     folder = Path(trainer.args.output_dir)
     card = render_card(folder, repo_id=trainer.hub_model_id, metadata=_metadata(metadata))
@@ -63,7 +58,16 @@ def write_card(trainer: Any, metadata: Mapping[str, Any]) -> None:
     card.save(folder / CARD_NAME)
 
 
-def push_trained_run(trainer: Any, metadata: dict[str, Any], *, blocking: bool = True, **settings: Any) -> Any:
+def push_trained_run(
+    trainer: Any,
+    commit_message: str | None = "End of training",
+    blocking: bool = True,
+    token: str | None = None,
+    revision: str | None = None,
+    *,
+    private: bool | None = None,
+    **metadata: Any,
+) -> Any:
     """Save the model of a trainer, draw its run, write its card, and push what lies in its `output_dir`.
 
     The model is M_θ. If M_α lies in the folder `interpolated` inside, it goes to the default branch, and M_θ to the
@@ -71,12 +75,10 @@ def push_trained_run(trainer: Any, metadata: dict[str, Any], *, blocking: bool =
 
     Args:
         trainer: it has been trained.
+        commit_message: of the push.
+        blocking: wait for the end of the push; else return a future of the `PushReport`.
+        token, revision, private: those of the trainer's settings by default.
         metadata: arguments of `create_model_card`.
-        blocking: wait for the end of the push.
-        settings: `commit_message`, and `private`, `token` and `revision`, for which those of `args` stand in.
-
-    Returns:
-        a `PushReport`, or a future of one without `blocking`; `None` on other processes than the first.
     """
     from hf_interp.reporting.plots import plot_run  # matplotlib takes a while
 
@@ -90,15 +92,17 @@ def push_trained_run(trainer: Any, metadata: dict[str, Any], *, blocking: bool =
     metadata["tags"] = list(dict.fromkeys([*([given] if isinstance(given, str) else given), *model_tags]))
     plot_run(trainer.results(), Path(args.output_dir) / RUN_PLOT_NAME)
     trainer.create_model_card(**metadata)
-    settings["private"] = args.hub_private_repo if settings["private"] is None else settings["private"]
-    settings["token"] = settings["token"] or args.hub_token
-    settings["revision"] = settings["revision"] or args.hub_revision
-    settings["card"] = Path(args.output_dir) / CARD_NAME if traits_of(type(trainer)).has_own_card else None
-    settings["metadata"] = _metadata(metadata)
+    settings: dict[str, Any] = {
+        "commit_message": commit_message,
+        "private": args.hub_private_repo if private is None else private,
+        "token": token or args.hub_token,
+        "revision": revision or args.hub_revision,
+        "card": Path(args.output_dir) / CARD_NAME if traits_of(type(trainer)).has_own_card else None,
+        "metadata": _metadata(metadata),
+    }
     place = trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name
-    if blocking:
-        return push_run(args.output_dir, place, **settings)
-    return HfApi().run_as_future(push_run, args.output_dir, place, **settings)
+    push = push_run if blocking else partial(HfApi().run_as_future, push_run)
+    return push(args.output_dir, place, **settings)
 
 
 def beside(card: ModelCard, ours: ModelCard) -> ModelCard:

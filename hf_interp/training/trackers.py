@@ -16,9 +16,7 @@ from transformers.integrations import TensorBoardCallback
 class MixtureTracker(TrainerCallback):
     """Tells the trackers of a run what is mixed; it must come behind their own callbacks.
 
-    Args:
-        describe: gives the summary of the plan, once training begins.
-        callbacks: gives the callbacks of the trainer, among which TensorBoard's is found.
+    `describe` gives the summary of the plan, once training begins, and `callbacks` the callbacks of the trainer.
     """
 
     def __init__(
@@ -47,19 +45,13 @@ class MixtureTracker(TrainerCallback):
             if run is not None:
                 self.trackio_run = run
                 trackio.config.update({"mixture": mixture}, allow_val_change=True)
-        writer = _tensorboard_writer(self.callbacks())
+        writer = getattr(_find(self.callbacks(), TensorBoardCallback), "tb_writer", None)
         if writer is not None:
             writer.add_text("mixture", f"```json\n{json.dumps(mixture, indent=2, ensure_ascii=False)}\n```")
 
 
 def add_picture(trainer: Trainer, name: str, path: str | Path) -> None:
-    """Add a picture to the runs of a trainer in its trackers, after training; on the main process.
-
-    Args:
-        trainer: it has been trained, with what `args.report_to` names.
-        name: what the picture is called there.
-        path: a PNG.
-    """
+    """Add a picture, a PNG, to the runs of a trainer in its trackers, after training; on the main process."""
     args, callbacks = trainer.args, trainer.callback_handler.callbacks
     if not trainer.is_world_process_zero():
         return
@@ -69,8 +61,8 @@ def add_picture(trainer: Trainer, name: str, path: str | Path) -> None:
         if wandb.run is not None:
             wandb.run.log({name: wandb.Image(str(path))})
     if "trackio" in args.report_to:
-        _add_to_trackio(args, _tracker(callbacks), name, path)
-    folder = _tensorboard_folder(callbacks)
+        _add_to_trackio(args, getattr(_find(callbacks, MixtureTracker), "trackio_run", None), name, path)
+    folder = getattr(_find(callbacks, TensorBoardCallback), "logging_dir", None)
     if folder is not None:
         import matplotlib.image
         from torch.utils.tensorboard import SummaryWriter
@@ -79,38 +71,19 @@ def add_picture(trainer: Trainer, name: str, path: str | Path) -> None:
             writer.add_image(name, matplotlib.image.imread(path)[..., :3], trainer.state.global_step, dataformats="HWC")
 
 
-def _add_to_trackio(args: TrainingArguments, tracker: MixtureTracker | None, name: str, path: str | Path) -> None:
+def _add_to_trackio(args: TrainingArguments, run: Any, name: str, path: str | Path) -> None:
     """Take up Trackio's run, which has ended with training, once more."""
-    import trackio
-
-    run = tracker.trackio_run if tracker is not None else None
     if run is None:
         return
+    import trackio
+
     # it would be taken up with an empty configuration
     told = {key: value for key, value in dict(run.config).items() if not key.startswith("_")}
-    trackio.init(
-        project=args.project,
-        name=run.name,
-        config=told,
-        space_id=args.trackio_space_id,
-        private=args.hub_private_repo,
-        resume="must",
-    )
+    place = {"space_id": args.trackio_space_id, "private": args.hub_private_repo}
+    trackio.init(project=args.project, name=run.name, config=told, resume="must", **place)
     trackio.log({name: trackio.Image(str(path))})
     trackio.finish()
 
 
-def _tracker(callbacks: Sequence[TrainerCallback]) -> MixtureTracker | None:
-    return next((each for each in callbacks if isinstance(each, MixtureTracker)), None)
-
-
-def _tensorboard(callbacks: Sequence[TrainerCallback]) -> Any:
-    return next((each for each in callbacks if isinstance(each, TensorBoardCallback)), None)
-
-
-def _tensorboard_writer(callbacks: Sequence[TrainerCallback]) -> Any:
-    return getattr(_tensorboard(callbacks), "tb_writer", None)
-
-
-def _tensorboard_folder(callbacks: Sequence[TrainerCallback]) -> str | None:
-    return getattr(_tensorboard(callbacks), "logging_dir", None)
+def _find(callbacks: Sequence[TrainerCallback], kind: type[TrainerCallback]) -> Any:
+    return next((each for each in callbacks if isinstance(each, kind)), None)

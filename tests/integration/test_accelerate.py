@@ -40,6 +40,13 @@ COMMON = {
     "main_process_port": 0,
     "main_training_function": "main",
 }
+DEEPSPEED = {
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "offload_optimizer_device": "none",
+    "offload_param_device": "none",
+    "zero3_init_flag": False,
+}
 EXPECTED: dict[str, dict[str, Any]] = {
     "cpu": {**COMMON, "distributed_type": "MULTI_GPU", "use_cpu": True},
     "ddp": {**COMMON, "distributed_type": "MULTI_GPU", "gpu_ids": "all"},
@@ -61,27 +68,12 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "deepspeed_zero2": {
         **COMMON,
         "distributed_type": "DEEPSPEED",
-        "deepspeed_config": {
-            "zero_stage": 2,
-            "gradient_accumulation_steps": "auto",
-            "gradient_clipping": "auto",
-            "offload_optimizer_device": "none",
-            "offload_param_device": "none",
-            "zero3_init_flag": False,
-        },
+        "deepspeed_config": {"zero_stage": 2, **DEEPSPEED},
     },
     "deepspeed_zero3": {
         **COMMON,
         "distributed_type": "DEEPSPEED",
-        "deepspeed_config": {
-            "zero_stage": 3,
-            "gradient_accumulation_steps": "auto",
-            "gradient_clipping": "auto",
-            "offload_optimizer_device": "none",
-            "offload_param_device": "none",
-            "zero3_init_flag": False,
-            "zero3_save_16bit_model": True,
-        },
+        "deepspeed_config": {"zero_stage": 3, **DEEPSPEED, "zero3_save_16bit_model": True},
     },
     "single_gpu": {
         **{key: value for key, value in COMMON.items() if key != "main_process_port"},
@@ -212,14 +204,6 @@ def test_launch_knows_every_key_of_a_section(name: str) -> None:
     assert {key for section in ("fsdp_config", "deepspeed_config") for key in EXPECTED[name].get(section, {})} <= known
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_an_unknown_key_is_refused(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "file.yaml"
-    path.write_text((FOLDER / f"{name}.yaml").read_text(encoding="utf-8") + "num_proceses: 2\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"had unknown keys \(\['num_proceses'\]\)"):
-        launch_arguments("--config_file", str(path))
-
-
 @pytest.mark.filterwarnings("ignore:Multiple deprecation warnings due to FSDP2")
 def test_fsdp_reads_the_fields_of_its_second_version(monkeypatch: pytest.MonkeyPatch) -> None:
     args, _ = launch_arguments("--config_file", str(FOLDER / "fsdp.yaml"))
@@ -319,6 +303,7 @@ def test_a_launched_recipe_reads_and_trains_as_one_process(recipe_runs: dict[str
     for side in ("general", "domain"):
         for metrics in ("base_metrics", "final_metrics"):
             assert two[metrics][side]["accuracy"] == one[metrics][side]["accuracy"]
+            assert two[metrics][side]["loss"] == pytest.approx(one[metrics][side]["loss"], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -328,15 +313,6 @@ def test_a_recipe_launched_for_one_gpu_trains_in_bfloat16(recipe_runs: dict[str,
     assert training_log(half, "alpha", "share_domain") == training_log(one, "alpha", "share_domain")
     assert training_log(half, "loss") == pytest.approx(training_log(one, "loss"), rel=2e-2)
     assert training_log(half, "loss") != pytest.approx(training_log(one, "loss"), rel=1e-5)  # 8 bits of each number
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["cpu", "ddp"])
-def test_the_evaluation_loss_is_that_of_one_process(recipe_runs: dict[str, dict[str, Any]], name: str) -> None:
-    one, two = recipe_runs["one"], recipe_runs[name]
-    for side in ("general", "domain"):
-        for metrics in ("base_metrics", "final_metrics"):
-            assert two[metrics][side]["loss"] == pytest.approx(one[metrics][side]["loss"], rel=1e-5)
 
 
 def test_weights_in_pieces_are_not_searched(tmp_path: Path) -> None:
@@ -377,9 +353,7 @@ def test_a_configuration_trains_saves_and_resumes_as_one_process(
     ranks = run_script(launcher(name), tmp_path / "whole", *split)
     assert [rank["world_size"] for rank in ranks] == [NUM_PROCESSES] * NUM_PROCESSES
     assert {rank["wrapper"] for rank in ranks} == {WRAPPERS[name]}
-    numbers = (
-        2000 * 16 // (NUM_PROCESSES if name in DIVIDED else 1)
-    )  # of the embeddings; ZeRO-2 leaves the weights whole
+    numbers = 2000 * 16 // (NUM_PROCESSES if name in DIVIDED else 1)  # of the embeddings; ZeRO-2 leaves weights whole
     assert [rank["numbers_here"] for rank in ranks] == [numbers] * NUM_PROCESSES
 
     def check(ranks: list[dict[str, Any]], steps: range) -> None:

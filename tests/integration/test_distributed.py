@@ -1,9 +1,6 @@
 """Several processes read what one process reads, each its own part."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,66 +10,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 from torch.utils.data import get_worker_info
-from toys import DOMAIN_FIRST, NotingTrainer, config, corpus, mixture, same_weights, tiny_model
+from toys import DOMAIN_FIRST, NotingTrainer, config, corpus, losses, mixture, same_weights, tiny_model
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast, TrainerCallback
 
 from hf_interp import InterpolatedDataset
 from hf_interp.mixture.schedules import linear
-
-SCRIPT = """
-import json, os, sys
-from toys import NotingTrainer, config, losses, mixture, tiny_model
-
-folder, batch_size, accumulation, workers = sys.argv[1], *map(int, sys.argv[2:])
-args = config(
-    folder,
-    per_device_train_batch_size=batch_size,
-    gradient_accumulation_steps=accumulation,
-    dataloader_num_workers=workers,
-    optim="sgd",
-)
-trainer = NotingTrainer(tiny_model(0.0), args, train_dataset=mixture())
-trainer.train()
-found = {
-    "seen": [trainer.seen[step] for step in range(8)],
-    "losses": losses(trainer),
-    "domain_losses": [entry.get("loss_domain") for entry in trainer.state.log_history[:8]],
-    "weights": float(sum(tensor.double().abs().sum() for tensor in trainer.model.state_dict().values())),
-}
-rank = os.environ.get("RANK", "0")
-with open(os.path.join(folder, f"rank{rank}.json"), "w") as file:
-    json.dump(found, file)
-trainer.accelerator.end_training()  # or gloo's threads may abort a process that ends before the others
-"""
-
-
-def run(folder: Path, world: int, batch_size: int, accumulation: int = 1, workers: int = 0) -> list[dict]:  # type: ignore[type-arg]
-    folder.mkdir()
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world), "--standalone"]
-    command = [*launcher, str(script), str(folder), str(batch_size), str(accumulation), str(workers)]
-    environment = {**os.environ, "PYTHONPATH": processes.python_path(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stderr[-6000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world)]
-
-
-@pytest.mark.slow
-def test_any_split_of_a_global_batch_reads_and_trains_alike(tmp_path: Path) -> None:
-    (whole,) = run(tmp_path / "1x8", 1, 8)
-    for world, batch_size, accumulation, workers in ((2, 2, 2, 2), (4, 2, 1, 0)):
-        name = f"{world}x{batch_size}x{accumulation}"
-        parts = run(tmp_path / name, world, batch_size, accumulation, workers)
-        for step in range(8):
-            union = [number for part in parts for number in part["seen"][step]]
-            assert sorted(union) == sorted(whole["seen"][step])
-        assert parts[0]["losses"] == pytest.approx(whole["losses"], rel=1e-5)
-        assert parts[0]["domain_losses"][1:] == pytest.approx(whole["domain_losses"][1:], rel=1e-5)
-        assert all(part["weights"] == pytest.approx(whole["weights"], rel=1e-6) for part in parts)
-
-
-# Below, processes are forked from one that has imported everything: they are as real, and begin sooner.
 
 
 class Counted(torch.utils.data.Dataset[dict[str, Any]]):
@@ -150,6 +92,8 @@ def live(folder: str, name: str, make: Any, settings: dict[str, Any], stop: int 
         found["error"] = str(error)
     history = trainer.state.log_history
     found |= {
+        "losses": losses(trainer),
+        "domain_losses": [entry.get("loss_domain") for entry in history if "loss" in entry],
         "seen": [[step, seen] for step, seen in trainer.seen.items()],
         "alphas": list(trainer.alphas.values()),
         "prints": [entry["order_fingerprint"] for entry in history if "order_fingerprint" in entry],
@@ -214,10 +158,11 @@ SPLITS = [(1, 8, 1, 0), (1, 4, 2, 2), (2, 4, 1, 2), (2, 2, 2, 0), (2, 2, 2, 2), 
 
 @pytest.mark.slow
 def test_each_process_reads_its_own_part_of_every_global_batch_and_no_more(tmp_path: Path) -> None:
-    prints = []
+    prints: list[list[str]] = []
+    logs = []
     for split in SPLITS:
         world, batch_size, accumulation, workers = split
-        parts = launch(tmp_path, "x".join(map(str, split)), split, counted)
+        parts = launch(tmp_path, "x".join(map(str, split)), split, counted, optim="sgd")
         assert union(parts) == planned()
         for part in parts:
             assert [step for step, _ in part["seen"]] == list(range(8))
@@ -234,8 +179,14 @@ def test_each_process_reads_its_own_part_of_every_global_batch_and_no_more(tmp_p
         prints += [part["prints"] for part in parts]
         states = [torch.load(tmp_path / f"{'x'.join(map(str, split))}{rank}.pt") for rank in range(world)]
         assert all(same_weights(state, states[0]) for state in states)
+        size = float(sum(tensor.double().abs().sum() for tensor in states[0].values()))
+        logs.append((parts[0]["losses"], parts[0]["domain_losses"][1:], size))
     assert len(prints[0]) == 8
     assert all(found == prints[0] for found in prints)
+    for found, domain_losses, size in logs[1:]:
+        assert found == pytest.approx(logs[0][0], rel=1e-5)
+        assert domain_losses == pytest.approx(logs[0][1], rel=1e-5)
+        assert size == pytest.approx(logs[0][2], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -185,17 +185,6 @@ def tiny_llama() -> LlamaForCausalLM:
     )
 
 
-def test_sft_reads_what_the_plan_says(sft: Callable[..., Any], tmp_path: Path) -> None:
-    trainer = sft(mixture("text"), tmp_path, given=RISE)
-    trainer.train()
-    assert trainer.seen == planned_words(trainer)
-    assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
-    assert logged(trainer, "alpha") == pytest.approx([step / 7 for step in range(8)], abs=1e-6)
-    assert logged(trainer, "share_domain") == [count / 4 for count in DOMAIN_COUNTS]
-    assert trainer.alpha == 1.0
-    assert (tmp_path / "results.json").is_file()
-
-
 def test_sft_logs_its_own_metrics_and_each_corpus_loss(sft: Callable[..., Any], tmp_path: Path) -> None:
     trainer = sft(mixture("text"), tmp_path, max_steps=2, gradient_checkpointing=False, given=RISE)
     model, calls = tiny_llama(), []
@@ -219,16 +208,6 @@ def test_sft_logs_its_own_metrics_and_each_corpus_loss(sft: Callable[..., Any], 
     assert losses(trainer)[0] == pytest.approx(sum(sums) / sum(counts), rel=0.02)
 
 
-def test_sft_over_an_ordinary_dataset_is_the_hosts_bit_for_bit(sft: Callable[..., Any], tmp_path: Path) -> None:
-    runs = []
-    for host in (True, False):
-        runs.append(sft(rows("text", "general"), tmp_path, host=host, per_device_train_batch_size=3))
-        runs[-1].train()
-    assert same_weights(weights(runs[0]), weights(runs[1]))
-    assert losses(runs[0]) == losses(runs[1])
-    assert runs[1].plan is None
-
-
 def test_sft_weights_do_not_depend_on_accumulation(sft: Callable[..., Any], tmp_path: Path) -> None:
     set_up = {"optim": "sgd", "learning_rate": 0.3, "max_grad_norm": 0.0, "bf16": False}
     found = []
@@ -245,19 +224,6 @@ def test_sft_weights_do_not_depend_on_accumulation(sft: Callable[..., Any], tmp_
             torch.testing.assert_close(those[name], tensor, rtol=1e-4, atol=1e-6)
         assert their == pytest.approx(found[0][1], rel=1e-4)
         assert general == pytest.approx(found[0][2], rel=1e-4)
-
-
-def test_sft_resumes_bit_for_bit(sft: Callable[..., Any], tmp_path: Path) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 3}
-    whole = sft(mixture("completion"), tmp_path / "run", **saving)
-    whole.train()
-    resumed = sft(mixture("completion"), tmp_path / "run", **saving)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
-    assert list(resumed.seen) == [3, 4, 5, 6, 7]
-    assert {step: whole.seen[step] for step in range(3, 8)} == resumed.seen
-    assert same_weights(weights(whole), weights(resumed))
-    assert losses(whole) == losses(resumed)
-    assert logged(whole, "order_fingerprint")[-1] == logged(resumed, "order_fingerprint")[-1]
 
 
 @pytest.mark.parametrize(
@@ -358,17 +324,6 @@ def test_sft_takes_a_schedule_of_its_own(sft: Callable[..., Any], tmp_path: Path
     assert logged(trainer, "share_domain") == [0.5] * 8
     with pytest.raises(ValueError, match="`alpha_schedule` needs a mixture as `train_dataset`"):
         sft(rows("text", "general"), tmp_path, given={"alpha_schedule": constant(0.5)})
-
-
-def test_sft_takes_corpora_and_streams(sft: Callable[..., Any], tmp_path: Path) -> None:
-    parts = [
-        Corpus("web", rows("text", "general"), "general"),
-        Corpus("law", rows("text", "domain").to_iterable_dataset(), "domain"),
-    ]
-    trainer = sft(parts, tmp_path, given=RISE)
-    trainer.train()
-    assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
-    assert [loss is not None for loss in logged(trainer, "loss_law")] == [count > 0 for count in DOMAIN_COUNTS]
 
 
 def test_sft_settings_and_those_of_alpha_go_together(trl: ModuleType, sft: Callable[..., Any], tmp_path: Path) -> None:
@@ -506,43 +461,6 @@ def embed(st: ModuleType, encoder_dir: Path) -> Callable[..., Any]:
     return make
 
 
-def test_embeddings_read_what_the_plan_says(embed: Callable[..., Any], tmp_path: Path) -> None:
-    trainer = embed(mixture("pair"), tmp_path, given=RISE)
-    trainer.train()
-    assert trainer.seen == planned_words(trainer)
-    assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
-    assert logged(trainer, "alpha") == pytest.approx([step / 7 for step in range(8)], abs=1e-6)
-    assert losses(trainer)[-1] < losses(trainer)[0]
-    assert (tmp_path / "results.json").is_file()
-
-
-@pytest.mark.parametrize("kind", ["one", "named"])
-def test_embeddings_over_ordinary_datasets_are_the_hosts_bit_for_bit(
-    kind: str, embed: Callable[..., Any], tmp_path: Path
-) -> None:
-    one, other = rows("pair", "general"), rows("pair", "domain")
-    # Several named datasets are the host's own: each batch is drawn from one of them.
-    train_dataset = one if kind == "one" else {"questions": one, "titles": other}
-    runs = []
-    for host in (True, False):
-        runs.append(embed(train_dataset, tmp_path, host=host))
-        runs[-1].train()
-    assert same_weights(weights(runs[0]), weights(runs[1]))
-    assert losses(runs[0]) == losses(runs[1])
-    assert runs[1].plan is None
-
-
-def test_embeddings_resume_bit_for_bit(embed: Callable[..., Any], tmp_path: Path) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 3}
-    whole = embed(mixture("pair"), tmp_path / "run", **saving)
-    whole.train()
-    resumed = embed(mixture("pair"), tmp_path / "run", **saving)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
-    assert {step: whole.seen[step] for step in range(3, 8)} == resumed.seen
-    assert same_weights(weights(whole), weights(resumed))
-    assert losses(whole) == losses(resumed)
-
-
 def test_embeddings_of_scored_pairs_do_not_depend_on_accumulation(embed: Callable[..., Any], tmp_path: Path) -> None:
     found = []
     for batch_size, steps in ((4, 1), (1, 4)):
@@ -584,18 +502,6 @@ def test_embeddings_take_prompts_and_leave_datasets_as_they_were(embed: Callable
     assert given["general"].column_names == ["anchor", "positive"]
 
 
-def test_embeddings_take_corpora_streams_and_plans(embed: Callable[..., Any], tmp_path: Path) -> None:
-    parts = [
-        Corpus("web", rows("pair", "general"), "general"),
-        Corpus("law", rows("pair", "domain").to_iterable_dataset(), "domain"),
-    ]
-    planned = InterpolatedDataset(mixture("pair"), batch_size=4, max_steps=8, alpha_schedule=linear())
-    for train_dataset, given in ((parts, RISE), (planned, None)):
-        trainer = embed(train_dataset, tmp_path, given=given)
-        trainer.train()
-        assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
-
-
 def test_embedding_settings_and_those_of_alpha_go_together(embed: Callable[..., Any], tmp_path: Path) -> None:
     trainer = embed(mixture("pair"), tmp_path, with_alpha=True, alpha_start=0.25, alpha_end=0.25, prompts="w3 ")
     trainer.train()
@@ -630,6 +536,75 @@ def test_embeddings_warn_of_a_batch_sampler(
     caplog.clear()
     embed(mixture("pair"), tmp_path)
     assert "is ignored" not in caplog.text
+
+
+# Both
+
+
+@pytest.fixture(params=[("sft", "text"), ("sft", "completion"), ("embed", "pair")], ids="-".join)
+def made(request: pytest.FixtureRequest) -> tuple[Callable[..., Any], str]:
+    """A function that makes a trainer, and the kind of data that it is given."""
+    name, kind = request.param
+    return request.getfixturevalue(name), kind
+
+
+def test_what_the_plan_says_is_read(made: tuple[Callable[..., Any], str], tmp_path: Path) -> None:
+    make, kind = made
+    trainer = make(mixture(kind), tmp_path, given=RISE)
+    trainer.train()
+    assert trainer.seen == planned_words(trainer)
+    assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
+    assert logged(trainer, "alpha") == pytest.approx([step / 7 for step in range(8)], abs=1e-6)
+    assert logged(trainer, "share_domain") == [count / 4 for count in DOMAIN_COUNTS]
+    assert trainer.alpha == 1.0
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    assert (tmp_path / "results.json").is_file()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sft", "text"), ("embed", "one"), ("embed", "named")])
+def test_ordinary_datasets_train_as_with_the_host_bit_for_bit(
+    name: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    make = request.getfixturevalue(name)
+    one, other = (rows("text" if name == "sft" else "pair", side) for side in ("general", "domain"))
+    # Several named datasets are the host's own: each batch is drawn from one of them.
+    train_dataset = {"questions": one, "titles": other} if kind == "named" else one
+    runs = []
+    for host in (True, False):
+        runs.append(make(train_dataset, tmp_path, host=host, per_device_train_batch_size=3))
+        runs[-1].train()
+    assert same_weights(weights(runs[0]), weights(runs[1]))
+    assert losses(runs[0]) == losses(runs[1])
+    assert runs[1].plan is None
+
+
+def test_a_resumed_run_is_the_whole_one_bit_for_bit(made: tuple[Callable[..., Any], str], tmp_path: Path) -> None:
+    make, kind = made
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    whole, resumed = (make(mixture(kind), tmp_path, **saving) for _ in range(2))
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.seen == {step: whole.seen[step] for step in range(3, 8)}
+    assert same_weights(weights(whole), weights(resumed))
+    assert losses(whole) == losses(resumed)
+    assert logged(whole, "order_fingerprint")[-1] == logged(resumed, "order_fingerprint")[-1]
+
+
+def test_corpora_and_streams_are_taken(made: tuple[Callable[..., Any], str], tmp_path: Path) -> None:
+    make, kind = made
+    stream = rows(kind, "domain").to_iterable_dataset()
+    trainer = make([Corpus("web", rows(kind, "general"), "general"), Corpus("law", stream)], tmp_path, given=RISE)
+    trainer.train()
+    assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
+    if kind != "pair":  # whose loss is one of the whole batch
+        assert [loss is not None for loss in logged(trainer, "loss_law")] == [count > 0 for count in DOMAIN_COUNTS]
+
+
+def test_embeddings_take_plans(embed: Callable[..., Any], tmp_path: Path) -> None:
+    planned = InterpolatedDataset(mixture("pair"), batch_size=4, max_steps=8, alpha_schedule=linear())
+    trainer = embed(planned, tmp_path)
+    trainer.train()
+    assert [sum(word >= GENERAL for word in trainer.seen[step]) for step in range(8)] == DOMAIN_COUNTS
 
 
 # The examples

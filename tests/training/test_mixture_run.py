@@ -26,9 +26,9 @@ def alone(tensor: torch.Tensor) -> torch.Tensor:
 def make_run(folder: Path, corpora: list[Corpus] | None = None, **kwargs: Any) -> tuple[MixtureRun, list[str]]:
     """A run, and what it warns of."""
     warnings: list[str] = []
-    given = {name: kwargs.pop(name) for name in ("plan", "alpha_controller", "alpha_schedule") if name in kwargs}
+    given = {name: kwargs.pop(name) for name in ("given_plan", "alpha_controller", "alpha_schedule") if name in kwargs}
     args = config(folder, **kwargs)
-    return MixtureRun(corpora or CORPORA, args, reduce=alone, warn=warnings.append, **given), warnings
+    return MixtureRun(corpora=corpora or CORPORA, args=args, reduce=alone, warn=warnings.append, **given), warnings
 
 
 def begin(run: MixtureRun, saved: SavedRun | None = None) -> Any:
@@ -78,13 +78,13 @@ def test_a_run_reads_what_its_plan_says(tmp_path: Path) -> None:
     assert len(slots) == 8 * 4
     assert [row["input_ids"][0] >= DOMAIN_FIRST for row in slots.__getitems__(list(range(28, 32)))] == [True] * 4
     assert warnings == []
-    assert run.summary()["max_steps"] == 8
+    assert run.plan.summary()["max_steps"] == 8
     assert run.order() == {"plan": run.plan.to_dict(), "decisions": []}
 
 
 def test_plain_arguments_mix_half_and_half(tmp_path: Path) -> None:
     args = TrainingArguments(str(tmp_path), max_steps=4, use_cpu=True)
-    run = MixtureRun(CORPORA, args, reduce=alone, warn=print)
+    run = MixtureRun(corpora=CORPORA, args=args, reduce=alone, warn=print)
     begin(run)
     assert run.plan.drawn_before(4).tolist() == [8, 8]
 
@@ -98,13 +98,13 @@ def test_warnings_of_the_plan_are_given_once(tmp_path: Path) -> None:
 
 def test_a_plan_that_is_given_must_be_that_of_the_run(tmp_path: Path) -> None:
     plan = InterpolatedDataset(CORPORA, batch_size=4, max_steps=8).plan
-    run, _ = make_run(tmp_path, plan=plan)
+    run, _ = make_run(tmp_path, given_plan=plan)
     begin(run)
     assert run.plan is plan
-    other, _ = make_run(tmp_path, plan=plan, max_steps=9)
+    other, _ = make_run(tmp_path, given_plan=plan, max_steps=9)
     with pytest.raises(ValueError, match="batch_size=4 and max_steps=8, but the trainer runs with 4 and 9"):
         begin(other)
-    adaptive, _ = make_run(tmp_path, plan=plan, alpha_controller="guard")
+    adaptive, _ = make_run(tmp_path, given_plan=plan, alpha_controller="guard")
     with pytest.raises(ValueError, match="A controller of α needs corpora"):
         begin(adaptive)
 

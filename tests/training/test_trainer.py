@@ -349,12 +349,23 @@ def test_a_collator_that_masks_at_random_resumes_exactly(tmp_path: Path) -> None
     assert same_weights(weights(whole), weights(resumed))
 
 
-def test_resume_with_restored_callbacks(tmp_path: Path) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 4, "restore_callback_states_from_checkpoint": True}
-    whole = run(tmp_path, **settings)
-    resumed = run(tmp_path, resume=str(tmp_path / "checkpoint-4"), **settings)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"restore_callback_states_from_checkpoint": True},
+        {"ignore_data_skip": True},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    ],
+)
+def test_resume_with_other_settings_of_the_host_goes_on_alike(tmp_path: Path, settings: dict[str, Any]) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    whole = run(tmp_path, **saving)
+    resumed = run(tmp_path, resume=str(tmp_path / "checkpoint-4"), **saving, **settings)
+    assert resumed.seen == {step: whole.seen[step] for step in range(4, 8)}
     assert resumed.alphas == {step: whole.alphas[step] for step in range(4, 8)}
-    assert same_weights(weights(whole), weights(resumed))
+    if "gradient_accumulation_steps" not in settings:  # which draws other numbers for dropout
+        assert same_weights(weights(whole), weights(resumed))
+    assert resumed.args.ignore_data_skip is settings.get("ignore_data_skip", False)
 
 
 @pytest.mark.parametrize(
@@ -417,16 +428,6 @@ def test_a_run_goes_on_with_other_settings_and_loses_nothing(
     expected = second.plan.read_hash(0, second.state.max_steps)
     assert second.state.log_history[-2]["order_fingerprint"] == f"{expected:016x}"
     assert second.plan.consumed(second.state.max_steps)["general"] == sum(read[number] for number in range(40))
-
-
-def test_ignoring_the_skip_changes_nothing(tmp_path: Path) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 4}
-    whole = run(tmp_path, **settings)
-    resumed = run(tmp_path, resume=str(tmp_path / "checkpoint-4"), ignore_data_skip=True, **settings)
-    assert resumed.seen == {step: whole.seen[step] for step in range(4, 8)}
-    assert same_weights(weights(whole), weights(resumed))
-    assert resumed.args.ignore_data_skip is True
-    assert run(tmp_path, resume=str(tmp_path / "checkpoint-4"), **settings).args.ignore_data_skip is False
 
 
 def test_the_order_is_logged_and_does_not_depend_on_workers_or_accumulation(tmp_path: Path) -> None:
@@ -538,19 +539,6 @@ def test_a_share_of_tokens_is_a_share_of_tokens(tmp_path: Path) -> None:
     assert [(entry["alpha"], entry["token_share_domain"], entry["share_domain"]) for entry in logs] == [
         (0.5, 0.5, 0.25)
     ] * 2
-
-
-def test_another_split_of_the_same_global_batch_resumes(tmp_path: Path) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 4}
-    whole = run(tmp_path, **settings)
-    resumed = run(
-        tmp_path,
-        resume=str(tmp_path / "checkpoint-4"),
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        **settings,
-    )
-    assert resumed.seen == {step: whole.seen[step] for step in range(4, 8)}
 
 
 def test_checkpoints_pass_between_host_and_trainer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -787,6 +775,10 @@ def test_the_seq2seq_trainer_mixes_too(tmp_path: Path) -> None:
 # Bad input, refused when the trainer is made.
 
 
+def named(*names: str) -> datasets.Dataset:
+    return mixture()["general"].cast_column("labels", datasets.ClassLabel(names=list(names)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "dataset", "message"),
     [
@@ -803,6 +795,21 @@ def test_the_seq2seq_trainer_mixes_too(tmp_path: Path) -> None:
         ({}, [Corpus("a", corpus(0, 4), "general"), Corpus("a", corpus(0, 4))], "different names"),
         ({}, [Corpus("a", corpus(0, 4), "general"), Corpus("b", corpus(9, 4), share=0.5)], "sum to 1"),
         ({}, [Corpus("a", corpus(0, 4), "general"), Corpus("b", corpus(9, 4), max_passes=2)], "read 4.00 times"),
+        (
+            {},
+            {**mixture(), "domain": mixture()["domain"].map(lambda row: {"labels": 2})},
+            r"'domain' has the label 2 .*num_labels=3",
+        ),
+        (
+            {},
+            {"general": named("neg", "pos"), "domain": named("pos", "neg")},
+            r"differ in column 'labels': \['neg', 'pos'\] and \['pos', 'neg'\]",
+        ),
+        (
+            {},
+            InterpolatedDataset(mixture(), batch_size=8, max_steps=8, alpha_schedule=linear()),
+            "batch_size=8 and max_steps=8, but the trainer runs with 4 and 8",
+        ),
     ],
 )
 def test_bad_mixtures_are_refused_at_once(
@@ -820,31 +827,9 @@ def test_a_schedule_out_of_range_at_any_step_is_refused(tmp_path: Path, bad: Any
         )
 
 
-def test_labels_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
-    parts = mixture()
-    parts["domain"] = parts["domain"].map(lambda row: {"labels": 2})
-    with pytest.raises(ValueError, match=r"'domain' has the label 2 .*num_labels=3"):
-        NotingTrainer(tiny_model(), config(tmp_path), train_dataset=parts)
-
-
-def test_class_labels_that_differ_between_sides_are_refused(tmp_path: Path) -> None:
-    parts = {
-        side: dataset.cast_column("labels", datasets.ClassLabel(names=names))
-        for (side, dataset), names in zip(mixture().items(), (["neg", "pos"], ["pos", "neg"]), strict=True)
-    }
-    with pytest.raises(ValueError, match=r"differ in column 'labels': \['neg', 'pos'\] and \['pos', 'neg'\]"):
-        NotingTrainer(tiny_model(), config(tmp_path), train_dataset=parts)
-
-
 def test_a_schedule_without_a_mixture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a mixture"):
         InterpolationTrainer(tiny_model(), config(tmp_path), train_dataset=corpus(0, 4), alpha_schedule=constant(0.5))
-
-
-def test_a_planned_dataset_must_fit_the_arguments(tmp_path: Path) -> None:
-    planned = InterpolatedDataset(mixture(), batch_size=8, max_steps=8, alpha_schedule=linear())
-    with pytest.raises(ValueError, match="batch_size=8 and max_steps=8, but the trainer runs with 4 and 8"):
-        NotingTrainer(tiny_model(), config(tmp_path), train_dataset=planned)
 
 
 def token_corpus(first: int, count: int) -> datasets.Dataset:
