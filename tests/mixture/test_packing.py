@@ -11,10 +11,8 @@ from hf_interp.mixture.packing import mean_tokens, pack
 
 
 def rows(ids: list[list[int]], **columns: Any) -> datasets.Dataset:
-    features = {"input_ids": datasets.List(datasets.Value("int64"))}
-    if columns:
-        return datasets.Dataset.from_dict({"input_ids": ids, **columns})
-    return datasets.Dataset.from_dict({"input_ids": ids}, features=datasets.Features(features))
+    features = None if columns else datasets.Features({"input_ids": datasets.List(datasets.Value("int64"))})
+    return datasets.Dataset.from_dict({"input_ids": ids, **columns}, features=features)
 
 
 def ids_of(dataset: Any) -> list[list[int]]:
@@ -31,6 +29,8 @@ def test_the_mean_length_is_exact(lengths: list[int], expected: float) -> None:
     ids = [list(range(length)) for length in lengths]
     assert mean_tokens(rows(ids)) == expected
     assert mean_tokens([{"input_ids": row} for row in ids]) == expected
+    assert mean_tokens([{"input_ids": torch.zeros(len(row))} for row in ids]) == expected
+    assert mean_tokens([{"input_ids": np.zeros(len(row))} for row in ids]) == expected
 
 
 def test_the_mean_length_of_many_rows_counts_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,10 +40,11 @@ def test_the_mean_length_of_many_rows_counts_every_row(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("form", ["numpy", "torch", "arrow", "pandas"])
-def test_formats_leave_the_length_alone(form: str) -> None:
+def test_formats_leave_the_length_and_packing_alone(form: str) -> None:
     dataset = rows([[1, 2, 3], [4], [5, 6]], text=["a", "b", "c"])
     if form != "pandas" or pytest.importorskip("pandas"):
         assert mean_tokens(dataset.with_format(form)) == 2.0
+        assert list(pack(dataset.with_format(form), 2)) == [{"input_ids": ids} for ids in ([1, 2], [3, 4], [5, 6])]
     assert mean_tokens(dataset.with_format(columns=["text"])) == 2.0
     assert mean_tokens(dataset.with_transform(lambda batch: {"x": batch["text"]})) == 2.0
 
@@ -86,10 +87,6 @@ def test_long_sequences_of_other_kinds_are_sampled_evenly() -> None:
 )
 def test_without_token_ids_or_a_length_there_is_none(dataset: Any) -> None:
     assert mean_tokens(dataset) is None
-
-
-def test_tensors_have_lengths() -> None:
-    assert mean_tokens([{"input_ids": torch.zeros(3)}, {"input_ids": np.zeros(2)}]) == 2.5
 
 
 # Packing.
@@ -165,20 +162,11 @@ def test_a_separator_is_not_known_for_other_columns() -> None:
         pack(dataset, 2, separator=0)
 
 
-@pytest.mark.parametrize("form", ["torch", "numpy"])
-def test_a_format_does_not_keep_rows_from_being_packed(form: str) -> None:
-    dataset = rows([[1, 2, 3], [4], [5, 6]]).with_format(form)
-    assert ids_of(pack(dataset, 2)) == [[1, 2], [3, 4], [5, 6]]
-
-
-@pytest.mark.parametrize("length", [0, -1])
-def test_an_example_has_tokens(length: int) -> None:
-    with pytest.raises(ValueError, match=f"`length` must be at least 1, got {length}"):
-        pack(rows(IDS), length)
-
-
 @pytest.mark.parametrize("streaming", [False, True])
-def test_texts_cannot_be_packed(streaming: bool) -> None:
+def test_what_cannot_be_packed(streaming: bool) -> None:
+    for length in (0, -1):
+        with pytest.raises(ValueError, match=f"`length` must be at least 1, got {length}"):
+            pack(rows(IDS), length)
     dataset = datasets.Dataset.from_dict({"text": ["a"], "label": [1]})
     with pytest.raises(ValueError, match=r"needs a column 'input_ids', got \['text', 'label'\]\. Tokenise the corpus"):
         pack(dataset.to_iterable_dataset() if streaming else dataset, 4)

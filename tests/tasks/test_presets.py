@@ -17,14 +17,7 @@ from hf_interp.reporting.curve import load_curve
 from hf_interp.tasks import presets
 from hf_interp.tasks.adalora import AdaLoraCallback
 from hf_interp.tasks.freezing import PARTS, head_names
-from hf_interp.tasks.presets import (
-    IA3_TARGETS,
-    PRESETS,
-    adapt,
-    adapter_callbacks,
-    check_adapter,
-    load_adapter,
-)
+from hf_interp.tasks.presets import IA3_TARGETS, PRESETS, adapt, adapter_callbacks, check_adapter, load_adapter
 from hf_interp.train import run_recipe
 from hf_interp.training.model_info import ParameterCount, count_parameters
 
@@ -146,7 +139,8 @@ def test_a_preset_that_does_not_fit_the_model_is_refused(preset: str, kind: str,
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
-        ("lora", {"r": 8, "lora_alpha": 16, "use_rslora": False, "use_dora": False}),
+        ("lora", {"r": 8, "lora_alpha": 16, "use_rslora": False, "use_dora": False, "lora_dropout": 0.05}),
+        ("lora", {"peft_type": "LORA", "task_type": "SEQ_CLS", "target_modules": "all-linear"}),
         ("rslora", {"r": 32, "lora_alpha": 16, "use_rslora": True, "use_dora": False}),
         ("dora", {"r": 8, "lora_alpha": 16, "use_rslora": False, "use_dora": True}),
         ("adalora", {"init_r": 12, "target_r": 8, "total_step": 100, "tinit": 10, "tfinal": 50, "deltaT": 1}),
@@ -154,17 +148,18 @@ def test_a_preset_that_does_not_fit_the_model_is_refused(preset: str, kind: str,
     ],
 )
 def test_presets_of_peft(preset: str, expected: dict[str, Any]) -> None:
+    before = {name: dict(fields) for name, fields in PRESETS.items()}
     config = get_peft_config(preset, "SEQ_CLS", max_steps=100)
     assert {name: getattr(config, name) for name in expected} == expected
+    assert before == PRESETS
 
 
 def test_fields_are_laid_over_a_preset() -> None:
     config = get_peft_config({"preset": "lora", "r": 16, "target_modules": ["query"]}, "SEQ_CLS")
     assert (config.r, config.lora_alpha, config.target_modules) == (16, 16, {"query"})
     model = adapt(make_model("bert", "SEQ_CLS"), {"preset": "last_layers", "n": 1}, task_type="SEQ_CLS", max_steps=1)
-    assert {name.split(".")[3] for name, p in model.named_parameters() if p.requires_grad and ".layer." in name} == {
-        "2"
-    }
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and ".layer." in name]
+    assert {name.split(".")[3] for name in trained} == {"2"}
 
 
 @pytest.mark.parametrize(
@@ -284,13 +279,6 @@ def test_the_curve_of_a_preset_is_found(preset: str, toy_recipe: dict[str, Any],
     assert curve.alphas == load_curve(folder / "curve.json").alphas == [0.0, 1.0]
 
 
-def test_the_lora_preset_is_a_lora_configuration() -> None:
-    config = get_peft_config("lora", "SEQ_CLS")
-    assert isinstance(config, peft.LoraConfig)
-    assert (config.r, config.lora_alpha, config.lora_dropout, config.task_type) == (8, 16, 0.05, "SEQ_CLS")
-    assert config.target_modules == "all-linear"
-
-
 @pytest.mark.parametrize(
     ("adapter", "mark"),
     [("lora", "lora_"), ({"peft_type": "IA3"}, "ia3_"), ({"peft_type": "lora", "target_modules": ["query"]}, "lora_")],
@@ -310,12 +298,8 @@ def test_lora_reaches_every_linear_layer_but_the_head(tiny_model_dir: Path) -> N
     model = peft.get_peft_model(model, get_peft_config("lora", "SEQ_CLS"))
     reached = {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
     layers = {name.rpartition("layer.")[2].partition(".")[2] for name in reached if ".encoder." in name}
-    parts = {"query", "key", "value"}
-    assert layers == {f"attention.self.{part}" for part in parts} | {
-        "attention.output.dense",
-        "intermediate.dense",
-        "output.dense",
-    }
+    attention = {f"attention.{part}" for part in ("self.query", "self.key", "self.value", "output.dense")}
+    assert layers == {*attention, "intermediate.dense", "output.dense"}
     assert not any("classifier" in name for name in reached)
 
 
@@ -324,12 +308,6 @@ def test_a_mapping_is_a_configuration_of_its_type() -> None:
     config = get_peft_config(adapter, "SEQ_CLS")
     assert (config.r, config.target_modules, config.task_type) == (4, {"query"}, "TOKEN_CLS")
     assert adapter["peft_type"] == "LORA"  # left as it was
-
-
-def test_presets_are_left_as_they_are() -> None:
-    before = {name: dict(fields) for name, fields in PRESETS.items()}
-    get_peft_config("lora", "SEQ_CLS")
-    assert before == PRESETS
 
 
 @pytest.mark.parametrize(
