@@ -18,15 +18,13 @@ from hf_interp.selection.curve_shape import find_knee, golden_section, is_unimod
 from hf_interp.selection.scoring import ScoreHalves, Scores, TrainerScorer, Units, halves, summarise
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.weights.adapter_kinds import is_peft_model
-from hf_interp.weights.adapters import AdapterInterpolation
 from hf_interp.weights.interpolate import open_interpolation
-from hf_interp.weights.live import LiveInterpolation
+from hf_interp.weights.live import Interpolation
 from hf_interp.weights.model_folder import open_base
 from hf_interp.weights.tensors import Weights
 
 logger = logging.getLogger(__name__)
 
-Interpolation = LiveInterpolation | AdapterInterpolation
 Evaluate = Callable[[nn.Module], Mapping[str, Mapping[str, Any]]]
 Score = Callable[[], ScoreHalves]
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from hf_interp.weights.adapter_kinds import FACTORS, AdapterCapabilities, adapter_capabilities
 from hf_interp.weights.alpha_spec import Alpha, resolve_alpha
+from hf_interp.weights.live import Interpolation
 from hf_interp.weights.matching import Action, InterpolationReport, TensorDecision, match_names
 from hf_interp.weights.tensors import (
     Interpolated,
@@ -59,19 +60,13 @@ def scaled_parameters(model: Any, base: Weights | None = None) -> list[ScaledPar
     return _unique(_list_pairs(model, base))[0]
 
 
-class AdapterInterpolation:
-    """M_α of a PEFT model, in place, for any α and as often as asked.
+class AdapterInterpolation(Interpolation):
+    """M_α of a PEFT model with one active adapter, in place; what `save_pretrained` and `merge_and_unload` see is M_α.
 
-    Every α is computed from the trained values, of which a copy is kept; weights of the base model are not copied. As
-    a context manager it puts M_θ back at the end. What `save_pretrained` and `merge_and_unload` see is M_α.
+    Every α is computed from the trained values, of which a copy is kept; weights of the base model are not copied. A
+    model that is at some α already, and was not touched since, is known by what it was trained to.
 
-    A model that is at some α already, and was not touched since, is known by what it was trained to.
-
-    Args:
-        model: M_θ, a `PeftModel` with one active adapter; `model.get_base_model()` names its weights.
-        base: M₀, a state dict or a model; needed only where biases of the base model itself were trained.
-        finetuned_only: patterns of names to keep as they are in M_θ, such as a head that M₀ was given at random.
-        extrapolate: allow α outside [0, 1].
+    Names are those of the base model. `base` (M₀) is needed only where biases of the base model itself were trained.
 
     Raises:
         TypeError: if it is no `PeftModel`.
@@ -99,39 +94,21 @@ class AdapterInterpolation:
             if not any(fnmatchcase(pair.name, pattern) for pair in pairs):
                 raise ValueError(f"`finetuned_only` has a pattern that no changed weight matches: {pattern!r}.")
         kept = {pair.name for pair in pairs if any(fnmatchcase(pair.name, pattern) for pattern in finetuned_only)}
-        self.model = model
-        self.extrapolate = extrapolate
-        self.names = list(dict.fromkeys(pair.name for pair in pairs if pair.name not in kept))
-        if not self.names:
-            raise ValueError("Nothing is left to interpolate: all that the adapter changes is from M_θ alone.")
         self._pairs = [pair for pair in pairs if pair.name not in kept]
+        if not self._pairs:
+            raise ValueError("Nothing is left to interpolate: all that the adapter changes is from M_θ alone.")
         self._trained = [_trained_value(model, pair) for pair in self._pairs]
-        others: list[tuple[str, Action, str]] = [
-            (pair.name, "finetuned", "as asked for") for pair in pairs if pair.name in kept
+        verdicts: list[tuple[str, Action, str]] = [
+            *((pair.name, "interpolated", pair.reason) for pair in self._pairs),
+            *((pair.name, "finetuned", "as asked for") for pair in pairs if pair.name in kept),
+            *((name, "tied", f"to {first}") for name, first in ties.items()),
         ]
-        others += [(name, "tied", f"to {first}") for name, first in ties.items()]
-        self._others = [
-            TensorDecision(name=name, action=action, reason=reason, base_name=name) for name, action, reason in others
-        ]
-        self._alphas = dict.fromkeys(self.names, 1.0)
-
-    @property
-    def report(self) -> InterpolationReport:
-        """The decision on each tensor at the present α; other weights are those of M₀."""
         decisions = [
-            TensorDecision(
-                name=pair.name,
-                action="interpolated",
-                reason=pair.reason,
-                base_name=pair.name,
-                alpha=self._alphas[pair.name],
-            )
-            for pair in self._pairs
+            TensorDecision(name=name, action=action, reason=reason, base_name=name) for name, action, reason in verdicts
         ]
-        return InterpolationReport(decisions=decisions + self._others, notes=[])
+        super().__init__(model, decisions, extrapolate)
 
     def set_alpha(self, alpha: Alpha) -> None:
-        """Bring the model to M_α."""
         self._alphas = resolve_alpha(alpha, self.names, extrapolate=self.extrapolate)
         left = _scaled.setdefault(self.model, {})
         for pair, trained in zip(self._pairs, self._trained, strict=True):
@@ -141,18 +118,11 @@ class AdapterInterpolation:
             left[place.data_ptr()] = (place._version, trained)
 
     def restore(self) -> None:
-        """Bring the model back to M_θ, bit for bit."""
         with torch.no_grad():
             for pair, trained in zip(self._pairs, self._trained, strict=True):
                 pair.parameter.detach().copy_(trained)
         _scaled.pop(self.model, None)
         self._alphas = dict.fromkeys(self.names, 1.0)
-
-    def __enter__(self) -> "AdapterInterpolation":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.restore()
 
 
 def interpolate_adapter(

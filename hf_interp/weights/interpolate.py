@@ -11,7 +11,7 @@ from hf_interp.weights.adapter_kinds import is_peft_model
 from hf_interp.weights.adapters import AdapterInterpolation, interpolate_adapter
 from hf_interp.weights.alpha_spec import Alpha
 from hf_interp.weights.batch_norm import recalibrate_batch_norm
-from hf_interp.weights.live import LiveInterpolation
+from hf_interp.weights.live import Interpolation, LiveInterpolation
 from hf_interp.weights.matching import InterpolationReport, match_names
 from hf_interp.weights.tensors import ANEW, Interpolated, Tensors, Weights, decide_tensors, named_tensors, write_tensors
 
@@ -98,7 +98,7 @@ def open_interpolation(
     finetuned_only: Sequence[str] = (),
     extrapolate: bool = False,
     recalibrate: Iterable[Any] | None = None,
-) -> LiveInterpolation | AdapterInterpolation:
+) -> Interpolation:
     """M_α in a live model, of whichever kind it is, for any α and as often as asked; arguments as there.
 
     Raises:

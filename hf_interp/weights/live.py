@@ -2,22 +2,49 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from hf_interp.weights.alpha_spec import Alpha, resolve_alpha
 from hf_interp.weights.batch_norm import check_batches, recalibrate_batch_norm
-from hf_interp.weights.matching import BATCH_NORM, InterpolationReport
+from hf_interp.weights.matching import BATCH_NORM, InterpolationReport, TensorDecision
 from hf_interp.weights.tensors import ANEW, Weights, decide_tensors, named_tensors, write_one
 
 
-class LiveInterpolation:
-    """M_α in a live model, for any α and as often as asked: what a search over α needs.
+class Interpolation:
+    """M_α in a live model, for any α and as often as asked; as a context manager it puts M_θ back at the end."""
 
-    Of M_θ one copy is kept on the CPU; M₀ is read where it is. Every α is computed from these two. As a context
-    manager it puts M_θ back at the end.
+    def __init__(self, model: Any, decisions: Sequence[TensorDecision], extrapolate: bool) -> None:
+        self.model, self.decisions, self.extrapolate = model, decisions, extrapolate
+        self.names = list(dict.fromkeys(one.name for one in decisions if one.action == "interpolated"))
+        self.notes: list[str] = []
+        self._alphas = dict.fromkeys(self.names, 1.0)
+
+    @property
+    def report(self) -> InterpolationReport:
+        """The decision on each tensor at the present α."""
+        decisions = [replace(decision, alpha=self._alphas.get(decision.name)) for decision in self.decisions]
+        return InterpolationReport(decisions=decisions, notes=list(self.notes))
+
+    def set_alpha(self, alpha: Alpha) -> None:
+        """Bring the model to M_α; what is not interpolated stays as it is in M_θ."""
+        raise NotImplementedError
+
+    def restore(self) -> None:
+        """Bring the model back to M_θ, bit for bit."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
+
+
+class LiveInterpolation(Interpolation):
+    """M_α of a plain model. Of M_θ one copy is kept on the CPU; M₀ is read where it is. Every α is computed from both.
 
     The statistics of batch norms are measured anew at every α, but for α = 0 and 1, where they are those of the ends.
 
@@ -33,32 +60,21 @@ class LiveInterpolation:
         extrapolate: bool = False,
         recalibrate: Iterable[Any] | None = None,
     ) -> None:
-        self.model = model
         self.batches = None if recalibrate is None else check_batches(model, recalibrate)
-        self.notes: list[str] = []
         self.base, self.live = named_tensors(base), named_tensors(model)
-        self.extrapolate = extrapolate
+        # not at an end, where even the statistics of batch norms are defined
+        decisions = decide_tensors(
+            self.base, self.live, 0.5, finetuned_only=finetuned_only, keeps_statistics=self.batches is not None
+        )
+        super().__init__(model, decisions + self.live.ties(), extrapolate)
         self.finetuned = {
             name: tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
             for name, tensor in self.live.unique.items()
         }
-        # not at an end, where even the statistics of batch norms are defined
-        self.decisions = decide_tensors(
-            self.base, self.live, 0.5, finetuned_only=finetuned_only, keeps_statistics=self.batches is not None
-        )
-        self.names = [decision.name for decision in self.decisions if decision.action == "interpolated"]
-        self._alphas = dict.fromkeys(self.names, 1.0)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._parameters = {name: parameters[name] for name in self.live.unique if name in parameters}
 
-    @property
-    def report(self) -> InterpolationReport:
-        """The decision on each tensor at the present α."""
-        decisions = [replace(decision, alpha=self._alphas.get(decision.name)) for decision in self.decisions]
-        return InterpolationReport(decisions=decisions + self.live.ties(), notes=list(self.notes))
-
     def set_alpha(self, alpha: Alpha) -> None:
-        """Bring the model to M_α; what is not interpolated stays as it is in M_θ."""
         self._alphas = resolve_alpha(alpha, self.names, extrapolate=self.extrapolate)
         self._find_again()
         with torch.no_grad():
@@ -73,7 +89,6 @@ class LiveInterpolation:
             self.notes = [] if ends else [recalibrate_batch_norm(self.model, self.batches)]
 
     def restore(self) -> None:
-        """Bring the model back to M_θ, bit for bit."""
         self.notes = []
         self._alphas = dict.fromkeys(self.names, 1.0)
         self._find_again()
@@ -91,15 +106,9 @@ class LiveInterpolation:
         """Write the statistics of batch norms that M₀ or M_θ has."""
         with torch.no_grad():
             for decision in self.decisions:
-                if not BATCH_NORM.search(decision.name):
+                if decision.action == "tied" or not BATCH_NORM.search(decision.name):
                     continue
                 source = self.finetuned[decision.name]
                 if of_base and decision.reason == ANEW and decision.base_name is not None:
                     source = self.base.unique[decision.base_name]
                 self.live.unique[decision.name].copy_(source)
-
-    def __enter__(self) -> "LiveInterpolation":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.restore()

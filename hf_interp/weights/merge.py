@@ -34,7 +34,6 @@ from hf_interp.weights.matching import (
     InterpolationReport,
     TensorDecision,
     decide,
-    is_float,
     match_names,
 )
 from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
@@ -46,7 +45,7 @@ from hf_interp.weights.model_folder import (
     write_account,
 )
 from hf_interp.weights.streaming import Inputs, are_equal, write_result
-from hf_interp.weights.tensor_files import SAFE_INDEX_NAME, Stored, create_shards, find_tensors, infos, num_bytes
+from hf_interp.weights.tensor_files import Stored, create_shards, find_tensors, infos, num_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -160,13 +159,7 @@ def _merge(request: _Request) -> InterpolationReport:
     _check_space(request, sum(num_bytes(info) for info in results.values()))
     ties = [TensorDecision(name=name, action="tied", reason=f"to {kept}") for name, kept in pairing.ties.items()]
     with new_folder(request.output) as folder:
-        places = create_shards(
-            folder,
-            results,
-            max_shard_size=request.max_shard_size,
-            total_parameters=_num_parameters(request.runs[0], finetuned),
-        )
-        decisions = write_result(inputs, places, decisions)
+        decisions = write_result(inputs, create_shards(folder, results, request.max_shard_size), decisions)
         notes += copy_small_files(request.runs[0], folder)
         report = InterpolationReport(decisions=decisions + ties, notes=notes)
         _finish(request, folder, report)
@@ -328,14 +321,6 @@ def _merge_in_memory(
         report.notes += copy_small_files(request.runs[0], folder)
         _finish(request, folder, report)
     return report
-
-
-def _num_parameters(folder: Path, tensors: Mapping[str, Stored]) -> int:
-    """As M_θ's index has it; of a single file, the elements of its floating-point tensors."""
-    index = read_json(folder / SAFE_INDEX_NAME)
-    found = index.get("metadata", {}).get("total_parameters") if isinstance(index, dict) else None
-    counted = sum(stored.numel for stored in tensors.values() if is_float(stored.info.dtype))
-    return found if isinstance(found, int) else counted
 
 
 def _public_name(name: Name) -> str:

@@ -21,7 +21,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from hf_interp.utils.files import read_json
-from hf_interp.weights.matching import TensorInfo
+from hf_interp.weights.matching import TensorInfo, is_float
 
 SAFE_NAME, SAFE_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 TORCH_NAME, TORCH_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -130,14 +130,8 @@ def write_piece(stored: Stored, begin: int, piece: torch.Tensor) -> None:
         raise OSError(error.errno, error.strerror, str(stored.path)) from error
 
 
-def create_shards(
-    folder: Path, tensors: Mapping[str, TensorInfo], *, max_shard_size: int | str, total_parameters: int
-) -> dict[str, Stored]:
-    """Create `model.safetensors`, or shards with their index, as transformers does; tensors are still to be written.
-
-    Returns:
-        where each tensor is to be written.
-    """
+def create_shards(folder: Path, tensors: Mapping[str, TensorInfo], max_shard_size: int | str) -> dict[str, Stored]:
+    """Create `model.safetensors`, or shards with their index, as transformers does; return the places to write to."""
     split = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=num_bytes,
@@ -148,7 +142,8 @@ def create_shards(
     for file_name, names in split.filename_to_tensors.items():
         places.update(_create_file(folder / file_name, {name: tensors[name] for name in names}))
     if split.is_sharded:
-        metadata = {"total_parameters": total_parameters, **split.metadata}
+        count = sum(math.prod(info.shape) for info in tensors.values() if is_float(info.dtype))
+        metadata = {"total_parameters": count, **split.metadata}
         index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / SAFE_INDEX_NAME).write_text(text, encoding="utf-8")

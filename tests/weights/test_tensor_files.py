@@ -36,7 +36,7 @@ def all_types() -> dict[str, torch.Tensor]:
 def write_all(folder: Path, tensors: dict[str, torch.Tensor], max_shard_size: int | str = "50GB") -> None:
     """Write tensors in pieces of two elements."""
     shapes = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    places = create_shards(folder, shapes, max_shard_size=max_shard_size, total_parameters=7)
+    places = create_shards(folder, shapes, max_shard_size)
     for name, tensor in tensors.items():
         for begin in range(0, tensor.numel(), 2):
             write_piece(places[name], begin, tensor.view(-1)[begin : begin + 2])
@@ -81,9 +81,7 @@ def test_shards_are_those_of_the_host(tmp_path: Path, max_shard_size: int | str)
     (tmp_path / "ours").mkdir()
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     shapes = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    places = create_shards(
-        tmp_path / "ours", shapes, max_shard_size=max_shard_size, total_parameters=model.num_parameters()
-    )
+    places = create_shards(tmp_path / "ours", shapes, max_shard_size)
     for name, tensor in tensors.items():
         write_piece(places[name], 0, tensor.view(-1))
     files = {path.name: path.read_bytes() for path in (tmp_path / "host").glob("model*")}
