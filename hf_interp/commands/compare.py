@@ -26,7 +26,6 @@ from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.scoring import halves
 from hf_interp.tasks.build import RecipeData, build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
 from hf_interp.tasks.parsing import parse_recipe
-from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.runs import save_curve, search_run
 from hf_interp.tasks.task import get_task
 from hf_interp.training.trainer import InterpolationTrainer
@@ -77,9 +76,18 @@ def compare(
         ValueError: for an unknown method, or a recipe without the two evaluation sets.
     """
     chosen = list(METHODS) if methods is None else list(methods)
-    _check_methods(chosen, seeds)
+    if not chosen or not seeds:
+        raise ValueError(f"`methods` and `seeds` must not be empty, got {chosen} and {list(seeds)}.")
+    for method in chosen:
+        if method not in METHODS:
+            known = ", ".join(METHODS)
+            raise ValueError(f"`methods` must be of {known}, got {method!r}." + did_you_mean(method, METHODS))
     parsed, args = parse_recipe(recipe)
-    _check_sides(parsed)
+    if not {"general", "domain"} <= set(parsed.eval_corpora):
+        raise ValueError(
+            f"A comparison needs the evaluation sets general and domain, got {list(parsed.eval_corpora)}. "
+            "Name them under `eval_corpora`."
+        )
     parsed.alpha_search = parsed.alpha_search or AlphaSearch()
     task = check_recipe(parsed, args)
     data = _with_validation(load_data(parsed, task))
@@ -96,11 +104,14 @@ def compare(
             place = folder / re.sub(r"\W+", "-", method) / f"seed-{seed}"
             own = {"seed": seed, "output_dir": str(place)}
             trainer = train_quietly({**recipe, **METHODS[method], **own}, data, bar, evaluate_base=seed not in base)
-            results = trainer.results()
-            base.setdefault(seed, results.base_metrics)
-            rows.append(_row(method, seed, results, base[seed]))
+            base.setdefault(seed, trainer.results().base_metrics)
+            rows.append(_trained_row(method, seed, trainer.results(), base[seed]))
             bar.set_description(f"{method}, seed {seed}: searching for α of the weights")
-            rows.append(_interpolated_row(method, seed, trainer, parsed, data, base[seed], place))
+            curve = search_run(trainer, parsed, data.validation_sets, apply=True)
+            save_curve(curve, place)
+            metrics = evaluations([trainer.evaluate()])
+            name = f"{method}{INTERPOLATED_SUFFIX}"
+            rows.append(_row(name, seed, metrics, base[seed], curve=[], alpha=curve.alpha))
     settings = {
         "recipe": without_tokens(recipe),
         "seeds": list(seeds),
@@ -108,29 +119,11 @@ def compare(
         "alpha_search": parsed.alpha_search.to_dict(),
         "halved_eval_sets": not parsed.validation_corpora,
     }
-    first_rows = [_row_of(BASE, seed, metrics, metrics, curve=[]) for seed, metrics in base.items()]
+    first_rows = [_row(BASE, seed, metrics, metrics, curve=[]) for seed, metrics in base.items()]
     comparison = Comparison(rows=first_rows + rows, settings=settings)
     save_results(comparison, folder / RESULTS_NAME)
     plot_comparison(comparison, folder / PLOT_NAME)
     return comparison
-
-
-def _check_methods(methods: Sequence[str], seeds: Sequence[int]) -> None:
-    if not methods or not seeds:
-        raise ValueError(f"`methods` and `seeds` must not be empty, got {list(methods)} and {list(seeds)}.")
-    for method in methods:
-        if method not in METHODS:
-            raise ValueError(
-                f"`methods` must be of {', '.join(METHODS)}, got {method!r}." + did_you_mean(method, METHODS)
-            )
-
-
-def _check_sides(recipe: Recipe) -> None:
-    if not {"general", "domain"} <= set(recipe.eval_corpora):
-        raise ValueError(
-            f"A comparison needs the evaluation sets general and domain, got {list(recipe.eval_corpora)}. "
-            "Name them under `eval_corpora`."
-        )
 
 
 def format_comparison(comparison: Comparison) -> str:
@@ -139,19 +132,11 @@ def format_comparison(comparison: Comparison) -> str:
     def cell(found: dict[str, float] | None, digits: int = 3) -> str:
         return "" if found is None else f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f}"
 
-    rows = [
-        [
-            row["method"],
-            cell(
-                spread([one["alpha"] for one in comparison.rows if one["method"] == row["method"] and "alpha" in one]),
-                2,
-            ),
-            cell(row["domain"]),
-            cell(row["general"]),
-            cell(row["forgetting"]),
-        ]
-        for row in comparison.table()
-    ]
+    rows = []
+    for row in comparison.table():
+        alphas = [one["alpha"] for one in comparison.rows if one["method"] == row["method"] and "alpha" in one]
+        cells = [cell(row[name]) for name in ("domain", "general", "forgetting")]
+        rows.append([row["method"], cell(spread(alphas), 2), *cells])
     sides = [f"{side} {comparison.metric(side)}" for side in ("domain", "general")]
     return format_table(["method", "α of weights", *sides, "forgetting"], rows)
 
@@ -215,29 +200,6 @@ class CountSteps(TrainerCallback):
         self.bar.update(1)
 
 
-def _row(method: str, seed: int, results: RunResults, base: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    drawn = {corpus["name"]: corpus["drawn"] for corpus in results.plan["corpora"]}
-    first = {"step": 0, **{f"{name}_{key}": value for name, found in base.items() for key, value in found.items()}}
-    curve = [first, *(point for point in _curve(results) if point["step"] > 0)]
-    return _row_of(method, seed, results.final_metrics, base, curve=curve, drawn=drawn)
-
-
-def _interpolated_row(
-    method: str,
-    seed: int,
-    trainer: InterpolationTrainer,
-    recipe: Recipe,
-    data: RecipeData,
-    base: Mapping[str, Mapping[str, float]],
-    folder: Path,
-) -> dict[str, Any]:
-    """Evaluate M_α of a trained model at the α that the validation sets choose, and save its curve with the run."""
-    curve = search_run(trainer, recipe, data.validation_sets, apply=True)
-    save_curve(curve, folder)
-    metrics = evaluations([trainer.evaluate()])
-    return _row_of(f"{method}{INTERPOLATED_SUFFIX}", seed, metrics, base, curve=[], alpha=curve.alpha)
-
-
 def _with_validation(data: RecipeData) -> RecipeData:
     """Return the data, with half of each evaluation set as its validation set if there are no others."""
     if data.validation_sets:
@@ -250,22 +212,26 @@ def _with_validation(data: RecipeData) -> RecipeData:
     )
 
 
-def _row_of(
+def _row(
     method: str, seed: int, metrics: Mapping[str, Any], base: Mapping[str, Mapping[str, float]], **more: Any
 ) -> dict[str, Any]:
     lost = forgetting(base["general"], metrics["general"])
     return {"method": method, "seed": seed, "metrics": metrics, "forgetting": lost, **more}
 
 
-def _curve(results: RunResults) -> list[dict[str, Any]]:
-    """Return what the picture needs of the log: α, the domain's share and the evaluation metrics, by step."""
-    domain = [corpus["name"] for corpus in results.plan["corpora"] if corpus["side"] == "domain"]
-    curve = []
+def _trained_row(
+    method: str, seed: int, results: RunResults, base: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """Return the row of a run, with what the picture needs of it: α, the domain's share and the metrics, by step."""
+    corpora = results.plan["corpora"]
+    domain = [corpus["name"] for corpus in corpora if corpus["side"] == "domain"]
+    curve = [{"step": 0, **{f"{name}_{key}": value for name, found in base.items() for key, value in found.items()}}]
     for entry in results.log_history:
         point = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
         if "alpha" in entry:
             point["alpha"] = entry["alpha"]
             point["domain_share"] = sum(entry[f"share_{name}"] for name in domain)
-        if point:
+        if point and entry["step"] > 0:
             curve.append({"step": entry["step"], **point})
-    return curve
+    drawn = {corpus["name"]: corpus["drawn"] for corpus in corpora}
+    return _row(method, seed, results.final_metrics, base, curve=curve, drawn=drawn)

@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
 from hf_interp.commands.compare import BASE, PLOT_NAME, compare, format_comparison, quiet_bar, train_quietly
+from hf_interp.mixture.apportionment import SIDES
 from hf_interp.reporting.results import Comparison
 from hf_interp.tasks.build import check_recipe, load_data
 from hf_interp.tasks.parsing import parse_recipe
@@ -53,43 +55,38 @@ class ToyShift:
     def __post_init__(self) -> None:
         if not 0 <= self.label_noise < 0.5:
             raise ValueError(f"`label_noise` must lie in [0, 0.5), got {self.label_noise}.")
-        if not 0 <= self.num_turned <= self.num_judging:
-            raise ValueError(f"`num_turned` must lie in [0, num_judging={self.num_judging}], got {self.num_turned}.")
 
     def vocabulary(self) -> list[str]:
         """Return all words of both corpora."""
-        return [*self._neutral(), *self._domain_neutral(), *self._words("general", 0), *self._words("general", 1)] + [
-            f"d{kind}{index}" for kind in ("bad", "good") for index in range(self.num_domain_judging)
-        ]
+        judging = [*self._judging("general", 0), *self._judging("general", 1)]
+        judging += [*self._judging("domain", 0), *self._judging("domain", 1)]
+        return [*_words("word", self.num_neutral), *_words("term", self.num_domain), *dict.fromkeys(judging)]
 
     def sentences(self, side: str, count: int, *, split: str, noisy: bool) -> Iterator[dict[str, Any]]:
         """Yield `count` rows with `text` and `label`; another `split` gives other rows."""
         draw = random.Random(f"{self.seed}/{side}/{split}")
         for _ in range(count):
             label = draw.randrange(2)
-            words = draw.choices(self._words(side, label), k=2)
-            words += draw.choices(self._words(side, 1 - label), k=draw.random() < 0.3)
-            words += draw.choices(self._neutral(), k=draw.randint(4, 7))
+            words = draw.choices(self._judging(side, label), k=2)
+            words += draw.choices(self._judging(side, 1 - label), k=draw.random() < 0.3)
+            words += draw.choices(_words("word", self.num_neutral), k=draw.randint(4, 7))
             if side == "domain":
-                words += draw.choices(self._domain_neutral(), k=draw.randint(1, 3))
+                words += draw.choices(_words("term", self.num_domain), k=draw.randint(1, 3))
             draw.shuffle(words)
             shown = 1 - label if noisy and draw.random() < self.label_noise else label
             yield {"text": " ".join(words), "label": LABEL_NAMES[shown]}
 
-    def _words(self, side: str, label: int) -> list[str]:
+    def _judging(self, side: str, label: int) -> list[str]:
         """Return the words that speak for a label."""
-        own = [f"{('bad', 'good')[label]}{index}" for index in range(self.num_judging)]
+        kind, other = ("bad", "good") if label == 0 else ("good", "bad")
+        own = _words(kind, self.num_judging)
         if side == "general":
             return own
-        turned = [f"{('good', 'bad')[label]}{index}" for index in range(self.num_turned)]
-        new = [f"d{('bad', 'good')[label]}{index}" for index in range(self.num_domain_judging)]
-        return own[self.num_turned :] + turned + new
+        return [*own[self.num_turned :], *_words(other, self.num_turned), *_words(f"d{kind}", self.num_domain_judging)]
 
-    def _neutral(self) -> list[str]:
-        return [f"word{index}" for index in range(self.num_neutral)]
 
-    def _domain_neutral(self) -> list[str]:
-        return [f"term{index}" for index in range(self.num_domain)]
+def _words(kind: str, count: int) -> list[str]:
+    return [f"{kind}{index}" for index in range(count)]
 
 
 def run_demo(
@@ -159,17 +156,11 @@ def write_demo(
 
 def _write_data(folder: Path, shift: ToyShift, num_domain_examples: int) -> dict[str, Any]:
     """Write the corpora, and return the part of the recipe that names them."""
-    sizes = {
-        ("general", "train"): 4000,
-        ("general", "validation"): 500,
-        ("general", "test"): 1000,
-        ("domain", "train"): num_domain_examples,
-        ("domain", "validation"): 500,
-        ("domain", "test"): 1000,
-    }
+    sizes = {"train": {"general": 4000, "domain": num_domain_examples}}
+    sizes |= {"validation": dict.fromkeys(SIDES, 500), "test": dict.fromkeys(SIDES, 1000)}
     folder.mkdir(parents=True, exist_ok=True)
-    for (side, split), count in sizes.items():
-        rows = shift.sentences(side, count, split=split, noisy=split == "train")
+    for split, side in product(sizes, SIDES):
+        rows = shift.sentences(side, sizes[split][side], split=split, noisy=split == "train")
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{side}_{split}.jsonl").write_text(text, encoding="utf-8")
     groups = {"corpora": "train", "eval_corpora": "test", "validation_corpora": "validation"}
@@ -178,7 +169,7 @@ def _write_data(folder: Path, shift: ToyShift, num_domain_examples: int) -> dict
         "label_names": LABEL_NAMES,
         "max_length": 24,
         **{
-            group: {side: {"path": str(folder / f"{side}_{split}.jsonl")} for side in ("general", "domain")}
+            group: {side: {"path": str(folder / f"{side}_{split}.jsonl")} for side in SIDES}
             for group, split in groups.items()
         },
         "alpha_search": True,

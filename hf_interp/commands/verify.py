@@ -4,7 +4,6 @@ Each run has logged hashes of all it had read up to some steps (`order_fingerpri
 between which steps two runs part; the plans say at which slot, and why.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from hf_interp.mixture.plan import MixturePlan
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
 from hf_interp.utils.files import read_json
 from hf_interp.utils.run_folder import RESULTS_NAME
+
+LOGGED = "order_fingerprint"
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,25 @@ def load_order(path: str | Path) -> RunOrder:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no {str(path)!r}.")
-    found = [order for order in (_from_results(path), _from_checkpoint(path)) if order is not None]
+    found = []
+    file = path / RESULTS_NAME if path.is_dir() else path
+    results = read_json(file)
+    if isinstance(results, dict) and results.get("order"):
+        found.append((file, results["order"]["plan"], results["log_history"]))
+    checkpoint = path if (path / STATE_NAME).is_file() else find_checkpoint(path, weights_only=True).path
+    is_whole = checkpoint is not None and find_fault(checkpoint, weights_only=True) is None
+    if checkpoint is not None and is_whole and (mixture := read_mixture(checkpoint)):
+        found.append((checkpoint, mixture["plan"], read_json(checkpoint / STATE_NAME)["log_history"]))
     if not found:
         raise ValueError(
             f"{str(path)!r} does not tell in which order a run read: it holds neither a {RESULTS_NAME} nor a whole "
             "checkpoint of a run over a mixture."
         )
-    return max(found, key=lambda order: max(order.fingerprints, default=-1))
+    orders = [
+        RunOrder(str(source), MixturePlan.from_dict(plan), {int(e["step"]): e[LOGGED] for e in log if LOGGED in e})
+        for source, plan, log in found
+    ]
+    return max(orders, key=lambda order: max(order.fingerprints, default=-1))
 
 
 def compare_runs(first: RunOrder, second: RunOrder) -> Verdict:
@@ -88,15 +101,19 @@ def compare_runs(first: RunOrder, second: RunOrder) -> Verdict:
     """
     common = sorted(set(first.fingerprints) & set(second.fingerprints))
     if not common:
+        steps = (
+            f"{', '.join(map(str, sorted(run.fingerprints))) or 'none'} in {run.source}" for run in (first, second)
+        )
         raise ValueError(
-            f"The runs have no step on record in common: {_steps(first)} in {first.source}, {_steps(second)} in "
-            f"{second.source}. Log or save at the same steps."
+            f"The runs have no step on record in common: {', '.join(steps)}. Log or save at the same steps."
         )
     parted = next((step for step in common if first.fingerprints[step] != second.fingerprints[step]), None)
     agreed = max((step for step in common if parted is None or step < parted), default=0)
     if parted is None:
-        text = f"The runs read the same examples in the same order up to step {agreed} (of {_ends(first, second)})."
-        return Verdict(True, agreed, text)
+        ends = " and ".join(str(end) for end in dict.fromkeys(max(run.fingerprints) for run in (first, second)))
+        return Verdict(
+            True, agreed, f"The runs read the same examples in the same order up to step {agreed} (of {ends})."
+        )
     changes = plan_changes(first.plan, second.plan)
     why = f" Their settings differ: {'; '.join(changes)}." if changes else " Their settings are the same."
     where = _first_difference(first, second, agreed, parted)
@@ -119,47 +136,17 @@ def check_run(run: RunOrder) -> Verdict:
     for step, found in sorted(run.fingerprints.items()):
         total = (total + run.plan.read_hash(before, step)) % (1 << 64)
         if f"{total:016x}" != found:
-            return Verdict(
-                False,
-                before,
-                f"The run read what its plan says up to step {before}, and something else before step {step}: "
-                f"{found} on record, {total:016x} by the plan.",
-            )
+            text = f"and something else before step {step}: {found} on record, {total:016x} by the plan."
+            return Verdict(False, before, f"The run read what its plan says up to step {before}, {text}")
         before = step
-    return Verdict(
-        True, before, f"The run read what its plan says up to step {before} ({len(run.fingerprints)} records)."
-    )
+    text = f"The run read what its plan says up to step {before} ({len(run.fingerprints)} records)."
+    return Verdict(True, before, text)
 
 
 def verify(first: str | Path, second: str | Path | None = None) -> Verdict:
     """Compare two runs, or check one against its plan."""
     order = load_order(first)
     return check_run(order) if second is None else compare_runs(order, load_order(second))
-
-
-def _from_results(path: Path) -> RunOrder | None:
-    file = path / RESULTS_NAME if path.is_dir() else path
-    results = read_json(file)
-    if not isinstance(results, dict) or not results.get("order"):
-        return None
-    return _order(str(file), results["order"]["plan"], results["log_history"])
-
-
-def _from_checkpoint(path: Path) -> RunOrder | None:
-    checkpoint = path if (path / STATE_NAME).is_file() else find_checkpoint(path, weights_only=True).path
-    if checkpoint is None or find_fault(checkpoint, weights_only=True) is not None:
-        return None
-    mixture = read_mixture(checkpoint)
-    return (
-        _order(str(checkpoint), mixture["plan"], read_json(checkpoint / STATE_NAME)["log_history"]) if mixture else None
-    )
-
-
-def _order(source: str, plan: Mapping[str, Any], log_history: list[dict[str, Any]]) -> RunOrder:
-    fingerprints = {
-        int(entry["step"]): entry["order_fingerprint"] for entry in log_history if "order_fingerprint" in entry
-    }
-    return RunOrder(source, MixturePlan.from_dict(plan), fingerprints)
 
 
 def _first_difference(first: RunOrder, second: RunOrder, begin: int, end: int) -> str:
@@ -184,13 +171,3 @@ def _first_difference(first: RunOrder, second: RunOrder, begin: int, end: int) -
 def _contents(plan: MixturePlan, step: int) -> tuple[Any, Any]:
     draw = plan.locate(range(step * plan.batch_size, (step + 1) * plan.batch_size))
     return np.array([corpus.name for corpus in plan.corpora])[draw.corpus], draw.example
-
-
-def _steps(run: RunOrder) -> str:
-    steps = sorted(run.fingerprints)
-    return ", ".join(map(str, steps[:3])) + (f" … {steps[-1]}" if len(steps) > 3 else "") if steps else "none"
-
-
-def _ends(first: RunOrder, second: RunOrder) -> str:
-    ends = [max(run.fingerprints) for run in (first, second)]
-    return str(ends[0]) if ends[0] == ends[1] else f"{ends[0]} and {ends[1]}"

@@ -1,7 +1,7 @@
 """The shape of a metric over α: minimum, barrier, knee. NumPy only."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ def golden_section(
     low: float = 0.0,
     high: float = 1.0,
     tolerance: float = 0.02,
-    initial: Mapping[float, float] | None = None,
 ) -> list[float]:
     """Find the minimum of a function by golden-section search (Kiefer 1953), and return the points evaluated.
 
@@ -30,10 +29,9 @@ def golden_section(
         evaluate: the function; less is better.
         low, high: the ends.
         tolerance: how near to come to the minimum.
-        initial: values that are known already, by point; these are used and not evaluated again.
 
     Returns:
-        The points that were evaluated, in this order: the ends, then the inner points.
+        the points that were evaluated, in this order: the ends, then the inner points.
 
     Raises:
         ValueError: for ends out of order, a tolerance that is not positive, or a value that is NaN.
@@ -48,12 +46,11 @@ def golden_section(
         raise ValueError(f"`low` must be less than `high` and both finite, got {low} and {high}.")
     if not tolerance > 0:
         raise ValueError(f"`tolerance` must be positive, got {tolerance}.")
-    known, evaluated = dict(initial or {}), []
+    known: dict[float, float] = {}
 
     def value(point: float) -> float:
         if point not in known:
             known[point] = evaluate(point)
-            evaluated.append(point)
         if math.isnan(known[point]):
             raise ValueError(f"`evaluate` must give a number, got NaN at {point}.")
         return known[point]
@@ -70,7 +67,7 @@ def golden_section(
         else:
             low, left = left, right
             right = low + ratio * (high - low)
-    return evaluated
+    return list(known)
 
 
 def is_unimodal(alphas: npt.ArrayLike, units: npt.ArrayLike) -> bool:
@@ -119,18 +116,16 @@ def loss_barrier(alphas: npt.ArrayLike, losses: npt.ArrayLike) -> tuple[float, f
     (0.0, 0.0)
     """
     places = check_alphas(alphas)
-    values = _check_metric("losses", losses, places)
-    ends = [np.flatnonzero(places == end) for end in (0.0, 1.0)]
-    if not all(found.size for found in ends):
+    values = check_units("losses", losses, places, single=True)[:, 0]
+    if not {0.0, 1.0} <= set(places.tolist()):
         raise ValueError(f"`alphas` must hold 0 and 1, got {list_alphas(places)}. Evaluate M₀ and M_θ too.")
-    start, end = (values[found[0]] for found in ends)
-    heights = np.where(
-        (places > 0) & (places < 1), values - ((1 - places) * start + places * end), np.where(places == 0, 0, -np.inf)
-    )
-    order = np.argsort(places)
-    top = order[np.argmax(heights[order])]
+    start, end = values[places == 0][0], values[places == 1][0]
+    inside = np.flatnonzero((places >= 0) & (places <= 1))
+    inside = inside[np.argsort(places[inside])]
+    heights = values[inside] - ((1 - places[inside]) * start + places[inside] * end)
+    top = int(np.argmax(heights))
     noise = SLACK * max(abs(start), abs(end))
-    return (float(heights[top]), float(places[top])) if heights[top] > noise else (0.0, 0.0)
+    return (float(heights[top]), float(places[inside[top]])) if heights[top] > noise else (0.0, 0.0)
 
 
 def find_knee(alphas: npt.ArrayLike, domain: npt.ArrayLike, general: npt.ArrayLike) -> float | None:
@@ -158,11 +153,8 @@ def find_knee(alphas: npt.ArrayLike, domain: npt.ArrayLike, general: npt.ArrayLi
     """
     places = check_alphas(alphas)
     order = np.argsort(places)
-    heights, bends = knee_heights(
-        places[order],
-        _check_metric("domain", domain, places)[order],
-        _check_metric("general", general, places)[order],
-    )
+    sides = (check_units(name, one, places, single=True) for name, one in (("domain", domain), ("general", general)))
+    heights, bends = knee_heights(places[order], *(one[order, 0] for one in sides))
     return float(places[order][first_best(heights)]) if bends else None
 
 
@@ -203,8 +195,10 @@ def check_alphas(alphas: npt.ArrayLike) -> FloatArray:
     return places
 
 
-def check_units(name: str, units: npt.ArrayLike, alphas: FloatArray) -> FloatArray:
+def check_units(name: str, units: npt.ArrayLike, alphas: FloatArray, *, single: bool = False) -> FloatArray:
     """Return units as an array of shape (num_alphas, num_units); raise if they do not fit the α or are not finite."""
+    if single and np.ndim(units) != 1:
+        raise ValueError(f"`{name}` must hold one number for each α, got an array of shape {np.shape(units)}.")
     values = np.asarray(units, dtype=np.float64)
     values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2 or len(values) != len(alphas) or not values.shape[1]:
@@ -235,9 +229,3 @@ def _scaled(values: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     low, high = values.min(axis=-1, keepdims=True), values.max(axis=-1, keepdims=True)
     flat = high - low <= SLACK * np.maximum(np.abs(low), np.abs(high))
     return (values - low) / np.where(flat, 1, high - low), flat[..., 0]
-
-
-def _check_metric(name: str, metric: npt.ArrayLike, alphas: FloatArray) -> FloatArray:
-    if np.ndim(metric) != 1:
-        raise ValueError(f"`{name}` must hold one number for each α, got an array of shape {np.shape(metric)}.")
-    return check_units(name, metric, alphas)[:, 0]

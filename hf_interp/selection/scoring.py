@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -99,19 +98,16 @@ class TrainerScorer:
         report: Scores = {}
         for name, dataset in self.datasets.items():
             with evaluating(self.trainer, name):
-                selection[name], report[name] = self._score_parts(name, dataset)
+                found = others = predict(self.trainer, dataset)
+                if self.report_datasets is None:
+                    first, second = halves(len(found.losses), self.seed, name)
+                else:
+                    others = predict(self.trainer, self.report_datasets[name])
+                    first, second = np.arange(len(found.losses)), np.arange(len(others.losses))
+            selection[name], report[name] = self._score(found, first), self._score(others, second)
         return ScoreHalves(selection, report)
 
-    def _score_parts(self, name: str, dataset: Any) -> tuple[dict[str, Units], dict[str, Units]]:
-        found = predict(self.trainer, dataset)
-        if self.report_datasets is None:
-            first, second = halves(len(found.losses), self.seed, name)
-            return self._score(found, first), self._score(found, second)
-        others = predict(self.trainer, self.report_datasets[name])
-        return self._score(found, None), self._score(others, None)
-
-    def _score(self, found: Predictions, rows: npt.NDArray[np.intp] | None) -> dict[str, Units]:
-        rows = np.arange(len(found.losses)) if rows is None else rows
+    def _score(self, found: Predictions, rows: npt.NDArray[np.intp]) -> dict[str, Units]:
         scores = {}
         if found.has_losses and found.counts[rows].sum() > 0:
             scores["loss"] = ratio_units(found.losses[rows], found.counts[rows])
@@ -135,7 +131,7 @@ class TrainerScorer:
             if hits is not None and abs(hits.mean() - whole) < 1e-9:
                 scores[name] = hits
             elif name == self.metric:
-                scores[name] = jackknife_units(partial(_value_of, value, name), rows)
+                scores[name] = jackknife_units(lambda some, name=name: value(some)[name], rows)  # type: ignore[misc]
             else:
                 scores[name] = np.array([float(whole)])
         return scores
@@ -249,10 +245,6 @@ def summarise(units: Units) -> tuple[float, float | None]:
     return float(units.mean()), error
 
 
-def _value_of(value: Callable[[Any], Mapping[str, float]], name: str, rows: npt.NDArray[np.intp]) -> float:
-    return value(rows)[name]
-
-
 def _losses(outputs: Any, labels: Any, shift_labels: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the sum of losses and number of labels of each example; NaN where logits and labels do not fit together.
 
@@ -267,17 +259,14 @@ def _losses(outputs: Any, labels: Any, shift_labels: bool) -> tuple[torch.Tensor
     ]
     known = [loss for loss in found if loss is not None]
     if len(known) < len(targets):
-        nothing = torch.full((find_batch_size(outputs) or 0,), float("nan"), device=_device_of(outputs))
+        device = next((one.device for one in outputs if isinstance(one, torch.Tensor)), torch.device("cpu"))
+        nothing = torch.full((find_batch_size(outputs) or 0,), float("nan"), device=device)
         return nothing, nothing
     losses = torch.stack(known).mean(dim=0)
     if len(targets) > 1:
         return losses, torch.ones_like(losses)
     counts = count_labels(targets[0], shift_labels=shift_labels)
     return losses * counts, counts
-
-
-def _device_of(outputs: Sequence[Any]) -> torch.device:
-    return next((one.device for one in outputs if isinstance(one, torch.Tensor)), torch.device("cpu"))
 
 
 def _hits(found: Predictions, rows: npt.NDArray[np.intp]) -> Units | None:
@@ -307,23 +296,15 @@ def check_whole_weights(trainer: Trainer) -> None:
 def _check_arguments(trainer: Trainer) -> None:
     """Refuse what leaves weights or predictions in pieces, or changes the weights' type for an evaluation."""
     check_whole_weights(trainer)
-    args = trainer.args
-    given = {
-        "prediction_loss_only": args.prediction_loss_only,
-        "batch_eval_metrics": args.batch_eval_metrics,
-        "eval_do_concat_batches": not args.eval_do_concat_batches,
-    }
-    for name, is_given in given.items():
-        if is_given:
-            raise ValueError(
-                f"`{name}` must be left at its default for a search over α, which needs whole predictions."
-            )
-    for name in ("fp16_full_eval", "bf16_full_eval"):
-        if getattr(args, name):
-            raise ValueError(
-                f"`{name}` must be off for a search over α: it casts the model, so that M_θ could not be put back. "
-                "Load M_θ in 16 bits instead."
-            )
+    whole = "must be left at its default for a search over α, which needs whole predictions."
+    cast = (
+        "must be off for a search over α: it casts the model, so that M_θ could not be put back. Load M_θ in 16 bits "
+        "instead."
+    )
+    rules = dict.fromkeys(("prediction_loss_only", "batch_eval_metrics", "eval_do_concat_batches"), whole)
+    for name, rule in {**rules, "fp16_full_eval": cast, "bf16_full_eval": cast}.items():
+        if getattr(trainer.args, name) is not (name == "eval_do_concat_batches"):
+            raise ValueError(f"`{name}` {rule}")
 
 
 def _take(tree: Any, rows: npt.NDArray[np.intp]) -> Any:

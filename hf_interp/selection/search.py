@@ -121,7 +121,10 @@ class AlphaSearchRun:
     def __init__(self, live: Interpolation, score: Score, search: AlphaSearch) -> None:
         self.live, self.score, self.search = live, score, search
         self.parts: dict[float, ScoreHalves] = {}
-        self.warnings = _notes(live)
+        names = [decision.name for decision in live.report.decisions if decision.action == "finetuned"]
+        shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+        note = f"M₀ has no head of its own ({shown}): at α = 0 its backbone is read by M_θ's head."
+        self.warnings = [note] if names else []
         self.method = "grid"
         self.evaluate(1.0)
         names = self._metrics()
@@ -146,10 +149,9 @@ class AlphaSearchRun:
         if search.method == "golden" or (search.method == "auto" and is_smooth):
             self._golden()
         else:
-            self._grid()
-        alphas = self.alphas
+            list(map(self.evaluate, search.grid()))
         return choose_alpha(
-            alphas,
+            self.alphas,
             self.units("domain", self.metric),
             self.units("general", self.metric),
             objective=search.objective,
@@ -198,17 +200,14 @@ class AlphaSearchRun:
             warnings=self.warnings,
         )
 
-    def _grid(self) -> None:
-        for alpha in self.search.grid():
-            self.evaluate(alpha)
-
     def _golden(self) -> None:
         """Evaluate golden sections of the loss, which is smooth, and a grid if the loss is not unimodal."""
         search, self.method = self.search, "golden section"
         name = self.metric if self.metric.endswith("loss") else "loss"
         if name not in self._metrics():
             raise ValueError("`method` 'golden' needs a loss on both sides, and there is none. Take 'grid'.")
-        shares = _shares(search)
+        weight = search.domain_weight if search.objective == "mean" else 1.0
+        shares = {side: share for side, share in zip(DOMAIN_FIRST, (weight, 1 - weight), strict=True) if share > 0}
 
         def loss(alpha: float) -> float:
             found = self.evaluate(alpha).selection
@@ -219,7 +218,7 @@ class AlphaSearchRun:
         units = _weighted([self.units(side, name) for side in shares], list(shares.values()))
         if not is_unimodal(self.alphas, units):
             self.method = "grid, because the loss is not unimodal in α"
-            self._grid()
+            list(map(self.evaluate, grid))
 
     def _metrics(self) -> list[str]:
         first = next(iter(self.parts.values())).selection
@@ -293,12 +292,6 @@ def _make_search(settings: Mapping[str, Any]) -> AlphaSearch:
     return AlphaSearch(**settings)
 
 
-def _shares(search: AlphaSearch) -> dict[str, float]:
-    """Return the shares of the sides in the loss that is minimised."""
-    weight = search.domain_weight if search.objective == "mean" else 1.0
-    return {side: share for side, share in zip(DOMAIN_FIRST, (weight, 1 - weight), strict=True) if share > 0}
-
-
 def _weighted(sides: Sequence[Units], shares: Sequence[float]) -> Units:
     """Return units of a weighted sum of metrics over different examples: their mean is the sum, their spread is its.
 
@@ -314,15 +307,6 @@ def _weighted(sides: Sequence[Units], shares: Sequence[float]) -> Units:
     ]
     total = sum(share * mean for mean, share in zip(means, shares, strict=True))
     return np.concatenate(parts, axis=1) + total
-
-
-def _notes(live: Interpolation) -> list[str]:
-    """Return what a reader should know of M₀."""
-    names = [decision.name for decision in live.report.decisions if decision.action == "finetuned"]
-    if not names:
-        return []
-    shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-    return [f"M₀ has no head of its own ({shown}): at α = 0 its backbone is read by M_θ's head."]
 
 
 def _name_ends(base_model: Any, model: Any) -> tuple[str | None, str | None]:

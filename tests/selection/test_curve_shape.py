@@ -66,11 +66,6 @@ def test_golden_section_is_within_its_bracket_of_any_minimum(minimum: float, wid
     assert all(-0.5 <= point <= -0.5 + width for point in points)
 
 
-def test_golden_section_does_not_ask_for_what_is_known() -> None:
-    points = golden_section(lambda x: (x - 0.3) ** 2, initial={0.0: 0.09, 1.0: 0.49})
-    assert points == golden_section(lambda x: (x - 0.3) ** 2)[2:]
-
-
 def test_golden_section_keeps_the_left_of_a_plain() -> None:
     points = golden_section(lambda x: 1.0, tolerance=0.1)
     assert points[2] < points[3]
@@ -93,12 +88,16 @@ def test_the_finest_tolerance_comes_to_an_end() -> None:
         ({"high": math.inf}, "`low` must be less than"),
         ({"tolerance": 0.0}, r"`tolerance` must be positive, got 0\.0"),
         ({"tolerance": math.nan}, "`tolerance` must be positive, got nan"),
-        ({"initial": {1.0: math.nan}}, r"`evaluate` must give a number, got NaN at 1\.0"),
     ],
 )
 def test_golden_section_refuses(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         golden_section(lambda x: x, **settings)
+
+
+def test_golden_section_refuses_what_is_no_number() -> None:
+    with pytest.raises(ValueError, match=r"`evaluate` must give a number, got NaN at 1\.0"):
+        golden_section(lambda x: math.nan if x == 1 else x)
 
 
 @pytest.mark.parametrize(
