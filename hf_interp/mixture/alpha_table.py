@@ -90,10 +90,8 @@ class AlphaTable:
 
         Up to `few` jumps are told one by one.
         """
-        moves, before = (
-            [],
-            np.zeros(0, np.int64),
-        )  # the steps after which α changes; of many the first ones and the last
+        moves: list[int] = []  # the steps after which α changes; of many the first ones and the last
+        before: IntArray = np.zeros(0, np.int64)
         for start, units in self.blocks(first):
             moved = np.flatnonzero(np.diff(np.append(before, units))) + start - len(before)
             moves = [*moves, *moved[: few + 1].tolist(), *moved[-1:].tolist()]

@@ -35,6 +35,7 @@ from hf_interp.losses.anchor import Anchor, check_anchor
 from hf_interp.losses.ref_model import adapters_off, predict
 
 ANCHORS = ("distill", "l2sp")
+ONE_STEP: dict[str, Any] = {"max_steps": 1, "alpha_schedule_type": "constant", "alpha_end": 0.0}
 
 
 def moved(model: Any, amount: float = 0.1, seed: int = 1) -> Any:
@@ -124,14 +125,13 @@ def test_distillation_is_what_one_would_write_by_hand(
     student, teacher = copy.deepcopy(model), moved(model)
     settings = {"anchor_strength": 2.0, "anchor_temperature": temperature, "anchor_direction": direction}
     gradient, trainer = one_step(tmp_path, model, teacher, anchor="distill", anchor_on=on, **settings)
-    seen = [mixture()[side][row] for side, row in read_by(trainer)]
-    batch = {key: torch.tensor([row[key] for row in seen]) for key in seen[0]}
+    batch = batch_read_by(trainer, mixture())
     outputs = student(**batch)
     with torch.no_grad():
         log_p0 = (teacher(**batch).logits / temperature).log_softmax(-1)
     log_p = (outputs.logits / temperature).log_softmax(-1)
     a, b = (log_p0, log_p) if direction == "forward" else (log_p, log_p0)
-    is_on = torch.tensor([on == "all" or row["input_ids"][0] < DOMAIN_FIRST for row in seen])
+    is_on = (batch["input_ids"][:, 0] < DOMAIN_FIRST) | (on == "all")
     divergences = temperature**2 * (a.exp() * (a - b)).sum(-1)[is_on]
     loss = outputs.loss + (1 - 0.25) * 2.0 * divergences.sum() / 8
     loss.backward()
@@ -143,12 +143,13 @@ def test_distillation_is_what_one_would_write_by_hand(
     assert logged(trainer, "anchor_weight") == [1.5]
 
 
-def read_by(trainer: InterpolationTrainer) -> list[tuple[str, int]]:
-    """Side and row of what a run has read, from the plan."""
+def batch_read_by(trainer: InterpolationTrainer, data: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """All that a run has read, from the plan."""
     assert trainer.plan is not None
-    draw = trainer.plan.locate(range(trainer.plan.max_steps * trainer.plan.batch_size))
-    sides = [planned.side for planned in trainer.plan.corpora]
-    return [(sides[index], row) for index, row in zip(draw.corpus.tolist(), draw.example.tolist(), strict=True)]
+    draw = trainer.plan.locate(range(len(trainer.plan)))
+    sides = [data[planned.side] for planned in trainer.plan.corpora]
+    seen = [sides[index][row] for index, row in zip(draw.corpus.tolist(), draw.example.tolist(), strict=True)]
+    return {key: torch.tensor([row[key] for row in seen]) for key in seen[0]}
 
 
 def token_corpus(first: int, count: int) -> datasets.Dataset:
@@ -191,8 +192,7 @@ def test_a_causal_model_is_compared_where_it_predicts_a_label(tmp_path: Path) ->
     model = causal_model()
     student, teacher = copy.deepcopy(model), moved(model)
     gradient, trainer = one_step(tmp_path, model, teacher, token_mixture(), anchor="distill", anchor_strength=4.0)
-    seen = [token_mixture()[side][row] for side, row in read_by(trainer)]
-    batch = {key: torch.tensor([row[key] for row in seen]) for key in seen[0]}
+    batch = batch_read_by(trainer, token_mixture())
     has_label = batch["labels"][:, 1:] != -100
     log_p, log_p0 = (each(**batch).logits[:, :-1][has_label].log_softmax(-1) for each in (student, teacher))
     divergence = functional.kl_div(log_p, log_p0.detach(), log_target=True, reduction="batchmean")
@@ -208,8 +208,7 @@ def test_a_larger_vocabulary_is_compared_where_both_have_one(tmp_path: Path) -> 
     for each in (model, student):
         each.resize_token_embeddings(108, mean_resizing=False)
     gradient, trainer = one_step(tmp_path, model, teacher, token_mixture(), anchor="distill", anchor_strength=4.0)
-    seen = [token_mixture()[side][row] for side, row in read_by(trainer)]
-    batch = {key: torch.tensor([row[key] for row in seen]) for key in seen[0]}
+    batch = batch_read_by(trainer, token_mixture())
     has_label = batch["labels"] != -100
     log_p, log_p0 = (each(**batch).logits[has_label][:, :100].log_softmax(-1) for each in (student, teacher))
     divergence = functional.kl_div(log_p, log_p0.detach(), log_target=True, reduction="batchmean")
@@ -284,7 +283,7 @@ def test_label_smoothing_and_loss_functions_go_with_an_anchor(tmp_path: Path) ->
 def test_a_step_is_the_optimizers_and_then_the_interpolation_with_m0(
     tmp_path: Path, strength: float, optim: str
 ) -> None:
-    settings: dict[str, Any] = {"max_steps": 1, "alpha_schedule_type": "constant", "alpha_end": 0.25, "optim": optim}
+    settings = {**ONE_STEP, "alpha_end": 0.25, "optim": optim}
     teacher = moved(tiny_model())
     free = run(tmp_path, **settings)
     pulled = run(tmp_path, anchor="l2sp", anchor_strength=strength, ref_model=teacher, **settings)
@@ -333,26 +332,16 @@ def test_the_pull_fades_with_alpha_and_the_learning_rate(tmp_path: Path) -> None
 
 
 def test_shared_weights_are_pulled_once(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"max_steps": 1, "alpha_schedule_type": "constant", "alpha_end": 0.0}
-    teacher = moved(masked_model())
-    free = run(tmp_path, model=masked_model(), train_dataset=token_mixture(), **settings)
-    pulled = run(
-        tmp_path,
-        model=masked_model(),
-        train_dataset=token_mixture(),
-        ref_model=teacher,
-        anchor="l2sp",
-        anchor_strength=100.0,
-        **settings,
-    )
+    teacher, settings = moved(masked_model()), {**ONE_STEP, "train_dataset": token_mixture()}
+    free = run(tmp_path, model=masked_model(), **settings)
+    pulled = run(tmp_path, model=masked_model(), ref_model=teacher, anchor="l2sp", anchor_strength=100.0, **settings)
     for name, parameter in pulled.model.named_parameters():
         expected = torch.lerp(free.model.get_parameter(name), teacher.get_parameter(name), 0.5)
         torch.testing.assert_close(parameter, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_of_a_larger_vocabulary_the_common_rows_are_pulled(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"max_steps": 1, "alpha_schedule_type": "constant", "alpha_end": 0.0}
-    settings["train_dataset"] = token_mixture()
+    settings = {**ONE_STEP, "train_dataset": token_mixture()}
     teacher, models = masked_model(100), [masked_model(100), masked_model(100)]
     for model in models:
         set_seed(3)
@@ -366,20 +355,13 @@ def test_of_a_larger_vocabulary_the_common_rows_are_pulled(tmp_path: Path) -> No
 
 
 def test_what_is_excluded_or_frozen_is_left_alone(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"max_steps": 1, "alpha_schedule_type": "constant", "alpha_end": 0.0}
     models = [tiny_model(), tiny_model()]
     for model in models:
         model.bert.pooler.requires_grad_(False)
-    free = run(tmp_path, model=models[0], **settings)
-    pulled = run(
-        tmp_path,
-        model=models[1],
-        ref_model=moved(tiny_model()),
-        anchor="l2sp",
-        anchor_strength=1e4,
-        anchor_exclude=["classifier.*", "bert.embeddings.word_embeddings.weight"],
-        **settings,
-    )
+    free = run(tmp_path, model=models[0], **ONE_STEP)
+    excluded = ["classifier.*", "bert.embeddings.word_embeddings.weight"]
+    settings = {"anchor": "l2sp", "anchor_strength": 1e4, "anchor_exclude": excluded, **ONE_STEP}
+    pulled = run(tmp_path, model=models[1], ref_model=moved(tiny_model()), **settings)
     left = {"classifier.weight", "classifier.bias", "bert.embeddings.word_embeddings.weight"}
     left |= {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     same = {name for name, tensor in pulled.model.named_parameters() if tensor.equal(free.model.get_parameter(name))}
@@ -539,16 +521,21 @@ def split_settings(anchor: str) -> dict[str, Any]:
     return {"anchor": kind, "anchor_strength": 2.0, "log_loss_gap": True, "optim": "sgd", **general}
 
 
+@pytest.mark.parametrize("data", ["mixture", "ordinary"])
 @pytest.mark.parametrize("kind", SPLIT_MODELS)
 @pytest.mark.parametrize("anchor", ["distill", "general", "l2sp"])
-def test_eight_times_one_equals_one_times_eight(tmp_path: Path, anchor: str, kind: str) -> None:
+def test_eight_times_one_equals_one_times_eight(tmp_path: Path, anchor: str, kind: str, data: str) -> None:
+    if data == "ordinary" and (anchor == "general" or kind not in ("examples", "tokens")):
+        return
+    mixed, rows = (mixture(), corpus(0, 40)) if kind == "examples" else (token_mixture(), token_corpus(0, 40))
+
     def trained(batch_size: int) -> InterpolationTrainer:
         model = SPLIT_MODELS[kind]()
         return run(
             tmp_path,
             model=model,
             ref_model=moved(model),
-            train_dataset=mixture() if kind == "examples" else token_mixture(),
+            train_dataset=mixed if data == "mixture" else rows,
             max_steps=5,
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=8 // batch_size,
@@ -559,27 +546,6 @@ def test_eight_times_one_equals_one_times_eight(tmp_path: Path, anchor: str, kin
     close(whole, split)
     for key in ("loss", "anchor_loss", "anchor_weight", "loss_gap", "loss_gap_general", "loss_gap_domain"):
         assert logged(split, key) == pytest.approx(logged(whole, key), rel=1e-4, abs=1e-6), key
-
-
-@pytest.mark.parametrize("kind", ["examples", "tokens"])
-@pytest.mark.parametrize("anchor", ANCHORS)
-def test_an_ordinary_dataset_is_split_alike(tmp_path: Path, anchor: str, kind: str) -> None:
-    def trained(batch_size: int) -> InterpolationTrainer:
-        model = SPLIT_MODELS[kind]()
-        return run(
-            tmp_path,
-            model=model,
-            ref_model=moved(model),
-            train_dataset=corpus(0, 40) if kind == "examples" else token_corpus(0, 40),
-            per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=8 // batch_size,
-            **split_settings(anchor),
-        )
-
-    whole, split = trained(8), trained(2)
-    assert losses(split) == pytest.approx(losses(whole), rel=1e-5)
-    assert logged(split, "anchor_loss") == pytest.approx(logged(whole, "anchor_loss"), rel=1e-5)
-    close(whole, split)
 
 
 def train_apart(folder: str, name: str, kind: str, anchor: str, split: tuple[int, int]) -> None:

@@ -53,20 +53,6 @@ def split_side(shares: list[float], side: str, size: int = 1000) -> list[CorpusS
     ]
 
 
-def random_plan(seed: int) -> MixturePlan:
-    """1 to 20 corpora on each side with even to very uneven shares, α going up and down, any small size."""
-    rng = np.random.default_rng(seed)
-    corpora = []
-    for side in ("general", "domain"):
-        evenness = rng.choice([0.05, 0.5, 5.0])
-        shares = rng.dirichlet(np.full(rng.integers(1, 21), evenness)).tolist()
-        corpora += split_side(shares, side, int(rng.integers(1, 100)))
-    places = np.unique(rng.random(rng.integers(1, 8))).tolist()
-    schedule = piecewise([(place, float(rng.random())) for place in places])
-    batch_size, max_steps = int(rng.integers(1, 65)), int(rng.integers(1, 200))
-    return MixturePlan(corpora, alpha_schedule=schedule, batch_size=batch_size, max_steps=max_steps, seed=seed)
-
-
 def targets(plan: MixturePlan) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The slots that are due to every corpus before every step, unrounded."""
     alphas = np.array([plan.alpha(step) for step in range(plan.max_steps)])
@@ -84,18 +70,6 @@ def reads_of(plan: MixturePlan, index: int) -> list[int]:
     order = np.argsort(draw.ordinal[here])
     assert draw.ordinal[here][order].tolist() == list(range(here.sum()))
     return list(draw.example[here][order].tolist())
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_each_corpus_keeps_to_its_target_at_every_step(seed: int) -> None:
-    plan = random_plan(seed)
-    drawn = plan.drawn_before(range(plan.max_steps + 1))
-    assert drawn.shape == (plan.max_steps + 1, len(plan.corpora))
-    assert not drawn[0].any()
-    assert (np.diff(drawn, axis=0).sum(axis=1) == plan.batch_size).all()
-    assert (np.diff(drawn, axis=0) >= 0).all()
-    rounding = 1e-3  # α and shares are multiples of 2⁻³⁰, up to 13,000 slots are summed
-    assert np.abs(drawn - targets(plan)).max() <= 2 + rounding
 
 
 @pytest.mark.parametrize("growth", [1.0, 1.2, (1 + math.sqrt(5)) / 2, 2.0, 3.0])
@@ -119,14 +93,6 @@ def test_two_corpora_are_never_a_whole_slot_off(seed: int) -> None:
     ]
     for plan in pairs:
         assert np.abs(plan.drawn_before(range(301)) - targets(plan)).max() < 1
-
-
-@pytest.mark.parametrize("seed", range(0, 40, 4))
-def test_batches_hold_what_is_counted(seed: int) -> None:
-    plan = random_plan(seed)
-    corpus = plan.locate(range(len(plan))).corpus.reshape(plan.max_steps, plan.batch_size)
-    held = np.stack([np.bincount(row, minlength=len(plan.corpora)) for row in corpus])
-    assert (held == np.diff(plan.drawn_before(range(plan.max_steps + 1)), axis=0)).all()
 
 
 def test_two_equal_corpora_take_turns() -> None:
@@ -220,17 +186,23 @@ def test_a_corpus_has_no_place_of_its_own_in_a_batch() -> None:
     assert len({row.tobytes() for row in corpus}) > 60  # of the 70 ways to place 4 among 8
 
 
-@pytest.mark.parametrize(("batch_size", "max_steps"), [(1, 1500), (3, 400), (32, 40), (512, 3), (700, 3)])
-def test_slots_hold_the_same_however_they_are_asked_for(batch_size: int, max_steps: int) -> None:
-    plan = plan_of(alpha=linear(), batch_size=batch_size, max_steps=max_steps)
-    whole = np.stack(plan.locate(range(len(plan))))
-    shuffled = np.random.default_rng(0).permutation(len(plan))
-    fresh = plan_of(alpha=linear(), batch_size=batch_size, max_steps=max_steps)
+@pytest.mark.parametrize(
+    ("batch_size", "max_steps", "start"),
+    [(1, 1500, 0), (3, 400, 0), (32, 40, 0), (512, 3, 0), (700, 3, 0), (3, 900, 11)],
+)
+def test_slots_hold_the_same_however_they_are_asked_for(batch_size: int, max_steps: int, start: int) -> None:
+    def build() -> MixturePlan:
+        plan = plan_of(alpha=linear(), batch_size=batch_size, max_steps=max_steps)
+        return plan.after(plan_of(batch_size=7, max_steps=max_steps), start) if start else plan
+
+    begin, end = start * batch_size, max_steps * batch_size
+    whole = np.stack(build().locate(range(begin, end)))
+    shuffled, fresh = np.random.default_rng(0).permutation(np.arange(begin, end)), build()
     for slot in shuffled[:200].tolist():  # jumps from block to block
-        assert np.stack(fresh.locate([slot]))[:, 0].tolist() == whole[:, slot].tolist()
-    assert (np.stack(fresh.locate(shuffled)) == whole[:, shuffled]).all()
-    for first in (0, 505, len(plan) - 20):
-        part = np.stack(fresh.locate(range(first, first + 20)))
+        assert np.stack(fresh.locate([slot]))[:, 0].tolist() == whole[:, slot - begin].tolist()
+    assert (np.stack(fresh.locate(shuffled)) == whole[:, shuffled - begin]).all()
+    for first in (0, 505, 1019, end - begin - 20):
+        part = np.stack(fresh.locate(range(begin + first, begin + first + 20)))
         assert (part == whole[:, first : first + 20]).all()
 
 
@@ -279,9 +251,10 @@ def test_the_step_that_exhausts_a_corpus(size: int | None, expected: int | None)
     assert plan_of(general(size), alpha=0.0, batch_size=3, max_steps=5).exhausted_at(0) == expected
 
 
-@pytest.mark.parametrize("seed", range(0, 40, 5))
-def test_a_corpus_is_exhausted_when_its_last_example_is_read(seed: int) -> None:
-    plan = random_plan(seed)
+@pytest.mark.parametrize("size", [1, 5, 19, 30, 31])
+def test_a_corpus_is_exhausted_when_its_last_example_is_read(size: int) -> None:
+    corpora = [*split_side([0.1, 0.6, 0.3], "general", size), domain(13)]
+    plan = plan_of(*corpora, alpha=piecewise([(0.1, 0.9), (0.6, 0.2), (1.0, 0.7)]), batch_size=5, max_steps=21)
     draw = plan.locate(range(len(plan)))
     for index, corpus in enumerate(plan.corpora):
         slots = np.flatnonzero(draw.corpus == index)
@@ -444,15 +417,6 @@ def test_a_side_that_is_not_asked_for_needs_no_corpus() -> None:
     assert plan_of(domain(), alpha=1.0).drawn_before(10).tolist() == [40]
 
 
-def test_a_stream_is_read_in_its_own_order() -> None:
-    plan = plan_of(general(None), domain(5), max_steps=30)
-    assert reads_of(plan, 0) == list(range(60))
-    assert reads_of(plan, 1) != list(range(5)) * 12
-    draw = plan.locate(range(120))
-    streamed = draw.corpus == 0
-    assert (draw.example[streamed] == draw.ordinal[streamed]).all()
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -479,16 +443,6 @@ def test_each_ingredient_is_in_the_fingerprint(other: Callable[[], MixturePlan])
     assert plan_of().fingerprint() == plan_of().fingerprint()
     assert other().fingerprint() == other().fingerprint()
     assert other().fingerprint() != plan_of().fingerprint()
-
-
-def test_all_ingredients_give_different_fingerprints() -> None:
-    shares = [0.1, 0.2, 0.3, 0.4]
-    plans = [
-        plan_of(*split_side([share, 1 - share], "general"), alpha=0.0, seed=seed)
-        for share in shares
-        for seed in range(3)
-    ]
-    assert len({plan.fingerprint() for plan in plans}) == 12
 
 
 def test_what_leaves_the_order_alone_leaves_the_fingerprint_alone() -> None:
@@ -642,21 +596,6 @@ def test_a_chain_goes_on_from_what_was_consumed() -> None:
     assert [mark["step"] for mark in summary["alpha"]] == [7, 11]
 
 
-def test_a_pass_goes_on_over_the_plans_of_a_chain() -> None:
-    last = chain()
-    found: dict[str, dict[int, int]] = {"general": {}, "domain": {}}
-    for step in range(12):
-        plan = last.plan_of(step)
-        draw = plan.locate(range(step * plan.batch_size, (step + 1) * plan.batch_size))
-        for index, ordinal, example in zip(*(part.tolist() for part in draw), strict=True):
-            assert ordinal not in found[plan.corpora[index].name]
-            found[plan.corpora[index].name][ordinal] = example
-    for name, length in (("general", 7), ("domain", 5)):
-        reads = [found[name][ordinal] for ordinal in range(len(found[name]))]
-        for begin in range(0, len(reads) - length + 1, length):
-            assert sorted(reads[begin : begin + length]) == list(range(length))
-
-
 def test_slots_before_the_first_step_of_a_plan_are_refused() -> None:
     last = chain()
     assert last.locate([35, 59]).corpus.tolist() == [0, 0]
@@ -685,15 +624,6 @@ def test_a_plan_that_goes_on_after_itself_reads_the_same() -> None:
         assert (np.stack(again.locate(slots)) == np.stack(plain.locate(slots))).all()
         assert again.read_hash(0, 40) == plain.read_hash(0, 40)
         assert again.fingerprint() != plain.fingerprint()
-
-
-def test_slots_of_a_late_plan_are_the_same_however_they_are_asked_for() -> None:
-    plan = plan_of(alpha=linear(), batch_size=3, max_steps=900).after(plan_of(batch_size=7, max_steps=900), 11)
-    whole = np.stack(plan.locate(range(33, 2700)))
-    shuffled = np.random.default_rng(0).permutation(np.arange(33, 2700))
-    assert (np.stack(plan.locate(shuffled)) == whole[:, shuffled - 33]).all()
-    for first in (33, 33 + 510, 33 + 1019, 2690):
-        assert (np.stack(plan.locate(range(first, first + 10))) == whole[:, first - 33 : first - 23]).all()
 
 
 def test_what_a_plan_of_another_side_has_fixed_needs_its_corpora() -> None:
@@ -843,24 +773,6 @@ def test_a_long_plan_is_short_as_plain_values() -> None:
 
 
 # The hash of what is read.
-
-
-def test_the_hash_is_the_sum_over_any_parts() -> None:
-    plan = plan_of(alpha=linear(), batch_size=6, max_steps=30)
-    draw = plan.locate(range(180))
-    keys = plan.name_keys[draw.corpus]
-    whole = plan.read_hash(0, 30)
-    assert 0 <= whole < 2**64
-    assert hash_of_reads(np.arange(180), keys, draw.example) == whole
-    for seed in range(5):
-        part_of = np.random.default_rng(seed).integers(0, 7, 180)
-        parts = [
-            hash_of_reads(np.flatnonzero(part_of == part), keys[part_of == part], draw.example[part_of == part])
-            for part in range(7)
-        ]
-        assert sum(parts) % 2**64 == whole
-    assert (plan.read_hash(0, 11) + plan.read_hash(11, 30)) % 2**64 == whole
-    assert plan.read_hash(7, 7) == 0
 
 
 def test_the_hash_changes_with_any_one_example() -> None:

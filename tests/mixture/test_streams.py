@@ -7,59 +7,10 @@ from typing import Any
 
 import datasets
 import pytest
-import torch
+from toy_streams import Failing, KeptNumbers, Numbers, number_of, rows
 
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.streams import StreamReader, stream_warnings
-
-
-class Numbers(torch.utils.data.IterableDataset[int]):
-    """Counts up, and notes how often it has been begun and how far it has been read."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.begun = 0
-        self.given = 0
-
-    def __iter__(self) -> Iterator[int]:
-        self.begun += 1
-        for number in range(self.count):
-            self.given += 1
-            yield number
-
-
-class KeptNumbers(Numbers):
-    """Counts up, and can tell where it is."""
-
-    place = 0
-    loaded = 0
-
-    def __iter__(self) -> Iterator[int]:
-        self.begun += 1
-        first, self.loaded = self.loaded, 0
-        for number in range(first, self.count):
-            self.given += 1
-            self.place = number + 1
-            yield number
-
-    def state_dict(self) -> dict[str, int]:
-        return {"place": self.place}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.loaded = state["place"]
-
-
-class Failing(torch.utils.data.IterableDataset[int]):
-    """Counts up to 7, where it breaks."""
-
-    def __iter__(self) -> Iterator[int]:
-        yield from range(7)
-        raise OSError("connection lost")
-
-
-def rows(count: int, num_shards: int = 1) -> datasets.IterableDataset:
-    """Row i of a stream has the number i."""
-    return datasets.Dataset.from_dict({"a": list(range(count))}).to_iterable_dataset(num_shards=num_shards)
 
 
 def stream(dataset: Any, reader: int = 0, num_readers: int = 1, **kwargs: Any) -> StreamReader:
@@ -67,7 +18,7 @@ def stream(dataset: Any, reader: int = 0, num_readers: int = 1, **kwargs: Any) -
 
 
 def read(reader: StreamReader, count: int) -> list[int]:
-    return [example["a"] if isinstance(example, dict) else example for example in reader.read(count)]
+    return [number_of(example) for example in reader.read(count)]
 
 
 def generated(shards: list[list[int]]) -> Iterator[dict[str, int]]:
