@@ -11,7 +11,6 @@ from hf_interp.app.predictions import Outcome, best_choices
 from hf_interp.reporting.card import escape
 from hf_interp.reporting.colours import ALPHA, SIDE_COLOURS
 from hf_interp.reporting.curve import AlphaCurve
-from hf_interp.reporting.results import less_is_better
 
 MOST_LABELS, MOST_TOKENS = 8, 5
 MOST_PLACES = 6
@@ -153,11 +152,9 @@ class CurveView:
             for side, height in heights.items()
             if height is not None
         ]
-        better = "less is better" if less_is_better(curve.metric) else "more is better"
+        better = {True: "; more is better", False: "; less is better", None: ""}[curve.greater_is_better]
         where = "as measured" if is_measured else "between measured points"
-        return escape(
-            f"At α = {alpha:.2f}, {where}, {' and '.join(values)}; {better}. α = {curve.alpha:.2f} was chosen."
-        )
+        return escape(f"At α = {alpha:.2f}, {where}, {' and '.join(values)}{better}. α = {curve.alpha:.2f} was chosen.")
 
 
 def height_at(points: Sequence[tuple[float, float]], alpha: float) -> float | None:

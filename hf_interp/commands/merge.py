@@ -126,7 +126,8 @@ def _mix(trainer: Trainer, recipe: Recipe, data: RecipeData, runs: list[str], so
     scorer = TrainerScorer(trainer, sets, None, search.metric, search.seed)
 
     def score() -> float:
-        value = scorer().selection["domain"][str(scorer.metric or "loss")].mean()
-        return -float(value) if less_is_better(str(scorer.metric or "loss")) else float(value)
+        metric = str(scorer.metric or "loss")
+        value = float(scorer().selection["domain"][metric].mean())
+        return -value if less_is_better(metric, search.greater_is_better) else value
 
     return greedy_soup(dict(zip(runs, runs, strict=True)), model, score).members

@@ -92,7 +92,7 @@ class Goal:
         >>> goal.score({"domain": {"accuracy": 0.8}, "general": {"accuracy": 0.5}})
         Score(objective=0.25, feasible=False)
         """
-        search, more = self.search, not less_is_better(self.metric)
+        search, more = self.search, not less_is_better(self.metric, self.search.greater_is_better)
         # without a general set the objective is the domain's alone
         domain, general = (
             np.array([found.get(name, {}).get(self.metric, 0.0) for found in (self.base, metrics)], dtype=np.float64)

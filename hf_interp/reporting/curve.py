@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from hf_interp.reporting.results import load_results
+from hf_interp.reporting.results import greater_is_better, load_results
 from hf_interp.utils.console import format_table
 from hf_interp.utils.environment import describe_machine, installed_versions
 
@@ -64,6 +64,12 @@ class AlphaCurve:
     finetuned: str | None = None
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
+
+    @property
+    def greater_is_better(self) -> bool | None:
+        """Whether more of the metric is better, if it is known."""
+        said: bool | None = self.settings.get("greater_is_better")
+        return greater_is_better(self.metric) if said is None else said
 
     def at(self, alpha: float, dataset: str, metric: str) -> float:
         """Return a metric at an evaluated α, on the report examples.

@@ -25,7 +25,7 @@ from hf_interp.reporting.report_data import (
     group_runs,
     logged,
 )
-from hf_interp.reporting.results import Comparison, RunResults, less_is_better, main_metric
+from hf_interp.reporting.results import Comparison, RunResults, greater_is_better, main_metric
 
 DOMAIN_FIRST = ("domain", "general")
 ENDS = {0.0: "M₀", 1.0: "M_θ"}
@@ -239,7 +239,7 @@ def frontier(curve: AlphaCurve, seed: str = "") -> Chart:
         _is_wide([x for x, _ in points.values()], curve.metric),
         _is_wide([y for _, y in points.values()], curve.metric),
     )
-    sign = -1 if less_is_better(curve.metric) else 1
+    sign = -1 if curve.greater_is_better is False else 1
     front = pareto_front([sign * y for _, y in points.values()], [sign * x for x, _ in points.values()])
     best = sorted((alphas[place] for place in front), key=lambda alpha: points[alpha])
     ends = [alpha for alpha in alphas if alpha in ENDS]
@@ -421,7 +421,7 @@ def _against(domain_metric: str, general_metric: str, seed: str = "") -> Chart:
         title=f"{seed}{TRADE_OFF}" if seed else TRADE_OFF.capitalize(),
         x_name=in_words("general", general_metric),
         y_name=in_words("domain", domain_metric),
-        turned=(less_is_better(general_metric), less_is_better(domain_metric)),
+        turned=(greater_is_better(general_metric) is False, greater_is_better(domain_metric) is False),
     )
 
 
@@ -477,4 +477,4 @@ def _range_remark(series: Sequence[Series]) -> str:
 
 def _is_wide(values: Sequence[float], metric: str) -> bool:
     """Whether losses, or the like, need a logarithmic axis."""
-    return bool(values) and less_is_better(metric) and min(values) > 0 and max(values) > 10 * min(values)
+    return bool(values) and greater_is_better(metric) is False and min(values) > 0 and max(values) > 10 * min(values)

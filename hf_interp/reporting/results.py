@@ -16,7 +16,18 @@ from hf_interp.utils.files import write_json
 COMMANDS = {"run": "train", "comparison": "compare", "search over α": "curve"}
 """That write results."""
 EMISSIONS_NAME = "emissions.csv"  # codecarbon's own name
-LESS_IS_BETTER = ("loss", "perplexity", "error", "mse", "mae", "wer", "cer", "ter")
+MORE_IS_BETTER = {
+    *("accuracy", "balanced_accuracy", "overall_accuracy", "mean_token_accuracy", "token_accuracy", "exact_match"),
+    *("f1", "f1_macro", "f1_micro", "f1_weighted", "macro_f1", "micro_f1", "weighted_f1", "overall_f1", "precision"),
+    *("recall", "overall_precision", "overall_recall", "matthews_correlation", "roc_auc", "auc", "r2", "pearson"),
+    *("pearsonr", "spearman", "spearmanr", "bleu", "sacrebleu", "chrf", "rouge1", "rouge2", "rougel", "rougelsum"),
+    *("meteor", "bertscore", "mean_iou", "iou", "dice", "map", "mrr", "ndcg"),
+}
+LESS_IS_BETTER = {
+    *("loss", "perplexity", "error", "error_rate", "mse", "rmse", "mae", "mape", "smape", "wer", "cer", "ter", "nll"),
+    *("brier_score", "ece", "hamming_loss"),
+}
+"""Metrics of which it is known which way they count, in small letters."""
 SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -135,27 +146,47 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0, "num": len(values)}
 
 
-def less_is_better(metric: str) -> bool:
-    """Whether less of a metric is better, by its name: losses, error rates, perplexity.
+def greater_is_better(metric: str) -> bool | None:
+    """Return whether more of a metric is better; `None` of one that is not known. What ends in "loss" is a loss.
 
-    >>> less_is_better("loss"), less_is_better("accuracy")
-    (True, False)
+    >>> [greater_is_better(metric) for metric in ("rougeL", "next_token_loss", "f1_answer")]
+    [True, False, None]
     """
-    return metric.endswith(LESS_IS_BETTER)
+    name = metric.lower()
+    return True if name in MORE_IS_BETTER else False if name in LESS_IS_BETTER or name.endswith("loss") else None
+
+
+def less_is_better(metric: str, said: bool | None = None) -> bool:
+    """Return whether less of a metric is better, by its name or by what is `said` of its `greater_is_better`.
+
+    Raises:
+        ValueError: if neither tells, or one contradicts the other.
+    """
+    known = greater_is_better(metric)
+    if known is None and said is None:
+        raise ValueError(
+            f"It is not known whether more of the metric {metric!r} is better. Set `greater_is_better` of "
+            "`alpha_search` to true or false."
+        )
+    if said is not None and known is not None and said != known:
+        raise ValueError(f"`greater_is_better` must be {str(known).lower()} of the metric {metric!r}, got {said}.")
+    return not (known if said is None else said)
 
 
 def forgetting(base: Mapping[str, float], final: Mapping[str, float]) -> dict[str, float]:
     """Return base metric minus final metric on the general side, so that above 0 is lost skill.
 
-    Metrics of which less is better (losses, error rates, perplexity) are taken the other way round.
+    Metrics of which less is better (losses, error rates, perplexity) are taken the other way round; those of which it
+    is not known are left out.
 
     >>> forgetting({"accuracy": 0.75, "loss": 1.0}, {"accuracy": 0.5, "loss": 1.25})
     {'accuracy': 0.25, 'loss': 0.25}
     """
+    known = {name: greater_is_better(name) for name in base if name in final}
     return {
-        name: (final[name] - base[name]) if less_is_better(name) else (base[name] - final[name])
-        for name in base
-        if name in final
+        name: base[name] - final[name] if is_more else final[name] - base[name]
+        for name, is_more in known.items()
+        if is_more is not None
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_interp.reporting.curve import SLACK, FloatArray, list_alphas, short_alpha
+from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.curve_shape import check_alphas, check_units, find_knee, first_best, knee_heights
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.weights.alpha_spec import check_alpha
@@ -20,6 +21,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 SMOOTH_OBJECTIVES = ("domain", "mean")
 """Objectives that are smooth in α if the metric is a loss."""
 
+MAX_ALPHAS = 1000  # each of them is an evaluation of both sides
 CHUNK = 2**22  # resampled units that are held in memory at once
 
 
@@ -31,6 +33,8 @@ class AlphaSearch:
         objective: domain (the best domain metric), constrained (the best domain metric that keeps `max_forgetting`),
             mean or harmonic (of both sides, weighted by `domain_weight`), or knee (of the curve of both sides).
         metric: the metric that is compared. By default accuracy, else the first that is no loss, else the loss.
+        greater_is_better: whether more of `metric` is better, where its name does not tell, as that of a known metric
+            does.
         method: grid evaluates `alphas`; golden does golden section on the loss, and a grid where that is not unimodal;
             auto is golden section where the metric is a loss and the objective domain or mean, and else a grid.
         alphas: the grid: a list of α, or how many at equal distances in [0, 1], at least 2. 0 and 1 are always
@@ -50,6 +54,7 @@ class AlphaSearch:
 
     objective: str = "domain"
     metric: str | None = None
+    greater_is_better: bool | None = None
     method: str = "auto"
     alphas: int | list[float] = 11
     max_forgetting: float = 0.01
@@ -63,6 +68,8 @@ class AlphaSearch:
 
     def __post_init__(self) -> None:
         _check_settings(self.objective, self.max_forgetting, self.domain_weight, num_resamples=0)
+        if self.metric is not None:
+            less_is_better(self.metric, self.greater_is_better)
         if self.method not in METHODS:
             raise ValueError(
                 f"`method` must be one of {', '.join(METHODS)}, got {self.method!r}."
@@ -89,8 +96,10 @@ class AlphaSearch:
             for alpha in self.alphas:
                 check_alpha(alpha, extrapolate=self.extrapolate)
             return [float(alpha) for alpha in self.alphas]
-        if isinstance(self.alphas, bool) or not isinstance(self.alphas, int) or self.alphas < 2:
-            raise ValueError(f"`alphas` must be at least 2 α, or a list of them, got {self.alphas}.")
+        if isinstance(self.alphas, bool) or not isinstance(self.alphas, int) or not 2 <= self.alphas <= MAX_ALPHAS:
+            raise ValueError(
+                f"`alphas` must be at least 2 α, or a list of them, and at most {MAX_ALPHAS}, got {self.alphas}."
+            )
         return [index / (self.alphas - 1) for index in range(self.alphas)]
 
     def to_dict(self) -> dict[str, Any]:

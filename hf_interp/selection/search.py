@@ -132,6 +132,7 @@ class AlphaSearchRun:
         if metric is None or metric not in names:
             raise ValueError(f"`metric` must be one of {', '.join(names)}, which both sides have; got {metric!r}.")
         self.metric = metric
+        self.is_less = less_is_better(metric, search.greater_is_better)
         self.evaluate(0.0)
 
     def evaluate(self, alpha: float) -> ScoreHalves:
@@ -158,8 +159,8 @@ class AlphaSearchRun:
             max_forgetting=search.max_forgetting,
             domain_weight=search.domain_weight,
             one_standard_error=search.one_standard_error,
-            domain_greater_is_better=not less_is_better(self.metric),
-            general_greater_is_better=not less_is_better(self.metric),
+            domain_greater_is_better=not self.is_less,
+            general_greater_is_better=not self.is_less,
             metric=self.metric,
             seed=search.seed,
         )
@@ -178,7 +179,7 @@ class AlphaSearchRun:
         parts = [self.parts[alpha] for alpha in self.alphas]
         selection = self._tabulate([part.selection for part in parts])
         report = self._tabulate([part.report for part in parts])
-        sign = -1 if less_is_better(self.metric) else 1
+        sign = -1 if self.is_less else 1
         domain, general = (sign * np.array(selection[side][self.metric]["values"]) for side in DOMAIN_FIRST)
         self._warn_if_flat()
         return AlphaCurve(

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,18 +189,25 @@ def test_a_table_counts_the_seeds_that_measured_forgetting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "expected"),
+    ("metrics", "expected"),
     [
-        ("loss", True),
-        ("next_token_loss", True),
-        ("wer", True),
-        ("perplexity", True),
-        ("accuracy", False),
-        ("f1", False),
+        (("loss", "next_token_loss", "wer", "perplexity", "mse"), True),
+        (("accuracy", "f1", "rougeL", "roc_auc", "exact_match", "token_accuracy"), False),
     ],
 )
-def test_the_name_tells_whether_less_is_better(metric: str, expected: bool) -> None:
-    assert less_is_better(metric) is expected
+def test_the_name_tells_whether_less_is_better(metrics: Sequence[str], expected: bool) -> None:
+    for metric in metrics:
+        assert less_is_better(metric) is expected
+        with pytest.raises(ValueError, match=f"`greater_is_better` must be .* of the metric {metric!r}, got"):
+            less_is_better(metric, expected)
+
+
+@pytest.mark.parametrize("metric", ["f1_answer", "exact_answer", "recall_after", "hits_center", "generated_tokens"])
+def test_a_metric_that_is_not_known_is_never_guessed(metric: str) -> None:
+    with pytest.raises(ValueError, match=rf"not known whether more of the metric {metric!r} is better\. Set `greater"):
+        less_is_better(metric)
+    assert (less_is_better(metric, True), less_is_better(metric, False)) == (False, True)
+    assert forgetting({metric: 1.0, "f1": 0.5}, {metric: 2.0, "f1": 0.25}) == {"f1": 0.25}
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:

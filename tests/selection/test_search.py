@@ -15,6 +15,7 @@ from toys import config, corpus, mixture, same_weights, tiny_model, weights
 from transformers import BertModel, Trainer, TrainerCallback, set_seed
 
 from hf_interp import InterpolationTrainer
+from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.search import search_alpha
 from hf_interp.tasks.metrics import classification_metrics
 from hf_interp.weights.interpolate import interpolate_weights, open_interpolation
@@ -91,6 +92,20 @@ def test_objectives_on_a_grid(settings: dict[str, Any], expected: float) -> None
     assert str(settings.get("objective", "domain")) == curve.objective
 
 
+@pytest.mark.parametrize("metric", ["f1_answer", "exact_answer", "recall_after", "hits_center"])
+def test_a_metric_that_is_not_known_is_asked_for_its_direction(metric: str) -> None:
+    rising = by_alpha(lambda alpha: alpha, lambda alpha: alpha, metric)
+    message = rf"not known whether more of the metric {metric!r} is better\. Set `greater_is_better` of `alpha_search`"
+    with pytest.raises(ValueError, match=message):
+        search(rising)
+    with pytest.raises(ValueError, match=message):
+        AlphaSearch(metric=metric)
+    assert search(rising, greater_is_better=True).alpha == 1.0
+    assert search(rising, greater_is_better=False).alpha == 0.0
+    with pytest.raises(ValueError, match="`greater_is_better` must be true of the metric 'accuracy', got False"):
+        AlphaSearch(metric="accuracy", greater_is_better=False)
+
+
 def test_every_alpha_is_evaluated_once() -> None:
     seen: list[float] = []
 
@@ -104,7 +119,11 @@ def test_every_alpha_is_evaluated_once() -> None:
 
 def test_arrays_are_halved_and_give_standard_errors() -> None:
     noise = np.random.default_rng(0).normal(size=200)
-    curve = search(by_alpha(lambda alpha: alpha + noise, lambda alpha: 1 - alpha + noise[:60], "score"), alphas=3)
+    curve = search(
+        by_alpha(lambda alpha: alpha + noise, lambda alpha: 1 - alpha + noise[:60], "score"),
+        alphas=3,
+        greater_is_better=True,
+    )
     assert curve.num_examples == {
         "domain": {"selection": 100, "report": 100},
         "general": {"selection": 30, "report": 30},
@@ -290,6 +309,7 @@ def test_a_trainer_keeps_its_modes_log_and_callbacks(tmp_path: Path) -> None:
         ({"tolerance": 0.0}, ValueError, "`tolerance` must"),
         ({"metric": "bleu"}, ValueError, "`metric` must be one of loss.*got 'bleu'"),
         ({"method": "golden", "objective": "knee"}, ValueError, "minimises a loss.*got 'knee'. Take 'grid'"),
+        ({"alphas": 2_000_000_000}, ValueError, "and at most 1000, got 2000000000"),
         ({"alphas": 2.5}, ValueError, "`alphas` must be at least 2 α, or a list"),
         ({"eval_dataset": {}}, TypeError, "must be left out with a function, which has its own"),
         ({"domain": "law"}, ValueError, "must return metrics of 'law'"),
