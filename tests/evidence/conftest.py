@@ -24,7 +24,6 @@ def toy_pair(tmp_path: Path, tiny_model_dir: Path, toy_data_dir: Path, monkeypat
     toy = pairs.Pair(
         name="toy",
         title="toy",
-        group=1,
         task="sequence-classification",
         metric="accuracy",
         general=str(tmp_path / "data" / "general"),

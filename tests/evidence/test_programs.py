@@ -24,7 +24,7 @@ def rows(text: str) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_the_tables_of_the_page_are_what_the_programs_print(capsys: pytest.CaptureFixture[str]) -> None:
-    assert table.main(["--table", "short", "amount"]) == 0
+    assert table.main(["--table", "all", "amount"]) == 0
     assert noise_table.main([]) == 0
     printed = rows(capsys.readouterr().out)
     shown = rows(PAGE)

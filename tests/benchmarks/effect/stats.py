@@ -70,6 +70,18 @@ def interval(value: float, samples: Array) -> Interval:
     return Interval(value, float(low), float(high))
 
 
+def signed(found: Interval | None) -> str:
+    """A difference with its interval as tables show it; what is sure is bold.
+
+    >>> signed(Interval(0.1, 0.05, 0.15)), signed(Interval(0.0, -0.1, 0.1)), signed(None)
+    ('**+0.100 (+0.050 to +0.150)**', '+0.000 (-0.100 to +0.100)', '')
+    """
+    if found is None:
+        return ""
+    text = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+
+
 def span(counts: Sequence[int]) -> str:
     """The least and the greatest of some numbers, or the one that all are.
 

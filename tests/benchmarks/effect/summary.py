@@ -24,16 +24,14 @@ class Summary:
             cell.
         volume: mean hypervolume; `None` if it is not in every cell.
         verdicts: by reference, how often it is a win, a trade, a tie and a loss.
-        time: mean time of training as a multiple of domain only's.
     """
 
     key: tuple[str, bool]
     title: str
     num_cells: int
-    rank: tuple[float, float, float] | None
+    rank: tuple[float, ...] | None
     volume: float | None
     verdicts: Mapping[str, Mapping[str, int]]
-    time: float | None
 
 
 def summarise(cells: Sequence[Cell]) -> list[Summary]:
@@ -55,7 +53,7 @@ def summarise(cells: Sequence[Cell]) -> list[Summary]:
         found = [ranks([one + other for one, other in points.values()]), ranks(domain), ranks(general)]
         for key, place in zip(everywhere, zip(*found, strict=True), strict=True):
             places[key].append(place)
-        scaled = {key: _scaled(point, domain, general) for key, point in points.items()}
+        scaled = {key: (_share(point[0], domain), _share(point[1], general)) for key, point in points.items()}
         for key in everywhere:
             method, is_interpolated = key
             own = [scaled[method, False], scaled[key]] if is_interpolated else [scaled[key]]
@@ -65,10 +63,9 @@ def summarise(cells: Sequence[Cell]) -> list[Summary]:
             key=key,
             title=next(cell.rows[key].title for cell in cells if key in cell.rows),
             num_cells=sum(key in cell.rows for cell in cells),
-            rank=_means(places[key]) if key in places else None,
+            rank=tuple(map(fmean, zip(*places[key], strict=True))) if key in places else None,
             volume=fmean(volumes[key]) if key in volumes else None,
             verdicts={reference: verdicts(cells, key, (reference, False)) for reference in REFERENCES},
-            time=_relative_time(cells, key),
         )
         for key in keys
     ]
@@ -86,26 +83,7 @@ def verdicts(cells: Iterable[Cell], key: tuple[str, bool], reference: tuple[str,
     return counts
 
 
-def _scaled(point: tuple[float, float], domain: Sequence[float], general: Sequence[float]) -> tuple[float, float]:
-    """A point on a scale on which the worst of a side is 0 and the best 1."""
-    return _share(point[0], domain), _share(point[1], general)
-
-
 def _share(value: float, values: Sequence[float]) -> float:
+    """A value on a scale on which the worst is 0 and the best 1."""
     low, high = min(values), max(values)
     return (value - low) / (high - low) if high > low else 1.0
-
-
-def _means(places: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    first, second, third = (fmean(column) for column in zip(*places, strict=True))
-    return first, second, third
-
-
-def _relative_time(cells: Iterable[Cell], key: tuple[str, bool]) -> float | None:
-    """The mean over cells of a method's least time as a multiple of domain only's."""
-    found = []
-    for cell in cells:
-        row, plain = cell.rows.get(key), cell.rows.get((REFERENCES[0], False))
-        if row is not None and plain is not None and row.seconds and plain.seconds:
-            found.append(min(row.seconds) / min(plain.seconds))  # processors differed in speed
-    return fmean(found) if found else None

@@ -16,16 +16,15 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).parents[1])
 
-from effect.cells import Cell, Row, cells_of
+from effect.cells import Cell, cells_of
 from effect.frontier import CONSTANTS, gains
 from effect.methods import BASE, METHODS, REFERENCES
 from effect.order import CONTROLS, Gain, equal_rate_gains
 from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIDES, SIZES, size_text
 from effect.run import RESULTS
-from effect.schedule import SEEDS
-from effect.stats import Interval, span
+from effect.stats import signed, span
 from effect.store import Store
-from effect.summary import VERDICTS, Summary, summarise, verdicts
+from effect.summary import VERDICTS, summarise, verdicts
 from hf_interp.utils.console import format_table
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -34,19 +33,6 @@ AMOUNTS = [
     (size, method) for size in sorted(SIZES, key=lambda size: (size == FULL, size)) for method in (*MIXTURES, "linear")
 ]
 """The rows of the tables on the amount of domain data."""
-SHORT = (
-    (BASE, False),
-    (PLAIN, False),
-    (PLAIN, True),
-    *((method, False) for method in MIXTURES),
-    ("constant-0.5", True),
-    ("linear", False),
-    ("linear", True),
-    *((method, False) for method in ("sequential", "falling", "gradual", "l2sp", "distill", "lora")),
-    *((method, False) for method in ("constant-0.5-wsd", "linear-wsd", "late-wsd")),
-)
-"""The rows of the README's table: methods, and whether M_α."""
-
 # Tables.
 
 
@@ -56,15 +42,14 @@ def summary_table(cells: Sequence[Cell]) -> str:
         [
             found.title,
             str(found.num_cells),
-            *(["", "", ""] if found.rank is None else [f"{rank:.1f}" for rank in found.rank]),
-            _volume(found),
             *(_counts(found.verdicts[reference]) for reference in REFERENCES),
-            "" if found.time is None else f"{found.time:.2f}",
+            "" if found.volume is None else f"{found.volume:.3f}",
+            *(["", "", ""] if found.rank is None else [f"{rank:.1f}" for rank in found.rank]),
         ]
         for found in summarise(cells)
     ]
-    header = ["method", "cells", "rank", "domain rank", "general rank", "hypervolume"]
-    header += [f"against {METHODS[reference].title}" for reference in REFERENCES] + ["time"]
+    header = ["method", "cells", *(f"against {METHODS[reference].title}" for reference in REFERENCES)]
+    header += ["hypervolume", "rank", "domain rank", "general rank"]
     return format_table(header, rows) if rows else "No cell has both references yet."
 
 
@@ -188,18 +173,17 @@ def cell_table(cell: Cell) -> str:
     base = cell.rows[BASE, False]
     rows = []
     for row in cell.rows.values():
+        others = [other if (other := cell.rows.get((key, False))) is not row else None for key in REFERENCES]
         gains = [
-            ""
-            if row is cell.rows.get((reference, False))
-            else _gain(cell, row, cell.rows.get((reference, False)), side)
-            for reference in REFERENCES
+            signed(None if other is None else cell.gain(row, other, side))
+            for other in others
             for side in (DOMAIN, GENERAL)
         ]
         kept = cell.gain(row, base, GENERAL)
         rows.append(
             [
                 row.title,
-                *(_interval(cell.interval(row, side)) for side in (DOMAIN, GENERAL)),
+                *("{:.3f} ({:.3f}–{:.3f})".format(*cell.interval(row, side)) for side in (DOMAIN, GENERAL)),
                 "" if row.method == BASE or kept is None else f"{0.0 - kept.value:+.3f}",
                 *gains,
                 f"{fmean(row.alphas):.2f}" if row.alphas else "",
@@ -213,66 +197,13 @@ def cell_table(cell: Cell) -> str:
     return format_table([*header, "α of weights", "rate", "seeds", "processor, s"], rows)
 
 
-def _interval(found: Interval) -> str:
-    return f"{found.value:.3f} ({found.low:.3f}–{found.high:.3f})"
-
-
-def _gain(cell: Cell, row: Row, reference: Row | None, side: str) -> str:
-    found = None if reference is None else cell.gain(row, reference, side)
-    if found is None:
-        return ""
-    text = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
-    return f"**{text}**" if found.low > 0 or found.high < 0 else text
-
-
 def _counts(counts: Mapping[str, int]) -> str:
     return "–".join(str(counts[verdict]) for verdict in VERDICTS) if any(counts.values()) else ""
-
-
-def missing_runs(cells: Sequence[Cell]) -> str:
-    """Which cells have no runs, and how many seeds and methods the others have."""
-    there = {(cell.pair, cell.size): cell for cell in cells}
-    rows = []
-    for pair in PAIRS.values():
-        row = [pair.title]
-        for size in SIZES:
-            cell = there.get((pair.name, size))
-            if cell is None:
-                row.append("no runs" if size in pair.sizes else "as full")
-                continue
-            trained = [one for one in cell.rows.values() if one.method != BASE and not one.is_interpolated]
-            seeds = span([len(one.seeds) for one in trained])
-            row.append(f"{len(trained)} of {len(METHODS)} methods, {seeds} of {len(SEEDS)} seeds")
-        rows.append(row)
-    return format_table(["pair", *(str(size) for size in SIZES)], rows)
 
 
 GAIN_COLUMNS = ("cells", "domain, points", "general, points", "domain, nats", "general, nats")
 NOTHING_YET = "No method and its control have been run yet."
 METRICS = {"accuracy": "accuracy", "f1": "F1 of entities", "loss": "loss in nats a token, of which less is better"}
-
-
-def summary_section(cells: Sequence[Cell]) -> str:
-    """What the README says: some of the methods, without the columns of detail."""
-    summaries = {found.key: found for found in summarise(cells)}
-    rows = [
-        [
-            found.title,
-            str(found.num_cells),
-            *(_counts(found.verdicts[reference]) for reference in REFERENCES),
-            _volume(found),
-        ]
-        for found in (summaries[key] for key in SHORT if key in summaries)
-    ]
-    counted = [cell for cell in cells if all((key, False) in cell.rows for key in REFERENCES)]
-    seeds = [len(row.seeds) for cell in counted for row in cell.rows.values() if row.method != BASE]
-    pairs = len({cell.pair for cell in counted})
-    header = ["method", "cells", *(f"against {METHODS[reference].title}" for reference in REFERENCES), "hypervolume"]
-    return f"{len(counted)} cells of {pairs} pairs, {span(seeds or [0])} seeds each.\n\n{format_table(header, rows)}\n"
-
-
-def _volume(found: Summary) -> str:
-    return "" if found.volume is None else f"{found.volume:.3f}"
 
 
 def notes(results: Results, cells: Sequence[Cell]) -> str:
@@ -299,9 +230,7 @@ def edge_note(cells: Sequence[Cell]) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Results, Sequence[Cell]], str]]] = {
     "notes": ("What the runs have in common", notes),
-    "runs": ("What has been run", lambda results, cells: missing_runs(cells)),
     "all": ("All cells together", lambda results, cells: summary_table(cells)),
-    "short": ("Some methods over all cells", lambda results, cells: summary_section(cells)),
     "amount": ("How much domain data?", lambda results, cells: amount_table(cells)),
     "domain": (
         "How much, if nothing but the domain counts?",

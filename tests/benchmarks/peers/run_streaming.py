@@ -4,11 +4,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import shared
 import torch
 from torch.utils.data import DataLoader
@@ -23,28 +23,24 @@ for module_name in ("torchvision", *(f"torchvision.{part}" for part in ("dataset
     sys.modules[module_name] = stand_in
 
 import streaming  # noqa: E402
-from streaming.base.partition import get_partitions  # noqa: E402
-from streaming.base.shuffle import get_shuffle  # noqa: E402
 
 COLUMNS = {
     "input_ids": f"ndarray:int64:{shared.LENGTH}",
     "attention_mask": f"ndarray:int64:{shared.LENGTH}",
     "labels": "int",
 }
-SHARD_ROWS = 65_000  # rows of this size in the usual shard of 64 MiB
 
 
-def write(task: shared.Task) -> shared.Answer:
+def write(task: shared.Task) -> None:
     for side in shared.SIDES:
-        target = task["folder"] / "mds" / side
+        target, table = task["folder"] / "mds" / side, shared.columns(side)
         shutil.rmtree(target, ignore_errors=True)
         with streaming.MDSWriter(out=str(target), columns=COLUMNS, size_limit=2**21) as writer:
-            for row in shared.rows(side):
-                writer.write(row)
-    return {}
+            for index in range(shared.ROWS):
+                writer.write(shared.row_of(table, index))
 
 
-def mixture(folder: Path) -> streaming.StreamingDataset:
+def mixture(folder: Path, task: shared.Task) -> streaming.StreamingDataset:
     streaming.base.util.clean_stale_shared_memory()
     parts = [streaming.Stream(local=str(folder / "mds" / side), proportion=0.5) for side in shared.SIDES]
     return streaming.StreamingDataset(streams=parts, shuffle=True, shuffle_seed=0, batch_size=shared.BATCH_SIZE)
@@ -54,55 +50,30 @@ def loader(dataset: streaming.StreamingDataset, workers: int = 0) -> DataLoader[
     return DataLoader(dataset, batch_size=shared.BATCH_SIZE, num_workers=workers, collate_fn=shared.as_list)
 
 
-def measure_rate(task: shared.Task) -> shared.Answer:
-    return shared.rate(loader(mixture(task["folder"]), task["workers"]), task["examples"])
-
-
-def state(task: shared.Task) -> shared.Answer:
-    dataset, consumed = mixture(task["folder"]), task["consumed"]
-    epochs, rest = divmod(consumed, dataset.epoch_size)
-    found = dataset.state_dict(0, from_beginning=True)
-    if consumed > shared.RUN_THROUGH:
-        shared.save_state(task, {**found, "epoch": epochs, "sample_in_epoch": rest})
-        return {"how": "epoch and position set in the state by hand"}
+def state(folder: Path, task: shared.Task) -> tuple[Any, Iterator[Any]]:
+    dataset = mixture(folder, task)
+    epochs, rest = divmod(task["consumed"], dataset.epoch_size)
     for _ in range(epochs):
         for _ in dataset:
             pass
-    batches = iter(loader(dataset))
-    for _ in range(rest // shared.BATCH_SIZE):
-        next(batches)
-    shared.save_state(task, dataset.state_dict(rest, from_beginning=True))
-    return {"how": "run through", "digest": shared.digest(next(batches))}
+    batches = shared.skip(iter(loader(dataset)), rest // shared.BATCH_SIZE)
+    return dataset.state_dict(rest, from_beginning=True), batches
 
 
-def resume(task: shared.Task) -> shared.Answer:
-    saved = shared.load_state(task)
-
-    def go_on(dataset: streaming.StreamingDataset) -> Iterator[Any]:
-        dataset.load_state_dict(saved)
-        return iter(loader(dataset))
-
-    return shared.resumed(lambda: mixture(task["folder"]), go_on)
-
-
-def start(task: shared.Task) -> shared.Answer:
-    nodes = shared.RANKS // 8
-    shards = np.diff(np.append(np.arange(0, shared.VIRTUAL, SHARD_ROWS), shared.VIRTUAL))
-
-    def epoch() -> None:
-        places = get_partitions("relaxed", 2 * shared.VIRTUAL, nodes, nodes, 8, 1, shared.LOCAL_BATCH)
-        order = get_shuffle("py1e", np.concatenate([shards, shards]), nodes, 0, 0, 1 << 18)
-        np.where(places != -1, order[places], -1)
-
-    return shared.started(epoch, "needs files; only: the epoch's indices (get_partitions, get_shuffle), once a node")
+def go_on(dataset: streaming.StreamingDataset, saved: Any) -> Iterator[Any]:
+    dataset.load_state_dict(saved)
+    return iter(loader(dataset))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    name = "StreamingDataset, two Streams"
     shared.run(
         "mosaicml-streaming",
-        {"rate": [name], "resume": [name], "start": [name]},
-        "DataLoader workers",
-        {"write": write, "rate": measure_rate, "state": state, "resume": resume, "start": start},
+        ["StreamingDataset, two Streams"],
+        write,
+        itemgetter("folder"),
+        lambda folder, task: loader(mixture(folder, task), task["workers"]),
+        mixture,
+        state,
+        go_on,
     )

@@ -8,10 +8,9 @@ import hashlib
 import itertools
 import json
 import pickle
-import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,6 @@ LENGTH = 64
 ROWS = 20_000  # of each corpus
 BATCH_SIZE = 32
 SIDES = ("general", "domain")
-VIRTUAL = 50_000_000  # rows of each of the two virtual corpora
-RANK, RANKS = 999, 1_000
-LOCAL_BATCH = 8  # of one rank; 8,000 over all
-LONG = 10_000_000  # rows of each of the two virtual corpora in which to resume within one pass
-RUN_THROUGH = 100_000  # examples that are really read to get a state; further ones only where that is quick
 
 Task = dict[str, Any]
 Answer = dict[str, Any]
@@ -42,52 +36,26 @@ def columns(side: str) -> dict[str, Any]:
     }
 
 
-def rows(side: str) -> Iterator[dict[str, Any]]:
-    """The same rows one by one, as arrays and an int."""
-    table = columns(side)
-    for index in range(ROWS):
-        yield {
-            "input_ids": table["input_ids"][index],
-            "attention_mask": table["attention_mask"][index],
-            "labels": int(table["labels"][index]),
-        }
+def row_of(table: dict[str, Any], index: int) -> dict[str, Any]:
+    """One of the same rows, as arrays and an int."""
+    return {name: int(column[index]) if name == "labels" else column[index] for name, column in table.items()}
 
 
-def write_arrow(task: Task) -> Answer:
+def write_arrow(task: Task) -> None:
     """Write both corpora with `datasets.Dataset.save_to_disk`, unless another contestant has done so."""
     import datasets
 
     for side in SIDES:
         if not (task["folder"] / "arrow" / side).exists():
             datasets.Dataset.from_dict(columns(side)).save_to_disk(str(task["folder"] / "arrow" / side))
-    return {}
 
 
-def read_arrow(folder: Path, form: str | None = None) -> dict[str, Any]:
-    """Both corpora, mapped from their files."""
+def read_arrow(task: Task) -> dict[str, Any]:
+    """Both corpora, mapped from their files; of a variant "numpy rows", as arrays."""
     import datasets
 
-    return {side: datasets.load_from_disk(str(folder / "arrow" / side)).with_format(form) for side in SIDES}
-
-
-class VirtualCorpus:
-    """A map-style dataset of any length whose rows are computed."""
-
-    def __init__(self, first: int, size: int = VIRTUAL) -> None:
-        self.first, self.size = first, size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input_ids": [self.first + int(index)] * LENGTH, "labels": 0}
-
-
-def open_parts(task: Task) -> dict[str, Any]:
-    """The corpora to resume in: the files, or two computed ones so long that the run is within its first pass."""
-    if task["long"]:
-        return {side: VirtualCorpus(number * LONG, LONG) for number, side in enumerate(SIDES)}
-    return read_arrow(task["folder"])
+    form = "numpy" if "numpy" in task["variant"] else None
+    return {side: datasets.load_from_disk(str(task["folder"] / "arrow" / side)).with_format(form) for side in SIDES}
 
 
 def as_list(batch: Any) -> list[Any]:
@@ -104,13 +72,7 @@ def rate(batches: Iterable[Any], examples: int) -> Answer:
     taken = sum(len(batch) for batch in itertools.islice(iterator, examples // BATCH_SIZE))
     seconds = time.perf_counter() - begin
     assert taken == examples, (taken, examples)
-    return {"rate": taken / seconds, "form": form_of(first)}
-
-
-def form_of(batch: Any) -> str:
-    """In which form a batch reaches the collator."""
-    row = batch[0]
-    return f"list of {type(row).__name__} of {type(row['input_ids']).__name__}"
+    return {"rate": taken / seconds}
 
 
 def digest(batch: Iterable[Any]) -> str:
@@ -119,49 +81,55 @@ def digest(batch: Iterable[Any]) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def save_state(task: Task, state: Any) -> None:
-    """Keep a state for the fresh processes that resume from it."""
-    Path(task["state"]).write_bytes(pickle.dumps(state))
+def skip(iterator: Iterator[Any], count: int) -> Iterator[Any]:
+    """The iterator, moved on by `count`."""
+    for _ in itertools.islice(iterator, count):
+        pass
+    return iterator
 
 
-def load_state(task: Task) -> Any:
-    """What `save_state` kept."""
-    return pickle.loads(Path(task["state"]).read_bytes())
+def run(
+    package: str,
+    variants: Sequence[str],
+    write: Callable[[Task], None],
+    open_corpora: Callable[[Task], Any],
+    loader: Callable[[Any, Task], Iterable[Any]],
+    build: Callable[[Any, Task], Any],
+    state: Callable[[Any, Task], tuple[Any, Iterator[Any] | None]],
+    go_on: Callable[[Any, Any], Iterator[Any]],
+) -> None:
+    """Do the task of the command line and print the answer.
 
-
-def resumed(build: Callable[[], Any], go_on: Callable[[Any], Iterator[Any]]) -> Answer:
-    """Time to build the mixture, and from there to the first batch after the state."""
-    begin = time.perf_counter()
-    mixture = build()
-    built = time.perf_counter()
-    batch = next(go_on(mixture))
-    end = time.perf_counter()
-    return {"build": built - begin, "resume": end - built, "digest": digest(batch)}
-
-
-def peak() -> float:
-    """Peak memory of this process so far in MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def started(start: Callable[[], Any], what: str) -> Answer:
-    """Time and additional peak memory of `start`."""
-    limit = 12 * 2**30  # the machine is shared
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    before, begin = peak(), time.perf_counter()
-    start()
-    return {"seconds": time.perf_counter() - begin, "memory": peak() - before, "what": what}
-
-
-def run(package: str, variants: dict[str, list[str]], workers: str, tasks: dict[str, Callable[[Task], Answer]]) -> None:
-    """Do the task of the command line and print the answer."""
+    Args:
+        package: whose version is told.
+        variants: of the contestant; those that name the form of rows are not resumed.
+        write: writes the corpora.
+        open_corpora: opens them, or says where they are; the others take what it returns.
+        loader: makes what batches come from.
+        build: makes the mixture that is resumed.
+        state: runs to `consumed` examples; returns the state there, and what goes on with the batches that follow.
+        go_on: takes a mixture and a state; returns the batches that follow.
+    """
     task = json.loads(sys.argv[1])
     task["folder"] = Path(task["folder"])
+    answer: Answer = {}
     if task["task"] == "describe":
-        answer: Answer = {"version": metadata.version(package), "variants": variants, "workers": workers}
-    elif task["task"] not in tasks:
-        answer = {"missing": True}
+        answer = {"version": metadata.version(package), "variants": variants}
+    elif task["task"] == "write":
+        write(task)
+    elif task["task"] == "rate":
+        answer = rate(loader(open_corpora(task), task), task["examples"])
+    elif task["task"] == "state":
+        found, following = state(open_corpora(task), task)
+        Path(task["state"]).write_bytes(pickle.dumps(found))
+        answer = {} if following is None else {"digest": digest(next(following))}
     else:
-        answer = tasks[task["task"]](task)
+        saved = pickle.loads(Path(task["state"]).read_bytes())
+        corpora = open_corpora(task)
+        begin = time.perf_counter()
+        mixture = build(corpora, task)
+        built = time.perf_counter()
+        batch = next(go_on(mixture, saved))
+        end = time.perf_counter()
+        answer = {"build": built - begin, "resume": end - built, "digest": digest(batch)}
     print(json.dumps(answer), flush=True)
