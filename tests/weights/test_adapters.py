@@ -3,30 +3,18 @@
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from architectures import make_model
 from peft.tuners.lora.config import BdLoraConfig, VeloraConfig
 from torch import nn
 from toys import same_weights
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    T5Config,
-    T5ForConditionalGeneration,
-    set_seed,
-)
+from transformers import MixtralConfig, MixtralForCausalLM, set_seed
 
 from hf_interp.weights.adapter_kinds import adapter_capabilities, is_peft_model
 from hf_interp.weights.adapters import AdapterInterpolation, interpolate_adapter, merge_adapter, scaled_parameters
@@ -34,42 +22,21 @@ from hf_interp.weights.alpha_spec import AlphaByDepth
 from hf_interp.weights.interpolate import interpolate_weights, open_interpolation
 from hf_interp.weights.live import LiveInterpolation
 
-SMALL: dict[str, Any] = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "initializer_range": 0.3}
-LAYERS: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2}
-DECODER: dict[str, Any] = {**SMALL, **LAYERS, "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2}
-EAGER = {"experts_implementation": "eager"}  # the only one in double precision
 IDS = torch.tensor([[3, 5, 7, 11, 2, 1], [4, 1, 6, 8, 9, 30]])
 
-
-def bert() -> nn.Module:
-    return BertForSequenceClassification(BertConfig(**SMALL, **LAYERS, max_position_embeddings=8))
-
-
-def roberta() -> nn.Module:
-    return RobertaForSequenceClassification(RobertaConfig(**SMALL, **LAYERS, max_position_embeddings=12))
-
-
-def llama() -> nn.Module:
-    return LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=False))
-
-
-def tied_llama() -> nn.Module:
-    return LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=True))
+bert = partial(make_model, "bert", "SEQ_CLS", initializer_range=0.3)
+roberta = partial(make_model, "roberta", "SEQ_CLS", initializer_range=0.3)
+llama = partial(make_model, "llama", "CAUSAL_LM", initializer_range=0.3)
+tied_llama = partial(llama, tie_word_embeddings=True)
+gpt2 = partial(make_model, "gpt2", "CAUSAL_LM", initializer_range=0.3)
+t5 = partial(make_model, "t5", "SEQ_2_SEQ_LM")
 
 
 def mixtral() -> nn.Module:
-    return MixtralForCausalLM(MixtralConfig(**DECODER, num_local_experts=3, num_experts_per_tok=2, **EAGER))
-
-
-def gpt2() -> nn.Module:
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=8, initializer_range=0.3)
-    )
-
-
-def t5() -> nn.Module:
-    return T5ForConditionalGeneration(
-        T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    experts = {"num_local_experts": 3, "experts_implementation": "eager"}  # the only one in double precision
+    return MixtralForCausalLM(
+        MixtralConfig(vocab_size=40, num_key_value_heads=1, initializer_range=0.3, **sizes, **experts)
     )
 
 
@@ -129,10 +96,8 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def outputs(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        plain = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-        if isinstance(plain, T5ForConditionalGeneration):
-            return model(input_ids=IDS, labels=IDS).logits
-        found = model(input_ids=IDS)
+        is_seq2seq = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        found = model(input_ids=IDS, **({"labels": IDS} if is_seq2seq else {}))
     return found if isinstance(found, torch.Tensor) else found.logits
 
 
@@ -440,7 +405,7 @@ def test_only_the_active_adapter_is_scaled() -> None:
         live.set_alpha(0.0)
         assert distance(outputs(model), outputs(pristine(bert))) < 1e-12
         changed = [name for name, tensor in state(model).items() if not torch.equal(tensor, before[name])]
-    assert len(changed) == 2
+    assert len(changed) == 3
     assert all("value.lora_B.other" in name for name in changed)
 
 
@@ -477,7 +442,7 @@ def test_alphas_go_by_the_names_of_the_base_model() -> None:
             mapping = {**by_name, "*": 0.5}
             assert distance(outputs(model), outputs(expected(bert, whole, mapping))) < 1e-6
     assert by_name["bert.encoder.layer.0.attention.self.query.weight"] == 0.2
-    assert by_name["bert.encoder.layer.1.output.dense.weight"] == 0.9
+    assert by_name["bert.encoder.layer.2.output.dense.weight"] == 0.9
     assert by_name["classifier.weight"] == 0.2
 
 
@@ -548,7 +513,7 @@ def test_the_result_is_the_model_in_place() -> None:
         with pytest.raises(ValueError, match="`dtype` and `recalibrate` must be left out for a `PeftModel`"):
             interpolate_weights(None, model, 0.3, **options)
     assert interpolate_adapter(pristine(llama), model, 0.3).report.alphas() == dict.fromkeys(
-        [f"model.layers.{index}.self_attn.v_proj.weight" for index in (0, 1)], 0.3
+        [f"model.layers.{index}.self_attn.v_proj.weight" for index in (0, 1, 2)], 0.3
     )
 
 

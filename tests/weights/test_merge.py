@@ -15,24 +15,21 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import CONFIGS
 from safetensors.torch import load_file, save_file
 from toys import same_weights
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
-    GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
-    LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
-    T5Config,
     T5ForConditionalGeneration,
     pipeline,
     set_seed,
@@ -46,19 +43,9 @@ from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth
 from hf_interp.weights.interpolate import interpolate_weights
 from hf_interp.weights.merge import interpolate_checkpoints
 
-BERT = BertConfig(
-    vocab_size=50,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=24,
-    max_position_embeddings=16,
-)
-GPT2 = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0)
+BERT, GPT2, LLAMA, T5 = (CONFIGS[kind]() for kind in ("bert", "gpt2", "llama", "t5"))
+TIED_LLAMA = CONFIGS["llama"](tie_word_embeddings=True)
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-LLAMA = LlamaConfig(vocab_size=50, **SMALL)
-TIED_LLAMA = LlamaConfig(vocab_size=50, tie_word_embeddings=True, **SMALL)
-T5 = T5Config(vocab_size=50, d_model=16, num_layers=2, num_heads=2, d_ff=24, d_kv=8)
 MIXTRAL = MixtralConfig(vocab_size=50, num_key_value_heads=2, num_local_experts=3, **SMALL)
 
 Tensors = dict[str, torch.Tensor]
@@ -223,17 +210,6 @@ def test_the_result_works_in_a_pipeline(tmp_path: Path, classifiers: tuple[Path,
     assert 0 <= classify("a text of some words")[0]["score"] <= 1
 
 
-def test_a_tied_model_generates(tmp_path: Path) -> None:
-    (
-        save(model_of(GPT2LMHeadModel, GPT2, 0), tmp_path / "base"),
-        save(model_of(GPT2LMHeadModel, GPT2, 1), tmp_path / "tuned"),
-    )
-    interpolate_checkpoints(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", 0.5)
-    model = GPT2LMHeadModel.from_pretrained(tmp_path / "out")
-    assert model.lm_head.weight is model.transformer.wte.weight
-    assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=3, do_sample=False).shape == (1, 6)
-
-
 def test_what_goes_with_the_weights_is_copied(tmp_path: Path, classifiers: tuple[Path, Path]) -> None:
     base, tuned = classifiers
     kept = [
@@ -346,7 +322,7 @@ def test_fused_and_single_experts_are_interpolated_in_memory(tmp_path: Path, cap
         interpolate_checkpoints(tmp_path / "base", [tmp_path / "tuned"] * 2, tmp_path / "out2", 0.3)
 
 
-@pytest.mark.parametrize("size", [45, 57])
+@pytest.mark.parametrize("size", [55, 67])
 @pytest.mark.parametrize("block", [7, 1 << 20])
 def test_a_resized_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, block: int) -> None:
     monkeypatch.setattr(blocks, "BLOCK", block)
@@ -462,21 +438,13 @@ def test_masks_with_infinities_are_copied(tmp_path: Path, alpha: float) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0, 0.5, 1])
-@pytest.mark.parametrize("whose", ["M₀", "M_θ"])
+@pytest.mark.parametrize("whose", ["M₀", "M_θ", "M_θ, in new rows"])
 def test_nan_is_refused(tmp_path: Path, alpha: float, whose: str) -> None:
-    good, bad = torch.ones(3000), torch.ones(3000)
-    bad[2999] = torch.nan
-    base, tuned = (bad, good) if whose == "M₀" else (good, bad)
-    with pytest.raises(ValueError, match=f"'w' of {whose} holds NaN"):
-        merge(tmp_path, {"w": base, "v": torch.zeros(1)}, {"w": tuned, "v": torch.ones(1)}, alpha)
-    assert_nothing_left(tmp_path)
-
-
-def test_nan_in_new_rows_is_refused(tmp_path: Path) -> None:
-    tuned = torch.ones(4, 2)
-    tuned[3] = torch.nan
-    with pytest.raises(ValueError, match=r"'wte.weight' of M_θ holds NaN"):
-        merge(tmp_path, {"wte.weight": torch.zeros(3, 2)}, {"wte.weight": tuned}, 0.5)
+    base, tuned = torch.ones(3000, 1), torch.ones(3000 + ("rows" in whose), 1)
+    (base if whose == "M₀" else tuned)[-1] = torch.nan
+    name = "wte.weight"
+    with pytest.raises(ValueError, match=f"'{name}' of {whose.partition(',')[0]} holds NaN"):
+        merge(tmp_path, {name: base, "v": torch.zeros(1)}, {name: tuned, "v": torch.ones(1)}, alpha)
     assert_nothing_left(tmp_path)
 
 
@@ -496,15 +464,12 @@ STATISTICS = {"bn.weight": torch.ones(2), "bn.running_mean": torch.zeros(2), "bn
 OTHER = {"bn.weight": torch.zeros(2), "bn.running_mean": torch.ones(2), "bn.num_batches_tracked": torch.tensor(5)}
 
 
-@pytest.mark.parametrize("alpha", [0, 1])
-def test_statistics_at_the_ends_are_those_of_the_ends(tmp_path: Path, alpha: float) -> None:
-    found = merge(tmp_path, STATISTICS, OTHER, alpha)
-    assert found["bn.running_mean"].tolist() == [float(alpha)] * 2
-
-
-def test_statistics_that_are_the_same_are_copied(tmp_path: Path) -> None:
-    found = merge(tmp_path, STATISTICS, {**OTHER, "bn.running_mean": torch.zeros(2)}, 0.5)
-    assert found["bn.running_mean"].tolist() == [0.0, 0.0]
+@pytest.mark.parametrize(("alpha", "mean", "found"), [(0, 1.0, 0.0), (1, 1.0, 1.0), (0.5, 0.0, 0.0)])
+def test_statistics_of_the_ends_and_those_that_are_the_same_are_kept(
+    tmp_path: Path, alpha: float, mean: float, found: float
+) -> None:
+    tuned = {**OTHER, "bn.running_mean": torch.full((2,), mean)}
+    assert merge(tmp_path, STATISTICS, tuned, alpha)["bn.running_mean"].tolist() == [found, found]
 
 
 def test_statistics_between_the_ends_are_refused(tmp_path: Path) -> None:
@@ -520,21 +485,12 @@ def test_statistics_of_a_soup_are_refused(tmp_path: Path) -> None:
         interpolate_checkpoints(base, runs, tmp_path / "out", 1)
 
 
-def test_a_flat_curve_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = save_tensors({"w": torch.ones(2), "v": torch.ones(1)}, tmp_path / "base")
-    interpolate_checkpoints(folder, folder, tmp_path / "out", 0.5)
-    assert caplog.record_tuples == [
-        (
-            "hf_interp.weights.streaming",
-            logging.WARNING,
-            "All interpolated tensors are the same in M₀ and M_θ: the curve over α is flat.",
-        )
-    ]
-
-
-def test_correct_is_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    merge(tmp_path, {"w": torch.ones(2)}, {"w": torch.zeros(2)}, 0.5)
-    assert caplog.records == []
+@pytest.mark.parametrize("differ", [False, True])
+def test_a_flat_curve_alone_is_warned_of(tmp_path: Path, differ: bool, caplog: pytest.LogCaptureFixture) -> None:
+    merge(tmp_path, {"w": torch.ones(2)}, {"w": torch.zeros(2) if differ else torch.ones(2)}, 0.5)
+    message = "All interpolated tensors are the same in M₀ and M_θ: the curve over α is flat."
+    warned = ("hf_interp.weights.streaming", logging.WARNING, message)
+    assert caplog.record_tuples == ([] if differ else [warned])
 
 
 @pytest.mark.parametrize(
@@ -831,7 +787,7 @@ def test_code_that_comes_with_a_model_runs_only_if_asked_for(tmp_path: Path, tru
     report = interpolate_checkpoints(tmp_path / "base", folder, tmp_path / "out", 0.5, trust_remote_code=trust)
     assert (tmp_path / "ran").exists() == trust
     assert any("matched by themselves" in note for note in report.notes) != trust
-    assert len(report.names("interpolated")) == 37
+    assert len(report.names("interpolated")) == 53
 
 
 def test_a_class_that_cannot_be_built_is_explained(tmp_path: Path) -> None:
