@@ -40,10 +40,6 @@ class Range:
 Choices = tuple[Any, ...]
 
 
-class Refused(ValueError):
-    """Settings that cannot be, such as a start above the end."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Space:
     """Settings that may be tried (see `make_space`).
@@ -91,7 +87,7 @@ class Space:
         three decimals, learning rates to three digits.
 
         Raises:
-            Refused: if what was drawn from lists does not go together.
+            ValueError: if what was drawn from lists does not go together.
         """
         kind = trial.suggest_categorical("alpha_schedule_type", self.alpha_schedule_type)
         if kind == "constant":
@@ -200,11 +196,11 @@ def _draw(trial: Any, name: str, values: Range | Choices, *, at_most: float | No
     if not isinstance(values, Range):
         value = float(trial.suggest_categorical(name, values))
         if at_most is not None and value > at_most:
-            raise Refused(f"`{name}` {value:g} exceeds {at_most:g}")
+            raise ValueError(f"`{name}` {value:g} exceeds {at_most:g}")
         return value
     high = values.high if at_most is None else min(values.high, at_most)
     if high < values.low:
-        raise Refused(f"`{name}` would have to lie between {values.low:g} and {high:g}")
+        raise ValueError(f"`{name}` would have to lie between {values.low:g} and {high:g}")
     value = trial.suggest_float(name, values.low, high, log=values.log)
     value = float(f"{value:.3g}") if values.log else round(value, 3)
     return min(max(value, values.low), high)

@@ -5,11 +5,11 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
@@ -37,15 +37,6 @@ TRIAL = {"eval_strategy": "no", "load_best_model_at_end": False}
 """Fields that every trial sets over the recipe's: it is judged by the model at its end."""
 MOST_REFUSED = 50
 """Trials in a row whose settings cannot be planned, after which the search gives up."""
-
-
-class Score(NamedTuple):
-    """The score of a trial."""
-
-    objective: float
-    """More is better."""
-    feasible: bool
-    """Whether it keeps the constraint, if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +73,15 @@ class Goal:
                 raise ValueError(f"M₀'s {self.metric} on the set {name!r} must be finite, got {found[self.metric]}.")
         self.score(self.base)
 
-    def score(self, metrics: Mapping[str, Mapping[str, float]]) -> Score:
-        """Return the objective after a trial.
+    def score(self, metrics: Mapping[str, Mapping[str, float]]) -> tuple[float, bool]:
+        """Return the objective after a trial, of which more is better, and whether it keeps the constraint.
 
         >>> base = {"domain": {"accuracy": 0.5}, "general": {"accuracy": 0.75}}
         >>> goal = Goal(search=AlphaSearch(objective="constrained", max_forgetting=0.0), metric="accuracy", base=base)
         >>> goal.score({"domain": {"accuracy": 0.8}, "general": {"accuracy": 0.8}})
-        Score(objective=0.8, feasible=True)
+        (0.8, True)
         >>> goal.score({"domain": {"accuracy": 0.8}, "general": {"accuracy": 0.5}})
-        Score(objective=0.25, feasible=False)
+        (0.25, False)
         """
         search, more = self.search, not less_is_better(self.metric, self.search.greater_is_better)
         # without a general set the objective is the domain's alone
@@ -99,7 +90,7 @@ class Goal:
             for name in (search.domain, search.general)
         )
         if not np.isfinite([domain, general]).all():
-            return Score(-math.inf, False)
+            return -math.inf, False
         objective = choose_alpha(
             [0.0, 1.0],
             domain,
@@ -113,9 +104,9 @@ class Goal:
             num_resamples=0,
         ).objective_values[1]
         if objective > -math.inf:
-            return Score(objective, True)
+            return objective, True
         (d_base, d), (g_base, g) = (values if more else -values for values in (domain, general))
-        return Score(float(min(d, d_base) - (g_base - search.max_forgetting - g)), False)
+        return float(min(d, d_base) - (g_base - search.max_forgetting - g)), False
 
 
 @dataclass(kw_only=True)
@@ -186,8 +177,16 @@ def tune_recipe(
         ValueError, OSError: for bad input, before anything is trained; for a study of another recipe or space; or if
             the space holds no settings that can be planned.
     """
-    _check_optuna()
-    check_one_process()
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        remedy = "Install it with `pip install hf_interp[tune]`."
+        raise ImportError(f"A search over the settings of α needs optuna. {remedy}") from error
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(
+            f"A search over the settings of α runs in one process, but a launcher has started {started}. Start "
+            "`hf-interp tune` without it; the tuned recipe may be trained with it."
+        )
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
         raise ValueError(f"`trials` must be a whole number of at least 1, got {trials!r}.")
     recipe = without_tokens(recipe)
@@ -204,7 +203,7 @@ def tune_recipe(
     with _open_study(storage, folder, study_name) as study, tempfile.TemporaryDirectory() as scratch:
         _settle(study, {"recipe": {**recipe, "output_dir": None}, "space": restricted.to_dict()})
         run = {**recipe, **TRIAL, "output_dir": scratch}
-        rows = _rows(study)
+        rows = [trial.user_attrs["row"] for trial in _trials(study, "COMPLETE")]
         with quiet_bar(max(trials - len(rows), 0) * args.max_steps, shown=not args.disable_tqdm) as bar:
             if "base_metrics" not in study.user_attrs:
                 study.set_user_attr("base_metrics", evaluations([quiet_trainer(run, data, bar).evaluate()]))
@@ -235,7 +234,7 @@ def tune_recipe(
                 row = _row(trial, settings, goal, metrics)
                 row["seconds"] = round(time.monotonic() - began, 3)
                 trial.set_user_attr("row", row)
-                study.tell(trial, goal.score(metrics).objective)
+                study.tell(trial, goal.score(metrics)[0])
                 rows.append(row)
                 _write(tuning, folder)
     base_of_sides = [base.get(name, {}).get(goal.metric) for name in (search.domain, search.general)]
@@ -282,17 +281,19 @@ def tuned_recipe(recipe: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[st
 
 def format_tuning(tuning: Tuning, top: int = 5) -> str:
     """Format the best trials, the recipe's own settings and M₀: settings, objective, and the metric on both sides."""
+
+    def cells(values: Iterable[float | None]) -> list[str]:
+        return ["" if value is None else f"{value:.4f}" for value in values]
+
     metric, ranked = tuning.settings["metric"], tuning.ranked()
     rows = []
     for place, row in enumerate(ranked, 1):
         if place <= top or row["own"]:
             own = ", the recipe's" if row["own"] else ""
-            numbers = [_text(row[name]) for name in ("objective", "domain", "general", "forgetting")]
-            broken = "" if row["feasible"] else " (not feasible)"
-            rows.append(
-                [describe(row["settings"]), f"{row['trial']}{own}", str(place), numbers[0] + broken, *numbers[1:]]
-            )
-    base = [_text(tuning.base_metrics.get(name, {}).get(metric)) for name in tuning.settings["sets"]]
+            numbers = cells(row[name] for name in ("objective", "domain", "general", "forgetting"))
+            numbers[0] += "" if row["feasible"] else " (not feasible)"
+            rows.append([describe(row["settings"]), f"{row['trial']}{own}", str(place), *numbers])
+    base = cells(tuning.base_metrics.get(name, {}).get(metric) for name in tuning.settings["sets"])
     rows.append(["M₀", "", "", "", *base, ""])
     objective = tuning.settings["objective"]
     header = ["settings of α", "trial", "rank", objective, f"domain {metric}", f"general {metric}", "forgetting"]
@@ -354,11 +355,7 @@ class _Draws:
         if own["alpha_schedule_type"] == "constant":
             own["alpha_end"] = own["alpha_schedule_kwargs"].get("value", own["alpha_end"])
         self.own_parameters = self.space.parameters(own)  # `None` if they lie outside the space
-        from optuna.trial import TrialState
-
-        settled = (TrialState.COMPLETE, TrialState.WAITING)
-        trials = self.study.get_trials(deepcopy=False, states=settled)
-        if not any(trial.user_attrs.get("own") for trial in trials):
+        if not any(trial.user_attrs.get("own") for trial in _trials(self.study, "COMPLETE", "WAITING")):
             self.study.enqueue_trial(self.own_parameters or {}, user_attrs={"own": True})
 
     def next(self, run: Mapping[str, Any], data: RecipeData) -> tuple[Any, dict[str, Any]]:
@@ -367,10 +364,13 @@ class _Draws:
         Raises:
             ValueError: if none is found in `MOST_REFUSED` trials.
         """
+        from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 
         for _ in range(MOST_REFUSED):
-            self.study.sampler = _make_sampler(self.study, self.seed)
+            # seeded by how many trials have ended: a search that goes on draws as if it never stopped
+            seeds = np.random.SeedSequence([self.seed, len(_trials(self.study, "COMPLETE", "PRUNED"))])
+            self.study.sampler = TPESampler(seed=int(seeds.generate_state(1)[0]))
             trial = self.study.ask()
             try:
                 settings = self._draw(trial)
@@ -399,14 +399,14 @@ class _Draws:
 
 def _row(trial: Any, settings: Mapping[str, Any], goal: Goal, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept of a trial."""
-    score, names = goal.score(metrics), (goal.search.domain, goal.search.general)
+    (objective, feasible), names = goal.score(metrics), (goal.search.domain, goal.search.general)
     domain, general = (metrics.get(name, {}) for name in names)
     return {
         "trial": trial.number,
         "own": bool(trial.user_attrs.get("own")),
         "settings": settings,
-        "objective": score.objective if math.isfinite(score.objective) else None,
-        "feasible": score.feasible,
+        "objective": objective if math.isfinite(objective) else None,
+        "feasible": feasible,
         "domain": domain.get(goal.metric),
         "general": general.get(goal.metric),
         "forgetting": forgetting(goal.base.get(names[1], {}), general).get(goal.metric),
@@ -423,12 +423,8 @@ def _write(tuning: Tuning, folder: Path) -> None:
             yaml.safe_dump(tuned, file, sort_keys=False, allow_unicode=True)
 
 
-def _rows(study: Any) -> list[dict[str, Any]]:
-    """Return the complete trials of a study."""
-    from optuna.trial import TrialState
-
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [trial.user_attrs["row"] for trial in trials if "row" in trial.user_attrs]
+def _trials(study: Any, *states: str) -> list[Any]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in states]
 
 
 def _settle(study: Any, asked: Mapping[str, Any]) -> None:
@@ -449,7 +445,7 @@ def _settle(study: Any, asked: Mapping[str, Any]) -> None:
             "compared with new ones: undo the changes, or begin another study with another `output_dir`, `study_name` "
             "(--study_name) or `storage` (--storage)."
         )
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+    for trial in _trials(study, "RUNNING"):
         study.tell(trial.number, state=TrialState.FAIL)
 
 
@@ -485,35 +481,3 @@ def _open_study(storage: str | None, folder: Path, name: str) -> Iterator[Any]:
             opened.remove_session()
             opened.engine.dispose()
         optuna.logging.set_verbosity(verbosity)
-
-
-def _make_sampler(study: Any, seed: int) -> Any:
-    """Return TPE for one trial, seeded by how many have ended: a search that goes on draws as if it never stopped."""
-    import optuna
-    from optuna.trial import TrialState
-
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return optuna.samplers.TPESampler(seed=int(np.random.SeedSequence([seed, len(ended)]).generate_state(1)[0]))
-
-
-def _check_optuna() -> None:
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "A search over the settings of α needs optuna. Install it with `pip install hf_interp[tune]`."
-        ) from error
-
-
-def check_one_process() -> None:
-    """Refuse a launcher: each of its processes would run a search of its own."""
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1:
-        raise ValueError(
-            f"A search over the settings of α runs in one process, but a launcher has started {started}. Start "
-            "`hf-interp tune` without it; the tuned recipe may be trained with it."
-        )
-
-
-def _text(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

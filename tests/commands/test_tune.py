@@ -202,11 +202,11 @@ def goal(objective: str, metric: str = "accuracy", start: dict[str, Any] | None 
 def test_objectives_are_those_of_the_weights() -> None:
     after = base(0.8, 0.7)
     assert goal("domain").score(after) == (0.8, True)
-    assert goal("mean", domain_weight=0.75).score(after).objective == pytest.approx(0.75 * 0.8 + 0.25 * 0.7)
-    assert goal("harmonic").score(after).objective == pytest.approx(2 / (1 / 0.8 + 1 / 0.7))
+    assert goal("mean", domain_weight=0.75).score(after)[0] == pytest.approx(0.75 * 0.8 + 0.25 * 0.7)
+    assert goal("harmonic").score(after)[0] == pytest.approx(2 / (1 / 0.8 + 1 / 0.7))
     for objective in ("domain", "mean", "harmonic"):
         choice = choose_alpha([0, 1], [0.5, 0.8], [0.75, 0.7], objective=objective)
-        assert goal(objective).score(after).objective == choice.objective_values[1]
+        assert goal(objective).score(after)[0] == choice.objective_values[1]
 
 
 def test_a_broken_constraint_ranks_behind_by_how_far_it_is_broken() -> None:
@@ -229,7 +229,7 @@ def test_a_broken_constraint_ranks_behind_by_how_far_it_is_broken() -> None:
 
 
 def test_of_losses_less_is_better() -> None:
-    assert goal("mean", "loss").score(base(0.2, 0.4, "loss")).objective == pytest.approx(-0.3)
+    assert goal("mean", "loss").score(base(0.2, 0.4, "loss"))[0] == pytest.approx(-0.3)
     assert goal("domain", "perplexity").score(base(8.0, 9.0, "perplexity")) == (-8.0, True)
 
 
