@@ -34,10 +34,13 @@ class AnswerView:
         kind = slider.answer_kind
         is_number = slider.settings.problem_type == "regression" and kind == "label"
         num_places = {"label": 1, "continuation": 1, "masks": MOST_PLACES}.get(kind, 0)
-        self._texts = self._row(gradio.Textbox, lines=1) if is_number or kind in ("continuation", "text") else []
-        self._words = self._row(gradio.HighlightedText, min_width=640) if kind == "tags" else []
+        self._whole: list[Any] = []  # a component a model, for an answer that is one text
+        if kind == "tags":
+            self._whole = self._row(gradio.HighlightedText, min_width=640)
+        elif is_number or kind in ("continuation", "text"):
+            self._whole = self._row(gradio.Textbox, lines=1)
         self._places = [] if is_number else [self._row(gradio.Label) for _ in range(num_places)]
-        self.components = [*self._texts, *self._words, *(label for row in self._places for label in row)]
+        self.components = [*self._whole, *(label for row in self._places for label in row)]
 
     def _row(self, component: Callable[..., Any], **options: Any) -> list[Any]:
         """Make one component a model."""
@@ -46,16 +49,12 @@ class AnswerView:
 
     def show(self, answers: Answers, alpha: float) -> list[Any]:
         """Return the updates that show the answers, one a component."""
-        names = (NAMES[0], f"M_α at α = {alpha:.2f}", NAMES[2])
-        outcomes = answers[1:]
-        values: list[dict[str, Any]] = []
-        if self._texts:
-            values += [{"value": _text(outcome), "label": name} for outcome, name in zip(outcomes, names, strict=True)]
-        if self._words:
-            values += [
-                {**self._tagged(answers.places, outcome), "label": name}
-                for outcome, name in zip(outcomes, names, strict=True)
-            ]
+        outcomes, names = answers[1:], (NAMES[0], f"M_α at α = {alpha:.2f}", NAMES[2])
+        has_tags = self._slider.answer_kind == "tags"
+        values: list[dict[str, Any]] = [
+            {**(self._tagged(answers.places, outcome) if has_tags else {"value": _text(outcome)}), "label": name}
+            for outcome, name in zip(outcomes, names[: len(self._whole)], strict=False)
+        ]
         for place in range(len(self._places)):
             is_there = place < len(answers.places)
             scores = self._scores(outcomes, place) if is_there else [None] * len(names)
@@ -146,27 +145,15 @@ class CurveView:
         """Return the metrics at an α in words."""
         curve = self._curve
         is_measured = any(math.isclose(known, alpha, abs_tol=1e-6) for known in curve.alphas)
-        heights = {side: height_at(points, alpha) for side, points in self._points.items()}
-        values = [
-            f"{side}: {curve.metric} {height:.3f}" if abs(height) < 100 else f"{side}: {curve.metric} {height:.0f}"
-            for side, height in heights.items()
-            if height is not None
-        ]
+        values = []
+        for side, points in self._points.items():
+            alphas, metrics = zip(*points, strict=True)
+            height = float(np.interp(alpha, alphas, metrics, left=math.nan, right=math.nan))
+            if math.isfinite(height):  # beyond the first and the last point nothing is known
+                values.append(f"{side}: {curve.metric} {height:.{3 if abs(height) < 100 else 0}f}")
         better = {True: "; more is better", False: "; less is better", None: ""}[curve.greater_is_better]
         where = "as measured" if is_measured else "between measured points"
         return escape(f"At α = {alpha:.2f}, {where}, {' and '.join(values)}{better}. α = {curve.alpha:.2f} was chosen.")
-
-
-def height_at(points: Sequence[tuple[float, float]], alpha: float) -> float | None:
-    """Return the value at an α, on straight lines between points; `None` beyond the first and the last.
-
-    >>> height_at([(0.0, 0.5), (1.0, 0.75)], 0.5), height_at([(0.0, 0.5), (0.5, 0.75)], 0.75)
-    (0.625, None)
-    """
-    alphas = [place for place, _ in points]
-    if not points or not alphas[0] <= alpha <= alphas[-1]:
-        return None
-    return float(np.interp(alpha, alphas, [height for _, height in points]))
 
 
 def _points(curve: AlphaCurve, side: str) -> list[tuple[float, float]]:

@@ -94,16 +94,12 @@ def find_source(
         base: M₀, a folder or a name on the Hub.
         finetuned: M_θ, the same; a whole model or an adapter.
         task: by default the run's, or that of M_θ's class.
-        examples: a file of JSON lines with `text`, and, where they are known, `side`, `text_pair` and `label`.
+        examples: a file, see `read_examples`.
         curve: its file; by default the run's.
         title: of the page.
         has_pairs: whether the model takes two texts; by default whether the run's corpora have two.
         fields: fields of the recipe, such as `label_names` or `max_length`; `None` leaves the recipe's or, without a
             run, the model's own labels and 128 tokens.
-
-    Raises:
-        FileNotFoundError: if the run or the file is not there.
-        ValueError: if a model is not named, or what is given is not what it must be.
     """
     max_length = fields.get("max_length")
     if max_length is not None and max_length < 1:
@@ -140,12 +136,7 @@ def find_source(
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Read examples from a file of JSON lines.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: for a line that is not an object with a `text`, naming it.
-    """
+    """Read examples from a file of JSON lines with `text` and, where known, `side`, `text_pair` and `label`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file of examples {str(path)!r}.")
@@ -178,44 +169,37 @@ def _short(name: str) -> str:
 
 
 def _recipe_examples(recipe: Recipe) -> list[Example]:
-    """Load texts of both sides from the data of a recipe; none where they are not there any more."""
+    """Load texts of both sides from the data of a recipe; none where they are not there any more.
+
+    Those of validation or evaluation count more, which the model has not learnt, than those of training.
+    """
+    search = recipe.alpha_search or AlphaSearch()
     found: list[Example] = []
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    for side, (name, config) in _sides(recipe).items():
-        try:
-            found += _load_examples(recipe, name, config, side)
-        except (ValueError, OSError) as error:
-            logger.warning(f"There are no examples of the {side} side: {' '.join(str(error).split())}")
-    return found
-
-
-def _sides(recipe: Recipe) -> dict[str, tuple[str, CorpusConfig]]:
-    """Find the set of each side: of validation or evaluation, which the model has not learnt, else of training."""
-    search = recipe.alpha_search or AlphaSearch()
-    found: dict[str, tuple[str, CorpusConfig]] = {}
     for side, name in (("general", search.general), ("domain", search.domain)):
         candidates = [
             (name, group[name]) for group in (recipe.eval_corpora, recipe.validation_corpora) if name in group
         ]
         candidates += [(other, corpus) for other, corpus in recipe.corpora.items() if side in (corpus.side, other)]
-        for other, corpus in candidates:
-            if corpus.objective is None and side not in found:
-                found[side] = (other, corpus)
+        own = [(other, corpus) for other, corpus in candidates if corpus.objective is None]
+        try:
+            found += _load_examples(recipe, *own[0], side) if own else []
+        except (ValueError, OSError) as error:
+            logger.warning(f"There are no examples of the {side} side: {' '.join(str(error).split())}")
     return found
 
 
 def _load_examples(recipe: Recipe, name: str, config: CorpusConfig, side: str) -> list[Example]:
-    columns = get_task(recipe.task).columns(recipe, config)
+    columns, labels = get_task(recipe.task).columns(recipe, config), recipe.label_names or []
     few = NUM_EXAMPLES if config.max_examples is None else min(NUM_EXAMPLES, config.max_examples)
     rows = load_corpus(name, replace(config, max_examples=few), columns, label_names_of(recipe))
-    found = []
-    for row in rows:
-        text = _text(recipe.task, row)
-        if text:
-            pair = str(row.get("text_pair") or "")
-            found.append(Example(text=text, side=side, text_pair=pair, label=_label(row, recipe.label_names or [])))
-    return found
+    texts = [(_text(recipe.task, row), row) for row in rows]
+    return [
+        Example(text=text, side=side, text_pair=str(row.get("text_pair") or ""), label=_label(row, labels))
+        for text, row in texts
+        if text
+    ]
 
 
 def _text(task: str, row: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_interp.app.predictions import FORMS, Outcome, Question, Settings, check_text, settings_of
+from hf_interp.app.predictions import FORMS, Outcome, Question, Settings, settings_of
 from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.recipe import Recipe
@@ -32,6 +32,10 @@ from hf_interp.weights.merge_adapter import find_base, open_adapter
 from hf_interp.weights.model_folder import find_folder, open_base
 from hf_interp.weights.tensors import Weights
 
+SHOWN = [name for name, info in TASK_INFOS.items() if info.answer is not None]
+"""Tasks whose answers can be shown."""
+MAX_CHARACTERS = 20_000
+"""Of a text; longer ones are refused before they are tokenised."""
 NUM_KEPT = 64
 """Texts for which the answers of M₀ and M_θ are kept; of a language model's, each has a number for every token."""
 
@@ -46,7 +50,7 @@ class Answers(NamedTuple):
 
 
 class AlphaSlider:
-    """M_α of one pair of models, which answers texts at any α.
+    """M_α of one pair of models, which answers texts at any α (see `open_slider`).
 
     Args:
         model: M_θ, a model of transformers or a `PeftModel` whose adapter can be scaled; it is taken over.
@@ -54,13 +58,8 @@ class AlphaSlider:
         tokenizer: of M_θ.
         recipe: names the task, and how texts are read.
         finetuned_only: names of weights that are M_θ's at every α, because M₀ has none.
-        max_new_tokens: the longest answer of a model that generates.
-        chats: see [`Settings`]; by default what the recipe's corpora are, or whether there is a chat template.
         device: where the model runs.
-
-    Raises:
-        ValueError: for a task that has no answers to show, labels that are not the model's, and whatever cannot be
-            interpolated (see `interpolate_weights`).
+        options: see `settings_of`.
     """
 
     def __init__(
@@ -71,13 +70,12 @@ class AlphaSlider:
         recipe: Recipe,
         *,
         finetuned_only: Sequence[str] = (),
-        max_new_tokens: int = 32,
-        chats: bool | None = None,
         device: str | torch.device = "cpu",
+        **options: Any,
     ) -> None:
         config = unwrap_peft(model).config
         self.recipe, self.tokenizer = recipe, tokenizer
-        self.settings: Settings = settings_of(recipe, tokenizer, config, max_new_tokens=max_new_tokens, chats=chats)
+        self.settings: Settings = settings_of(recipe, tokenizer, config, **options)
         self.labels = _labels(recipe, config)
         self.answer_kind = check_task_name(recipe.task)
         self._form = FORMS[self.answer_kind]
@@ -103,12 +101,7 @@ class AlphaSlider:
         return str(self.tokenizer.decode([index]))
 
     def predict(self, text: str, alpha: float, text_pair: str | None = None) -> Outcome:
-        """Return the answer of M_α to a text.
-
-        Args:
-            text: cut to the settings' `max_length`.
-            alpha: a number in [0, 1].
-            text_pair: a second text, for classifiers of pairs.
+        """Return the answer of M_α to a text, or, of classifiers of pairs, to two.
 
         Raises:
             TypeError, ValueError: for an α that is none, or a text that cannot be asked.
@@ -122,7 +115,7 @@ class AlphaSlider:
         check_alpha(alpha)
         with self._lock:
             question = self._ask(text, text_pair)
-            key = (text, text_pair)
+            key = (text, text_pair or None)
             if key not in self._kept:
                 self._kept[key] = (self._answer(question, 0.0), self._answer(question, 1.0))
             self._kept.move_to_end(key)
@@ -133,8 +126,13 @@ class AlphaSlider:
             return Answers(question.places, base, interpolated or self._answer(question, alpha), finetuned)
 
     def _ask(self, text: str, text_pair: str | None) -> Question:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError("The text must not be empty. Write one, or choose an example.")
+        longest = max(len(text), len(text_pair or ""))
+        if longest > MAX_CHARACTERS:
+            raise ValueError(f"The text must have at most {MAX_CHARACTERS:,} characters, got {longest:,}.")
         # a fast tokenizer is set to truncate while it is used, so this too is one thread's at a time
-        question = self._form.ask(self.tokenizer, self.settings, check_text(text), text_pair)
+        question = self._form.ask(self.tokenizer, self.settings, text, text_pair or None)
         device = self._model.device
         return question._replace(inputs={name: tensor.to(device) for name, tensor in question.inputs.items()})
 
@@ -161,8 +159,7 @@ def open_slider(
     Args:
         recipe: names M₀ (`model_name_or_path`) and the task; see `describe_pair` for a pair without one.
         finetuned: M_θ, a folder or a name on the Hub; a whole model or an adapter.
-        max_new_tokens: the longest answer of a model that generates.
-        chats: see [`AlphaSlider`].
+        max_new_tokens, chats: see `Settings`.
         device: where the model runs.
 
     Raises:
@@ -190,49 +187,32 @@ def open_slider(
     if getattr(inner.config, "pad_token_id", None) is None:
         inner.config.pad_token_id = tokenizer.pad_token_id
     get_task(recipe.task).prepare(tokenizer, inner, recipe)
-    if not is_adapter:
-        _check_tokens(origin, folder, inner)
-    return AlphaSlider(
-        model,
-        base,
-        tokenizer,
-        recipe,
-        finetuned_only=sorted(new),
-        max_new_tokens=max_new_tokens,
-        chats=chats,
-        device=device,
-    )
+    if not is_adapter and has_tokenizer(origin) and has_tokenizer(folder):
+        size = inner.get_input_embeddings().weight.shape[0]
+        difference = common_tokens_differ(origin, folder, size, trust_remote_code=False)
+        if difference is not None:
+            raise ValueError(
+                f"M₀ and M_θ must have the same token behind every common id, but {difference}. Train with M₀'s "
+                "tokenizer, to which tokens may be added."
+            )
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "chats": chats, "device": device}
+    return AlphaSlider(model, base, tokenizer, recipe, finetuned_only=sorted(new), **options)
 
 
 def describe_pair(base: str, finetuned: str | Path, *, task: str | None = None, **fields: Any) -> Recipe:
-    """Return a recipe for a pair of models that has none.
-
-    Args:
-        base: M₀, a folder or a name on the Hub.
-        finetuned: M_θ.
-        task: by default that of M_θ's class, or what its adapter is for.
-        fields: further fields of the recipe that are not `None`.
+    """Return a recipe for a pair of models that has none; fields that are `None` are left out.
 
     Raises:
-        ValueError: for a task that is not known, or that neither says.
+        ValueError: for a task that is not known, or, without one, that M_θ's class or adapter does not tell.
     """
-    if task is None:
-        task = find_task(find_folder(finetuned, "finetuned"))
+    task = find_task(find_folder(finetuned, "finetuned")) if task is None else task
     check_task_name(task)
-    return Recipe(
-        model_name_or_path=base,
-        corpora={},
-        task=task,
-        **{name: value for name, value in fields.items() if value is not None},
-    )
+    given = {name: value for name, value in fields.items() if value is not None}
+    return Recipe(model_name_or_path=base, corpora={}, task=task, **given)
 
 
 def find_task(folder: Path) -> str:
-    """Return the task of the model or adapter in a folder.
-
-    Raises:
-        ValueError: if it cannot be told.
-    """
+    """Return the task of the model or adapter in a folder, or raise if it cannot be told."""
     adapter = read_json(folder / ADAPTER_CONFIG_NAME)
     if isinstance(adapter, dict):
         task = task_of_adapter(adapter.get("task_type"))
@@ -243,28 +223,18 @@ def find_task(folder: Path) -> str:
     task = task_of_class(classes[0]) if classes else None
     if task is None:
         raise ValueError(
-            f"`task` must be given, one of {', '.join(_known())}: {folder.name!r} is of the class "
+            f"`task` must be given, one of {', '.join(SHOWN)}: {folder.name!r} is of the class "
             f"{classes[0] if classes else 'that is not named'}, which is none of theirs."
         )
     return task
 
 
 def check_task_name(task: str) -> AnswerKind:
-    """Return the kind of answer of a task.
-
-    Raises:
-        ValueError: for a task whose answers cannot be shown; the nearest that can is named.
-    """
+    """Return the kind of answer of a task, or raise if its answers cannot be shown."""
     kind = TASK_INFOS[task].answer if task in TASK_INFOS else None
     if kind is None:
-        known = _known()
-        raise ValueError(f"`task` must be one of {', '.join(known)}, got {task!r}." + did_you_mean(task, known))
+        raise ValueError(f"`task` must be one of {', '.join(SHOWN)}, got {task!r}." + did_you_mean(task, SHOWN))
     return kind
-
-
-def _known() -> list[str]:
-    """Return the tasks whose answers can be shown."""
-    return [name for name, info in TASK_INFOS.items() if info.answer is not None]
 
 
 def _labels(recipe: Recipe, config: Any) -> list[str] | None:
@@ -276,16 +246,3 @@ def _labels(recipe: Recipe, config: Any) -> list[str] | None:
     if len(given) != len(known):
         raise ValueError(f"`label_names` must be the {len(known)} labels of the model in their order, got {given}.")
     return given
-
-
-def _check_tokens(base: Path, finetuned: Path, model: Any) -> None:
-    """Refuse rows of embeddings that belong to different tokens."""
-    if not (has_tokenizer(base) and has_tokenizer(finetuned)):
-        return
-    size = model.get_input_embeddings().weight.shape[0]
-    difference = common_tokens_differ(base, finetuned, size, trust_remote_code=False)
-    if difference is not None:
-        raise ValueError(
-            f"M₀ and M_θ must have the same token behind every common id, but {difference}. Train with M₀'s tokenizer, "
-            "to which tokens may be added."
-        )

@@ -9,13 +9,11 @@ from typing import Any
 
 from hf_interp.app.answers import AnswerView, CurveView
 from hf_interp.app.examples import Example, Source
-from hf_interp.app.models import AlphaSlider, open_slider
+from hf_interp.app.models import MAX_CHARACTERS, AlphaSlider, open_slider
 from hf_interp.app.predictions import best_choices
 from hf_interp.reporting.card import escape
 
 LOOPBACK = "127.0.0.1"
-MAX_CHARACTERS = 20_000
-"""Of a text; longer ones are refused before they are tokenised."""
 NUM_ROWS = 5
 """Choices at each place in what the API gives."""
 STYLE = """
@@ -46,22 +44,14 @@ def serve_source(
 
     Args:
         source: the models, their curve, and texts to try.
-        max_new_tokens: the longest answer of a model that generates.
-        chats: see `AlphaSlider`.
-        device: where the model runs.
+        max_new_tokens, chats, device: see `open_slider`.
         host: the address to listen at; `None` leaves it to `GRADIO_SERVER_NAME`, and is else this machine alone.
         port: by default the first that is free from 7860 on.
         share: open a tunnel through Gradio's servers, by which anybody who knows the address can use the page.
-
-    Raises:
-        ImportError: if Gradio is not installed.
-        ValueError: if the models cannot be opened.
-        OSError: if the port is taken.
     """
     import_gradio()  # before anything is loaded
     slider = open_slider(source.recipe, source.finetuned, max_new_tokens=max_new_tokens, chats=chats, device=device)
-    page = build_page(slider, source)
-    launch_page(page, host=host, port=port, share=share)
+    launch_page(build_page(slider, source), host=host, port=port, share=share)
 
 
 def launch_page(
@@ -92,11 +82,7 @@ def launch_page(
 
 
 def import_gradio() -> Any:
-    """Import Gradio, told not to report to anybody.
-
-    Raises:
-        ImportError: if it is not installed, saying how to.
-    """
+    """Import Gradio, told not to report to anybody; an error says how to install it."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         import gradio
@@ -108,22 +94,20 @@ def import_gradio() -> Any:
 
 
 def build_page(slider: AlphaSlider, source: Source) -> Any:
-    """Return the page as `gradio.Blocks`.
-
-    Args:
-        slider: the models.
-        source: their names, their curve, and texts to try.
-    """
+    """Return the page of some models as `gradio.Blocks`."""
     gradio = import_gradio()
     start = source.curve.alpha if source.curve is not None and 0 <= source.curve.alpha <= 1 else 0.5
     first = source.examples[0] if source.examples else Example(text="")
     writes = slider.answer_kind in ("continuation", "text")
+    heading = f"{escape(source.title)} · {slider.recipe.task} · M<sub>α</sub> = α·M<sub>θ</sub> + (1 − α)·M₀"
     with gradio.Blocks(title=f"α: {source.title}", analytics_enabled=False) as page:
-        gradio.Markdown(_heading(slider, source))
+        gradio.Markdown("\n\n".join(["# The α slider", heading, *map(escape, slider.notes)]))
         with gradio.Row():
             with gradio.Column(scale=5, min_width=280):
-                text = _textbox(gradio, first.text, "Text", "text", lines=4)
-                pair = _textbox(gradio, first.text_pair, "Second text", "pair", visible=source.has_pairs)
+                size: dict[str, Any] = {"lines": 4, "max_lines": 12, "max_length": MAX_CHARACTERS}
+                text = gradio.Textbox(first.text, label="Text", elem_id="text", **size)
+                size |= {"visible": source.has_pairs}
+                pair = gradio.Textbox(first.text_pair, label="Second text", elem_id="pair", **size)
                 button = gradio.Button("Ask", variant="primary", visible=writes, elem_id="ask")
                 alpha = gradio.Slider(0, 1, start, step=0.01, label="α, from M₀ at 0 to M_θ at 1", elem_id="alpha")
                 curve = CurveView(gradio, source.curve)
@@ -143,22 +127,6 @@ def build_page(slider: AlphaSlider, source: Source) -> Any:
         page.load(concurrency_limit=4, **ask)
         gradio.api(_api(slider), api_name="predict", concurrency_limit=4)
     return page
-
-
-def _heading(slider: AlphaSlider, source: Source) -> str:
-    """Return the title, the formula and the remarks on the models as Markdown."""
-    lines = [
-        "# The α slider",
-        f"{escape(source.title)} · {slider.recipe.task} · M<sub>α</sub> = α·M<sub>θ</sub> + (1 − α)·M₀",
-        *map(escape, slider.notes),
-    ]
-    return "\n\n".join(lines)
-
-
-def _textbox(gradio: Any, value: str, label: str, name: str, lines: int = 2, visible: bool = True) -> Any:
-    """Return a box to write a text into."""
-    size = {"lines": lines, "max_lines": 3 * lines, "max_length": MAX_CHARACTERS}
-    return gradio.Textbox(value, label=label, visible=visible, elem_id=name, **size)
 
 
 def _put_examples(gradio: Any, source: Source, text: Any, pair: Any, ask: dict[str, Any] | None) -> None:
@@ -189,7 +157,7 @@ def _answerer(gradio: Any, slider: AlphaSlider, answers: AnswerView, curve: Curv
 
     def answer(text: str, pair: str, alpha: float) -> list[Any]:
         try:
-            found = slider.compare(_checked(text), alpha, _checked(pair) or None)
+            found = slider.compare(text, alpha, pair)
             shown, message = answers.show(found, alpha), answers.remark(found)
         except (TypeError, ValueError) as error:
             shown, message = answers.clear(), str(error)
@@ -204,7 +172,7 @@ def _api(slider: AlphaSlider) -> Any:
     def predict(text: str, alpha: float, text_pair: str = "") -> dict[str, Any]:
         """Return the answers of M₀, M_α and M_θ to a text."""
         try:
-            answers = slider.compare(_checked(text), alpha, _checked(text_pair) or None)
+            answers = slider.compare(text, alpha, text_pair)
         except (TypeError, ValueError) as error:
             raise import_gradio().Error(str(error), print_exception=False) from error
         outcomes = answers[1:]
@@ -220,15 +188,3 @@ def _api(slider: AlphaSlider) -> Any:
         return found
 
     return predict
-
-
-def _checked(text: Any) -> str:
-    """Return a text of a length that can be read.
-
-    Raises:
-        ValueError: if it is longer.
-    """
-    text = "" if text is None else str(text)
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"The text must have at most {MAX_CHARACTERS:,} characters, got {len(text):,}.")
-    return text

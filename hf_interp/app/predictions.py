@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.utils.task_info import MASK, TASK_INFOS, AnswerKind
@@ -35,22 +35,23 @@ class Settings:
         chats: whether a prompt is a turn of a dialogue, put into the tokenizer's chat template.
     """
 
-    max_length: int = 128
-    max_new_tokens: int = 32
-    source_prefix: str = ""
-    problem_type: str = "single_label_classification"
-    chats: bool = False
+    max_length: int
+    max_new_tokens: int
+    source_prefix: str
+    problem_type: str
+    chats: bool
 
 
 class Question(NamedTuple):
-    """Inputs of a model, made of a text."""
+    """Inputs of a model, made of a text: a batch of one.
+
+    `places` are names of what is decided on: words, masks, or "" for the text as a whole; `positions` are where a model
+    that answers at every token has the answers to them.
+    """
 
     inputs: dict[str, torch.Tensor]
-    """A batch of one."""
     places: list[str]
-    """Names of what is decided on: words, masks, or "" for the text as a whole."""
     positions: list[int]
-    """Where the answers of a model that answers at every token stand; one for each place."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,22 +87,6 @@ def split_words(text: str) -> list[str]:
     return text.split() if _SPLIT.search(text) else _WORDS.findall(text)
 
 
-def check_text(text: Any) -> str:
-    """Return a text that can be asked.
-
-    Raises:
-        ValueError: if it is no text, or blank.
-    """
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("The text must not be empty. Write one, or choose an example.")
-    return text
-
-
-def _check_left(found: Sized) -> None:
-    if not found:
-        raise ValueError("The text must have words: nothing is left of it after tokenising. Choose an example.")
-
-
 def settings_of(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
@@ -112,12 +97,7 @@ def settings_of(
 ) -> Settings:
     """Derive the settings from a recipe, a tokenizer and a model's configuration.
 
-    Args:
-        recipe: of which task the model is, and what it was trained on.
-        tokenizer: of the model.
-        model_config: of the model.
-        max_new_tokens: the longest answer.
-        chats: by default whether the recipe's corpora are dialogues, or, without corpora, there is a chat template.
+    By default `chats` is whether the recipe's corpora are dialogues, or, without corpora, there is a chat template.
     """
     known = [getattr(model_config, name, None) for name in ("max_position_embeddings", "n_positions")]
     longest = min([tokenizer.model_max_length, *(length for length in known if isinstance(length, int))])
@@ -127,31 +107,35 @@ def settings_of(
     corpora = recipe.corpora.values()
     if chats is None:
         chats = any(corpus.messages_column for corpus in corpora) if corpora else bool(tokenizer.chat_template)
+    problem_type = recipe.problem_type or getattr(model_config, "problem_type", None)
+    if problem_type is None:
+        is_number = not recipe.label_names and getattr(model_config, "num_labels", 2) == 1
+        problem_type = "regression" if is_number else "single_label_classification"
     return Settings(
         max_length=max(1, min(recipe.max_length, longest)),
         max_new_tokens=max_new_tokens,
         source_prefix=recipe.source_prefix,
-        problem_type=_problem_type(recipe, model_config),
+        problem_type=problem_type,
         chats=chats and continues,
     )
 
 
-def _problem_type(recipe: Recipe, model_config: Any) -> str:
-    known = recipe.problem_type or getattr(model_config, "problem_type", None)
-    is_number = known is None and not recipe.label_names and getattr(model_config, "num_labels", 2) == 1
-    return "regression" if is_number else known or "single_label_classification"
+def _check_left(found: Sized) -> None:
+    if not found:
+        raise ValueError("The text must have words: nothing is left of it after tokenising. Choose an example.")
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, settings: Settings, *texts: Any, **options: Any) -> BatchEncoding:
+    return tokenizer(*texts, truncation=True, max_length=settings.max_length, return_tensors="pt", **options)
 
 
 def _ask_whole(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str, pair: str | None) -> Question:
-    inputs = tokenizer(text, pair or None, truncation=True, max_length=settings.max_length, return_tensors="pt")
-    return Question(dict(inputs), [""], [])
+    return Question(dict(_encode(tokenizer, settings, text, pair or None)), [""], [])
 
 
 def _ask_words(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str, pair: str | None) -> Question:
     words = split_words(text)[:MAX_PLACES]
-    encoded = tokenizer(
-        words, is_split_into_words=True, truncation=True, max_length=settings.max_length, return_tensors="pt"
-    )
+    encoded = _encode(tokenizer, settings, words, is_split_into_words=True)
     first: dict[int, int] = {}
     for position, word in enumerate(encoded.word_ids(0)):
         if word is not None:
@@ -161,8 +145,7 @@ def _ask_words(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str
 
 
 def _ask_masks(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str, pair: str | None) -> Question:
-    text = text.replace(MASK, str(tokenizer.mask_token))
-    encoded = tokenizer(text, truncation=True, max_length=settings.max_length, return_tensors="pt")
+    encoded = _encode(tokenizer, settings, text.replace(MASK, str(tokenizer.mask_token)))
     positions = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0].tolist()[:MAX_PLACES]
     if not positions:
         raise ValueError(f"The text must have a {MASK} among its first {settings.max_length} tokens. Put one in.")
@@ -183,8 +166,7 @@ def _ask_prompt(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: st
 
 
 def _ask_source(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str, pair: str | None) -> Question:
-    source = settings.source_prefix + text
-    encoded = tokenizer(source, truncation=True, max_length=settings.max_length, return_tensors="pt")
+    encoded = _encode(tokenizer, settings, settings.source_prefix + text)
     return Question({name: encoded[name] for name in ("input_ids", "attention_mask")}, [], [])
 
 
@@ -209,21 +191,14 @@ def _continue(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings
 
 
 def _write(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, question: Question) -> Outcome:
-    found = _generate(model, tokenizer, settings, question)
-    return Outcome(
-        probabilities=np.zeros((0, 0), np.float32), text=tokenizer.decode(found, skip_special_tokens=True).strip()
-    )
+    text = tokenizer.decode(_generate(model, tokenizer, settings, question), skip_special_tokens=True).strip()
+    return Outcome(probabilities=np.zeros((0, 0), np.float32), text=text)
 
 
 def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, question: Question) -> torch.Tensor:
     """Return the tokens that are the likeliest one by one, the same at every call."""
-    found: torch.Tensor = model.generate(
-        **question.inputs,
-        max_new_tokens=settings.max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    greedy = {"do_sample": False, "num_beams": 1, "pad_token_id": tokenizer.pad_token_id}
+    found: torch.Tensor = model.generate(**question.inputs, max_new_tokens=settings.max_new_tokens, **greedy)
     return found[0]
 
 

@@ -43,13 +43,11 @@ def write_space(
     """Write app.py, requirements.txt and README.md, the run's curve, and examples that are not of its data.
 
     A Space may be public: paths of this machine are reduced to their last part, and texts of a run's data stay here.
-    After an error there is no new folder.
 
     Args:
         source: the models, which must be on the Hub, their curve, and texts to try.
-        output_dir: a new or empty folder.
-        max_new_tokens: the longest answer of a model that generates.
-        chats: see `AlphaSlider`.
+        output_dir: a new or empty folder; after an error there is none.
+        max_new_tokens, chats: see `open_slider`.
 
     Returns:
         Notes on what was left out.
@@ -69,42 +67,31 @@ def write_space(
     corpora = source.recipe.corpora.values()
     if chats is None and corpora:  # without a run the tokenizer tells
         chats = any(corpus.messages_column for corpus in corpora)
+    page: dict[str, Any] = {name: getattr(source.recipe, name) for name in ("task", *FIELDS)}
+    page |= {**models, "title": source.title, "has_pairs": source.has_pairs}
     with new_folder(output) as folder:
-        fields = {name: getattr(source.recipe, name) for name in ("task", *FIELDS)}
-        page = {"title": source.title, "has_pairs": source.has_pairs, **_write_data(source, folder)}
-        app = APP.format(
-            source=_keywords({**models, **fields, **page}),
-            options=_keywords({"max_new_tokens": max_new_tokens, "chats": chats}),
-        )
+        if source.curve is not None:
+            page["curve"] = CURVE_NAME
+            write_json(folder / CURVE_NAME, redact_paths(asdict(source.curve)), indent=2)
+        if source.examples and not source.examples_are_data:
+            page["examples"] = EXAMPLES_NAME
+            lines = [json.dumps(asdict(example), ensure_ascii=False) for example in source.examples]
+            (folder / EXAMPLES_NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        app = APP.format(source=_keywords(page), options=_keywords({"max_new_tokens": max_new_tokens, "chats": chats}))
         (folder / "app.py").write_text(app, encoding="utf-8")
-        (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
+        # without what names a build (2.13.0+cpu)
+        pins = {"hf_interp[app]": "hf_interp"} | {name: name for name in PACKAGES}
+        versions = {name: metadata.version(package).partition("+")[0] for name, package in pins.items()}
+        required = "".join(f"{name}=={version}\n" for name, version in versions.items())
+        (folder / "requirements.txt").write_text(required, encoding="utf-8")
         (folder / "README.md").write_text(_readme(source.title, list(models.values())), encoding="utf-8")
     left_out = "examples: those of the run's data were left out; name a file to have some (--examples)"
     return [left_out] if source.examples_are_data else []
 
 
-def _write_data(source: Source, folder: Path) -> dict[str, str]:
-    """Write the curve and the examples; return the arguments that name their files."""
-    found = {}
-    if source.curve is not None:
-        found["curve"] = CURVE_NAME
-        write_json(folder / CURVE_NAME, redact_paths(asdict(source.curve)), indent=2)
-    if source.examples and not source.examples_are_data:
-        found["examples"] = EXAMPLES_NAME
-        lines = [json.dumps(asdict(example), ensure_ascii=False) for example in source.examples]
-        (folder / EXAMPLES_NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return found
-
-
 def _keywords(arguments: dict[str, Any]) -> str:
     """Return arguments as Python writes them."""
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-
-
-def _requirements() -> str:
-    """Return the versions in use, without what names a build (2.13.0+cpu)."""
-    pins = {"hf_interp[app]": metadata.version("hf_interp")} | {name: metadata.version(name) for name in PACKAGES}
-    return "".join(f"{name}=={version.partition('+')[0]}\n" for name, version in pins.items())
 
 
 def _readme(title: str, models: list[str]) -> str:

@@ -6,7 +6,7 @@ or metadata; local paths are reduced to their last part, and secrets are blotted
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
@@ -17,14 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_interp.reporting.curve import AlphaCurve, count_examples, curve_table, number, short_alpha
 from hf_interp.reporting.results import Comparison, RunResults, spread
 from hf_interp.utils.console import format_table
-from hf_interp.utils.redaction import (
-    basename,
-    find_secrets,
-    is_local,
-    local_paths,
-    redact_paths,
-    redact_secrets,
-)
+from hf_interp.utils.redaction import basename, is_local, redactor
 from hf_interp.utils.task_info import TASK_INFOS, TaskInfo, task_of_class
 
 CARD_NAME = "README.md"
@@ -167,9 +160,8 @@ class _Facts:
     def __init__(self, results: RunResults, curve: AlphaCurve | None, base_model: str | None) -> None:
         self.results = results
         self.recipe: dict[str, Any] = results.recipe or {}
-        known = local_paths([asdict(results), asdict(curve) if curve is not None else None])
-        secrets = find_secrets(self.recipe.get("hub_token"))
-        self.plain: Say = lambda value: clean(redact_secrets(redact_paths(str(value), known), secrets))
+        redact = redactor([asdict(results), asdict(curve) if curve is not None else None])
+        self.plain: Say = lambda value: clean(redact(str(value)))
         self.say: Say = lambda value: value if isinstance(value, Markdown) else escape(self.plain(value))
         base = self.recipe.get("model_name_or_path") or results.model.get("base")
         self.base_id = base_model or (base if base and is_hub_id(base) else None)
@@ -352,12 +344,22 @@ def _training(facts: _Facts) -> list[tuple[str, Any]]:
 def _card_data(
     facts: _Facts, curve: AlphaCurve | None, metadata: CardMetadata, *, name: str, interpolated: bool
 ) -> ModelCardData:
-    kinds = [*(["interpolated"] if interpolated else []), *_adapter_tags(facts)]
-    found = _interpolated_results(facts, curve) if interpolated else _final_results(facts)
-    language = metadata.language
+    found = list(_interpolated_results(facts, curve) if interpolated else _final_results(facts))
+    tags = [*TAGS, *(["interpolated"] if interpolated else [])]
+    if facts.is_adapter:  # by which PEFT's own cards are found
+        kind = facts.results.model.get("peft_type")
+        tags += [kind.lower()] if kind else []
+        tags += [f"base_model:adapter:{facts.base_id}"] if facts.base_id else []
+    language, emissions = metadata.language, facts.results.emissions
+    grams = emissions and {
+        "emissions": emissions["emissions"] * 1000,
+        "source": facts.plain(emissions["source"]),
+        "training_type": "fine-tuning",
+        "geographical_location": facts.plain(emissions["country"]),
+    }
     return ModelCardData(
         base_model=facts.base_id,
-        co2_eq_emissions=_emissions_metadata(facts),
+        co2_eq_emissions=grams or None,
         datasets=facts.dataset_ids() or None,
         eval_results=found or None,
         language=language if language is None or isinstance(language, str) else list(language),
@@ -366,54 +368,29 @@ def _card_data(
         metrics=list(dict.fromkeys(result.metric_type for result in found)) or None,
         model_name=facts.plain(name),
         pipeline_tag=facts.task_info.pipeline_tag,
-        tags=[facts.plain(tag) for tag in dict.fromkeys([*TAGS, *kinds, *metadata.tags])],
+        tags=[facts.plain(tag) for tag in dict.fromkeys([*tags, *metadata.tags])],
     )
 
 
-def _adapter_tags(facts: _Facts) -> list[str]:
-    """Return the tags by which PEFT's own cards are found."""
-    if not facts.is_adapter:
-        return []
-    kind = facts.results.model.get("peft_type")
-    return [*([kind.lower()] if kind else []), *([f"base_model:adapter:{facts.base_id}"] if facts.base_id else [])]
+def _final_results(facts: _Facts) -> Iterator[EvalResult]:
+    """Give metrics of M_θ on the evaluation sets, for the card's metadata."""
+    for name, metrics in facts.results.final_metrics.items():
+        for metric, value in metrics.items():
+            if number(value) and math.isfinite(value):
+                yield _eval_result(facts, "eval_corpora", name, metric, value)
 
 
-def _emissions_metadata(facts: _Facts) -> dict[str, Any] | None:
-    """Return the emissions as the Hub wants them: in grams."""
-    emissions = facts.results.emissions
-    if not emissions:
-        return None
-    return {
-        "emissions": emissions["emissions"] * 1000,
-        "source": facts.plain(emissions["source"]),
-        "training_type": "fine-tuning",
-        "geographical_location": facts.plain(emissions["country"]),
-    }
-
-
-def _final_results(facts: _Facts) -> list[EvalResult]:
-    """Return metrics of M_θ on the evaluation sets, for the card's metadata."""
-    return [
-        _eval_result(facts, "eval_corpora", name, metric, value)
-        for name, metrics in facts.results.final_metrics.items()
-        for metric, value in metrics.items()
-        if _is_number(value)
-    ]
-
-
-def _interpolated_results(facts: _Facts, curve: AlphaCurve | None) -> list[EvalResult]:
-    """Return metrics of M_α on the half of the validation sets that the choice of α has not seen."""
-    if curve is None:
-        return []
+def _interpolated_results(facts: _Facts, curve: AlphaCurve | None) -> Iterator[EvalResult]:
+    """Give metrics of M_α on the half of the validation sets that the choice of α has not seen."""
     group = "validation_corpora" if facts.recipe.get("validation_corpora") else "eval_corpora"
-    found = []
+    if curve is None or curve.alpha not in curve.alphas:
+        return
     for side, metrics in curve.report.items():
         for metric in metrics:
-            value = curve.at(curve.alpha, side, metric) if curve.alpha in curve.alphas else None
-            if _is_number(value):
+            value = curve.at(curve.alpha, side, metric)
+            if number(value) and math.isfinite(value):
                 name = str(curve.settings.get(side, side))
-                found.append(_eval_result(facts, group, name, metric, value, part="half not used to choose α"))
-    return found
+                yield _eval_result(facts, group, name, metric, value, part="half not used to choose α")
 
 
 def _eval_result(facts: _Facts, group: str, name: str, metric: str, value: Any, part: str | None = None) -> EvalResult:
@@ -432,7 +409,3 @@ def _eval_result(facts: _Facts, group: str, name: str, metric: str, value: Any, 
         metric_name=facts.plain(metric),
         metric_value=value,
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -39,8 +39,4 @@ def set_style(name: str, index: int) -> dict[str, Any]:
 
 
 def _style(colour: str, index: int) -> dict[str, Any]:
-    return {
-        "color": colour,
-        "linestyle": DASHES[index % len(DASHES)],
-        "marker": MARKERS[index % len(MARKERS)],
-    }
+    return {"color": colour, "linestyle": DASHES[index % len(DASHES)], "marker": MARKERS[index % len(MARKERS)]}

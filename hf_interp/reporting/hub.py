@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,6 @@ def push_run(
                 Path(temporary, str(stages.index(name))),
                 repo_id=repo_id,
                 interpolated=has_both and name == target,
-                both=has_both,
                 comparison=comparison,
                 card=card if name == target else None,
                 metadata=metadata,
@@ -177,13 +176,8 @@ def push_run(
             f"The adapter's base model {basename(base)!r} was a local folder, which others do not have. If it is on "
             "the Hub, push again and name it (base_model)."
         ]
-    return PushReport(
-        url=url,
-        commits=commits,
-        files=files,
-        left_out=left_out(folder, training_args=training_args),
-        notes=notes,
-    )
+    remaining = left_out(folder, training_args=training_args)
+    return PushReport(url=url, commits=commits, files=files, left_out=remaining, notes=notes)
 
 
 def stage_run(
@@ -192,7 +186,6 @@ def stage_run(
     *,
     repo_id: str,
     interpolated: bool = False,
-    both: bool = False,
     comparison: str | Path | None = None,
     card: str | Path | None = None,
     metadata: CardMetadata | None = None,
@@ -207,7 +200,7 @@ def stage_run(
         if (folder / name).is_file():
             write_json(stage / name, _neutral(read_json(folder / name), known, secrets), indent=2)
     if comparison is not None:
-        found = _neutral(read_json(_comparison_file(comparison)), known, secrets)
+        found = _neutral(asdict(load_comparison(comparison)), known, secrets)
         write_json(stage / COMPARISON_NAME, found, indent=2)
     for name in (RUN_PLOT_NAME, CURVE_PLOT_NAME):
         if (folder / name).is_file():
@@ -216,7 +209,7 @@ def stage_run(
         shutil.copyfile(folder / TRAINING_ARGS_NAME, stage / TRAINING_ARGS_NAME)
     if card is None:
         options: dict[str, Any] = {"comparison": comparison, "metadata": metadata}
-        text = str(render_card(folder, repo_id=repo_id, interpolated=interpolated, both=both, **options))
+        text = str(render_card(folder, repo_id=repo_id, interpolated=interpolated, **options))
     else:
         text = redact_paths(Path(card).read_text(encoding="utf-8"), known)
     (stage / CARD_NAME).write_text(text, encoding="utf-8")
@@ -224,14 +217,7 @@ def stage_run(
 
 
 def stage_model(folder: Path, stage: Path, *, base_model: str | None = None, secrets: Collection[str] = ()) -> None:
-    """Gather the files of a model; in its settings local paths are reduced to their last part.
-
-    Args:
-        folder: of the model.
-        stage: where to; must not exist.
-        base_model: name on the Hub of the model below an adapter.
-        secrets: what must not be told.
-    """
+    """Gather the files of a model in a new folder, with its settings made neutral."""
     for path in model_files(folder):
         to = stage / path.relative_to(folder)
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -258,7 +244,6 @@ def render_card(
     *,
     repo_id: str | None = None,
     interpolated: bool | None = None,
-    both: bool | None = None,
     comparison: str | Path | None = None,
     metadata: CardMetadata | None = None,
 ) -> ModelCard:
@@ -267,8 +252,8 @@ def render_card(
     Args:
         folder: of the run.
         repo_id: where it is, or will be, on the Hub.
-        interpolated: whether the card is that of M_α; by default, if the run has a folder `interpolated`.
-        both: whether the repository has M_θ too; by default the same.
+        interpolated: whether the card is that of M_α; by default, if the run has a folder `interpolated`. Then M_θ is
+            on a branch beside it.
         comparison: `results.json` of `hf-interp compare`, or its folder.
         metadata: what the run does not tell.
 
@@ -280,23 +265,18 @@ def render_card(
     return model_card(
         load_run_results(folder / RESULTS_NAME),
         load_curve(folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None,
-        None if comparison is None else load_comparison(_comparison_file(comparison)),
+        None if comparison is None else load_comparison(comparison),
         name=repo_id.rpartition("/")[2] if repo_id else folder.resolve().name,
         repo_id=repo_id,
         interpolated=has_both if interpolated is None else interpolated,
-        both=has_both if both is None else both,
+        both=has_both,
         pictures=[picture for picture in (RUN_PLOT_NAME, CURVE_PLOT_NAME) if (folder / picture).is_file()],
         metadata=metadata,
     )
 
 
 def check_run(folder: Path) -> None:
-    """Refuse what is no run.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if results or weights are missing.
-    """
+    """Refuse a folder that is none, or lacks results or weights."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {str(folder)!r}. Give the `output_dir` of a trained run.")
     if not (folder / RESULTS_NAME).is_file():
@@ -307,11 +287,7 @@ def check_run(folder: Path) -> None:
 
 
 def check_name(repo_id: str) -> None:
-    """Refuse a name that the Hub does not allow.
-
-    Raises:
-        ValueError: naming it.
-    """
+    """Refuse a name that the Hub does not allow."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -319,11 +295,7 @@ def check_name(repo_id: str) -> None:
 
 
 def check_secrets(stage: Path, secrets: Collection[str]) -> None:
-    """Refuse to push a file with a secret in it; weights are not searched.
-
-    Raises:
-        ValueError: naming the file.
-    """
+    """Refuse to push a file with a secret in it; weights are not searched."""
     for path in sorted(stage.rglob("*")):
         if not path.is_file() or path.stat().st_size > SMALL or path.suffix == ".safetensors":
             continue
@@ -336,22 +308,13 @@ def check_secrets(stage: Path, secrets: Collection[str]) -> None:
 
 
 def make_repo(repo_id: str, *, private: bool | None = None, token: str | None = None) -> None:
-    """Make a repository if there is none, before anything is trained for it.
-
-    Raises:
-        ValueError: if it should be private and is public.
-        OSError: if the Hub refuses or cannot be reached.
-    """
+    """Make a repository if there is none, before anything is trained for it; errors as for `push_run`."""
     with explained(None, repo_id, find_secrets(token, get_token())):
         open_repo(HfApi(token=token, library_name="hf_interp"), repo_id, private)
 
 
 def open_repo(api: HfApi, repo_id: str, private: bool | None) -> tuple[str, str]:
-    """Make the repository if there is none; returns its URL and full name.
-
-    Raises:
-        ValueError: if it should be private and is public.
-    """
+    """Make the repository if there is none, refuse one that should be private and is not; return URL and full name."""
     url = api.create_repo(repo_id, private=private, exist_ok=True)
     if private and not api.model_info(url.repo_id).private:
         raise ValueError(
@@ -363,13 +326,7 @@ def open_repo(api: HfApi, repo_id: str, private: bool | None) -> tuple[str, str]
 
 @contextmanager
 def explained(folder: str | Path | None, repo_id: str, secrets: Collection[str]) -> Iterator[None]:
-    """Say of the Hub's errors what failed, in one line without secrets, and how to go on.
-
-    Args:
-        folder: what is pushed; `None` where nothing is yet.
-        repo_id: where to.
-        secrets: what must not be told.
-    """
+    """Say of the Hub's errors what failed, in one line without secrets, and how to push the folder, if any, again."""
     again = "start again" if folder is None else f"push {str(folder)!r} again (`hf-interp push`)"
     try:
         yield
@@ -403,8 +360,3 @@ def _neutral(value: Any, known: Collection[str], secrets: Collection[str]) -> An
     if isinstance(value, dict) and isinstance(value.get("recipe"), dict):
         value = {**value, "recipe": {key: inner for key, inner in value["recipe"].items() if key != "hub_token"}}
     return redact_secrets(redact_paths(value, known), secrets)
-
-
-def _comparison_file(path: str | Path) -> Path:
-    path = Path(path)
-    return path / RESULTS_NAME if path.is_dir() else path

@@ -16,15 +16,7 @@ from hf_interp.mixture.plan import MixturePlan
 from hf_interp.reporting.charts import Chart, Point, Series, draw_panels, save_figure, spread_over
 from hf_interp.reporting.colours import ALPHA, DOMAIN, NEUTRAL, OTHERS, other_style, set_style, side_style
 from hf_interp.reporting.curve import AlphaCurve, pareto_front, short_alpha
-from hf_interp.reporting.report_data import (
-    Estimate,
-    Method,
-    Run,
-    centred,
-    compared_methods,
-    group_runs,
-    logged,
-)
+from hf_interp.reporting.report_data import Estimate, Method, Run, centred, compared_methods, group_runs, logged
 from hf_interp.reporting.results import Comparison, RunResults, greater_is_better, main_metric
 
 DOMAIN_FIRST = ("domain", "general")
@@ -138,12 +130,10 @@ def trade_off(methods: Sequence[Method], metrics: Mapping[str, str]) -> Chart:
 def methods_over_steps(methods: Sequence[Method], name: str, metric: str) -> Chart:
     """Return a metric of an evaluation set over steps, by method."""
     series = [
-        _over_seeds(
-            method.name, [member.evaluations.get((name, metric), []) for member in method.members], other_style(index)
-        )
+        _over_seeds(method.name, method.evaluations(name, metric), other_style(index))
         for index, method in enumerate(methods)
     ]
-    return _over_steps(f"{in_words(name, metric)} over steps", metric, series)
+    return _metric_over_steps(f"{in_words(name, metric)} over steps", metric, series)
 
 
 def alphas_of_methods(methods: Sequence[Method]) -> Chart:
@@ -156,7 +146,7 @@ def alphas_of_methods(methods: Sequence[Method]) -> Chart:
             Series(label=f"{method.name}: α", points=_thinned(first.alphas), style=style | {"marker": ""}),
             Series(label=f"{method.name}: drawn", points=shares, style=style | {"linestyle": ""}),
         ]
-    return _shares_over_steps("α and the domain's share", "share", series, "Of the first seed.")
+    return _over_steps("α and the domain's share", "share", series, "Of the first seed.", SHARE_LIMITS)
 
 
 def mixture(method: Method) -> Chart:
@@ -173,7 +163,7 @@ def mixture(method: Method) -> Chart:
     series.append(Series(label=drawn.label, points=points, style=drawn.style | {"linestyle": ""}))
     seeds = f"α is that of seed {method.runs[0].seed}, the share the mean over seeds."
     remark = seeds if len(method.runs) > 1 else ""
-    return _shares_over_steps("Mixture: planned and drawn", "share of the batch", series, remark)
+    return _over_steps("Mixture: planned and drawn", "share of the batch", series, remark, SHARE_LIMITS)
 
 
 def corpus_losses(runs: Sequence[Run]) -> Chart:
@@ -183,7 +173,7 @@ def corpus_losses(runs: Sequence[Run]) -> Chart:
         _over_seeds(corpus["name"], [logged(run.results.log_history, f"loss_{corpus['name']}") for run in runs], style)
         for corpus, style in zip(corpora, _corpus_styles(corpora), strict=True)
     ]
-    return _losses_over_steps("Training loss by corpus", series)
+    return _over_steps("Training loss by corpus", "loss", series)
 
 
 def objective_losses(runs: Sequence[Run]) -> Chart:
@@ -198,17 +188,16 @@ def objective_losses(runs: Sequence[Run]) -> Chart:
         )
         for index, key in enumerate(keys)
     ]
-    return _losses_over_steps("Training loss by objective", series)
+    return _over_steps("Training loss by objective", "loss", series)
 
 
 def metrics_over_steps(method: Method) -> list[Chart]:
     """Return a chart for each of the main metrics, with all sets that have it as theirs."""
     series: dict[str, list[Series]] = {}
     for index, (name, metric) in enumerate(main_metrics([method]).items()):
-        found = [member.evaluations.get((name, metric), []) for member in method.members]
-        style = set_style(name, index)
-        series.setdefault(metric, []).append(_over_seeds(name or UNNAMED_SET, found, style))
-    return [_over_steps(f"Evaluation: {metric} over steps", metric, found) for metric, found in series.items()]
+        found = _over_seeds(name or UNNAMED_SET, method.evaluations(name, metric), set_style(name, index))
+        series.setdefault(metric, []).append(found)
+    return [_metric_over_steps(f"Evaluation: {metric} over steps", metric, found) for metric, found in series.items()]
 
 
 def metrics_over_alpha(curves: Sequence[AlphaCurve]) -> Chart:
@@ -307,7 +296,7 @@ def _planned_shares(plan: MixturePlan) -> Chart:
         Series(label="α (planned)", points=planned, style={"color": ALPHA, "linestyle": "-"}),
         Series(label="domain share (drawn)", points=shares, style={"color": DOMAIN, "marker": "o"}),
     ]
-    return _shares_over_steps("α and what it draws", "share of the batch", series)
+    return _over_steps("α and what it draws", "share of the batch", series, y_limits=SHARE_LIMITS)
 
 
 def _passes(plan: MixturePlan) -> Chart:
@@ -341,7 +330,7 @@ def _realised_shares(results: RunResults) -> Chart:
         )
         for corpus, style in zip(corpora, _corpus_styles(corpora), strict=True)
     ]
-    return _shares_over_steps("data", "share of the batch", series)
+    return _over_steps("data", "share of the batch", series, y_limits=SHARE_LIMITS)
 
 
 def _objectives_of_trials(trials: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> Chart:
@@ -425,18 +414,16 @@ def _against(domain_metric: str, general_metric: str, seed: str = "") -> Chart:
     )
 
 
-def _shares_over_steps(title: str, y_name: str, series: list[Series], remark: str = "") -> Chart:
-    return Chart(title=title, x_name=STEP, y_name=y_name, series=series, y_limits=SHARE_LIMITS, remark=remark)
+def _over_steps(
+    title: str, y_name: str, series: list[Series], remark: str = "", y_limits: tuple[float, float] | None = None
+) -> Chart:
+    remark = remark or _range_remark(series)
+    return Chart(title=title, x_name=STEP, y_name=y_name, series=series, remark=remark, y_limits=y_limits)
 
 
-def _losses_over_steps(title: str, series: list[Series]) -> Chart:
-    return Chart(title=title, x_name=STEP, y_name="loss", series=series, remark=_range_remark(series))
-
-
-def _over_steps(title: str, metric: str, series: list[Series]) -> Chart:
+def _metric_over_steps(title: str, metric: str, series: list[Series]) -> Chart:
     """Return a chart of a metric over steps; empty if all were evaluated once, of which tables tell."""
-    shown = series if any(len(one.points) > 1 for one in series) else []
-    return Chart(title=title, x_name=STEP, y_name=metric, series=shown, remark=_range_remark(shown))
+    return _over_steps(title, metric, series if any(len(one.points) > 1 for one in series) else [])
 
 
 def _over_seeds(label: str, found: Sequence[Sequence[Point]], style: dict[str, Any]) -> Series:

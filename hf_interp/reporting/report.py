@@ -7,7 +7,7 @@ shown, and secrets are blotted out.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from hf_interp.reporting.report_data import (
 )
 from hf_interp.reporting.results import SPEED_METRICS
 from hf_interp.utils.files import new_file
-from hf_interp.utils.redaction import find_secrets, local_paths, redact_paths, redact_secrets
+from hf_interp.utils.redaction import redact_paths, redactor
 
 PAGE_NAME = "report.html"
 TEMPLATE = "report.html.jinja"
@@ -72,7 +72,8 @@ def write_report(folders: Sequence[str | os.PathLike[str]], output: str | os.Pat
 
 def report(studies: Sequence[Study]) -> str:
     """Render the page of what has been loaded."""
-    redact = _redactor(studies)
+    runs = [asdict(run) for study in studies for method in study.methods for run in method.runs]
+    redact = redactor([*runs, *(asdict(study.comparison) for study in studies if study.comparison)])
 
     def draw(chart: Chart, key: str) -> Markup:
         # Matplotlib escapes the texts of its SVG
@@ -108,30 +109,6 @@ def number(value: float | None) -> str:
     if float(value).is_integer() or abs(value) >= 1000:
         return f"{value:.0f}"
     return f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.1e}"
-
-
-def _redactor(studies: Sequence[Study]) -> Callable[[str], str]:
-    """Return a function that takes local paths and secrets out of a text."""
-    runs = [run for study in studies for method in study.methods for run in method.runs]
-    told = [asdict(run) for run in runs] + [asdict(study.comparison) for study in studies if study.comparison]
-    known = local_paths(told)
-    secrets = find_secrets(*(text for key, text in _leaves(told) if key.endswith("_token")))
-
-    def redact(text: str) -> str:
-        return str(redact_secrets(redact_paths(text, known), secrets))
-
-    return redact
-
-
-def _leaves(value: Any, key: str = "") -> Iterable[tuple[str, str]]:
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _leaves(inner, str(name))
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _leaves(inner, key)
 
 
 def _warnings(studies: Sequence[Study]) -> list[str]:

@@ -100,6 +100,10 @@ class Method:
         """Return the runs whose folders are there."""
         return [member.run for member in self.members if member.run is not None]
 
+    def evaluations(self, name: str, metric: str) -> list[list[Point]]:
+        """Return a metric of an evaluation set over steps, of each member."""
+        return [member.evaluations.get((name, metric), []) for member in self.members]
+
     def estimate(self, part: Literal["base", "final", "lost"], name: str, metric: str) -> Estimate | None:
         """Return the mean and interval over seeds of a metric of an evaluation set."""
         return estimate([getattr(member, part).get(name, {}).get(metric) for member in self.members])
@@ -202,16 +206,7 @@ def settings_of(results: RunResults) -> dict[str, Any]:
     """Return what distinguishes a run's recipe, by dotted names, without local paths, tokens, seeds and folders."""
     told = {**results.config, **(results.recipe or {})}
     if results.recipe is None:  # the corpora then stand in the plan alone
-        contents = {
-            corpus["name"]: corpus.get("content") for corpus in results.order.get("plan", {}).get("corpora", [])
-        }
-        told["corpora"] = {
-            corpus["name"]: {
-                **{key: corpus.get(key) for key in ("side", "num_examples", "share")},
-                "content": contents.get(corpus["name"]),
-            }
-            for corpus in results.plan["corpora"]
-        }
+        told["corpora"] = {corpus.pop("name"): corpus for corpus in _corpora_of(results)}
         told |= {key: results.plan.get(key) for key in ("max_steps", "batch_size", "unit")}
     kept = {key: value for key, value in without_tokens(told).items() if key not in OWN_FIELDS}
     return _flat(redact_paths(kept))
@@ -316,11 +311,15 @@ def _member(run: Run) -> Member:
 def _recipe_key(results: RunResults) -> str:
     """Return a key that is equal for runs of one recipe, and differs for folders of the same name."""
     kept = {key: value for key, value in (results.recipe or results.config).items() if key not in OWN_FIELDS}
-    plan = results.order.get("plan", {}).get("corpora") or results.plan["corpora"]
-    corpora = [
-        {key: corpus.get(key) for key in ("name", "side", "num_examples", "share", "content")} for corpus in plan
-    ]
-    return json.dumps([kept, corpora, results.plan.get("max_steps"), results.plan.get("batch_size")], sort_keys=True)
+    size = [results.plan.get("max_steps"), results.plan.get("batch_size")]
+    return json.dumps([kept, _corpora_of(results), *size], sort_keys=True)
+
+
+def _corpora_of(results: RunResults) -> list[dict[str, Any]]:
+    """Return what distinguishes the corpora of a run."""
+    contents = {corpus["name"]: corpus for corpus in results.order.get("plan", {}).get("corpora", [])}
+    known = [contents.get(corpus["name"], {}) | corpus for corpus in results.plan["corpora"]]
+    return [{key: corpus.get(key) for key in ("name", "side", "num_examples", "share", "content")} for corpus in known]
 
 
 def _common_name(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hf_interp.utils.environment import describe_machine, installed_versions
 from hf_interp.utils.files import write_json
+from hf_interp.utils.run_folder import RESULTS_NAME
 
 COMMANDS = {"run": "train", "comparison": "compare", "search over α": "curve"}
 """That write results."""
@@ -276,8 +277,9 @@ def load_run_results(path: str | os.PathLike[str]) -> RunResults:
 
 
 def load_comparison(path: str | os.PathLike[str]) -> Comparison:
-    """Read the results of a comparison; see `load_results`."""
-    found: Comparison = load_results(path, comparison=Comparison)
+    """Read the results of a comparison, of its folder too; see `load_results`."""
+    path = Path(path)
+    found: Comparison = load_results(path / RESULTS_NAME if path.is_dir() else path, comparison=Comparison)
     return found
 
 

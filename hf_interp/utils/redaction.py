@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -97,6 +97,19 @@ def redact_secrets(value: Any, secrets: Iterable[str]) -> Any:
 def without_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without those that hold a token, such as `hub_token`."""
     return {key: value for key, value in settings.items() if not key.endswith("_token")}
+
+
+def redactor(told: Any, *secrets: str | None) -> Callable[[Any], Any]:
+    """Return a function that takes out of settings, or a text, the local paths that `told` tells, and all secrets.
+
+    These are the tokens in `told`, those given, and those of the environment (see `find_secrets`).
+
+    >>> redactor({"path": "/data/jane/x.csv", "hub_token": "my-own-token"})("Read /data/jane/x.csv by my-own-token.")
+    'Read x.csv by ***.'
+    """
+    known = local_paths(told)
+    found = find_secrets(*secrets, *(text for key, text in _texts(told, "") if key.endswith("_token")))
+    return lambda value: redact_secrets(redact_paths(value, known), found)
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:

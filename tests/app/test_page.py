@@ -21,8 +21,8 @@ from architectures import make_model, make_tokenizer
 from browser import MEASURE, chromium, requested, set_screen
 
 from hf_interp import cli
-from hf_interp.app.models import AlphaSlider, describe_pair, open_slider
-from hf_interp.app.page import MAX_CHARACTERS, import_gradio
+from hf_interp.app.models import MAX_CHARACTERS, AlphaSlider, describe_pair, open_slider
+from hf_interp.app.page import import_gradio
 from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.results import save_results
 from hf_interp.utils.files import write_json
