@@ -25,7 +25,7 @@ training leaves."""
 EPILOG = """examples:
   hf-interp demo                                  # see it work: no network, two to three minutes
   hf-interp plan recipe.yaml                      # what will be read; trains nothing
-  hf-interp train recipe.yaml --alpha_end 0.75
+  hf-interp train recipe.yaml --alpha 0.75
   hf-interp curve runs/mine --save_model          # choose α of the weights, write M_α
   hf-interp report runs/mine runs/other           # side by side, in one HTML file
 
@@ -145,7 +145,7 @@ def _demo(args: argparse.Namespace, flags: Flags) -> None:
 @command(
     RECIPE,
     switch("--json", "print the results as JSON, and all else to stderr"),
-    examples=["train recipe.yaml", "train recipe.yaml --corpora.domain.path my.csv --alpha_end 0.75 --seed 1"],
+    examples=["train recipe.yaml", "train recipe.yaml --corpora.domain.path my.csv --alpha 0.75 --seed 1"],
     note=f"{FIELDS}.",
 )
 def _train(args: argparse.Namespace, flags: Flags) -> None:

@@ -201,6 +201,19 @@ BAD_RECIPES = {
         field(lerning_rate=1),
         "Unknown field 'lerning_rate' in the recipe. Did you mean 'learning_rate'?",
     ),
+    "unknown column": (
+        corpus(columns={"txt": "text"}),
+        "Unknown field 'txt' in `corpora.domain.columns`. Did you mean 'text'?",
+    ),
+    "metric of the guard": (
+        field(alpha_controller="guard", alpha_controller_kwargs={"metric": "general_los"}),
+        "must be a metric of which less is better, such as general_loss, domain_loss, eval_general_loss, "
+        "eval_domain_loss, got 'general_los'. Did you mean 'general_loss'?",
+    ),
+    "direction of the guard": (
+        field(alpha_controller="guard", alpha_controller_kwargs={"metric": "eval_general_accuracy"}),
+        "must be a metric of which less is better, such as general_loss",
+    ),
     "unknown schedule": (field(alpha_schedule_type="linaer"), "got 'linaer'. Did you mean 'linear'?"),
     "alpha out of range": (field(alpha_end=1.5), "`alpha_end` must be an α in [0, 1], got 1.5."),
     "no max_steps": (field(max_steps=None), "A mixture needs `max_steps`, got -1."),
@@ -254,6 +267,7 @@ def test_bad_recipes_are_refused_in_one_line_before_training(
         ("- a\n- b\n", "must be a mapping of fields, got a list."),
         ("", "must be a mapping of fields, got nothing."),
         ("a: [1,\nb: 2\n", "is not YAML: "),
+        ("seed: 1\nseed: 2\n", "is not YAML: the key 'seed' is given twice, again in line 2."),
     ],
 )
 def test_what_is_no_recipe_is_refused_in_one_line(
@@ -273,6 +287,11 @@ def test_what_is_no_recipe_is_refused_in_one_line(
     [
         (["--alpha_end", "1.5"], "`alpha_end` must be an α in [0, 1], got 1.5."),
         (["--corpora.domain.pth", "a"], "Unknown field 'pth' in `corpora.domain`. Did you mean 'path'?"),
+        (
+            ["--eval_corpora.domian.path", "a"],
+            "--eval_corpora.domian names none of `eval_corpora` (general, domain). Did you mean 'domain'? Write a new",
+        ),
+        (["--alpha", "0.5", "--alpha_end", "0.75"], "`alpha` (0.5) holds α constant, which `alpha_end` (0.75) contra"),
         (["--learning_rate", "1", "2"], "Expected a flag such as --learning_rate 1e-4, got '2'."),
         (["--max_steps", "many"], "invalid int value: 'many'."),
     ],

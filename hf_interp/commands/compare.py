@@ -26,6 +26,7 @@ from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.scoring import halves
 from hf_interp.tasks.build import RecipeData, build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
 from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.tasks.recipe import with_alpha
 from hf_interp.tasks.runs import save_curve, search_run
 from hf_interp.tasks.task import get_task
 from hf_interp.training.trainer import InterpolationTrainer
@@ -40,14 +41,14 @@ BASE = "M₀"
 INTERPOLATED_SUFFIX = " + M_α"
 """After a method: its weights, interpolated with M₀'s."""
 METHODS: dict[str, dict[str, Any]] = {
-    "domain only": {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 1.0}},
+    "domain only": {"alpha": 1.0},
     "general → domain": {
         "alpha_schedule_type": "steps",
         "alpha_schedule_kwargs": {"values": [0.0, 1.0]},
         "alpha_initial_steps": 0,
         "alpha_target_steps": 0,
     },
-    "constant 0.5": {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 0.5}},
+    "constant 0.5": {"alpha": 0.5},
     "scheduled α": {},
 }
 """Fields that are laid over the recipe for each method."""
@@ -92,7 +93,7 @@ def compare(
     task = check_recipe(parsed, args)
     data = _with_validation(load_data(parsed, task))
     for method in chosen:  # now, so that none fails after hours of others
-        plan_data(data, parse_recipe({**recipe, **METHODS[method]})[1])
+        plan_data(data, parse_recipe(with_alpha(recipe, METHODS[method]))[1])
     for warning in plan_data(data, args).warnings():
         logger.warning(warning)
     folder = Path(args.output_dir or ".")
@@ -103,7 +104,9 @@ def compare(
             bar.set_description(f"{method}, seed {seed}")
             place = folder / re.sub(r"\W+", "-", method) / f"seed-{seed}"
             own = {"seed": seed, "output_dir": str(place)}
-            trainer = train_quietly({**recipe, **METHODS[method], **own}, data, bar, evaluate_base=seed not in base)
+            trainer = train_quietly(
+                with_alpha(recipe, {**METHODS[method], **own}), data, bar, evaluate_base=seed not in base
+            )
             base.setdefault(seed, trainer.results().base_metrics)
             rows.append(_trained_row(method, seed, trainer.results(), base[seed]))
             bar.set_description(f"{method}, seed {seed}: searching for α of the weights")

@@ -24,6 +24,7 @@ from hf_interp.mixture.apportionment import SIDES
 from hf_interp.reporting.results import Comparison
 from hf_interp.tasks.build import check_recipe, load_data
 from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.tasks.recipe import with_alpha
 from hf_interp.utils.run_folder import CURVE_NAME, CURVE_PLOT_NAME, RESULTS_NAME
 
 LABEL_NAMES = ["negative", "positive"]
@@ -206,19 +207,18 @@ def _write_untrained_model(folder: Path, shift: ToyShift) -> None:
 
 def _train_base_model(folder: Path, recipe: dict[str, Any], max_steps: int) -> None:
     """Train M₀, the small model, on the general corpus."""
-    general_only = {
-        **recipe,
+    changes = {
         "model_name_or_path": str(folder / "untrained"),
         "output_dir": str(folder / "base"),
         "corpora": {"general": recipe["corpora"]["general"]},
         "eval_corpora": {},
         "validation_corpora": {},
         "alpha_search": False,
-        "alpha_schedule_type": "constant",
-        "alpha_end": 0.0,
+        "alpha": 0.0,
         "max_steps": 2 * max_steps,
         "eval_strategy": "no",
     }
+    general_only = with_alpha(recipe, changes)
     parsed, args = parse_recipe(general_only)
     data = load_data(parsed, check_recipe(parsed, args))
     with quiet_bar(args.max_steps) as bar:

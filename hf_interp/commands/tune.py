@@ -21,7 +21,7 @@ from hf_interp.reporting.results import evaluations, forgetting, less_is_better,
 from hf_interp.selection.choice import AlphaSearch, choose_alpha
 from hf_interp.tasks.build import RecipeData, check_recipe, load_data, plan_data
 from hf_interp.tasks.parsing import parse_recipe
-from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.recipe import Recipe, with_alpha
 from hf_interp.utils.console import format_table
 from hf_interp.utils.environment import describe_machine, installed_versions
 from hf_interp.utils.files import new_file
@@ -230,7 +230,8 @@ def tune_recipe(
                 trial, settings = draws.next(run, data)
                 bar.set_description(f"trial {trial.number}")
                 began = time.monotonic()
-                metrics = train_quietly({**run, **settings}, data, bar, evaluate_base=False).results().final_metrics
+                trainer = train_quietly(with_alpha(run, settings), data, bar, evaluate_base=False)
+                metrics = trainer.results().final_metrics
                 row = _row(trial, settings, goal, metrics)
                 row["seconds"] = round(time.monotonic() - began, 3)
                 trial.set_user_attr("row", row)
@@ -273,10 +274,14 @@ def tuned_recipe(recipe: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[st
     """
     if trial["own"]:
         return dict(recipe)
-    tuned = {**recipe, **trial["settings"]}
-    if not tuned["alpha_schedule_kwargs"]:
-        del tuned["alpha_schedule_kwargs"]
-    return tuned
+    settings = dict(trial["settings"])
+    if settings.get("alpha_schedule_type") == "constant":
+        alpha = settings["alpha_end"]
+        settings = {"alpha": alpha, **{name: settings[name] for name in settings if not name.startswith("alpha_")}}
+    elif not settings["alpha_schedule_kwargs"]:
+        recipe = {name: value for name, value in recipe.items() if name != "alpha_schedule_kwargs"}
+        del settings["alpha_schedule_kwargs"]
+    return with_alpha(recipe, settings)
 
 
 def format_tuning(tuning: Tuning, top: int = 5) -> str:
@@ -329,7 +334,7 @@ def describe(settings: Mapping[str, Any]) -> str:
     """
     kind, start, end, initial, target = (settings[name] for name in ALPHA_FIELDS)
     kwargs = settings.get("alpha_schedule_kwargs") or {}
-    parts = [f"constant {kwargs.get('value', end):g}" if kind == "constant" else f"{kind} {start:g} → {end:g}"]
+    parts = [f"constant {end:g}" if kind == "constant" else f"{kind} {start:g} → {end:g}"]
     if kind in ("steps", "piecewise"):
         parts = [kind]
     elif kwargs and kind != "constant":
@@ -352,8 +357,6 @@ class _Draws:
 
     def __post_init__(self) -> None:
         own = dict(self.own)
-        if own["alpha_schedule_type"] == "constant":
-            own["alpha_end"] = own["alpha_schedule_kwargs"].get("value", own["alpha_end"])
         self.own_parameters = self.space.parameters(own)  # `None` if they lie outside the space
         if not any(trial.user_attrs.get("own") for trial in _trials(self.study, "COMPLETE", "WAITING")):
             self.study.enqueue_trial(self.own_parameters or {}, user_attrs={"own": True})
@@ -374,7 +377,7 @@ class _Draws:
             trial = self.study.ask()
             try:
                 settings = self._draw(trial)
-                plan_data(data, parse_recipe({**run, **settings})[1])
+                plan_data(data, parse_recipe(with_alpha(run, settings))[1])
                 return trial, settings
             except ValueError as error:
                 refusal = error

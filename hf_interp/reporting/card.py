@@ -283,8 +283,10 @@ def _schedule(results: RunResults) -> str:
         if config.get(key)
     ]
     settings = ", ".join([*([str(more)] if more else []), *phases])
-    ends = f"from {config['alpha_start']:g} to {config['alpha_end']:g}"
-    return f": schedule {config['alpha_schedule_type']} {ends}{f' ({settings})' if settings else ''}, {total}"
+    ends = f"schedule {config['alpha_schedule_type']} from {config['alpha_start']:g} to {config['alpha_end']:g}"
+    if config["alpha_schedule_type"] == "constant":
+        ends = f"constant at {config['alpha_end']:g}"
+    return f": {ends}{f' ({settings})' if settings else ''}, {total}"
 
 
 def _corpora(facts: _Facts) -> list[list[Any]]:

@@ -20,9 +20,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from hf_interp.losses.ref_model import unwrap_peft
+from hf_interp.mixture.apportionment import SIDES
 from hf_interp.mixture.corpus import Corpus, check_columns
 from hf_interp.mixture.packing import pack
 from hf_interp.mixture.plan import MixturePlan
+from hf_interp.reporting.results import greater_is_better
 from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.models import label_names_of, load_model
 from hf_interp.tasks.presets import adapt, adapter_callbacks, check_adapter
@@ -34,7 +36,7 @@ from hf_interp.training.heads import Objective
 from hf_interp.training.mixin import InterpolationMixin
 from hf_interp.training.mixture_run import plan_mixture
 from hf_interp.training.trainer import InterpolationSeq2SeqTrainer, InterpolationTrainer
-from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.errors import check_known, did_you_mean
 
 
 def check_search(recipe: Recipe) -> None:
@@ -86,10 +88,35 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
             recipe.peft, task.info.peft_type, max_steps=args.max_steps, is_interpolated=recipe.alpha_search is not None
         )
     check_search(recipe)
+    _check_columns(recipe)
+    _check_controller(recipe, args)
     folder = Path(recipe.model_name_or_path).expanduser()
     if recipe.model_name_or_path.startswith((".", "/", "~")) and not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {recipe.model_name_or_path!r} (`model_name_or_path`).")
     return task
+
+
+def _check_columns(recipe: Recipe) -> None:
+    """Refuse `columns` of a corpus that its task does not have."""
+    for group in ("corpora", "eval_corpora", "validation_corpora"):
+        for name, corpus in getattr(recipe, group).items():
+            own = recipe.for_objective(corpus.objective)
+            known = get_task(own.task).columns(own, corpus)
+            check_known(corpus.columns or {}, known, f"in `{group}.{name}.columns`")
+
+
+def _check_controller(recipe: Recipe, args: InterpolationConfig) -> None:
+    """Refuse a metric for the controller that nothing will tell it, or of which less is not better."""
+    metric = dict(args.alpha_controller_kwargs or {}).get("metric")  # type: ignore[arg-type]
+    if metric is None:
+        return
+    losses = [*(f"{side}_loss" for side in SIDES), *(f"eval_{name}_loss" for name in recipe.eval_corpora)]
+    own = next((name for name in recipe.eval_corpora if str(metric).startswith(f"eval_{name}_")), None)
+    if metric not in losses and (own is None or greater_is_better(metric.removeprefix(f"eval_{own}_")) is not False):
+        raise ValueError(
+            f"`alpha_controller_kwargs.metric` must be a metric of which less is better, such as {', '.join(losses)}, "
+            f"got {metric!r}." + did_you_mean(metric, losses)
+        )
 
 
 def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:

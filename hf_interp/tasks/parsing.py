@@ -9,15 +9,14 @@ from enum import EnumMeta
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from transformers import HfArgumentParser
 
 from hf_interp.mixture.apportionment import SIDES
 from hf_interp.selection.choice import AlphaSearch
-from hf_interp.tasks.recipe import CorpusConfig, ObjectiveConfig, Recipe
+from hf_interp.tasks.recipe import CorpusConfig, ObjectiveConfig, Recipe, gone_with
 from hf_interp.training.config import InterpolationConfig
-from hf_interp.utils.errors import check_known
-from hf_interp.utils.yaml_values import with_numbers
+from hf_interp.utils.errors import check_known, did_you_mean
+from hf_interp.utils.yaml_values import load_yaml, with_numbers
 
 
 def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
@@ -31,17 +30,23 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no recipe {str(path)!r}.")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"Recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}.") from error
+        recipe = load_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"Recipe {str(path)!r} is not YAML: {error}.") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"Recipe {str(path)!r} must be a mapping of fields, got {_kind(recipe)}.")
     return lay_flags(recipe, flags)
 
 
+NAMED_ENTRIES = ("corpora", "eval_corpora", "validation_corpora", "objectives")
+
+
 def lay_flags(recipe: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
     """Lay command-line flags over a recipe, in place; for errors see `read_flags`."""
-    for key, value in read_flags(flags):
+    given = read_flags(flags)
+    for name in gone_with([key for key, value in given if value is not None]):
+        recipe.pop(name, None)
+    for key, value in given:
         _set(recipe, key, value)
     return recipe
 
@@ -108,9 +113,9 @@ def read_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
         if not equals and rest and not rest[0].startswith("--"):
             equals, text = "=", rest.pop(0)
         try:
-            found.append((key, yaml.safe_load(text) if equals else True))
-        except yaml.YAMLError as error:
-            raise ValueError(f"The value of --{key} is not YAML: {text!r}.") from error
+            found.append((key, load_yaml(text) if equals else True))
+        except ValueError as error:
+            raise ValueError(f"The value of --{key} is not YAML: {text!r:.200} ({error}).") from error
     return found
 
 
@@ -179,6 +184,13 @@ def _set(recipe: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key; a top-level key may be written with dashes, as those of transformers may."""
     head, *path = key.split(".")
     keys = [head.replace("-", "_"), *path]
+    if len(keys) > 2 and keys[0] in NAMED_ENTRIES and isinstance(recipe.get(keys[0]), dict):
+        nearest = did_you_mean(keys[1], recipe[keys[0]])
+        if keys[1] not in recipe[keys[0]] and nearest:
+            raise ValueError(
+                f"--{'.'.join(keys[:2])} names none of `{keys[0]}` ({', '.join(recipe[keys[0]])}).{nearest} Write a "
+                "new one into the recipe itself."
+            )
     place = recipe
     for step in keys[:-1]:
         inner = place.setdefault(step, {})

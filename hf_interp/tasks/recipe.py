@@ -1,6 +1,7 @@
 """The fields of a recipe."""
 
 import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,3 +180,25 @@ class Recipe:
         groups = (self.corpora, self.eval_corpora, self.validation_corpora)
         chosen = (corpus.objective for group in groups for corpus in group.values())
         return list(dict.fromkeys(name for name in chosen if name is not None))
+
+
+SCHEDULE_FIELDS = (
+    *("alpha_schedule_type", "alpha_schedule_kwargs", "alpha_start", "alpha_end"),
+    *("alpha_initial_steps", "alpha_target_steps"),
+)
+
+
+def gone_with(fields: Collection[str]) -> Sequence[str]:
+    """Return the fields of a recipe whose place others take: a constant α that of a schedule, and a schedule α's."""
+    return SCHEDULE_FIELDS if "alpha" in fields else ("alpha",) if "alpha_schedule_type" in fields else ()
+
+
+def with_alpha(recipe: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe with fields laid over it.
+
+    >>> with_alpha({"alpha_start": 0.2, "alpha_end": 1.0, "seed": 1}, {"alpha": 0.5})
+    {'seed': 1, 'alpha': 0.5}
+    >>> with_alpha({"alpha": 0.5}, {"alpha_schedule_type": "linear"})
+    {'alpha_schedule_type': 'linear'}
+    """
+    return {**{name: value for name, value in recipe.items() if name not in gone_with(fields)}, **fields}

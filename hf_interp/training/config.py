@@ -40,14 +40,15 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
     ordinary dataset (see `hf_interp.losses.anchor`).
 
     Args:
+        alpha (`float`, *optional*, defaults to 0.5 if nothing is said of α): a constant α, in [0, 1], in place of a
+            schedule; 0.5 ranks best by the mean of both sides.
         alpha_schedule_type (`str`, *optional*): constant, linear, exponential, cosine, sigmoid, polynomial, steps or
             piecewise. By default constant, or linear if another field of α is given: at equal steps no rise was better
             than a constant mixture.
         alpha_schedule_kwargs (`dict`, *optional*): further arguments of the schedule, such as `{"rate": 3.0}` of
             exponential.
         alpha_start (`float`, *optional*, defaults to 0.0): α at the start, in [0, 1].
-        alpha_end (`float`, *optional*, defaults to 1.0, or 0.5 if constant): α at the end, in [0, 1]; the value of a
-            constant schedule, of which 0.5 ranks best by the mean of both sides.
+        alpha_end (`float`, *optional*, defaults to 1.0, or 0.5 if constant): α at the end, in [0, 1].
         alpha_initial_steps (`float`, *optional*, defaults to 0): steps for which α is held at its start, or their share
             of the run if below 1.
         alpha_target_steps (`float`, *optional*, defaults to 0): steps for which α is held at its end, or their share of
@@ -83,6 +84,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         ValueError: for an unknown schedule, argument or anchor, or a value out of range.
     """
 
+    alpha: float | None = None
     alpha_schedule_type: str | None = None
     alpha_schedule_kwargs: dict[str, Any] | str | None = None
     alpha_start: float | None = None
@@ -109,10 +111,10 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         for name in ("alpha_schedule_kwargs", "alpha_controller_kwargs"):
             value = getattr(self, name)
             setattr(self, name, with_numbers(parse_mapping(name, value) if isinstance(value, str) else value))
-        self._settle_schedule()
-        for name in ("alpha_start", "alpha_end"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("alpha", "alpha_start", "alpha_end"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be an α in [0, 1], got {getattr(self, name)}.")
+        self._settle_schedule()
         for name in ("alpha_update_steps", "alpha_update_lag"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -124,16 +126,35 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
 
     def _settle_schedule(self) -> None:
         """Fill in what is not given of the schedule. Who sets an end, a phase or a controller means α to move."""
+        if self.alpha is not None:
+            self._settle_constant(self.alpha)
         if self.alpha_schedule_type is None:
             moves = self.alpha_start, self.alpha_end, self.alpha_schedule_kwargs, self.alpha_controller
             is_still = all(value is None for value in moves) and not (
                 self.alpha_initial_steps or self.alpha_target_steps
             )
             self.alpha_schedule_type = "constant" if is_still else "linear"
-        if self.alpha_start is None:
-            self.alpha_start = 0.0
+        is_constant = self.alpha_schedule_type == "constant"
         if self.alpha_end is None:
-            self.alpha_end = DEFAULT_ALPHA if self.alpha_schedule_type == "constant" else 1.0
+            self.alpha_end = DEFAULT_ALPHA if is_constant else 1.0
+        if self.alpha_start is None:
+            self.alpha_start = self.alpha_end if is_constant else 0.0
+        if is_constant and self.alpha_start != self.alpha_end:
+            raise ValueError(
+                f"A constant α has no two ends, got `alpha_start` {self.alpha_start} and `alpha_end` {self.alpha_end}. "
+                "Set `alpha` alone, or another `alpha_schedule_type`."
+            )
+
+    def _settle_constant(self, alpha: float) -> None:
+        """Write a constant α into the fields of the schedule, and refuse what contradicts it."""
+        fields = {"alpha_schedule_type": "constant", "alpha_start": alpha, "alpha_end": alpha}
+        for name, value in {**fields, "alpha_initial_steps": 0.0, "alpha_target_steps": 0.0}.items():
+            given = getattr(self, name)
+            if given is not None and given != value:
+                raise ValueError(
+                    f"`alpha` ({alpha}) holds α constant, which `{name}` ({given}) contradicts. Leave one of them out."
+                )
+            setattr(self, name, value)
 
     def _check_anchor(self) -> None:
         if self.anchor is not None and self.anchor not in ANCHORS:
@@ -210,6 +231,7 @@ _FIELD_OF = {
     "alpha_schedule_type": "alpha_schedule_type",
     "start": "alpha_start",
     "end": "alpha_end",
+    "value": "alpha",
     "max_steps": "max_steps",
     "initial_steps": "alpha_initial_steps",
     "target_steps": "alpha_target_steps",

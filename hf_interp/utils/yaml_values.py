@@ -5,11 +5,63 @@ from typing import Any
 
 import yaml
 
+MAX_VALUES = 100_000
+"""Values of a document, counted as often as aliases repeat them: a few lines can stand for more than memory holds."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses keys that are given twice, of which the last would win."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.YAMLError(
+                        f"the key {key.value!r} is given twice, again in line {key.start_mark.line + 1}"
+                    )
+                seen.add((key.tag, key.value))
+        return node
+
+
+def load_yaml(text: str) -> Any:
+    """Return what a YAML document says, by safe loading.
+
+    Raises:
+        ValueError: for what is no YAML, has a key twice, or repeats itself by aliases beyond `MAX_VALUES` values.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > MAX_VALUES:
+            raise ValueError(f"it holds more than {MAX_VALUES} values, or repeats itself without end")
+        return loader.construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """Return how many values a node stands for; one that holds itself has no end."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        inner = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_size(part, known) for part in inner)
+    return known[id(node)]
+
 
 def parse_mapping(name: str, text: str) -> dict[str, Any]:
+    """Return the mapping that a text says, or refuse what is none."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = load_yaml(text)
+    except ValueError:
         value = text
     if not isinstance(value, dict):
         raise ValueError(f"`{name}` must be a mapping such as {{rate: 3.0}}, got {text!r}.")

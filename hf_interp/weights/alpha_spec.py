@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import yaml
-
 from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.yaml_values import load_yaml
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,8 @@ def parse_alpha(text: str) -> Alpha:
     except ValueError:
         pass
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
+        found = load_yaml(text)
+    except ValueError:
         found = None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(

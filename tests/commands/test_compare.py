@@ -13,6 +13,7 @@ from hf_interp.commands.compare import METHODS, compare, format_comparison
 from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.results import Comparison, load_comparison
 from hf_interp.selection.choice import AlphaSearch
+from hf_interp.tasks.recipe import with_alpha
 from hf_interp.train import run_recipe
 
 SEEDS = (0, 1)
@@ -81,7 +82,8 @@ def test_a_curve_holds_both_metrics_and_the_share(compared: Comparison) -> None:
 def test_a_row_is_the_run_of_its_recipe(
     compared: Comparison, settings: dict[str, Any], tmp_path: Path, method: str
 ) -> None:
-    alone = run_recipe({**settings, **METHODS[method], "seed": 1, "output_dir": str(tmp_path / "alone")})
+    own = {**METHODS[method], "seed": 1, "output_dir": str(tmp_path / "alone")}
+    alone = run_recipe(with_alpha(settings, own))
     row = rows(compared, method)[1]
     assert row["metrics"] == alone.final_metrics
     assert row["forgetting"] == alone.forgetting

@@ -303,7 +303,6 @@ def test_the_table_has_the_best_the_recipes_own_and_the_base(tuned: Tuning) -> N
         ({"alpha_target_steps": 10.0, "learning_rate": 1e-4}, "linear 0 → 1, phases 0 and 10, learning rate 0.0001"),
         ({"alpha_schedule_type": "exponential", "alpha_schedule_kwargs": {"rate": 3.0}}, "exponential 0 → 1, rate 3.0"),
         ({"alpha_schedule_type": "constant", "alpha_end": 0.25}, "constant 0.25"),
-        ({"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 0.5}}, "constant 0.5"),
         ({"alpha_schedule_type": "steps", "alpha_schedule_kwargs": {"values": [0, 1]}}, "steps"),
     ],
 )

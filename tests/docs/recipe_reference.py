@@ -26,8 +26,7 @@ label_names: [negative, positive]
 output_dir: out
 max_steps: 500
 learning_rate: 2e-5
-alpha_schedule_type: constant
-alpha_end: 0.5
+alpha: 0.5
 alpha_search: true
 corpora:
   general: {path: reviews.jsonl}

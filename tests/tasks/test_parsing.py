@@ -10,7 +10,7 @@ import pytest
 from transformers import Seq2SeqTrainingArguments
 
 from hf_interp.mixture.controllers import Guard
-from hf_interp.tasks.parsing import load_recipe, parse_recipe, parse_training_arguments, read_flags
+from hf_interp.tasks.parsing import lay_flags, load_recipe, parse_recipe, parse_training_arguments, read_flags
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.training.config import InterpolationConfig
 
@@ -32,8 +32,8 @@ def arguments(**values: Any) -> InterpolationConfig:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ("constant", 0.0, 0.5)),
-        ({"alpha_schedule_type": "constant"}, ("constant", 0.0, 0.5)),
+        ({}, ("constant", 0.5, 0.5)),
+        ({"alpha_schedule_type": "constant"}, ("constant", 0.5, 0.5)),
         ({"alpha_schedule_type": "cosine"}, ("cosine", 0.0, 1.0)),
         ({"alpha_start": 0.0}, ("linear", 0.0, 1.0)),
         ({"alpha_end": 0.75}, ("linear", 0.0, 0.75)),
@@ -398,10 +398,44 @@ def test_the_fields_build_the_schedule_they_describe() -> None:
     )
 
 
-def test_alpha_end_is_the_value_of_a_constant_schedule() -> None:
-    assert arguments(alpha_schedule_type="constant", alpha_end=0.3).build_alpha_schedule()(0.7) == 0.3
-    args = arguments(alpha_schedule_type="constant", alpha_end=0.3, alpha_schedule_kwargs={"value": 0.4})
-    assert args.build_alpha_schedule()(0.7) == 0.4
+def test_a_constant_alpha_has_one_field() -> None:
+    for args in (arguments(alpha=0.3), arguments(alpha_schedule_type="constant", alpha_end=0.3)):
+        assert args.build_alpha_schedule()(0.7) == 0.3
+        assert (args.alpha_schedule_type, args.alpha_start, args.alpha_end) == ("constant", 0.3, 0.3)
+        assert dataclasses.replace(args).build_alpha_schedule()(0.7) == 0.3
+    assert arguments().build_alpha_schedule()(0.7) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"alpha": 1.5}, r"`alpha` must be an α in \[0, 1\], got 1\.5"),
+        (
+            {"alpha": 0.5, "alpha_end": 0.75},
+            r"`alpha` \(0\.5\) holds α constant, which `alpha_end` \(0\.75\) contradicts",
+        ),
+        ({"alpha": 0.5, "alpha_start": 0.0}, r"which `alpha_start` \(0\.0\) contradicts\. Leave one of them out"),
+        ({"alpha": 0.5, "alpha_schedule_type": "linear"}, r"which `alpha_schedule_type` \(linear\) contradicts"),
+        ({"alpha": 0.5, "alpha_initial_steps": 2}, r"which `alpha_initial_steps` \(2\) contradicts"),
+        ({"alpha": 0.5, "alpha_schedule_kwargs": {"rate": 3.0}}, "The constant schedule takes value, got 'rate'"),
+        ({"alpha": 0.5, "alpha_schedule_kwargs": {"value": 1.0}}, "must not hold 'value'; set `alpha` instead"),
+        ({"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": 1.0}}, "set `alpha` instead"),
+        ({"alpha_schedule_type": "constant", "alpha_start": 0.2}, "`alpha_start` 0.2 and `alpha_end` 0.5. Set `alpha`"),
+    ],
+)
+def test_what_contradicts_a_constant_alpha_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        arguments(**fields)
+
+
+def test_a_flag_of_alpha_takes_the_place_of_what_the_recipe_says() -> None:
+    rise = {"alpha_schedule_type": "cosine", "alpha_start": 0.2, "alpha_end": 1.0, "max_steps": 4}
+    assert lay_flags(dict(rise), ["--alpha", "0.5"]) == {"alpha": 0.5, "max_steps": 4}
+    assert lay_flags({"alpha": 0.5}, ["--alpha_schedule_type", "linear", "--alpha_end", "0.75"]) == {
+        "alpha_schedule_type": "linear",
+        "alpha_end": 0.75,
+    }
+    assert lay_flags({"alpha": 0.5}, ["--alpha_end", "0.75"]) == {"alpha": 0.5, "alpha_end": 0.75}  # to be refused
 
 
 def test_the_fields_build_the_controller_they_describe() -> None:
@@ -472,6 +506,7 @@ def test_added_fields_have_help_and_documentation() -> None:
     host = {entry.name for entry in dataclasses.fields(Seq2SeqTrainingArguments)}
     added = [entry for entry in dataclasses.fields(InterpolationConfig) if entry.name not in host]
     assert [entry.name for entry in added] == [
+        "alpha",
         "alpha_schedule_type",
         "alpha_schedule_kwargs",
         "alpha_start",

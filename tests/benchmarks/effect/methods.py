@@ -45,7 +45,7 @@ class Method:
 
 def constant(value: float) -> dict[str, Any]:
     """A mixture that does not change."""
-    return {"alpha_schedule_type": "constant", "alpha_schedule_kwargs": {"value": value}}
+    return {"alpha": value}
 
 
 def proportional(num_general: int, num_domain: int, steps: int) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def mean_alpha(fields: Mapping[str, Any], steps: int) -> float:
     >>> round(mean_alpha({"alpha_schedule_type": "linear", "alpha_end": 0.9}, 200), 6)
     0.45
     """
-    named = {name: value for name, value in fields.items() if name.startswith("alpha_")}
+    named = {name: value for name, value in fields.items() if name.startswith("alpha")}
     schedule = InterpolationConfig(output_dir="unused", max_steps=steps, use_cpu=True, **named).build_alpha_schedule()
     return fmean(schedule(progress_of(step, steps)) for step in range(steps))
 
