@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hf_interp.utils.files import read_json
-from hf_interp.weights.matching import unwrap_names
+from hf_interp.weights.matching import TensorInfo
 
 
 class CheckpointKey(NamedTuple):
@@ -139,20 +139,47 @@ def find_checkpoint_keys(model: Any, names: Collection[str]) -> dict[str, Checkp
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     prefix, own = model.base_model_prefix, model.state_dict()
-    unwrapped = unwrap_names(names)
     places = {}
     # in the order of transformers, because some renamings depend on what came before
     for name in sorted(names, key=dot_natural_key):
-        plain = unwrapped[name]
-        target, converted = rename_source_key(plain, renamings, converters, prefix, own)
-        if target not in own and plain in own:
-            target, converted = rename_source_key(plain, [], [], prefix, own)
+        target, converted = rename_source_key(name, renamings, converters, prefix, own)
+        if target not in own and name in own:
+            target, converted = rename_source_key(name, [], [], prefix, own)
         if converted is None:
             places[name] = CheckpointKey(target, target)
         else:
-            renamed, _ = rename_source_key(plain, renamings, [])
+            renamed, _ = rename_source_key(name, renamings, [])
             places[name] = CheckpointKey(_with_prefix_of(target, renamed, prefix), target)
     return {name: places[name] for name in names}
+
+
+def check_loads(model: Any, tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuse tensors that `from_pretrained` would not load, each and no other, into a model of this class.
+
+    Raises:
+        ValueError: naming a tensor that is missing, unexpected or of another shape.
+    """
+    from transformers.utils import logging
+
+    state = {name: torch.empty(info.shape, dtype=info.dtype, device="meta") for name, info in tensors.items()}
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "device_map": "meta"}
+    verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # its table says in many lines what is said below in one
+    logging.disable_progress_bar()
+    try:
+        _, found = type(model).from_pretrained(None, config=model.config, state_dict=state, **options)
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_progress:
+            logging.enable_progress_bar()
+    faults = [f"{name!r} would be missing" for name in sorted(found["missing_keys"])]
+    faults += [f"{name!r} has no place in it" for name in sorted(found["unexpected_keys"])]
+    faults += [f"{name!r} is {tuple(one)} and not {tuple(other)}" for name, one, other in found["mismatched_keys"]]
+    if faults:
+        raise ValueError(
+            f"`finetuned_dir` must hold the tensors of a {type(model).__name__}, as its configuration says, but "
+            f"{faults[0]}. Load it with the code that trained it, and save it with `save_pretrained`."
+        )
 
 
 def is_tied(folder: Path, default: bool) -> bool:

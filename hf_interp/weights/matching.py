@@ -173,7 +173,7 @@ def unwrap_names(names: Iterable[str]) -> dict[str, str]:
     """
     names = list(names)
     wrapped = all(name.startswith("module.") for name in names)
-    return {name: (name.removeprefix("module.") if wrapped else name).replace("_orig_mod.", "") for name in names}
+    return {name: _WRAPPERS.sub("", name.removeprefix("module.") if wrapped else name) for name in names}
 
 
 _Verdict = tuple[Action, str, int | None]
@@ -199,6 +199,7 @@ def _decide_one(name: str, info: TensorInfo, base: TensorInfo, vocabulary: set[t
     return None
 
 
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _POSITION_TABLES = re.compile(r"(^|\.)(inv_freq|rotary_emb\.\w+|(cos|sin)_cached|masked_bias|sinusoid_table)$")
 _HEADS = re.compile(r"(^|\.)(classifier|score|qa_outputs|cls|classification_head|head|heads|out_proj|pre_classifier)\.")
 EMBEDDINGS = re.compile(

@@ -20,6 +20,7 @@ from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
 from hf_interp.weights.checkpoint_names import (
     Pairing,
+    check_loads,
     common_tokens_differ,
     empty_model,
     has_tokenizer,
@@ -137,12 +138,16 @@ class _Request(NamedTuple):
 def _merge(request: _Request) -> InterpolationReport:
     base = find_tensors(request.base, "base_dir")
     runs = [find_tensors(run, "finetuned_dir") for run in request.runs]
-    notes: list[str] = []
-    pairing = _pair(request, base, runs[0], notes)
+    model, notes = None, []
+    try:
+        model = empty_model(request.runs[0], trust_remote_code=request.trust_remote_code)
+    except ValueError as error:
+        notes.append(f"names were matched by themselves: {error}")
+    pairing = _pair(model, request.base, base, runs[0])
     if not pairing.same_layout:
-        return _merge_in_memory(request, base, runs)
+        return _merge_in_memory(request, type(model), base, runs)
     finetuned = {name: stored for name, stored in runs[0].items() if name not in pairing.ties}
-    inputs = Inputs(base, [finetuned, *_align(request, runs, finetuned, notes)])
+    inputs = Inputs(base, [finetuned, *_align(model, request, runs, finetuned)])
     decisions = decide(
         infos({name: stored for name, stored in base.items() if name not in pairing.stood_for}),
         infos(finetuned),
@@ -156,6 +161,8 @@ def _merge(request: _Request) -> InterpolationReport:
         name: info._replace(dtype=request.dtype) if request.dtype and info.dtype.is_floating_point else info
         for name, info in infos(finetuned).items()
     }
+    if model is not None:
+        check_loads(model, results)
     _check_space(request, sum(num_bytes(info) for info in results.values()))
     ties = [TensorDecision(name=name, action="tied", reason=f"to {kept}") for name, kept in pairing.ties.items()]
     with new_folder(request.output) as folder:
@@ -166,12 +173,9 @@ def _merge(request: _Request) -> InterpolationReport:
     return report
 
 
-def _pair(request: _Request, base: Mapping[str, Stored], finetuned: Mapping[str, Stored], notes: list[str]) -> Pairing:
+def _pair(model: Any, base_dir: Path, base: Mapping[str, Stored], finetuned: Mapping[str, Stored]) -> Pairing:
     """Match names, through M_θ's class where it can be built."""
-    try:
-        model = empty_model(request.runs[0], trust_remote_code=request.trust_remote_code)
-    except ValueError as error:
-        notes.append(f"names were matched by themselves: {error}")
+    if model is None:
         shared = _shared_storage(finetuned)
         names = match_names(base, [name for name in finetuned if name not in shared])
         return Pairing(names, shared, [])
@@ -179,7 +183,7 @@ def _pair(request: _Request, base: Mapping[str, Stored], finetuned: Mapping[str,
         model,
         base,
         finetuned,
-        base_is_tied=is_tied(request.base, default=bool(getattr(model.config, "tie_word_embeddings", False))),
+        base_is_tied=is_tied(base_dir, default=bool(getattr(model.config, "tie_word_embeddings", False))),
         same_in_base=lambda first, second: are_equal(base[first], base[second]),
         same_in_finetuned=lambda first, second: are_equal(finetuned[first], finetuned[second]),
     )
@@ -198,12 +202,12 @@ def _shared_storage(tensors: Mapping[str, Stored]) -> dict[str, str]:
 
 
 def _align(
-    request: _Request, runs: Sequence[Mapping[str, Stored]], finetuned: Mapping[str, Stored], notes: list[str]
+    model: Any, request: _Request, runs: Sequence[Mapping[str, Stored]], finetuned: Mapping[str, Stored]
 ) -> list[dict[str, Stored]]:
     """Return the further runs of a soup by the first's names; they must have the same tensors."""
     aligned = []
     for folder, run in zip(request.runs[1:], runs[1:], strict=True):
-        pairing = _pair(request._replace(base=folder), run, runs[0], notes)
+        pairing = _pair(model, folder, run, runs[0])
         found = {name: run[other] for name, other in pairing.base_names.items() if name in finetuned}
         for name, stored in finetuned.items():
             shape = found[name].info.shape if name in found else None
@@ -287,7 +291,7 @@ def _finish(request: _Request, folder: Path, report: InterpolationReport) -> Non
 
 
 def _merge_in_memory(
-    request: _Request, base: Mapping[str, Stored], runs: Sequence[Mapping[str, Stored]]
+    request: _Request, model_class: Any, base: Mapping[str, Stored], runs: Sequence[Mapping[str, Stored]]
 ) -> InterpolationReport:
     """Interpolate models whose checkpoints hold different tensors: transformers converts both when it loads them."""
     if len(runs) > 1:
@@ -301,7 +305,6 @@ def _merge_in_memory(
         f"takes {sum(sizes) / 1e9:.1f} GB of memory. Load and save one with the transformers that saved the other."
     )
     _check_space(request, sizes[1])
-    model_class = type(empty_model(request.runs[0], trust_remote_code=request.trust_remote_code))
     options = {"dtype": "auto", "local_files_only": True, "trust_remote_code": request.trust_remote_code}
     model = model_class.from_pretrained(request.runs[0], **options)
     source, loaded = model_class.from_pretrained(request.base, output_loading_info=True, **options)

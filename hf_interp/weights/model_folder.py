@@ -146,6 +146,6 @@ def open_base(
         one.path: safe_open(one.path, framework="pt") for one in stored.values() if one.tensor is None
     }
     return {
-        places[name].name: files[one.path].get_tensor(name) if one.tensor is None else one.tensor
+        places[name].name: files[one.path].get_tensor(one.key) if one.tensor is None else one.tensor
         for name, one in stored.items()
     }

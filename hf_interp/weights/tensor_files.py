@@ -21,7 +21,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from hf_interp.utils.files import read_json
-from hf_interp.weights.matching import TensorInfo, is_float
+from hf_interp.weights.matching import TensorInfo, is_float, unwrap_names
 
 SAFE_NAME, SAFE_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 TORCH_NAME, TORCH_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -56,6 +56,8 @@ class Stored(NamedTuple):
     """Its first byte; of no meaning if `tensor` is given."""
     tensor: torch.Tensor | None = None
     """The tensor in a file that torch has saved, mapped into memory."""
+    key: str = ""
+    """Its name in a file of safetensors."""
 
     @property
     def numel(self) -> int:
@@ -64,7 +66,7 @@ class Stored(NamedTuple):
 
 
 def find_tensors(folder: Path, argument: str) -> dict[str, Stored]:
-    """Return the tensors of a checkpoint, by name, from headers alone.
+    """Return the tensors of a checkpoint from headers alone, by name without what wrappers of the model add to it.
 
     Files of torch are read with `weights_only=True`, which runs no code in them, and mapped into memory.
 
@@ -92,7 +94,10 @@ def find_tensors(folder: Path, argument: str) -> dict[str, Stored]:
             )
     if not tensors:
         raise ValueError(f"`{argument}` must hold weights, but {files[0].name!r} in {str(folder)!r} is empty.")
-    return tensors
+    plain = unwrap_names(tensors)
+    if len(set(plain.values())) < len(plain):
+        raise ValueError(f"`{argument}` must hold each tensor once, but wrappers alone tell some names apart.")
+    return {plain[name]: stored for name, stored in tensors.items()}
 
 
 def infos(tensors: Mapping[str, Stored]) -> dict[str, TensorInfo]:
@@ -237,7 +242,10 @@ def _read_header(path: Path) -> dict[str, Stored]:
     _check_types(path, {entry["dtype"] for entry in header.values()} - DTYPES.keys())
     return {
         name: Stored(
-            TensorInfo(tuple(entry["shape"]), DTYPES[entry["dtype"]]), path, 8 + length + entry["data_offsets"][0]
+            TensorInfo(tuple(entry["shape"]), DTYPES[entry["dtype"]]),
+            path,
+            8 + length + entry["data_offsets"][0],
+            key=name,
         )
         for name, entry in header.items()
     }

@@ -267,8 +267,7 @@ def test_old_names_and_wrappers_match(tmp_path: Path) -> None:
     save_file(new, tmp_path / "tuned" / "model.safetensors")
     report = interpolate_checkpoints(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", 0.3)
     expected = interpolate_weights(base, finetuned, 0.3)
-    wanted = {f"_orig_mod.{name}": tensor for name, tensor in expected.result.state_dict().items()}
-    assert same_weights(load_tensors(tmp_path / "out"), {name: wanted[name] for name in new})
+    assert same_weights(load_tensors(tmp_path / "out"), expected.result.state_dict())
     assert len(report.names("interpolated")) == len(expected.report.names("interpolated"))
 
 
@@ -279,6 +278,47 @@ def test_without_a_class_names_match_by_themselves(tmp_path: Path) -> None:
     report = interpolate_checkpoints(*folders, tmp_path / "out", 0.5)
     assert load_tensors(tmp_path / "out")["own.encoder.layer.0.weight"].tolist() == [0.5] * 3
     assert any(note.startswith("names were matched by themselves: the class of the model") for note in report.notes)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module."])
+def test_what_wrappers_add_to_names_is_not_written(tmp_path: Path, wrapper: str) -> None:
+    base, finetuned = (model_of(LlamaForCausalLM, LLAMA, seed) for seed in (0, 1))
+    for model, name in ((base, "base"), (finetuned, "tuned")):
+        tensors = load_tensors(save(model, tmp_path / name))
+        wrapped = {wrapper + key: tensor for key, tensor in tensors.items()}
+        save_file(wrapped, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    interpolate_checkpoints(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", 0.3)
+    found, loading = LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(loading.values())
+    before, after = base.state_dict(), finetuned.state_dict()
+    assert same_weights(found.state_dict(), {name: torch.lerp(before[name], after[name], 0.3) for name in before})
+
+
+def rename_head(tensors: Tensors) -> Tensors:
+    return {name.replace("lm_head", "own_head"): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (rename_head, "but 'lm_head.weight' would be missing"),
+        (lambda tensors: tensors | {"own.weight": torch.ones(1)}, "but 'own.weight' has no place in it"),
+        (
+            lambda tensors: tensors | {"lm_head.weight": torch.ones(61, 16)},
+            r"but 'lm_head.weight' is \(61, 16\) and not \(60, 16\)",
+        ),
+    ],
+    ids=["missing", "unexpected", "of another shape"],
+)
+def test_a_result_that_would_not_load_is_not_written(
+    tmp_path: Path, damage: Callable[[Tensors], Tensors], message: str
+) -> None:
+    for seed, name in enumerate(("base", "tuned")):
+        folder = save(model_of(LlamaForCausalLM, LLAMA, seed), tmp_path / name)
+        save_file(damage(load_tensors(folder)), folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"`finetuned_dir` must hold the tensors of a LlamaForCausalLM.*{message}"):
+        interpolate_checkpoints(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", 0.3)
+    assert_nothing_left(tmp_path)
 
 
 @pytest.mark.parametrize("stored", ["equal names", "M_θ under both names", "M₀ under both names", "files of torch"])
