@@ -5,6 +5,7 @@ nobody but its own server, which listens on this machine alone unless it is aske
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 from hf_interp.app.answers import AnswerView, CurveView
@@ -16,18 +17,6 @@ from hf_interp.reporting.card import escape
 LOOPBACK = "127.0.0.1"
 NUM_ROWS = 5
 """Choices at each place in what the API gives."""
-STYLE = """
-.gradio-container { width: 100% !important; max-width: 72rem !important; margin: 0 auto !important; }
-.gradio-container { --body-text-color-subdued: #4d5660; --block-label-text-color: #4d5660;
-  --block-title-text-color: #1b1f23; }
-.dark .gradio-container, .gradio-container.dark { --body-text-color-subdued: #aab2ba; --block-label-text-color: #aab2ba;
-  --block-title-text-color: #e6e8ea; }
-#ask { background: #4f46e5; }
-.answer h2 { font-size: 1.2rem !important; overflow-wrap: anywhere; }
-.slider-examples td, .slider-examples th { white-space: normal !important; text-align: left !important; }
-footer { display: none !important; }
-"""
-"""Contrasts of at least 4.5 to 1 on the page in both themes, and a width that can be read."""
 
 
 def serve_source(
@@ -66,7 +55,7 @@ def launch_page(
         theme=gradio.themes.Base(
             primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ),
-        css=STYLE,
+        css_paths=Path(__file__).with_name("page.css"),
         footer_links=[],
         quiet=True,
         ssr_mode=False,

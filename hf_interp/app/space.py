@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import asdict
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Template
 
 from hf_interp.app.examples import Source
 from hf_interp.reporting.card import is_hub_id
@@ -18,20 +20,7 @@ FIELDS = ("label_names", "problem_type", "max_length", "source_prefix", "source_
 PACKAGES = ("gradio", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 """Packages that are pinned beside hf_interp, which brings the rest."""
 
-APP = '''"""The α slider, written by `hf-interp app --space`."""
-
-import os
-from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait are slow on a busy machine
-
-from hf_interp.app.examples import find_source  # noqa: E402
-from hf_interp.app.page import serve_source  # noqa: E402
-
-os.chdir(Path(__file__).parent)
-source = find_source({source})
-serve_source(source, host=None, {options})
-'''
+APP = resources.files("hf_interp.app").joinpath("space.py.jinja")
 README = """A slider for the α of M_α = α·M_θ + (1 − α)·M₀: the pretrained model M₀, the fine-tuned model M_θ and every
 model between them answer a text side by side. `app.py` says which models.
 """
@@ -77,7 +66,9 @@ def write_space(
             page["examples"] = EXAMPLES_NAME
             lines = [json.dumps(asdict(example), ensure_ascii=False) for example in source.examples]
             (folder / EXAMPLES_NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        app = APP.format(source=_keywords(page), options=_keywords({"max_new_tokens": max_new_tokens, "chats": chats}))
+        app = Template(APP.read_text(encoding="utf-8"), keep_trailing_newline=True).render(
+            source=_keywords(page), options=_keywords({"max_new_tokens": max_new_tokens, "chats": chats})
+        )
         (folder / "app.py").write_text(app, encoding="utf-8")
         # without what names a build (2.13.0+cpu)
         pins = {"hf_interp[app]": "hf_interp"} | {name: name for name in PACKAGES}

@@ -145,14 +145,24 @@ def draw_svg(chart: Chart, key: str) -> str:
 
 
 def _draw(axes: Axes, chart: Chart) -> None:
-    for series in chart.series:
-        if series.points:
-            _draw_series(axes, series)
+    shown = [series for series in chart.series if series.points]
+    axes.set(xscale="log" if chart.logarithmic[0] else "linear", yscale="log" if chart.logarithmic[1] else "linear")
+    for series in shown:
+        _draw_line(axes, series)
     for name, low, high in chart.spans:
         axes.axvspan(low, high, color=NEUTRAL, alpha=0.18, linewidth=0, label=name)
     for name, x, style in chart.lines:
         axes.axvline(x, color=NEUTRAL, linewidth=1.3, linestyle=style, label=name)
-    _set_limits(axes, chart)
+    # the axes hold all points and bands, but not all bars, which hide the rest where there are few seeds
+    axes.margins(0.08)
+    axes.autoscale_view()
+    axes.autoscale(False)
+    if chart.y_limits is not None:
+        axes.set_ylim(*chart.y_limits)
+    for series in shown:
+        _draw_bars(axes, series)
+    axes.xaxis.set_inverted(chart.turned[0])
+    axes.yaxis.set_inverted(chart.turned[1])
     _set_ticks(axes, chart)
     # names may hold a $, which is no mathematics
     axes.set_xlabel(chart.x_name, parse_math=False)
@@ -166,47 +176,24 @@ def _draw(axes: Axes, chart: Chart) -> None:
     _write_notes(axes, chart)
 
 
-def _draw_series(axes: Axes, series: Series) -> None:
+def _draw_line(axes: Axes, series: Series) -> None:
     style: dict[str, Any] = {"linestyle": "", "linewidth": 1.6, "markersize": 5, "markeredgewidth": 0} | series.style
     if series.is_joined and len(series.points) > FEW:
         style["marker"] = ""
     x, y = zip(*series.points, strict=True)
     axes.plot(x, y, label=series.label if series.in_legend else "_", **style)
-    look: dict[str, Any] = {"color": style["color"], "label": "_"}
-    if series.low is not None and series.high is not None:
-        if series.is_joined:
-            axes.fill_between(x, series.low, series.high, alpha=0.18, linewidth=0, **look)
-        else:
-            axes.vlines(x, series.low, series.high, linewidth=1.2, **look)
+    if series.is_joined and series.low is not None and series.high is not None:
+        axes.fill_between(x, series.low, series.high, alpha=0.18, linewidth=0, color=style["color"], label="_")
+
+
+def _draw_bars(axes: Axes, series: Series) -> None:
+    x, y = zip(*series.points, strict=True)
+    look: dict[str, Any] = {"color": series.style["color"], "linewidth": 1.2, "label": "_"}
+    if not series.is_joined and series.low is not None and series.high is not None:
+        axes.vlines(x, series.low, series.high, **look)
     if series.x_errors is not None:
         errors = np.array(series.x_errors)
-        axes.hlines(y, x - errors, x + errors, linewidth=1.2, **look)
-
-
-def _set_limits(axes: Axes, chart: Chart) -> None:
-    """Make the axes hold all points and bands, but not all bars, which hide the rest where there are few seeds."""
-    points = [point for series in chart.series for point in series.points]
-    across = [x for x, _ in points] + [x for _, x, _ in chart.lines]
-    up = [y for _, y in points]
-    for series in chart.series:
-        if series.is_joined:
-            up += [*(series.low or []), *(series.high or [])]
-    wide_x, wide_y = chart.logarithmic
-    axes.set(xscale="log" if wide_x else "linear", yscale="log" if wide_y else "linear")
-    if points:
-        axes.set_xlim(*_padded(across, wide_x))
-        axes.set_ylim(*(chart.y_limits or _padded(up, wide_y)))
-    axes.xaxis.set_inverted(chart.turned[0])
-    axes.yaxis.set_inverted(chart.turned[1])
-
-
-def _padded(values: Sequence[float], is_logarithmic: bool) -> tuple[float, float]:
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    if is_logarithmic and low > 0:
-        margin = (high / low) ** 0.08
-        return low / margin, high * margin
-    margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - margin, high + margin
+        axes.hlines(y, x - errors, x + errors, **look)
 
 
 def _set_ticks(axes: Axes, chart: Chart) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from curves import alpha_curve
 
 from hf_interp.app.answers import MOST_LABELS, MOST_PLACES, AnswerView, CurveView
 from hf_interp.app.models import Answers
@@ -38,19 +39,7 @@ def shown(view: AnswerView, places: list[str], found: list[Outcome], alpha: floa
 
 
 def curve(metric: str = "accuracy", general: tuple[float | None, ...] = (0.75, 0.875, 0.25)) -> AlphaCurve:
-    values = {"domain": [0.5, 0.75, 0.625], "general": list(general)}
-    report = {side: {metric: {"values": each, "std_errors": [None] * 3}} for side, each in values.items()}
-    return AlphaCurve(
-        alphas=[0.0, 0.5, 1.0],
-        selection=report,
-        report=report,
-        metric=metric,
-        objective="best",
-        method="grid",
-        alpha=0.5,
-        best_alpha=0.5,
-        reason="It is the best.",
-    )
+    return alpha_curve({metric: [0.5, 0.75, 0.625]}, {metric: general})
 
 
 def test_every_model_has_its_labels(gradio: Any) -> None:

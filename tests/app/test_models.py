@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from architectures import make_model, make_tokenizer
+from architectures import make_model, make_tokenizer, moved
 from tokenizers import normalizers, processors
 
 from hf_interp.app.examples import Source
@@ -33,15 +33,6 @@ TASK_MODELS = {
     "seq2seq": ("t5", "SEQ_2_SEQ_LM"),
 }
 """Task → architecture, and PEFT's name of the task."""
-
-
-def moved(model: Any, size: float = 0.3, seed: int = 1) -> Any:
-    """The same model with other weights, as if it had been trained."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 def save(model: Any, folder: Path, tokenizer: Any = None) -> str:
@@ -247,7 +238,7 @@ def test_answers_of_the_ends_are_kept_for_the_last_texts(pair: Callable[[str], t
 
 def test_several_labels_and_numbers_are_read_as_such(tmp_path: Path) -> None:
     for problem, labels in (("multi_label_classification", 2), ("regression", 1)):
-        model = moved(make_model("bert", "SEQ_CLS", problem_type=problem), 0.1)
+        model = moved(make_model("bert", "SEQ_CLS", problem_type=problem), size=0.1)
         if labels == 1:
             model = transformers.BertForSequenceClassification(
                 transformers.BertConfig(**{**model.config.to_dict(), "id2label": {0: "LABEL_0"}, "label2id": {}})

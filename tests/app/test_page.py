@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
-from architectures import make_model, make_tokenizer
+from architectures import make_model, make_tokenizer, moved
 from browser import MEASURE, chromium, requested, set_screen
+from curves import alpha_curve
 
 from hf_interp import cli
 from hf_interp.app.models import MAX_CHARACTERS, AlphaSlider, describe_pair, open_slider
 from hf_interp.app.page import import_gradio
-from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.results import save_results
 from hf_interp.utils.files import write_json
 from hf_interp.utils.run_folder import CURVE_NAME, RESULTS_NAME
@@ -40,14 +39,6 @@ class Served(NamedTuple):
     slider: AlphaSlider
 
 
-def moved(model: Any, seed: int) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Folders of M₀ and M_θ, whose labels are hostile."""
@@ -59,22 +50,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         make_tokenizer().save_pretrained(folder / name)
         moved(model, 1)
     return str(folder / "base"), str(folder / "finetuned")
-
-
-def curve() -> AlphaCurve:
-    found = {"domain": [0.5, 0.75, 0.625], "general": [0.75, 0.875, 0.25]}
-    report = {side: {"accuracy": {"values": values, "std_errors": [None] * 3}} for side, values in found.items()}
-    return AlphaCurve(
-        alphas=[0.0, 0.5, 1.0],
-        selection=report,
-        report=report,
-        metric="accuracy",
-        objective="best",
-        method="grid",
-        alpha=0.5,
-        best_alpha=0.5,
-        reason="It is the best.",
-    )
 
 
 pytestmark = pytest.mark.slow  # browsers and servers start
@@ -150,7 +125,7 @@ def run(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path
     corpora = {"domain": {"path": "gone/domain.jsonl"}, "general": {"path": "gone/general.jsonl"}}
     recipe = {"model_name_or_path": pair[0], "label_names": LABELS, "corpora": corpora, "max_steps": 4}
     write_json(folder / RESULTS_NAME, {"recipe": recipe})
-    save_results(curve(), folder / CURVE_NAME)
+    save_results(alpha_curve({"accuracy": [0.5, 0.75, 0.625]}, {"accuracy": [0.75, 0.875, 0.25]}), folder / CURVE_NAME)
     return folder
 
 

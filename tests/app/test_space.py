@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from curves import alpha_curve
 from huggingface_hub import SpaceCard
 
 from hf_interp.app import page
@@ -25,19 +26,7 @@ def source(base: Path | str, finetuned: Path | str, **fields: Any) -> Source:
 
 
 def curve(folder: Path) -> AlphaCurve:
-    report = {side: {"loss": {"values": [1.0, 0.5], "std_errors": [None, None]}} for side in ("domain", "general")}
-    return AlphaCurve(
-        alphas=[0.0, 1.0],
-        selection=report,
-        report=report,
-        metric="loss",
-        objective="best",
-        method="grid",
-        alpha=1.0,
-        best_alpha=1.0,
-        reason="It is the best.",
-        base=str(folder),
-    )
+    return alpha_curve({"loss": [1.0, 0.5]}, {"loss": [1.0, 0.5]}, (0.0, 1.0), base=str(folder))
 
 
 def served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Source, dict[str, Any]]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from curves import alpha_curve, measured
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,27 +12,10 @@ from hf_interp.reporting.curve import AlphaCurve, format_curve, load_curve, pare
 from hf_interp.reporting.results import save_results
 
 
-def metrics(values: list[Any], errors: list[float | None] | None = None) -> dict[str, list[Any]]:
-    return {"values": values, "std_errors": errors or [None] * len(values)}
-
-
 def curve(**changes: Any) -> AlphaCurve:
-    report = {
-        "domain": {"accuracy": metrics([0.5, 0.8, 0.9], [0.02, 0.01, 0.01]), "loss": metrics([2.0, 1.0, 12.5])},
-        "general": {"accuracy": metrics([0.9, 0.88, 0.7], [0.01, 0.01, 0.02]), "loss": metrics([1.0, 1.1, 1.5])},
-    }
-    found: dict[str, Any] = {
-        "alphas": [0.0, 0.5, 1.0],
-        "selection": {"domain": {"accuracy": metrics([0.4, 0.7, 0.8])}, "general": {"accuracy": metrics([0.9] * 3)}},
-        "report": report,
-        "metric": "accuracy",
-        "objective": "mean",
-        "method": "grid",
-        "alpha": 0.5,
-        "best_alpha": 1.0,
-        "reason": "α = 0.5 is good.",
-    }
-    return AlphaCurve(**found | changes)
+    domain = {"accuracy": measured([0.5, 0.8, 0.9], [0.02, 0.01, 0.01]), "loss": [2.0, 1.0, 12.5]}
+    general = {"accuracy": measured([0.9, 0.88, 0.7], [0.01, 0.01, 0.02]), "loss": [1.0, 1.1, 1.5]}
+    return alpha_curve(domain, general, **{"best_alpha": 1.0, "reason": "α = 0.5 is good.", **changes})
 
 
 @pytest.mark.parametrize(
@@ -142,7 +126,7 @@ def test_a_table_of_all_that_was_found() -> None:
     ("changes", "header"),
     [
         ({"metric": "loss"}, "| α            | domain loss | general loss |"),
-        ({"report": {"domain": {"accuracy": metrics([0.5, 0.8, None])}}}, "| α            | domain accuracy |"),
+        ({"report": {"domain": {"accuracy": measured([0.5, 0.8, None])}}}, "| α            | domain accuracy |"),
     ],
 )
 def test_a_table_shows_what_there_is(changes: dict[str, Any], header: str) -> None:

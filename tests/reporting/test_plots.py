@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from curves import alpha_curve, measured
 from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 from matplotlib.figure import Figure
 
@@ -57,24 +58,9 @@ def curve(metric: str = "accuracy", **changes: Any) -> AlphaCurve:
         "domain": {"accuracy": [0.5, 0.8, 0.9, 0.85], "perplexity": [90.0, 8.0, 4.0, 5.0]},
         "general": {"accuracy": [0.9, 0.88, 0.8, 0.4], "perplexity": [9.0, 10.0, 20.0, 99.0]},
     }
-    report = {
-        side: {name: {"values": found, "std_errors": [0.01] * 4} for name, found in metrics.items()}
-        for side, metrics in values.items()
-    }
-    found: dict[str, Any] = {
-        "alphas": [0.0, 0.25, 0.5, 1.0],
-        "selection": report,
-        "report": report,
-        "metric": metric,
-        "objective": "mean",
-        "method": "grid",
-        "alpha": 0.5,
-        "best_alpha": 0.5,
-        "reason": "",
-        "knee": 0.25,
-        "confidence_interval": [0.25, 0.5],
-    }
-    return AlphaCurve(**found | changes)
+    sides = [{name: measured(found, 0.01) for name, found in metrics.items()} for metrics in values.values()]
+    found: dict[str, Any] = {"metric": metric, "reason": "", "knee": 0.25, "confidence_interval": [0.25, 0.5]}
+    return alpha_curve(*sides, **{"alphas": [0.0, 0.25, 0.5, 1.0], **found, **changes})
 
 
 def texts(figure: Figure, axes: int) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from browser import MEASURE, chromium, set_screen
+from curves import alpha_curve, measured
 
 from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.plan import MixturePlan
@@ -116,20 +117,8 @@ def results(
 
 def curve(shift: float = 0.0, error: float | None = 0.1, alphas: tuple[float, ...] = (0.0, 0.5, 1.0)) -> AlphaCurve:
     """Both sides have their best at the middle α."""
-    found = {"domain": [0.5, 0.75 + shift, 0.625], "general": [0.75, 0.875 + shift, 0.25]}
-    report = {side: {"accuracy": {"values": values, "std_errors": [error] * 3}} for side, values in found.items()}
-    return AlphaCurve(
-        alphas=list(alphas),
-        selection=report,
-        report=report,
-        metric="accuracy",
-        objective="best",
-        method="grid",
-        alpha=alphas[1],
-        best_alpha=alphas[1],
-        reason="It is the best.",
-        warnings=["Few examples."],
-    )
+    domain, general = measured([0.5, 0.75 + shift, 0.625], error), measured([0.75, 0.875 + shift, 0.25], error)
+    return alpha_curve({"accuracy": domain}, {"accuracy": general}, alphas, warnings=["Few examples."])
 
 
 def saved(folder: Path, found: RunResults | Comparison, over_alpha: AlphaCurve | None = None) -> Path:

@@ -225,40 +225,6 @@ def test_a_comparison_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert load_comparison(str(tmp_path / "comparison.json")) == comparison()
 
 
-def test_values_unknown_to_json_are_written_as_text(tmp_path: Path) -> None:
-    save_results(run_results(config={"output_dir": Path("runs") / "one"}), tmp_path / "results.json")
-    written = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert written["config"] == {"output_dir": os.path.join("runs", "one")}
-
-
-def test_a_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    for seed in (1, 2):
-        save_results(run_results(config={"seed": seed}), path)
-        assert load_run_results(path).config == {"seed": seed}
-    assert os.listdir(tmp_path) == ["results.json"]
-    assert path.stat().st_mode & 0o777 == 0o644
-
-
-def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    save_results(run_results(), path)
-    before = path.read_bytes()
-    with pytest.raises(TypeError, match="keys must be str"):
-        save_results(run_results(config={"first": "x" * 10**6, "then": {("a", "tuple"): 1}}), path)
-    with pytest.raises(TypeError, match="asdict"):
-        save_results({"no": "dataclass"}, path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["results.json"]
-
-
-def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "results.json" / "inside").mkdir(parents=True)
-    with pytest.raises(OSError, match=r"results\.json"):
-        save_results(run_results(), tmp_path / "results.json")
-    assert os.listdir(tmp_path) == ["results.json"]
-
-
 def test_versions_are_those_installed() -> None:
     found = installed_versions()
     assert found["python"] == platform.python_version()
