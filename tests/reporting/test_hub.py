@@ -79,7 +79,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(home: Path) -> Iterator[HubServer]:
-    with HubServer() as server, Client(server, home, "import hf_interp.cli, hf_interp.reporting.hub") as server.pusher:
+    with HubServer() as server, Client(server, home, "hf_interp.cli", "hf_interp.reporting.hub") as server.pusher:
         yield server
 
 
@@ -93,7 +93,7 @@ def hub(server: HubServer) -> HubServer:
 @pytest.fixture(scope="module")
 def client(server: HubServer, home: Path) -> Iterator[Client]:
     """A process for scripts that need torch."""
-    with Client(server, home, "import peft, hf_interp.train") as client:
+    with Client(server, home, "peft", "hf_interp.train") as client:
         yield client
 
 

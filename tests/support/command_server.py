@@ -1,9 +1,11 @@
-"""`hf-interp` as a command that begins at once: each is a fork of a process that has imported everything already.
+"""Commands that begin at once: each is a fork of a process that has imported everything already.
 
-`CommandServer` writes the command into a folder for the `PATH`. Run as a program, this file is that process.
+`CommandServer` writes `hf-interp` and `script`, which runs its first argument as Python, into a folder for the `PATH`.
+Run as a program, this file is that process.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import runpy
@@ -32,21 +34,26 @@ SECONDS = 0.02
 
 
 class CommandServer:
-    """The process behind the command `hf-interp` in a folder; use it in a `with` statement.
+    """The process behind the commands in a folder; use it in a `with` statement.
 
     Args:
-        folder: where the command is written.
+        folder: where the commands are written; its path is short, as it holds a socket.
         environment: of the process.
+        imports: the modules that it imports.
     """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], *imports: str) -> None:
         address = folder / "socket"
-        command = folder / "hf-interp"
-        command.write_text(COMMAND.format(python=sys.executable, address=str(address)), encoding="utf-8")
-        command.chmod(0o755)
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(address)], env=environment, stdout=subprocess.PIPE, text=True
-        )
+        for name in ("hf-interp", "script"):
+            (folder / name).write_text(COMMAND.format(python=sys.executable, address=str(address)), encoding="utf-8")
+            (folder / name).chmod(0o755)
+        command = [
+            sys.executable,
+            __file__,
+            str(address),
+            *(imports or ("hf_interp.commands.curve", "hf_interp.train")),
+        ]
+        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
 
@@ -58,11 +65,10 @@ class CommandServer:
             self._process.terminate()
 
 
-def serve(address: str) -> None:
+def serve(address: str, *imports: str) -> None:
     """Run what comes to a socket, each command in a fork, until this process is ended."""
-    import hf_interp.commands.curve
-    import hf_interp.train  # noqa: F401
-
+    for name in imports:
+        importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who look after commands are not waited for
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -99,7 +105,7 @@ def _look_after(client: socket.socket) -> None:
 
 
 def _run(task: Mapping[str, object], files: list[int]) -> None:
-    """Be `hf-interp` as it was typed, and end this process as it does."""
+    """Be the command as it was typed, and end this process as it does."""
     for target, file in enumerate(files):
         os.dup2(file, target)
     os.environ.clear()
@@ -110,7 +116,10 @@ def _run(task: Mapping[str, object], files: list[int]) -> None:
         setattr(sys, name, os.fdopen(number, mode, buffering=1, encoding="utf-8", closefd=False))
     status = 1
     try:
-        runpy.run_module("hf_interp.cli", run_name="__main__", alter_sys=False)
+        if Path(sys.argv[0]).name == "script":
+            exec(sys.argv.pop(1), {"__name__": "__main__"})
+        else:
+            runpy.run_module("hf_interp.cli", run_name="__main__", alter_sys=False)
         status = 0
     except SystemExit as ending:
         status = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
@@ -124,4 +133,4 @@ def _run(task: Mapping[str, object], files: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

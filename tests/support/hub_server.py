@@ -20,10 +20,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+from command_server import CommandServer
 
 LFS_PATTERNS = ("*.safetensors", "*.bin", "*.png", "*.model", "*.spm")
 LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "openrail", "other")
@@ -503,74 +505,40 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-SERVE = """
-import json, os, sys, traceback
-exec(sys.argv[1])
-for line in sys.stdin:
-    task = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for number, name in ((0, os.devnull), (1, task["out"]), (2, task["err"])):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        sys.argv, status = ["client", *task["arguments"]], 0
-        os.environ.clear()
-        os.environ.update(task["environment"])
-        try:
-            exec(task["script"], {"__name__": "__main__"})
-        except SystemExit as ended:
-            status = ended.code
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 class Client:
-    """A process that has the slow imports behind it, and runs scripts as clients of a hub, each in a fork of its own.
+    """Runs scripts as clients of a hub, each in a fork of a process that has the slow imports behind it.
 
     Args:
         hub: the hub.
         home: the folder in which it runs, and its home.
-        imports: what to import beforehand.
+        imports: the modules that are imported beforehand.
     """
 
-    def __init__(self, hub: HubServer, home: Path, imports: str) -> None:
+    def __init__(self, hub: HubServer, home: Path, *imports: str) -> None:
         self.hub, self.home = hub, home
         places = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._path = os.pathsep.join(places)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, imports],
-            env=hub.environment(home, PYTHONPATH=self._path),
-            cwd=home,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._commands = contextlib.ExitStack()
+        self._folder = Path(self._commands.enter_context(TemporaryDirectory()))
+        environment = hub.environment(home, PYTHONPATH=self._path)
+        self._commands.enter_context(CommandServer(self._folder, environment, *imports))
 
     def __enter__(self) -> "Client":
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._process as process:
-            assert process.stdin is not None
-            process.stdin.close()
+        self._commands.close()
 
     def run(self, script: str, *arguments: str, **environment: Any) -> subprocess.CompletedProcess[str]:
         """Run a script with `sys.argv[1:]`; what is read of the environment by an import cannot differ any more."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        out, err = self.home / ".client.out", self.home / ".client.err"
-        environment = self.hub.environment(self.home, PYTHONPATH=self._path, **environment)
-        task = {"script": script, "arguments": arguments, "environment": environment}
-        task |= {"out": str(out), "err": str(err)}
-        self._process.stdin.write(f"{json.dumps(task)}\n")
-        self._process.stdin.flush()
-        status = int(self._process.stdout.readline())
-        return subprocess.CompletedProcess(arguments, status, out.read_text("utf-8"), err.read_text("utf-8"))
+        return subprocess.run(
+            [self._folder / "script", script, *arguments],
+            env=self.hub.environment(self.home, PYTHONPATH=self._path, **environment),
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
 def run_client(hub: HubServer, home: Path, *arguments: str, **environment: Any) -> subprocess.CompletedProcess[str]:

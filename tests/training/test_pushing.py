@@ -68,7 +68,7 @@ def client(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A process that has imported the trainers."""
     home = tmp_path_factory.mktemp("people") / "jane"
     home.mkdir()
-    with Client(server, home, "import peft, toys") as client:
+    with Client(server, home, "peft", "toys") as client:
         yield client
 
 
