@@ -30,10 +30,6 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def tier(path: Path) -> list[pytest.MarkDecorator]:
-    return [] if name_of(path) in QUICK else [pytest.mark.slow]
-
-
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
     with HubServer() as hub:

@@ -19,10 +19,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from toys import bert_shape, word_tokenizer
 from transformers import (
     AutoTokenizer,
-    BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
@@ -64,13 +63,10 @@ TEMPLATE = (
 )
 
 
-def tokenizer(special: Sequence[str], **kwargs: Any) -> PreTrainedTokenizerFast:
-    """Words of the toy language; `special` come first."""
+def tokenizer(**fields: Any) -> PreTrainedTokenizerFast:
+    """Words of the toy language, after the marks of a chat."""
     texts = [*REQUESTS, *ANSWERS.values(), *TORN, "user assistant system to agent speak an yes"]
-    words = dict.fromkeys([*special, *(word for text in texts for word in text.split())])
-    toy = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    toy.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=toy, unk_token="[UNK]", pad_token="[PAD]", **kwargs)
+    return word_tokenizer(["<|im_start|>", "<|im_end|>", *(word for text in texts for word in text.split())], **fields)
 
 
 def train(model: torch.nn.Module, batch: dict[str, torch.Tensor], steps: int) -> None:
@@ -88,22 +84,10 @@ def train(model: torch.nn.Module, batch: dict[str, torch.Tensor], steps: int) ->
 def intent_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An intent model that knows three intents and is torn over `TORN`."""
     folder = tmp_path_factory.mktemp("intent")
-    words = tokenizer(["[PAD]", "[UNK]"], model_max_length=32)
+    words = tokenizer(model_max_length=32)
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     set_seed(0)
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=32,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            id2label=dict(enumerate(LABELS)),
-            label2id={label: index for index, label in enumerate(LABELS)},
-        )
-    )
+    model = BertForSequenceClassification(bert_shape(len(words), 32, LABELS, **no_dropout))
     texts = [*REQUESTS, *TORN, *TORN]
     labels = [LABELS.index(label) for label in REQUESTS.values()] + [0, 1]
     train(model, {**words(texts, padding=True, return_tensors="pt"), "labels": torch.tensor(labels)}, steps=80)
@@ -116,12 +100,7 @@ def intent_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def response_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A response model that knows two answers by heart, with a context of 64 tokens."""
     folder = tmp_path_factory.mktemp("response")
-    words = tokenizer(
-        ["[PAD]", "[UNK]", "<|im_start|>", "<|im_end|>"],
-        model_max_length=64,
-        eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>"],
-    )
+    words = tokenizer(model_max_length=64, eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"])
     words.chat_template = TEMPLATE
     set_seed(0)
     model = LlamaForCausalLM(

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast, set_seed
+from toys import bert_shape, word_tokenizer
+from transformers import BertForSequenceClassification, BertModel, set_seed
 
 from hf_interp.tasks.parsing import load_recipe
 from hf_interp.train import run_recipe
@@ -46,7 +46,6 @@ from streams import BadLine, Item  # noqa: E402
 
 LABELS = ["negative", "neutral", "positive"]
 WORDS = [f"w{number}" for number in range(60)]
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 
 ATOM = (
     """<?xml version="1.0" encoding="utf-8"?><feed xmlns="http://www.w3.org/2005/Atom"><title>News</title>{}</feed>"""
@@ -56,21 +55,9 @@ ENTRY = "<entry><id>{0}</id><title>{1}</title><updated>2024-05-0{2}T08:00:00Z</u
 
 def write_classifier(folder: Path, *, head: bool = True) -> Path:
     """An untrained BERT of three labels over `WORDS`; its weights are so large that its labels differ."""
-    words = [*SPECIAL.values(), *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=16,
-        initializer_range=1.0,
-        id2label=dict(enumerate(LABELS)),
-        label2id={label: index for index, label in enumerate(LABELS)},
-    )
+    tokenizer = word_tokenizer(WORDS)
+    tokenizer.save_pretrained(folder)
+    config = bert_shape(len(tokenizer), 16, LABELS, initializer_range=1.0)
     set_seed(3)
     (BertForSequenceClassification if head else BertModel)(config).save_pretrained(folder)
     return folder

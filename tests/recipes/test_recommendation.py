@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast, set_seed
+from toys import bert_shape, word_tokenizer
+from transformers import BertForSequenceClassification, BertModel, set_seed
 
 from hf_interp.tasks.parsing import load_recipe
 from hf_interp.train import run_recipe
@@ -22,7 +22,6 @@ import pairs  # noqa: E402
 import rank  # noqa: E402
 
 WORDS = [f"w{number}" for number in range(40)]
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 INPUT = (
     'User Preference: "Alien (1979)", "Fargo (1996)"\nUser Unpreference: "Evita (1996)"\n'
     'Whether the user will like the target movie "Get Shorty (1995)"?'
@@ -31,28 +30,9 @@ INPUT = (
 
 def write_ranker(folder: Path, *, head: bool = True, labels: tuple[str, ...] = ("dislike", "like")) -> Path:
     """An untrained BERT over `WORDS` that tells a history from a candidate; its weights are large."""
-    words = [*SPECIAL.values(), *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", words.index("[CLS]")), ("[SEP]", words.index("[SEP]"))],
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_input_names=["input_ids", "token_type_ids", "attention_mask"], **SPECIAL
-    ).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=24,
-        initializer_range=1.0,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-    )
+    tokenizer = word_tokenizer(WORDS, marks_pairs=True)
+    tokenizer.save_pretrained(folder)
+    config = bert_shape(len(tokenizer), 24, labels, initializer_range=1.0)
     set_seed(5)
     (BertForSequenceClassification if head else BertModel)(config).save_pretrained(folder)
     return folder

@@ -1,11 +1,12 @@
 """Small things that several test files build: integer corpora, a tiny model, a trainer that notes what it reads."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -35,18 +36,38 @@ def mixture(general: int = 40, domain: int = 12) -> dict[str, datasets.Dataset]:
 def tiny_model(dropout: float = 0.1) -> BertForSequenceClassification:
     """A BERT of one layer that sees 2,000 numbers; always with the same weights."""
     set_seed(7)
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=2000,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=16,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-        )
-    )
+    shape = bert_shape(2000, 16, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    return BertForSequenceClassification(shape)
+
+
+def bert_shape(vocabulary: int, length: int, labels: Sequence[str] = (), **fields: Any) -> BertConfig:
+    """The shape of a BERT of one layer, of 16 dimensions and two heads."""
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    named = {**sizes, **(names if labels else {}), **fields}
+    return BertConfig(vocab_size=vocabulary, max_position_embeddings=length, **named)
+
+
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+
+
+def word_tokenizer(words: Iterable[str], *, marks_pairs: bool = False, **fields: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer of words between spaces, after the special tokens among `fields`; else those of BERT are `SPECIAL`.
+
+    Args:
+        words: the vocabulary.
+        marks_pairs: put [CLS] and [SEP] around texts, and tell the second of two by its token type.
+        fields: of the tokenizer.
+    """
+    fields = {**SPECIAL, **fields}
+    vocabulary = {word: place for place, word in enumerate(dict.fromkeys([*SPECIAL.values(), *words]))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if marks_pairs:
+        ends = [("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+        tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
+        fields["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **fields)
 
 
 def number_tokenizer() -> PreTrainedTokenizerFast:
