@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -261,36 +262,38 @@ def write_scores(table: Path, scores: dict[float, tuple[float, float]], *, seed:
         Store(table).add({**vars(key), "validation": {"domain": domain, "general": general}})
 
 
-def test_a_run_leaves_the_queue_when_its_results_are_there(tmp_path: Path) -> None:
-    queue = run.Queue(run.parse([*results_flags(tmp_path), *INTENTS, "--seeds", "0", "1"]))
-    first = [queue.next() for _ in range(5)]
-    assert [found and (found.method, found.learning_rate) for found in first] == [
+def test_a_search_goes_on_with_what_has_been_found(tmp_path: Path) -> None:
+    queue = run.runs_to_do(run.parse([*results_flags(tmp_path), *INTENTS, "--seeds", "0", "1"]))
+    assert [(found.method, found.learning_rate) for found in islice(queue, 4)] == [
         ("base", 0.0),
         ("domain", 2e-4),
         ("domain", 5e-4),
         ("domain", 1.2e-3),
-        None,  # which rate is the best, and whether one beyond is to be tried, is not known yet
     ]
     write_scores(tmp_path / "effect.tsv", {2e-4: (0.5, 0.5), 5e-4: (0.5, 0.25), 1.2e-3: (0.75, 0.0)})
-    lower = queue.next()
-    assert lower is not None
+    lower = next(queue)
     assert (lower.learning_rate, lower.seed) == (8e-5, 0)
-    assert queue.next() is None
     write_scores(tmp_path / "effect.tsv", {8e-5: (0.25, 0.5)})
-    chosen = queue.next()
-    assert chosen is not None
+    chosen = next(queue)
     assert (chosen.learning_rate, chosen.seed) == (2e-4, 1)
     write_scores(tmp_path / "effect.tsv", {2e-4: (0.5, 0.5)}, seed=1)
-    assert queue.next() is None
-    assert [planned.method for planned in queue.waiting] == ["base"]  # which was handed out, and has no results
+    assert list(queue) == []
+    again = run.runs_to_do(run.parse([*results_flags(tmp_path), *INTENTS, "--seeds", "0", "1"]))
+    assert [found.method for found in again] == ["base"]  # which was handed out, and has no results
+
+
+def test_what_hangs_on_a_run_that_failed_is_passed_over(tmp_path: Path) -> None:
+    queue = run.runs_to_do(run.parse([*results_flags(tmp_path), *INTENTS, "--seeds", "0", "1"]))
+    assert [(found.method, found.learning_rate, found.seed) for found in queue] == [
+        ("base", 0.0, 0),
+        *(("domain", rate, 0) for rate in (2e-4, 5e-4, 1.2e-3)),
+    ]
 
 
 def test_a_rate_for_the_domain_is_chosen_by_its_validation_set_alone(tmp_path: Path) -> None:
     write_scores(tmp_path / "effect.tsv", {2e-4: (0.5, 0.5), 5e-4: (0.625, 0.25), 1.2e-3: (0.5, 0.0)})
-    queue = run.Queue(run.parse([*results_flags(tmp_path), *INTENTS, "--seeds", "1", "--sides", "domain"]))
-    queue.next()
-    chosen = queue.next()
-    assert chosen is not None
+    queue = run.runs_to_do(run.parse([*results_flags(tmp_path), *INTENTS, "--seeds", "1", "--sides", "domain"]))
+    _, chosen = queue
     assert (chosen.learning_rate, chosen.seed) == (5e-4, 1)
 
 
@@ -451,19 +454,17 @@ def test_two_runs_from_data_to_a_table(toy_pair: str, tmp_path: Path) -> None:
         seeds=[0],
         sides=pairs.SIDES,
     )
-    queue = run.Queue(args)
     done = []
-    while (todo := queue.next()) is not None:
+    for todo in run.runs_to_do(args):
         done.append(todo)
         run.work(todo, args.results, tmp_path / "cache", "cpu")
-    # M₀ of each phase is the same; the toy has one learning rate
+    # the toy has one learning rate
     assert [(todo.method, todo.size, todo.seed) for todo in done] == [
         ("base", "full", 0),
         ("domain", 300, 0),
         ("linear-averaged", 300, 0),
     ]
-    assert queue.waiting == []
-    assert run.Queue(args).next() is None  # all are there
+    assert list(run.runs_to_do(args)) == []  # all are there
     results = Store(args.results).load()
     (cell,) = cells.cells_of(results)
     assert list(cell.rows) == [

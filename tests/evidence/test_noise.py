@@ -170,20 +170,18 @@ def test_m0_is_held_against_all_seeds(tmp_path: Path) -> None:
         assert gain.value == pytest.approx(sign * (20 - (18 + 10) / 2) / 40)
 
 
-def test_runs_are_drained_one_after_the_other_and_failures_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    left = iter([0, 1])
-    # 1 / 0 fails in its process; what comes after it is still done
-    failed = run.drain(lambda: next(left, None), (1).__floordiv__, "run {}".format, workers=1, minutes=1)
-    assert failed == 1
+def test_all_runs_are_done_and_failures_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    # 1 / 0 fails; what comes after it is still done
+    assert run.do_all([0, 1], (1).__floordiv__, "run {}".format, minutes=1) == 1
     out = capsys.readouterr().out
     assert "FAILED run 0" in out
-    assert "\nrun 1: " in out
+    assert "\nrun 1; " in out
     assert "1 runs done, 1 failed." in out
 
 
 def test_no_run_is_begun_when_time_is_up() -> None:
     taken: list[int] = []
-    assert run.drain(lambda: taken.append(1), len, str, workers=1, minutes=0.0) == 0  # type: ignore[func-returns-value]
+    assert run.do_all([1], taken.append, str, minutes=0.0) == 0
     assert taken == []
 
 

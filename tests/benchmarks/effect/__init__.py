@@ -1,6 +1,6 @@
 """Does interpolation help, how much, and where not: the comparison behind docs/evidence.md.
 
-    python tests/benchmarks/effect/run.py --workers 2 --minutes 60    # go on with the runs; see its docstring
+    python tests/benchmarks/effect/run.py --minutes 60                # go on with the runs; see its docstring
     python tests/benchmarks/effect/table.py                           # what there is so far, as tables and figures
     python tests/benchmarks/effect/noise.py                           # where labels of the domain are wrong
 

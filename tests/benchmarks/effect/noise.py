@@ -24,7 +24,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).parents[1])
 
 from effect.methods import BASE, METHODS, Method
-from effect.run import CACHE, drain
+from effect.run import add_settings, do_all
 from effect.store import Key, Store, key_of
 
 RESULTS = Path(__file__).parents[1] / "results" / "noise.tsv"
@@ -162,15 +162,10 @@ def describe(run: NoiseRun) -> str:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="for M₀ (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread of torch")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    add_settings(parser, RESULTS)
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--shares", nargs="+", type=float, choices=SHARES, default=list(SHARES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--list", action="store_true", help="only say what would be run")
     return parser.parse_args(argv)
 
 
@@ -182,9 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join([*map(describe, missing), f"{len(missing)} runs to do"]))
         return 0
     job = partial(work, results=args.results, cache=args.cache, device=args.device)
-    runs = iter(missing)
-    failed = drain(lambda: next(runs, None), job, describe, workers=args.workers, minutes=args.minutes)
-    return 1 if failed else 0
+    return 1 if do_all(missing, job, describe, args.minutes) else 0
 
 
 if __name__ == "__main__":
