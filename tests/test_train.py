@@ -212,15 +212,41 @@ def headless(tiny_model_dir: Path, folder: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("settings", [{"anchor": "distill"}, {"log_loss_gap": True}])
+@pytest.mark.parametrize("is_labelled", [True, False])
+def test_a_recipe_distills_a_corpus_whose_labels_it_does_not_read(
+    toy_recipe: dict[str, Any], tmp_path: Path, is_labelled: bool
+) -> None:
+    general = toy_recipe["corpora"]["general"]
+    rows = [json.loads(line) for line in Path(general["path"]).read_text().splitlines()]
+    if not is_labelled:
+        (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows))
+        general["path"] = str(tmp_path / "texts.jsonl")
+    general["objective"] = "distill"
+    results = run_recipe({**toy_recipe, "anchor": "pull", "anchor_pull_steps": 2, "average_from": 0.5})
+    first = next(entry for entry in results.log_history if "loss" in entry)
+    assert 0 < first["objective_loss_distill"] < 1e-3  # of dropout alone
+    assert first["loss_domain"] == pytest.approx(first["objective_loss_task"])
+    last, mean = [entry["eval_domain_loss"] for entry in results.log_history if "eval_domain_loss" in entry][-2:]
+    assert results.final_metrics["domain"]["loss"] == mean != last
+
+
+@pytest.mark.parametrize("settings", [{"anchor": "distill"}, {"log_loss_gap": True}, {"distilled": "general"}])
 def test_a_new_head_has_no_predictions_to_keep(
     toy_recipe: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     toy_recipe["model_name_or_path"] = headless(tiny_model_dir, tmp_path / "headless")
+    if corpus := settings.pop("distilled", None):
+        toy_recipe["corpora"][corpus]["objective"] = "distill"
     with pytest.raises(
         ValueError, match=r"lacks classifier\.bias, classifier\.weight\. Start from a model with a head"
     ):
         run_recipe({**toy_recipe, **settings})
+
+
+def test_no_evaluation_set_is_distilled(toy_recipe: dict[str, Any]) -> None:
+    toy_recipe["eval_corpora"]["domain"]["objective"] = "distill"
+    with pytest.raises(ValueError, match="The set 'domain' cannot have the objective 'distill'"):
+        run_recipe(toy_recipe)
 
 
 @pytest.mark.parametrize("peft_preset", [None, "lora"])

@@ -4,6 +4,8 @@ With the weight w(t) = (1 − α(t))·strength, α being the data's or one of it
 
 - distill adds to the loss ℓ the divergence of the predictions at a temperature T: L = ℓ + w·T²·KL. Its gradient is
   that of labels which are partly M₀'s predictions.
+- pull makes the weights a·θ + (1 − a)·θ₀ every so many optimizer steps, with a schedule of a of its own, from 0.8 to 1
+  by default. The optimizer's state stays as it is.
 - l2sp moves the weights after each optimizer step at learning rate η: θ ← θ + c·(θ₀ − θ) with c = ηw / (1 + ηw), which
   is M_{1−c}, the interpolation of θ and θ₀, and the minimum of ½‖θ' − θ‖² + ½ηw·‖θ' − θ₀‖² over θ'. No strength makes
   it diverge, and it enters neither the moments of the optimizer nor the clipping of gradients.
@@ -22,13 +24,23 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_interp.losses.kl_divergence import kl_divergence
-from hf_interp.losses.l2sp import Pair, adapter_pairs, matching_names, paired_weights, pull, square_distance
+from hf_interp.losses.l2sp import (
+    Pair,
+    adapter_pairs,
+    implicit_share,
+    matching_names,
+    paired_weights,
+    pull,
+    square_distance,
+)
 from hf_interp.losses.per_example import IGNORE_INDEX, per_example_loss
 from hf_interp.losses.ref_model import check_adapters_off, fingerprint, freeze, logits_of, predict, unwrap_peft
 from hf_interp.mixture.schedules import AlphaSchedule, progress_of
 from hf_interp.utils.types import Reduce
 from hf_interp.weights.adapter_kinds import is_peft_model
 
+PULLING = ("l2sp", "pull")
+"""Anchors that move the weights."""
 SUM, COUNT = range(2)  # rows of what is summed up between logs
 KEYS = ("anchor_loss", "loss_gap", "loss_gap_general", "loss_gap_domain")  # its columns
 
@@ -44,6 +56,7 @@ class Anchor(TrainerCallback):
         model: the model that is trained.
         ref_model: the pretrained model, if it is another one.
         alpha_schedule: α over progress where neither `args` have one for the anchor nor a mixture has one.
+        distills: whether corpora train M₀'s predictions in place of their labels.
     """
 
     def __init__(
@@ -52,8 +65,11 @@ class Anchor(TrainerCallback):
         model: nn.Module,
         ref_model: nn.Module | None = None,
         alpha_schedule: AlphaSchedule | None = None,
+        *,
+        distills: bool = False,
     ) -> None:
         self.args = args
+        self.distills = distills
         self.ref_model = freeze(ref_model) if ref_model is not None else None
         self.is_own_model = ref_model is None  # M₀ comes from the trained model itself
         self.without_adapters = self.is_own_model and is_peft_model(model)
@@ -70,9 +86,14 @@ class Anchor(TrainerCallback):
         return self.args.anchor is not None
 
     @property
+    def pulls(self) -> bool:
+        """Whether the weights are moved towards those of M₀."""
+        return self.args.anchor in PULLING
+
+    @property
     def needs_predictions(self) -> bool:
         """Whether M₀ is run, and not only its weights looked at."""
-        return self.args.anchor == "distill" or self.args.log_loss_gap
+        return self.args.anchor == "distill" or self.args.log_loss_gap or self.distills
 
     def capture(self, model: nn.Module) -> None:
         """Keep the model as it is now as M₀, unless there is another."""
@@ -116,6 +137,12 @@ class Anchor(TrainerCallback):
                 "Predictions are compared with M₀'s where there are labels, for distill those of classes; got "
                 f'{"none" if labels is None else "numbers"}. Use `anchor="l2sp"` without `log_loss_gap`.'
             )
+        return self.ref_logits(model, inputs, autocast)
+
+    def ref_logits(
+        self, model: nn.Module, inputs: Mapping[str, Any], autocast: AbstractContextManager[Any]
+    ) -> torch.Tensor:
+        """Return the logits of M₀ for inputs of the model that is trained."""
         teacher = model if self.without_adapters else self.ref_model
         assert teacher is not None
         return predict(teacher, inputs, without_adapters=self.without_adapters, autocast=autocast)
@@ -153,8 +180,7 @@ class Anchor(TrainerCallback):
                 f'anchor="distill" needs one prediction for each label, got logits of shape {tuple(logits.shape)}, of '
                 f"M₀ {tuple(ref_logits.shape)}, for labels of shape {tuple(labels.shape)}."
             )
-        predicted = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX) if shift_labels else labels
-        chosen = has_label = predicted.ne(IGNORE_INDEX)
+        chosen = has_label = has_label_to_predict(labels, shift_labels=shift_labels)
         if self.args.anchor_on == "general" and is_general is not None:
             chosen = has_label & is_general.reshape(-1, *[1] * (labels.dim() - 1))
         temperature = self.args.anchor_temperature
@@ -183,11 +209,12 @@ class Anchor(TrainerCallback):
             if not is_spread and any(parameter.device != args.device for parameter in self.ref_model.parameters()):
                 self.ref_model.to(args.device)
             shared += [*self.ref_model.parameters(), *self.ref_model.buffers()]
-        if self.args.anchor == "l2sp":
+        if self.pulls:
             pairs = self.find_pairs(kwargs["model"])
             self.targets = {id(parameter): (name, parameter, target.to(parameter)) for name, parameter, target in pairs}
             shared += [target for _, _, target in self.targets.values() if not is_peft_model(kwargs["model"])]
-            self._check_optimizer(kwargs["optimizer"], pairs)
+            if self.args.anchor == "l2sp":
+                self._check_optimizer(kwargs["optimizer"], pairs)
         for tensor in shared if args.world_size > 1 else ():
             torch.distributed.broadcast(tensor.detach(), src=0)
         self._compare_with_checkpoints()
@@ -199,14 +226,18 @@ class Anchor(TrainerCallback):
         if not self.targets or kwargs["optimizer"].step_was_skipped:
             return
         weight = self.weight(state.global_step)
+        if self.args.anchor == "pull":
+            for _, parameter, target in self.targets.values():
+                pull(parameter, target, 0.0 if (state.global_step + 1) % self.args.anchor_pull_steps else weight)
+            return
         for group in kwargs["optimizer"].param_groups:
             for parameter in group["params"]:
                 if id(parameter) in self.targets:
                     _, _, target = self.targets[id(parameter)]
-                    pull(parameter, target, strength=float(group["lr"]) * weight)
+                    pull(parameter, target, implicit_share(float(group["lr"]) * weight))
 
     def find_pairs(self, model: nn.Module) -> list[Pair]:
-        """Return what l2sp pulls, and where to.
+        """Return what is pulled, and where to.
 
         Raises:
             ValueError: if something cannot be pulled, or a name to be left out is none of the model's.
@@ -220,8 +251,9 @@ class Anchor(TrainerCallback):
         for name, parameter, _ in pairs:
             if parameter.dtype not in (torch.float32, torch.float64):
                 raise ValueError(
-                    f'anchor="l2sp" needs weights in float32, got {parameter.dtype} for {name!r}: a small pull would '
-                    'be rounded away. Load the model with `dtype="float32"` and train with `bf16=True`.'
+                    f'anchor="{self.args.anchor}" needs weights in float32, got {parameter.dtype} for {name!r}: a '
+                    'small pull would be rounded away. Load the model with `dtype="float32"`, and train with '
+                    "`bf16=True`."
                 )
         return pairs
 
@@ -237,7 +269,7 @@ class Anchor(TrainerCallback):
         sums = reduce(self.sums).tolist()
         self.sums.zero_()
         found |= {key: total / count for key, total, count in zip(KEYS, sums[SUM], sums[COUNT], strict=True) if count}
-        if self.args.anchor == "l2sp":
+        if self.pulls:
             found["anchor_loss"] = self.half_square_distance()
         return found
 
@@ -294,7 +326,7 @@ class Anchor(TrainerCallback):
     def _mark(self) -> list[str]:
         """Return the fingerprints of M₀'s names and values; a model with its adapters off has none to compare."""
         tensors: dict[str, torch.Tensor] = {}
-        if self.args.anchor == "l2sp":
+        if self.pulls:
             tensors = {name: target for name, _, target in self.targets.values()}
         elif self.ref_model is not None:
             tensors = dict(self.ref_model.named_parameters())
@@ -310,7 +342,13 @@ class Anchor(TrainerCallback):
             )
 
 
-def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: bool) -> None:
+def has_label_to_predict(labels: torch.Tensor, *, shift_labels: bool) -> torch.Tensor:
+    """Return which positions predict a label: position i label i, or label i + 1."""
+    predicted = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX) if shift_labels else labels
+    return predicted.ne(IGNORE_INDEX)
+
+
+def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: bool, distills: bool = False) -> None:
     """Refuse what an anchor cannot do, before anything is computed.
 
     Raises:
@@ -323,18 +361,25 @@ def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: 
     if args.anchor_on == "general" and not has_mixture:
         raise ValueError('anchor_on="general" needs a mixture as `train_dataset`, which tells what is general.')
     _check_strategy(trainer)
-    if kind == "l2sp":
-        if ref_model is not None and not has_gap and is_peft_model(model):
+    if kind == "distill" and distills:
+        raise ValueError(
+            'anchor="distill" and corpora with `objective="distill"` both train M₀\'s predictions. Choose one.'
+        )
+    if kind in PULLING:
+        if ref_model is not None and not has_gap and not distills and is_peft_model(model):
             raise ValueError(
-                'anchor="l2sp" pulls adapters to where they add nothing and has no use for a `ref_model`. Leave it out.'
+                f'anchor="{kind}" pulls adapters to where they add nothing and has no use for a `ref_model`. Leave it '
+                "out."
             )
         if not is_peft_model(model) and getattr(model, "_hf_peft_config_loaded", False):
-            raise ValueError('anchor="l2sp" needs a `PeftModel`. Use `peft.get_peft_model` in place of `add_adapter`.')
+            raise ValueError(
+                f'anchor="{kind}" needs a `PeftModel`. Use `peft.get_peft_model` in place of `add_adapter`.'
+            )
         if str(args.optim).rpartition(".")[2].lower().startswith("schedule_free"):
             raise ValueError(
-                'anchor="l2sp" cannot pull the averages of a schedule-free optimizer. Use another `optim`.'
+                f'anchor="{kind}" cannot pull the averages of a schedule-free optimizer. Use another `optim`.'
             )
-    if kind == "distill" or has_gap:
+    if kind == "distill" or has_gap or distills:
         if ref_model is None and is_peft_model(model):
             check_adapters_off(model)
         if ref_model is not None and unwrap_peft(model).get_output_embeddings() is None:  # no language model
@@ -346,7 +391,7 @@ def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: 
                 "Liger's fused cross entropy leaves no logits to compare. Set `liger_kernel_config` to "
                 '{"fused_linear_cross_entropy": false, "cross_entropy": true}.'
             )
-    if kind == "distill":
+    if kind == "distill" or distills:
         _check_head(trainer)
 
 
@@ -357,11 +402,10 @@ def _check_head(trainer: Trainer) -> None:
     if name.endswith("ForSequenceClassification") and problem is None and config.num_labels == 1:
         problem = "regression"
     if problem in ("regression", "multi_label_classification"):
-        raise ValueError(f'anchor="distill" needs a distribution over classes, got {problem}. Use anchor="l2sp".')
+        raise ValueError(f'distill needs a distribution over classes, got {problem}. Use anchor="l2sp".')
     if "labels" not in trainer.label_names:
         raise ValueError(
-            f'anchor="distill" needs a model with `labels`, got {name} with {", ".join(trainer.label_names)}. Use '
-            'anchor="l2sp".'
+            f'distill needs a model with `labels`, got {name} with {", ".join(trainer.label_names)}. Use anchor="l2sp".'
         )
 
 
@@ -376,12 +420,12 @@ def _check_strategy(trainer: Trainer) -> None:
         raise ValueError("An anchor needs the whole model in every process, which FSDP divides. Use DDP.")
     if trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size() > 1:
         raise ValueError("An anchor needs whole sequences and weights in every process. Use DDP.")
-    if trainer.is_deepspeed_enabled and (args.anchor == "l2sp" or is_deepspeed_zero3_enabled()):
+    if trainer.is_deepspeed_enabled and (args.anchor in PULLING or is_deepspeed_zero3_enabled()):
         raise ValueError(
             "DeepSpeed keeps or divides the weights itself, so "
             + (
-                'anchor="l2sp" cannot reach them. Use DDP.'
-                if args.anchor == "l2sp"
+                f'anchor="{args.anchor}" cannot reach them. Use DDP.'
+                if args.anchor in PULLING
                 else "M₀ cannot be run beside them at ZeRO stage 3. Use stage 2 or DDP."
             )
         )

@@ -1,4 +1,4 @@
-"""The pull of l2sp: which parameters, to which values, and by how much."""
+"""The pull towards M₀: which parameters, to which values, and by how much."""
 
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -14,17 +14,22 @@ Pair = tuple[str, nn.Parameter, torch.Tensor]
 """A parameter's name, the parameter, and what it is pulled to."""
 
 
-def pull(parameter: nn.Parameter, target: torch.Tensor, *, strength: float) -> None:
-    """Pull θ ← θ + c·(θ₀ − θ) with c = strength / (1 + strength), in place; the rows that θ₀ has.
+def pull(parameter: nn.Parameter, target: torch.Tensor, share: float) -> None:
+    """Pull θ ← θ + share·(θ₀ − θ), in place; the rows that θ₀ has.
 
     >>> parameter = nn.Parameter(torch.tensor([4.0, 0.0]))
-    >>> pull(parameter, torch.tensor([0.0, 2.0]), strength=1.0)
+    >>> pull(parameter, torch.tensor([0.0, 2.0]), 0.5)
     >>> parameter.tolist()
     [2.0, 1.0]
     """
-    if strength > 0:
+    if share > 0:
         with torch.no_grad():
-            _rows(parameter, target).lerp_(target, 1 / (1 + 1 / strength))
+            _rows(parameter, target).lerp_(target, share)
+
+
+def implicit_share(strength: float) -> float:
+    """Return strength / (1 + strength): the share of the way to M₀ of an implicit step of l2sp."""
+    return 1 / (1 + 1 / strength) if strength > 0 else 0.0
 
 
 def square_distance(parameter: nn.Parameter, target: torch.Tensor) -> float:
@@ -44,7 +49,7 @@ def adapter_pairs(model: Any, excluded: Collection[str] = ()) -> list[Pair]:
     try:
         pairs = scaled_parameters(model)
     except ValueError as error:
-        raise ValueError(f'anchor="l2sp" pulls adapters that can be scaled. {error} Or {remedy}.') from error
+        raise ValueError(f"An anchor pulls adapters that can be scaled. {error} Or {remedy}.") from error
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = [(names[id(pair.parameter)], pair.parameter, pair.neutral) for pair in pairs]
     return [
@@ -68,7 +73,7 @@ def paired_weights(model: Any, weights: Mapping[str, torch.Tensor], excluded: Co
         if target.shape != parameter.shape:
             if target.shape[1:] != parameter.shape[1:] or not _is_of_vocabulary(model, parameter):
                 raise ValueError(
-                    f"l2sp needs weights of one shape, got {tuple(parameter.shape)} for {name!r} and "
+                    f"An anchor needs weights of one shape, got {tuple(parameter.shape)} for {name!r} and "
                     f"{tuple(target.shape)} in M₀. Name it in `anchor_exclude`."
                 )
             target = target[: len(parameter)]

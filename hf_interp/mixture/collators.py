@@ -32,6 +32,9 @@ OBJECTIVES_KEY = "objectives"
 TASK = ""
 """The name of the model's own task among objectives."""
 
+DISTILL = "distill"
+"""The objective of corpora whose examples train M₀'s predictions with the model's own head."""
+
 Collator = Callable[[list[Any]], Any]
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from hf_interp.losses.anchor import PULLING
 from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.mixture.apportionment import SIDES
+from hf_interp.mixture.collators import DISTILL
 from hf_interp.mixture.corpus import Corpus, check_columns
 from hf_interp.mixture.packing import pack
 from hf_interp.mixture.plan import MixturePlan
@@ -69,16 +72,19 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
     """Check what can be checked before anything is loaded; of what only training needs, nothing unless it `trains`."""
     task = check_task(recipe)
     for name in recipe.objective_names():
-        if name not in (known := [*recipe.objectives, *TASKS]):
+        if name not in (known := [*recipe.objectives, *TASKS, DISTILL]):
             raise ValueError(
-                f"`objective` must be one of `objectives` ({', '.join(recipe.objectives) or 'none'}) or a task "
-                f"({', '.join(TASKS)}), got {name!r}." + did_you_mean(name, known)
+                f"`objective` must be one of `objectives` ({', '.join(recipe.objectives) or 'none'}), {DISTILL}, or a "
+                f"task ({', '.join(TASKS)}), got {name!r}." + did_you_mean(name, known)
             )
         if check_task(recipe.for_objective(name)).generates:
             raise ValueError(
                 f"The objective {name!r} cannot be {recipe.for_objective(name).task}, which has no backbone apart from "
                 "its head."
             )
+    for name, corpus in {**recipe.eval_corpora, **recipe.validation_corpora}.items():
+        if corpus.objective == DISTILL:
+            raise ValueError(f"The set {name!r} cannot have the objective {DISTILL!r}, which is for training corpora.")
     if trains and args.max_steps <= 0:
         raise ValueError(
             f"A mixture needs `max_steps`, got {args.max_steps}. Set it in the recipe or with --max_steps."
@@ -159,8 +165,11 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
 def tokenise(name: str, config: CorpusConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Load a corpus and turn it into model inputs, packed if the recipe says so; errors name corpus, column and row."""
     task = get_task(recipe.task)
-    columns = task.columns(recipe, config)
-    raw = load_corpus(name, config, columns, label_names_of(recipe))
+    columns = dict(task.columns(recipe, config))
+    unread = [key for key in columns if config.objective == DISTILL and columns[key] in ("class", "tags")]
+    raw = load_corpus(name, config, {key: columns[key] for key in columns if key not in unread}, label_names_of(recipe))
+    for key in unread:  # the first label stands wherever a prediction is wanted
+        raw = raw.map(lambda row, key=key: {key: [0] * len(row["tokens"]) if key == "tags" else 0})
     encoded = encode_corpus(name, raw, config, task.encode(tokenizer, recipe), list(columns))
     if not (task.is_packed and recipe.packing and "text" in columns):
         return encoded
@@ -184,7 +193,7 @@ def build_model(recipe: Recipe, task: Task, args: InterpolationConfig) -> torch.
     """Load the pretrained model, with its adapter if there is one; `args.seed` decides a new head."""
     set_seed(args.seed)
     model, new_names = load_model(recipe, revision=recipe.model_revision)
-    _settle_new_head(args, recipe.model_name_or_path, new_names)
+    _settle_new_head(args, recipe, new_names)
     if recipe.peft is None:
         return model
     return adapt(model, recipe.peft, task_type=task.info.peft_type, max_steps=args.max_steps, new_names=new_names)
@@ -260,16 +269,18 @@ def prepare_model(recipe: Recipe, task: Task, model: Any, tokenizer: PreTrainedT
     task.prepare(tokenizer, inner, recipe)
 
 
-def _settle_new_head(args: InterpolationConfig, name_or_path: str, new_names: Sequence[str]) -> None:
+def _settle_new_head(args: InterpolationConfig, recipe: Recipe, new_names: Sequence[str]) -> None:
     """Leave a head that the pretrained model lacks out of what is compared with it; refuse to ask its predictions."""
-    asking = "anchor: distill" if args.anchor == "distill" else "log_loss_gap: true" if args.log_loss_gap else None
+    distills = any(corpus.objective == DISTILL for corpus in recipe.corpora.values())
+    asked = {"objective: distill": distills, "anchor: distill": args.anchor == "distill"}
+    asking = next((text for text, is_so in {**asked, "log_loss_gap: true": args.log_loss_gap}.items() if is_so), None)
     if new_names and asking:
         raise ValueError(
-            f"`{asking}` needs a pretrained model with a trained head, but {name_or_path!r} lacks "
+            f"`{asking}` needs a pretrained model with a trained head, but {recipe.model_name_or_path!r} lacks "
             f"{', '.join(new_names)}. Start from a model with a head for the task, or use `anchor: l2sp` without "
             "`log_loss_gap`."
         )
-    if new_names and args.anchor == "l2sp":
+    if new_names and args.anchor in PULLING:
         args.anchor_exclude = sorted({*(args.anchor_exclude or []), *new_names})
 
 
@@ -284,9 +295,20 @@ class _SeedFirstStep(TrainerCallback):
 
 
 def evaluate_at_end(trainer: InterpolationMixin) -> None:
-    """Evaluate the trained model, unless the last evaluation of the run was already of it."""
+    """Evaluate the trained model, unless the last evaluation of the run was already of it.
+
+    Where the model has the mean of the weights, the last weights are evaluated too, before it.
+    """
     if not trainer.eval_dataset:
         return
+    average = trainer.weight_average
+    with average.last_weights() if average is not None else nullcontext():
+        _evaluate_once(trainer)
+    if average is not None:
+        trainer.evaluate()
+
+
+def _evaluate_once(trainer: InterpolationMixin) -> None:
     evaluated = [entry["step"] for entry in trainer.state.log_history if any(key.startswith("eval_") for key in entry)]
     if trainer.args.load_best_model_at_end or max(evaluated, default=-1) < trainer.state.global_step:
         trainer.evaluate()

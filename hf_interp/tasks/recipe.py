@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_interp.mixture.apportionment import Side
+from hf_interp.mixture.collators import DISTILL
 from hf_interp.selection.choice import AlphaSearch
 
 
@@ -36,7 +37,8 @@ class CorpusConfig:
         columns: columns of a task of your own: from the task's name of a column to the file's.
         label_map: from values found in `label_column` (or single tags in `tags_column`) to the recipe's `label_names`;
             `null` drops the rows. Label names themselves need no entry, nor do ids if there is no map.
-        objective: what the corpus trains, if that is not the recipe's task: a name in `objectives`, or a task.
+        objective: what the corpus trains, if that is not the recipe's task: a name in `objectives`, a task, or
+            `distill` for M₀'s predictions in place of labels, which are then not read.
         where: keep the rows whose column has the given value, or one of the given values: `{lang: [en, de]}`.
         max_examples: keep at most this many rows, drawn with `sample_seed`.
         sample_seed: seed of that draw.
@@ -167,7 +169,7 @@ class Recipe:
         Raises:
             ValueError: for a name that stands for no objective (the nearest is named) when it is looked up as a task.
         """
-        if name is None:
+        if name in (None, DISTILL):
             return self
         own = self.objectives.get(name) or ObjectiveConfig(task=name)
         given = {key: value for key, value in vars(own).items() if value is not None}
@@ -176,10 +178,10 @@ class Recipe:
         )
 
     def objective_names(self) -> list[str]:
-        """List the objectives that corpora or evaluation sets choose, in order of appearance."""
+        """List the objectives with heads of their own that corpora or sets choose, in order of appearance."""
         groups = (self.corpora, self.eval_corpora, self.validation_corpora)
         chosen = (corpus.objective for group in groups for corpus in group.values())
-        return list(dict.fromkeys(name for name in chosen if name is not None))
+        return list(dict.fromkeys(name for name in chosen if name not in (None, DISTILL)))
 
 
 SCHEDULE_FIELDS = (

@@ -12,6 +12,7 @@ from hf_interp.losses.anchor import Anchor
 from hf_interp.losses.per_example import per_example_loss
 from hf_interp.losses.ref_model import shifts_labels
 from hf_interp.mixture.collators import OBJECTIVES_KEY
+from hf_interp.training.distilled_loss import DistilledLoss
 from hf_interp.training.integrations import TrainerTraits
 from hf_interp.training.loss_scale import LossScale
 from hf_interp.training.mixture_run import MixtureRun
@@ -32,6 +33,7 @@ class BatchLoss:
         self.trainer, self.heads, self.traits, self.anchor = trainer, heads, traits, anchor
         self.scale = LossScale(trainer.loss_is_scaled_for_ga, False if traits.divides_by_items else None)
         self.run: MixtureRun | None = None
+        self.distilled: DistilledLoss | None = None  # if a corpus trains M₀'s predictions
         self.corpus: torch.Tensor | None = None  # that of every example of the micro-batch that comes next
         self.evaluated: str | None = None  # the objective that is evaluated at the moment
         self.shifts_labels = shifts_labels(trainer)  # whether position i of the model predicts label i + 1
@@ -51,6 +53,11 @@ class BatchLoss:
         corpus, self.corpus = self.corpus, None
         if corpus is not None and OBJECTIVES_KEY in inputs:
             return self._of_objectives(model, inputs[OBJECTIVES_KEY], corpus)
+        if corpus is not None and self.distilled is not None:
+            assert self._counts is not None
+            self.trainer.loss_is_scaled_for_ga = True
+            loss, outputs = self.distilled.compute(compute_loss, model, inputs, corpus, self._counts)
+            return loss * self._factor, outputs
         if self.evaluated is not None and not model.training:
             outputs = model(objectives={self.evaluated: inputs})[self.evaluated]
             return outputs["loss"], outputs
@@ -132,10 +139,13 @@ class BatchLoss:
 
     def count_objectives(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> None:
         """Count the labels and examples of each objective in the micro-batches of a step that begins."""
-        if not batches or OBJECTIVES_KEY not in batches[0]:
-            return
         args = self.trainer.args
-        counts = self.heads.count([batch[OBJECTIVES_KEY] for batch in batches], self.shifts(), device)
+        if batches and OBJECTIVES_KEY in batches[0]:
+            counts = self.heads.count([batch[OBJECTIVES_KEY] for batch in batches], self.shifts(), device)
+        elif self.distilled is not None:
+            counts = self.distilled.count(batches, device)
+        else:
+            return
         if args.average_tokens_across_devices and args.world_size > 1:
             counts = self.trainer.accelerator.reduce(counts, "sum")
         self._counts = counts

@@ -5,7 +5,7 @@ ties the model to M₀. The mixin calls them at the right moments of a `Trainer`
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,12 @@ from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule
 from hf_interp.mixture.slots import SlotSampler
 from hf_interp.reporting.results import RunResults, save_results
+from hf_interp.training.averaging import WeightAverage, prepare_average
 from hf_interp.training.batch_loss import BatchLoss, Items
 from hf_interp.training.callbacks import AlphaCallback, ControllerCallback, add_first, find_callback
 from hf_interp.training.checkpoints import PREFIX_CHECKPOINT_DIR, SavedRun, find_saved_run, writing_checkpoint
 from hf_interp.training.dataloader import report_dead_workers, slot_loader
+from hf_interp.training.distilled_loss import DistilledLoss
 from hf_interp.training.heads import Objective, load_heads
 from hf_interp.training.integrations import ConstructorCall, check_settings, traits_of
 from hf_interp.training.mixture_run import MixtureRun, shard_batch
@@ -87,6 +89,8 @@ class InterpolationMixin(_Base):
     _call: ConstructorCall | None = None  # while the constructor runs
     _run: MixtureRun | None = None
     _anchor: Anchor | None = None
+    weight_average: WeightAverage | None = None
+    """The mean of the weights that `average_from` asks for."""
     _saved: SavedRun | None = None  # while a checkpoint is resumed
 
     def __init__(
@@ -106,14 +110,19 @@ class InterpolationMixin(_Base):
         for warning in check_settings(self) if call.has_mixture else ():
             self._warn(warning)
         prepare_heads(self, self._heads, self._traits)
-        self._anchor = prepare_anchor(self, self._traits, ref_model, alpha_schedule, has_mixture=call.has_mixture)
+        corpora = (call.corpora or as_corpora(self.train_dataset)) if call.has_mixture else None
+        self._anchor = prepare_anchor(self, self._traits, ref_model, alpha_schedule, corpora)
         if ref_model is not None and self._anchor is None and not call.takes_ref_model:
-            raise ValueError("`ref_model` needs an `InterpolationConfig` with an `anchor` or `log_loss_gap`.")
+            raise ValueError(
+                "`ref_model` needs an `InterpolationConfig` with an `anchor` or `log_loss_gap`, or a corpus with "
+                '`objective="distill"`.'
+            )
+        self.weight_average = prepare_average(self)
         self._loss = BatchLoss(self, self._heads, self._traits, self._anchor)
         if call.has_mixture or (self._anchor is not None and self._anchor.is_tied):
             self._loss_shifts_labels = self._loss.shifts_labels  # or `Trainer` counts a label too many in a sequence
-        if call.has_mixture:
-            self._set_mixture(call, alpha_schedule, alpha_controller)
+        if corpora is not None:
+            self._set_mixture(corpora, call.plan, alpha_schedule, alpha_controller)
             return
         for name, value in (("alpha_schedule", alpha_schedule), ("alpha_controller", alpha_controller)):
             if value is not None and (name == "alpha_controller" or self._anchor is None):
@@ -127,19 +136,24 @@ class InterpolationMixin(_Base):
         return self._call.prepare(dataset, lambda each: prepare(each, *args, **kwargs))
 
     def _set_mixture(
-        self, call: ConstructorCall, schedule: AlphaSchedule | None, controller: AlphaController | None
+        self,
+        corpora: Sequence[Corpus],
+        plan: MixturePlan | None,
+        schedule: AlphaSchedule | None,
+        controller: AlphaController | None,
     ) -> None:
-        corpora = call.corpora or as_corpora(self.train_dataset)
         self._loss.run = self._run = run = MixtureRun(
             corpora=prepare_corpora(self, corpora, self._heads, self._traits, self._anchor),
             args=self.args,
             reduce=self._sum,
             warn=self._warn,
-            given_plan=call.plan,
+            given_plan=plan,
             alpha_schedule=schedule,
             alpha_controller=controller,
             objectives=self._heads.names,
         )
+        if run.distills and self._anchor is not None:
+            self._loss.distilled = DistilledLoss(self, run, self._anchor, shifts_labels=self._loss.shifts_labels)
         if warning := prepare_pushing(self):
             self._warn(warning)
         self._begin(run)  # now, so that nothing is computed for a mixture that cannot be read
@@ -257,21 +271,26 @@ class InterpolationMixin(_Base):
     ) -> Any:
         """Train; at the end of a run over a mixture, `results.json` is written to `output_dir`.
 
-        With a mixture or an anchor, `resume_from_checkpoint=True` takes the last checkpoint that is whole. The data of
-        a mixture goes on where the checkpoint stands, without reading or counting again what came before. If settings
-        have changed, what has been read stays read (see `hf_interp.mixture.continuation`).
+        With `average_from` the model ends with the mean of its weights. With a mixture, an anchor or such a mean,
+        `resume_from_checkpoint=True` takes the last checkpoint that is whole. The data of a mixture goes on where the
+        checkpoint stands, without reading or counting again what came before. If settings have changed, what has been
+        read stays read (see `hf_interp.mixture.continuation`).
 
         Raises:
             ValueError: if the checkpoint is not whole, or the mixture cannot go on from it.
         """
-        if self._run is None and self._anchor is None:
+        if not self._keeps_state:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._saved = find_saved_run(resume_from_checkpoint, self.args, self._warn)
         skips = self.args.ignore_data_skip
         self.args.ignore_data_skip = skips or self._run is not None  # our loader begins at the right place
         try:
             resumed = None if self._saved is None else str(self._saved.folder)
+            if self.weight_average is not None:
+                self.weight_average.checkpoint = None if self._saved is None else self._saved.folder
             output = super().train(resumed, trial, ignore_keys_for_eval)
+            if self.weight_average is not None:
+                self.weight_average.put_in()
             if self._run is not None:
                 self._run.log_fingerprint(self.state)
         finally:
@@ -308,7 +327,7 @@ class InterpolationMixin(_Base):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint with what the mixture must keep; a disk that is full is said in words."""
-        if self._run is None and self._anchor is None:
+        if not self._keeps_state:
             super()._save_checkpoint(model, trial)
             return
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -321,12 +340,14 @@ class InterpolationMixin(_Base):
         if self._anchor is not None:
             own["anchor"] = self._anchor.state_dict()
         with writing_checkpoint(folder, own, self.args, self.accelerator):
+            if self.weight_average is not None:
+                self.weight_average.save(folder, self.args)
             super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save the random state; the state of the trainer, written next, is to be the last file of all processes."""
         super()._save_rng_state(output_dir)
-        if self._run is not None or self._anchor is not None:
+        if self._keeps_state:
             self.accelerator.wait_for_everyone()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -375,6 +396,11 @@ class InterpolationMixin(_Base):
         """Push a checkpoint; of a mixture's run nothing is pushed before its end."""
         if self._run is None:
             super()._push_from_checkpoint(checkpoint_folder)
+
+    @property
+    def _keeps_state(self) -> bool:
+        """Whether a checkpoint holds more than that of `Trainer`."""
+        return self._run is not None or self._anchor is not None or self.weight_average is not None
 
     def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all processes."""

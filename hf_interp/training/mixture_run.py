@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerState, TrainingArguments
 
 from hf_interp.mixture.apportionment import SIDES
-from hf_interp.mixture.collators import OBJECTIVES_KEY, TASK
+from hf_interp.mixture.collators import DISTILL, OBJECTIVES_KEY, TASK
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.mixture.corpus import Corpus
@@ -53,8 +53,13 @@ class MixtureRun:
 
     @property
     def mixes_objectives(self) -> bool:
-        """Whether a corpus trains something else than the model's own task."""
-        return any(corpus.objective is not None for corpus in self.corpora)
+        """Whether a corpus trains another head than the model's own."""
+        return any(corpus.objective not in (None, DISTILL) for corpus in self.corpora)
+
+    @property
+    def distills(self) -> bool:
+        """Whether a corpus trains M₀'s predictions."""
+        return any(corpus.objective == DISTILL for corpus in self.corpora)
 
     # The beginning.
 
@@ -69,7 +74,8 @@ class MixtureRun:
         """
         is_first, self.shard = not hasattr(self, "plan"), shard
         names = [corpus.name for corpus in self.corpora]
-        self.meters = CorpusMeters(names, self.args.device, self.objectives if self.mixes_objectives else ())
+        objectives = [TASK, DISTILL] if self.distills else self.objectives if self.mixes_objectives else ()
+        self.meters = CorpusMeters(names, self.args.device, objectives)
         self.stream_states: dict[str, Any] = {}
         self.eval_metrics: dict[str, float] = {}
         warnings = check_loader_arguments(self.args, num_workers=shard.num_workers)
@@ -178,6 +184,10 @@ class MixtureRun:
         """Return which examples of a batch are of general corpora."""
         sides = [each.side == "general" for each in self.corpora]
         return torch.tensor(sides, device=corpus.device)[corpus]
+
+    def is_distilled(self, corpus: torch.Tensor) -> torch.Tensor:
+        """Return which examples of a batch train M₀'s predictions."""
+        return torch.tensor([each.objective == DISTILL for each in self.corpora], device=corpus.device)[corpus]
 
     def of_objective(self, corpus: torch.Tensor, name: str) -> torch.Tensor:
         """Return the entries of a batch's corpora that train an objective, in their order."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hf_interp.losses.per_example import count_labels, head_shifts_labels, per_example_loss
-from hf_interp.mixture.collators import TASK, Collator, MaskingCollator, ObjectiveCollator
+from hf_interp.mixture.collators import DISTILL, TASK, Collator, MaskingCollator, ObjectiveCollator
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.training.heads import HEADS, Objective, attach_heads
 from hf_interp.utils.errors import did_you_mean
@@ -50,15 +50,15 @@ class ObjectiveHeads:
     def check_names(self) -> None:
         """Refuse names that heads cannot have, and evaluation sets of objectives that there are not."""
         for name in self.objectives:
-            if not name or "." in name:
-                raise ValueError(f"The name of an objective must be a text without dots, got {name!r}.")
+            if not name or "." in name or name == DISTILL:
+                raise ValueError(f"The name of an objective must be a text without dots, not {DISTILL}, got {name!r}.")
         for set_name, name in self.eval_objectives.items():
             self._check_known(name, f"Evaluation set {set_name!r}")
 
     def check_corpora(self, corpora: Sequence[Corpus]) -> None:
         """Refuse corpora with an objective that there is not; the nearest is named."""
         for corpus in corpora:
-            if corpus.objective is not None:
+            if corpus.objective not in (None, DISTILL):
                 self._check_known(corpus.objective, f"Corpus {corpus.name!r}")
 
     def _check_known(self, name: str, who: str) -> None:

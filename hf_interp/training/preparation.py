@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Trainer
 
 from hf_interp.losses.anchor import Anchor, check_anchor
-from hf_interp.mixture.collators import MaskingCollator, may_draw_numbers
+from hf_interp.mixture.collators import DISTILL, MaskingCollator, may_draw_numbers
 from hf_interp.mixture.corpus import Corpus, check_columns, check_labels
 from hf_interp.mixture.schedules import AlphaSchedule
 from hf_interp.mixture.slots import SlotCollator
@@ -19,6 +19,9 @@ from hf_interp.training.heads import HasHeads
 from hf_interp.training.integrations import TrainerTraits
 from hf_interp.training.mixture_run import MixtureRun
 from hf_interp.training.objectives import ObjectiveHeads
+
+LABEL_COLUMNS = ("label", "labels", "label_ids")
+"""Columns of which transformers' collators make labels."""
 
 
 def prepare_heads(trainer: Trainer, heads: ObjectiveHeads, traits: TrainerTraits) -> None:
@@ -47,26 +50,30 @@ def prepare_anchor(
     traits: TrainerTraits,
     ref_model: nn.Module | None,
     alpha_schedule: AlphaSchedule | None,
-    *,
-    has_mixture: bool,
+    corpora: Sequence[Corpus] | None,
 ) -> Anchor | None:
-    """Return the anchor that a trainer's settings ask for, first in line among its callbacks; `None` for none.
+    """Return what brings M₀ into a run, first in line among its callbacks; `None` if nothing asks for M₀.
 
     Raises:
         ValueError: if the anchor cannot work with the model or the way it is distributed.
     """
     args = trainer.args
-    if not isinstance(args, InterpolationConfig) or (args.anchor is None and not args.log_loss_gap):
+    distills = any(corpus.objective == DISTILL for corpus in corpora or ())
+    if not isinstance(args, InterpolationConfig):
+        if distills:
+            raise ValueError('A corpus with `objective="distill"` needs an `InterpolationConfig` as `args`.')
         return None
-    check_anchor(trainer, ref_model, has_mixture=has_mixture)
-    anchor = Anchor(args, trainer.model, ref_model, alpha_schedule)
+    if args.anchor is None and not args.log_loss_gap and not distills:
+        return None
+    check_anchor(trainer, ref_model, has_mixture=corpora is not None, distills=distills)
+    anchor = Anchor(args, trainer.model, ref_model, alpha_schedule, distills=distills)
     if anchor.needs_predictions and traits.hides_logits:
         raise ValueError(
             "TRL's trainers leave no logits to compare with M₀'s, which distill and `log_loss_gap` need. Use "
             '`anchor="l2sp"` without `log_loss_gap`, or a trainer of transformers.'
         )
     anchor.capture(trainer.model)
-    if args.anchor == "l2sp":
+    if anchor.pulls:
         anchor.find_pairs(trainer.model)
     add_first(trainer.callback_handler, anchor)  # so that callbacks of the user's see the weights after the pull
     return anchor
@@ -87,17 +94,37 @@ def prepare_corpora(
         else corpus
         for corpus in corpora
     ]
+    prepared = _with_placeholders(prepared)
     check_columns(prepared)
     model: Any = trainer.model
     # By name, which holds for the classifiers of transformers and for the PEFT models around them.
     if type(model).__name__.endswith("ForSequenceClassification") and model.config.num_labels > 1:
         check_labels([each for each in prepared if each.objective is None], model.config.num_labels)
-    if anchor is not None and anchor.needs_predictions and any(each.objective is not None for each in prepared):
+    others = [each for each in prepared if each.objective not in (None, DISTILL)]
+    if anchor is not None and anchor.needs_predictions and others:
         raise ValueError(
-            '`anchor="distill"` and `log_loss_gap` compare predictions of one head. Where corpora have objectives of '
-            'their own, use `anchor="l2sp"`, which ties the weights.'
+            "Distilling and `log_loss_gap` compare predictions of one head. But the corpus "
+            f"{others[0].name!r} trains the objective {others[0].objective!r} with another: leave that out, or use "
+            '`anchor="l2sp"`, which ties the weights.'
         )
     return prepared
+
+
+def _with_placeholders(corpora: Sequence[Corpus]) -> list[Corpus]:
+    """Give distilled corpora without labels some; they say no more than where a prediction is wanted."""
+    known = [each.dataset for each in corpora if isinstance(each.dataset, datasets.Dataset)]
+    labels = [(name, data[0][name]) for data in known for name in LABEL_COLUMNS if name in data.column_names]
+    found = []
+    for corpus in corpora:
+        data = corpus.dataset
+        if corpus.objective == DISTILL and isinstance(data, datasets.Dataset) and labels:
+            column, value = labels[0]
+            if column not in data.column_names and isinstance(value, list):
+                data = data.map(lambda row, column=column: {column: [0] * len(row["input_ids"])})
+            elif column not in data.column_names:
+                data = data.map(lambda row, column=column: {column: 0})
+        found.append(replace(corpus, dataset=data))
+    return found
 
 
 def make_collator(trainer: Trainer, run: MixtureRun, heads: ObjectiveHeads, traits: TrainerTraits) -> SlotCollator:

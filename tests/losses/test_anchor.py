@@ -12,16 +12,21 @@ import peft
 import processes
 import pytest
 import torch
+from token_toys import (
+    batch_read_by,
+    causal_model,
+    masked_tokens_model,
+    moved,
+    token_corpus,
+    token_mixture,
+    tokens_model,
+)
 from torch.nn import functional
 from toys import DOMAIN_FIRST, config, corpus, losses, mixture, same_weights, tiny_model, weights
 from transformers import (
     BertConfig,
-    BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
-    BertForTokenClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
@@ -36,15 +41,6 @@ from hf_interp.losses.ref_model import adapters_off, predict
 
 ANCHORS = ("distill", "l2sp")
 ONE_STEP: dict[str, Any] = {"max_steps": 1, "alpha_schedule_type": "constant", "alpha_end": 0.0}
-
-
-def moved(model: Any, amount: float = 0.1, seed: int = 1) -> Any:
-    """A copy of a model with other weights: an M₀ from which there is a way to go."""
-    other, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter += amount * torch.randn(parameter.shape, generator=generator)
-    return other
 
 
 def run(
@@ -143,51 +139,6 @@ def test_distillation_is_what_one_would_write_by_hand(
     assert logged(trainer, "anchor_weight") == [1.5]
 
 
-def batch_read_by(trainer: InterpolationTrainer, data: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """All that a run has read, from the plan."""
-    assert trainer.plan is not None
-    draw = trainer.plan.locate(range(len(trainer.plan)))
-    sides = [data[planned.side] for planned in trainer.plan.corpora]
-    seen = [sides[index][row] for index, row in zip(draw.corpus.tolist(), draw.example.tolist(), strict=True)]
-    return {key: torch.tensor([row[key] for row in seen]) for key in seen[0]}
-
-
-def token_corpus(first: int, count: int) -> datasets.Dataset:
-    """Five tokens an example, of which the first one to four have a label."""
-    rows = range(first, first + count)
-    return datasets.Dataset.from_dict(
-        {
-            "input_ids": [[1 + number * place % 99 for place in range(1, 6)] for number in rows],
-            "labels": [[number % 2 if place <= number % 4 else -100 for place in range(5)] for number in rows],
-        }
-    )
-
-
-def token_mixture() -> dict[str, Any]:
-    return {"general": token_corpus(0, 40), "domain": token_corpus(DOMAIN_FIRST, 12)}
-
-
-def tokens_model() -> Any:
-    """A head that returns the mean over the micro-batch, whatever it is told."""
-    set_seed(7)
-    return BertForTokenClassification(tiny_model(0.0).config)
-
-
-def masked_model(vocab_size: int = 100) -> Any:
-    """A masked language model whose two ends share their weights."""
-    set_seed(7)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return BertForMaskedLM(BertConfig(vocab_size=vocab_size, max_position_embeddings=16, **sizes, **off))
-
-
-def causal_model() -> Any:
-    """A head that divides by the number of labels of the whole batch, and shifts them without the host's knowledge."""
-    set_seed(7)
-    off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=8, n_embd=16, n_layer=1, n_head=2, **off))
-
-
 def test_a_causal_model_is_compared_where_it_predicts_a_label(tmp_path: Path) -> None:
     model = causal_model()
     student, teacher = copy.deepcopy(model), moved(model)
@@ -203,7 +154,7 @@ def test_a_causal_model_is_compared_where_it_predicts_a_label(tmp_path: Path) ->
 
 
 def test_a_larger_vocabulary_is_compared_where_both_have_one(tmp_path: Path) -> None:
-    model, teacher = masked_model(100), moved(masked_model(100))
+    model, teacher = masked_tokens_model(100), moved(masked_tokens_model(100))
     student = copy.deepcopy(model)
     for each in (model, student):
         each.resize_token_embeddings(108, mean_resizing=False)
@@ -306,6 +257,59 @@ def test_no_strength_diverges(tmp_path: Path, rate: float) -> None:
         torch.testing.assert_close(parameter, before.get_parameter(name), rtol=0, atol=1.1e-2 / rate + 1e-7)
 
 
+def test_every_few_steps_the_weights_are_interpolated_with_m0(tmp_path: Path) -> None:
+    teacher, between = moved(tiny_model(0.0)), 4
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            for parameter in kwargs["model"].parameters():
+                parameter.grad = torch.zeros_like(parameter)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append({name: each.detach().clone() for name, each in kwargs["model"].named_parameters()})
+
+    trainer = run(
+        tmp_path,
+        dropout=0.0,
+        anchor="pull",
+        anchor_pull_steps=between,
+        ref_model=teacher,
+        optim="sgd",
+        weight_decay=0.0,
+        train_dataset=corpus(0, 40),
+        callbacks=[Watch()],
+    )
+    a = 0.8 + 0.2 * 3 / 7  # of the fourth of eight steps; after the last it is 1
+    for name, m0 in teacher.named_parameters():
+        start = tiny_model(0.0).get_parameter(name)
+        assert torch.equal(seen[2][name], start)
+        torch.testing.assert_close(seen[3][name], torch.lerp(m0, start, a).detach())
+        assert torch.equal(seen[7][name], seen[3][name])
+    assert logged(trainer, "anchor_weight") == pytest.approx([1 - 0.8 - 0.2 * step / 7 for step in range(8)], abs=1e-9)
+
+
+def test_a_pull_may_have_a_schedule_of_its_own(tmp_path: Path) -> None:
+    own = {"type": "constant", "value": 0.0}
+    teacher = moved(tiny_model())
+    trainer = run(tmp_path, anchor="pull", anchor_pull_steps=8, anchor_alpha_schedule=own, ref_model=teacher)
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, teacher.get_parameter(name))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"anchor": "pull", "anchor_strength": 2.0}, "`anchor_strength` .* needs `anchor` to be distill or l2sp"),
+        ({"anchor": "l2sp", "anchor_pull_steps": 2}, "`anchor_pull_steps` .* needs `anchor` to be pull"),
+        ({"anchor": "pull", "anchor_pull_steps": 0}, "must be at least 1, got 0"),
+    ],
+)
+def test_fields_of_another_anchor_are_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        config(tmp_path, **settings)
+
+
 def test_the_pull_fades_with_alpha_and_the_learning_rate(tmp_path: Path) -> None:
     teacher = moved(tiny_model())
     pulls: list[float] = []
@@ -332,9 +336,11 @@ def test_the_pull_fades_with_alpha_and_the_learning_rate(tmp_path: Path) -> None
 
 
 def test_shared_weights_are_pulled_once(tmp_path: Path) -> None:
-    teacher, settings = moved(masked_model()), {**ONE_STEP, "train_dataset": token_mixture()}
-    free = run(tmp_path, model=masked_model(), **settings)
-    pulled = run(tmp_path, model=masked_model(), ref_model=teacher, anchor="l2sp", anchor_strength=100.0, **settings)
+    teacher, settings = moved(masked_tokens_model()), {**ONE_STEP, "train_dataset": token_mixture()}
+    free = run(tmp_path, model=masked_tokens_model(), **settings)
+    pulled = run(
+        tmp_path, model=masked_tokens_model(), ref_model=teacher, anchor="l2sp", anchor_strength=100.0, **settings
+    )
     for name, parameter in pulled.model.named_parameters():
         expected = torch.lerp(free.model.get_parameter(name), teacher.get_parameter(name), 0.5)
         torch.testing.assert_close(parameter, expected, rtol=1e-6, atol=1e-7)
@@ -342,7 +348,7 @@ def test_shared_weights_are_pulled_once(tmp_path: Path) -> None:
 
 def test_of_a_larger_vocabulary_the_common_rows_are_pulled(tmp_path: Path) -> None:
     settings = {**ONE_STEP, "train_dataset": token_mixture()}
-    teacher, models = masked_model(100), [masked_model(100), masked_model(100)]
+    teacher, models = masked_tokens_model(100), [masked_tokens_model(100), masked_tokens_model(100)]
     for model in models:
         set_seed(3)
         model.resize_token_embeddings(108, mean_resizing=False)
@@ -509,7 +515,7 @@ def seq2seq_model() -> Any:
 SPLIT_MODELS: dict[str, Callable[[], Any]] = {
     "examples": lambda: tiny_model(0.0),
     "tokens": tokens_model,
-    "masked": masked_model,
+    "masked": masked_tokens_model,
     "causal": causal_model,
     "seq2seq": seq2seq_model,
 }
@@ -518,12 +524,13 @@ SPLIT_MODELS: dict[str, Callable[[], Any]] = {
 def split_settings(anchor: str) -> dict[str, Any]:
     general = {"anchor_on": "general"} if anchor == "general" else {}
     kind = "distill" if anchor == "general" else anchor
-    return {"anchor": kind, "anchor_strength": 2.0, "log_loss_gap": True, "optim": "sgd", **general}
+    own = {"anchor_pull_steps": 2} if anchor == "pull" else {"anchor_strength": 2.0}
+    return {"anchor": kind, **own, "log_loss_gap": True, "optim": "sgd", **general}
 
 
 @pytest.mark.parametrize("data", ["mixture", "ordinary"])
 @pytest.mark.parametrize("kind", SPLIT_MODELS)
-@pytest.mark.parametrize("anchor", ["distill", "general", "l2sp"])
+@pytest.mark.parametrize("anchor", ["distill", "general", "l2sp", "pull"])
 def test_eight_times_one_equals_one_times_eight(tmp_path: Path, anchor: str, kind: str, data: str) -> None:
     if data == "ordinary" and (anchor == "general" or kind not in ("examples", "tokens")):
         return
@@ -574,7 +581,7 @@ def train_apart(folder: str, name: str, kind: str, anchor: str, split: tuple[int
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["examples", "tokens", "causal", "adapter"])
-@pytest.mark.parametrize("anchor", ["distill", "general", "l2sp"])
+@pytest.mark.parametrize("anchor", ["distill", "general", "l2sp", "pull"])
 def test_two_processes_are_one(tmp_path: Path, anchor: str, kind: str) -> None:
     processes.run(tmp_path / "log", train_apart, str(tmp_path), "whole", kind, anchor, (8, 1))
     processes.run(tmp_path / "log", train_apart, str(tmp_path), "part", kind, anchor, (2, 2), processes=2)
@@ -611,12 +618,13 @@ def test_all_processes_pull_to_one_m0(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", ["mixture", "ordinary"])
 @pytest.mark.parametrize("kind", ["full", "adapter"])
-@pytest.mark.parametrize("anchor", ["distill", "general", "l2sp"])
+@pytest.mark.parametrize("anchor", ["distill", "general", "l2sp", "pull"])
 def test_resume_equals_no_interruption(tmp_path: Path, anchor: str, kind: str, data: str) -> None:
     if anchor == "general" and data == "ordinary":
         return
     settings = {"save_strategy": "steps", "save_steps": 4, "logging_steps": 3, "gradient_accumulation_steps": 2}
-    settings |= {"anchor_strength": 3.0, "log_loss_gap": True, "learning_rate": 0.02}
+    settings |= {"log_loss_gap": True, "learning_rate": 0.02}
+    settings |= {"anchor_pull_steps": 2} if anchor == "pull" else {"anchor_strength": 3.0}
     settings |= {"anchor": "distill", "anchor_on": "general"} if anchor == "general" else {"anchor": anchor}
 
     def trained(resume: Any = None) -> InterpolationTrainer:

@@ -391,7 +391,9 @@ def test_objectives_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[st
 
 @pytest.mark.parametrize("fields", [{"anchor": "distill"}, {"log_loss_gap": True}])
 def test_predictions_of_two_heads_are_not_compared(tmp_path: Path, fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"compare predictions of one head\. .* use `anchor=\"l2sp\"`"):
+    with pytest.raises(
+        ValueError, match=r"compare predictions of one head\. .*'general' trains.* use `anchor=\"l2sp\"`"
+    ):
         trainer_of(tmp_path, **fields)
 
 

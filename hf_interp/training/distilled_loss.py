@@ -1,0 +1,133 @@
+"""Corpora that train M₀'s predictions in place of labels, with the model's own head (LwF, arXiv 1606.09282).
+
+Of a global batch with n examples, n_t train the task with N_t labels, and n_d are distilled over N_d predictions, those
+that a label would stand for. The loss is (n_t / n)·(1 / N_t)·Σ ℓ + (n_d / n)·(1 / N_d)·Σ T²·KL(M₀‖M_θ). With the
+general side distilled, it is α·ℓ(domain) + (1 − α)·KL(general), the same for any split of the global batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from hf_interp.losses.anchor import Anchor, has_label_to_predict
+from hf_interp.losses.kl_divergence import kl_divergence
+from hf_interp.losses.per_example import IGNORE_INDEX, per_example_loss
+from hf_interp.losses.ref_model import logits_of, unwrap_peft
+from hf_interp.mixture.slots import CORPUS_KEY
+from hf_interp.training.mixture_run import MixtureRun
+
+TASK_COLUMN, DISTILL_COLUMN = range(2)
+
+
+class DistilledLoss:
+    """The loss of batches of which some examples train M₀'s predictions.
+
+    Args:
+        trainer: gives the model and the settings.
+        run: tells which examples are distilled, and notes what they cost.
+        anchor: has M₀.
+        shifts_labels: whether position i of the model predicts label i + 1.
+    """
+
+    def __init__(self, trainer: Trainer, run: MixtureRun, anchor: Anchor, *, shifts_labels: bool) -> None:
+        self.trainer, self.run, self.anchor, self.shifts_labels = trainer, run, anchor, shifts_labels
+
+    def count(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> torch.Tensor:
+        """Count predictions (first row) and examples of the task and of what is distilled in some micro-batches."""
+        counts = torch.zeros(2, 2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        for batch in batches:
+            labels = _labels_of(batch)
+            is_distilled = self.run.is_distilled(batch[CORPUS_KEY].to(labels.device))
+            predicts = has_label_to_predict(labels, shift_labels=self.shifts_labels).reshape(len(labels), -1).sum(1)
+            for column, chosen in ((TASK_COLUMN, ~is_distilled), (DISTILL_COLUMN, is_distilled)):
+                counts[0, column] += predicts[chosen].sum().to(device)
+                counts[1, column] += chosen.sum().to(device)
+        return counts
+
+    def compute(
+        self,
+        compute_loss: Callable[..., Any],
+        model: Any,
+        inputs: dict[str, Any],
+        corpus: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> tuple[torch.Tensor, Any]:
+        """Compute the loss of a micro-batch, and return the model's outputs with it.
+
+        Args:
+            compute_loss: that of `Trainer`.
+            model: as `Trainer` has wrapped it.
+            inputs: what the model gets.
+            corpus: of every example.
+            counts: of the whole global batch.
+        """
+        labels, is_distilled = _labels_of(inputs), self.run.is_distilled(corpus)
+        if len(labels) != len(corpus):
+            raise ValueError("Distilled corpora need one row for each example. Set `padding_free=False`.")
+        inputs = self._with_decoder_inputs(inputs, labels)
+        own = labels.masked_fill(is_distilled.reshape(-1, *[1] * (labels.dim() - 1)), IGNORE_INDEX)
+        num_own = has_label_to_predict(own, shift_labels=self.shifts_labels).sum()
+        shares = counts[1] / counts[1].sum()
+        if num_own > 0:
+            loss, outputs = compute_loss(model, {**inputs, "labels": own}, True, None)
+            self.run.meters.add_objective(TASK_COLUMN, loss.detach() * num_own, num_own)
+            loss = loss * (shares[TASK_COLUMN] * num_own / counts[0, TASK_COLUMN]).to(loss.dtype)
+        else:
+            outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+            loss = logits_of(outputs).sum() * 0.0
+        by_example = per_example_loss(outputs, own, shift_labels=self.shifts_labels)
+        if is_distilled.any():
+            found, rows = self._divergence(logits_of(outputs), inputs, labels, is_distilled)
+            self.run.meters.add_objective(DISTILL_COLUMN, found.detach().sum(), torch.tensor(len(found)))
+            scale = shares[DISTILL_COLUMN] / counts[0, DISTILL_COLUMN].clamp(min=1)
+            loss = loss + found.sum() * scale.to(found.dtype)
+            if by_example is not None:
+                by_example[is_distilled] = _means(found.detach(), rows, int(is_distilled.sum())).to(by_example.dtype)
+        self.run.note_losses(corpus, by_example)
+        return loss, outputs
+
+    def _divergence(
+        self, logits: torch.Tensor, inputs: Mapping[str, Any], labels: torch.Tensor, is_distilled: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return T²·KL of every prediction that is distilled, and the number of its example among those."""
+        chosen = {
+            name: value[is_distilled] if isinstance(value, torch.Tensor) and len(value) == len(labels) else value
+            for name, value in inputs.items()
+        }
+        autocast = self.trainer.accelerator.autocast()
+        ref_logits = self.anchor.ref_logits(self.trainer.model, chosen, autocast)
+        predicts = has_label_to_predict(labels[is_distilled], shift_labels=self.shifts_labels)
+        if logits.shape[:-1] != labels.shape or ref_logits.shape[:-1] != predicts.shape:
+            raise ValueError(
+                f"Distilled corpora need one prediction for each label, got logits of shape {tuple(logits.shape)}, of "
+                f"M₀ {tuple(ref_logits.shape)}, for labels of shape {tuple(labels.shape)}."
+            )
+        temperature = self.trainer.args.distill_temperature
+        rows = predicts.flatten().nonzero().flatten()
+        found = kl_divergence(logits[is_distilled], ref_logits, rows=rows, temperature=temperature)
+        return temperature**2 * found, rows // max(1, predicts[0].numel())
+
+    def _with_decoder_inputs(self, inputs: dict[str, Any], labels: torch.Tensor) -> dict[str, Any]:
+        """Return inputs whose decoder does not make its own from labels that are about to be masked."""
+        inner: Any = unwrap_peft(self.trainer.model)
+        if not getattr(inner.config, "is_encoder_decoder", False) or "decoder_input_ids" in inputs:
+            return inputs
+        return {**inputs, "decoder_input_ids": inner.prepare_decoder_input_ids_from_labels(labels=labels)}
+
+
+def _labels_of(inputs: Mapping[str, Any]) -> torch.Tensor:
+    labels = inputs.get("labels")
+    if labels is None or labels.is_floating_point():
+        raise ValueError(
+            "Distilled corpora are of models that predict classes; a batch has "
+            f"{'no labels' if labels is None else 'numbers as labels'}. Leave the objective out."
+        )
+    return labels
+
+
+def _means(values: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Return the mean of the values of each row; 0 where there is none."""
+    sums = torch.zeros(num_rows, dtype=values.dtype, device=values.device).index_add_(0, rows, values)
+    return sums / torch.bincount(rows, minlength=num_rows).clamp(min=1)
