@@ -82,7 +82,7 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
                 f"The objective {name!r} cannot be {recipe.for_objective(name).task}, which has no backbone apart from "
                 "its head."
             )
-    for name, corpus in {**recipe.eval_corpora, **recipe.validation_corpora}.items():
+    for name, corpus in [*recipe.eval_corpora.items(), *recipe.validation_corpora.items()]:
         if corpus.objective == DISTILL:
             raise ValueError(f"The set {name!r} cannot have the objective {DISTILL!r}, which is for training corpora.")
     if trains and args.max_steps <= 0:
