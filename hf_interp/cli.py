@@ -164,11 +164,12 @@ def _train(args: argparse.Namespace, flags: Flags) -> None:
     JSON,
     argument("--resume", metavar="CHECKPOINT", help="go on from this checkpoint, or from the last one of this folder"),
     argument("--num_processes", type=int, help="plan for so many processes (default: the checkpoint's, or 1)"),
+    argument("--samples", type=int, default=0, metavar="N", help="show N examples of each corpus as the model will"),
     switch("--distance", "measure how far apart the sides are for the pretrained model"),
     argument("--distance_examples", type=int, metavar="N", help="of --distance: examples of each side (default: 500)"),
     examples=[
         "plan recipe.yaml --plot plan.png",
-        "plan recipe.yaml --distance",
+        "plan recipe.yaml --distance --samples 3",
         "plan recipe.yaml --resume runs/mine --num_processes 8",
     ],
     note=f"{FIELDS}.",
@@ -183,7 +184,7 @@ def _plan(args: argparse.Namespace, flags: Flags) -> None:
     num_examples = args.distance_examples
     if args.distance and num_examples is None:
         num_examples = NUM_EXAMPLES
-    found = plan.plan_recipe(args.recipe, flags, args.resume, args.num_processes, num_examples)
+    found = plan.plan_recipe(args.recipe, flags, args.resume, args.num_processes, num_examples, args.samples)
     summary = plan.summarise(found)
     _print_found(args, summary, plan.format_plan(summary))
     if args.plot:

@@ -17,7 +17,7 @@ from hf_interp.reporting.hub import check_name, make_repo, push_run, render_card
 from hf_interp.reporting.plots import plot_run
 from hf_interp.reporting.results import RunResults, save_results
 from hf_interp.selection.scoring import check_whole_weights
-from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
+from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, format_cut, load_data, plan_data
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.runs import save_curve, search_run
 from hf_interp.training.config import InterpolationConfig
@@ -60,6 +60,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     evaluate_at_end(trainer)
     trainer.save_model()
     results = trainer.results()
+    results.cut = {name: list(counts) for name, counts in data.cut.items()}
     folder = Path(args.output_dir or ".")
     if is_main:
         remove_interpolated(folder)
@@ -140,7 +141,7 @@ def train_and_report(path: str, flags: Sequence[str] = ()) -> RunResults:
     results = run_recipe(recipe, show_progress=sys.stderr.isatty())
     folder = results.config["output_dir"]
     if PartialState().is_main_process:
-        print(format_results(results))
+        print("\n".join([format_results(results), *format_cut(results.cut)]))
         print(f"The model, {RESULTS_NAME} and {RUN_PLOT_NAME} are in {folder}.")
         if (Path(folder) / CURVE_NAME).is_file():
             print(f"\n{format_curve(load_curve(Path(folder) / CURVE_NAME))}")

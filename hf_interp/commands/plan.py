@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +13,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
 from hf_interp.commands.distance import DomainDistance, check_both_sides, format_distance, measure_distance
+from hf_interp.losses.per_example import IGNORE_INDEX
 from hf_interp.mixture.continuation import continue_plan
+from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.packing import mean_tokens
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.tasks.build import check_recipe, load_data, plan_data
+from hf_interp.tasks.build import check_recipe, format_cut, load_data, plan_data
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
+from hf_interp.tasks.recipe import Recipe
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
 from hf_interp.utils.console import format_table
 
@@ -82,6 +87,10 @@ class Preview(NamedTuple):
     """The mean of α weighted by the learning rate, if that is known beforehand."""
     distance: DomainDistance | None = None
     """Of the two sides for M₀, if it was measured."""
+    cut: Mapping[str, Sequence[int]] = MappingProxyType({})
+    """How many rows are cut, of how many, by group and name."""
+    samples: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """Of each training corpus some examples as the model will see them."""
 
 
 def plan_recipe(
@@ -90,6 +99,7 @@ def plan_recipe(
     resume: str | None = None,
     num_processes: int | None = None,
     distance_examples: int | None = None,
+    num_samples: int = 0,
 ) -> Preview:
     """Plan a recipe, and return also what is known of its examples and of its learning rate.
 
@@ -98,6 +108,7 @@ def plan_recipe(
         resume: a checkpoint to go on from, or a folder whose last whole checkpoint is meant.
         num_processes: processes to plan for; those of the checkpoint by default, or 1.
         distance_examples: of each side, by which their distance for M₀ is measured; by default it is not.
+        num_samples: examples of each corpus to show.
 
     Raises:
         ValueError, OSError: as training would raise, or if the distance cannot be measured.
@@ -120,7 +131,36 @@ def plan_recipe(
         resumed,
         rate_weighted_alpha(plan, args),
         None if distance_examples is None else measure_distance(recipe, args, data, num_examples=distance_examples),
+        data.cut,
+        {corpus.name: sample_texts(corpus, data.tokenizer, recipe, num_samples) for corpus in data.corpora}
+        if num_samples
+        else {},
     )
+
+
+def sample_texts(corpus: Corpus, tokenizer: Any, recipe: Recipe, count: int) -> list[str]:
+    """Return the first examples of a corpus as the model sees them: their tokens as a text, and their labels."""
+    names = recipe.for_objective(corpus.objective).label_names or []
+    texts = []
+    for example in islice(corpus.dataset, count):
+        ids, labels = example["input_ids"], example.get("labels")
+        rows = ids if ids and isinstance(ids[0], list) else [ids]
+        shown = " | ".join(tokenizer.decode(row) for row in rows)
+        texts.append(f"{sum(map(len, rows))} tokens: {shown}{_label_text(labels, ids, names, tokenizer)}")
+    return texts
+
+
+def _label_text(labels: Any, ids: Sequence[int], names: Sequence[str], tokenizer: Any) -> str:
+    if labels is None:
+        return ""
+    if not isinstance(labels, list):
+        return f" → {names[labels] if names and isinstance(labels, int) else labels}"
+    places = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
+    if names and len(labels) == len(ids):
+        return " → " + " ".join(f"{tokenizer.decode([ids[place]])}/{names[labels[place]]}" for place in places)
+    if names:
+        return f" → {', '.join(name for name, is_so in zip(names, labels, strict=True) if is_so) or 'no label'}"
+    return f" → {tokenizer.decode([labels[place] for place in places])}"
 
 
 def summarise(preview: Preview) -> dict[str, Any]:
@@ -134,6 +174,9 @@ def summarise(preview: Preview) -> dict[str, Any]:
         summary["resumed"] = resumed._asdict()
         for corpus, count in zip(summary["corpora"], plan.drawn_before(resumed.step).tolist(), strict=True):
             corpus["read_before"] = count
+    for name in ("cut", "samples"):
+        if found := getattr(preview, name):
+            summary[name] = {key: list(value) for key, value in found.items()}
     if preview.distance is not None:
         summary["distance"] = preview.distance.to_dict()
     return summary
@@ -167,7 +210,10 @@ def format_plan(summary: Mapping[str, Any]) -> str:
             [_corpus_row(corpus) for corpus in summary["corpora"]],
         ),
     ]
-    lines += ["", *(f"Warning: {warning}" for warning in summary["warnings"])] if summary["warnings"] else []
+    warnings = [*summary["warnings"], *format_cut(summary.get("cut", {}))]
+    lines += ["", *(f"Warning: {warning}" for warning in warnings)] if warnings else []
+    for name, samples in summary.get("samples", {}).items():
+        lines += ["", f"{name}, as the model will see it:", *(f"- {sample}" for sample in samples)]
     if "distance" in summary:
         lines += ["", format_distance(summary["distance"])]
     return "\n".join(lines)

@@ -49,6 +49,7 @@ class RunResults:
         recipe: the recipe that the run followed, if any.
         model: the model's `class`, its `parameters` and `trained_parameters`, whether it `is_adapter` and of which
             `peft_type`.
+        cut: how many rows were longer than `max_length`, of how many, by corpora.domain, eval_corpora.general, ...
         emissions: what codecarbon measured of the training, if it was on (see `read_emissions`).
     """
 
@@ -64,6 +65,7 @@ class RunResults:
     recipe: dict[str, Any] | None = None
     model: dict[str, Any] = field(default_factory=dict)
     emissions: dict[str, Any] = field(default_factory=dict)
+    cut: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
     def from_log(

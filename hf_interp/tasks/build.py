@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from hf_interp.mixture.corpus import Corpus, check_columns
 from hf_interp.mixture.packing import pack
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.reporting.results import greater_is_better
+from hf_interp.tasks.lengths import UNLIMITED, count_cut
 from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.models import label_names_of, load_model
 from hf_interp.tasks.presets import adapt, adapter_callbacks, check_adapter
@@ -66,6 +67,8 @@ class RecipeData:
     eval_sets: dict[str, datasets.Dataset]
     validation_sets: dict[str, datasets.Dataset] = field(default_factory=dict)
     """Sets by name on which the α of the weights is chosen, if they are others."""
+    cut: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """How many rows are cut, of how many, by group and name, such as corpora.domain; where there are any."""
 
 
 def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = True) -> Task:
@@ -138,40 +141,64 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
     )
     prepare_tokenizer(tokenizer, recipe)
 
-    def tokenised(name: str, group: Mapping[str, CorpusConfig]) -> Any:
-        return tokenise(name, group[name], recipe.for_objective(group[name].objective), tokenizer)
+    cut: dict[str, tuple[int, int]] = {}
+
+    def tokenised(group: str) -> dict[str, Any]:
+        return {
+            name: tokenise(name, config, recipe.for_objective(config.objective), tokenizer, group=group, cut=cut)
+            for name, config in getattr(recipe, group).items()
+        }
 
     corpora = [
         Corpus(
             name,
-            tokenised(name, recipe.corpora),
+            dataset,
             config.side or "domain",
             share=config.share,
             max_passes=config.max_passes,
             mean_tokens=config.mean_tokens,
             objective=config.objective,
         )
-        for name, config in (recipe.corpora if trains else {}).items()
+        for name, dataset in (tokenised("corpora") if trains else {}).items()
+        for config in [recipe.corpora[name]]
     ]
-    eval_corpora = recipe.eval_corpora if trains or not recipe.validation_corpora else {}
     return RecipeData(
         tokenizer=tokenizer,
         corpora=corpora,
-        eval_sets={name: tokenised(name, eval_corpora) for name in eval_corpora},
-        validation_sets={name: tokenised(name, recipe.validation_corpora) for name in recipe.validation_corpora},
+        eval_sets=tokenised("eval_corpora") if trains or not recipe.validation_corpora else {},
+        validation_sets=tokenised("validation_corpora"),
+        cut=cut,
     )
 
 
-def tokenise(name: str, config: CorpusConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Load a corpus and turn it into model inputs, packed if the recipe says so; errors name corpus, column and row."""
+def tokenise(
+    name: str,
+    config: CorpusConfig,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    group: str = "corpora",
+    cut: dict[str, tuple[int, int]] | None = None,
+) -> Any:
+    """Load a corpus and turn it into model inputs, packed if the recipe says so; errors name corpus, column and row.
+
+    Long rows of an evaluation set become several where the task can split them. How many are cut is put into `cut`.
+    """
     task = get_task(recipe.task)
     columns = dict(task.columns(recipe, config))
     unread = [key for key in columns if config.objective == DISTILL and columns[key] in ("class", "tags")]
     raw = load_corpus(name, config, {key: columns[key] for key in columns if key not in unread}, label_names_of(recipe))
     for key in unread:  # the first label stands wherever a prediction is wanted
         raw = raw.map(lambda row, key=key: {key: [0] * len(row["tokens"]) if key == "tags" else 0})
+    if group != "corpora" and task.split is not None:
+        raw = encode_corpus(name, raw, config, task.split(tokenizer, recipe), list(columns))
     encoded = encode_corpus(name, raw, config, task.encode(tokenizer, recipe), list(columns))
     if not (task.is_packed and recipe.packing and "text" in columns):
+        limits = {"input_ids": recipe.max_length, **({"labels": recipe.max_target_length} if task.generates else {})}
+        whole = replace(recipe, max_length=UNLIMITED, max_target_length=UNLIMITED)
+        count = count_cut(raw, encoded, task.encode(tokenizer, whole), limits)
+        if count and cut is not None:
+            cut[f"{group}.{name}"] = (count, len(encoded))
         return encoded
     packed = pack(encoded, recipe.max_length)
     if isinstance(packed, datasets.Dataset) and len(packed) == 0:
@@ -180,6 +207,14 @@ def tokenise(name: str, config: CorpusConfig, recipe: Recipe, tokenizer: PreTrai
             "when packed. Lower `max_length`, or set `packing: false`."
         )
     return packed
+
+
+def format_cut(cut: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return a sentence for every corpus of which rows are cut."""
+    return [
+        f"{rows:,} of {total:,} rows of `{name}` are cut to `max_length` or `max_target_length`."
+        for name, (rows, total) in cut.items()
+    ]
 
 
 def plan_data(data: RecipeData, args: InterpolationConfig, num_processes: int | None = None) -> MixturePlan:

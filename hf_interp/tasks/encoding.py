@@ -4,7 +4,8 @@ Each takes (tokenizer, recipe) and gives a function from a batch of columns to a
 `Dataset.map`; it raises `RowError` for a row that cannot be trained on.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -39,19 +40,41 @@ def encode_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
     """
     _check_fast(tokenizer, "Token classification")
 
+    names = recipe.label_names or []
+
     def encode(batch: Batch) -> Batch:
-        for row, (words, tags) in enumerate(zip(batch["tokens"], batch["tags"], strict=True)):
-            if len(words) != len(tags):
-                raise RowError(
-                    row, "tags", f"{len(tags)} tags for {len(words)} words", "Every word needs one tag: mend the file."
-                )
+        _check_tags(batch)
         encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=recipe.max_length)
-        labels = [_align(encoded.word_ids(row), tags) for row, tags in enumerate(batch["tags"])]
+        rows = [(encoded.word_ids(row), tags) for row, tags in enumerate(batch["tags"])]
+        labels = [_align(word_ids, _begin_again(tags, names, set(word_ids))) for word_ids, tags in rows]
         kept = [[label for label in aligned if label != IGNORE_INDEX] for aligned in labels]
         _check_not_empty(kept, "tokens", "no token left")
         return {**encoded, "labels": labels}
 
     return encode
+
+
+def split_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
+    """tokens, tags → the same in rows of at most `max_length` tokens, so that an evaluation counts every entity.
+
+    A row begins where no entity goes on, unless one is longer than a row.
+    """
+    _check_fast(tokenizer, "Token classification")
+    room, names = recipe.max_length - tokenizer.num_special_tokens_to_add(), recipe.label_names or []
+
+    def split(batch: Batch) -> Batch:
+        _check_tags(batch)
+        encoded = tokenizer(batch["tokens"], is_split_into_words=True, add_special_tokens=False, verbose=False)
+        rows: Batch = {"tokens": [], "tags": []}
+        for row, (words, tags) in enumerate(zip(batch["tokens"], batch["tags"], strict=True)):
+            pieces = Counter(encoded.word_ids(row))
+            goes_on = [names[tag].startswith("I-") for tag in tags]
+            for part in _parts([pieces[word] for word in range(len(words))], goes_on, room):
+                rows["tokens"].append(words[part])
+                rows["tags"].append(tags[part])
+        return rows
+
+    return split
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
@@ -152,6 +175,42 @@ def _align(word_ids: Sequence[int | None], tags: Sequence[int]) -> list[int]:
     """
     pairs = zip(word_ids, [None, *word_ids[:-1]], strict=True)
     return [IGNORE_INDEX if word is None or word == last else tags[word] for word, last in pairs]
+
+
+def _begin_again(tags: Sequence[int], names: Sequence[str], words: Container[int | None]) -> list[int]:
+    """Return tags of which the next word of an entity has the B- of a word without a piece (of IOB2)."""
+    found = list(tags)
+    for word in range(len(found) - 1 if names else 0):
+        begin, following = names[found[word]], names[found[word + 1]]
+        if word not in words and following[:2] == "I-" and begin == f"B-{following[2:]}":
+            found[word + 1] = found[word]
+    return found
+
+
+def _parts(sizes: Sequence[int], goes_on: Sequence[bool], room: int) -> Iterator[slice]:
+    """Return the parts of a row of words that have room for their pieces.
+
+    >>> list(_parts([1, 1, 1, 1], [False, False, True, False], 2))
+    [slice(0, 1, None), slice(1, 3, None), slice(3, 4, None)]
+    """
+    start = 0
+    for place in range(1, len(sizes)):
+        while sizes[place] and place > start and sum(sizes[start : place + 1]) > room:
+            end = place
+            while end > start and goes_on[end]:
+                end -= 1
+            end = end if sum(sizes[start:end]) else place
+            yield slice(start, end)
+            start = end
+    yield slice(start, len(sizes))
+
+
+def _check_tags(batch: Batch) -> None:
+    for row, (words, tags) in enumerate(zip(batch["tokens"], batch["tags"], strict=True)):
+        if len(words) != len(tags):
+            raise RowError(
+                row, "tags", f"{len(tags)} tags for {len(words)} words", "Every word needs one tag: mend the file."
+            )
 
 
 def _check_not_empty(ids: Sequence[Sequence[int]], column: str, what: str = "an empty text") -> None:

@@ -60,6 +60,7 @@ from hf_interp.tasks.encoding import (
     encode_masked,
     encode_pairs,
     encode_tokens,
+    split_tokens,
 )
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.tokenizers import language_token
@@ -85,6 +86,8 @@ class Task:
         columns: (recipe, corpus) → the kinds of the columns that the corpus must have (see `hf_interp.tasks.columns`).
             What the file calls them is in the recipe: `text_column: review`, or `columns: {question: stem}`.
         encode: (tokenizer, recipe) → a function from a batch of columns to model inputs, for `Dataset.map`.
+        split: (tokenizer, recipe) → a function from a batch of columns to one in which long rows are several, so that
+            an evaluation sees all of them; or `None`.
         collator: (tokenizer, recipe) → data collator.
         metrics: (tokenizer, recipe) → `compute_metrics`, or `None`.
         preprocess_logits: → `preprocess_logits_for_metrics`, which keeps logits from piling up; or `None`.
@@ -101,6 +104,7 @@ class Task:
     encode: Callable[[PreTrainedTokenizerBase, Recipe], Encode]
     collator: Callable[[PreTrainedTokenizerBase, Recipe], Any]
     metrics: Callable[[PreTrainedTokenizerBase, Recipe], ComputeMetrics | None] = lambda tokenizer, recipe: None
+    split: Callable[[PreTrainedTokenizerBase, Recipe], Encode] | None = None
     preprocess_logits: Callable[[], Callable[[Any, Any], Any]] | None = None
     num_labels: Callable[[Recipe], int | None] = lambda recipe: None
     is_packed: bool = False
@@ -187,6 +191,7 @@ TASKS = TaskTable(
             info=TASK_INFOS["token-classification"],
             columns=lambda recipe, corpus: {"tokens": "words", "tags": "tags"},
             encode=encode_tokens,
+            split=split_tokens,
             collator=lambda tokenizer, recipe: DataCollatorForTokenClassification(tokenizer),
             metrics=lambda tokenizer, recipe: _metrics().token_metrics(recipe.label_names or []),
             num_labels=lambda recipe: len(recipe.label_names or []),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from hf_interp import InterpolationTrainer
+from hf_interp import InterpolationTrainer, cli
 from hf_interp.commands.plan import format_plan, plan_recipe, summarise
 from hf_interp.tasks.build import build_trainer, check_recipe, load_data
 from hf_interp.tasks.parsing import parse_recipe
@@ -134,3 +134,28 @@ def test_a_recipe_that_cannot_be_trained_cannot_be_planned(
 def test_a_plan_makes_no_folder(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
     plan_recipe(str(write_recipe(toy_recipe)))
     assert not Path(toy_recipe["output_dir"]).exists()
+
+
+def test_what_is_cut_and_what_the_model_sees(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_recipe({**toy_recipe, "max_length": 2}))
+    assert cli.main(["plan", path, "--samples", "1"]) == 0
+    out = capsys.readouterr().out
+    for group in ("corpora", "eval_corpora", "validation_corpora"):
+        for name, corpus in toy_recipe[group].items():
+            rows = [json.loads(line) for line in Path(corpus["path"]).read_text().splitlines()]
+            count = sum(len(row["text"].split()) > 2 for row in rows)
+            assert f"Warning: {count} of {len(rows)} rows of `{group}.{name}` are cut to `max_length`" in out
+            if group == "corpora":
+                first = " ".join(rows[0]["text"].split()[:2])
+                assert f"{name}, as the model will see it:\n- 2 tokens: {first} → {rows[0]['label']}\n" in f"{out}\n"
+    assert cli.main(["plan", path, "--samples", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [len(samples) for samples in found["samples"].values()] == [2, 2]
+    assert found["cut"]["corpora.domain"] == [count_of(toy_recipe), found["corpora"][1]["num_examples"]]
+
+
+def count_of(recipe: dict[str, Any]) -> int:
+    lines = Path(recipe["corpora"]["domain"]["path"]).read_text().splitlines()
+    return sum(len(json.loads(line)["text"].split()) > 2 for line in lines)

@@ -7,7 +7,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from hf_interp.tasks.dialogues import CHATML
-from hf_interp.tasks.encoding import encode_causal, encode_classification, encode_masked, encode_pairs, encode_tokens
+from hf_interp.tasks.encoding import (
+    encode_causal,
+    encode_classification,
+    encode_masked,
+    encode_pairs,
+    encode_tokens,
+    split_tokens,
+)
 from hf_interp.tasks.loading import RowError
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 
@@ -68,7 +75,42 @@ def test_tags_beyond_the_cut_are_left_out() -> None:
     assert found["labels"] == [[-100, 3, 2, -100]]
 
 
+TAGS = ["O", "B-X", "I-X", "B-Y", "I-Y"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ([1, 2, 2], [1, 2]),  # an entity whose inner word has no piece goes on
+        ([0, 1, 2], [0, 1]),  # one whose first word has none begins with the next
+        ([3, 1, 2], [3, 1]),
+        ([3, 3, 0], [3, 0]),
+        ([3, 3, 4], [3, 3]),
+    ],
+)
+def test_a_word_without_a_piece_leaves_legal_tags(tags: list[int], expected: list[int]) -> None:
+    found = encode_tokens(tokenizer(), recipe(label_names=TAGS))({"tokens": [["one", " ", "two"]], "tags": [tags]})
+    assert found["labels"] == [[-100, *expected, -100]]
+
+
+def test_an_evaluation_sees_every_word_and_no_entity_in_two_rows() -> None:
+    words = recipe(max_length=4, label_names=TAGS)  # two pieces and the ends
+    long = {"tokens": [["one", "two", "three", "four", "one"], ["one"]], "tags": [[0, 1, 2, 0, 3], [4]]}
+    found = split_tokens(tokenizer(), words)(long)
+    assert found["tokens"] == [["one"], ["two", "three"], ["four", "one"], ["one"]]
+    assert found["tags"] == [[0], [1, 2], [0, 3], [4]]
+    assert all(len(ids) <= 4 for ids in encode_tokens(tokenizer(), words)(found)["input_ids"])
+    whole = {"tokens": [[" ", "one", "fourteenty", " "]], "tags": [[1, 2, 2, 2]]}  # longer than a row, with empty words
+    assert split_tokens(tokenizer(), words)(whole) == {
+        "tokens": [[" ", "one"], ["fourteenty", " "]],
+        "tags": [[1, 2], [2, 2]],
+    }
+
+
 def test_every_word_needs_a_tag() -> None:
+    for part in (encode_tokens, split_tokens):
+        with pytest.raises(RowError, match="1 tags for 2 words"):
+            part(tokenizer(), recipe())({"tokens": [["one", "two"]], "tags": [[0]]})
     encode = encode_tokens(tokenizer(), recipe())
     with pytest.raises(RowError, match="1 tags for 2 words") as caught:
         encode({"tokens": [["one"], ["one", "two"]], "tags": [[0], [0]]})
