@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from hf_interp.weights.adapter_kinds import FACTORS, AdapterCapabilities, adapter_capabilities
 from hf_interp.weights.alpha_spec import Alpha, resolve_alpha
@@ -133,12 +134,14 @@ def interpolate_adapter(
     into: nn.Module | None = None,
     finetuned_only: Sequence[str] = (),
     extrapolate: bool = False,
+    kind: AdapterCapabilities | None = None,
 ) -> Interpolated:
     """M_α of a PEFT model: an [`AdapterInterpolation`] where the adapter can be scaled, else a new plain model.
 
-    Arguments and errors are those of `interpolate_weights`.
+    Arguments and errors are those of `interpolate_weights`; `kind` is given by who knows more than the model shows.
     """
-    if adapter_capabilities(model).is_scalable:
+    kind = kind or adapter_capabilities(model)
+    if kind.is_scalable:
         if into is not None and into is not model:
             raise ValueError("`into` must be the PEFT model itself: it is interpolated in place. Leave it out.")
         live = AdapterInterpolation(model, base, finetuned_only=finetuned_only, extrapolate=extrapolate)
@@ -146,7 +149,7 @@ def interpolate_adapter(
         return Interpolated(live, live.report)
     if into is not None:
         raise ValueError("`into` must be left out: this adapter is merged into a new model.")
-    return _interpolate_merged(base, model, alpha, finetuned_only, extrapolate)
+    return _interpolate_merged(base, model, alpha, finetuned_only, extrapolate, kind)
 
 
 def _list_pairs(model: Any, base: Weights | None) -> list[ScaledParameter]:
@@ -290,10 +293,14 @@ def _neutral_value(pair: ScaledParameter, trained: torch.Tensor) -> torch.Tensor
 
 
 def _interpolate_merged(
-    base: Weights | None, model: Any, alpha: Alpha, finetuned_only: Sequence[str], extrapolate: bool
+    base: Weights | None,
+    model: Any,
+    alpha: Alpha,
+    finetuned_only: Sequence[str],
+    extrapolate: bool,
+    kind: AdapterCapabilities,
 ) -> Interpolated:
     """M_α of an adapter that cannot be scaled, as a new plain model."""
-    kind = adapter_capabilities(model)
     if base is None and not kind.keeps_base:
         raise ValueError(
             f"`base` must be given, a state dict or a model: an adapter of kind {kind.label} may have changed weights "
@@ -314,17 +321,58 @@ def _interpolate_merged(
 def merge_adapter(model: Any, kind: AdapterCapabilities) -> Any:
     """Return a plain model with an adapter merged into it; the PEFT model is taken apart.
 
+    What the adapter changes in one of several layers that share a weight is no longer shared, nor tied by the
+    configuration.
+
     Raises:
         ValueError: if PEFT cannot merge it.
     """
+    root = model.get_base_model()
+    own = getattr(root, "config", None)
+    configs = [own, own.get_text_config()] if isinstance(own, PretrainedConfig) else []
+    ties = [getattr(config, "tie_word_embeddings", False) for config in configs]
+    _separate_changed(root)
     _unwrap_modules(model, trained=True)
     try:
-        return model.merge_and_unload()
+        merged = model.merge_and_unload()
+        is_tied = _tie_again(merged)
+        for config, was_tied in zip(configs, ties, strict=True):  # which PEFT unties
+            config.tie_word_embeddings = is_tied and was_tied
+        return merged
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"`model` must have an adapter that can be scaled or merged, got {kind.label}, which PEFT does not merge "
             f"here: {error}"
         ) from error
+
+
+def _separate_changed(root: nn.Module) -> None:
+    """Give layers that share a weight one each, where an adapter changes one of them: it is merged into that alone."""
+    places: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in root.named_parameters(remove_duplicate=False):
+        places.setdefault(parameter, []).append(name)
+    for parameter, names in places.items():
+        if any(_plain_name(name) != name for name in names):
+            for name in names[1:]:
+                _set_parameter(root, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+
+
+def _tie_again(merged: Any) -> bool:
+    """Tie what the configuration ties if all of it is still the same, else nothing; whether it is tied."""
+    ties = getattr(merged, "all_tied_weights_keys", {})
+    pairs = {name: (merged.get_parameter(name), merged.get_parameter(first)) for name, first in ties.items()}
+    is_tied = all(torch.equal(own, first) for own, first in pairs.values())
+    for name, (own, first) in pairs.items():
+        if is_tied or own is first:
+            _set_parameter(merged, name, first if is_tied else nn.Parameter(first.detach().clone()))
+    if not is_tied:
+        merged.all_tied_weights_keys = {}
+    return is_tied
+
+
+def _set_parameter(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    path, _, part = name.rpartition(".")
+    setattr(root.get_submodule(path), part, parameter)
 
 
 def _unwrap_modules(model: Any, *, trained: bool) -> None:

@@ -3,18 +3,29 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import nn
+
 from hf_interp.utils.files import new_folder
-from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
+from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
 from hf_interp.utils.task_info import TASK_INFOS, adapter_classes, task_of_adapter
 from hf_interp.weights.adapter_kinds import AdapterCapabilities, adapter_capabilities, refuse_prompts
 from hf_interp.weights.adapters import interpolate_adapter, merge_adapter, scaled_parameters
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
+from hf_interp.weights.checkpoint_names import check_loads, empty_model
 from hf_interp.weights.matching import InterpolationReport
 from hf_interp.weights.model_folder import check_output, copy_small_files, find_folder, write_account
+from hf_interp.weights.tensor_files import find_tensors, infos
+
+Tensors = Mapping[str, torch.Tensor]
+
+_ROWS = {"weight": 0, "base_layer.weight": 0, "lora_embedding_A": 1, "lora_B.weight": 0}
+"""Tensors of an adapter on a table of words → the axis that has a place for each word."""
 
 _HEAD = re.compile(r"(^|\.)(classifier|score|classification_head)(\.out_proj)?\.weight$")
 
@@ -53,7 +64,7 @@ def interpolate_adapter_checkpoint(
     check_output(output, [origin, source])
     model, pristine, kind, new = open_adapter(origin, source)
     result, report = interpolate_adapter(
-        pristine, model, alpha, finetuned_only=[*finetuned_only, *sorted(new)], extrapolate=extrapolate
+        pristine, model, alpha, finetuned_only=[*finetuned_only, *sorted(new)], extrapolate=extrapolate, kind=kind
     )
     report.decisions = [
         replace(decision, reason="M₀ has no such tensor", base_name=None) if decision.name in new else decision
@@ -68,6 +79,8 @@ def interpolate_adapter_checkpoint(
         copy_small_files(source, folder)
         options = {} if whole is model else {"max_shard_size": max_shard_size}
         whole.save_pretrained(str(folder), **options)
+        if whole is not model:
+            check_loads(empty_model(folder, trust_remote_code=False), infos(find_tensors(folder, "output_dir")))
         write_account(folder, report, alpha, base=origin.name, finetuned=[source.name], adapter=kind.label)
     return report
 
@@ -104,22 +117,31 @@ def find_base(base: str | os.PathLike[str] | None, source: Path) -> Path:
 def open_adapter(origin: Path, source: Path) -> OpenedAdapter:
     """Load the adapter in `source` in the model in `origin`, to be interpolated.
 
+    An adapter with a table of words of its own is to be merged: against M₀'s own table, whose rows may be fewer.
+
     Raises:
-        ValueError: if the adapter does not say what class of model it is for.
+        ValueError: if the adapter does not say what class of model it is for, or is for another model.
     """
     import peft
 
-    config = peft.PeftConfig.from_pretrained(str(source))
-    plain, new = _load_base(config, origin, source, resize=True)
-    model = peft.PeftModel.from_pretrained(plain, str(source))
+    config, weights = peft.PeftConfig.from_pretrained(str(source)), peft.load_peft_weights(str(source), device="cpu")
+    plain, new = _load_base(config, weights, origin, source)
+    has_own_table = _fit_table(plain, config, weights)
+    try:
+        model = peft.PeftModel.from_pretrained(plain, str(source))
+    except RuntimeError as error:
+        fault = " ".join(str(error).split())[:300]
+        raise ValueError(f"`base` must be the model that the adapter in {source.name!r} is for: {fault}") from error
     kind = adapter_capabilities(model)
-    pristine = None if kind.keeps_base else _load_base(config, origin, source)[0]
+    if has_own_table:
+        kind = AdapterCapabilities(f"{kind.label} with a table of words of its own", False, False)
+    pristine = None if kind.keeps_base else _load_base(config, weights, origin, source)[0]
     if kind.is_scalable:
         new &= {pair.name for pair in scaled_parameters(model, pristine)}
     return OpenedAdapter(model, pristine, kind, new)
 
 
-def _load_base(config: Any, origin: Path, source: Path, *, resize: bool = False) -> tuple[Any, set[str]]:
+def _load_base(config: Any, weights: Tensors, origin: Path, source: Path) -> tuple[Any, set[str]]:
     """Return the model that an adapter is for, from local files, and names of what its checkpoint lacks."""
     import transformers
 
@@ -134,26 +156,65 @@ def _load_base(config: Any, origin: Path, source: Path, *, resize: bool = False)
             f"{ADAPTER_CONFIG_NAME} in {source.name!r} must say what class of model the adapter is for, got "
             f"task_type={config.task_type!r}. Set `task_type` to one of {', '.join(adapter_classes())}."
         )
-    options = {"num_labels": labels} if (labels := _count_labels(config, source)) else {}
+    task = task_of_adapter(config.task_type)
+    heads = [tensor for name, tensor in weights.items() if _HEAD.search(name)]
+    # the adapter's configuration does not say how many labels its head has
+    options = {"num_labels": len(heads[0])} if heads and task is not None and TASK_INFOS[task].has_labels else {}
     model, loaded = getattr(transformers, name).from_pretrained(
         origin, local_files_only=True, output_loading_info=True, **options
     )
-    if resize and (source / "tokenizer_config.json").is_file():
-        size = len(transformers.AutoTokenizer.from_pretrained(str(source), local_files_only=True))
-        if size > model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(size)
     return model, set(loaded["missing_keys"])
 
 
-def _count_labels(config: Any, source: Path) -> int | None:
-    """Count the labels of the head that an adapter brings; its configuration does not say so."""
-    from safetensors import safe_open
+def _fit_table(model: Any, config: Any, weights: Tensors) -> bool:
+    """Give a model the rows of words that an adapter has; whether the adapter's table is another than M₀'s own."""
+    tables = _find_tables(model)
+    if not tables:
+        return False
+    copied = tuple(getattr(config, "modules_to_save", None) or ())
+    tokens, num_rows = _trained_tokens(config), len(next(iter(tables.values())))
+    sizes: set[int] = set()
+    brought: set[int] = set()
+    is_changed = False
+    for name, table in tables.items():
+        if any(key.startswith(f"base_model.model.{name}.") and "trainable_tokens" in key for key in weights):
+            brought |= {table.data_ptr()} if set(range(num_rows, max(tokens) + 1)) <= set(tokens) else set()
+        for part, axis in _ROWS.items():
+            tensor = weights.get(f"base_model.model.{name}.{part}")
+            if tensor is None:
+                continue
+            sizes.add(tensor.shape[axis])
+            if "lora" not in part:
+                brought.add(table.data_ptr())
+                rows = min(len(tensor), len(table))
+                same = torch.equal(tensor[:rows], table[:rows].to(tensor.dtype))
+                is_changed |= not same and not name.endswith(copied)
+    size = max(sizes, default=max(num_rows, *(index + 1 for index in tokens), 0))
+    for name, table in tables.items():
+        if size > num_rows and table.data_ptr() not in brought:
+            raise ValueError(
+                f"The adapter must bring the rows of {size - num_rows} words that `base` lacks, but has none of "
+                f"{name!r}. Save it again with `save_embedding_layers=True`, or give a `base` that has these rows."
+            )
+    if size != num_rows:
+        model.resize_token_embeddings(size, mean_resizing=False)
+    return is_changed or size != num_rows
 
-    path = source / f"{ADAPTER_NAME}.safetensors"
-    task = task_of_adapter(config.task_type)
-    if task is None or not TASK_INFOS[task].has_labels or not path.is_file():
-        return None
-    with safe_open(str(path), framework="pt") as file:
-        names = [name for name in list(file.keys()) if _HEAD.search(name)]
-        sizes = [file.get_slice(name).get_shape()[0] for name in names]
-    return int(sizes[0]) if sizes else None
+
+def _find_tables(model: Any) -> dict[str, torch.Tensor]:
+    """Return the tables with a row for each word, by the names of their layers; a model of images has none."""
+    kinds, ends = (nn.Embedding, nn.Linear), []
+    for find in (model.get_input_embeddings, model.get_output_embeddings):
+        with suppress(NotImplementedError):
+            ends.append(find())
+    return {
+        name: module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and any(module is one for one in ends)
+    }
+
+
+def _trained_tokens(config: Any) -> list[int]:
+    """Return the tokens whose rows an adapter has."""
+    found = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
+    return [index for part in found.values() for index in part] if isinstance(found, dict) else list(found)

@@ -1,0 +1,154 @@
+"""Adapters on tables of words, written as whole models: tables that grow, that are tied, that were trained in place."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from architectures import make_model
+from torch import nn
+from transformers import set_seed
+
+from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
+
+Tensors = dict[str, torch.Tensor]
+IDS = torch.tensor([[3, 5, 7, 11, 2, 1], [4, 1, 6, 8, 9, 30]])
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+NEW = [60, 61, 62]
+
+
+def lora(*targets: str, **options: Any) -> peft.LoraConfig:
+    return peft.LoraConfig(target_modules=list(targets), r=4, task_type="CAUSAL_LM", **options)
+
+
+def write_adapter(folder: Path, config: Any, *, tied: bool, rows: int = 60, in_place: bool = False) -> tuple[Any, Any]:
+    """Write M₀ and an adapter that was trained on it, with more or fewer rows; return both in memory."""
+    base = make_model("llama", "CAUSAL_LM", tie_word_embeddings=tied, initializer_range=0.3)
+    base.save_pretrained(folder / "base")
+    plain = type(base).from_pretrained(folder / "base")
+    set_seed(5)
+    if rows != 60:
+        plain.resize_token_embeddings(rows, mean_resizing=False)
+    model = peft.get_peft_model(plain, config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad or (in_place and name.endswith("embed_tokens.weight")):
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder / "adapter", save_embedding_layers=True if in_place else "auto")
+    return base, model
+
+
+def plain_weights(model: Any) -> Tensors:
+    """M_θ, computed from what is in a PEFT model, without PEFT; every layer with a weight of its own."""
+    root, adapter = model.get_base_model(), "default"
+    weights: Tensors = {}
+    for path, module in root.named_modules():
+        if hasattr(module, "modules_to_save"):
+            weights[f"{path}.weight"] = module.modules_to_save[adapter].weight
+        elif hasattr(module, "trainable_tokens_delta"):
+            table = module.get_base_layer().weight.clone()
+            table[model.active_peft_config.trainable_token_indices] = module.trainable_tokens_delta[adapter]
+            weights[f"{path.removesuffix('.token_adapter')}.weight"] = table
+        elif adapter in getattr(module, "lora_A", {}):
+            delta = module.lora_B[adapter].weight @ module.lora_A[adapter].weight
+            weights[f"{path}.weight"] = module.get_base_layer().weight + module.scaling[adapter] * delta
+        elif adapter in getattr(module, "lora_embedding_A", {}):
+            delta = (module.lora_embedding_B[adapter] @ module.lora_embedding_A[adapter]).T
+            weights[f"{path}.weight"] = module.get_base_layer().weight + module.scaling[adapter] * delta
+        elif isinstance(module, nn.Linear | nn.Embedding) and not any(
+            part in path for part in ("lora_", "base_layer", "original_module", "modules_to_save")
+        ):
+            weights.setdefault(f"{path}.weight", module.weight)
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+
+def expected_weights(base: Any, model: Any, alpha: float) -> Tensors:
+    """M_α of plain tensors: common rows interpolated, further ones those of M_θ."""
+    before, after = base.state_dict(), plain_weights(model)
+    for name, tensor in after.items():
+        rows = min(len(tensor), len(before[name]))
+        tensor[:rows] = torch.lerp(before[name][:rows], tensor[:rows], alpha)
+    return after
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+GROWN = {
+    "copied": lambda: lora("v_proj", modules_to_save=["embed_tokens", "lm_head"]),
+    "input copied": lambda: lora("v_proj", modules_to_save=["embed_tokens"]),
+    "rows": lambda: lora("v_proj", trainable_token_indices=[3, *NEW]),
+    "factors": lambda: lora("v_proj", "embed_tokens"),
+    "stored": lambda: lora("v_proj"),
+}
+
+
+def grown() -> list[Any]:
+    """Cases that leave every row of M_θ in the adapter."""
+    cases = [(case, tied, rows) for case in GROWN for tied in (False, True) for rows in (63, 52)]
+    return [case for case in cases if case not in (("rows", False, 52), ("rows", True, 52), ("factors", False, 63))]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("case", "tied", "rows"), grown())
+def test_rows_that_the_base_lacks_are_the_finetuned_ones(case: str, tied: bool, rows: int, tmp_path: Path) -> None:
+    base, model = write_adapter(tmp_path, GROWN[case](), tied=tied, rows=rows)
+    after = logits(model)
+    for alpha in (0.25, 1.0):
+        report = interpolate_adapter_checkpoint(None, tmp_path / "adapter", tmp_path / str(alpha), alpha, merge=True)
+        found, loading = type(base).from_pretrained(tmp_path / str(alpha), output_loading_info=True)
+        assert not any(loading.values())
+        for name, tensor in expected_weights(base, model, alpha).items():
+            assert torch.allclose(found.state_dict()[name], tensor, atol=1e-6), name
+        assert {decision.vocabulary_axis for decision in report.decisions if decision.name == EMBED} == {0}
+    assert torch.allclose(logits(found), after, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_nobody_brings_are_not_made_up(tmp_path: Path) -> None:
+    write_adapter(tmp_path, GROWN["factors"](), tied=False, rows=63)
+    with pytest.raises(ValueError, match="must bring the rows of 3 words that `base` lacks, but has none of 'lm_head'"):
+        interpolate_adapter_checkpoint(None, tmp_path / "adapter", tmp_path / "out", 0.25)
+    assert not (tmp_path / "out").exists()
+
+
+TIED = {
+    "input": lambda: lora("v_proj", "embed_tokens"),
+    "output": lambda: lora("v_proj", "lm_head"),
+    "both": lambda: lora("v_proj", "embed_tokens", "lm_head"),
+    "both, tied": lambda: lora("v_proj", "embed_tokens", "lm_head", ensure_weight_tying=True),
+    "output copied": lambda: lora("v_proj", modules_to_save=["lm_head"]),
+    "rows": lambda: lora("v_proj", trainable_token_indices=[3, 7]),
+    "neither": lambda: lora("v_proj"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", TIED)
+def test_an_adapter_on_tied_tables_is_merged_into_what_it_changes(case: str, tmp_path: Path) -> None:
+    base, model = write_adapter(tmp_path, TIED[case](), tied=True)
+    after = logits(model)
+    for alpha in (0.0, 0.25, 1.0):
+        interpolate_adapter_checkpoint(None, tmp_path / "adapter", tmp_path / str(alpha), alpha, merge=True)
+        found, loading = type(base).from_pretrained(tmp_path / str(alpha), output_loading_info=True)
+        assert not any(loading.values())
+        for name, tensor in expected_weights(base, model, alpha).items():
+            assert torch.allclose(found.state_dict()[name], tensor, atol=1e-5), name
+        if alpha == 0:
+            assert torch.allclose(logits(found), logits(base), atol=1e-5)
+    assert torch.allclose(logits(found), after, atol=1e-4)
+    assert found.config.tie_word_embeddings == (case in ("both, tied", "rows", "neither"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_table_that_was_trained_in_place_is_interpolated_against_the_base(tied: bool, tmp_path: Path) -> None:
+    base, model = write_adapter(tmp_path, lora("v_proj"), tied=tied, in_place=True)
+    report = interpolate_adapter_checkpoint(None, tmp_path / "adapter", tmp_path / "out", 0.25)
+    found = type(base).from_pretrained(tmp_path / "out").state_dict()
+    for name, tensor in expected_weights(base, model, 0.25).items():
+        assert torch.allclose(found[name], tensor, atol=1e-6), name
+    assert report.notes == ["merged, because an adapter of kind LORA with a table of words of its own cannot be scaled"]
