@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 )
 def _demo(args: argparse.Namespace, flags: Flags) -> None:
     """Show an example that needs no network: corpora, a model, a comparison, a picture."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see the page's command
     print("Loading the libraries, then training a small model on a general corpus ...", flush=True)
     from hf_interp.commands.demo import describe_demo, run_demo
 

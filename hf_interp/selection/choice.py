@@ -1,9 +1,9 @@
 """The choice of α for M_α = α·M_θ + (1 − α)·M₀ by the metrics of both sides and how sure they are. NumPy only."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,8 @@ from hf_interp.selection.curve_shape import check_alphas, check_units, find_knee
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.weights.alpha_spec import check_alpha
 
-Objective = Literal["domain", "constrained", "mean", "harmonic", "knee"]
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-Method = Literal["auto", "grid", "golden"]
-METHODS: tuple[Method, ...] = get_args(Method)
+OBJECTIVES = ("domain", "constrained", "mean", "harmonic", "knee")
+METHODS = ("auto", "grid", "golden")
 SMOOTH_OBJECTIVES = ("domain", "mean")
 """Objectives that are smooth in α if the metric is a loss."""
 
@@ -41,7 +39,9 @@ class AlphaSearch:
             evaluated.
         max_forgetting: by how much the general metric may be worse than M₀'s, for constrained.
         domain_weight: weight of the domain in mean and harmonic, in [0, 1].
-        one_standard_error: take the smallest α within one standard error of the best.
+        prefer_trained: take M_θ where the examples do not tell it from the best: where the 95% interval of the best α
+            holds 1, and M_θ keeps the constraint, if there is one.
+        one_standard_error: take the smallest α within one standard error of the best, if not M_θ.
         tolerance: width of the interval at which golden section ends, in (0, 1).
         extrapolate: allow α outside [0, 1].
         domain: name of the domain's evaluation set.
@@ -59,6 +59,7 @@ class AlphaSearch:
     alphas: int | list[float] = 11
     max_forgetting: float = 0.01
     domain_weight: float = 0.5
+    prefer_trained: bool = True
     one_standard_error: bool = True
     tolerance: float = 0.02
     extrapolate: bool = False
@@ -113,7 +114,7 @@ class Choice:
 
     Args:
         alpha: the chosen α.
-        best_alpha: the α with the best objective; `alpha` differs where the one-standard-error rule has moved it.
+        best_alpha: the α with the best objective; `alpha` differs where M_θ or one standard error decides.
         objective_values: the objective at every α, in the order in which the α were given. More is better: a metric of
             which less is better has its sign changed. Minus infinity where the constraint is broken; for a knee the
             height above the chord.
@@ -139,10 +140,12 @@ def choose_alpha(
     objective: str,
     max_forgetting: float = 0.01,
     domain_weight: float = 0.5,
+    prefer_trained: bool = False,
     one_standard_error: bool = True,
     domain_greater_is_better: bool = True,
     general_greater_is_better: bool = True,
     metric: str = "metric",
+    num_examples: Mapping[str, int] | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Choice:
@@ -161,9 +164,11 @@ def choose_alpha(
     paired over units. The two datasets are independent of each other, so that their variances add; for the harmonic
     mean by the delta method.
 
-    The confidence interval is that of the best α, without the one-standard-error rule, which may thus choose an α below
-    it. It holds the middle 95% of the best α of bootstrap resamples: units of each dataset are drawn with replacement,
-    the same at all α. Its ends are evaluated α.
+    The confidence interval is that of the best α, without this rule, which may thus choose an α below it. It reaches
+    from the least to the greatest of the evaluated α that are not significantly worse than any other (multiple
+    comparisons with the best, Hsu 1984): the greatest of an α's studentised differences from the others is compared
+    with what it is in bootstrap resamples about their mean, of which units of each dataset are drawn with replacement,
+    the same at all α. For "constrained" half of the 5% goes to the question which α keep the constraint.
 
     Args:
         alphas: the evaluated α, in any order, also outside [0, 1].
@@ -172,9 +177,11 @@ def choose_alpha(
         objective: one of `OBJECTIVES`.
         max_forgetting: by how much the general metric may be worse than at α = 0, in the unit of the metric.
         domain_weight: w, in [0, 1].
+        prefer_trained: choose α = 1 where the interval holds it, unless it breaks the constraint.
         one_standard_error: whether to apply the rule; it is never applied to a knee.
         domain_greater_is_better, general_greater_is_better: whether more of the metric is better on that side.
         metric: what the metric is called in the reason.
+        num_examples: how many examples of each side the reason speaks of, if any.
         num_resamples: bootstrap resamples; 0 for no interval.
         seed: seed of the resamples.
 
@@ -209,20 +216,30 @@ def choose_alpha(
         _check_harmonic(search, domain_greater_is_better and general_greater_is_better)
 
     values = search.values(search.domain.mean(axis=1), search.general.mean(axis=1))
-    best = int(first_best(values))
+    best = chosen = int(first_best(values))
     errors = search.std_errors(best)
-    chosen = best
-    if one_standard_error and errors is not None:
+    low, high = interval = search.confidence_interval(num_resamples, seed) or (math.nan, math.nan)
+    trained = np.flatnonzero((search.alphas == 1) & (values > -np.inf))
+    prefers = prefer_trained and trained.size == 1 and low <= 1 <= high and search.alphas[best] != 1
+    if one_standard_error and errors is not None and not prefers:
         # the best itself is within 0 of itself; rounding must not count against an α that is one standard error off
         chosen = int(np.argmax(values + errors >= values[best] - SLACK * abs(values[best])))
+    reason = _explain(search, values, errors, best, chosen, metric, domain_sign, general_sign)
+    if prefers:
+        chosen = int(trained[0])
+        sizes = " and ".join(f"{size:,} {side}" for side, size in (num_examples or {}).items())
+        reason = (
+            f"α = 1 is taken, because {sizes or 'the'} examples do not tell M_θ from the best, whose α has the 95% "
+            f"interval {short_alpha(low)} to {short_alpha(high)}: {reason}"
+        )
     places_in_order = np.argsort(order)
     return Choice(
         alpha=float(search.alphas[chosen]),
         best_alpha=float(search.alphas[best]),
         objective_values=tuple(values[places_in_order].tolist()),
         std_errors=None if errors is None else tuple(errors[places_in_order].tolist()),
-        confidence_interval=search.confidence_interval(num_resamples, seed),
-        reason=_explain(search, values, errors, best, chosen, metric, domain_sign, general_sign),
+        confidence_interval=None if math.isnan(low) else interval,
+        reason=reason,
     )
 
 
@@ -287,20 +304,56 @@ class _Objective:
         return np.sqrt(variance)
 
     def confidence_interval(self, num_resamples: int, seed: int) -> tuple[float, float] | None:
-        """Return the middle 95% of the best α of bootstrap resamples."""
+        """Return the ends of the α that are not significantly worse than another (see `choose_alpha`)."""
         domain_counts = self.objective != "mean" or self.domain_weight > 0
         general_counts = self.domain_weight < 1 if self.objective == "mean" else self.objective != "domain"
         sides = ((self.domain, domain_counts), (self.general, general_counts))
-        if not num_resamples or any(counts and units.shape[1] == 1 for units, counts in sides):
+        fewest = min(units.shape[1] for units, counts in sides if counts)
+        if not num_resamples or fewest == 1:
             return None
         generator = np.random.default_rng(seed)
+        points = self.domain.mean(axis=1), self.general.mean(axis=1)
         domain, general = (
             _resampled_means(units, num_resamples, generator) if counts else units.mean(axis=1)
             for units, counts in sides
         )
-        best = self.alphas[first_best(self.values(domain, general))]
-        low, high = np.quantile(best, 0.025, method="lower"), np.quantile(best, 0.975, method="higher")
-        return float(low), float(high)
+        heavier = 1 + 1.21 / (fewest - 1)  # Student's quantile by the normal one, to the first order
+        level, possible, rivals = 0.95, np.isfinite(self.alphas), np.isfinite(self.alphas)
+        values = [(self.values(*points), self.values(domain, general))]
+        if self.objective == "knee":
+            (heights, _), (again, bends) = (
+                knee_heights(self.alphas, *points),
+                knee_heights(self.alphas, domain, general),
+            )
+            kinds = (((heights, again), bends.mean()), ((points[0], domain), 1 - bends.mean()))
+            values = [kind for kind, share in kinds if share > 0.05]  # where there may be no knee, the domain decides
+            possible = rivals = np.isfinite(heights)
+        if self.objective == "constrained":
+            level, values = 0.975, [(points[0], domain)]
+            lost = points[1][self.alphas == 0] - points[1]
+            spread = general[:, self.alphas == 0] - general - lost
+            bound = heavier * _quantile_of_worst(np.abs(spread), spread.std(axis=0), level) * spread.std(axis=0)
+            excess = lost - self.max_forgetting - SLACK * np.abs(points[1])
+            possible, rivals = excess <= bound, excess <= -bound
+        kept = [
+            self.alphas[place]
+            for point, drawn in values
+            for place in np.flatnonzero(possible)
+            if not _is_worse(point[rivals] - point[place], drawn[:, rivals] - drawn[:, [place]], level, heavier)
+        ]
+        return float(min(kept)), float(max(kept))
+
+
+def _is_worse(gaps: FloatArray, resampled: FloatArray, level: float, heavier: float) -> bool:
+    """Whether any of the gaps, (num_rivals,), is above 0 by more than resampled ones, (num_resamples, num_rivals)."""
+    spread = resampled - gaps
+    errors = spread.std(axis=0)
+    return bool((gaps > heavier * _quantile_of_worst(spread, errors, level) * errors + SLACK).any())
+
+
+def _quantile_of_worst(spread: FloatArray, errors: FloatArray, level: float) -> float:
+    """Return a quantile over resamples of the greatest of several spreads, each in units of its standard error."""
+    return float(np.quantile((spread / np.where(errors > 0, errors, np.inf)).max(axis=1, initial=0.0), level))
 
 
 def _resampled_means(units: FloatArray, num_resamples: int, generator: np.random.Generator) -> FloatArray:

@@ -158,10 +158,12 @@ class AlphaSearchRun:
             objective=search.objective,
             max_forgetting=search.max_forgetting,
             domain_weight=search.domain_weight,
+            prefer_trained=search.prefer_trained,
             one_standard_error=search.one_standard_error,
             domain_greater_is_better=not self.is_less,
             general_greater_is_better=not self.is_less,
             metric=self.metric,
+            num_examples={side: sizes["selection"] for side, sizes in self._sizes().items()},
             seed=search.seed,
         )
 
@@ -182,6 +184,12 @@ class AlphaSearchRun:
         sign = -1 if self.is_less else 1
         domain, general = (sign * np.array(selection[side][self.metric]["values"]) for side in DOMAIN_FIRST)
         self._warn_if_flat()
+        if choice.confidence_interval == (self.alphas[0], self.alphas[-1]) and choice.alpha != 1:
+            sizes = " and ".join(f"{found['selection']:,} {side}" for side, found in self._sizes().items())
+            self.warnings.append(
+                f"{sizes} examples tell no α from another: the 95% interval of the best α is all that was tried. Add "
+                "validation examples before you take M_α for M_θ."
+            )
         return AlphaCurve(
             alphas=self.alphas,
             selection=selection,
@@ -197,7 +205,7 @@ class AlphaSearchRun:
             knee=find_knee(self.alphas, domain, general),
             barrier=self._barriers(report),
             num_evaluations=len(self.parts),
-            num_examples=self._sizes(parts[0]),
+            num_examples=self._sizes(),
             warnings=self.warnings,
         )
 
@@ -253,9 +261,10 @@ class AlphaSearchRun:
                 )
         return barriers
 
-    def _sizes(self, parts: ScoreHalves) -> dict[str, dict[str, int]]:
+    def _sizes(self) -> dict[str, dict[str, int]]:
         if self._is_of_numbers():
             return {}
+        parts = next(iter(self.parts.values()))
         return {
             side: {
                 part: max(len(units) for units in scores[side].values())

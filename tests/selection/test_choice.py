@@ -216,23 +216,88 @@ def test_resampled_means_are_those_of_drawn_units(monkeypatch: pytest.MonkeyPatc
     assert choices._resampled_means(values, 3, np.random.default_rng(3)).shape == (3, 2)
 
 
-@pytest.mark.parametrize("objective", ["domain", "mean", "constrained"])
-def test_intervals_cover_the_true_best_alpha(objective: str) -> None:
-    alphas = np.linspace(0, 1, 11)
-    domain, general = 0.9 - 0.5 * (alphas - 0.72) ** 2, 0.85 - 0.3 * alphas**2
-    settings: dict[str, Any] = {"objective": objective, "max_forgetting": 0.06, "num_resamples": 300}
-    truth = choose_alpha(alphas, domain, general, **settings).best_alpha
+GRID = np.linspace(0, 1, 11)
+SHAPES = {  # metrics of the domain and of the general side over α
+    "peaked": (0.9 - 0.5 * (GRID - 0.72) ** 2, 0.85 - 0.3 * GRID**2),
+    "level": (0.9 - 0.02 * (GRID - 0.7) ** 2, 0.85 - 0.3 * GRID**2),
+    "saturating": (0.5 + 0.4 * (1 - np.exp(-6 * GRID)), 0.9 - 0.3 * GRID**3),
+    "straight": (0.8 + 0.01 * GRID, 0.8 - 0.011 * GRID),
+    "step": (np.where(GRID < 0.3, 0.6, 0.85 + 0.001 * GRID), 0.9 - 0.05 * GRID),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("kind", "num_units"), [("loss", 30), ("loss", 250), ("answers", 30), ("answers", 100)])
+def test_intervals_cover_the_true_best_alpha(shape: str, objective: str, kind: str, num_units: int) -> None:
+    sides = SHAPES[shape]
+    settings: dict[str, Any] = {"objective": objective, "max_forgetting": 0.06}
+    truth = choose_alpha(GRID, *sides, **settings).best_alpha
     generator = np.random.default_rng(0)
+    noise = 0.3 * generator.normal(size=200_000) + generator.random(200_000)
+    borders = [np.quantile(noise, side) for side in sides]  # so many are answered at each α
     covered = 0
-    for _ in range(200):
-        sides = [
-            one[:, None] + 0.3 * generator.normal(size=(1, 200)) + 0.1 * generator.normal(size=(11, 200))
-            for one in (domain, general)
+    for seed in range(50):
+        own = 0.1 * generator.normal(size=(2, 11, num_units))
+        drawn = [
+            side[:, None] + 0.3 * generator.normal(size=num_units) + one for side, one in zip(sides, own, strict=True)
         ]
-        interval = choose_alpha(alphas, *sides, **settings).confidence_interval
+        if kind == "answers":
+            hardness = generator.random((2, 1, num_units)) + 3 * own
+            drawn = [(each < border[:, None]).astype(float) for each, border in zip(hardness, borders, strict=True)]
+        interval = choose_alpha(GRID, *drawn, num_resamples=200, seed=seed, **settings).confidence_interval
         assert interval is not None
         covered += interval[0] <= truth <= interval[1]
-    assert covered >= 180
+    assert covered >= 45
+
+
+def test_an_interval_narrows_with_the_examples() -> None:
+    widths = []
+    for size in (100, 1000, 10_000):
+        noise = 0.1 * np.random.default_rng(0).normal(size=(11, size))
+        interval = choose_alpha(GRID, SHAPES["peaked"][0][:, None] + noise, [1.0] * 11, objective="domain")
+        assert interval.confidence_interval is not None
+        widths.append(interval.confidence_interval[1] - interval.confidence_interval[0])
+    assert widths[0] > widths[1] > widths[2]
+    assert widths[2] <= 0.2
+
+
+# The trained model, where nothing speaks against it.
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_trained_model_is_taken_where_few_examples_do_not_exclude_it(objective: str) -> None:
+    domain, general = correct([0.8, 0.82, 0.8], 30), correct([0.8, 0.8, 0.79], 30, seed=1)
+    settings: dict[str, Any] = {"objective": objective, "max_forgetting": 0.2}
+    plain = choose_alpha(ALPHAS, domain, general, **settings)
+    choice = choose_alpha(
+        ALPHAS, domain, general, prefer_trained=True, num_examples={"domain": 30, "general": 30}, **settings
+    )
+    assert choice.confidence_interval == plain.confidence_interval == (0.0, 1.0)
+    assert (choice.alpha, choice.best_alpha) == (1.0, plain.best_alpha)
+    assert plain.alpha < 1
+    best = choose_alpha(ALPHAS, domain, general, one_standard_error=False, **settings)
+    assert choice.reason == (
+        "α = 1 is taken, because 30 domain and 30 general examples do not tell M_θ from the best, whose α has the 95% "
+        f"interval 0 to 1: {best.reason}"
+    )
+
+
+def test_the_trained_model_is_not_taken_where_it_is_excluded_or_breaks_the_constraint() -> None:
+    domain, general = correct([0.5, 0.9, 0.5], 400), correct([0.9, 0.9, 0.89], 400, seed=1)
+    assert choose_alpha(ALPHAS, domain, general, objective="domain", prefer_trained=True).alpha == 0.5
+    few = correct([0.9, 0.9, 0.8], 20, seed=1)
+    settings: dict[str, Any] = {"objective": "constrained", "max_forgetting": 0.0, "prefer_trained": True}
+    choice = choose_alpha(ALPHAS, domain[:, :20], few, **settings)
+    assert few[2].mean() < few[0].mean()
+    assert choice.alpha != 1
+    assert choose_alpha(ALPHAS, DOMAIN, GENERAL, objective="mean", prefer_trained=True).alpha == 0.5  # no spread
+
+
+def test_the_trained_model_that_is_the_best_has_its_plain_reason() -> None:
+    domain = correct([0.1, 0.5, 0.9], 200)
+    choice = choose_alpha(ALPHAS, domain, [1, 1, 1], objective="domain", prefer_trained=True, metric="accuracy")
+    assert (choice.alpha, choice.reason) == (1.0, f"α = 1 has the best domain accuracy ({domain[2].mean():.4g}).")
 
 
 @pytest.mark.parametrize(

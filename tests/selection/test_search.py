@@ -134,6 +134,27 @@ def test_arrays_are_halved_and_give_standard_errors() -> None:
     assert np.mean(values) == pytest.approx(0.5 + noise.mean())
 
 
+def answers(shares: dict[float, float], size: int, seed: int) -> Callable[[float], Any]:
+    """Whether examples are answered at an α, the easy ones at all α."""
+    hardness = np.random.default_rng(seed).permutation(size) / size
+    return lambda alpha: (hardness < shares[round(alpha, 6)]).astype(float)
+
+
+def test_few_examples_do_not_bring_back_the_base_model() -> None:
+    domain, general = {0.0: 0.8, 0.5: 0.8, 1.0: 0.8}, {0.0: 0.9, 0.5: 0.85, 1.0: 0.85}
+    evaluate = by_alpha(answers(domain, 60, 0), answers(general, 60, 1), "accuracy")
+    curve = search(evaluate, alphas=3)
+    assert (curve.alpha, curve.best_alpha, curve.confidence_interval) == (1.0, 0.0, [0.0, 1.0])
+    assert curve.reason.startswith("α = 1 is taken, because 30 domain and 30 general examples do not tell M_θ from")
+    assert curve.warnings == []
+    named = search(evaluate, alphas=3, prefer_trained=False)
+    assert named.alpha == 0.0
+    assert named.warnings == [
+        "30 domain and 30 general examples tell no α from another: the 95% interval of the best α is all that was "
+        "tried. Add validation examples before you take M_α for M_θ."
+    ]
+
+
 def test_single_numbers_are_said_to_have_no_spread() -> None:
     curve = search(by_alpha(lambda alpha: alpha, lambda alpha: -alpha, "accuracy"))
     assert curve.confidence_interval is None
@@ -243,7 +264,7 @@ def test_the_same_model_twice_is_told(tmp_path: Path) -> None:
     trainer = host(tmp_path, tiny_model())
     curve = search_alpha(trainer, copy.deepcopy(trainer.model), alphas=3)
     assert any("are M₀ and M_θ the same model?" in warning for warning in curve.warnings)
-    assert curve.alpha == 0.0
+    assert curve.alpha == 1.0
 
 
 def adapted(seed: int = 1) -> Any:
