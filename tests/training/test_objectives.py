@@ -409,7 +409,7 @@ def test_weights_can_be_tied_beside_further_heads(tmp_path: Path) -> None:
 
 
 def test_names_with_dots_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"must be a text without dots, got 'm\.lm'"):
+    with pytest.raises(ValueError, match=r"must be a text without dots, not distill, got 'm\.lm'"):
         InterpolationTrainer(
             tiny_model(), config(tmp_path), train_dataset=corpora(), objectives={"m.lm": objectives()["mlm"]}
         )
