@@ -372,11 +372,11 @@ def _app(args: argparse.Namespace, flags: Flags) -> None:
 )
 def _card(args: argparse.Namespace, flags: Flags) -> None:
     """Render the model card of a trained run from its results."""
-    from hf_interp.reporting.card import CARD_NAME
+    from hf_interp.reporting.card import save_card
     from hf_interp.reporting.hub import render_card
 
-    path = Path(args.output or Path(args.folder) / CARD_NAME)
-    render_card(args.folder, repo_id=args.repo, comparison=args.comparison, metadata=_card_metadata(args)).save(path)
+    card = render_card(args.folder, repo_id=args.repo, comparison=args.comparison, metadata=_card_metadata(args))
+    path = save_card(card, args.output or args.folder)
     print(f"The card is in {path}.")
 
 

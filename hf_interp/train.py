@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from hf_interp.reporting.card import CARD_NAME
+from hf_interp.reporting.card import save_card
 from hf_interp.reporting.curve import format_curve, load_curve
 from hf_interp.reporting.hub import check_name, make_repo, push_run, render_card
 from hf_interp.reporting.plots import plot_run
@@ -70,10 +70,10 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
         curve = search_run(trainer, parsed, data.validation_sets or data.eval_sets, apply=True)
         trainer.save_model(str(folder / INTERPOLATED_NAME))
         if is_main:
-            save_curve(curve, folder)
+            save_curve(curve, folder, saved=True)
             add_picture(trainer, "alpha_curve", folder / CURVE_PLOT_NAME)
     if is_main:
-        render_card(folder, repo_id=args.hub_model_id).save(folder / CARD_NAME)
+        save_card(render_card(folder, repo_id=args.hub_model_id), folder)
         if push is not None:
             print(push(folder))
     return results

@@ -29,7 +29,7 @@ def curve_run(path: str | Path, flags: Sequence[str] = (), *, save_model: bool =
         raise FileNotFoundError(f"There is no run in {str(folder)!r}. Train the recipe first: `hf-interp train`.")
     trainer, data = open_run(recipe, args, folder)
     curve = search_run(trainer, recipe, scored_sets(data), apply=save_model)
-    save_curve(curve, folder)
     if save_model:
         trainer.save_model(str(folder / INTERPOLATED_NAME))
+    save_curve(curve, folder, saved=save_model)
     return curve, folder

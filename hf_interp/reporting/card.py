@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -17,10 +18,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_interp.reporting.curve import AlphaCurve, count_examples, curve_table, number, short_alpha
 from hf_interp.reporting.results import Comparison, RunResults, spread
 from hf_interp.utils.console import format_table
+from hf_interp.utils.files import new_file
 from hf_interp.utils.redaction import basename, is_local, redactor
 from hf_interp.utils.task_info import TASK_INFOS, TaskInfo, task_of_class
 
-CARD_NAME = "README.md"
+CARD_NAME, SPARE_CARD_NAME = "README.md", "MODEL_CARD.md"
+MARK = "rendered from the run's results by `hf-interp card`"
+"""In every card of ours."""
 FINETUNED_REVISION = "finetuned"
 """The branch that holds M_θ where the default branch holds M_α."""
 TAGS = ("hf_interp", "domain-adaptation")
@@ -125,6 +129,23 @@ def model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_render(context, facts)}")
 
 
+def save_card(card: ModelCard | str, place: str | Path) -> Path:
+    """Write a card, whole or not at all, and return where it is.
+
+    Args:
+        card: what to write.
+        place: a file, or a folder: then `README.md` in it, or, where that is a user's own, `MODEL_CARD.md` beside it.
+    """
+    path = Path(place)
+    if path.is_dir():
+        path = path / CARD_NAME
+        if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+            path = path.with_name(SPARE_CARD_NAME)
+    with new_file(path) as file:
+        file.write(str(card))
+    return path
+
+
 def escape(value: Any) -> str:
     r"""Return a text that stands for itself in Markdown: one line, without markup, links and characters that hide.
 
@@ -164,7 +185,7 @@ class _Facts:
         self.plain: Say = lambda value: clean(redact(str(value)))
         self.say: Say = lambda value: value if isinstance(value, Markdown) else escape(self.plain(value))
         base = self.recipe.get("model_name_or_path") or results.model.get("base")
-        self.base_id = base_model or (base if base and is_hub_id(base) else None)
+        self.base_id = base_model or (base if base and self.is_on_hub(base) else None)
         self.base_text = self.base_id or (
             f"the local model {basename(base)}" if base else "a pretrained model that the run does not name"
         )
@@ -175,6 +196,10 @@ class _Facts:
         self.task_info = TASK_INFOS.get(self.task or "", TaskInfo(auto_class="AutoModel"))
         corpora = (self.recipe.get("corpora") or {}).values()
         self.is_chat = any(isinstance(corpus, Mapping) and corpus.get("messages_column") for corpus in corpora)
+
+    def is_on_hub(self, name: str) -> bool:
+        """Whether a name is one on the Hub; the run knows what was a folder where it was."""
+        return is_hub_id(name) and name not in self.results.local_paths
 
     def place(self, group: str, name: str) -> dict[str, Any]:
         """Return what the recipe says of a corpus; nothing for runs without a recipe."""
@@ -188,7 +213,7 @@ class _Facts:
         if not paths:
             return "not told"
         paths = [paths] if isinstance(paths, str) else list(paths)
-        if len(paths) == 1 and is_hub_id(paths[0]):
+        if len(paths) == 1 and self.is_on_hub(paths[0]):
             more = [str(entry[key]) for key in ("config_name", "revision") if entry.get(key)]
             return ", ".join([paths[0], *more, f"split {entry.get('split', 'train')}"])
         shown = ", ".join(basename(path) for path in paths)
@@ -200,7 +225,7 @@ class _Facts:
         for name in self.recipe.get("corpora") or {}:
             path = self.place("corpora", name).get("path")
             path = path[0] if isinstance(path, list) and len(path) == 1 else path
-            if isinstance(path, str) and is_hub_id(path):
+            if isinstance(path, str) and self.is_on_hub(path):
                 found.append(path)
         return list(dict.fromkeys(found))
 
@@ -398,7 +423,7 @@ def _interpolated_results(facts: _Facts, curve: AlphaCurve | None) -> Iterator[E
 def _eval_result(facts: _Facts, group: str, name: str, metric: str, value: Any, part: str | None = None) -> EvalResult:
     entry, shown = facts.place(group, name), facts.plain(name) or UNNAMED_SET
     path = entry.get("path")
-    is_hub = isinstance(path, str) and is_hub_id(path)
+    is_hub = isinstance(path, str) and facts.is_on_hub(path)
     split = str(entry.get("split", "train")) if is_hub else None
     config = entry.get("config_name") if is_hub else None
     return EvalResult(

@@ -42,6 +42,7 @@ class AlphaCurve:
         num_examples: dataset → `{"selection": ..., "report": ...}`.
         warnings: what a reader should know before trusting it.
         base, finetuned: names or folders of M₀ and M_θ.
+        weights: fingerprints of the weights' files: of M_θ (`finetuned`), and of M_α (`interpolated`) if it is saved.
     """
 
     alphas: list[float]
@@ -62,6 +63,7 @@ class AlphaCurve:
     warnings: list[str] = field(default_factory=list)
     base: str | None = None
     finetuned: str | None = None
+    weights: dict[str, str | None] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
 

@@ -18,11 +18,11 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from hf_interp.reporting.card import CARD_NAME, FINETUNED_REVISION, CardMetadata, model_card
-from hf_interp.reporting.curve import load_curve
+from hf_interp.reporting.card import CARD_NAME, FINETUNED_REVISION, CardMetadata, model_card, save_card
+from hf_interp.reporting.curve import load_curve, short_alpha
 from hf_interp.reporting.results import load_comparison, load_run_results
 from hf_interp.utils.files import read_json, write_json
-from hf_interp.utils.model_files import WEIGHT_FILES, matches, model_files
+from hf_interp.utils.model_files import WEIGHT_FILES, matches, model_files, weights_fingerprint
 from hf_interp.utils.redaction import basename, find_secrets, is_local, local_paths, redact_paths, redact_secrets
 from hf_interp.utils.run_folder import (
     ADAPTER_CONFIG_NAME,
@@ -128,6 +128,8 @@ def push_run(
     """
     folder = Path(folder)
     check_run(folder)
+    check_links(folder)
+    check_weights(folder)
     check_name(repo_id)
     target = revision or MAIN_REVISION
     if target == FINETUNED_REVISION:
@@ -195,7 +197,8 @@ def stage_run(
     """Gather what is pushed of a run in a folder; arguments and errors as for `push_run`."""
     base_model = None if metadata is None else metadata.base_model
     stage_model(folder / INTERPOLATED_NAME if interpolated else folder, stage, base_model=base_model, secrets=secrets)
-    known = {str(folder.resolve()), *local_paths([read_json(folder / name) for name in (RESULTS_NAME, CURVE_NAME)])}
+    told = [read_json(folder / name) for name in (RESULTS_NAME, CURVE_NAME)]
+    known = {str(folder.resolve()), *local_paths(told), *told[0].get("local_paths", [])}
     for name in (RESULTS_NAME, CURVE_NAME):
         if (folder / name).is_file():
             write_json(stage / name, _neutral(read_json(folder / name), known, secrets), indent=2)
@@ -212,7 +215,7 @@ def stage_run(
         text = str(render_card(folder, repo_id=repo_id, interpolated=interpolated, **options))
     else:
         text = redact_paths(Path(card).read_text(encoding="utf-8"), known)
-    (stage / CARD_NAME).write_text(text, encoding="utf-8")
+    save_card(text, stage / CARD_NAME)
     check_secrets(stage, secrets)
 
 
@@ -261,14 +264,17 @@ def render_card(
         ValueError: for a folder that is no run, or a file that cannot be read.
     """
     folder = Path(folder)
+    check_weights(folder, reads=False)
     has_both = (folder / INTERPOLATED_NAME).is_dir()
+    interpolated = has_both if interpolated is None else interpolated
+    name = repo_id.rpartition("/")[2] if repo_id else folder.resolve().name
     return model_card(
         load_run_results(folder / RESULTS_NAME),
         load_curve(folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None,
         None if comparison is None else load_comparison(comparison),
-        name=repo_id.rpartition("/")[2] if repo_id else folder.resolve().name,
-        repo_id=repo_id,
-        interpolated=has_both if interpolated is None else interpolated,
+        name=name,
+        repo_id=repo_id or (f"{name}/{INTERPOLATED_NAME}" if interpolated else name),
+        interpolated=interpolated,
         both=has_both,
         pictures=[picture for picture in (RUN_PLOT_NAME, CURVE_PLOT_NAME) if (folder / picture).is_file()],
         metadata=metadata,
@@ -284,6 +290,32 @@ def check_run(folder: Path) -> None:
     for place in (folder, folder / INTERPOLATED_NAME):
         if place.is_dir() and not any(matches(path.name, WEIGHT_FILES) for path in place.iterdir()):
             raise ValueError(f"The folder {str(place)!r} has no weights (*.safetensors). Train the run to its end.")
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a run some of whose files are links to places outside."""
+    places = [folder, folder / INTERPOLATED_NAME] if (folder / INTERPOLATED_NAME).is_dir() else [folder]
+    names = (*OWN_FILES, TRAINING_ARGS_NAME)
+    for path in (*(path for place in places for path in model_files(place)), *(folder / name for name in names)):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{path.relative_to(folder)} is or lies behind a link that leads out of {str(folder)!r}, so nothing "
+                "was pushed. Put a copy in its place."
+            )
+
+
+def check_weights(folder: Path, *, reads: bool = True) -> None:
+    """Refuse a run whose curve is not of the weights in its folder, as far as is known without reading them or with."""
+    curve = load_curve(folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None
+    for name, place in (("finetuned", folder), ("interpolated", folder / INTERPOLATED_NAME)):
+        if curve is None or not curve.weights or not place.is_dir():
+            continue
+        said = curve.weights.get(name)
+        if said is None or (reads and said != weights_fingerprint(place)):
+            raise ValueError(
+                f"{CURVE_NAME} with α = {short_alpha(curve.alpha)} is not of the weights in {str(place)!r}, which are "
+                f"of another α or another run. Run `hf-interp curve {folder} --save_model`."
+            )
 
 
 def check_name(repo_id: str) -> None:

@@ -50,6 +50,7 @@ class RunResults:
         model: the model's `class`, its `parameters` and `trained_parameters`, whether it `is_adapter` and of which
             `peft_type`.
         cut: how many rows were longer than `max_length`, of how many, by corpora.domain, eval_corpora.general, ...
+        local_paths: what in recipe, settings and model was a path where the run was, and no name on the Hub.
         emissions: what codecarbon measured of the training, if it was on (see `read_emissions`).
     """
 
@@ -66,6 +67,7 @@ class RunResults:
     model: dict[str, Any] = field(default_factory=dict)
     emissions: dict[str, Any] = field(default_factory=dict)
     cut: dict[str, list[int]] = field(default_factory=dict)
+    local_paths: list[str] = field(default_factory=list)
 
     @classmethod
     def from_log(

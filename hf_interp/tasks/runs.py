@@ -21,8 +21,16 @@ from hf_interp.tasks.presets import load_adapter
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.heads import load_heads
-from hf_interp.utils.files import read_json
-from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, CURVE_NAME, CURVE_PLOT_NAME, RESULTS_NAME
+from hf_interp.utils.files import read_json, write_json
+from hf_interp.utils.model_files import weights_fingerprint
+from hf_interp.utils.run_folder import (
+    ADAPTER_CONFIG_NAME,
+    CURVE_NAME,
+    CURVE_PLOT_NAME,
+    INTERPOLATED_NAME,
+    INTERPOLATION_NAME,
+    RESULTS_NAME,
+)
 from hf_interp.weights.adapter_kinds import is_peft_model
 from hf_interp.weights.adapters import scaled_parameters
 from hf_interp.weights.matching import match_names
@@ -67,10 +75,21 @@ def search_run(
     return curve
 
 
-def save_curve(curve: AlphaCurve, folder: str | Path) -> None:
-    """Write `curve.json` and `curve.png`."""
-    save_results(curve, Path(folder) / CURVE_NAME)
-    plot_curve(curve, Path(folder) / CURVE_PLOT_NAME)
+def save_curve(curve: AlphaCurve, folder: str | Path, *, saved: bool = False) -> None:
+    """Write `curve.json` and `curve.png`, and, if M_α was `saved` at the curve's α, of which weights they are."""
+    folder = Path(folder)
+    account = folder / INTERPOLATED_NAME / INTERPOLATION_NAME
+    curve.weights = {"finetuned": weights_fingerprint(folder)}
+    if saved:
+        curve.weights["interpolated"] = weights_fingerprint(account.parent)
+        write_json(account, {"alpha": curve.alpha, "weights": curve.weights}, indent=2)
+    else:  # what was saved before is still M_α if α and M_θ are the same
+        found = read_json(account) or {}
+        weights = found.get("weights") or {}
+        if found.get("alpha") == curve.alpha and weights.get("finetuned") == curve.weights["finetuned"]:
+            curve.weights = weights
+    save_results(curve, folder / CURVE_NAME)
+    plot_curve(curve, folder / CURVE_PLOT_NAME)
 
 
 def load_run_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:

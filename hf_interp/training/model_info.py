@@ -9,6 +9,7 @@ from transformers import Trainer
 
 from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.reporting.results import RunResults, read_emissions
+from hf_interp.utils.redaction import local_paths
 from hf_interp.weights.adapter_kinds import is_peft_model
 
 
@@ -80,4 +81,5 @@ def collect_results(
         found.emissions = read_emissions(args.output_dir or ".")
     is_whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
     found.model = _describe_model(trainer.model, is_whole=is_whole)
+    found.local_paths = sorted(local_paths([recipe, found.config, found.model]))
     return found

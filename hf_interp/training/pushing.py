@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard
 
 from hf_interp.losses.ref_model import unwrap_peft
-from hf_interp.reporting.card import CARD_NAME, TAGS, CardMetadata
+from hf_interp.reporting.card import CARD_NAME, TAGS, CardMetadata, save_card
 from hf_interp.reporting.hub import push_run, render_card
 from hf_interp.training.integrations import traits_of
 from hf_interp.utils.run_folder import RUN_PLOT_NAME
@@ -55,7 +55,7 @@ def write_card(trainer: Any, metadata: Mapping[str, Any]) -> None:
     card = render_card(folder, repo_id=trainer.hub_model_id, metadata=_metadata(metadata))
     if traits_of(type(trainer)).has_own_card:
         card = beside(ModelCard.load(folder / CARD_NAME), card)
-    card.save(folder / CARD_NAME)
+    save_card(card, folder / CARD_NAME)
 
 
 def push_trained_run(

@@ -1,5 +1,6 @@
 """Which files of a folder are those of a model: what is pushed, and what goes with the weights to another folder."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -48,6 +49,17 @@ def model_files(folder: Path) -> list[Path]:
         if path.is_dir() and (path.name in parts or is_adapter):
             found += [inner for inner in path.rglob("*") if inner.is_file() and matches(inner.name, MODEL_FILES)]
     return sorted(found)
+
+
+def weights_fingerprint(folder: Path) -> str | None:
+    """Return a hash of the files of weights in a folder; `None` without any."""
+    paths = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16] if paths else None
 
 
 def small_files(folder: Path) -> list[Path]:

@@ -24,6 +24,8 @@ MIN_SECRET = 8  # characters; shorter values of the environment would blot out o
 _REST = r"[^\s\"'`,;:()\[\]<>]*"
 _HOMES = re.compile(rf"(?<![\w.-])(?:/home/|/Users/|/root/|~/|[A-Za-z]:[\\/]Users[\\/]){_REST}")
 _HUB_TOKEN = re.compile(r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}")
+_TOKEN_KEYS = re.compile(r"(?:\w*_)?(?:hub|auth|api|access|secret)_(?:token|key)|token|password", re.IGNORECASE)
+"""Keys of settings that hold secrets; those such as `eos_token` hold none."""
 _SECRET_NAMES = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
 
 
@@ -71,7 +73,7 @@ def redact_paths(value: Any, known: Collection[str] = ()) -> Any:
     everything = {*known, *local_paths(value), str(Path.home()), os.getcwd()}
     # the longest first, so that a folder does not cut into what lies in it
     literals = sorted((path.rstrip("\\/") for path in everything), key=len, reverse=True)
-    return _reduced(value, "", [path for path in literals if len(path) > 2 and re.search(r"[\\/]", path)])
+    return _reduced(value, "", literals)
 
 
 def find_secrets(*given: str | None) -> set[str]:
@@ -96,19 +98,20 @@ def redact_secrets(value: Any, secrets: Iterable[str]) -> Any:
 
 def without_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without those that hold a token, such as `hub_token`."""
-    return {key: value for key, value in settings.items() if not key.endswith("_token")}
+    return {key: value for key, value in settings.items() if not _TOKEN_KEYS.fullmatch(key)}
 
 
 def redactor(told: Any, *secrets: str | None) -> Callable[[Any], Any]:
     """Return a function that takes out of settings, or a text, the local paths that `told` tells, and all secrets.
 
-    These are the tokens in `told`, those given, and those of the environment (see `find_secrets`).
+    Paths are also those that it lists under `local_paths`. Secrets are the tokens in `told`, those given, and those of
+    the environment (see `find_secrets`).
 
     >>> redactor({"path": "/data/jane/x.csv", "hub_token": "my-own-token"})("Read /data/jane/x.csv by my-own-token.")
     'Read x.csv by ***.'
     """
-    known = local_paths(told)
-    found = find_secrets(*secrets, *(text for key, text in _texts(told, "") if key.endswith("_token")))
+    known = {*local_paths(told), *(text for key, text in _texts(told, "") if key == "local_paths")}
+    found = find_secrets(*secrets, *(text for key, text in _texts(told, "") if _TOKEN_KEYS.fullmatch(key)))
     return lambda value: redact_secrets(redact_paths(value, known), found)
 
 
@@ -125,10 +128,11 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
 
 def _reduced(value: Any, key: str, literals: list[str]) -> Any:
     if isinstance(value, str):
-        if key in PATH_KEYS and (is_local(value) or "://" in value):
+        if key in PATH_KEYS and (is_local(value) or value.rstrip("\\/") in literals or "://" in value):
             return basename(value) if "://" in value else f"./{basename(value)}"
         for path in literals:  # where it stands as a whole path or begins one
-            value = re.sub(rf"(?<![\w.-]){re.escape(path)}(?![\w-])", basename(path), value)
+            if len(path) > 2 and re.search(r"[\\/]", path):
+                value = re.sub(rf"(?<![\w.-]){re.escape(path)}(?![\w-])", basename(path), value)
         return value if key in LABEL_KEYS else _HOMES.sub(lambda match: basename(match[0].rstrip(".")), value)
     if isinstance(value, Mapping):
         # what lies below labels are labels, whatever their keys

@@ -1,5 +1,6 @@
 """Pushing to a hub on loopback with the real client, and loading back what it holds."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -15,10 +16,13 @@ from hub_server import READ_TOKEN, TOKEN, Client, HubServer, run_client
 from safetensors.torch import load
 
 from hf_interp.reporting import hub as hub_module
+from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.hub import check_name, check_run, left_out, stage_run
 from hf_interp.reporting.results import load_run_results
+from hf_interp.tasks.runs import save_curve
 from hf_interp.train import run_recipe
 from hf_interp.utils.model_files import model_files
+from hf_interp.utils.model_files import weights_fingerprint as fingerprint
 
 PLANTED = "hf_" + "pLaNtEdToKeNpLaNtEdToKeNpLaNtEdToK"
 SEARCH = {"metric": "loss", "method": "grid", "alphas": [0.25, 0.75]}
@@ -248,9 +252,11 @@ def test_a_second_push_sends_only_what_is_new_and_removes_what_is_gone(hub: HubS
     repo.files().update({"adapter_config.json": b"{}", "mine.md": b"by hand"})
     hub.forget()
     shutil.copy(run / "model.safetensors", run / "interpolated" / "model.safetensors")
+    save_curve(load_curve(run / "curve.json"), run, saved=True)
     push_well(hub, home, run, "--repo", "jane/law")
     assert hub.kinds().count("put") == 0  # M_θ's weights are there already
-    assert [commit.added for commit in repo.log("main")[1:]] == [["model.safetensors"]]
+    told = ["README.md", "curve.json", "curve.png"]
+    assert [sorted({*commit.added} - {*told}) for commit in repo.log("main")[1:]] == [["model.safetensors"]]
     assert repo.log("main")[-1].deleted == [
         "adapter_config.json",
         "model-00001-of-00002.safetensors",
@@ -259,7 +265,7 @@ def test_a_second_push_sends_only_what_is_new_and_removes_what_is_gone(hub: HubS
     ]
     assert set(repo.files()) == MODEL | TOLD | {".gitattributes", "mine.md"}
     (last,) = repo.log("finetuned")[1:]
-    assert (last.added, last.deleted) == ([], ["training_args.bin"])
+    assert ({*last.added} - {*told}, last.deleted) == (set(), ["training_args.bin"])
     hub.forget()
     done = push(hub, home, run, "--repo", "jane/law")
     assert done.returncode == 0
@@ -465,7 +471,85 @@ def test_names_that_the_hub_refuses(name: str) -> None:
         check_name(name)
 
 
+# Card, curve and weights are of one α.
+
+
+def test_card_curve_and_weights_tell_of_each_other(hub: HubServer, home: Path, run: Path) -> None:
+    curve, account = load_curve(run / "curve.json"), json.loads((run / "interpolated/interpolation.json").read_text())
+    assert account == {"alpha": curve.alpha, "weights": curve.weights}
+    assert curve.weights == {"finetuned": fingerprint(run), "interpolated": fingerprint(run / "interpolated")}
+    line = f"- weights: M_θ {fingerprint(run)}, M_α {fingerprint(run / 'interpolated')} at α = {curve.alpha:g}"
+    assert line in (run / "README.md").read_text(encoding="utf-8").splitlines()
+    save_curve(dataclasses.replace(curve), run)  # searched again, with the same outcome
+    assert load_curve(run / "curve.json").weights == curve.weights
+    save_curve(dataclasses.replace(curve, alpha=0.75), run)  # with another, which was not saved
+    before = contents(run)
+    for name in ("card", "push"):
+        done = command(hub, name, run, "--repo", "jane/law")
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert f"curve.json with α = 0.75 is not of the weights in '{run}/interpolated'" in done.stderr
+        assert f"Run `hf-interp curve {run} --save_model`." in done.stderr
+    assert (contents(run), hub.requests) == (before, [])
+
+
+@pytest.mark.parametrize("place", [".", "interpolated"])
+def test_weights_of_another_run_are_not_pushed(hub: HubServer, home: Path, run: Path, place: str) -> None:
+    path = run / place / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    done = push(hub, home, run, "--repo", "jane/law")
+    assert (done.returncode, len(done.stderr.splitlines()), hub.requests) == (2, 1, [])
+    assert f"is not of the weights in '{run / place}', which are of another α or another run" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "run.png", "interpolated/model.safetensors", "interpolated"])
+def test_links_that_lead_out_of_the_folder_are_not_pushed(
+    hub: HubServer, home: Path, run: Path, name: str, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    if (run / name).exists():
+        shutil.move(run / name, outside)
+    else:
+        outside.write_text("secret", encoding="utf-8")
+    (run / name).symlink_to(outside)
+    (tmp_path / "linked").symlink_to(run)  # a link to the whole run is none of these
+    done = push(hub, home, tmp_path / "linked", "--repo", "jane/law")
+    assert (done.returncode, len(done.stderr.splitlines()), hub.requests) == (2, 1, [])
+    assert "is or lies behind a link that leads out of" in done.stderr
+    assert f"error: {name}" in done.stderr
+
+
+def test_a_card_of_ones_own_stays(hub: HubServer, home: Path, run: Path) -> None:
+    (run / "README.md").write_text("# My notes\n", encoding="utf-8")
+    for _ in range(2):
+        done = command(hub, "card", run)
+        assert done.stdout == f"The card is in {run}/MODEL_CARD.md.\n"
+    assert (run / "README.md").read_text(encoding="utf-8") == "# My notes\n"
+    assert "# law" in (run / "MODEL_CARD.md").read_text(encoding="utf-8")
+    push_well(hub, home, run, "--repo", "jane/law")
+    assert "# law" in hub.repos["jane/law"].files()["README.md"].decode()
+
+
 # What must not be told.
+
+
+def test_a_folder_is_no_name_on_the_hub_wherever_one_stands(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_recipe: Callable[[Path], dict[str, Any]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = make_recipe(Path("out"))
+    shutil.copytree(recipe["model_name_or_path"], "models/base")
+    run_recipe({**recipe, "model_name_or_path": "models/base", "output_dir": "out", "alpha_search": SEARCH})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    card = hub_module.render_card(tmp_path / "out", repo_id="jane/law")
+    assert card.data.base_model is None
+    assert "models/base" not in str(card)
+    assert "from the local model base (M₀)" in card.text
+    stage_run(tmp_path / "out", tmp_path / "stage", repo_id="jane/law", interpolated=True)
+    told = json.loads((tmp_path / "stage" / "results.json").read_text(encoding="utf-8"))
+    assert (told["recipe"]["model_name_or_path"], told["config"]["output_dir"]) == ("./base", "./out")
+    told = json.loads((tmp_path / "stage" / "curve.json").read_text(encoding="utf-8"))
+    assert (told["base"], told["finetuned"]) == ("./base", "./out")
 
 
 def test_neither_tokens_nor_paths_are_sent_or_told(
@@ -592,7 +676,9 @@ def test_the_card_command(hub: HubServer, home: Path, run: Path) -> None:
     licences = re.findall(r"_train\.jsonl \(local\) .* (\S+) \|$", text, flags=re.MULTILINE)
     assert licences == ["cc-by-4.0", "unknown"]
     assert card(run, "--output", run / "other.md").returncode == 0
-    assert "model='law'" in (run / "other.md").read_text(encoding="utf-8")
+    text = (run / "other.md").read_text(encoding="utf-8")
+    assert "model='law/interpolated'" in text  # without a repository it is the folder of the weights that are told of
+    assert "in the folder of the run M_θ lies at the top, and M_α in `interpolated`" in text
     done = card(home)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert done.stderr.startswith("hf-interp: error: There is no ")
@@ -615,6 +701,7 @@ def test_the_push_command_tells_what_it_did(hub: HubServer, home: Path, run: Pat
 TRAIN = """
 import json, os, sys
 del os.environ["HF_TOKEN"]
+from hf_interp.tasks.runs import save_curve
 from hf_interp.train import run_recipe
 run_recipe(json.loads(sys.argv[1]))
 """
