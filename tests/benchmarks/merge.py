@@ -6,9 +6,8 @@
 Two checkpoints of a Llama-like model with random bfloat16 weights, in shards, α = 0.3. Every contestant runs in fresh
 processes, in turns, with the inputs in the page cache, free memory and nothing left to be written back. Medians with
 ranges. "Merge" is the call alone, without imports. Memory is the most that is anonymous at a time, sampled every two
-milliseconds: mapped files do not count. Before the contestants the parts of the work are timed
-alone: reading both inputs once through a small buffer, interpolating blocks that stay in the cache, writing one output
-from a small buffer. The result of the plain way is compared with ours bit by bit, mergekit's up to rounding.
+milliseconds: mapped files do not count. The result of the plain way is compared with ours bit by bit, mergekit's up to
+rounding.
 """
 
 import argparse
@@ -20,12 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ALPHA = 0.3
-PARTS = ("read both inputs", "interpolate", "write the output")
 PLAIN, OURS = "safetensors: load_file, lerp, save_file", "hf_interp: interpolate_checkpoints"
 MERGEKIT = "mergekit linear"
 
@@ -37,46 +34,6 @@ class Run(NamedTuple):
     peak: float
     imports: float
     """Anonymous memory when the merge begins."""
-
-
-def child_parts(base: Path, finetuned: Path, out: Path) -> list[float]:
-    """Each part three times; the best counts, which is the hardest measure for the contestants."""
-    import torch
-
-    block = 1 << 20
-    buffer = bytearray(2 * block)
-    paths = [path for folder in (base, finetuned) for path in sorted(folder.glob("*.safetensors"))]
-    num_blocks = sum(path.stat().st_size for path in paths) // 2 // len(buffer)
-    first, second = torch.randn(block).bfloat16(), torch.randn(block).bfloat16()
-    result = torch.empty_like(first)
-    out.mkdir()
-
-    def read() -> None:
-        for path in paths:
-            with path.open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
-
-    def interpolate() -> None:
-        for _ in range(num_blocks):
-            torch.lerp(first, second, ALPHA, out=result)
-
-    def write() -> None:
-        (out / "model.safetensors").unlink(missing_ok=True)
-        with (out / "model.safetensors").open("wb", buffering=0) as file:
-            for _ in range(num_blocks):
-                file.write(buffer)
-
-    best = [min(timed(part) for _ in range(3)) for part in (read, interpolate, write)]
-    torch.set_num_threads(1)  # faster where the other cores are busy
-    best[1] = min(best[1], *(timed(interpolate) for _ in range(3)))
-    return best
-
-
-def timed(part: Callable[[], None]) -> float:
-    begin = time.perf_counter()
-    part()
-    return time.perf_counter() - begin
 
 
 def child_ours(base: Path, finetuned: Path, out: Path) -> list[float]:
@@ -119,7 +76,7 @@ def child_mergekit(base: Path, finetuned: Path, out: Path) -> list[float]:
     return [time.perf_counter() - begin, imports]
 
 
-CHILDREN: dict[str, Any] = {"parts": child_parts, OURS: child_ours, PLAIN: child_plain, MERGEKIT: child_mergekit}
+CHILDREN: dict[str, Any] = {OURS: child_ours, PLAIN: child_plain, MERGEKIT: child_mergekit}
 
 
 def anonymous(process: int) -> float:
@@ -139,7 +96,7 @@ def touch_memory(path: Path, size: int) -> None:
     path.unlink()
 
 
-def run(python: str, name: str, folders: tuple[Path, Path, Path]) -> tuple[list[float], Run]:
+def run(python: str, name: str, folders: tuple[Path, Path, Path]) -> Run:
     """Run a contestant in a fresh process."""
     shutil.rmtree(folders[2], ignore_errors=True)
     for folder in folders[:2]:
@@ -164,7 +121,7 @@ def run(python: str, name: str, folders: tuple[Path, Path, Path]) -> tuple[list[
             errors.seek(0)
             raise RuntimeError(f"{name} failed:\n{errors.read()[-2000:]}")
     times = json.loads(lines[-1])
-    return times, Run(times[0], peak, times[1])
+    return Run(times[0], peak, times[1])
 
 
 def make_checkpoint(folder: Path, seed: int, gib: float) -> None:
@@ -212,11 +169,11 @@ def compare(ours: Path, other: Path, inputs: tuple[Path, Path]) -> str:
     return f"{num_equal / total:.2%} equal, at most {most:.1f} units of the larger input off"
 
 
-def spread(values: list[float], digits: int = 2) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
-def tables(args: argparse.Namespace, folder: Path) -> Iterator[str]:
+def table(args: argparse.Namespace, folder: Path) -> str:
     from hf_interp.utils.console import format_table
 
     inputs = (folder / "base", folder / "tuned")
@@ -224,38 +181,24 @@ def tables(args: argparse.Namespace, folder: Path) -> Iterator[str]:
         make_checkpoint(path, seed, args.gib)
     size = sum(path.stat().st_size for path in inputs[0].glob("*.safetensors"))
     pythons = {OURS: sys.executable, PLAIN: sys.executable, **({MERGEKIT: args.mergekit} if args.mergekit else {})}
-    parts: list[list[float]] = []
     runs: dict[str, list[Run]] = {name: [] for name in pythons}
     results: dict[str, str] = {}
     for round_ in range(args.rounds):
-        parts.append(run(sys.executable, "parts", (*inputs, folder / "parts"))[0])
-        shutil.rmtree(folder / "parts")
         order = list(pythons) if round_ % 2 == 0 else list(reversed(pythons))
         for name in order:
             out = folder / name.partition(":")[0].replace(" ", "_").replace(",", "")
-            runs[name].append(run(pythons[name], name, (*inputs, out))[1])
+            runs[name].append(run(pythons[name], name, (*inputs, out)))
             if round_ < args.rounds - 1:
                 shutil.rmtree(out)
             results[name] = str(out)
-    rows = [[name, spread(list(times), 3)] for name, times in zip(PARTS, zip(*parts, strict=True), strict=True)]
-    total = statistics.median(sum(times) for times in parts)
-    yield format_table(["part", "seconds"], [*rows, ["sum", f"{total:.3f}"]])
     rows = []
     for name, found in runs.items():
         merge, peak, imports = ([*values] for values in zip(*found, strict=True))
         outcome = "" if name == OURS else compare(Path(results[OURS]), Path(results[name]), inputs)
-        rows.append(
-            [
-                name,
-                spread(merge),
-                f"{statistics.median(merge) / total:.2f}",
-                f"{statistics.median(peak):.0f}",
-                f"{statistics.median(imports):.0f}",
-                outcome,
-            ]
-        )
-    header = ["way", "merge, s", "of the parts", "anonymous, MiB", "of it imports", "result"]
-    yield f"{size / 2**30:.2f} GiB each, {args.rounds} rounds\n\n" + format_table(header, rows)
+        memory = [f"{statistics.median(values):.0f}" for values in (peak, imports)]
+        rows.append([name, spread(merge), *memory, outcome])
+    header = ["way", "merge, s", "anonymous, MiB", "of it imports", "result"]
+    return f"{size / 2**30:.2f} GiB each, {args.rounds} rounds\n\n" + format_table(header, rows)
 
 
 def main() -> None:
@@ -270,8 +213,7 @@ def main() -> None:
         print(json.dumps(CHILDREN[name](*map(Path, folders))), flush=True)
         return
     with tempfile.TemporaryDirectory() as folder:
-        for table in tables(args, Path(folder)):
-            print(table + "\n", flush=True)
+        print(table(args, Path(folder)), flush=True)
 
 
 if __name__ == "__main__":

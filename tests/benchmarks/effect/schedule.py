@@ -82,10 +82,6 @@ def search(rates: Sequence[float], score: Callable[[float], float | None]) -> Se
     Args:
         rates: the grid, rising. It goes on by the ratio of its last two rates at that end, `MOST_BEYOND` times at most.
         score: of a rate, more is better; `None` if it has not been tried. Of equal ones the lowest rate is the best.
-
-    >>> scores = {0.1: 0.5, 0.2: 0.7, 0.4: 0.9, 0.8: 0.8}
-    >>> search([0.1, 0.2, 0.4], scores.get)
-    Search(tried=(0.1, 0.2, 0.4, 0.8), best=0.4, following=None)
     """
     scores: dict[float, float] = {}
     waiting = list(rates)

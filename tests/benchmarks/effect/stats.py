@@ -50,10 +50,6 @@ def resampled(numerators: Array, denominators: Array, draws: Resamples) -> Array
     Args:
         numerators, denominators: (num_seeds, num_examples).
         draws: of `draw`.
-
-    >>> draws = Resamples(np.array([[0, 1], [1, 1]]), np.array([[1.0, 1.0], [2.0, 0.0]]))
-    >>> resampled(np.array([[1.0, 0.0], [1.0, 1.0]]), np.ones((2, 2)), draws).tolist()
-    [0.75, 1.0]
     """
     below = draws.weights @ denominators.T
     ratios = np.divide(draws.weights @ numerators.T, below, out=np.zeros_like(below), where=below > 0)
@@ -92,11 +88,7 @@ def span(counts: Sequence[int]) -> str:
 
 
 def ranks(values: Sequence[float]) -> list[float]:
-    """1 for the greatest; equal values share the mean of their ranks.
-
-    >>> ranks([0.5, 0.9, 0.5, 0.1])
-    [2.5, 1.0, 2.5, 4.0]
-    """
+    """1 for the greatest; equal values share the mean of their ranks."""
     array = np.asarray(values, dtype=np.float64)
     above = (array[None, :] > array[:, None]).sum(axis=1)
     equal = (array[None, :] == array[:, None]).sum(axis=1)
@@ -104,11 +96,7 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Area that is dominated by points of which more is better, above a reference point.
-
-    >>> hypervolume([(1.0, 3.0), (2.0, 1.0), (1.5, 0.5)], (0.0, 0.0))
-    4.0
-    """
+    """Area that is dominated by points of which more is better, above a reference point."""
     area, height = 0.0, reference[1]
     for first, second in sorted(points, reverse=True):
         if first > reference[0] and second > height:
@@ -123,9 +111,6 @@ def judge(differences: Mapping[str, Interval]) -> str:
     Returns:
         "win" if it is surely better (the interval lies above 0) on a side and surely worse on none, "loss" the other
         way round, "trade" if surely better on one and surely worse on the other, and else "tie".
-
-    >>> judge({"domain": Interval(0.1, 0.05, 0.15), "general": Interval(0.0, -0.1, 0.1)})
-    'win'
     """
     better = any(found.low > 0 for found in differences.values())
     worse = any(found.high < 0 for found in differences.values())
