@@ -483,19 +483,6 @@ def test_two_runs_from_data_to_a_table(toy_pair: str, tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in files) <= 3072 * len(done)
 
 
-def test_averaged_weights_are_the_mean_of_the_last_steps(toy_pair: str, tmp_path: Path) -> None:
-    import torch
-
-    model = torch.nn.Linear(1, 1, bias=False)
-    callback = methods.AverageWeights(0.5)
-    for step in range(1, 5):
-        torch.nn.init.constant_(model.weight, float(step))
-        state = argparse.Namespace(global_step=step, max_steps=4)
-        callback.on_step_end(None, state, None, model=model)  # type: ignore[arg-type]
-    callback.on_train_end(None, None, None, model=model)  # type: ignore[arg-type]
-    assert model.weight.item() == 3.5
-
-
 def test_a_list_of_runs_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         run.main([*results_flags(tmp_path), *["--list", "--pairs", "lm-law", "--methods", "domain", "--sizes", "300"]])

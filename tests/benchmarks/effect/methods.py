@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from torch.optim.swa_utils import AveragedModel
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from hf_interp.mixture.schedules import progress_of
 from hf_interp.training.config import InterpolationConfig
 
@@ -29,14 +26,14 @@ class Method:
         title: as tables call it.
         fields: fields of the recipe; or a function of (general examples, domain examples, steps) to them.
         rate_factor: of the pair's grid of learning rates; adapters need more.
-        average_from: from this share of the run on the weights of all steps are averaged; `None` for the last weights.
+        distills: whether the general corpus trains M₀'s predictions in place of its labels.
     """
 
     key: str
     title: str
     fields: Mapping[str, Any] | Callable[[int, int, int], Mapping[str, Any]] = field(default_factory=dict)
     rate_factor: float = 1.0
-    average_from: float | None = None
+    distills: bool = False
 
     def recipe_fields(self, num_general: int, num_domain: int, steps: int) -> dict[str, Any]:
         """What is laid over a recipe."""
@@ -70,30 +67,31 @@ STAGES = [1 / 3, 1 / 2, 4 / 5, 1.0]
 2103.02205), here equally long."""
 HELD = {"anchor_alpha_schedule": {"type": "constant", "value": 0.0}}
 """An anchor whose weight is `anchor_strength` throughout, whatever the mixture."""
-RATES: dict[str, tuple[str, Callable[[int], dict[str, Any]], float | None]] = {
-    "cosine": ("cosine rate", lambda steps: {"lr_scheduler_type": "cosine"}, None),
+FLAT = {"lr_scheduler_type": "constant_with_warmup"}
+RATES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
+    "cosine": ("cosine rate", lambda steps: {"lr_scheduler_type": "cosine"}),
     "wsd": (
         "warm-up-stable-decay rate",
         lambda steps: {
             "lr_scheduler_type": "warmup_stable_decay",
             "lr_scheduler_kwargs": {"num_decay_steps": max(1, steps // 5)},
         },
-        None,
     ),
-    "flat": ("constant rate", lambda steps: {"lr_scheduler_type": "constant_with_warmup"}, None),
-    "averaged": ("constant rate, averaged", lambda steps: {"lr_scheduler_type": "constant_with_warmup"}, 0.7),
+    "flat": ("constant rate", lambda steps: FLAT),
+    "averaged": ("constant rate, averaged", lambda steps: {**FLAT, "average_from": 0.7}),
 }
-"""Learning-rate schedules other than the linear decay: title, fields for a number of steps, and `average_from`."""
+"""Learning-rate schedules other than the linear decay: title, and fields for a number of steps."""
+MEAN: dict[str, Any] = {**FLAT, "average_from": 0.5}
+"""The mean of the weights of the second half, at a constant rate."""
 
 
 def _with_rate(base: "Method", key: str) -> "Method":
     """A method with another learning-rate schedule."""
-    title, rate, average_from = RATES[key]
+    title, rate = RATES[key]
     return Method(
         key=f"{base.key}-{key}",
         title=f"{base.title}, {title}",
         fields=lambda general, domain, steps: {**base.recipe_fields(general, domain, steps), **rate(steps)},
-        average_from=average_from,
     )
 
 
@@ -163,30 +161,29 @@ _THIRD = [
         for key in ("constant-0.5", "linear")
     ),
 ]
-METHODS: dict[str, Method] = {method.key: method for method in (*_FIRST, *_SECOND, *_THIRD)}
+_OF_M0 = [
+    Method(key="kl-0.5", title="constant 0.5, M₀'s predictions", fields=constant(0.5), distills=True),
+    Method(
+        key="kl-0.5-mean",
+        title="constant 0.5, M₀'s predictions, mean of the weights",
+        fields={**constant(0.5), **MEAN},
+        distills=True,
+    ),
+    Method(key="constant-0.5-mean", title="constant 0.5, mean", fields={**constant(0.5), **MEAN}),
+    Method(
+        key="kl-0.75-mean",
+        title="constant 0.75, M₀'s predictions, mean of the weights",
+        fields={**constant(0.75), **MEAN},
+        distills=True,
+    ),
+    Method(key="pull", title="domain only, pull", fields={**constant(1.0), "anchor": "pull"}),
+    Method(
+        key="kl-0.75-mean-pull",
+        title="constant 0.75, M₀'s predictions, mean of the weights, pull",
+        fields={**constant(0.75), **MEAN, "anchor": "pull"},
+        distills=True,
+    ),
+]
+METHODS: dict[str, Method] = {method.key: method for method in (*_FIRST, *_SECOND, *_THIRD, *_OF_M0)}
 """By key. The linear rise from 0 to 1, the cosine, the three phases, the fall and the sequence have a mean α of a half:
 their control is constant 0.5."""
-
-
-class AverageWeights(TrainerCallback):
-    """Leaves the mean of the weights of the last steps in the model (torch's `AveragedModel`).
-
-    Args:
-        begin: the share of the run from which on weights are averaged.
-    """
-
-    def __init__(self, begin: float) -> None:
-        self.begin = begin
-        self.average: AveragedModel | None = None
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step > self.begin * state.max_steps:
-            if self.average is None:
-                self.average = AveragedModel(kwargs["model"])
-            self.average.update_parameters(kwargs["model"])
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.average is not None:
-            kwargs["model"].load_state_dict(self.average.module.state_dict())

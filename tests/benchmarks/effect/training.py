@@ -15,7 +15,7 @@ import torch
 from transformers import PrinterCallback
 
 from effect.bases import base_model, freeze_embeddings
-from effect.methods import BASE, METHODS, AverageWeights, Method
+from effect.methods import BASE, METHODS, Method
 from effect.outcomes import Outcomes, counts_of, outcomes_of, pack
 from effect.pairs import FULL, PAIRS, Pair
 from effect.store import Key, key_of
@@ -179,12 +179,12 @@ def train_method(
         place: a folder for what the run writes.
     """
     pair = setup.pair
+    if method.distills:
+        corpora = [replace(each, objective="distill") if each.side == "general" else each for each in corpora]
     lengths = {corpus.side: len(corpus.dataset) for corpus in corpora}
     fields = method.recipe_fields(lengths["general"], lengths["domain"], pair.steps)
     own = {**fields, "learning_rate": learning_rate, "seed": seed, "output_dir": place}
     trainer, recipe = _trainer(setup, replace(setup.data, corpora=list(corpora)), own)
-    if method.average_from is not None:
-        trainer.add_callback(AverageWeights(method.average_from))
     begin = time.perf_counter(), time.process_time()
     trainer.train()
     seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
