@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from hf_interp.selection.scoring import check_whole_weights
 from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, format_cut, load_data, plan_data
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.runs import save_curve, search_run
+from hf_interp.training.checkpoints import weight_checksums
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.model_info import count_parameters
 from hf_interp.training.pushing import check_strategy
+from hf_interp.training.session import alone_in
 from hf_interp.training.trackers import add_picture
 from hf_interp.utils.console import format_table, run_command
 from hf_interp.utils.redaction import without_tokens
@@ -49,33 +52,34 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
         data = load_data(parsed, task)
     plan_data(data, args)  # now, so that bad input leaves nothing behind
     push = prepare_push(args)
-    trainer = build_trainer(parsed, task, args, data)
-    trainer.recipe = without_tokens(recipe)
-    is_main = trainer.is_world_process_zero()
-    if parsed.peft is not None and is_main:
-        print(count_parameters(trainer.model))
-    if parsed.alpha_search is not None:
-        check_whole_weights(trainer)
-    trainer.train(resume_from_checkpoint=read_resume(args.resume_from_checkpoint))
-    evaluate_at_end(trainer)
-    trainer.save_model()
-    results = trainer.results()
-    results.cut = {name: list(counts) for name, counts in data.cut.items()}
-    folder = Path(args.output_dir or ".")
-    if is_main:
-        remove_interpolated(folder)
-        save_results(results, folder / RESULTS_NAME)
-        plot_run(results, folder / RUN_PLOT_NAME)
-    if parsed.alpha_search is not None:
-        curve = search_run(trainer, parsed, data.validation_sets or data.eval_sets, apply=True)
-        trainer.save_model(str(folder / INTERPOLATED_NAME))
+    folder, is_main = Path(args.output_dir or "."), args.process_index == 0
+    with alone_in(folder) if is_main else nullcontext():
+        trainer = build_trainer(parsed, task, args, data)
+        trainer.recipe, trainer.keeps_results = without_tokens(recipe), False  # they are written with the model
+        if parsed.peft is not None and is_main:
+            print(count_parameters(trainer.model))
+        if parsed.alpha_search is not None:
+            check_whole_weights(trainer)
+        trainer.train(resume_from_checkpoint=read_resume(args.resume_from_checkpoint))
+        trainer.save_model()
+        evaluate_at_end(trainer)
+        results = trainer.results()
+        results.cut = {name: list(counts) for name, counts in data.cut.items()}
         if is_main:
-            save_curve(curve, folder, saved=True)
-            add_picture(trainer, "alpha_curve", folder / CURVE_PLOT_NAME)
-    if is_main:
-        save_card(render_card(folder, repo_id=args.hub_model_id), folder)
-        if push is not None:
-            print(push(folder))
+            results.model["checksums"] = weight_checksums(folder)
+            remove_interpolated(folder)
+            save_results(results, folder / RESULTS_NAME)
+            plot_run(results, folder / RUN_PLOT_NAME)
+        if parsed.alpha_search is not None:
+            curve = search_run(trainer, parsed, data.validation_sets or data.eval_sets, apply=True)
+            trainer.save_model(str(folder / INTERPOLATED_NAME))
+            if is_main:
+                save_curve(curve, folder, saved=True)
+                add_picture(trainer, "alpha_curve", folder / CURVE_PLOT_NAME)
+        if is_main:
+            save_card(render_card(folder, repo_id=args.hub_model_id), folder)
+            if push is not None:
+                print(push(folder))
     return results
 
 

@@ -230,8 +230,11 @@ def tune_recipe(
                 trial, settings = draws.next(run, data)
                 bar.set_description(f"trial {trial.number}")
                 began = time.monotonic()
-                trainer = train_quietly(with_alpha(run, settings), data, bar, evaluate_base=False)
-                metrics = trainer.results().final_metrics
+                try:
+                    trainer = train_quietly(with_alpha(run, settings), data, bar, evaluate_base=False)
+                    metrics = trainer.results().final_metrics
+                except FloatingPointError:  # a run that diverges is the worst
+                    metrics = {name: {goal.metric: math.nan} for name in base}
                 row = _row(trial, settings, goal, metrics)
                 row["seconds"] = round(time.monotonic() - began, 3)
                 trial.set_user_attr("row", row)

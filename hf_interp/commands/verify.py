@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_interp.mixture.continuation import plan_changes
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
+from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture, weight_checksums
 from hf_interp.utils.files import read_json
 from hf_interp.utils.run_folder import RESULTS_NAME
 
@@ -144,9 +144,23 @@ def check_run(run: RunOrder) -> Verdict:
 
 
 def verify(first: str | Path, second: str | Path | None = None) -> Verdict:
-    """Compare two runs, or check one against its plan."""
+    """Compare two runs, or check one against its plan, and the weights in its folder against its results."""
     order = load_order(first)
-    return check_run(order) if second is None else compare_runs(order, load_order(second))
+    if second is not None:
+        return compare_runs(order, load_order(second))
+    verdict, changed = check_run(order), changed_weights(Path(first))
+    if not verdict.agrees or not changed:
+        return verdict
+    text = f"{verdict.text} But {', '.join(changed)} is not what this run wrote: another has written there since."
+    return Verdict(False, verdict.until, text)
+
+
+def changed_weights(path: Path) -> list[str]:
+    """Return the files of weights in a run's folder that are not those of its results, as far as these name them."""
+    folder = path if path.is_dir() else path.parent
+    written = ((read_json(folder / RESULTS_NAME) or {}).get("model") or {}).get("checksums") or {}
+    found = weight_checksums(folder)
+    return [name for name, value in written.items() if found.get(name) != value]
 
 
 def _first_difference(first: RunOrder, second: RunOrder, begin: int, end: int) -> str:

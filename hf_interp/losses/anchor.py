@@ -281,9 +281,10 @@ class Anchor(TrainerCallback):
         """Return what is summed up, and what M₀ is, for a comparison on resume."""
         return {"sums": self.sums.tolist(), "mark": self._mark()}
 
-    def load_state_dicts(self, states: Iterable[Mapping[str, Any]]) -> None:
-        """Begin with the sums of these states."""
-        for state in states:
+    def begin(self, rank_states: Iterable[Mapping[str, Any]]) -> None:
+        """Begin anew, with the sums that processes have left in a checkpoint."""
+        self.clear()
+        for state in (each["anchor"] for each in rank_states if "anchor" in each):
             self.sums += torch.tensor(state["sums"], dtype=self.sums.dtype, device=self.sums.device)
             self._saved_marks.append(state["mark"])
 

@@ -67,26 +67,6 @@ def _float_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     return None
 
 
-def is_plain_mean(loss: torch.Tensor, outputs: Any, labels: torch.Tensor, share: float) -> bool | None:
-    """Whether a model's loss is the mean cross entropy over its labels, rather than `share` times that.
-
-    Args:
-        loss: what the model returned, a scalar.
-        outputs: the model's outputs, with logits of shape (batch, length, num_labels).
-        labels: shape (batch, length), with −100 where there is none.
-        share: the share that the labels have in those of the whole batch.
-
-    Returns:
-        `None` if it cannot be told, because the logits are not one row for each label.
-    """
-    logits = outputs.get("logits") if isinstance(outputs, dict) else outputs[1]
-    if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != labels.shape:
-        return None
-    with torch.no_grad():
-        mean = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
-        return bool((loss.float() - mean).abs() < (loss.float() - mean * share).abs())
-
-
 def head_shifts_labels(model: nn.Module) -> bool:
     """Whether position i of a model predicts label i + 1, as in causal language models."""
     if type(model).__name__ in SHIFTING_HEADS:
@@ -95,15 +75,18 @@ def head_shifts_labels(model: nn.Module) -> bool:
     return LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss and not is_encoder_decoder
 
 
-def count_labels(labels: torch.Tensor, *, shift_labels: bool) -> torch.Tensor:
+def count_labels(labels: torch.Tensor, *, shift_labels: bool, ignored: int | None = None) -> torch.Tensor:
     """Return how many labels each example has, over which its loss is a mean: (num_examples,), float32.
+
+    −100 does not count, nor does `ignored`.
 
     >>> count_labels(torch.tensor([[5, 5, -100], [5, 5, 5]]), shift_labels=True)
     tensor([1., 2.])
     >>> count_labels(torch.tensor([0, -100]), shift_labels=False)
     tensor([1., 0.])
     """
-    if labels.is_floating_point() or labels.dim() > 2:
+    if labels.is_floating_point():
         return torch.ones(len(labels), device=labels.device)
     counted = labels[:, 1:] if shift_labels and labels.dim() == 2 else labels
-    return counted.ne(IGNORE_INDEX).reshape(len(labels), -1).sum(dim=1).float()
+    counts = counted.ne(IGNORE_INDEX) if ignored is None else counted.ne(IGNORE_INDEX) & counted.ne(ignored)
+    return counts.reshape(len(labels), -1).sum(dim=1).float()

@@ -43,7 +43,7 @@ class MaskingCollator:
 
     In training the random numbers come from the seed and the slot of the example, so that the masks are new in every
     pass and the same for any split into micro-batches, processes and workers. In evaluation they come from the tokens
-    of the example, so that every evaluation masks the same.
+    of the example, so that every evaluation masks the same. A text of which nothing is chosen gets one mask.
 
     Args:
         tokenizer: with a mask token.
@@ -66,8 +66,10 @@ class MaskingCollator:
         if not 0 < mlm_probability <= 1:
             raise ValueError(f"`mlm_probability` must lie in (0, 1], got {mlm_probability}.")
         kinds = {"mask_replace_prob": 1.0, "random_replace_prob": 0.0} if whole_word_mask else {}
-        self._mask = DataCollatorForLanguageModeling(
-            tokenizer, mlm_probability=mlm_probability, whole_word_mask=whole_word_mask, **kinds
+        self.tokenizer = tokenizer
+        self._mask, self._mask_all = (
+            DataCollatorForLanguageModeling(tokenizer, mlm_probability=share, whole_word_mask=whole_word_mask, **kinds)
+            for share in (mlm_probability, 1.0)
         )
         self._pad = DataCollatorForTokenClassification(tokenizer)
         self.columns = ("special_tokens_mask", "offset_mapping") if whole_word_mask else ("special_tokens_mask",)
@@ -82,10 +84,28 @@ class MaskingCollator:
         """Collate with the masks that belong to (seed, number)."""
         masked = []
         for example, number in zip(examples, numbers, strict=True):
+            own = {name: value for name, value in example.items() if name != "labels"}
             with random_state_of_slot(seed, number):
-                one = self._mask([{name: value for name, value in example.items() if name != "labels"}])
+                one = self._mask([own])
+                if not one["labels"].ne(-100).any():
+                    one = self._mask_all([{**own, "special_tokens_mask": self._all_but_one(own)}])
             masked.append({name: values[0].tolist() for name, values in one.items()})
         return dict(self._pad(masked))
+
+    def _all_but_one(self, example: Mapping[str, Any]) -> list[int]:
+        """Return 1 for each token but one that is drawn, or but those of its word."""
+        special = example.get("special_tokens_mask")
+        if special is None:
+            special = self.tokenizer.get_special_tokens_mask(example["input_ids"], already_has_special_tokens=True)
+        free = [place for place, is_special in enumerate(special) if not is_special]
+        first = last = free[int(torch.randint(len(free), ()))] if free else -1
+        if self._mask.whole_word_mask:
+            offsets = example["offset_mapping"]
+            while first - 1 in free and offsets[first - 1][1] == offsets[first][0]:
+                first -= 1
+            while last + 1 in free and offsets[last + 1][0] == offsets[last][1]:
+                last += 1
+        return [int(not first <= place <= last) for place in range(len(special))]
 
 
 class ObjectiveCollator:

@@ -1,7 +1,7 @@
 """Slots: the part of a plan that a process reads, and its examples, batches and collator."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +26,9 @@ ORDER_KEY = "order_hash"
 
 STREAMS_KEY = "stream_states"
 """Under this key a batch holds the states of the streams after it, as JSON; absent without streams."""
+
+BATCH_KEY = "batch"
+"""Under this key is what a collator returns that is no mapping."""
 
 
 @dataclass(frozen=True)
@@ -200,11 +203,12 @@ class SlotCollator:
             collated: Any = self.collator.collate(batch, numbers, self.seed, batch.corpus.tolist())
         else:
             collated = collate(self.collator, batch, numbers, self.seed, may_draw=self.may_draw)
-        if isinstance(collated, Mapping):
-            collated[CORPUS_KEY] = torch.from_numpy(batch.corpus.copy())  # type: ignore[index]
-            collated[ORDER_KEY] = _halves(batch.order_hash)  # type: ignore[index]
-            if batch.streams is not None:
-                collated[STREAMS_KEY] = batch.streams  # type: ignore[index]
+        if not isinstance(collated, MutableMapping):
+            collated = dict(collated) if isinstance(collated, Mapping) else {BATCH_KEY: collated}
+        collated[CORPUS_KEY] = torch.from_numpy(batch.corpus.copy())
+        collated[ORDER_KEY] = _halves(batch.order_hash)
+        if batch.streams is not None:
+            collated[STREAMS_KEY] = batch.streams
         return collated
 
 

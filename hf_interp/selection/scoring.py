@@ -6,7 +6,7 @@ differences between two α are paired.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -175,9 +175,11 @@ def predict(trainer: Trainer, dataset: Any) -> Predictions:
         trainer.predict(dataset)
     if not found:
         raise ValueError("A search over α needs labelled evaluation sets, got one that is empty or without labels.")
-    whole = found[0]
-    losses, counts, *outputs = whole.predictions
-    whole = EvalPrediction(outputs[0] if outputs else None, whole.label_ids, whole.inputs, whole.losses)
+    rows = slice(len(dataset) if isinstance(dataset, Sized) else None)  # not what pads the last batch of processes
+    losses, counts, *outputs = _take(found[0].predictions, rows)
+    parts = (found[0].label_ids, found[0].inputs, found[0].losses)
+    others = (None if part is None else _take(part, rows) for part in parts)
+    whole = EvalPrediction(outputs[0] if outputs else None, *others)
     return Predictions(losses.astype(np.float64), counts.astype(np.float64), whole)
 
 
@@ -307,7 +309,7 @@ def _check_arguments(trainer: Trainer) -> None:
             raise ValueError(f"`{name}` {rule}")
 
 
-def _take(tree: Any, rows: npt.NDArray[np.intp]) -> Any:
+def _take(tree: Any, rows: npt.NDArray[np.intp] | slice) -> Any:
     """Take rows of an array, or of every array in tuples and dictionaries."""
     if isinstance(tree, Mapping):
         return {key: _take(value, rows) for key, value in tree.items()}

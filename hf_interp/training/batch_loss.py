@@ -10,11 +10,11 @@ from transformers import Trainer
 
 from hf_interp.losses.anchor import Anchor
 from hf_interp.losses.per_example import per_example_loss
-from hf_interp.losses.ref_model import shifts_labels
+from hf_interp.losses.ref_model import shifts_labels, unwrap_peft
 from hf_interp.mixture.collators import OBJECTIVES_KEY
 from hf_interp.training.distilled_loss import DistilledLoss
 from hf_interp.training.integrations import TrainerTraits
-from hf_interp.training.loss_scale import LossScale
+from hf_interp.training.loss_scale import LossScale, count_batch, mean_over_examples
 from hf_interp.training.mixture_run import MixtureRun
 from hf_interp.training.objectives import ObjectiveHeads
 from hf_interp.utils.overrides import overrides
@@ -29,9 +29,17 @@ class BatchLoss:
     On the way, what each corpus and each objective contributes is noted.
     """
 
-    def __init__(self, trainer: Trainer, heads: ObjectiveHeads, traits: TrainerTraits, anchor: Anchor | None) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        heads: ObjectiveHeads,
+        traits: TrainerTraits,
+        anchor: Anchor | None,
+        *,
+        computes_loss: bool,
+    ) -> None:
         self.trainer, self.heads, self.traits, self.anchor = trainer, heads, traits, anchor
-        self.scale = LossScale(trainer.loss_is_scaled_for_ga, False if traits.divides_by_items else None)
+        self.scale, self.computes_loss = LossScale(), computes_loss
         self.run: MixtureRun | None = None
         self.distilled: DistilledLoss | None = None  # if a corpus trains M₀'s predictions
         self.corpus: torch.Tensor | None = None  # that of every example of the micro-batch that comes next
@@ -55,13 +63,20 @@ class BatchLoss:
             return self._of_objectives(model, inputs[OBJECTIVES_KEY], corpus)
         if corpus is not None and self.distilled is not None:
             assert self._counts is not None
-            self.trainer.loss_is_scaled_for_ga = True
             loss, outputs = self.distilled.compute(compute_loss, model, inputs, corpus, self._counts)
             return loss * self._factor, outputs
         if self.evaluated is not None and not model.training:
             outputs = model(objectives={self.evaluated: inputs})[self.evaluated]
             return outputs["loss"], outputs
         return self._of_one(compute_loss, model, inputs, corpus, num_items)
+
+    def with_decoder_inputs(self, inputs: Any) -> Any:
+        """Return inputs with those of a decoder, where label smoothing keeps the labels that it would make them of."""
+        smooths, model = self.trainer.label_smoother is not None, unwrap_peft(self.trainer.model)
+        if not smooths or not isinstance(inputs, Mapping) or "labels" not in inputs or "decoder_input_ids" in inputs:
+            return inputs
+        prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        return inputs if prepare is None else {**inputs, "decoder_input_ids": prepare(labels=inputs["labels"])}
 
     # One objective.
 
@@ -74,21 +89,16 @@ class BatchLoss:
         num_items: Items,
     ) -> tuple[torch.Tensor, Any]:
         labels, shifted = inputs.get("labels"), inputs.get("shift_labels")  # now, as `Trainer` may take them out
-        # beside the anchor's own loss too, which is weighed against it
-        settles_scale = self.run is not None or (self.anchor is not None and self.anchor.is_tied)
-        if settles_scale:
-            has_function = self.trainer.compute_loss_func is not None
-            num_items = self.scale.settle(labels, num_items, has_loss_function=has_function)
-            self.trainer.loss_is_scaled_for_ga = self.scale.is_scaled
+        counts = self._count(inputs) if self.scale.totals is not None and model.training else None
         is_general = None if corpus is None or self.run is None else self.run.is_general(corpus)
         ref_logits, step = None, self.trainer.state.global_step
         if self.anchor is not None and model.training:
             autocast = self.trainer.accelerator.autocast()
             ref_logits = self.anchor.predict(self.trainer.model, inputs, is_general, step, autocast)
-        loss, outputs = self._of_trainer(compute_loss, model, inputs, num_items)
-        if settles_scale and not self._divides_itself:
-            loss = self.scale.share_of_batch(loss, outputs, labels, num_items, factor=self._factor)
-        if corpus is not None and self.run is not None and labels is not None:
+        loss, outputs = self._of_trainer(compute_loss, model, inputs, num_items if counts is None else None)
+        if counts is not None:
+            loss, num_items = self._part(loss, inputs, outputs, counts), self.scale.num_labels
+        if corpus is not None and self.run is not None and isinstance(labels, torch.Tensor):
             self.run.note_losses(corpus, per_example_loss(outputs, labels, shift_labels=self.shifts_labels))
         if self.anchor is not None and ref_logits is not None:
             targets = labels if shifted is None else shifted
@@ -105,12 +115,11 @@ class BatchLoss:
             )
         return loss, outputs
 
-    @property
-    def _divides_itself(self) -> bool:
-        """Whether what computes the loss divides by the items of the global batch, as far as it is told them."""
-        trainer = self.trainer
-        has_function = trainer.compute_loss_func is not None or trainer.label_smoother is not None
-        return has_function or trainer._loss_shifts_labels
+    def _part(self, loss: torch.Tensor, inputs: Mapping[str, Any], outputs: Any, counts: torch.Tensor) -> torch.Tensor:
+        """Return the part of a micro-batch in the global batch's loss."""
+        smooths = self.trainer.label_smoother is not None  # the head is given no labels and adds nothing of its own
+        added = None if smooths else mean_over_examples(inputs, outputs, unwrap_peft(self.trainer.model))
+        return self.scale.part(loss, counts, added) * self._factor
 
     def _of_trainer(
         self, compute_loss: Callable[..., Any], model: nn.Module, inputs: dict[str, Any], num_items: Items
@@ -137,25 +146,49 @@ class BatchLoss:
         """Return for every objective whether position i of its head predicts label i + 1."""
         return self.heads.shifts(self.trainer.model, task_shifts=self.shifts_labels)
 
-    def count_objectives(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> None:
-        """Count the labels and examples of each objective in the micro-batches of a step that begins."""
-        args = self.trainer.args
-        if batches and OBJECTIVES_KEY in batches[0]:
-            counts = self.heads.count([batch[OBJECTIVES_KEY] for batch in batches], self.shifts(), device)
-        elif self.distilled is not None:
-            counts = self.distilled.count(batches, device)
-        else:
+    def count(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+        """Count the labels and examples in the micro-batches of a step that begins, by objective if there are some."""
+        self.scale.totals = self._counts = None
+        if not batches or not isinstance(batches[0], Mapping):
             return
-        if args.average_tokens_across_devices and args.world_size > 1:
-            counts = self.trainer.accelerator.reduce(counts, "sum")
-        self._counts = counts
+        if OBJECTIVES_KEY in batches[0]:
+            parts = [batch[OBJECTIVES_KEY] for batch in batches]
+            self._counts = self._sum(self.heads.count(parts, self.shifts(), device))
+        elif self.distilled is not None:
+            self._counts = self._sum(self.distilled.count(batches, device))
+        elif self._sets_scale:
+            counts = [self._count(batch) for batch in batches]
+            known = [each for each in counts if each is not None]
+            if len(known) == len(counts):
+                self.scale.totals = self._sum(torch.stack(known).sum(0).to(device))
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether a micro-batch of the step in progress has the part in the loss that is its share of the step."""
+        return self.scale.totals is not None or self._counts is not None
+
+    @property
+    def _sets_scale(self) -> bool:
+        """Whether the loss is brought to the scale of the global batch here, and not by who computes or declares it."""
+        trainer = self.trainer
+        is_ours = self.run is not None or (self.anchor is not None and self.anchor.is_tied)
+        is_theirs = self.computes_loss or trainer.compute_loss_func is not None
+        return is_ours and not is_theirs and trainer.loss_is_scaled_for_ga is None
+
+    def _count(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+        config = getattr(unwrap_peft(self.trainer.model), "config", None)
+        return count_batch(inputs, shift_labels=self.shifts_labels, config=config)
+
+    def _sum(self, counts: torch.Tensor) -> torch.Tensor:
+        args = self.trainer.args
+        is_apart = args.average_tokens_across_devices and args.world_size > 1
+        return self.trainer.accelerator.reduce(counts, "sum") if is_apart else counts
 
     def _of_objectives(
         self, model: nn.Module, batches: Mapping[str, dict[str, Any]], corpus: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         assert self.run is not None
         assert self._counts is not None
-        self.trainer.loss_is_scaled_for_ga = True
         outputs = model(objectives=batches)
         total = torch.zeros((), device=corpus.device)
         smoother = self.trainer.label_smoother

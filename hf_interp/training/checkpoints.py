@@ -4,7 +4,9 @@
 fills up, leaves a folder that looks like a checkpoint and is none. What can be told without loading it is told here.
 """
 
+import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from hf_interp.utils.files import read_json, write_json
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 
 if TYPE_CHECKING:  # looking at checkpoints is to be fast
-    from transformers import TrainingArguments
+    from transformers import TrainerState, TrainingArguments
 
 TORCH_WRITES = ("inline_container", "Parent directory")
 """The words of the `RuntimeError` by which torch tells that it could not write a file."""
@@ -28,6 +30,8 @@ TORCH_WRITES = ("inline_container", "Parent directory")
 PREFIX_CHECKPOINT_DIR = "checkpoint"
 STATE_NAME = "trainer_state.json"
 CALLBACK_NAME = "AlphaCallback"
+CHECKSUMS_NAME = "checksums.json"
+MIB = 1 << 20
 STATES = {"optimizer.pt": "optimizer*", "scheduler.pt": "scheduler.pt", "rng_state.pth": "rng_state*.pth"}
 """Files that `save_only_model` leaves out, each with a pattern of the names that it may have."""
 WEIGHT_PATTERNS = ("model*.safetensors", f"{ADAPTER_NAME}*.safetensors", "pytorch_model*.bin", f"{ADAPTER_NAME}*.bin")
@@ -42,10 +46,8 @@ class Found(NamedTuple):
 
 def find_checkpoint(output_dir: str | Path, *, weights_only: bool = False) -> Found:
     """Return the last whole checkpoint in `output_dir`; `weights_only` asks for no state of the optimizer."""
-    folder = Path(output_dir)
-    steps = sorted((step, path) for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (step := _step_of(path)) >= 0)
     skipped: list[str] = []
-    for _, path in reversed(steps):
+    for _, path in sorted(checkpoints_of(output_dir), reverse=True):
         fault = find_fault(path, weights_only=weights_only)
         if fault is None:
             return Found(path, skipped)
@@ -53,12 +55,54 @@ def find_checkpoint(output_dir: str | Path, *, weights_only: bool = False) -> Fo
     return Found(None, skipped)
 
 
+def checkpoints_of(output_dir: str | Path) -> list[tuple[int, Path]]:
+    """Return the folders of checkpoints in `output_dir`, whole or not, each with its step."""
+    found = ((path.name.rpartition("-")[2], path) for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+    named = [(step, path) for step, path in found if path.name == f"{PREFIX_CHECKPOINT_DIR}-{step}" and path.is_dir()]
+    return [(int(step), path) for step, path in named if step.isdecimal()]
+
+
+def rotate_checkpoints(output_dir: str | Path, limit: int | None, *kept: str | Path | None) -> None:
+    """Delete the checkpoints of the first steps until `limit` are left; those in `kept` stay."""
+    if limit is None or limit <= 0:
+        return
+    protected = {Path(path).resolve() for path in kept if path is not None}
+    steps = sorted(checkpoints_of(output_dir))
+    free = [path for _, path in steps if path.resolve() not in protected]
+    for path in free[: max(len(steps) - max(limit, len(protected)), 0)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def checksum(path: Path, *, whole: bool = False) -> str:
+    """Return the CRC-32 of a file, in hexadecimal digits; a line end behind JSON does not count.
+
+    Unless `whole`, of other files their size, first and last MiB are enough: there are the header of safetensors, and
+    the pickle and the directory of what torch saves.
+    """
+    if path.suffix == ".json":
+        return f"{zlib.crc32(path.read_bytes().rstrip()):08x}"
+    size = path.stat().st_size
+    found = zlib.crc32(str(size).encode())
+    with path.open("rb") as file:
+        while part := file.read(MIB):
+            found = zlib.crc32(part, found)
+            if not whole:
+                file.seek(max(size - MIB, file.tell()))
+    return f"{found:08x}"
+
+
+def weight_checksums(folder: str | Path) -> dict[str, str]:
+    """Return the checksum of each file of weights in a folder, from its first byte to its last."""
+    files = {path for pattern in WEIGHT_PATTERNS for path in Path(folder).glob(pattern)}
+    return {path.name: checksum(path, whole=True) for path in sorted(files)}
+
+
 def find_fault(checkpoint: str | Path, *, weights_only: bool = False) -> str | None:
     """Return what is wrong with a checkpoint, in a few words; `None` if it is whole.
 
-    It is whole if its `trainer_state.json`, which is written last, can be read, and every file of weights, optimizer
-    and random states is there from its first byte to its last. With `weights_only` it may be without any state of
-    optimizer, scheduler and random numbers; never without some of them.
+    It is whole if its `trainer_state.json` can be read, and every file of weights, optimizer and random states is there
+    from its first byte to its last, with the checksum on record, if there is one. With `weights_only` it may be without
+    any state of optimizer, scheduler and random numbers; never without some of them.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -71,6 +115,10 @@ def find_fault(checkpoint: str | Path, *, weights_only: bool = False) -> str | N
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         if not _is_whole(path):
             return f"{path.name} is cut short"
+    written: dict[str, str] = read_json(folder / CHECKSUMS_NAME) or {}
+    for name, found in written.items():
+        if (folder / name).is_file() and checksum(folder / name) != found:
+            return f"{name} is not what was written"
     missing = _missing(folder, weights_only)
     return f"no {missing}" if missing is not None else _fault_of_ranks(folder, state)
 
@@ -90,15 +138,10 @@ def rank_file(checkpoint: str | Path, process_index: int) -> Path:
 
 def invalidate(checkpoint: str | Path) -> None:
     """Make sure that a checkpoint, if there is one, is not whole before it is written anew from first to last."""
-    for pattern in (STATE_NAME, *STATES.values()):
+    for pattern in (STATE_NAME, CHECKSUMS_NAME, *STATES.values()):
         for path in Path(checkpoint).glob(pattern):
             if path.is_file():
                 path.unlink(missing_ok=True)
-
-
-def _step_of(path: Path) -> int:
-    step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-    return int(step) if step.isdecimal() and path.is_dir() else -1
 
 
 def _missing(folder: Path, weights_only: bool) -> str | None:
@@ -223,22 +266,33 @@ def _given_checkpoint(folder: Path, args: "TrainingArguments") -> Path:
 
 @contextmanager
 def writing_checkpoint(
-    folder: Path, own: Mapping[str, Any], args: "TrainingArguments", accelerator: Accelerator
-) -> Iterator[None]:
-    """Write what only this process knows of the mixture before `Trainer` writes a checkpoint.
+    output_dir: str | Path,
+    own: Mapping[str, Any],
+    args: "TrainingArguments",
+    state: "TrainerState",
+    accelerator: Accelerator,
+) -> Iterator[Path]:
+    """Write what only this process knows of a run before `Trainer` writes a checkpoint, and checksums after it.
 
-    What stands under the name of `folder` from an earlier life of the run is not whole from now on.
+    What stands in its place from an earlier life of the run is not whole from now on. `save_total_limit` is kept by the
+    steps of the checkpoints, where `Trainer` goes by the clock.
 
     Raises:
         OSError: if the checkpoint could not be written, as on a full disk; it names the last whole one.
     """
+    folder, limit = Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", args.save_total_limit
+    args.save_total_limit = None
     try:
         if args.should_save:
             invalidate(folder)
         accelerator.wait_for_everyone()
         write_json(rank_file(folder, args.process_index), own)
         accelerator.wait_for_everyone()
-        yield
+        yield folder
+        if args.should_save:
+            files = sorted(path for path in folder.iterdir() if path.is_file())
+            write_json(folder / CHECKSUMS_NAME, {path.name: checksum(path) for path in files})
+            rotate_checkpoints(output_dir, limit, folder, state.best_model_checkpoint)
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in TORCH_WRITES):
             raise  # a loader worker or another process has died meanwhile
@@ -252,3 +306,5 @@ def writing_checkpoint(
             else "There is no earlier checkpoint."
         )
         raise OSError(f"The checkpoint {str(folder)!r} could not be written: {error}. {remedy}") from error
+    finally:
+        args.save_total_limit = limit

@@ -86,10 +86,10 @@ def check_loader_arguments(args: TrainingArguments, *, num_workers: int) -> list
     if args.accelerator_config is not None and args.accelerator_config.split_batches:
         raise ValueError("A mixture needs `split_batches=False`: `per_device_train_batch_size` is per process.")
     warnings = []
-    if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+    if args.train_sampling_strategy != "random":
         warnings.append(
             f"`train_sampling_strategy={args.train_sampling_strategy!r}` is ignored: the plan of the mixture sets the "
-            "order."
+            "order, and shuffles each pass of a corpus. A stream is read in its own order."
         )
     if args.dataloader_num_workers > num_workers:
         warnings.append(

@@ -30,7 +30,6 @@ class TrainerTraits:
     orders_batches: bool = False  # its loader does no more than give batches in some order, for which a plan stands
     keeps_columns: bool = False  # columns that the model does not take go into batches
     computes_loss: bool = False  # the loss is the trainer's and not the model's
-    divides_by_items: bool = False  # that loss is divided by the items of the whole global batch
     hides_logits: bool = False  # no logits are left to look at, and asking for outputs costs another pass
     has_own_card: bool = False  # writes a model card that tells more than that of transformers
 
@@ -39,7 +38,6 @@ TRL = TrainerTraits(
     package="trl",
     prepares_dataset=True,
     computes_loss=True,
-    divides_by_items=True,
     hides_logits=True,
     has_own_card=True,
 )
@@ -138,6 +136,22 @@ class ConstructorCall:
             return prepare(dataset)
         self.corpora = [replace(corpus, dataset=prepare(corpus.dataset)) for corpus in self.corpora]
         return self.corpora[0].dataset
+
+
+def later_call(trainer: Any, mixin: type, constructor: Callable[..., None], *, has_mixture: bool) -> ConstructorCall:
+    """Return the call that would have given a trainer the `train_dataset` that has been set since it was made.
+
+    Raises:
+        ValueError: for a mixture, or in place of one, where a trainer prepares its dataset when it is made.
+    """
+    call = ConstructorCall(type(trainer), mixin, constructor, (), {"train_dataset": trainer.train_dataset})
+    traits = traits_of(type(trainer))
+    if traits.prepares_dataset and (call.has_mixture or has_mixture):
+        raise ValueError(
+            f"`train_dataset` must be given when a trainer of {traits.package} is made, which prepares it then, got "
+            "another one since. Make a new trainer."
+        )
+    return call
 
 
 def corpora_to_prepare(traits: TrainerTraits, train_dataset: Any, args: Any) -> list[Corpus]:

@@ -1,66 +1,94 @@
 """The scale of the loss: a micro-batch's part of the global batch's mean, whatever the head of a model returns.
 
 `Trainer` takes a loss for normalised over the whole accumulated batch as soon as the model's forward has `**kwargs`.
-Two kinds of heads do not keep to that, and the loss would depend on how a global batch is split into micro-batches:
-
-- Heads with one label an example (BERT's, for one) ignore `num_items_in_batch` and return the mean of the micro-batch,
-  which makes loss and gradient too large by the number of accumulation steps (huggingface/transformers#47688).
-  Micro-batches of a mixture are equally long, so the mean over micro-batches is exact, and that is what `Trainer`
-  computes when told that the loss is not scaled.
-- Heads for token classification, masked language modelling (BERT's) and sequence to sequence (T5's, BART's) return the
-  mean over the labels of the micro-batch. Which kind a head is shows in the first loss that the two kinds would not
-  agree about.
+Many heads do not keep to that (huggingface/transformers#47688), and the loss would depend on how a global batch is
+split into micro-batches. So no head is told of the global batch here: each returns the mean over the labels of its
+micro-batch, which is weighted with their share of all labels. What a head adds that is a mean over examples is weighted
+with the share of the examples: the second label of BERT's pretraining, and what balances the load of experts.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
-from hf_interp.losses.per_example import IGNORE_INDEX, is_plain_mean
+from hf_interp.losses.per_example import count_labels
+
+SECOND_LABELS = {"next_sentence_label": "seq_relationship_logits", "sentence_order_label": "sop_logits"}
+"""Labels of examples beside those of tokens, and the outputs that predict them."""
+ROUTER_LOSSES = {
+    "aux_loss": ("router_aux_loss_coef", "aux_loss_coef"),
+    "encoder_aux_loss": ("router_aux_loss_coef",),
+    "decoder_aux_loss": ("router_aux_loss_coef",),
+    "encoder_z_loss": ("router_z_loss_coef",),
+    "decoder_z_loss": ("router_z_loss_coef",),
+}
+"""Outputs of mixtures of experts that are added to the loss, and what their weights may be called."""
 
 
 class LossScale:
-    """Finds out what a model's loss is a mean of, and turns it into a part of the global batch's mean.
+    """Knows of the labels and examples of a global batch, and of the share of each micro-batch in them."""
 
-    `is_scaled` is whether `Trainer` takes the loss of a micro-batch for normalised over the accumulated batch;
-    `takes_mean`, whether the model returns the mean over the labels of a micro-batch, `None` if it is to be found out.
+    def __init__(self) -> None:
+        self.totals: torch.Tensor | None = None  # labels and examples of the global batch, if they are known
+
+    @property
+    def num_labels(self) -> torch.Tensor:
+        """The labels of the global batch, at least 1."""
+        assert self.totals is not None
+        return self.totals[0].clamp(min=1)
+
+    def part(self, loss: torch.Tensor, counts: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        """Return a micro-batch's part of the global batch's loss.
+
+        Args:
+            loss: what the model returned; of a micro-batch without a label it counts as 0.
+            counts: labels and examples of the micro-batch.
+            added: what of the loss is a mean over examples.
+        """
+        assert self.totals is not None
+        of_labels, of_examples = counts / self.totals.clamp(min=1)
+        over_labels = loss if added is None else loss - added
+        part = torch.where(counts[0] > 0, over_labels, torch.zeros_like(over_labels)) * of_labels
+        return part if added is None else part + added * of_examples
+
+
+def count_batch(inputs: Mapping[str, Any], *, shift_labels: bool, config: Any) -> torch.Tensor | None:
+    """Return the labels and examples of a micro-batch, (2,), int64; `None` if it has no tensor of labels.
+
+    Args:
+        inputs: what the model gets.
+        shift_labels: whether position i predicts label i + 1.
+        config: the model's, which may name a further label that does not count, as segmentation has it.
     """
+    labels, shifted = inputs.get("labels"), inputs.get("shift_labels")
+    if not isinstance(labels, torch.Tensor) or labels.dim() == 0:
+        return None
+    targets, shifts = (labels, shift_labels) if shifted is None else (shifted, False)
+    ignored = getattr(config, "semantic_loss_ignore_index", None) if targets.dim() > 2 else None
+    found = count_labels(targets, shift_labels=shifts, ignored=ignored).sum()
+    return torch.stack([found.long(), torch.full_like(found, len(labels), dtype=torch.long)])
 
-    def __init__(self, is_scaled: bool | None, takes_mean: bool | None = None) -> None:
-        self.is_scaled = is_scaled
-        self.takes_mean = takes_mean
-        self._is_scaled_otherwise = is_scaled
 
-    def settle(
-        self, labels: torch.Tensor | None, num_items: torch.Tensor | int | None, *, has_loss_function: bool
-    ) -> torch.Tensor | int | None:
-        """Settle `is_scaled` for a micro-batch; return the number of items that its loss is to be divided by.
+def mean_over_examples(inputs: Mapping[str, Any], outputs: Any, model: nn.Module) -> torch.Tensor | None:
+    """Return what of a model's loss is a mean over examples and not over labels; `None` if nothing is."""
+    if not isinstance(outputs, Mapping):
+        return None
+    found = [
+        nn.functional.cross_entropy(outputs[logits].flatten(0, -2), inputs[label].flatten())
+        for label, logits in SECOND_LABELS.items()
+        if inputs.get(label) is not None and outputs.get(logits) is not None
+    ]
+    for name, weights in ROUTER_LOSSES.items():
+        if isinstance(outputs.get(name), torch.Tensor):
+            found.append(outputs[name] * _weight(model, weights))
+    return torch.stack([each.to(found[0].device) for each in found]).sum() if found else None
 
-        `num_items` is that of the global batch. A loss function of the user's divides by the items itself.
-        """
-        # numbers are the labels of a regression, or one for each class: of either every example has as many
-        one_label_each = labels is not None and (labels.dim() == 1 or labels.is_floating_point())
-        one_label_each = one_label_each and not has_loss_function
-        self.is_scaled = False if one_label_each else self._is_scaled_otherwise
-        return None if one_label_each else num_items
 
-    def share_of_batch(
-        self,
-        loss: torch.Tensor,
-        outputs: Any,
-        labels: torch.Tensor | None,
-        num_items: torch.Tensor | int | None,
-        *,
-        factor: int = 1,
-    ) -> torch.Tensor:
-        """Return a micro-batch's share of the global batch's mean over labels, from what the model returned.
-
-        `num_items` is what `settle` has returned, and `factor` that by which `Trainer` multiplies the loss of one of
-        several processes, which `loss` holds already.
-        """
-        if num_items is None or labels is None or labels.dim() != 2:
-            return loss
-        share = labels.ne(IGNORE_INDEX).sum() / num_items
-        if self.takes_mean is None and 0 < float(share) < 1:
-            self.takes_mean = is_plain_mean(loss / factor, outputs, labels, float(share))
-        return loss * share if self.takes_mean else loss
+def _weight(model: Any, names: Sequence[str]) -> float:
+    """Return a weight that a model or its configuration has under one of these names; 0 if neither knows it."""
+    config = getattr(model, "config", None)
+    owners = (model, config, getattr(config, "text_config", None))
+    found = (getattr(owner, name, None) for owner in owners for name in names)
+    return next((float(weight) for weight in found if isinstance(weight, (int, float))), 0.0)

@@ -7,6 +7,7 @@ ties the model to M₀. The mixin calls them at the right moments of a `Trainer`
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from hf_interp.losses.anchor import Anchor
-from hf_interp.mixture.collators import OBJECTIVES_KEY
 from hf_interp.mixture.controllers import AlphaController
 from hf_interp.mixture.corpus import Corpus, as_corpora
 from hf_interp.mixture.plan import MixturePlan
@@ -26,17 +26,19 @@ from hf_interp.reporting.results import RunResults, save_results
 from hf_interp.training.averaging import WeightAverage, prepare_average
 from hf_interp.training.batch_loss import BatchLoss, Items
 from hf_interp.training.callbacks import AlphaCallback, ControllerCallback, add_first, find_callback
-from hf_interp.training.checkpoints import PREFIX_CHECKPOINT_DIR, SavedRun, find_saved_run, writing_checkpoint
+from hf_interp.training.checkpoints import SavedRun, find_saved_run, writing_checkpoint
 from hf_interp.training.dataloader import report_dead_workers, slot_loader
 from hf_interp.training.distilled_loss import DistilledLoss
 from hf_interp.training.heads import Objective, load_heads
-from hf_interp.training.integrations import ConstructorCall, check_settings, traits_of
+from hf_interp.training.integrations import ConstructorCall, check_settings, later_call, traits_of
 from hf_interp.training.mixture_run import MixtureRun, shard_batch
 from hf_interp.training.model_info import collect_results
 from hf_interp.training.objectives import ObjectiveHeads
 from hf_interp.training.preparation import make_collator, prepare_anchor, prepare_corpora, prepare_heads
 from hf_interp.training.pushing import prepare_pushing, push_trained_run, write_card
+from hf_interp.training.session import running
 from hf_interp.training.trackers import MixtureTracker
+from hf_interp.utils.overrides import overrides
 from hf_interp.utils.run_folder import RESULTS_NAME
 
 logger = logging.getLogger(__name__)
@@ -76,9 +78,8 @@ class InterpolationMixin(_Base):
         alpha (`float` or `None`): α of the step in progress or just ended.
 
     Raises:
-        ValueError: when constructed, if the mixture cannot be planned: no `max_steps`, an empty corpus, differing
-            columns or labels, shares that do not sum to 1, an α outside [0, 1] at any step; or if the anchor cannot
-            work with the model or the way it is distributed.
+        ValueError: when constructed, if the mixture cannot be planned (no `max_steps`, an empty corpus, differing
+            columns or labels, an α outside [0, 1]), or the anchor cannot work with the model.
     """
 
     train_dataset: Any
@@ -86,12 +87,16 @@ class InterpolationMixin(_Base):
     _loss_shifts_labels: bool
     recipe: dict[str, Any] | None = None
     """The recipe that is trained, for the results."""
+    keeps_results: bool = True
+    """Whether `train` writes `results.json` when it ends."""
     _call: ConstructorCall | None = None  # while the constructor runs
     _run: MixtureRun | None = None
     _anchor: Anchor | None = None
     weight_average: WeightAverage | None = None
     """The mean of the weights that `average_from` asks for."""
+    _given_alpha: dict[str, Any]
     _saved: SavedRun | None = None  # while a checkpoint is resumed
+    _gen_kwargs_of_sets: Mapping[str, Any] | None = None  # while sets are evaluated
 
     def __init__(
         self,
@@ -118,13 +123,16 @@ class InterpolationMixin(_Base):
                 '`objective="distill"`.'
             )
         self.weight_average = prepare_average(self)
-        self._loss = BatchLoss(self, self._heads, self._traits, self._anchor)
-        if call.has_mixture or (self._anchor is not None and self._anchor.is_tied):
+        computes_loss = getattr(super().compute_loss, "__func__", None) is not Trainer.compute_loss
+        self._loss = BatchLoss(self, self._heads, self._traits, self._anchor, computes_loss=computes_loss)
+        if self._anchor is not None and self._anchor.is_tied:
             self._loss_shifts_labels = self._loss.shifts_labels  # or `Trainer` counts a label too many in a sequence
+        self._taken = self.train_dataset
+        self._given_alpha = {"alpha_schedule": alpha_schedule, "alpha_controller": alpha_controller}
         if corpora is not None:
-            self._set_mixture(corpora, call.plan, alpha_schedule, alpha_controller)
+            self._set_mixture(corpora, call.plan)
             return
-        for name, value in (("alpha_schedule", alpha_schedule), ("alpha_controller", alpha_controller)):
+        for name, value in self._given_alpha.items():
             if value is not None and (name == "alpha_controller" or self._anchor is None):
                 raise ValueError(f"`{name}` needs a mixture as `train_dataset`, got an ordinary dataset.")
 
@@ -135,23 +143,19 @@ class InterpolationMixin(_Base):
             return prepare(dataset, *args, **kwargs)
         return self._call.prepare(dataset, lambda each: prepare(each, *args, **kwargs))
 
-    def _set_mixture(
-        self,
-        corpora: Sequence[Corpus],
-        plan: MixturePlan | None,
-        schedule: AlphaSchedule | None,
-        controller: AlphaController | None,
-    ) -> None:
+    def _set_mixture(self, corpora: Sequence[Corpus], plan: MixturePlan | None) -> None:
+        self._loss_shifts_labels = self._loss.shifts_labels
         self._loss.run = self._run = run = MixtureRun(
             corpora=prepare_corpora(self, corpora, self._heads, self._traits, self._anchor),
             args=self.args,
             reduce=self._sum,
             warn=self._warn,
             given_plan=plan,
-            alpha_schedule=schedule,
-            alpha_controller=controller,
             objectives=self._heads.names,
+            **self._given_alpha,
         )
+        if run.distills and self._anchor is None:
+            raise ValueError('Corpora with `objective="distill"` must be given when a trainer is made, which keeps M₀.')
         if run.distills and self._anchor is not None:
             self._loss.distilled = DistilledLoss(self, run, self._anchor, shifts_labels=self._loss.shifts_labels)
         if warning := prepare_pushing(self):
@@ -161,10 +165,22 @@ class InterpolationMixin(_Base):
         if self.args.report_to:
             self.add_callback(MixtureTracker(lambda: run.plan.summary(), lambda: self.callback_handler.callbacks))
 
+    def _take_dataset(self) -> None:
+        """Take a `train_dataset` that has been set since the trainer was made."""
+        if self.train_dataset is self._taken:
+            return
+        call = later_call(self, InterpolationMixin, super().__init__, has_mixture=self._run is not None)
+        for kind in (AlphaCallback, ControllerCallback, MixtureTracker):
+            self.remove_callback(kind)
+        self._run = self._loss.run = self._loss.distilled = None
+        self._taken = self.train_dataset
+        if call.has_mixture:
+            self._set_mixture(call.corpora or as_corpora(self.train_dataset), call.plan)
+
     def _begin(self, run: MixtureRun) -> None:
         batch_size = self.get_total_train_batch_size(self.args)
         shard = shard_batch(self.args, run.corpora, micro_batch_size=self._train_batch_size, batch_size=batch_size)
-        self.train_dataset = run.begin(shard, batch_size, self._saved)
+        self.train_dataset = self._taken = run.begin(shard, batch_size, self._saved)
 
     @property
     def plan(self) -> MixturePlan | None:
@@ -179,25 +195,18 @@ class InterpolationMixin(_Base):
     @property
     def alpha(self) -> float | None:
         """α of the step in progress or just ended; `None` before training and without a mixture."""
-        callback = find_callback(self.callback_handler, AlphaCallback)
-        return callback.alpha if callback is not None else None
-
-    @property
-    def objective_names(self) -> list[str]:
-        """The objectives that there are: the model's own task first."""
-        return self._heads.names
+        return getattr(find_callback(self.callback_handler, AlphaCallback), "alpha", None)
 
     # What is read, and what it costs.
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of `Trainer`, or one over the slots of the plan that belong to this process."""
+        self._take_dataset()
         if self._run is not None:
             # Anew: a hyper-parameter search may have changed the plan, or `Trainer` starts over with a smaller batch.
             self._begin(self._run)
         if self._anchor is not None:
-            self._anchor.clear()
-            states = () if self._saved is None else self._saved.rank_states
-            self._anchor.load_state_dicts([state["anchor"] for state in states if "anchor" in state])
+            self._anchor.begin(() if self._saved is None else self._saved.rank_states)
         if self._run is None:
             return super().get_train_dataloader()
         first_step = 0 if self._saved is None else self._saved.global_step
@@ -207,35 +216,36 @@ class InterpolationMixin(_Base):
         return slot_loader(self.train_dataset, sampler, collator, self.args, self.accelerator)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """Get the micro-batches of a step, and count the labels and examples of each objective.
-
-        Raises:
-            RuntimeError: if a loader worker died, which is named whichever way torch finds out.
-        """
+        """Get the micro-batches of a step, and count their labels and examples; a worker that died is named."""
         # by the shard and not by the arguments: some streams are read without the workers that were asked for
         has_workers = self._run is not None and self._run.shard.num_workers > 0
         with report_dead_workers() if has_workers else nullcontext():
             batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._loss.count_objectives(batches, device)
+        self._loss.count(batches, device)
         return batches, num_items
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Items = None) -> torch.Tensor:
         """Do the step of `Trainer`; what the batch tells of itself is noted and kept from the model."""
-        self._loss.corpus = None if self._run is None else self._run.note_batch(inputs)
-        return super().training_step(model, inputs, num_items_in_batch)
+        if self._run is not None:
+            self._loss.corpus, inputs = self._run.note_batch(inputs)
+        is_scaled = True if self._loss.is_scaled else self.loss_is_scaled_for_ga
+        with overrides(self, loss_is_scaled_for_ga=is_scaled):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._run is not None and not self.state.is_hyper_param_search:
+            self._run.guard.check(loss, self.state.global_step + 1, is_scaled=self.accelerator.scaler is not None)
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Items = None
     ) -> Any:
         """Compute the loss of `Trainer`, or what a mixture or an anchor makes of it (see `BatchLoss`)."""
         compute_loss = super().compute_loss
+        inputs = self._loss.with_decoder_inputs(inputs)
         if self._loss.is_needed(model):
             found = self._loss.compute(compute_loss, model, inputs, num_items_in_batch)
             return found if return_outputs else found[0]
         if self._run is not None and not model.training and self.compute_loss_func is None:
-            # No function of the user's, so each evaluation batch stands for itself. Told of the items of all processes,
-            # `Trainer` multiplies by their number, also where the model has not divided by the items.
-            num_items_in_batch = None
+            num_items_in_batch = None  # each batch of evaluation stands for itself, whatever other processes have
         return compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -246,29 +256,39 @@ class InterpolationMixin(_Base):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate the operations of a batch, over all its objectives."""
-        parts = inputs.get(OBJECTIVES_KEY)
-        return sum(map(super().floating_point_ops, [inputs] if parts is None else parts.values()))
+        return super().floating_point_ops(self._heads.in_one_row(inputs))
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Count the tokens of a batch, over all its objectives."""
+        super()._track_num_input_tokens(self._heads.in_one_row(inputs))
 
     def evaluating(self, name: str) -> AbstractContextManager[None]:
         """Evaluate meanwhile what the evaluation set of this name is there for (see `BatchLoss.evaluating`)."""
         return self._loss.evaluating(name)
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **gen_kwargs: Any,
     ) -> dict[str, float]:
-        """Evaluate; a set that is there for an objective is evaluated with its head and its metrics."""
+        """Evaluate, a set of an objective with its head; `gen_kwargs`, such as `num_beams`, hold for each set."""
         name = eval_dataset if isinstance(eval_dataset, str) else metric_key_prefix.removeprefix("eval_")
-        with self.evaluating(name):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        given = gen_kwargs or self._gen_kwargs_of_sets or {}
+        with self.evaluating(name), overrides(self, _gen_kwargs_of_sets=given):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **given)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate each example once; `Seq2SeqTrainer` counts those twice that pad the last batch of processes."""
+        if self._run is not None:
+            gather = self.accelerator.gather_for_metrics
+            self.gather_function = partial(gather, use_gather_object=self.args.eval_use_gather_object)
+        return super().evaluation_loop(*args, **kwargs)
 
     # Beginning, going on, and what is kept.
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; at the end of a run over a mixture, `results.json` is written to `output_dir`.
 
         With `average_from` the model ends with the mean of its weights. With a mixture, an anchor or such a mean,
@@ -277,27 +297,27 @@ class InterpolationMixin(_Base):
         read stays read (see `hf_interp.mixture.continuation`).
 
         Raises:
-            ValueError: if the checkpoint is not whole, or the mixture cannot go on from it.
+            ValueError: if the checkpoint is not whole, the mixture cannot go on from it, or another run is at work in
+                `output_dir`.
+            FloatingPointError: for a loss that is not finite, with the last checkpoint whose weights are.
         """
+        self._take_dataset()
         if not self._keeps_state:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        self._saved = find_saved_run(resume_from_checkpoint, self.args, self._warn)
-        skips = self.args.ignore_data_skip
-        self.args.ignore_data_skip = skips or self._run is not None  # our loader begins at the right place
-        try:
-            resumed = None if self._saved is None else str(self._saved.folder)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        skips = self.args.ignore_data_skip or self._run is not None  # our loader begins at the right place
+        with running(self, resumes=bool(resume_from_checkpoint)), overrides(self.args, ignore_data_skip=skips):
+            saved = find_saved_run(resume_from_checkpoint, self.args, self._warn)
+            folder = None if saved is None else saved.folder
             if self.weight_average is not None:
-                self.weight_average.checkpoint = None if self._saved is None else self._saved.folder
-            output = super().train(resumed, trial, ignore_keys_for_eval)
+                self.weight_average.checkpoint = folder
+            with overrides(self, _saved=saved):
+                output = super().train(None if folder is None else str(folder), *args, **kwargs)
             if self.weight_average is not None:
                 self.weight_average.put_in()
             if self._run is not None:
                 self._run.log_fingerprint(self.state)
-        finally:
-            self.args.ignore_data_skip = skips
-            self._saved = None
-        if self._run is not None and not self.state.is_hyper_param_search:
-            self.save_results()
+                if self.keeps_results and not self.state.is_hyper_param_search:
+                    self.save_results()
         return output
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -330,7 +350,6 @@ class InterpolationMixin(_Base):
         if not self._keeps_state:
             super()._save_checkpoint(model, trial)
             return
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         own: dict[str, Any] = {"global_step": self.state.global_step, "num_processes": self.args.world_size}
         if self._run is not None:
             self._run.log_fingerprint(self.state)
@@ -339,7 +358,8 @@ class InterpolationMixin(_Base):
                 callback.mixture = self._run.shared_state()
         if self._anchor is not None:
             own["anchor"] = self._anchor.state_dict()
-        with writing_checkpoint(folder, own, self.args, self.accelerator):
+        place = self._get_output_dir(trial=trial)
+        with writing_checkpoint(place, own, self.args, self.state, self.accelerator) as folder:
             if self.weight_average is not None:
                 self.weight_average.save(folder, self.args)
             super()._save_checkpoint(model, trial)
@@ -375,10 +395,7 @@ class InterpolationMixin(_Base):
             save_results(self.results(), Path(self.args.output_dir) / RESULTS_NAME)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card of `Trainer`, or over a mixture that of the run (see `write_card`).
-
-        TRL and sentence-transformers have cards of their own, to which ours is added.
-        """
+        """Write the card of `Trainer`, or over a mixture that of the run, beside one of another package's trainer."""
         if self._run is None or self._traits.has_own_card:
             super().create_model_card(*args, **kwargs)
         if self._run is not None and self.is_world_process_zero():
@@ -386,10 +403,7 @@ class InterpolationMixin(_Base):
             write_card(self, kwargs)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Push as `Trainer` does, or over a mixture what lies in `args.output_dir` (see `push_trained_run`).
-
-        Over a mixture the first process gets a `PushReport`, or a future of one without `blocking`.
-        """
+        """Push as `Trainer` does, or over a mixture what lies in `args.output_dir` (see `push_trained_run`)."""
         return super().push_to_hub(*args, **kwargs) if self._run is None else push_trained_run(self, *args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -403,7 +417,6 @@ class InterpolationMixin(_Base):
         return self._run is not None or self._anchor is not None or self.weight_average is not None
 
     def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum a tensor over all processes."""
         return self.accelerator.reduce(tensor, "sum")
 
     def _warn(self, message: str) -> None:

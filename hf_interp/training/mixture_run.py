@@ -5,9 +5,10 @@ what to log and what to save. The run knows no trainer.
 """
 
 import copy
+import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +24,13 @@ from hf_interp.mixture.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
-from hf_interp.mixture.slots import CORPUS_KEY, ORDER_KEY, STREAMS_KEY, BatchShard, SlotDataset, whole_hash
+from hf_interp.mixture.slots import BATCH_KEY, CORPUS_KEY, ORDER_KEY, STREAMS_KEY, BatchShard, SlotDataset, whole_hash
 from hf_interp.mixture.streams import stream_warnings
 from hf_interp.training.checkpoints import SavedRun
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.dataloader import check_loader_arguments
 from hf_interp.training.meters import CorpusMeters
+from hf_interp.training.session import LossGuard
 from hf_interp.utils.types import Reduce
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class MixtureRun:
     plan: MixturePlan = field(init=False)  # once the run has begun
     shard: BatchShard = field(init=False)  # the part of a global batch that this process reads
     meters: CorpusMeters = field(init=False)
+    guard: LossGuard = field(init=False)
     adaptive: AdaptiveAlpha | None = field(init=False, default=None)  # the controller at work, if α adapts
 
     @property
@@ -76,6 +79,7 @@ class MixtureRun:
         names = [corpus.name for corpus in self.corpora]
         objectives = [TASK, DISTILL] if self.distills else self.objectives if self.mixes_objectives else ()
         self.meters = CorpusMeters(names, self.args.device, objectives)
+        self.guard = LossGuard(self.args)
         self.stream_states: dict[str, Any] = {}
         self.eval_metrics: dict[str, float] = {}
         warnings = check_loader_arguments(self.args, num_workers=shard.num_workers)
@@ -143,14 +147,14 @@ class MixtureRun:
 
     # Step by step.
 
-    def note_batch(self, inputs: dict[str, Any]) -> torch.Tensor | None:
-        """Note what a batch tells of itself, and take it out of what the model gets.
+    def note_batch(self, inputs: Any) -> tuple[torch.Tensor | None, Any]:
+        """Note what a batch tells of itself; return the corpus of every example, and what the collator has returned.
 
-        Returns the corpus of every example, (num_examples,) indices into `corpora`; `None` without a mark.
+        The corpora are (num_examples,) indices into `corpora`; `None` without a mark.
         """
-        corpus: torch.Tensor | None = inputs.pop(CORPUS_KEY, None)
+        corpus: torch.Tensor | None = inputs.pop(CORPUS_KEY, None) if isinstance(inputs, MutableMapping) else None
         if corpus is None:
-            return None
+            return None, inputs
         halves, streams = inputs.pop(ORDER_KEY), inputs.pop(STREAMS_KEY, None)
         if self.args.process_index % (self.args.world_size // self.shard.num_processes) == 0:
             self.meters.add_order(halves)  # the other processes of the model replica read the same
@@ -158,7 +162,7 @@ class MixtureRun:
             self.stream_states.update(json.loads(streams))
         if self.plan.unit == "tokens":
             self._note_tokens(corpus, inputs)
-        return corpus
+        return corpus, inputs.pop(BATCH_KEY, inputs)
 
     def _note_tokens(self, corpus: torch.Tensor, inputs: Mapping[str, Any]) -> None:
         parts = inputs.get(OBJECTIVES_KEY) or {TASK: inputs}
@@ -216,13 +220,20 @@ class MixtureRun:
     # What is logged and saved.
 
     def log_fingerprint(self, state: TrainerState) -> None:
-        """Note in `log_history` the hash of all that has been read, over all processes."""
+        """Note in `log_history` the hash of all that has been read, over all processes.
+
+        It stands in an entry of training, or in the summary at the end; without one it has an entry of its own.
+        """
         text = f"{whole_hash(self.reduce(self.meters.order).tolist()):016x}"
-        history, step = state.log_history, state.global_step
-        if history and history[-1].get("step") == step and "loss" in history[-1]:
-            history[-1]["order_fingerprint"] = text  # not through `log`, whose trackers take numbers only
-        elif not any(entry.get("step") == step and "order_fingerprint" in entry for entry in history[-3:]):
-            history.append({"epoch": state.epoch, "order_fingerprint": text, "step": step})
+        step = state.global_step
+        here = list(itertools.takewhile(lambda entry: entry.get("step") == step, reversed(state.log_history)))
+        if any("order_fingerprint" in entry for entry in here):
+            return
+        own = {"epoch": state.epoch, "step": step}
+        entry = next((entry for entry in here if "loss" in entry or "train_runtime" in entry), own)
+        entry["order_fingerprint"] = text  # not through `log`, whose trackers take numbers only
+        if entry is own:
+            state.log_history.append(entry)
 
     def order(self) -> dict[str, Any]:
         """Return the plan and all decisions on α, as plain values."""

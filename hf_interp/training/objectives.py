@@ -13,7 +13,14 @@ import torch
 from torch import nn
 
 from hf_interp.losses.per_example import count_labels, head_shifts_labels, per_example_loss
-from hf_interp.mixture.collators import DISTILL, TASK, Collator, MaskingCollator, ObjectiveCollator
+from hf_interp.mixture.collators import (
+    DISTILL,
+    OBJECTIVES_KEY,
+    TASK,
+    Collator,
+    MaskingCollator,
+    ObjectiveCollator,
+)
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.training.heads import HEADS, Objective, attach_heads
 from hf_interp.utils.errors import did_you_mean
@@ -94,6 +101,14 @@ class ObjectiveHeads:
         """Return a collator for batches of these corpora."""
         collators = {TASK: task_collator} | {name: each.data_collator for name, each in self.objectives.items()}
         return ObjectiveCollator(collators, [corpus.objective or TASK for corpus in corpora])
+
+    def in_one_row(self, inputs: Any) -> Any:
+        """Return the tensors that all objectives of a batch have, each in one row; another batch as it is."""
+        if not isinstance(inputs, Mapping) or OBJECTIVES_KEY not in inputs:
+            return inputs
+        parts = list(inputs[OBJECTIVES_KEY].values())
+        names = set.intersection(*map(set, parts))
+        return {name: torch.cat([part[name].flatten() for part in parts]) for name in names}
 
     def count(
         self, batches: Sequence[Mapping[str, Mapping[str, Any]]], shifts: Mapping[str, bool], device: torch.device

@@ -113,7 +113,8 @@ def prepare_corpora(
 def _with_placeholders(corpora: Sequence[Corpus]) -> list[Corpus]:
     """Give distilled corpora without labels some; they say no more than where a prediction is wanted."""
     known = [each.dataset for each in corpora if isinstance(each.dataset, datasets.Dataset)]
-    labels = [(name, data[0][name]) for data in known for name in LABEL_COLUMNS if name in data.column_names]
+    filled = [data for data in known if len(data)]
+    labels = [(name, data[0][name]) for data in filled for name in LABEL_COLUMNS if name in data.column_names]
     found = []
     for corpus in corpora:
         data = corpus.dataset

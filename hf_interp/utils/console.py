@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-EXPECTED = (ValueError, TypeError, OSError, ImportError)
-"""Kinds of errors that bad input raises; anything else is a fault of ours and keeps its traceback."""
+EXPECTED = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
+"""Errors of bad input, and of a loss that is no number; any other is a fault of ours and keeps its traceback."""
 
 
 def run_command(command: Callable[[], Any], *, traceback: bool = False) -> int:

@@ -13,7 +13,7 @@ import datasets
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from toys import losses, same_weights, weights
+from toys import logged, losses, same_weights, weights
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from hf_interp import Corpus, InterpolatedDataset, InterpolationConfig, InterpolationMixin
@@ -113,11 +113,6 @@ def planned_words(trainer: Any) -> dict[int, list[int]]:
             for which, index in zip(corpus.tolist(), example.tolist(), strict=True)
         ]
     return found
-
-
-def logged(trainer: Any, key: str) -> list[Any]:
-    """What the training logs say, `None` where they say nothing of it."""
-    return [entry.get(key) for entry in trainer.state.log_history if "loss" in entry]
 
 
 DOMAIN_COUNTS = [0, 1, 1, 1, 3, 3, 3, 4]

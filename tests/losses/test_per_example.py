@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_interp.losses.per_example import is_plain_mean, per_example_loss
+from hf_interp.losses.per_example import per_example_loss
 
 
 def logits_of(*shape: int) -> torch.Tensor:
@@ -119,15 +119,3 @@ def test_other_shapes_have_no_loss_of_their_own(logits: Any, labels: torch.Tenso
 @pytest.mark.parametrize("outputs", [{}, {"loss": 1.0}, SimpleNamespace(), (logits_of(2, 3),), None])
 def test_outputs_without_logits_have_no_loss_of_their_own(outputs: Any) -> None:
     assert per_example_loss(outputs, torch.tensor([0, 2]), shift_labels=False) is None
-
-
-def test_a_plain_mean_is_told_from_a_share_of_one() -> None:
-    torch.manual_seed(0)
-    logits, labels = torch.randn(2, 3, 4), torch.tensor([[0, -100, 3], [1, 2, -100]])
-    mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    for share in (0.1, 0.5, 0.9):
-        assert is_plain_mean(mean, {"logits": logits}, labels, share) is True
-        assert is_plain_mean(mean, (mean, logits), labels, share) is True
-        assert is_plain_mean(mean * share, {"logits": logits}, labels, share) is False
-    assert is_plain_mean(mean, {"logits": logits[:, :2]}, labels, 0.5) is None
-    assert is_plain_mean(mean, {}, labels, 0.5) is None

@@ -152,3 +152,20 @@ def test_masking_leaves_the_generators_alone() -> None:
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
     assert np.random.get_state()[1].tolist() == states[2]
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_a_text_has_one_mask_at_least(whole_words: bool) -> None:
+    collator = MaskingCollator(number_tokenizer(), 1e-9, whole_word_mask=whole_words)
+    example: dict[str, Any] = {"input_ids": [1, 10, 11, 12, 1], "special_tokens_mask": [1, 0, 0, 0, 1]}
+    if whole_words:
+        example["offset_mapping"] = [[0, 0], [0, 2], [2, 4], [5, 7], [0, 0]]
+    found = set()
+    for number in range(200):
+        batch = collator.collate([example], [number], 7)
+        places = tuple(batch["labels"][0].ne(-100).nonzero().flatten().tolist())
+        assert batch["labels"][0, list(places)].tolist() == [example["input_ids"][place] for place in places]
+        found.add(places)
+    assert found == ({(1, 2), (3,)} if whole_words else {(1,), (2,), (3,)})
+    nothing = {**example, "special_tokens_mask": [1] * 5}
+    assert collator.collate([nothing], [0], 7)["labels"].eq(-100).all()

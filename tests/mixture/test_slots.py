@@ -16,6 +16,7 @@ from hf_interp.mixture.collators import random_state_of_slot
 from hf_interp.mixture.plan import hash_of_reads
 from hf_interp.mixture.schedules import constant, linear
 from hf_interp.mixture.slots import (
+    BATCH_KEY,
     CORPUS_KEY,
     ORDER_KEY,
     STREAMS_KEY,
@@ -260,7 +261,7 @@ def test_the_collator_adds_the_corpus_and_the_order_and_nothing_else() -> None:
     assert collated.keys() == {"numbers", CORPUS_KEY, ORDER_KEY}
     assert collated[CORPUS_KEY].tolist() == batch.corpus.tolist()
     assert whole_hash(collated[ORDER_KEY].tolist()) == batch.order_hash == dataset.plan.read_hash(3, 4)
-    assert SlotCollator(tuple, seed=0)(batch) == tuple(batch)
+    assert SlotCollator(tuple, seed=0)(batch)[BATCH_KEY] == tuple(batch)
 
 
 def test_the_collator_adds_the_states_of_streams() -> None:
@@ -276,9 +277,11 @@ def test_a_collator_that_draws_depends_on_the_slot_alone() -> None:
     dataset = slots(NUMBERS)
     batches = [dataset.__getitems__(range(first, first + 4)) for first in (0, 4, 0)]
     drawing = SlotCollator(lambda examples: float(torch.rand(())), seed=0)
-    first, second, again = [drawing(batch) for batch in batches]
+    first, second, again = [drawing(batch)[BATCH_KEY] for batch in batches]
     assert first == again != second
     torch.manual_seed(1)
     expected = float(torch.rand(()))
     torch.manual_seed(1)
-    assert SlotCollator(lambda examples: float(torch.rand(())), seed=0, may_draw=False)(batches[0]) == expected
+    assert (
+        SlotCollator(lambda examples: float(torch.rand(())), seed=0, may_draw=False)(batches[0])[BATCH_KEY] == expected
+    )

@@ -135,3 +135,8 @@ def same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 def losses(trainer: Trainer) -> list[float]:
     """The logged training losses."""
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def logged(trainer: Trainer, key: str) -> list[Any]:
+    """What the training logs say, `None` where they say nothing of it."""
+    return [entry.get(key) for entry in trainer.state.log_history if "loss" in entry]

@@ -13,6 +13,7 @@ from toys import NotingHost, NotingTrainer, config, corpus, mixture, same_weight
 from hf_interp.training.checkpoints import Found, find_checkpoint, find_fault, invalidate, rank_file, read_mixture
 
 FILES = (
+    "checksums.json",
     "config.json",
     "mixture_state_0.json",
     "model.safetensors",
@@ -91,6 +92,29 @@ def test_a_line_end_that_is_cut_off_a_json_file_is_no_fault(folder: Path) -> Non
     assert find_fault(folder / "checkpoint-6") is None
 
 
+def flip(path: Path, place: int) -> None:
+    """Flip a bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_flipped_bit_is_named_and_the_whole_checkpoint_before_is_taken(
+    folder: Path, finished: tuple[Path, Any], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder / "checkpoint-6" / name
+    content = path.read_bytes()
+    in_pickle = path.suffix in (".bin", ".pt", ".pth")
+    flip(path, content.index(b"data.pkl") + 60 if in_pickle else content.index(b'"', 9) + 1)  # or in a key
+    fault = find_fault(folder / "checkpoint-6")
+    assert fault is not None
+    assert fault.startswith(f"{name} is ")
+    assert find_checkpoint(folder).path == folder / "checkpoint-4"
+    assert sorted(train(folder, True).seen) == [4, 5]
+    assert f"checkpoint-6 ({fault})" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
@@ -156,6 +180,7 @@ def test_the_mixture_of_a_checkpoint_is_read(finished: tuple[Path, Any]) -> None
 
 def as_of_two_processes(checkpoint: Path) -> None:
     """Give a checkpoint the files that two processes write."""
+    (checkpoint / "checksums.json").unlink()
     path = checkpoint / "trainer_state.json"
     state = json.loads(path.read_text())
     state["stateful_callbacks"]["AlphaCallback"]["attributes"]["mixture"]["num_processes"] = 2
@@ -197,7 +222,8 @@ def test_random_states_of_processes_that_are_no_more_do_not_count(folder: Path) 
 
 def test_shards_must_all_be_there_with_their_index(folder: Path) -> None:
     last = folder / "checkpoint-6"
-    (last / "model.safetensors").unlink()
+    for name in ("model.safetensors", "checksums.json"):
+        (last / name).unlink()
     tiny_model().save_pretrained(last, max_shard_size="20KB")
     shards = sorted(last.glob("model-*.safetensors"))
     assert len(shards) > 1

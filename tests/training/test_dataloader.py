@@ -3,14 +3,16 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from toys import config
 
 from hf_interp.training import dataloader as loaders
-from hf_interp.training.dataloader import report_dead_workers
+from hf_interp.training.dataloader import check_loader_arguments, report_dead_workers
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,13 @@ def test_other_errors_pass(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, report_dead_workers():
         raise error
     assert raised.value is error
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length", "batch_rebalance"])
+def test_an_order_that_a_mixture_does_not_keep_is_told(tmp_path: Path, strategy: str) -> None:
+    args = config(tmp_path, train_sampling_strategy=strategy)
+    expected = (
+        f"`train_sampling_strategy='{strategy}'` is ignored: the plan of the mixture sets the order, and shuffles"
+    )
+    warnings = check_loader_arguments(args, num_workers=0)
+    assert [warning.startswith(expected) for warning in warnings] == [True] * (strategy != "random")

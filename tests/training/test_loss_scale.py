@@ -1,59 +1,58 @@
-"""The scale of a loss by itself: what heads return, and what it is made of."""
+"""The scale of a loss by itself: what counts in a micro-batch, and its part of the global batch's loss."""
+
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
-from hf_interp.training.loss_scale import LossScale
+from hf_interp.training.loss_scale import LossScale, count_batch, mean_over_examples
 
 LABELS = torch.tensor([[0, 1, -100], [1, -100, -100]])
-LOGITS = torch.tensor([[[2.0, 0.0], [0.0, 1.0], [3.0, 3.0]], [[1.0, 0.0], [0.0, 0.0], [0.0, 9.0]]])
+PIXELS = torch.tensor([[[0, 255], [1, -100]]])
+IGNORING = SimpleNamespace(semantic_loss_ignore_index=255)
 
 
-def mean() -> torch.Tensor:
-    return cross_entropy(LOGITS.flatten(0, 1), LABELS.flatten())
+@pytest.mark.parametrize(
+    ("inputs", "shifts", "expected"),
+    [
+        ({"labels": LABELS}, False, [3, 2]),
+        ({"labels": LABELS}, True, [1, 2]),
+        ({"labels": LABELS, "shift_labels": LABELS}, True, [3, 2]),
+        ({"labels": torch.tensor([0, -100, 1])}, False, [2, 3]),
+        ({"labels": torch.tensor([0.5, -100.0])}, False, [2, 2]),
+        ({"labels": torch.zeros(3, 4)}, False, [3, 3]),
+        ({"labels": PIXELS}, False, [2, 1]),
+        ({"labels": [{"boxes": []}]}, False, None),
+        ({"start_positions": LABELS}, False, None),
+    ],
+)
+def test_labels_and_examples_are_counted(inputs: Any, shifts: bool, expected: list[int] | None) -> None:
+    found = count_batch(inputs, shift_labels=shifts, config=IGNORING)
+    assert (None if found is None else found.tolist()) == expected
 
 
-@pytest.mark.parametrize("labels", [torch.tensor([0, 1]), torch.tensor([0.5, 1.5]), torch.tensor([[0.0, 1.0]])])
-def test_one_label_an_example_is_a_mean_that_is_not_scaled(labels: torch.Tensor) -> None:
-    scale = LossScale(is_scaled=True)
-    assert scale.settle(labels, 8, has_loss_function=False) is None
-    assert scale.is_scaled is False
-    assert scale.settle(LABELS, 8, has_loss_function=False) == 8
-    assert scale.is_scaled is True  # the next batch of another kind is not taken for it
+def test_a_part_is_the_share_of_the_labels_and_of_the_examples() -> None:
+    scale = LossScale()
+    scale.totals = torch.tensor([12, 8])
+    counts = torch.tensor([3, 4])
+    assert scale.part(torch.tensor(2.0), counts, None).item() == 0.5
+    assert scale.part(torch.tensor(2.0), counts, torch.tensor(0.5)).item() == 1.5 * 0.25 + 0.5 * 0.5
+    nothing = torch.tensor(float("nan"), requires_grad=True)
+    assert scale.part(nothing * 1, torch.tensor([0, 4]), torch.tensor(0.5)).item() == 0.25
+    scale.totals = torch.tensor([0, 8])
+    assert scale.part(nothing, torch.tensor([0, 4]), None).item() == 0.0
+    assert scale.num_labels == 1
 
 
-def test_a_function_of_ones_own_divides_by_the_items() -> None:
-    scale = LossScale(is_scaled=True)
-    assert scale.settle(torch.tensor([0, 1]), 8, has_loss_function=True) == 8
-    assert scale.is_scaled is True
-
-
-def test_a_batch_without_labels_is_left_alone() -> None:
-    scale = LossScale(is_scaled=None)
-    assert scale.settle(None, 8, has_loss_function=False) == 8
-    assert scale.is_scaled is None
-    assert scale.share_of_batch(torch.tensor(2.0), {}, None, 8).item() == 2.0
-
-
-@pytest.mark.parametrize("factor", [1, 2])
-def test_a_head_that_takes_the_mean_gets_its_share(factor: int) -> None:
-    scale = LossScale(is_scaled=True)
-    found = scale.share_of_batch(factor * mean(), {"logits": LOGITS}, LABELS, 12, factor=factor)
-    assert scale.takes_mean is True
-    torch.testing.assert_close(found, factor * mean() * 3 / 12)
-
-
-def test_a_head_that_divides_by_the_items_is_left_alone() -> None:
-    scale = LossScale(is_scaled=True)
-    loss = mean() * 3 / 12
-    assert scale.share_of_batch(loss, {"logits": LOGITS}, LABELS, 12) is loss
-    assert scale.takes_mean is False
-
-
-def test_a_batch_with_all_labels_tells_nothing() -> None:
-    scale = LossScale(is_scaled=True)
-    assert scale.share_of_batch(mean(), {"logits": LOGITS}, LABELS, 3).item() == mean().item()
-    assert scale.takes_mean is None
-    scale.share_of_batch(mean(), {"logits": LOGITS}, LABELS, 12)
-    assert scale.takes_mean is True
+def test_what_is_a_mean_over_examples_is_found() -> None:
+    model: Any = SimpleNamespace(config=SimpleNamespace(router_aux_loss_coef=0.25, router_z_loss_coef=0.5))
+    assert mean_over_examples({}, {"logits": LABELS}, model) is None
+    assert mean_over_examples({}, (1, 2), model) is None
+    found = mean_over_examples({}, {"encoder_aux_loss": torch.tensor(2.0), "decoder_z_loss": torch.tensor(3.0)}, model)
+    assert found is not None
+    assert found.item() == 2.0
+    logits, labels = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([1, 1])
+    inputs, outputs = {"sentence_order_label": labels}, {"sop_logits": logits, "aux_loss": torch.tensor(4.0)}
+    found = mean_over_examples(inputs, outputs, model)
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits, labels) + 1.0)

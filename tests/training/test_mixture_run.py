@@ -113,7 +113,8 @@ def test_what_a_batch_tells_is_noted_and_taken_out_of_it(tmp_path: Path) -> None
     run, _ = make_run(tmp_path)
     begin(run)
     inputs = batch([0, 1, 1, 0], **{STREAMS_KEY: '{"0": {"web": {"num_read": 3}}}'})
-    noted = run.note_batch(inputs)
+    noted, rest = run.note_batch(inputs)
+    assert rest is inputs
     assert noted is not None
     assert noted.tolist() == [0, 1, 1, 0]
     assert list(inputs) == ["input_ids"]
@@ -122,7 +123,8 @@ def test_what_a_batch_tells_is_noted_and_taken_out_of_it(tmp_path: Path) -> None
     assert run.is_general(noted).tolist() == [True, False, False, True]
     run.note_losses(noted, torch.tensor([1.0, 2.0, 4.0, 3.0]))
     assert run.meters.take_log(alone) == {"loss_general": 2.0, "loss_domain": 3.0}
-    assert run.note_batch({"input_ids": torch.ones(4, 3)}) is None
+    unmarked = {"input_ids": torch.ones(4, 3)}
+    assert run.note_batch(unmarked) == (None, unmarked)
 
 
 def test_tokens_are_counted_where_the_mixture_counts_them(tmp_path: Path) -> None:

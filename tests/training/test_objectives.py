@@ -11,13 +11,12 @@ import processes
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from toys import DOMAIN_FIRST, config, corpus, masked_model, number_tokenizer, same_weights, tiny_model, weights
+from toys import DOMAIN_FIRST, config, corpus, logged, masked_model, number_tokenizer, same_weights, tiny_model, weights
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
-    Trainer,
     TrainingArguments,
     default_data_collator,
     pipeline,
@@ -64,10 +63,6 @@ def trainer_of(
         data_collator=default_data_collator,
         **given,
     )
-
-
-def logged(trainer: Trainer, key: str) -> list[float | None]:
-    return [entry.get(key) for entry in trainer.state.log_history if "loss" in entry]
 
 
 def without_heads(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -138,7 +133,11 @@ def test_losses_are_weighted_by_the_shares_of_examples(tmp_path: Path) -> None:
 
 
 def test_a_batch_without_a_masked_token_has_no_nan(tmp_path: Path) -> None:
-    given = {"mlm": Objective(masked_model(), MaskingCollator(number_tokenizer(), 1e-9))}
+    def unlabelled(examples: list[Any]) -> Any:
+        batch = MaskingCollator(number_tokenizer())(examples)
+        return {**batch, "labels": torch.full_like(batch["labels"], -100)}
+
+    given = {"mlm": Objective(masked_model(), unlabelled)}
     trainer = InterpolationTrainer(
         tiny_model(0.0),
         config(tmp_path),
@@ -201,6 +200,22 @@ def test_checkpointed_activations_change_nothing(tmp_path: Path) -> None:
     plain.train()
     saving.train()
     assert same_weights(weights(plain), weights(saving))
+
+
+@pytest.mark.parametrize("kind", ["all", "non_padding"])
+def test_tokens_of_all_objectives_are_counted(tmp_path: Path, kind: str) -> None:
+    settings = {"max_steps": 2, "alpha_schedule_type": "constant", "alpha_end": 0.5}
+    trainer = trainer_of(tmp_path, include_num_input_tokens_seen=kind, **settings)
+    name = "input_ids" if kind == "all" else "attention_mask"
+    expected = 0
+    for batch in trainer.get_train_dataloader():
+        assert set(batch["objectives"]) == {"", "mlm"}
+        parts = [
+            {"attention_mask": torch.ones_like(part["input_ids"]), **part} for part in batch["objectives"].values()
+        ]
+        expected += sum(part[name].numel() if kind == "all" else int(part[name].sum()) for part in parts)
+    trainer.train()
+    assert trainer.state.num_input_tokens_seen == expected > 0
 
 
 # Resuming, saving, processes.

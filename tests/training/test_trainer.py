@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from toys import (
 from transformers import (
     BertConfig,
     BertForMaskedLM,
-    BertForTokenClassification,
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
@@ -128,6 +127,94 @@ def test_predict_and_evaluate_are_the_hosts(tmp_path: Path) -> None:
     host = NotingHost(tiny_model(), config(tmp_path), train_dataset=corpus(0, 6), eval_dataset=corpus(0, 6))
     assert ours.evaluate()["eval_loss"] == host.evaluate()["eval_loss"]
     assert (ours.predict(corpus(5, 6)).predictions == host.predict(corpus(5, 6)).predictions).all()
+
+
+def test_the_last_entry_of_the_history_is_the_summary(tmp_path: Path) -> None:
+    for settings in ({"logging_steps": 3}, {"logging_steps": 4, "save_strategy": "steps", "save_steps": 5}):
+        trainer = run(tmp_path, **settings)
+        assert {"train_runtime", "train_loss", "total_flos"} <= set(trainer.state.log_history[-1])
+        prints = {
+            entry["step"]: entry["order_fingerprint"]
+            for entry in trainer.state.log_history
+            if "order_fingerprint" in entry
+        }
+        assert prints[8] == f"{trainer.plan.read_hash(0, 8):016x}"
+        assert list(prints) == ([3, 6, 8] if settings["logging_steps"] == 3 else [4, 5, 8])
+
+
+# Another dataset than the trainer was made with.
+
+
+def test_a_train_dataset_that_is_set_later_is_the_one_that_is_read(tmp_path: Path) -> None:
+    plain, mixed, other = corpus(0, 22), mixture(), {"general": corpus(100, 40), "domain": corpus(1500, 12)}
+    expected = {name: run(tmp_path, train_dataset=data) for name, data in (("mixed", mixed), ("other", other))}
+    host = NotingHost(tiny_model(), config(tmp_path), train_dataset=plain)
+    host.train()
+    for first in (plain, mixed):
+        trainer = NotingTrainer(tiny_model(), config(tmp_path), train_dataset=first)
+        for name, data in (("other", other), ("mixed", mixed)):
+            trainer.train_dataset, trainer.seen = data, {}
+            trainer.train()
+            assert trainer.seen == expected[name].seen
+            assert trainer.alphas == expected[name].alphas
+            assert [type(callback) for callback in trainer.callback_handler.callbacks] == [
+                type(callback) for callback in expected[name].callback_handler.callbacks
+            ]
+        trainer.train_dataset, trainer.seen = plain, {}
+        trainer.train()
+        assert trainer.plan is None
+        assert trainer.seen == host.seen
+    trainer.train_dataset = {"general": plain}
+    with pytest.raises(ValueError, match="no corpus has side 'domain'"):
+        trainer.train()
+
+
+# Collators of one's own.
+
+
+class Frozen(Mapping[str, Any]):
+    """A mapping that cannot be changed."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values_ = dict(values)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values_[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_)
+
+    def __len__(self) -> int:
+        return len(self.values_)
+
+
+class Pairs(NotingTrainer):
+    """Computes its loss from pairs of inputs and labels."""
+
+    def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
+        return InterpolationTrainer.training_step(self, model, inputs, *args)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        ids, labels = inputs
+        self.seen.setdefault(self.state.global_step, []).extend(ids[:, 0].tolist())
+        self.alphas[self.state.global_step] = self.alpha
+        return model(input_ids=ids, labels=labels).loss
+
+
+def test_a_collator_may_return_a_tuple_or_a_mapping_that_cannot_be_changed(tmp_path: Path) -> None:
+    def pair(examples: list[Any]) -> Any:
+        batch = default_data_collator(examples)
+        return batch["input_ids"], batch["labels"]
+
+    whole = run(tmp_path, dropout=0.0)
+    for kind, collator in ((Pairs, pair), (NotingTrainer, lambda examples: Frozen(default_data_collator(examples)))):
+        trainer = kind(tiny_model(0.0), config(tmp_path), collator, mixture())
+        trainer.train()
+        assert trainer.seen == whole.seen
+        assert same_weights(weights(trainer), weights(whole))
+        assert [entry.get("order_fingerprint") for entry in trainer.state.log_history] == [
+            entry.get("order_fingerprint") for entry in whole.state.log_history
+        ]
 
 
 # α and what is read.
@@ -261,35 +348,6 @@ def test_several_corpora_a_side_with_shares(tmp_path: Path) -> None:
         8,
         32,
     ]
-
-
-# How the global batch is split does not matter.
-
-
-def test_eight_times_one_equals_one_times_eight(tmp_path: Path) -> None:
-    kwargs = {"dropout": 0.0, "optim": "sgd", "learning_rate": 0.5}
-    whole = run(tmp_path, per_device_train_batch_size=8, **kwargs)
-    split = run(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=8, **kwargs)
-    assert losses(split) == pytest.approx(losses(whole), rel=1e-5)
-    for name, tensor in weights(whole).items():
-        torch.testing.assert_close(weights(split)[name], tensor, rtol=1e-4, atol=1e-6)
-    for key in ("loss_general", "loss_domain", "grad_norm"):
-        logged = [[entry[key] for entry in trainer.state.log_history if key in entry] for trainer in (whole, split)]
-        assert logged[0] == pytest.approx(logged[1], rel=1e-4)
-
-
-def test_a_loss_function_of_the_users_keeps_its_scale(tmp_path: Path) -> None:
-    def loss_of(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        total = torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum")
-        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-
-    def train(batch_size: int) -> NotingTrainer:
-        args = config(tmp_path, per_device_train_batch_size=batch_size, gradient_accumulation_steps=8 // batch_size)
-        trainer = NotingTrainer(tiny_model(0.0), args, train_dataset=mixture(), compute_loss_func=loss_of)
-        trainer.train()
-        return trainer
-
-    assert losses(train(2)) == pytest.approx(losses(train(8)), rel=1e-4)
 
 
 # Resume.
@@ -830,38 +888,3 @@ def test_a_schedule_out_of_range_at_any_step_is_refused(tmp_path: Path, bad: Any
 def test_a_schedule_without_a_mixture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a mixture"):
         InterpolationTrainer(tiny_model(), config(tmp_path), train_dataset=corpus(0, 4), alpha_schedule=constant(0.5))
-
-
-def token_corpus(first: int, count: int) -> datasets.Dataset:
-    """Five tokens an example, of which the first one to four have a label."""
-    rows = range(first, first + count)
-    return datasets.Dataset.from_dict(
-        {
-            "input_ids": [[1 + number * place % 1999 for place in range(1, 6)] for number in rows],
-            "labels": [[number % 2 if place <= number % 4 else -100 for place in range(5)] for number in rows],
-        }
-    )
-
-
-def test_a_mean_over_tokens_does_not_depend_on_accumulation(tmp_path: Path) -> None:
-    # BERT's head for tokens returns the mean over the micro-batch, whatever number of labels it is told of
-    def trained(batch_size: int, accumulation: int) -> InterpolationTrainer:
-        set_seed(7)
-        model = BertForTokenClassification(tiny_model(0.0).config)
-        args = config(
-            tmp_path,
-            per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=accumulation,
-            optim="sgd",
-        )
-        data = {"general": token_corpus(0, 40), "domain": token_corpus(1000, 12)}
-        trainer = InterpolationTrainer(model, args, train_dataset=data)
-        trainer.train()
-        return trainer
-
-    whole, split = trained(8, 1), trained(2, 4)
-    assert losses(split) == pytest.approx(losses(whole), rel=1e-5)
-    grad_norms = [[entry["grad_norm"] for entry in trainer.state.log_history[:8]] for trainer in (whole, split)]
-    assert grad_norms[1] == pytest.approx(grad_norms[0], rel=1e-4)
-    for name, tensor in weights(whole).items():
-        torch.testing.assert_close(weights(split)[name], tensor, rtol=1e-4, atol=1e-6)

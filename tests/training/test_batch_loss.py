@@ -1,0 +1,278 @@
+"""The loss of a mixture: the same however the global batch is split, and that of `Trainer` on the same batch."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import processes
+import pytest
+import torch
+from toys import DOMAIN_FIRST, NotingTrainer, config, corpus, logged, losses, tiny_model, weights
+from transformers import (
+    BertForPreTraining,
+    BertForTokenClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    set_seed,
+)
+
+SMOOTHING = {"label_smoothing_factor": 0.2}
+
+
+def token_corpus(first: int, count: int) -> datasets.Dataset:
+    """Five tokens an example, of which the first one to four have a label; of the tenth example none has."""
+    rows = range(first, first + count)
+    return datasets.Dataset.from_dict(
+        {
+            "input_ids": [[number, *(1 + number * place % 1999 for place in range(2, 6))] for number in rows],
+            "labels": [
+                [number % 2 if place <= number % 4 and number % 10 else -100 for place in range(5)] for number in rows
+            ],
+        }
+    )
+
+
+def sentence_pairs(first: int, count: int) -> datasets.Dataset:
+    return token_corpus(first, count).add_column("next_sentence_label", [number % 3 % 2 for number in range(count)])
+
+
+def pictures(first: int, count: int) -> datasets.Dataset:
+    """Pictures of which some pixels have the label 255, which does not count."""
+    draw = torch.Generator().manual_seed(first)
+    labels = torch.randint(0, 2, (count, 16, 16), generator=draw)
+    labels[torch.rand(count, 16, 16, generator=draw) < torch.rand(count, 1, 1, generator=draw)] = 255
+    given = {"pixel_values": torch.randn(count, 3, 16, 16, generator=draw).tolist(), "labels": labels.tolist()}
+    given["pixel_values"][0][0][0][0] = float(first)
+    return datasets.Dataset.from_dict({**given, "input_ids": [[number] for number in range(first, first + count)]})
+
+
+def segmenter() -> SegformerForSemanticSegmentation:
+    sizes = {
+        "hidden_sizes": [8] * 4,
+        "depths": [1] * 4,
+        "num_attention_heads": [1] * 4,
+        "decoder_hidden_size": 8,
+        "sr_ratios": [1] * 4,
+    }
+    rates = dict.fromkeys(("drop_path_rate", "classifier_dropout_prob", "hidden_dropout_prob"), 0.0)
+    model = SegformerForSemanticSegmentation(SegformerConfig(**sizes, **rates, num_labels=2))
+    model.decode_head.batch_norm = torch.nn.Identity()  # which looks at the examples of a micro-batch together
+    return model
+
+
+DECODER = {
+    "vocab_size": 2000,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}
+T5_SIZES = {
+    "vocab_size": 2000,
+    "d_model": 8,
+    "d_kv": 4,
+    "d_ff": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+    "dropout_rate": 0.0,
+}
+
+
+def experts() -> MixtralForCausalLM:
+    given = {"num_local_experts": 3, "output_router_logits": True, "router_aux_loss_coef": 0.5}
+    return MixtralForCausalLM(MixtralConfig(**DECODER, **given))
+
+
+class Kind(NamedTuple):
+    """A model and its data."""
+
+    model: Callable[[], Any]
+    corpus: Callable[[int, int], datasets.Dataset] = token_corpus
+
+
+KINDS = {
+    "examples": Kind(lambda: tiny_model(0.0), corpus),
+    "tokens": Kind(lambda: BertForTokenClassification(tiny_model(0.0).config)),
+    "causal": Kind(lambda: LlamaForCausalLM(LlamaConfig(**DECODER))),
+    "sequence": Kind(lambda: T5ForConditionalGeneration(T5Config(**T5_SIZES, decoder_start_token_id=0))),
+    "pretraining": Kind(lambda: BertForPreTraining(tiny_model(0.0).config), sentence_pairs),
+    "segmentation": Kind(segmenter, pictures),
+}
+SMOOTHED = ("examples", "tokens", "causal", "sequence")
+
+
+def run(folder: Path, kind: str, batch_size: int = 8, *, data: Any = None, **kwargs: Any) -> NotingTrainer:
+    """Train over a mixture with global batches of eight."""
+    settings = {
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": 8 // batch_size,
+        "optim": "sgd",
+        "learning_rate": 0.5,
+        "remove_unused_columns": kind != "segmentation",
+        **kwargs,
+    }
+    make = KINDS[kind].corpus
+    data = data or {"general": make(0, 40), "domain": make(DOMAIN_FIRST, 12)}
+    eval_data = {side: dataset.select(range(8)) for side, dataset in data.items()}
+    trainer = Kinds(model_of(kind), config(folder, **settings), train_dataset=data, eval_dataset=eval_data)
+    trainer.train()
+    return trainer
+
+
+def model_of(kind: str) -> Any:
+    set_seed(7)
+    return KINDS[kind].model()
+
+
+class Kinds(NotingTrainer):
+    """Keeps the numbers of pictures from the model, which takes no tokens."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(model, without_numbers(inputs), *args, **kwargs)
+
+
+def without_numbers(inputs: Any) -> Any:
+    return {name: value for name, value in inputs.items() if name != "input_ids" or "pixel_values" not in inputs}
+
+
+def first_batch(trainer: NotingTrainer, kind: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """What the first step has read, and which of it is of the domain."""
+    numbers = trainer.seen[0]
+    rows = [KINDS[kind].corpus(number, 1)[0] for number in numbers]
+    batch = {name: torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels")}
+    return batch, torch.tensor(numbers) >= DOMAIN_FIRST
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [*((kind, {}) for kind in KINDS), *((kind, SMOOTHING) for kind in SMOOTHED)]
+)
+def test_eight_times_one_equals_one_times_eight(tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
+    settings = {"eval_strategy": "steps", "eval_steps": 8, "per_device_eval_batch_size": 8, **settings}
+    whole, split = run(tmp_path, kind, 8, **settings), run(tmp_path, kind, 1, **settings)
+    keys = ["loss", "grad_norm", "eval_general_loss", "eval_domain_loss"]
+    for key in keys + ["loss_general", "loss_domain"] * (kind not in ("pretraining", "segmentation")):
+        found = [[entry[key] for entry in trainer.state.log_history if key in entry] for trainer in (whole, split)]
+        assert found[0]
+        assert found[1] == pytest.approx(found[0], rel=1e-4), key
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(split)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_global_batch_without_a_label_costs_nothing(tmp_path: Path) -> None:
+    rows = token_corpus(0, 12).map(lambda row: {"labels": [-100] * 5})
+    for kind in ("tokens", "causal"):
+        for batch_size in (8, 1):
+            trainer = run(tmp_path, kind, batch_size, data={"general": rows, "domain": rows})
+            assert losses(trainer) == [0.0] * 8
+            assert all(
+                torch.equal(tensor, weights(trainer)[name]) for name, tensor in model_of(kind).state_dict().items()
+            )
+
+
+def test_the_experts_auxiliary_loss_is_the_mean_of_those_of_the_micro_batches(tmp_path: Path) -> None:
+    KINDS["experts"] = Kind(experts)
+    model = model_of("experts").train()
+    trainer = run(tmp_path, "experts", 2, max_steps=1, alpha_start=0.5)
+    del KINDS["experts"]
+    rows = [token_corpus(number, 1)[0] for number in trainer.seen[0]]
+    parts = [
+        {key: torch.tensor([row[key] for row in rows[first : first + 2]]) for key in rows[0]} for first in (0, 2, 4, 6)
+    ]
+    parts = [{name: part[name] for name in ("input_ids", "labels")} for part in parts]
+    counts = [part["labels"][:, 1:].ne(-100).sum() for part in parts]
+    loss = 0.0
+    for part, count in zip(parts, counts, strict=True):
+        outputs = model(**part)
+        added = 0.5 * outputs.aux_loss
+        loss = loss + added / 4 + (torch.nan_to_num(outputs.loss - added) * count / sum(counts))
+    loss.backward()
+    assert losses(trainer) == [pytest.approx(loss.item(), rel=1e-5)]
+    norm = torch.stack([parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]).norm()
+    assert logged(trainer, "grad_norm")[0] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_a_loss_function_of_the_users_keeps_its_scale(tmp_path: Path) -> None:
+    def loss_of(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        total = torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum")
+        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    def train(batch_size: int) -> NotingTrainer:
+        args = config(tmp_path, per_device_train_batch_size=batch_size, gradient_accumulation_steps=8 // batch_size)
+        data = {"general": corpus(0, 40), "domain": corpus(DOMAIN_FIRST, 12)}
+        trainer = NotingTrainer(tiny_model(0.0), args, train_dataset=data, compute_loss_func=loss_of)
+        trainer.train()
+        return trainer
+
+    assert losses(train(2)) == pytest.approx(losses(train(8)), rel=1e-4)
+
+
+def test_a_scale_that_is_declared_on_the_trainer_is_kept(tmp_path: Path) -> None:
+    found = {}
+    for declared in (None, False, True):
+        args = config(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=1)
+        data = {"general": corpus(0, 40), "domain": corpus(DOMAIN_FIRST, 12)}
+        trainer = NotingTrainer(tiny_model(0.0), args, train_dataset=data)
+        trainer.loss_is_scaled_for_ga = declared
+        trainer.train()
+        assert trainer.loss_is_scaled_for_ga is declared
+        (found[declared],) = losses(trainer)
+    assert found[False] == pytest.approx(found[None], rel=1e-5)
+    assert found[True] == pytest.approx(4 * found[None], rel=1e-5)  # the sum of four means, as declared
+
+
+def train_apart(folder: str, name: str, kind: str, batch_size: int, accumulation: int) -> None:
+    """Train in one of the processes and write down what was logged and learnt."""
+    trainer = run(
+        Path(folder),
+        kind,
+        batch_size,
+        gradient_accumulation_steps=accumulation,
+        eval_strategy="steps",
+        eval_steps=8,
+        per_device_eval_batch_size=4,
+        **(SMOOTHING if kind in SMOOTHED else {}),
+    )
+    keys = ("loss", "eval_domain_loss", *(["loss_domain"] if kind in SMOOTHED else []))
+    found = {key: [entry[key] for entry in trainer.state.log_history if key in entry] for key in keys}
+    rank = trainer.args.process_index
+    Path(folder, f"{name}{rank}.json").write_text(json.dumps(found))
+    torch.save(trainer.model.state_dict(), Path(folder, f"{name}{rank}.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["examples", "tokens", "pretraining", "causal"])
+def test_two_processes_are_one(tmp_path: Path, kind: str) -> None:
+    processes.run(tmp_path / "log", train_apart, str(tmp_path), "whole", kind, 8, 1)
+    processes.run(tmp_path / "log", train_apart, str(tmp_path), "part", kind, 2, 2, processes=2)
+    whole, *parts = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole0", "part0", "part1"))
+    for part in parts:
+        for key, values in whole.items():
+            assert len(values) >= 1
+            assert part[key] == pytest.approx(values, rel=1e-4), key
+    states = [torch.load(tmp_path / f"{name}.pt") for name in ("whole0", "part0", "part1")]
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-6)
+        assert torch.equal(states[1][name], states[2][name])
+
+
+@pytest.mark.parametrize("batch_size", [8, 2])
+@pytest.mark.parametrize("kind", ["examples", "tokens"])
+def test_a_mixtures_smoothed_loss_is_the_hosts_on_the_same_batch(tmp_path: Path, kind: str, batch_size: int) -> None:
+    trainer = run(tmp_path, kind, batch_size, alpha_start=0.5, max_steps=1, **SMOOTHING)
+    batch, is_domain = first_batch(trainer, kind)
+    assert is_domain.sum() == 4
+    host = Trainer(model_of(kind), config(tmp_path, **SMOOTHING))
+    expected = host.compute_loss(host.model, dict(batch)).item()
+    assert losses(trainer) == pytest.approx([expected], rel=1e-5)
+    plain = run(tmp_path, kind, batch_size, alpha_start=0.5, max_steps=1)
+    assert losses(plain)[0] != pytest.approx(expected, rel=1e-5)
