@@ -14,7 +14,7 @@ from hf_interp.losses.ref_model import shifts_labels, unwrap_peft
 from hf_interp.mixture.collators import OBJECTIVES_KEY
 from hf_interp.training.distilled_loss import DistilledLoss
 from hf_interp.training.integrations import TrainerTraits
-from hf_interp.training.loss_scale import LossScale, count_batch, mean_over_examples
+from hf_interp.training.loss_scale import count_batch, mean_over_examples, part_of_batch
 from hf_interp.training.mixture_run import MixtureRun
 from hf_interp.training.objectives import ObjectiveHeads
 from hf_interp.utils.overrides import overrides
@@ -39,13 +39,14 @@ class BatchLoss:
         computes_loss: bool,
     ) -> None:
         self.trainer, self.heads, self.traits, self.anchor = trainer, heads, traits, anchor
-        self.scale, self.computes_loss = LossScale(), computes_loss
+        self.computes_loss = computes_loss
         self.run: MixtureRun | None = None
         self.distilled: DistilledLoss | None = None  # if a corpus trains M₀'s predictions
         self.corpus: torch.Tensor | None = None  # that of every example of the micro-batch that comes next
         self.evaluated: str | None = None  # the objective that is evaluated at the moment
         self.shifts_labels = shifts_labels(trainer)  # whether position i of the model predicts label i + 1
-        self._counts: torch.Tensor | None = None  # labels and examples by objective in the global batch
+        self._totals: torch.Tensor | None = None  # labels and examples of the global batch, if they are known
+        self._counts: torch.Tensor | None = None  # the same by objective
 
     def is_needed(self, model: nn.Module) -> bool:
         """Whether the micro-batch that comes next has another loss than that of `Trainer`."""
@@ -89,15 +90,18 @@ class BatchLoss:
         num_items: Items,
     ) -> tuple[torch.Tensor, Any]:
         labels, shifted = inputs.get("labels"), inputs.get("shift_labels")  # now, as `Trainer` may take them out
-        counts = self._count(inputs) if self.scale.totals is not None and model.training else None
+        counts = self._count(inputs) if self._totals is not None and model.training else None
         is_general = None if corpus is None or self.run is None else self.run.is_general(corpus)
         ref_logits, step = None, self.trainer.state.global_step
         if self.anchor is not None and model.training:
             autocast = self.trainer.accelerator.autocast()
             ref_logits = self.anchor.predict(self.trainer.model, inputs, is_general, step, autocast)
         loss, outputs = self._of_trainer(compute_loss, model, inputs, num_items if counts is None else None)
-        if counts is not None:
-            loss, num_items = self._part(loss, inputs, outputs, counts), self.scale.num_labels
+        if counts is not None and self._totals is not None:
+            smooths = self.trainer.label_smoother is not None  # the head has no labels and adds nothing of its own
+            added = None if smooths else mean_over_examples(inputs, outputs, unwrap_peft(self.trainer.model))
+            loss = part_of_batch(loss, counts, self._totals, added) * self._factor
+            num_items = self._totals[0].clamp(min=1)
         if corpus is not None and self.run is not None and isinstance(labels, torch.Tensor):
             self.run.note_losses(corpus, per_example_loss(outputs, labels, shift_labels=self.shifts_labels))
         if self.anchor is not None and ref_logits is not None:
@@ -114,12 +118,6 @@ class BatchLoss:
                 step=step,
             )
         return loss, outputs
-
-    def _part(self, loss: torch.Tensor, inputs: Mapping[str, Any], outputs: Any, counts: torch.Tensor) -> torch.Tensor:
-        """Return the part of a micro-batch in the global batch's loss."""
-        smooths = self.trainer.label_smoother is not None  # the head is given no labels and adds nothing of its own
-        added = None if smooths else mean_over_examples(inputs, outputs, unwrap_peft(self.trainer.model))
-        return self.scale.part(loss, counts, added) * self._factor
 
     def _of_trainer(
         self, compute_loss: Callable[..., Any], model: nn.Module, inputs: dict[str, Any], num_items: Items
@@ -148,7 +146,7 @@ class BatchLoss:
 
     def count(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> None:
         """Count the labels and examples in the micro-batches of a step that begins, by objective if there are some."""
-        self.scale.totals = self._counts = None
+        self._totals = self._counts = None
         if not batches or not isinstance(batches[0], Mapping):
             return
         if OBJECTIVES_KEY in batches[0]:
@@ -160,12 +158,12 @@ class BatchLoss:
             counts = [self._count(batch) for batch in batches]
             known = [each for each in counts if each is not None]
             if len(known) == len(counts):
-                self.scale.totals = self._sum(torch.stack(known).sum(0).to(device))
+                self._totals = self._sum(torch.stack(known).sum(0).to(device))
 
     @property
     def is_scaled(self) -> bool:
         """Whether a micro-batch of the step in progress has the part in the loss that is its share of the step."""
-        return self.scale.totals is not None or self._counts is not None
+        return self._totals is not None or self._counts is not None
 
     @property
     def _sets_scale(self) -> bool:

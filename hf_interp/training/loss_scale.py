@@ -27,40 +27,26 @@ ROUTER_LOSSES = {
 """Outputs of mixtures of experts that are added to the loss, and what their weights may be called."""
 
 
-class LossScale:
-    """Knows of the labels and examples of a global batch, and of the share of each micro-batch in them."""
+def part_of_batch(
+    loss: torch.Tensor, counts: torch.Tensor, totals: torch.Tensor, added: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return a micro-batch's part of the global batch's loss.
 
-    def __init__(self) -> None:
-        self.totals: torch.Tensor | None = None  # labels and examples of the global batch, if they are known
-
-    @property
-    def num_labels(self) -> torch.Tensor:
-        """The labels of the global batch, at least 1."""
-        assert self.totals is not None
-        return self.totals[0].clamp(min=1)
-
-    def part(self, loss: torch.Tensor, counts: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
-        """Return a micro-batch's part of the global batch's loss.
-
-        Args:
-            loss: what the model returned; of a micro-batch without a label it counts as 0.
-            counts: labels and examples of the micro-batch.
-            added: what of the loss is a mean over examples.
-        """
-        assert self.totals is not None
-        of_labels, of_examples = counts / self.totals.clamp(min=1)
-        over_labels = loss if added is None else loss - added
-        part = torch.where(counts[0] > 0, over_labels, torch.zeros_like(over_labels)) * of_labels
-        return part if added is None else part + added * of_examples
+    Args:
+        loss: what the model returned; of a micro-batch without a label it counts as 0.
+        counts, totals: labels and examples of the micro-batch and of the global batch, (2,) each.
+        added: what of the loss is a mean over examples.
+    """
+    of_labels, of_examples = counts / totals.clamp(min=1)
+    over_labels = loss if added is None else loss - added
+    part = torch.where(counts[0] > 0, over_labels, torch.zeros_like(over_labels)) * of_labels
+    return part if added is None else part + added * of_examples
 
 
 def count_batch(inputs: Mapping[str, Any], *, shift_labels: bool, config: Any) -> torch.Tensor | None:
     """Return the labels and examples of a micro-batch, (2,), int64; `None` if it has no tensor of labels.
 
-    Args:
-        inputs: what the model gets.
-        shift_labels: whether position i predicts label i + 1.
-        config: the model's, which may name a further label that does not count, as segmentation has it.
+    The configuration of the model may name a further label that does not count, as segmentation has it.
     """
     labels, shifted = inputs.get("labels"), inputs.get("shift_labels")
     if not isinstance(labels, torch.Tensor) or labels.dim() == 0:

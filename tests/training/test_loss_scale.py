@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_interp.training.loss_scale import LossScale, count_batch, mean_over_examples
+from hf_interp.training.loss_scale import count_batch, mean_over_examples, part_of_batch
 
 LABELS = torch.tensor([[0, 1, -100], [1, -100, -100]])
 PIXELS = torch.tensor([[[0, 255], [1, -100]]])
@@ -33,16 +33,12 @@ def test_labels_and_examples_are_counted(inputs: Any, shifts: bool, expected: li
 
 
 def test_a_part_is_the_share_of_the_labels_and_of_the_examples() -> None:
-    scale = LossScale()
-    scale.totals = torch.tensor([12, 8])
-    counts = torch.tensor([3, 4])
-    assert scale.part(torch.tensor(2.0), counts, None).item() == 0.5
-    assert scale.part(torch.tensor(2.0), counts, torch.tensor(0.5)).item() == 1.5 * 0.25 + 0.5 * 0.5
-    nothing = torch.tensor(float("nan"), requires_grad=True)
-    assert scale.part(nothing * 1, torch.tensor([0, 4]), torch.tensor(0.5)).item() == 0.25
-    scale.totals = torch.tensor([0, 8])
-    assert scale.part(nothing, torch.tensor([0, 4]), None).item() == 0.0
-    assert scale.num_labels == 1
+    totals, counts, added = torch.tensor([12, 8]), torch.tensor([3, 4]), torch.tensor(0.5)
+    assert part_of_batch(torch.tensor(2.0), counts, totals).item() == 0.5
+    assert part_of_batch(torch.tensor(2.0), counts, totals, added).item() == 1.5 * 0.25 + 0.5 * 0.5
+    nothing, no_labels = torch.tensor(float("nan")), torch.tensor([0, 4])
+    assert part_of_batch(nothing, no_labels, totals, added).item() == 0.25
+    assert part_of_batch(nothing, no_labels, torch.tensor([0, 8])).item() == 0.0
 
 
 def test_what_is_a_mean_over_examples_is_found() -> None:
