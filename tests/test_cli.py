@@ -216,7 +216,7 @@ BAD_RECIPES = {
     ),
     "unknown schedule": (field(alpha_schedule_type="linaer"), "got 'linaer'. Did you mean 'linear'?"),
     "alpha out of range": (field(alpha_end=1.5), "`alpha_end` must be an α in [0, 1], got 1.5."),
-    "no max_steps": (field(max_steps=None), "A mixture needs `max_steps`, got -1."),
+    "no max_steps": (field(max_steps=0), "`max_steps` must be at least 1, got 0."),
     "unknown task": (field(task="sequence-clasification"), "Did you mean 'sequence-classification'?"),
     "unknown adapter": (field(peft="lorra"), "got 'lorra'. Did you mean 'lora'?"),
     "missing file": (corpus(path="/absent/law.csv"), "There is no file '/absent/law.csv' (corpus 'domain')."),

@@ -40,15 +40,17 @@ logger = logging.getLogger(__name__)
 BASE = "M₀"
 INTERPOLATED_SUFFIX = " + M_α"
 """After a method: its weights, interpolated with M₀'s."""
+FIXED = {"alpha_controller": None, "alpha_controller_kwargs": None}
 METHODS: dict[str, dict[str, Any]] = {
-    "domain only": {"alpha": 1.0},
+    "domain only": {"alpha": 1.0, **FIXED},
     "general → domain": {
+        **FIXED,
         "alpha_schedule_type": "steps",
         "alpha_schedule_kwargs": {"values": [0.0, 1.0]},
         "alpha_initial_steps": 0,
         "alpha_target_steps": 0,
     },
-    "constant 0.5": {"alpha": 0.5},
+    "constant 0.5": {"alpha": 0.5, **FIXED},
     "scheduled α": {},
 }
 """Fields that are laid over the recipe for each method."""
@@ -92,6 +94,9 @@ def compare(
     parsed.alpha_search = parsed.alpha_search or AlphaSearch()
     task = check_recipe(parsed, args)
     data = _with_validation(load_data(parsed, task))
+    if args.max_steps < 0:  # epochs, of which other α make other numbers of steps: a comparison is at equal steps
+        recipe = {**recipe, "max_steps": plan_data(data, args).max_steps}
+        args = parse_recipe(recipe)[1]
     for method in chosen:  # now, so that none fails after hours of others
         plan_data(data, parse_recipe(with_alpha(recipe, METHODS[method]))[1])
     for warning in plan_data(data, args).warnings():

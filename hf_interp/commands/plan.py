@@ -16,6 +16,7 @@ from hf_interp.commands.distance import DomainDistance, check_both_sides, format
 from hf_interp.losses.per_example import IGNORE_INDEX
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.corpus import Corpus
+from hf_interp.mixture.epochs import Epochs
 from hf_interp.mixture.packing import mean_tokens
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.tasks.build import check_recipe, format_cut, load_data, plan_data
@@ -25,6 +26,9 @@ from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fau
 from hf_interp.utils.console import format_table
 
 COUNTS = ("drawn", "tokens", "passes", "all read at step")
+
+MOST_BORDERS = 8
+"""Ends of epochs that are told."""
 
 MOST_STEPS = 2000
 """That are looked at: of a longer run so many, evenly spaced."""
@@ -85,6 +89,7 @@ class Preview(NamedTuple):
     resumed: Resumed | None
     weighted_alpha: float | None
     """The mean of α weighted by the learning rate, if that is known beforehand."""
+    epochs: Epochs
     distance: DomainDistance | None = None
     """Of the two sides for M₀, if it was measured."""
     cut: Mapping[str, Sequence[int]] = MappingProxyType({})
@@ -130,6 +135,7 @@ def plan_recipe(
         {name: length for name, length in lengths.items() if length is not None},
         resumed,
         rate_weighted_alpha(plan, args),
+        Epochs(plan, args.mixture_epoch),
         None if distance_examples is None else measure_distance(recipe, args, data, num_examples=distance_examples),
         data.cut,
         {corpus.name: sample_texts(corpus, data.tokenizer, recipe, num_samples) for corpus in data.corpora}
@@ -167,6 +173,8 @@ def summarise(preview: Preview) -> dict[str, Any]:
     """Return `MixturePlan.summary()` with what else a `Preview` has, and what each corpus gave before it is resumed."""
     plan, resumed = preview.plan, preview.resumed
     summary = {**plan.summary(), "rate_weighted_alpha": preview.weighted_alpha}
+    epochs = {"side": preview.epochs.side, "count": preview.epochs.passed(plan.max_steps)[0]}
+    summary["epochs"] = {**epochs, "ends": preview.epochs.borders(MOST_BORDERS)}
     for corpus in summary["corpora"]:
         mean = preview.mean_tokens.get(corpus["name"])
         corpus["tokens"] = None if mean is None else round(mean * corpus["drawn"])
@@ -188,6 +196,9 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     total = f", about {sum(tokens):,} tokens" if None not in tokens else ""
     resumed, weighted = summary.get("resumed"), summary["rate_weighted_alpha"]
     since = f" (from step {summary['start_step']:,} on)" if summary["start_step"] else ""
+    epochs, more = summary["epochs"], ", …" if len(summary["epochs"]["ends"]) < summary["epochs"]["count"] else ""
+    sides = "both sides" if epochs["side"] == "all" else epochs["side"]
+    ends = ", ".join(f"{step:,}" for step in epochs["ends"]) + more
     lines = []
     if resumed is not None:
         changes = "; ".join(resumed["changes"]) or "none, so the order stays that of the first run"
@@ -199,6 +210,7 @@ def format_plan(summary: Mapping[str, Any]) -> str:
         + ("" if weighted is None else f"; α weighted by the learning rate: {weighted:.1%}"),
         *(["α is a share of tokens, the shares of a side are of examples"] if summary["unit"] == "tokens" else []),
         f"fingerprint: {summary['fingerprint']}",
+        f"epochs (passes of {sides}): {epochs['count']:.4g}, which end at step {ends}",
         "",
         format_table(
             ["step", *(f"{mark['step']:,}" for mark in summary["alpha"])],

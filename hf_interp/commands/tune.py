@@ -198,13 +198,15 @@ def tune_recipe(
     data = load_data(parsed, task)
     sets = data.validation_sets or data.eval_sets
     data = replace(data, eval_sets={name: sets[name] for name in (search.domain, search.general) if name in sets})
-    plan_data(data, args)  # now, so that bad input leaves nothing behind
+    steps = plan_data(data, args).max_steps  # now, so that bad input leaves nothing behind
+    if args.max_steps < 0:  # epochs, of which other α make other numbers of steps: trials are to have as many
+        recipe = {**recipe, "max_steps": steps}
     folder = Path(args.output_dir or ".")
     with _open_study(storage, folder, study_name) as study, tempfile.TemporaryDirectory() as scratch:
         _settle(study, {"recipe": {**recipe, "output_dir": None}, "space": restricted.to_dict()})
         run = {**recipe, **TRIAL, "output_dir": scratch}
         rows = [trial.user_attrs["row"] for trial in _trials(study, "COMPLETE")]
-        with quiet_bar(max(trials - len(rows), 0) * args.max_steps, shown=not args.disable_tqdm) as bar:
+        with quiet_bar(max(trials - len(rows), 0) * steps, shown=not args.disable_tqdm) as bar:
             if "base_metrics" not in study.user_attrs:
                 study.set_user_attr("base_metrics", evaluations([quiet_trainer(run, data, bar).evaluate()]))
             base = study.user_attrs["base_metrics"]

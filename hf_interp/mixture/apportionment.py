@@ -7,8 +7,9 @@ a Huffman tree every second level halves the share, so each corpus stays within 
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -128,6 +129,18 @@ def share_units(corpora: Sequence[CorpusSpec], unit: Unit) -> list[int]:
         for (index, _), weight in zip(members, weights, strict=True):
             shares[index] = weight / (total or 1.0)
     return [max(round(share * (1 << ALPHA_BITS)), 1 if share > 0 else 0) for share in shares]
+
+
+def domain_slots(units: IntArray, batch_size: int) -> IntArray:
+    """Return round(B·Σα) for sums of α in units of 2⁻³⁰: the slots of the domain side."""
+    # with the whole units taken out first so that nothing overflows
+    whole, rest = units >> ALPHA_BITS, units & ((1 << ALPHA_BITS) - 1)
+    return batch_size * whole + ((2 * batch_size * rest + (1 << ALPHA_BITS)) >> (ALPHA_BITS + 1))
+
+
+def weigher(corpora: Sequence[CorpusSpec], units: Sequence[int], unit: Unit) -> Callable[[IntArray], IntArray] | None:
+    """Return the function that makes a share α of what is counted one of examples; `None` where that is the same."""
+    return None if unit == "examples" else partial(example_alpha, corpora=corpora, units=units)
 
 
 def example_alpha(alpha: IntArray, corpora: Sequence[CorpusSpec], units: Sequence[int]) -> IntArray:

@@ -5,6 +5,7 @@ and the new one opens at the counts it has consumed, so that inside a pass nothi
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from hf_interp.mixture.apportionment import CorpusSpec
@@ -39,6 +40,8 @@ def continue_plan(fresh: MixturePlan, saved: Mapping[str, Any], step: int) -> Co
     _check_contents(old, fresh)
     changes = plan_changes(old, fresh)
     if not changes:
+        kept = zip(old.corpora, fresh.corpora, strict=True)
+        old.corpora = tuple(replace(was, max_passes=now.max_passes) for was, now in kept)  # which no plan is known by
         return Continuation(old, [])
     if step >= fresh.max_steps:
         raise ValueError(

@@ -167,6 +167,8 @@ class AdaptiveAlpha:
         if len(alphas) != len(steps):
             raise ValueError(f"The controller must give α for {len(steps)} steps, got {len(alphas)}: {alphas}.")
         self.plan.commit(alphas)
+        if any(abs(self.plan.alpha(step) - alpha) > 1e-8 for step, alpha in zip(steps, alphas, strict=True)):
+            reason += "; moved to keep to `max_passes`"
         decision = {
             "step": global_step,
             "from_step": steps.start,

@@ -23,9 +23,9 @@ Only NumPy is imported here.
 import copy
 import hashlib
 import json
-from bisect import bisect_left
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,9 +39,10 @@ from hf_interp.mixture.apportionment import (
     Side,
     Unit,
     check_corpora,
-    example_alpha,
+    domain_slots,
     share_tree,
     share_units,
+    weigher,
 )
 from hf_interp.mixture.permutations import IntArray, batch_orders, derive_key, permute, splitmix64
 from hf_interp.mixture.schedules import AlphaSchedule
@@ -130,10 +131,11 @@ class MixturePlan:
         self.num_committed = self.max_steps if num_committed is None else min(int(num_committed), self.max_steps)
         self.is_adaptive = self.num_committed < self.max_steps
         self._share_units = share_units(self.corpora, unit)
-        self._alphas = self._schedule = AlphaTable.tabulate(alpha_schedule, self.max_steps, self._weigh())
+        weigh = weigher(self.corpora, self._share_units, unit)
+        self._alphas = self._schedule = AlphaTable.tabulate(alpha_schedule, self.max_steps, weigh)
         self._work_out()
         self._check_sides_asked_for(self._alphas.blocks())
-        self._check_max_passes()
+        self._check_max_passes(self.max_steps)
 
     def __len__(self) -> int:
         """Return the number of slots in the run."""
@@ -150,7 +152,7 @@ class MixturePlan:
         return self._schedule[min(max(step, 0), self.max_steps - 1)] / (1 << ALPHA_BITS)
 
     def commit(self, alphas: Sequence[float]) -> None:
-        """Fix α of the next steps that have none fixed yet.
+        """Fix α of the next steps that have none fixed yet, each at the nearest value that keeps to all `max_passes`.
 
         Raises:
             ValueError: for an α outside [0, 1], a side without a corpus, or more steps than the run has left.
@@ -158,7 +160,7 @@ class MixturePlan:
         first, last = self.num_committed, self.num_committed + len(alphas)
         if last > self.max_steps:
             raise ValueError(f"α of steps {first} … {last - 1} cannot be fixed: the run has {self.max_steps} steps.")
-        fixed = to_units(alphas, first, self.max_steps)
+        fixed = self._within_passes(to_units(alphas, first, self.max_steps), first)
         self._check_sides_asked_for([(first, fixed)])
         self._alphas, self.num_committed = self._alphas.replaced(first, fixed), last
 
@@ -178,7 +180,7 @@ class MixturePlan:
                     plan._alphas = plan._alphas.replaced(first, fixed[: max(plan.num_committed - first, 0)])
         plan._work_out()
         plan._check_sides_asked_for(plan._alphas.blocks(step))
-        plan._check_max_passes()
+        plan._check_max_passes(plan.num_committed)
         return plan
 
     def plan_of(self, step: int) -> "MixturePlan":
@@ -351,7 +353,8 @@ class MixturePlan:
         )
         plan._share_units = [round(corpus["share"] * (1 << ALPHA_BITS)) for corpus in state["corpora"]]
         plan.is_adaptive = state["adaptive"]
-        plan._alphas = plan._schedule = AlphaTable(state["alpha"], plan._weigh())
+        weigh = weigher(plan.corpora, plan._share_units, plan.unit)
+        plan._alphas = plan._schedule = AlphaTable(state["alpha"], weigh)
         if plan.is_adaptive:
             plan._schedule = AlphaTable(state["schedule"])
         plan.previous = None if state["previous"] is None else cls.from_dict(state["previous"])
@@ -402,12 +405,6 @@ class MixturePlan:
         """Return the steps that tell the schedule: both ends, the borders of phases, even points between."""
         return self._alphas.landmarks(self.start_step, most // 2)
 
-    def _weigh(self) -> partial[IntArray] | None:
-        """Return what makes a share of tokens one of examples, where tokens are counted."""
-        if self.unit == "examples":
-            return None
-        return partial(example_alpha, corpora=self.corpora, units=self._share_units)
-
     def _work_out(self) -> None:
         """Work out what follows from the state of the plan."""
         self._trees = {side: share_tree(self._share_units, self._side(side)) for side in SIDES}
@@ -426,9 +423,7 @@ class MixturePlan:
     def _side_totals(self, steps: IntArray) -> dict[Side, IntArray]:
         """Return the slots of each side from `start_step` to before each of `steps`."""
         units = self._alphas.sums_before(steps) - self._alphas.sums_before(np.array([self.start_step]))
-        # round(B·Σα / 2³⁰), with the whole units taken out first so that nothing overflows
-        whole, rest = units >> ALPHA_BITS, units & ((1 << ALPHA_BITS) - 1)
-        domain = self.batch_size * whole + ((2 * self.batch_size * rest + (1 << ALPHA_BITS)) >> (ALPHA_BITS + 1))
+        domain = domain_slots(units, self.batch_size)
         return {"general": (steps - self.start_step) * self.batch_size - domain, "domain": domain}
 
     def _drawn_since_start(self, steps: IntArray) -> IntArray:
@@ -464,13 +459,45 @@ class MixturePlan:
                     f"{1 if missing == ['general'] else 0}."
                 )
 
-    def _check_max_passes(self) -> None:
-        for corpus, passes in zip(self.corpora, self.passes(self.max_steps), strict=True):
+    def _check_max_passes(self, step: int) -> None:
+        """Refuse what is read too often before a step; where α adapts, `commit` holds it from there on."""
+        for corpus, passes in zip(self.corpora, self.passes(step), strict=True):
             if passes is not None and corpus.max_passes is not None and passes > corpus.max_passes:
                 raise ValueError(
                     f"Corpus {corpus.name!r} would be read {passes:.2f} times, but its `max_passes` is "
                     f"{corpus.max_passes:g}. Take fewer steps, lower its share, or raise `max_passes`."
                 )
+
+    def _within_passes(self, units: IntArray, first: int) -> IntArray:
+        """Return the α nearest to those given for the steps from `first` on that keep to every `max_passes`."""
+        if all(corpus.max_passes is None for corpus in self.corpora):
+            return units
+        weigh, full, found = self._alphas.weigh or np.asarray, 1 << ALPHA_BITS, units.copy()
+        sums = self._alphas.sums_before(np.array([self.start_step, first]))
+        total, (most_general, most_domain) = int(sums[1] - sums[0]), (self._most_slots(side) for side in SIDES)
+        for index in range(len(units)):
+            slots = (first + index + 1 - self.start_step) * self.batch_size
+            least = -((most_general - slots) * full // self.batch_size)  # Σα after the step, rounded towards fewer
+            least, most = least - total, most_domain * full // self.batch_size - total
+            weighed = int(weigh(units[index : index + 1])[0])
+            if weighed > most:
+                found[index] = bisect_right(range(full + 1), most, key=lambda unit: int(weigh(np.array([unit]))[0])) - 1
+            elif weighed < least:
+                found[index] = bisect_left(range(full), least, key=lambda unit: int(weigh(np.array([unit]))[0]))
+            total += int(weigh(found[index : index + 1])[0])
+        return found
+
+    def _most_slots(self, side: Side) -> int:
+        """Return how many slots a side may have from `start_step` on before a corpus exceeds its `max_passes`."""
+        limits = [(each.max_passes or math.inf) * (each.num_examples or math.inf) + 1e-9 for each in self.corpora]
+        tree, counts = self._trees[side], np.zeros((1, len(self.corpora)), np.int64)
+
+        def exceeds(total: int) -> bool:
+            if tree is not None:
+                tree.apportion(np.array([total]), counts)
+            return bool((counts[0] + self._start_drawn > limits).any())
+
+        return bisect_left(range(len(self) + 1), True, key=exceeds) - 1
 
     def _draw(self, block: int, places: slice | IntArray) -> Draw:
         """Return what some places of a block hold."""

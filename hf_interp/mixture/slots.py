@@ -1,7 +1,7 @@
 """Slots: the part of a plan that a process reads, and its examples, batches and collator."""
 
 import json
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -69,6 +69,7 @@ class SlotRequest(NamedTuple):
     first_slot: int
     corpus: IntArray
     example: IntArray
+    epoch: int = 0
 
 
 class SlotBatch(list):  # type: ignore[type-arg]
@@ -108,6 +109,7 @@ class SlotDataset(Dataset[Any]):
         # opened when first read, in the process that reads; streams by (reader, corpus)
         self._readers: CorpusReaders | None = None
         self._stream_readers: dict[tuple[int, int], StreamReader] = {}
+        self._epoch: int | None = None
         # Setting and restoring random states takes some 0.1 ms a batch: only for datasets that may augment at random.
         self._may_draw = not all(reads_plainly(corpus.dataset) for corpus in corpora)
 
@@ -119,7 +121,8 @@ class SlotDataset(Dataset[Any]):
 
     def __getitems__(self, slots: SlotRequest | Sequence[int]) -> SlotBatch:
         if isinstance(slots, SlotRequest):
-            first_slot, corpus, example = slots
+            first_slot, corpus, example, epoch = slots
+            self._set_epoch(epoch)
             numbers = np.arange(first_slot, first_slot + len(corpus))
         else:
             first_slot, (corpus, _, example) = slots[0], self.plan.locate(slots)
@@ -150,6 +153,15 @@ class SlotDataset(Dataset[Any]):
                 states[self.corpora[index].name] = stream.state_dict()
         return dict(states)
 
+    def _set_epoch(self, epoch: int) -> None:
+        """Tell datasets with a `set_epoch`, in the process that reads them; streams go by their own passes."""
+        if epoch == self._epoch:
+            return
+        self._epoch = epoch
+        for corpus in self.corpora:
+            if not corpus.is_stream and hasattr(corpus.dataset, "set_epoch"):
+                corpus.dataset.set_epoch(epoch)
+
     def _read_stream(self, reader: int, index: int, count: int) -> tuple[list[Any], IntArray]:
         """Return the next examples of a stream for a reader, and numbers for them that no other reader gives."""
         if (reader, index) not in self._stream_readers:
@@ -166,19 +178,27 @@ class SlotDataset(Dataset[Any]):
 class SlotSampler(Sampler[Any]):
     """Sampler of what this process reads, a micro-batch at a time, from micro-batch number `first_batch` on.
 
-    It runs in the main process: worker processes are told what to read, and need not know α.
+    It runs in the main process: worker processes are told what to read, and need not know α. `epoch_of` gives the
+    number of the epoch to which a step belongs.
     """
 
     drop_last = True  # read by accelerate; batches are never short
 
-    def __init__(self, plan: MixturePlan, shard: BatchShard, first_batch: int = 0) -> None:
+    def __init__(
+        self,
+        plan: MixturePlan,
+        shard: BatchShard,
+        first_batch: int = 0,
+        epoch_of: Callable[[int], int] = lambda step: 0,
+    ) -> None:
+        self.epoch_of = epoch_of
         self.plan, self.shard, self.first_batch, self.batch_size = plan, shard, first_batch, shard.batch_size
 
     def __iter__(self) -> Iterator[SlotRequest]:
         for batch in range(self.first_batch, len(self)):
             first = self.shard.first_slot(batch)
             corpus, _, example = self.plan.locate(range(first, first + self.batch_size))
-            yield SlotRequest(first, corpus, example)
+            yield SlotRequest(first, corpus, example, self.epoch_of(first // self.plan.batch_size))
 
     def __len__(self) -> int:
         """Return the number of micro-batches of this process in the whole run."""

@@ -88,14 +88,9 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
     for name, corpus in [*recipe.eval_corpora.items(), *recipe.validation_corpora.items()]:
         if corpus.objective == DISTILL:
             raise ValueError(f"The set {name!r} cannot have the objective {DISTILL!r}, which is for training corpora.")
-    if trains and args.max_steps <= 0:
-        raise ValueError(
-            f"A mixture needs `max_steps`, got {args.max_steps}. Set it in the recipe or with --max_steps."
-        )
     if trains and recipe.peft is not None:
-        check_adapter(
-            recipe.peft, task.info.peft_type, max_steps=args.max_steps, is_interpolated=recipe.alpha_search is not None
-        )
+        steps, is_interpolated = max(args.max_steps, 0), recipe.alpha_search is not None
+        check_adapter(recipe.peft, task.info.peft_type, max_steps=steps, is_interpolated=is_interpolated)
     check_search(recipe)
     _check_columns(recipe)
     _check_controller(recipe, args)
@@ -231,7 +226,8 @@ def build_model(recipe: Recipe, task: Task, args: InterpolationConfig) -> torch.
     _settle_new_head(args, recipe, new_names)
     if recipe.peft is None:
         return model
-    return adapt(model, recipe.peft, task_type=task.info.peft_type, max_steps=args.max_steps, new_names=new_names)
+    steps = max(args.max_steps, 0)
+    return adapt(model, recipe.peft, task_type=task.info.peft_type, max_steps=steps, new_names=new_names)
 
 
 def build_trainer(

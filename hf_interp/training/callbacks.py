@@ -134,7 +134,7 @@ class AlphaCallback(TrainerCallback, ExportableState):
 
 
 class ControllerCallback(TrainerCallback):
-    """Lets a run decide on α after every optimizer step, and hands it the metrics of evaluations."""
+    """Lets a run decide on α after every optimizer step and end its epochs, and hands it the metrics of evaluations."""
 
     def __init__(self, run: MixtureRun) -> None:
         self.run = run
@@ -147,8 +147,10 @@ class ControllerCallback(TrainerCallback):
         self.first_step = state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Decide, if it is time."""
+        """Decide, if it is time; note how many passes lie behind, at the end of which an epoch ends."""
         self.run.decide_alpha(state)
+        state.epoch, is_end = self.run.epochs.passed(state.global_step)
+        control.should_epoch_stop |= is_end
 
     def on_evaluate(
         self,

@@ -11,6 +11,7 @@ from transformers import Seq2SeqTrainingArguments
 from hf_interp.losses.kl_divergence import DIRECTIONS, Direction
 from hf_interp.mixture.apportionment import UNITS, Unit
 from hf_interp.mixture.controllers import AlphaController, get_controller
+from hf_interp.mixture.epochs import EPOCH_SIDES, EpochSide
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, get_alpha_schedule
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.yaml_values import parse_mapping, with_numbers
@@ -36,7 +37,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
 
     α(step) is the share of domain examples in the global batch of a step. It is held at `alpha_start` for
     `alpha_initial_steps`, moves to `alpha_end`, and is held there for `alpha_target_steps`. The settings take effect
-    when the trainer's `train_dataset` is a mixture; `max_steps` must then be set.
+    when the trainer's `train_dataset` is a mixture.
 
     An `anchor` ties the model to the pretrained M₀ with the weight (1 − α)·`anchor_strength`, over a mixture or an
     ordinary dataset (see `hf_interp.losses.anchor`).
@@ -56,6 +57,8 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         alpha_target_steps (`float`, *optional*, defaults to 0): steps for which α is held at its end, or their share of
             the run if below 1.
         mixture_unit (`str`, *optional*, defaults to `"examples"`): what α and the shares count: "examples" or "tokens".
+        mixture_epoch (`str`, *optional*, defaults to `"domain"`): the side whose pass is an epoch: "domain", "general",
+            or "all" for as many examples as both have. `num_train_epochs` counts them where `max_steps` is not set.
         alpha_controller (`str`, *optional*): let α answer to training: guard holds α back while a general metric
             is worse than at its start.
         alpha_controller_kwargs (`dict`, *optional*): arguments of the controller, such as `{"tolerance": 0.1}`.
@@ -100,6 +103,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
     alpha_initial_steps: float = 0.0
     alpha_target_steps: float = 0.0
     mixture_unit: Unit = "examples"
+    mixture_epoch: EpochSide = "domain"
     alpha_controller: str | None = None
     alpha_controller_kwargs: dict[str, Any] | str | None = None
     alpha_update_steps: int = 10
@@ -131,6 +135,8 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.mixture_unit not in UNITS:
             raise ValueError(f"`mixture_unit` must be 'examples' or 'tokens', got {self.mixture_unit!r}.")
+        if self.mixture_epoch not in EPOCH_SIDES:
+            raise ValueError(f"`mixture_epoch` must be {' or '.join(EPOCH_SIDES)}, got {self.mixture_epoch!r}.")
         self.build_alpha_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
         self.build_alpha_controller()
         self._check_anchor()

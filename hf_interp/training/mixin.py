@@ -5,7 +5,7 @@ ties the model to M₀. The mixin calls them at the right moments of a `Trainer`
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
 
 from hf_interp.losses.anchor import Anchor
 from hf_interp.mixture.controllers import AlphaController
@@ -78,11 +78,12 @@ class InterpolationMixin(_Base):
         alpha (`float` or `None`): α of the step in progress or just ended.
 
     Raises:
-        ValueError: when constructed, if the mixture cannot be planned (no `max_steps`, an empty corpus, differing
+        ValueError: when constructed, if the mixture cannot be planned (an empty corpus, differing
             columns or labels, an α outside [0, 1]), or the anchor cannot work with the model.
     """
 
     train_dataset: Any
+    control: TrainerControl
     loss_is_scaled_for_ga: bool | None
     _loss_shifts_labels: bool
     recipe: dict[str, Any] | None = None
@@ -97,6 +98,7 @@ class InterpolationMixin(_Base):
     _given_alpha: dict[str, Any]
     _saved: SavedRun | None = None  # while a checkpoint is resumed
     _gen_kwargs_of_sets: Mapping[str, Any] | None = None  # while sets are evaluated
+    _batches: Iterator[Any] | None = None  # those of the run that are left
 
     def __init__(
         self,
@@ -211,9 +213,39 @@ class InterpolationMixin(_Base):
             return super().get_train_dataloader()
         first_step = 0 if self._saved is None else self._saved.global_step
         first_batch = first_step * self.args.gradient_accumulation_steps
-        sampler = SlotSampler(self._run.plan, self._run.shard, first_batch)
+        self._batches = None
+        sampler = SlotSampler(self._run.plan, self._run.shard, first_batch, self._run.epoch_of)
         collator = make_collator(self, self._run, self._heads, self._traits)
         return slot_loader(self.train_dataset, sampler, collator, self.args, self.accelerator)
+
+    def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any], *rest: Any) -> Any:
+        """Count steps and epochs as `Trainer` does; those of a mixture are its plan's."""
+        found = super().set_initial_training_values(args, dataloader, *rest)
+        if self._run is None:
+            return found
+        plan = self._run.plan
+        _, _, num_examples, _, batch_size, steps_in_epoch, _ = found
+        count = self._run.epochs.count()
+        return count, plan.max_steps, num_examples, len(plan), batch_size, steps_in_epoch, plan.max_steps
+
+    def _run_epoch(self, *, train_dataloader: Any, epoch: int, **kwargs: Any) -> None:
+        """Run an epoch of `Trainer`; over a mixture, one that `ControllerCallback` ends where the plan has a border.
+
+        All epochs read on from one iterator. After the last that was counted, more follow until the plan ends: with
+        epochs that were stopped early, or an α that adapts, there are others than had been planned.
+        """
+        if self._run is None:
+            super()._run_epoch(train_dataloader=train_dataloader, epoch=epoch, **kwargs)
+            return
+        self._batches = self._batches or iter(train_dataloader)
+        while (left := self.state.max_steps - self.state.global_step) > 0:
+            size = {"num_update_steps_per_epoch": left, "steps_in_epoch": left * self.args.gradient_accumulation_steps}
+            super()._run_epoch(train_dataloader=self._batches, epoch=epoch, **{**kwargs, **size})
+            if self.control.should_training_stop or epoch + 1 < self.state.num_train_epochs:
+                return
+            epoch, kwargs["resume_from_checkpoint"] = epoch + 1, None
+            self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+        self.control.should_training_stop = True
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Get the micro-batches of a step, and count their labels and examples; a worker that died is named."""

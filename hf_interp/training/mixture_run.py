@@ -17,11 +17,12 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerState, TrainingArguments
 
-from hf_interp.mixture.apportionment import SIDES
+from hf_interp.mixture.apportionment import SIDES, check_corpora
 from hf_interp.mixture.collators import DISTILL, OBJECTIVES_KEY, TASK
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.mixture.corpus import Corpus
+from hf_interp.mixture.epochs import Epochs, EpochSide, steps_of_epochs
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
 from hf_interp.mixture.slots import BATCH_KEY, CORPUS_KEY, ORDER_KEY, STREAMS_KEY, BatchShard, SlotDataset, whole_hash
@@ -49,6 +50,7 @@ class MixtureRun:
     alpha_controller: AlphaController | None = None
     objectives: Sequence[str] = ()  # all that corpora can train, the model's own task first
     plan: MixturePlan = field(init=False)  # once the run has begun
+    epochs: Epochs = field(init=False)
     shard: BatchShard = field(init=False)  # the part of a global batch that this process reads
     meters: CorpusMeters = field(init=False)
     guard: LossGuard = field(init=False)
@@ -91,7 +93,7 @@ class MixtureRun:
             warnings += self._continue_plan(saved)
         for warning in warnings:
             self.warn(warning)
-        self.adaptive = None
+        self.epochs, self.adaptive = Epochs(self.plan, epoch_side(self.args)), None
         if controller is not None and self.plan.is_adaptive:
             self.adaptive = AdaptiveAlpha(self.plan, controller, *update_steps_and_lag(self.args))
         if saved is not None and saved.mixture is not None:
@@ -100,7 +102,8 @@ class MixtureRun:
 
     def _fresh_plan(self, batch_size: int, *, is_adaptive: bool) -> MixturePlan:
         """Return the plan of the present settings from step 0, and check one that is given."""
-        plan, max_steps = self.given_plan, self.args.max_steps
+        plan = self.given_plan
+        max_steps = self.args.max_steps if plan is None or self.args.max_steps >= 0 else plan.max_steps
         if plan is None:
             schedule = self.alpha_schedule
             return plan_mixture(self.corpora, self.args, schedule, batch_size=batch_size, is_adaptive=is_adaptive)
@@ -198,6 +201,10 @@ class MixtureRun:
         own = [index for index, each in enumerate(self.corpora) if (each.objective or TASK) == name]
         return corpus[torch.isin(corpus, torch.tensor(own, device=corpus.device))]
 
+    def epoch_of(self, step: int) -> int:
+        """Return the number of the epoch to which a step belongs, if a dataset is to be told of it."""
+        return self.epochs.number(step) if any(hasattr(each.dataset, "set_epoch") for each in self.corpora) else 0
+
     def decide_alpha(self, state: TrainerState) -> None:
         """Ask the controller for the next α, if there is one and it is time."""
         if self.adaptive is None or not self.adaptive.is_due(state.global_step):
@@ -279,33 +286,40 @@ def plan_mixture(
 
     Args:
         corpora: what is mixed.
-        args: `max_steps`, the seed of the data and, in an `InterpolationConfig`, the schedule; with plain
-            `TrainingArguments` α is 0.5 throughout.
+        args: `max_steps` or `num_train_epochs`, the seed of the data and, in an `InterpolationConfig`, the schedule;
+            with plain `TrainingArguments` α is 0.5 throughout.
         alpha_schedule: wins over that of `args`.
         batch_size: the global batch.
         is_adaptive: leave α open where a controller will decide it.
 
     Raises:
-        ValueError: if `max_steps` is not set, or the mixture cannot be planned.
+        ValueError: if the mixture cannot be planned.
     """
-    if args.max_steps <= 0:
-        raise ValueError(
-            "A mixture needs `max_steps`, because α is a function of step / (max_steps - 1); got "
-            f"{args.max_steps}. Set it to (number of examples to train on) / (global batch size)."
-        )
-    if alpha_schedule is None:
-        of_args = isinstance(args, InterpolationConfig)
-        alpha_schedule = args.build_alpha_schedule() if of_args else constant(DEFAULT_ALPHA)
+
+    def schedule_of(max_steps: int) -> AlphaSchedule:
+        if alpha_schedule is None and isinstance(args, InterpolationConfig):
+            return args.build_alpha_schedule(max_steps)
+        return alpha_schedule or constant(DEFAULT_ALPHA)
+
     unit = args.mixture_unit if isinstance(args, InterpolationConfig) else "examples"
+    specs, max_steps = [corpus.spec(unit) for corpus in corpora], args.max_steps
+    if max_steps < 0:
+        settings: dict[str, Any] = {"batch_size": batch_size, "unit": unit, "side": epoch_side(args)}
+        max_steps = steps_of_epochs(args.num_train_epochs, check_corpora(specs, unit), schedule_of, **settings)
     return MixturePlan(
-        [corpus.spec(unit) for corpus in corpora],
-        alpha_schedule=alpha_schedule,
+        specs,
+        alpha_schedule=schedule_of(max_steps),
         batch_size=batch_size,
-        max_steps=args.max_steps,
+        max_steps=max_steps,
         seed=args.seed if args.data_seed is None else args.data_seed,
         unit=unit,
         num_committed=sum(update_steps_and_lag(args)) if is_adaptive else None,
     )
+
+
+def epoch_side(args: TrainingArguments) -> EpochSide:
+    """Return the side of a mixture whose pass is an epoch."""
+    return args.mixture_epoch if isinstance(args, InterpolationConfig) else "domain"
 
 
 def make_controller(

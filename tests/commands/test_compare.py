@@ -220,3 +220,16 @@ def test_a_method_that_cannot_be_planned_stops_all_before_the_first(toy_recipe: 
 def test_a_comparison_of_nothing_is_refused(toy_recipe: dict[str, Any], nothing: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must not be empty"):
         compare(toy_recipe, **nothing)
+
+
+def test_baselines_know_no_controller_and_all_methods_take_the_steps_of_the_recipes_epochs(
+    toy_recipe: dict[str, Any],
+) -> None:
+    toy_recipe |= {"alpha_controller": "guard", "alpha_update_steps": 2, "alpha_update_lag": 1, "max_steps": None}
+    toy_recipe |= {"alpha_controller_kwargs": {"baseline": 0.001}, "num_train_epochs": 1}  # α goes back at once
+    found = compare(toy_recipe, seeds=[0], methods=["domain only", "constant 0.5", "scheduled α"])
+    assert found.settings["steps"] == 6
+    drawn = {method: rows(found, method)[0]["drawn"] for method in ("domain only", "constant 0.5", "scheduled α")}
+    assert drawn["domain only"] == {"general": 0, "domain": 24}
+    assert drawn["constant 0.5"] == {"general": 12, "domain": 12}
+    assert drawn["scheduled α"]["domain"] < 12

@@ -108,6 +108,16 @@ def test_the_text_tells_every_number(toy_recipe: dict[str, Any], write_recipe: C
     assert lines[-1].startswith("Warning: Corpus 'domain' is read 166.7 times")
 
 
+def test_the_borders_of_epochs_are_told(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    epochs = {"max_steps": None, "num_train_epochs": 2, "alpha_schedule_type": "constant", "alpha_end": 0.5}
+    found = summarise(plan_recipe(str(write_recipe({**toy_recipe, **epochs}))))
+    assert (found["max_steps"], found["epochs"]) == (12, {"side": "domain", "count": 2.0, "ends": [6, 12]})
+    assert "epochs (passes of domain): 2, which end at step 6, 12" in format_plan(found)
+    both = {**toy_recipe, **epochs, "mixture_epoch": "all", "num_train_epochs": 30}
+    text = format_plan(summarise(plan_recipe(str(write_recipe(both)))))
+    assert "epochs (passes of both sides): 30, which end at step 13, 26, 39, 52, 65, 78, 91, 104, …" in text
+
+
 def test_a_plan_without_warnings_has_none(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
     text = format_plan(summarise(plan_recipe(str(write_recipe(toy_recipe)))))
     assert "Warning" not in text
@@ -117,8 +127,7 @@ def test_a_plan_without_warnings_has_none(toy_recipe: dict[str, Any], write_reci
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_steps": None}, r"A mixture needs `max_steps`, got -1\. Set it in the recipe or with --max_steps"),
-        ({"max_steps": 0}, "A mixture needs `max_steps`, got 0"),
+        ({"max_steps": 0}, "`max_steps` must be at least 1, got 0"),
         ({"label_names": None}, "A recipe for sequence-classification must list `label_names`"),
         ({"label_names": []}, "must list `label_names`"),
         ({"peft": "lorra"}, "Did you mean 'lora'"),

@@ -337,7 +337,7 @@ def test_trials_must_be_some(toy_recipe: dict[str, Any], trials: Any) -> None:
     ("changes", "message"),
     [
         ({"eval_corpora": {}, "validation_corpora": {}}, r"needs the set 'domain', but `eval_corpora` has \[\]"),
-        ({"max_steps": -1}, "needs `max_steps`"),
+        ({"max_steps": 0}, "`max_steps` must be at least 1"),
         ({"alpha_search": {"objective": "knee"}}, "must not be 'knee' here"),
         ({"corpora": {"general": {"path": "absent.jsonl"}, "domain": {"path": "absent.jsonl"}}}, "absent"),
     ],

@@ -79,8 +79,7 @@ SECTIONS: dict[str, tuple[type, str]] = {
     ),
     "α of the data, and the anchor": (
         InterpolationConfig,
-        "Further fields of the top level. α of the data needs `max_steps`. A field that only some anchors look at is "
-        "refused with another.",
+        "Further fields of the top level. A field that only some anchors look at is refused with another.",
     ),
 }
 

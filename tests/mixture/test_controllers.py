@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hf_interp.mixture.apportionment import CorpusSpec
+from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.controllers import CONTROLLERS, AdaptiveAlpha, Guard, get_controller
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import linear
@@ -275,3 +276,39 @@ def test_an_empty_range_of_metrics_leaves_the_guard_able_to_decide() -> None:
     work = at_work()
     work.controller = Guard()
     assert work.decide(2, {})["to_step"] == 7
+
+
+@pytest.mark.parametrize("unit", ["examples", "tokens"])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("answer", [1.0, 0.0, 0.9, [0.1, 1.0, 0.7]])
+def test_max_passes_are_kept_whatever_a_controller_decides(answer: Any, batch_size: int, unit: Any) -> None:
+    def part(name: str, side: Any, size: int, share: float, passes: float | None) -> CorpusSpec:
+        limit = {"num_examples": size * batch_size, "share": share, "max_passes": passes}
+        return CorpusSpec(name=name, side=side, mean_tokens=2.0 if side == "general" else 5.0, **limit)
+
+    corpora = [
+        part("web", "general", 10, 0.25, None),
+        part("news", "general", 10, 0.75, 2.5),
+        part("law", "domain", 10, 0.5, 1.5),
+        part("acts", "domain", 30, 0.5, 2),
+    ]
+
+    def planned() -> MixturePlan:
+        sizes = {"batch_size": batch_size, "max_steps": 40, "num_committed": 4}
+        alpha = 0.3 if unit == "examples" else 0.5
+        return MixturePlan(corpora, alpha_schedule=lambda progress: alpha, unit=unit, **sizes)
+
+    plan, answers = planned(), [answer] * 12
+    work = AdaptiveAlpha(plan, Answers(*answers), update_steps=3, lag=1)
+    for step in range(40):
+        if work.is_due(step):
+            work.decide(step, {})
+        if step == 20:
+            work.plan = plan = continue_plan(planned(), json.loads(json.dumps(plan.to_dict())), 20).plan
+    assert plan.num_committed == 40
+    passes = plan.passes(40)
+    assert all(read <= limit for read, limit in zip(passes[1:], (2.5, 1.5, 2), strict=True) if read is not None)
+    reasons = {decision["reason"] for decision in work.decisions}
+    if answer in (1.0, 0.0):  # the limit is reached, and not just kept away from
+        assert reasons == {"because", "because; moved to keep to `max_passes`"}
+        assert passes[2 if answer else 1] == pytest.approx(1.5 if answer else 2.5, abs=2 / batch_size / 10)
