@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from hf_interp.mixture.apportionment import ALPHA_BITS
 from hf_interp.mixture.permutations import IntArray
-from hf_interp.mixture.schedules import AlphaSchedule, progress_of
+from hf_interp.mixture.schedules import AlphaSchedule, Constant, progress_of
 
 BLOCK_STEPS = 1 << 16
 
@@ -46,6 +46,9 @@ class AlphaTable:
         texts = []
         for first in range(0, max_steps, BLOCK_STEPS):
             steps = np.arange(first, min(first + BLOCK_STEPS, max_steps))
+            if isinstance(schedule, Constant) and len(steps) == BLOCK_STEPS and texts:
+                texts.append(texts[0])
+                continue
             progress = (steps / max(max_steps - 1, 1)).tolist()  # `progress_of`, rounded alike
             texts.append(_pack(to_units(list(map(schedule, progress)), first, max_steps)))
         return cls(texts, weigh)

@@ -5,18 +5,25 @@ The trainer uses `SlotSampler`, which asks the plan in the main process what the
 order as a torch `IterableDataset`, for other training loops.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch.distributed
+from accelerate.data_loader import DataLoaderDispatcher, IterableDatasetShard
+from accelerate.state import GradientState, PartialState
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hf_interp.mixture.apportionment import Unit
-from hf_interp.mixture.corpus import Corpus, as_corpora
+from hf_interp.mixture.corpus import Corpus, as_corpora, check_columns
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
 from hf_interp.mixture.slots import BatchShard, SlotDataset
+from hf_interp.mixture.streams import stream_warnings
+
+logger = logging.getLogger(__name__)
 
 READ_AHEAD = 512  # examples that `InterpolatedDataset` reads at a time, at the most
 
@@ -26,7 +33,8 @@ class InterpolatedDataset(IterableDataset[Any]):
 
     Yields the examples of optimizer step 0, then those of step 1, and so on. The order is that of the trainer for the
     same settings, and the same for any number of `DataLoader` workers, if the loader's batch size is
-    `batch_size / (num_processes · gradient_accumulation_steps)`.
+    `batch_size / (num_processes · gradient_accumulation_steps)`. A process gets its own part of each global batch; or
+    all of it where the loader was prepared by accelerate, which divides what it is given.
 
     Args:
         corpora: a mixture in any form that the trainer takes as `train_dataset`.
@@ -35,11 +43,13 @@ class InterpolatedDataset(IterableDataset[Any]):
         alpha_schedule: α over progress; constant at 0.5 by default.
         seed: another seed, another order.
         unit: whether α and the shares count examples or tokens.
-        gradient_accumulation_steps, num_processes, process_index: how a global batch is split; this process gets its
-            part only.
+        gradient_accumulation_steps: how many micro-batches a process makes of its part.
+        num_processes, process_index: of how many processes this is which; by default what torch.distributed or
+            accelerate say when it is read.
 
     Raises:
-        ValueError: if the mixture cannot be planned (see `MixturePlan`) or the batch size does not divide.
+        ValueError: if the mixture cannot be planned (see `MixturePlan`), the corpora do not fit together (see
+            `check_columns` and `stream_warnings`), or the batch size does not divide.
 
     >>> from hf_interp.mixture.schedules import linear
     >>> corpora = {"general": range(100), "domain": range(1000, 1100)}
@@ -58,10 +68,11 @@ class InterpolatedDataset(IterableDataset[Any]):
         seed: int = 0,
         unit: Unit = "examples",
         gradient_accumulation_steps: int = 1,
-        num_processes: int = 1,
-        process_index: int = 0,
+        num_processes: int | None = None,
+        process_index: int | None = None,
     ) -> None:
         parts = as_corpora(corpora)
+        check_columns(parts)
         plan = MixturePlan(
             [corpus.spec(unit) for corpus in parts],
             alpha_schedule=constant(DEFAULT_ALPHA) if alpha_schedule is None else alpha_schedule,
@@ -70,17 +81,18 @@ class InterpolatedDataset(IterableDataset[Any]):
             seed=seed,
             unit=unit,
         )
-        if batch_size % (num_processes * gradient_accumulation_steps):
+        if (num_processes is None) != (process_index is None):
             raise ValueError(
-                f"`batch_size` must be a multiple of num_processes · gradient_accumulation_steps "
-                f"({num_processes} · {gradient_accumulation_steps}), got {batch_size}."
+                f"`num_processes` and `process_index` go together, got {num_processes} and {process_index}. Give both, "
+                "or none to have them found."
             )
-        if not 0 <= process_index < num_processes:
-            raise ValueError(f"`process_index` must lie in [0, {num_processes}), got {process_index}.")
-        self.shard = BatchShard(
-            batch_size // (num_processes * gradient_accumulation_steps), num_processes, process_index
-        )
-        self.slots = SlotDataset(plan, parts, self.shard)
+        self._given_process = None if num_processes is None or process_index is None else (num_processes, process_index)
+        self._accumulation = gradient_accumulation_steps
+        self._handed: BatchShard | None = None  # to a worker that does not inherit what its process knows
+        self.slots = SlotDataset(plan, parts)
+        self.slots.shard = self.shard
+        for warning in plan.warnings() + stream_warnings(parts, self.shard.num_readers):
+            logger.warning(warning)
         self._fingerprint = plan.fingerprint()
         self._num_yielded, self._start_at = 0, 0
         self._streams: dict[str, Any] = {}  # at the border before the position, by reader
@@ -95,17 +107,51 @@ class InterpolatedDataset(IterableDataset[Any]):
         """Corpora that are mixed."""
         return self.slots.corpora
 
+    @property
+    def shard(self) -> BatchShard:
+        """The part of this process in every global batch."""
+        if self._handed is not None and get_worker_info() is not None:
+            return self._handed
+        if (sizes := _sizes_for_accelerate(self)) is not None:
+            size, together = sizes
+            if together * self._accumulation != self.plan.batch_size:
+                raise ValueError(
+                    f"The loader's `batch_size` must make batches of batch_size / gradient_accumulation_steps "
+                    f"({self.plan.batch_size} / {self._accumulation}) over all processes, got {together}."
+                )
+            return BatchShard(size)
+        num_processes, process_index = self._given_process or find_process()
+        batch_size, parts = self.plan.batch_size, num_processes * self._accumulation
+        if batch_size % parts:
+            raise ValueError(
+                f"`batch_size` must be a multiple of num_processes · gradient_accumulation_steps "
+                f"({num_processes} · {self._accumulation}), got {batch_size}."
+            )
+        if not 0 <= process_index < num_processes:
+            raise ValueError(f"`process_index` must lie in [0, {num_processes}), got {process_index}.")
+        return BatchShard(batch_size // parts, num_processes, process_index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handed": self.shard}
+
     def __len__(self) -> int:
+        if self._given_process is None and _has_accelerate_processes():
+            raise TypeError(
+                "The length of an `InterpolatedDataset` under several processes of accelerate is another before and "
+                "after `prepare`. Count max_steps · gradient_accumulation_steps micro-batches, or give "
+                "`num_processes` and `process_index`."
+            )
         return len(self.plan) // self.shard.num_processes
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         workers, own = (worker.num_workers, worker.id) if worker is not None else (1, 0)
-        shard = replace(self.shard, num_workers=workers)
+        shard = self.slots.shard = replace(self.shard, num_workers=workers)
         begin, self._start_at = self._start_at, 0
         if self.slots.has_streams:
             self.slots = SlotDataset(self.plan, self.corpora, shard, self._streams if begin else None)
-        num_examples = len(range(own, len(self) // shard.batch_size, workers)) * shard.batch_size
+        num_batches = len(self.plan) // (shard.num_processes * shard.batch_size)
+        num_examples = len(range(own, num_batches, workers)) * shard.batch_size
         first, count = self._border(begin), shard.batch_size  # the first examples soon, then many at a time
         while first < num_examples:
             self._num_yielded = first
@@ -153,3 +199,33 @@ class InterpolatedDataset(IterableDataset[Any]):
             workers = max(shard.num_workers, 1)
             readers = range(shard.process_index * workers, (shard.process_index + 1) * workers)
             self._streams = {str(reader): self.slots.stream_states(reader) for reader in readers}
+
+
+def find_process() -> tuple[int, int]:
+    """Return of how many processes this is which, by torch.distributed or accelerate; (1, 0) without them."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    if PartialState._shared_state:  # or the next line would start something
+        state = PartialState()
+        return state.num_processes, state.process_index
+    return 1, 0
+
+
+def _has_accelerate_processes() -> bool:
+    return bool(PartialState._shared_state) and PartialState().num_processes > 1
+
+
+def _sizes_for_accelerate(dataset: Any) -> tuple[int, int] | None:
+    """Return how many examples accelerate takes at a time of a dataset that it divides itself, and for all processes.
+
+    The loader that accelerate has prepared is the one that is being iterated over; there is none if it does not divide.
+    """
+    loader: Any = GradientState().active_dataloader
+    inner = getattr(loader, "dataset", None)
+    if isinstance(loader, DataLoaderDispatcher) and inner is dataset:
+        size = int(loader.base_dataloader.batch_size)
+        return size, size * (1 if loader.split_batches else PartialState().num_processes)
+    if isinstance(inner, IterableDatasetShard) and inner.dataset is dataset:
+        size = int(inner.batch_size) * (1 if inner.split_batches else int(inner.num_processes))
+        return size, size
+    return None

@@ -10,6 +10,7 @@ import inspect
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hf_interp.utils.errors import did_you_mean
@@ -20,14 +21,24 @@ DEFAULT_ALPHA = 0.5
 """The constant α of a mixture for which nothing is chosen; docs/evidence.md, "How much domain data", is why."""
 
 
-def constant(value: float) -> AlphaSchedule:
+@dataclass(frozen=True)
+class Constant:
+    """A schedule that need not be asked at every step."""
+
+    value: float
+
+    def __call__(self, progress: float) -> float:
+        return self.value
+
+
+def constant(value: float) -> Constant:
     """Return a fixed mixture: α stays at `value`.
 
     >>> constant(0.5)(0.9)
     0.5
     """
     _check_alpha("value", value)
-    return lambda progress: value
+    return Constant(value)
 
 
 def linear(start: float = 0.0, end: float = 1.0) -> AlphaSchedule:

@@ -2,12 +2,18 @@
 
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import processes
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DataLoaderConfiguration
+from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from toy_streams import NUMBERS, STREAMS, Numbers, number_of, rows
 from toys import DOMAIN_FIRST, corpus, mixture
@@ -16,8 +22,8 @@ from hf_interp import Corpus, InterpolatedDataset
 from hf_interp.mixture.schedules import constant, linear
 
 
-def numbers(**kwargs: Any) -> InterpolatedDataset:
-    return InterpolatedDataset(NUMBERS, **{"batch_size": 8, "max_steps": 6, "alpha_schedule": linear(), **kwargs})
+def numbers(parts: Any = NUMBERS, **kwargs: Any) -> InterpolatedDataset:
+    return InterpolatedDataset(parts, **{"batch_size": 8, "max_steps": 6, "alpha_schedule": linear(), **kwargs})
 
 
 def test_each_step_has_its_share() -> None:
@@ -30,20 +36,6 @@ def test_each_step_has_its_share() -> None:
 def test_order_does_not_depend_on_workers(workers: int) -> None:
     loader = DataLoader(numbers(gradient_accumulation_steps=2), batch_size=4, num_workers=workers)
     assert torch.cat(list(loader)).tolist() == list(numbers())
-
-
-@pytest.mark.parametrize(("processes", "accumulation"), [(1, 1), (2, 1), (4, 1), (2, 2), (1, 8)])
-def test_processes_share_each_global_batch_without_overlap(processes: int, accumulation: int) -> None:
-    whole = list(numbers())
-    parts = [
-        list(numbers(num_processes=processes, process_index=index, gradient_accumulation_steps=accumulation))
-        for index in range(processes)
-    ]
-    own = 8 // processes
-    for step in range(6):
-        union = [number for part in parts for number in part[step * own : (step + 1) * own]]
-        assert sorted(union) == sorted(whole[step * 8 : step * 8 + 8])
-    assert all(len(part) == len(numbers(num_processes=processes)) for part in parts)
 
 
 def test_state_resumes_at_any_point_without_reading_again() -> None:
@@ -83,8 +75,9 @@ def test_it_pickles() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"num_processes": 3}, "must be a multiple of.*got 8"),
+        ({"num_processes": 3, "process_index": 0}, "must be a multiple of.*got 8"),
         ({"num_processes": 2, "process_index": 2}, r"must lie in \[0, 2\), got 2"),
+        ({"num_processes": 2}, "`num_processes` and `process_index` go together, got 2 and None"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         ({"max_steps": 0}, "`max_steps` must be at least 1, got 0"),
     ],
@@ -228,3 +221,85 @@ def test_at_a_constant_share_counts_equal_interleave_datasets_in_the_mean() -> N
     ours = InterpolatedDataset(parts, batch_size=8, max_steps=50, alpha_schedule=constant(0.25))
     assert np.mean([row["input_ids"][0] >= DOMAIN_FIRST for row in ours]) == 0.25
     assert host_share == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 400) ** 0.5)
+
+
+READ_WAYS = [
+    (way, told, workers, accumulation, kind)
+    for way in ("plain", "dispatched", "sharded", "split")
+    for told in (False, True)
+    for workers, accumulation, kind in ((0, 1, "numbers"), (2, 2, "numbers"), (0, 2, "2 shards"))
+]
+
+
+def read_in_processes(folder: str, processes: int) -> None:
+    """Write down what this process reads, in every way, of a mixture of 6 steps of 8 examples."""
+    torch.distributed.init_process_group("gloo")
+    rank, found = torch.distributed.get_rank(), []
+    for way, told, workers, accumulation, kind in READ_WAYS:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        parts = {**NUMBERS, "general": STREAMS[kind]().map(number_row)} if kind in STREAMS else NUMBERS
+        place = {"num_processes": processes, "process_index": rank} if told else {}
+        mixed = numbers(parts, gradient_accumulation_steps=accumulation, **place)
+        size = 8 // accumulation // (1 if way == "split" else processes)
+        loader: Any = DataLoader(mixed, batch_size=size, num_workers=workers, collate_fn=as_numbers)
+        if way != "plain":
+            division = {"dispatch_batches": way == "dispatched", "split_batches": way == "split"}
+            configuration = DataLoaderConfiguration(**division)
+            accelerator = Accelerator(cpu=True, dataloader_config=configuration)
+            loader = accelerator.prepare(loader)
+        found.append([batch.tolist() for batch in loader])
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+
+
+def number_row(row: dict[str, int]) -> dict[str, int]:
+    return {"a": row["a"]}
+
+
+def as_numbers(examples: list[Any]) -> torch.Tensor:
+    return torch.tensor([number_of(example) for example in examples])
+
+
+def test_all_processes_together_read_each_batch_once_whoever_divides_it(tmp_path: Path) -> None:
+    processes.run(tmp_path / "log", read_in_processes, str(tmp_path), 2, processes=2)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    whole, streamed = list(numbers()), []
+    for case, *read in zip(READ_WAYS, *ranks, strict=True):
+        accumulation = case[3]
+        assert [len(part) for part in read] == [6 * accumulation] * 2, case
+        for step in range(6):
+            here = slice(step * accumulation, (step + 1) * accumulation)
+            found = sorted(number for part in read for batch in part[here] for number in batch)
+            expected = sorted(whole[8 * step : 8 * step + 8])
+            if case[4] != "numbers":  # a stream is divided in another order
+                streamed += [number for number in found if number < DOMAIN_FIRST]
+                found, expected = ([n for n in some if n >= DOMAIN_FIRST] for some in (found, expected))
+            assert found == expected, (case, step)
+    assert len(streamed) == 8 * 24
+    for first in range(0, len(streamed), 24):
+        assert len(set(streamed[first : first + 24])) == 24
+
+
+def named(*names: str) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"a": [0, 1]}).cast_column("a", datasets.ClassLabel(names=list(names)))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"general": named("neg", "pos"), "domain": named("pos", "neg")}, r"labels of corpora .* differ in column 'a'"),
+        ({"general": corpus(0, 4), "domain": corpus(9, 4).remove_columns("labels")}, r"'domain' lacks .*'labels'"),
+        (
+            {"general": split_dataset_by_node(rows(8), rank=0, world_size=2), "domain": NUMBERS["domain"]},
+            "'general' has been divided by `split_dataset_by_node`",
+        ),
+    ],
+)
+def test_what_the_trainer_refuses_is_refused(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        numbers(parts)
+
+
+def test_what_a_plan_warns_of_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    numbers(max_steps=60)
+    assert "Corpus 'domain' is read 20.0 times" in caplog.text

@@ -541,6 +541,29 @@ def test_a_long_plan_holds_no_slots() -> None:
     assert peak < 32 * 2**20
 
 
+@pytest.mark.parametrize(
+    ("alpha", "max_steps"), [(0.5, 10**8), (phased(linear(), begin=0.9), 10**6)], ids=["constant", "moving"]
+)
+def test_a_plan_of_any_length_is_planned_in_little_memory(alpha: Any, max_steps: int) -> None:
+    tracemalloc.start()
+    try:
+        plan = plan_of(alpha=alpha, max_steps=max_steps)
+        summary = plan.summary()
+        again = MixturePlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+        half = max_steps // 2
+        assert (
+            np.stack(again.locate(range(4 * half, 4 * half + 8))) == plan.locate(range(4 * half, 4 * half + 8))
+        ).all()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 24 * 2**20
+    share = {10**8: 0.5, 10**6: 0.05}[max_steps]
+    assert plan.sides_before(max_steps)["domain"] == pytest.approx(4 * max_steps * share, rel=1e-6)
+    assert summary["alpha"][-1] == {"step": max_steps - 1, "alpha": 0.5 if max_steps == 10**8 else 1.0}
+    assert plan.exhausted_at(1) == {10**8: 14, 10**6: 901_224}[max_steps]
+
+
 def test_reading_on_does_not_fill_memory() -> None:
     plan = plan_of(alpha=linear(), batch_size=512, max_steps=1000)
     plan.locate([0, 512, 1024])
