@@ -43,7 +43,7 @@ class AlphaTable:
         Raises:
             ValueError: for what is not a number in [0, 1], with its step.
         """
-        texts = []
+        texts: list[str] = []
         for first in range(0, max_steps, BLOCK_STEPS):
             steps = np.arange(first, min(first + BLOCK_STEPS, max_steps))
             if isinstance(schedule, Constant) and len(steps) == BLOCK_STEPS and texts:
