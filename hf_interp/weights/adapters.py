@@ -347,12 +347,13 @@ def merge_adapter(model: Any, kind: AdapterCapabilities) -> Any:
 
 
 def _separate_changed(root: nn.Module) -> None:
-    """Give layers that share a weight one each, where an adapter changes one of them: it is merged into that alone."""
+    """Give layers that share a weight one each, where an adapter changes one of them or has made one of another."""
+    ties = getattr(root, "all_tied_weights_keys", {})
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in root.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
     for parameter, names in places.items():
-        if any(_plain_name(name) != name for name in names):
+        if any(_plain_name(name) != name or name not in {*ties, *ties.values()} for name in names):
             for name in names[1:]:
                 _set_parameter(root, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
 

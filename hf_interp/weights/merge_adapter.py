@@ -63,6 +63,7 @@ def interpolate_adapter_checkpoint(
     origin = find_base(base, source)
     check_output(output, [origin, source])
     model, pristine, kind, new = open_adapter(origin, source)
+    was_tied = bool(getattr(model.get_base_model(), "all_tied_weights_keys", {}))
     result, report = interpolate_adapter(
         pristine, model, alpha, finetuned_only=[*finetuned_only, *sorted(new)], extrapolate=extrapolate, kind=kind
     )
@@ -80,9 +81,24 @@ def interpolate_adapter_checkpoint(
         options = {} if whole is model else {"max_shard_size": max_shard_size}
         whole.save_pretrained(str(folder), **options)
         if whole is not model:
-            check_loads(empty_model(folder, trust_remote_code=False), infos(find_tensors(folder, "output_dir")))
+            _check_whole(folder, whole, was_tied)
         write_account(folder, report, alpha, base=origin.name, finetuned=[source.name], adapter=kind.label)
     return report
+
+
+def _check_whole(folder: Path, whole: Any, was_tied: bool) -> None:
+    """Refuse a merged model that `from_pretrained` would not load as it is, such as one that is always tied."""
+    kind = type(whole).__name__
+    remedy = "Leave `merge` out to write an adapter, or train one on none of the tables that the model ties."
+    try:
+        check_loads(empty_model(folder, trust_remote_code=False), infos(find_tensors(folder, "output_dir")))
+    except ValueError as error:
+        raise ValueError(f"The merged adapter would not load as a {kind}. {remedy}") from error
+    if was_tied and not whole.all_tied_weights_keys:
+        again = type(whole).from_pretrained(folder, local_files_only=True).state_dict()
+        for name, tensor in whole.state_dict().items():
+            if not torch.equal(tensor, again[name]):
+                raise ValueError(f"The merged adapter would not load as a {kind}: {name!r} is always tied. {remedy}")
 
 
 class OpenedAdapter(NamedTuple):

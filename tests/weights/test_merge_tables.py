@@ -8,8 +8,9 @@ import pytest
 import torch
 from architectures import make_model
 from torch import nn
-from transformers import set_seed
+from transformers import AutoModelForSeq2SeqLM, set_seed
 
+from hf_interp.weights.adapters import AdapterInterpolation
 from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
 
 Tensors = dict[str, torch.Tensor]
@@ -152,3 +153,36 @@ def test_a_table_that_was_trained_in_place_is_interpolated_against_the_base(tied
     for name, tensor in expected_weights(base, model, 0.25).items():
         assert torch.allclose(found[name], tensor, atol=1e-6), name
     assert report.notes == ["merged, because an adapter of kind LORA with a table of words of its own cannot be scaled"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("arch", ["t5", "bart"])
+def test_a_table_that_a_model_always_ties_is_not_merged_apart(arch: str, tmp_path: Path) -> None:
+    make_model(arch, "SEQ_2_SEQ_LM").save_pretrained(tmp_path / "base")
+    base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
+    targets = {"t5": "q", "bart": "q_proj"}[arch]
+    config = peft.LoraConfig(target_modules=[targets], modules_to_save=["shared"], task_type="SEQ_2_SEQ_LM")
+    model = peft.get_peft_model(base, config)
+    model.get_base_model().get_submodule("shared" if arch == "t5" else "model.shared").modules_to_save[
+        "default"
+    ].weight.data += 1
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="The merged adapter would not load as a .*Leave `merge` out"):
+        interpolate_adapter_checkpoint(None, tmp_path / "adapter", tmp_path / "out", 0.5, merge=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("merge", [False, True])
+def test_replicated_layers_get_weights_of_their_own(merge: bool, tmp_path: Path) -> None:
+    base, model = write_adapter(tmp_path, lora("v_proj", layer_replication=[[0, 2], [1, 3]]), tied=False)
+    interpolate_adapter_checkpoint(None, tmp_path / "adapter", tmp_path / "out", 0.25, merge=merge)
+    with AdapterInterpolation(model) as live:
+        live.set_alpha(0.25)
+        expected = logits(model)
+    if merge:
+        found = type(base).from_pretrained(tmp_path / "out")
+    else:
+        found = peft.PeftModel.from_pretrained(type(base).from_pretrained(tmp_path / "base"), tmp_path / "out")
+    assert found.config.num_hidden_layers == 4
+    assert torch.allclose(logits(found), expected, atol=1e-5)
