@@ -223,7 +223,10 @@ BAD_RECIPES = {
     "missing file": (corpus(path="/absent/law.csv"), "There is no file '/absent/law.csv' (corpus 'domain')."),
     "missing column": (corpus(text_column="txt"), "Corpus 'domain' has no column 'txt'; it has ['text', 'label']."),
     "unknown label": (corpus(label_map={"negative": "bad"}), "has the label 'bad', which is not in `label_names`"),
-    "no rows": (corpus(where={"label": "meh"}), "has no rows left. Check its split, `where` and `label_map`."),
+    "no rows": (
+        corpus(where={"label": "meh"}),
+        "has no rows left. Check its split, `where` ({'label': 'meh'}) and `label_map`.",
+    ),
     "shares": (corpus(share=0.5), "shares of the domain corpora must lie in [0, 1] and sum to 1, got {'domain': 0.5}."),
     "passes": (corpus(max_passes=0.5), "times, but its `max_passes` is 0.5. Take fewer steps"),
     "side": (lambda recipe: recipe["corpora"].pop("general"), "α is 0 at step 0, which asks for general examples"),

@@ -1,7 +1,7 @@
 """From a recipe to its data, its model and its trainer."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -179,8 +179,13 @@ def tokenise(
 
     Long rows of an evaluation set become several where the task can split them. How many are cut is put into `cut`.
     """
+    key = f"{group}.{name}"
+    name = name if group == "corpora" else key
     task = get_task(recipe.task)
     columns = dict(task.columns(recipe, config))
+    is_packed = task.is_packed and recipe.packing and "text" in columns
+    if config.document is None and is_packed and task.info.answer == "continuation":
+        config = replace(config, document="file")
     unread = [key for key in columns if config.objective == DISTILL and columns[key] in ("class", "tags")]
     raw = load_corpus(name, config, {key: columns[key] for key in columns if key not in unread}, label_names_of(recipe))
     for key in unread:  # the first label stands wherever a prediction is wanted
@@ -188,12 +193,12 @@ def tokenise(
     if group != "corpora" and task.split is not None:
         raw = encode_corpus(name, raw, config, task.split(tokenizer, recipe), list(columns))
     encoded = encode_corpus(name, raw, config, task.encode(tokenizer, recipe), list(columns))
-    if not (task.is_packed and recipe.packing and "text" in columns):
+    if not is_packed:
         limits = {"input_ids": recipe.max_length, **({"labels": recipe.max_target_length} if task.generates else {})}
         whole = replace(recipe, max_length=UNLIMITED, max_target_length=UNLIMITED)
         count = count_cut(raw, encoded, task.encode(tokenizer, whole), limits)
         if count and cut is not None:
-            cut[f"{group}.{name}"] = (count, len(encoded))
+            cut[key] = (count, len(encoded))
         return encoded
     packed = pack(encoded, recipe.max_length)
     if isinstance(packed, datasets.Dataset) and len(packed) == 0:

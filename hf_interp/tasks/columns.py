@@ -1,12 +1,14 @@
 """Columns of a corpus: the kinds that tasks want, and how a value that a file holds becomes one."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import datasets
 
 from hf_interp.tasks.dialogues import read_turns
+from hf_interp.tasks.labels import BadValueError, LabelResolver
 from hf_interp.tasks.recipe import CorpusConfig
 
 Kind = Literal["text", "any text", "prose", "words", "class", "classes", "number", "tags", "turns", "anything"]
@@ -19,27 +21,30 @@ Kind = Literal["text", "any text", "prose", "words", "class", "classes", "number
 - anything: whatever the file has.
 """
 
+CELLS: tuple[Kind, ...] = ("text", "any text", "prose", "class")
+"""Kinds that are read from the cells of a table as they are written."""
+
+NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d*)?([eE][-+]?\d+)?")
+
 Convert = Callable[[Any], Any]
 
 
-class BadValueError(ValueError):
-    """Says of a value what it is not, and what to do; who raises it need not know where the value stands."""
-
-    def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(what)
-        self.what = what
-        self.remedy = remedy
-
-
-def converter(kind: Kind, config: CorpusConfig, label_names: Sequence[str] | None, feature: Any = None) -> Convert:
+def converter(
+    kind: Kind, config: CorpusConfig, label_names: Sequence[str] | None, feature: Any = None, values: Iterable[Any] = ()
+) -> Convert:
     """Return a function from a value as the file has it to one of this kind; the function raises `BadValueError`.
 
-    `feature` is what `datasets` knows of the column. The kind "class" is left to `hf_interp.tasks.loading`.
+    `feature` is what `datasets` knows of the column, `values` are its labels, if they are known. The kind "class" is
+    left to `hf_interp.tasks.loading`.
+
+    Raises:
+        BadValueError: see `LabelResolver.decide`.
     """
     if kind in ("classes", "tags"):
         names = list(label_names or [])
         null = "leave it out" if kind == "classes" else None
-        resolve = label_resolver(config, names, class_names(feature), null)
+        resolve = LabelResolver(config, names, class_names(feature), null=null)
+        resolve.decide(values)
         return (lambda value: _multi_hot(value, resolve, len(names))) if kind == "classes" else _tagger(resolve, names)
     if kind == "turns":
         return lambda value: _turns(value, config)
@@ -54,40 +59,19 @@ def class_names(feature: Any) -> list[str] | None:
     return list(inner.names) if isinstance(inner, datasets.ClassLabel) else None
 
 
-def label_resolver(
-    config: CorpusConfig, label_names: list[str], names: Sequence[str] | None, null: str | None = "drop its rows"
-) -> Callable[[Any], int | None]:
-    """Return a function from a label of the file to its index in `label_names`; `None` if its rows are to be dropped.
+def is_wanted(value: Any, wanted: Any) -> bool:
+    """Whether a value of a file is one that a recipe names: a text as it is written, all else by value.
 
-    Args:
-        config: the corpus.
-        label_names: the labels of the task.
-        names: what `datasets` calls the labels of the file, where they are numbers.
-        null: what a label is mapped to null for, as a remedy; `None` where every value needs a label.
-
-    Raises (the function): `BadValueError` for a label that is not among them.
+    >>> is_wanted("no", "no"), is_wanted("01", 1), is_wanted("1.0", 1), is_wanted("True", True), is_wanted(2, "2")
+    (True, False, True, True, True)
     """
-    mapping = {str(key): value for key, value in (config.label_map or {}).items()}
-
-    def resolve(value: Any) -> int | None:
-        is_id = isinstance(value, int) and not isinstance(value, bool)
-        found = names[value] if names is not None and is_id and 0 <= value < len(names) else value
-        key = next((str(key) for key in (value, found) if str(key) in mapping), None)
-        if key is not None:
-            found = mapping[key]
-            if found is None:
-                return None
-        if str(found) in label_names:
-            return label_names.index(str(found))
-        if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < len(label_names) and not mapping:
-            return found
-        raise BadValueError(
-            f"the label {found!r}, which is not in `label_names` ({label_names})",
-            f"Map it to one of them in `label_map`{f', or to null to {null}' if null else ''}; `label_map` is "
-            f"{config.label_map}.",
-        )
-
-    return resolve
+    if isinstance(value, str) == isinstance(wanted, str):
+        return bool(value == wanted)
+    if isinstance(wanted, str):
+        return value is not None and str(value).removesuffix(" 00:00:00") == wanted  # of dates too
+    if wanted is None or isinstance(wanted, bool):
+        return bool(value.lower() == str("" if wanted is None else wanted).lower())
+    return NUMBER.fullmatch(value) is not None and float(value) == wanted
 
 
 def is_iob2(label_names: Sequence[str]) -> bool:
@@ -147,6 +131,10 @@ def _text(value: Any) -> str:
 def _words(value: Any) -> list[str]:
     is_list = isinstance(value, list) and len(value) > 0
     _expect("a list of words", value, is_list and all(isinstance(word, str) for word in value))
+    if blank := [place for place, word in enumerate(value) if not word.strip()]:
+        raise BadValueError(
+            f"an empty word at place {blank[0]} of {len(value)}", "Take it and its tag out of the file."
+        )
     return list(value)
 
 

@@ -112,11 +112,9 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tupl
     text, spans = _spans(tokenizer, turns)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     # Tokenizers of bytes trim white space off the places of tokens: of " " alone only the end remains.
-    starts = [a if a < b else a - 1 for a, b in encoded["offset_mapping"]]
-    ends = [b for _, b in encoded["offset_mapping"]]
-    return encoded["input_ids"], [
-        any(begin <= a and b <= end for begin, end in spans) for a, b in zip(starts, ends, strict=True)
-    ]
+    places = [(a if a < b else a - 1, b) for a, b in encoded["offset_mapping"]]
+    # A token that a tokenizer makes of the end of one turn and the beginning of the next belongs to both.
+    return encoded["input_ids"], [any(a < end and begin < b for begin, end in spans) for a, b in places]
 
 
 def _spans(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
@@ -142,5 +140,8 @@ def _spans(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tuple[s
                 "a chat template that changes earlier turns when later ones come, so that the assistant's words cannot "
                 "be told; use a template with {% generation %} marks"
             )
-        spans.append((len(before), len(after.rstrip())))
+        said, stripped = after[len(before) :], after.rstrip()
+        # White space after the mark that ends a turn is not learnt; where nothing else ends it, it is the mark.
+        is_marked = said.strip() != turn["content"].strip()
+        spans.append((len(before), len(stripped) if is_marked else len(after)))
     return whole, spans

@@ -1,25 +1,21 @@
 """Loading corpora: from files or the Hub to the columns of a task, every value checked, faults named by row."""
 
-import os
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
 
-from hf_interp.tasks.columns import BadValueError, Kind, class_names, converter, label_resolver
+from hf_interp.tasks.columns import CELLS, Kind, class_names, converter, is_wanted
+from hf_interp.tasks.corpus_files import HEAD, has_cells, load_rows
+from hf_interp.tasks.labels import BadValueError, LabelResolver
 from hf_interp.tasks.recipe import CorpusConfig
 from hf_interp.utils.errors import did_you_mean
 
-FILE_BUILDERS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
-"""The names of the readers of local files in `datasets.load_dataset`."""
+logger = logging.getLogger(__name__)
 
 
 class RowError(ValueError):
@@ -41,13 +37,13 @@ def load_corpus(
         FileNotFoundError: for a local path that does not exist.
         ValueError: for a column that is not there or a value that is not of its kind, naming corpus, column and row.
     """
-    dataset = _load(name, config)
     sources = {column: config.source(column) for column in columns}
+    as_text = [sources[column] for column, kind in columns.items() if kind in CELLS]
+    dataset = load_rows(name, config, [*as_text, *(config.where or {})])
     present = column_names(dataset)
     _check_present(name, present, [*sources.values(), *(config.where or {})])
     if config.where:
-        keep = {column: value if isinstance(value, list) else [value] for column, value in config.where.items()}
-        dataset = dataset.filter(lambda row: all(_reach(row, column) in values for column, values in keep.items()))
+        dataset = _filter(name, dataset, config)
     features = {column: _reach(dataset.features or {}, source) for column, source in sources.items()}
     for column, kind in columns.items():
         if kind == "class":
@@ -61,8 +57,9 @@ def load_corpus(
     _check_rows(name, dataset, config)
     for column, kind in columns.items():
         if kind not in ("class", "anything"):
-            convert = converter(kind, config, label_names, features[column])
-            dataset = _convert(name, dataset, column, config.source(column), convert)
+            make = partial(converter, kind, config, label_names, features[column])
+            values = _distinct(dataset, column) if kind in ("classes", "tags") else []
+            dataset = _convert(name, dataset, column, config, partial(make, values))
     return dataset
 
 
@@ -79,11 +76,12 @@ def encode_corpus(
         try:
             return encode(batch)
         except RowError as error:
-            raise ValueError(
-                _fault(name, error.what, config.source(error.column), indices[error.row], error.remedy)
-            ) from error
+            raise _fault(name, config, error, error.column, indices[error.row]) from error
 
-    return dataset.map(encode_rows, batched=True, with_indices=True, remove_columns=list(columns))
+    encoded = dataset.map(encode_rows, batched=True, with_indices=True, remove_columns=list(columns))
+    if config.streaming and not list(encoded.take(HEAD)):  # of which faults are told before the run
+        raise ValueError(f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where` and `label_map`.")
+    return encoded
 
 
 def column_names(dataset: Any) -> list[str]:
@@ -91,8 +89,13 @@ def column_names(dataset: Any) -> list[str]:
     return list(dataset.column_names or next(iter(dataset), {}))
 
 
-def _fault(name: str, what: str, source: str, row: int, remedy: str) -> str:
-    return f"Corpus {name!r} has {what}: column {source!r}, row {row} of what is kept. {remedy}"
+def _fault(
+    name: str, config: CorpusConfig, error: BadValueError | RowError, column: str, row: int | None
+) -> ValueError:
+    where = f"column {config.source(column)!r}" + ("" if row is None else f", row {row} of what is kept")
+    return ValueError(
+        f"Corpus {name!r} has {error.what}: {where} ({config.path}, split {config.split!r}). {error.remedy}"
+    )
 
 
 def _reach(row: Mapping[str, Any], source: str) -> Any:
@@ -119,8 +122,14 @@ def _pick(dataset: Any, sources: Mapping[str, str]) -> Any:
     return own.rename_columns({f"_{column}": column for column in sources})
 
 
-def _convert(name: str, dataset: Any, column: str, source: str, convert: Callable[[Any], Any]) -> Any:
-    """Check and convert a column; of a stream row by row, as it is read."""
+def _convert(
+    name: str, dataset: Any, column: str, config: CorpusConfig, make: Callable[[], Callable[[Any], Any]]
+) -> Any:
+    """Check and convert a column by the function that `make` makes; of a stream row by row, as it is read."""
+    try:
+        convert = make()
+    except BadValueError as error:
+        raise _fault(name, config, error, column, None) from None
 
     def convert_rows(values: list[Any], indices: list[int]) -> dict[str, list[Any]]:
         found = []
@@ -128,7 +137,7 @@ def _convert(name: str, dataset: Any, column: str, source: str, convert: Callabl
             try:
                 found.append(convert(value))
             except BadValueError as error:
-                raise ValueError(_fault(name, error.what, source, index, error.remedy)) from error
+                raise _fault(name, config, error, column, index) from error
         return {f"_{column}": found}
 
     # A column of the same name keeps its old type, so the new one is made beside it.
@@ -139,59 +148,62 @@ def _convert(name: str, dataset: Any, column: str, source: str, convert: Callabl
 def _map_labels(name: str, dataset: Any, config: CorpusConfig, column: str, label_names: list[str]) -> Any:
     """Add the indices of a column's labels, under its name with a `_` before it, and drop rows mapped to nothing."""
     source = config.source(column)
-    of_value = label_resolver(config, label_names, class_names(_reach(dataset.features or {}, source)))
-
-    def resolve(value: Any) -> int | None:
-        try:
-            return of_value(value)
-        except BadValueError as error:
-            raise ValueError(f"Corpus {name!r} has {error.what}: column {source!r}. {error.remedy}") from None
-
-    # All are checked now, not in the middle of a run.
-    if isinstance(dataset, datasets.Dataset) and source in dataset.column_names:
-        for value in dataset.unique(source):
-            resolve(value)
-    dataset = dataset.filter(lambda row: resolve(_reach(row, source)) is not None)
-    _check_rows(name, dataset, config)
-    return dataset.map(lambda row: {f"_{column}": resolve(_reach(row, source))})
-
-
-def _load(name: str, config: CorpusConfig) -> Any:
-    paths = [config.path] if isinstance(config.path, str) else list(config.path)
-    if not paths:
-        raise ValueError(f"`path` of corpus {name!r} must name at least one file, got an empty list.")
-    builders = {FILE_BUILDERS.get(_suffix(path)) for path in paths}
-    if len(paths) == 1 and builders == {None}:
-        if paths[0].startswith((".", "/", "~")) and not Path(paths[0]).expanduser().exists():
-            raise FileNotFoundError(f"There is no {paths[0]!r} (corpus {name!r}).")
-        options: dict[str, Any] = {"path": os.path.expanduser(paths[0]), "name": config.config_name}
-    elif None not in builders and len(builders) == len({_suffix(path) == ".tsv" for path in paths}) == 1:
-        missing = [path for path in paths if not Path(path).expanduser().is_file()]
-        if missing:
-            raise FileNotFoundError(f"There is no file {missing[0]!r} (corpus {name!r}).")
-        files = [str(Path(path).expanduser()) for path in paths]
-        options = {"path": builders.pop(), "data_files": {config.split.partition("[")[0]: files}}
-        if any(_suffix(path) == ".tsv" for path in paths):
-            options["sep"] = "\t"
-    else:
-        raise ValueError(f"The files of corpus {name!r} must be of one kind ({', '.join(FILE_BUILDERS)}), got {paths}.")
+    names = class_names(_reach(dataset.features or {}, source))
+    of_value = LabelResolver(config, label_names, names, is_cells=has_cells(config))
     try:
-        return datasets.load_dataset(
-            **options, split=config.split, revision=config.revision, streaming=config.streaming
-        )
-    except StopIteration:  # what datasets raises for an empty JSON file
-        raise ValueError(f"Corpus {name!r} ({config.path}) has no rows.") from None
-    except (datasets.exceptions.DatasetsError, ValueError) as error:
-        raise ValueError(f"Corpus {name!r} ({config.path}) cannot be loaded: {error.__cause__ or error}") from error
+        of_value.decide(_distinct(dataset, source))
+    except BadValueError as error:
+        raise _fault(name, config, error, column, None) from None
+
+    def resolve(row: Mapping[str, Any], index: int) -> int | None:
+        try:
+            return of_value(_reach(row, source))
+        except BadValueError as error:
+            raise _fault(name, config, error, column, index) from None
+
+    dataset = dataset.filter(lambda row, index: resolve(row, index) is not None, with_indices=True)
+    _check_rows(name, dataset, config)
+    return dataset.map(lambda row: {f"_{column}": of_value(_reach(row, source))})
 
 
-def _suffix(path: str) -> str:
-    return Path(path.removesuffix(".gz")).suffix.lower()
+def _filter(name: str, dataset: Any, config: CorpusConfig) -> Any:
+    """Keep the rows that `where` asks for, and warn of a value that no row has."""
+    keep = {key: value if isinstance(value, list) else [value] for key, value in (config.where or {}).items()}
+    for column, values in keep.items():
+        found = [] if config.streaming else _distinct(dataset, column)
+        for value in values:
+            if found and not any(is_wanted(each, value) for each in found):
+                logger.warning(f"Corpus {name!r} ({config.path}) has no row whose {column!r} is {value!r} (`where`).")
+    return dataset.filter(
+        lambda row: all(any(is_wanted(_reach(row, column), value) for value in keep[column]) for column in keep)
+    )
+
+
+def _distinct(dataset: Any, source: str) -> list[Any]:
+    """Return the different values of a column, or of the lists in it; of a stream those of its first rows."""
+    column = source if source in column_names(dataset) else source.partition(".")[0]
+    feature = (dataset.features or {}).get(column)
+    inner = getattr(feature, "feature", feature)
+    if isinstance(dataset, datasets.Dataset) and isinstance(inner, (datasets.Value, datasets.ClassLabel)):
+        if inner is feature:
+            return list(dataset.unique(column))
+        parts = [pc.unique(pc.list_flatten(rows[column])) for rows in dataset.with_format("arrow").iter(10_000)]
+        return list({value for part in parts for value in part.to_pylist()})
+    rows = islice(dataset, HEAD) if isinstance(dataset, datasets.IterableDataset) else dataset.select_columns(column)
+    found: dict[str, Any] = {}
+    for row in rows:
+        value = _reach(row, source)
+        for each in value if isinstance(value, list) else [value]:
+            found.setdefault(repr(each), each)
+    return list(found.values())
 
 
 def _check_rows(name: str, dataset: Any, config: CorpusConfig) -> None:
     if not config.streaming and len(dataset) == 0:
-        raise ValueError(f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where` and `label_map`.")
+        where = f" ({config.where})" if config.where else ""
+        raise ValueError(
+            f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where`{where} and `label_map`."
+        )
 
 
 def _check_present(name: str, present: Sequence[str], columns: Sequence[str]) -> None:

@@ -169,7 +169,8 @@ def _convert(cls: type, key: str, value: Any, where: str) -> Any:
             return float(value)
     if "str" in kinds and isinstance(value, (int, float)) and not is_bool:
         return str(value)
-    raise ValueError(f"`{key}` in {where} must be {expected}, got {value!r}.")
+    remedy = " Write true or false." if "bool" in kinds else ""
+    raise ValueError(f"`{key}` in {where} must be {expected}, got {value!r}.{remedy}")
 
 
 def _alternatives(annotation: Any) -> list[Any]:

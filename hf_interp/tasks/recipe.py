@@ -15,8 +15,17 @@ class CorpusConfig:
     """One corpus of a recipe: an entry of `corpora`, `eval_corpora` or `validation_corpora`.
 
     Args:
-        path: a dataset's name on the Hub, a local file or list of files (.json, .jsonl, .csv, .tsv, .parquet, .txt,
-            each also as .gz), or a local folder.
+        path: a dataset's name on the Hub, a local file or list of files (.json, .jsonl, .ndjson, .csv, .tsv, .parquet,
+            .arrow, .conll, .txt, each also as .gz, .bz2 or .xz), or a local folder.
+        format: json, csv, tsv, parquet, arrow, conll or text, where the files' names do not tell.
+        encoding: of text, CSV, TSV, JSON and CoNLL files.
+        delimiter: character between the cells of CSV and TSV files, by default a comma or a tab.
+        quote_char: character around cells; by default `"` in CSV files and none in TSV files. `""` stands for none.
+        header: whether the first line of CSV and TSV files names their columns.
+        column_names: names of the columns of CSV, TSV and CoNLL files. Without a header they are needed; in CoNLL files
+            the first column is `tokens_column` and the last `tags_column` by default.
+        document: an example of a text file: line, paragraph (up to an empty line) or file. By default the file for a
+            causal language model whose texts are packed, and the line for all others.
         side: "general" (α = 0) or "domain" (α = 1). It may be left out where the corpus is itself called so; an
             evaluation set needs none.
         config_name: the dataset's configuration, for `datasets.load_dataset`.
@@ -39,7 +48,8 @@ class CorpusConfig:
             `null` drops the rows. Label names themselves need no entry, nor do ids if there is no map.
         objective: what the corpus trains, if that is not the recipe's task: a name in `objectives`, a task, or
             `distill` for M₀'s predictions in place of labels, which are then not read.
-        where: keep the rows whose column has the given value, or one of the given values: `{lang: [en, de]}`.
+        where: keep the rows whose column has the given value, or one of the given values: `{lang: [en, no]}`. Texts are
+            compared as they are written.
         max_examples: keep at most this many rows, drawn with `sample_seed`.
         sample_seed: seed of that draw.
         share: share of its side, in [0, 1]. Give it for all corpora of a side or for none; the shares of a side sum
@@ -51,6 +61,13 @@ class CorpusConfig:
     """
 
     path: str | list[str]
+    format: str | None = None
+    encoding: str = "utf-8"
+    delimiter: str | None = None
+    quote_char: str | None = None
+    header: bool = True
+    column_names: list[str] | None = None
+    document: str | None = None
     side: Side | None = None
     config_name: str | None = None
     split: str = "train"

@@ -10,7 +10,7 @@ MAX_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses keys that are given twice, of which the last would win."""
+    """Refuses keys that are given twice, and takes `no`, dates, 01 and 1:30 for texts, as they are written."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -25,11 +25,25 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _form in {
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)",
+    "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "null": r"~|null|Null|NULL|",
+    "merge": r"<<",
+}.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^({_form})$"), None)
+
+
 def load_yaml(text: str) -> Any:
     """Return what a YAML document says, by safe loading.
 
     Raises:
         ValueError: for what is no YAML, has a key twice, or repeats itself by aliases beyond `MAX_VALUES` values.
+
+    >>> load_yaml("{lang: no, date: 2020-01-01, code: 01, bf16: true, rate: 0.1}")
+    {'lang': 'no', 'date': '2020-01-01', 'code': '01', 'bf16': True, 'rate': 0.1}
     """
     loader = _Loader(text)
     try:

@@ -17,7 +17,7 @@ from hf_interp.commands.curve import curve_run
 from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.results import RunResults
 from hf_interp.tasks.build import check_recipe
-from hf_interp.tasks.columns import label_resolver
+from hf_interp.tasks.labels import LabelResolver
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.task import TASKS
 from hf_interp.train import run_recipe
@@ -86,7 +86,7 @@ def test_the_numbers_of_tags_become_tags(name: str, numbers: list[str]) -> None:
     recipe, _ = parse_recipe(load_recipe(ROOT / "recipes" / "ner" / f"general_to_{name}.yaml"))
     names = recipe.label_names or []
     for group in GROUPS:
-        resolve = label_resolver(getattr(recipe, group)["domain"], names, None)
+        resolve = LabelResolver(getattr(recipe, group)["domain"], names)
         assert [names[resolve(number) or 0] for number in range(len(numbers))] == numbers
 
 

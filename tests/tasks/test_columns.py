@@ -5,7 +5,8 @@ from typing import Any
 import datasets
 import pytest
 
-from hf_interp.tasks.columns import BadValueError, check_tag_set, class_names, converter, first_fault, is_iob2
+from hf_interp.tasks.columns import check_tag_set, class_names, converter, first_fault, is_iob2
+from hf_interp.tasks.labels import BadValueError
 from hf_interp.tasks.recipe import CorpusConfig
 
 TAGS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG"]
@@ -73,6 +74,11 @@ def test_values_of_another_kind_are_refused(kind: str, value: Any, what: str) ->
 )
 def test_several_labels(value: Any, fields: dict[str, Any], expected: list[float]) -> None:
     assert convert("classes", value, ["a", "b", "c"], **fields) == expected
+
+
+def test_an_empty_word_is_refused() -> None:
+    with pytest.raises(BadValueError, match=r"^an empty word at place 1 of 3$"):
+        convert("words", ["a", " ", "b"])
 
 
 def test_a_label_that_is_not_in_the_list_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Dialogues: their turns, their template, and the tokens that are learnt."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,10 @@ def test_long_dialogues_are_cut() -> None:
         encode_dialogue(words, [USER, ASSISTANT], first)
 
 
-def byte_tokenizer(*, trims: bool) -> Any:
+def byte_tokenizer(*, trims: bool, merges: Sequence[tuple[str, str]] = ()) -> Any:
     """Every byte is a token, and so are the marks of the template; places are told with or without white space."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    model = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    model = Tokenizer(models.BPE(vocab={each: index for index, each in enumerate(letters)}, merges=list(merges)))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.post_processor = processors.ByteLevel(trim_offsets=trims)
     model.decoder = decoders.ByteLevel()
@@ -169,3 +170,28 @@ def test_turns_that_the_template_refuses() -> None:
     )
     with pytest.raises(ValueError, match=r"the chat template refuses \(unexpected"):
         encode_dialogue(tokenizer("{% for }"), [USER, ASSISTANT], 99)
+
+
+@pytest.mark.parametrize("trims", [True, False])
+@pytest.mark.parametrize(
+    ("mark", "learnt_of_first"),
+    [
+        ("\n", " cd\n"),  # a turn that is ended by a line break alone
+        ("\n\n", " cd\n\n"),
+        ("<|im_end|>\n", " cd<|im_end|>"),
+        ("<|im_end|>", " cd<|im_end|>"),
+        ("", " cd"),
+    ],
+)
+def test_the_border_of_a_turn_is_learnt_whatever_the_tokenizer_merges(
+    mark: str, learnt_of_first: str, trims: bool
+) -> None:
+    words = byte_tokenizer(trims=trims, merges=[("Ġ", "c"), ("Ċ", "Ċ")])
+    words.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '" + mark.replace("\n", "\\n") + "' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    answer = {"role": "assistant", "content": "cd"}
+    for turns in ([USER, answer], [USER, answer, USER]):
+        labels = encode_dialogue(words, turns, 999)["labels"]
+        assert words.decode([label for label in labels if label != -100]) == learnt_of_first

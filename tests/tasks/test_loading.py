@@ -1,5 +1,6 @@
 """Loading: every kind of file, the columns of every kind, and what is said about values that do not fit."""
 
+import datetime
 import gzip
 import json
 from collections.abc import Sequence
@@ -80,11 +81,26 @@ def test_a_list_of_files_is_one_corpus(tmp_path: Path) -> None:
     assert load(tables) == EXPECTED
 
 
-@pytest.mark.parametrize("names", [("a.csv", "b.jsonl"), ("a.csv", "b.tsv"), ("a.csv", "b.dat"), ("a.dat", "b.dat")])
-def test_files_of_several_kinds_are_refused(tmp_path: Path, names: Sequence[str]) -> None:
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a.csv", "b.jsonl"), r"The files of corpus 'law' must be of one kind \(json, .*conll\), got \["),
+        (("a.csv", "b.tsv"), "The files of corpus 'law' must be of one kind"),
+        (
+            ("a.csv", "b.dat"),
+            r"The format of '.*b\.dat' \(corpus 'law'\) is unknown\. Say its `format`: json, csv, tsv, ",
+        ),
+        (("a.dat", "b.dat"), r"The format of '.*a\.dat' .* is unknown"),
+        (("a.dat",), r"The format of '.*a\.dat' .* is unknown"),
+        (("a",), r"The format of '.*a' .* is unknown"),
+    ],
+)
+def test_files_of_other_or_several_kinds_are_refused(tmp_path: Path, names: Sequence[str], message: str) -> None:
     paths = [write(tmp_path / name) for name in names]
-    with pytest.raises(ValueError, match=r"The files of corpus 'law' must be of one kind \(\.json, .*\.txt\), got \["):
+    with pytest.raises(ValueError, match=message):
         load(paths)
+    if "unknown" in message:
+        assert load(paths, format="csv") == EXPECTED * len(paths)
 
 
 def test_an_empty_list_of_files_is_refused() -> None:
@@ -232,7 +248,6 @@ def test_class_labels_go_by_their_names(tmp_path: Path, label_map: Any, expected
         ([0, -1], None, "-1"),
         ([0, 1], {0: "good"}, "1"),
         (["a"], {"a": "fine"}, "'fine'"),
-        (["good", None], None, "None"),
         ([0.0, 1.0], None, "0.0"),
     ],
 )
@@ -241,7 +256,9 @@ def test_labels_that_no_name_stands_for_are_refused(
 ) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": "a", "label": label} for label in values])
     names = r"\['bad', 'good'\]"
-    message = rf"Corpus 'law' has the label {value}, which is not in `label_names` \({names}\): column 'label'\. Map"
+    message = (
+        rf"Corpus 'law' has the label {value}, which is not in `label_names` \({names}\): column 'label', row \d .* Map"
+    )
     with pytest.raises(ValueError, match=message):
         read(path, LABELS, label_map=label_map)
     with pytest.raises(ValueError, match=message):  # a stream tells as soon as it gets there
@@ -264,6 +281,42 @@ def test_labels_that_no_name_stands_for_are_refused(
 def test_where_keeps_rows(tmp_path: Path, where: dict[str, Any], numbers: list[int], streaming: bool) -> None:
     rows = load(write(tmp_path / "rows.jsonl"), where=where, streaming=streaming)
     assert rows == [EXPECTED[number] for number in numbers]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize(
+    ("where", "texts"),
+    [
+        ({"lang": ["no", "en"]}, "ab"),
+        ({"day": "2020-01-01"}, "ac"),
+        ({"code": "01"}, "a"),
+        ({"code": 1}, ""),
+        ({"code": [3, "02"]}, "bc"),
+        ({"lang": None}, ""),
+        ({"lang": False}, ""),
+    ],
+)
+def test_where_compares_texts_as_they_are_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, where: dict[str, Any], texts: str, suffix: str
+) -> None:
+    values = [("a", "no", "2020-01-01", "01"), ("b", "en", "2020-01-02", "02"), ("c", "de", "2020-01-01", "3")]
+    rows = [dict(zip(("text", "lang", "day", "code"), each, strict=True)) for each in values]
+    path = write(tmp_path / f"rows.{suffix}", rows)
+    if texts:
+        assert "".join(row["text"] for row in load(path, None, where=where)) == texts
+        return
+    with pytest.raises(ValueError, match=rf"has no rows left\. Check its split, `where` \({where}\) and"):
+        load(path, None, where=where)
+    assert f"has no row whose {next(iter(where))!r} is {next(iter(where.values()))!r} (`where`)." in caplog.text
+
+
+def test_where_compares_dates_and_numbers_by_value(tmp_path: Path) -> None:
+    days = [datetime.datetime(2020, 1, day) for day in (1, 2, 3)]
+    columns = {"text": ["a", "b", "c"], "day": days, "score": [0.5, 1.0, 2.0], "keep": [True, False, True]}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
+    for where, texts in (({"day": "2020-01-02"}, "b"), ({"score": [1, 0.5]}, "ab"), ({"keep": True}, "ac")):
+        rows = load(str(tmp_path / "rows.parquet"), None, where=where)
+        assert "".join(row["text"] for row in rows) == texts
 
 
 def test_rows_that_where_drops_may_have_any_label(tmp_path: Path) -> None:
@@ -403,7 +456,7 @@ def test_faults_of_encoding_have_corpus_column_and_row(tmp_path: Path, streaming
         return {"length": [len(text) for text in batch["target"]]}
 
     with pytest.raises(
-        ValueError, match=r"^Corpus 'law' has too much: column 'summary', row 1203 of what is kept\. Cut"
+        ValueError, match=r"^Corpus 'law' has too much: column 'summary', row 1203 of what is kept \(.*rows\.jsonl, spl"
     ):
         list(encode_corpus("law", loaded, config, encode, ["target"]))
     found = encode_corpus("law", loaded.take(2) if streaming else loaded.select(range(2)), config, encode, ["target"])

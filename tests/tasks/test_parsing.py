@@ -187,7 +187,20 @@ def test_a_bare_no_is_the_strategy_of_that_name(write_recipe: Callable[..., Path
     path.write_text(path.read_text() + f"save_strategy: {word}\nresume_from_checkpoint: no\n")
     _, args = parse_recipe(load_recipe(path, [f"--eval_strategy={word}"]))
     assert (args.save_strategy, args.eval_strategy) == (expected, expected)
-    assert args.resume_from_checkpoint == "False"
+    assert args.resume_from_checkpoint == "no"
+
+
+def test_words_dates_and_codes_are_texts_as_they_are_written(write_recipe: Callable[..., Path]) -> None:
+    path = write_recipe({**MINIMAL, "label_names": ["a"]})
+    path.write_text(path.read_text().replace("path: domain.csv", "{path: domain.csv, where: {lang: [no, ON, 01]}}"))
+    path.write_text(path.read_text().replace("- a\n", "- no\n- yes\n- 2020-01-01\n- 1:30\n"))
+    flags = ["--corpora.general.where={day: 2020-01-01, lang: no, keep: true, n: 1}"]
+    recipe, _ = parse_recipe(load_recipe(path, flags))
+    assert recipe.corpora["domain"].where == {"lang": ["no", "ON", "01"]}
+    assert recipe.corpora["general"].where == {"day": "2020-01-01", "lang": "no", "keep": True, "n": 1}
+    assert recipe.label_names == ["no", "yes", "2020-01-01", "1:30"]
+    with pytest.raises(ValueError, match=r"`packing` in the recipe must be bool, got 'no'\. Write true or false\."):
+        parse_recipe(load_recipe(path, ["--packing=no"]))
 
 
 # Files.
@@ -201,6 +214,10 @@ def test_a_bare_no_is_the_strategy_of_that_name(write_recipe: Callable[..., Path
         (b"words", "must be a mapping of fields, got a str"),
         (b"a: [", "is not YAML"),
         (b"a: 1\n b: 2\n", "is not YAML"),
+        (
+            b"a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n",
+            r"is not YAML: the key 'c' is given twice, again in line 5",
+        ),
         (b"\xff\xfe\x00", "is not YAML"),
     ],
 )

@@ -1,0 +1,216 @@
+"""Local files of a corpus: their formats, and how `datasets` reads them."""
+
+import csv
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+
+from hf_interp.tasks.recipe import CorpusConfig
+from hf_interp.utils.errors import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+HEAD = 100  # rows of a stream that are read before a run begins
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "json": {"path": "json"},
+    "csv": {"path": "csv", "delimiter": ",", "quotechar": '"'},
+    "tsv": {"path": "csv", "delimiter": "\t", "quotechar": ""},
+    "parquet": {"path": "parquet"},
+    "arrow": {"path": "arrow"},
+    "text": {"path": "text"},
+    "conll": {"path": "conll"},
+}
+"""Formats of files → the reader in `datasets.load_dataset`, and its options."""
+
+SUFFIXES = {".jsonl": "json", ".ndjson": "json", ".txt": "text", **{f".{name}": name for name in FORMATS}}
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+DOCUMENTS = {"line": "line", "paragraph": "paragraph", "file": "document"}
+
+
+def load_rows(name: str, config: CorpusConfig, as_text: Sequence[str]) -> Any:
+    """Load the rows of a corpus from its files, a folder or the Hub.
+
+    Args:
+        name: what the corpus is called in errors.
+        config: where it is.
+        as_text: columns of CSV and TSV files whose cells are kept as they are written; those of others are guessed.
+
+    Raises:
+        FileNotFoundError: for a local path that does not exist.
+        ValueError: for files that cannot be read, naming corpus and file.
+    """
+    paths = [config.path] if isinstance(config.path, str) else list(config.path)
+    if not paths:
+        raise ValueError(f"`path` of corpus {name!r} must name at least one file, got an empty list.")
+    files = [Path(path).expanduser() for path in paths]
+    options: dict[str, Any] = {"path": os.path.expanduser(paths[0]), "name": config.config_name}
+    if len(paths) > 1 or config.format or file_format(paths[0]) or files[0].is_file():
+        options = _file_options(name, config, paths, as_text)
+    elif paths[0].startswith((".", "/", "~")) and not files[0].exists():
+        raise FileNotFoundError(f"There is no {paths[0]!r} (corpus {name!r}).")
+    try:
+        dataset = datasets.load_dataset(
+            **options, split=config.split, revision=config.revision, streaming=config.streaming
+        )
+        if not config.streaming:
+            dataset.data.validate(full=True)  # the reader of JSON lets bytes pass that are no text
+        elif not list(dataset.take(HEAD)):
+            raise StopIteration
+        if config.streaming and len(files) > 1 and (what := _differing_columns(options, files)):
+            raise ValueError(what)
+    except StopIteration:  # what datasets raises for an empty JSON file
+        raise ValueError(f"Corpus {name!r} ({config.path}) has no rows.") from None
+    except (datasets.exceptions.DatasetsError, ValueError, EOFError, OSError, ImportError) as error:
+        raise ValueError(_explain(name, config, options, error.__cause__ or error)) from error
+    if options["path"] == "csv" and not config.streaming:
+        _warn_of_lost_lines(name, config, files, dataset)
+    return dataset
+
+
+def file_format(path: str) -> str | None:
+    """Return the format that a file's name tells, whatever it is compressed with.
+
+    >>> file_format("a.tsv"), file_format("a.JSONL.GZ"), file_format("a.conll.xz"), file_format("a.bin")
+    ('tsv', 'json', 'conll', None)
+    """
+    name = Path(path.lower())
+    return SUFFIXES.get(Path(name.stem).suffix if name.suffix in COMPRESSIONS else name.suffix)
+
+
+def has_cells(config: CorpusConfig) -> bool:
+    """Whether a corpus is a table of cells, which tells no texts from numbers."""
+    path = config.path if isinstance(config.path, str) else config.path[0]
+    return (config.format or file_format(path)) in ("csv", "tsv")
+
+
+def _file_options(name: str, config: CorpusConfig, paths: Sequence[str], as_text: Sequence[str]) -> dict[str, Any]:
+    """Return what `datasets.load_dataset` is to be told of files."""
+    for path in paths:
+        if not Path(path).expanduser().is_file():
+            raise FileNotFoundError(f"There is no file {path!r} (corpus {name!r}).")
+    kinds = {path: config.format or file_format(path) for path in paths}
+    for path, kind in kinds.items():
+        if kind is None:
+            raise ValueError(
+                f"The format of {path!r} (corpus {name!r}) is unknown. Say its `format`: {', '.join(FORMATS)}."
+            )
+        if kind not in FORMATS:
+            raise ValueError(
+                f"`format` of corpus {name!r} must be one of {', '.join(FORMATS)}, got {kind!r}."
+                + did_you_mean(kind, FORMATS)
+            )
+    if len(set(kinds.values())) > 1:
+        raise ValueError(f"The files of corpus {name!r} must be of one kind ({', '.join(FORMATS)}), got {list(paths)}.")
+    kind = str(kinds[paths[0]])
+    files = [str(Path(path).expanduser()) for path in paths]
+    options = {**FORMATS[kind], "data_files": {config.split.partition("[")[0]: files}}
+    given = {field: getattr(config, field) for field in ("delimiter", "quote_char", "column_names")}
+    if options["path"] not in ("csv", "conll") and any(value is not None for value in given.values()):
+        raise ValueError(
+            f"`delimiter`, `quote_char` and `column_names` are for CSV, TSV and CoNLL files, but those of corpus "
+            f"{name!r} are {kind}. Leave them out."
+        )
+    if options["path"] == "csv":
+        return options | _csv_options(name, config, as_text, options)
+    if options["path"] == "conll":
+        names = config.column_names or _conll_columns(config, files[0])
+        return options | {"column_names": names, "delimiter": config.delimiter, "encoding": config.encoding}
+    if options["path"] == "text":
+        if config.document not in (None, *DOCUMENTS):
+            raise ValueError(
+                f"`document` of corpus {name!r} must be one of {', '.join(DOCUMENTS)}, got {config.document!r}."
+            )
+        options["sample_by"] = DOCUMENTS[config.document or "line"]
+    return options | ({"encoding": config.encoding} if options["path"] in ("json", "text") else {})
+
+
+def _csv_options(name: str, config: CorpusConfig, as_text: Sequence[str], default: dict[str, Any]) -> dict[str, Any]:
+    quote = default["quotechar"] if config.quote_char is None else config.quote_char
+    delimiter = default["delimiter"] if config.delimiter is None else config.delimiter
+    if len(quote) > 1 or len(delimiter) != 1:
+        raise ValueError(
+            f"`quote_char` of corpus {name!r} must be one character or empty, and `delimiter` one, got {quote!r} and "
+            f"{delimiter!r}."
+        )
+    if not config.header and not config.column_names:
+        raise ValueError(f"Corpus {name!r} has `header: false` and needs `column_names`, the names of its columns.")
+    return {
+        "delimiter": delimiter,
+        **({"quotechar": quote} if quote else {"quotechar": '"', "quoting": csv.QUOTE_NONE}),
+        "header": 0 if config.header else None,
+        "column_names": config.column_names,
+        "encoding": config.encoding,
+        "keep_default_na": False,  # or the words NA, null and None would be no texts
+        "na_values": [""],
+        "converters": dict.fromkeys(as_text, str),
+    }
+
+
+def _conll_columns(config: CorpusConfig, file: str) -> list[str]:
+    """Return names for the columns of a CoNLL file: the words come first, the tags last."""
+    with _open(Path(file)) as lines:
+        text = next((line for line in lines if line.strip() and not line.startswith(b"-DOCSTART-")), b"")
+    between = range(1, len(text.decode(config.encoding).split(config.delimiter)) - 1)
+    return [config.tokens_column, *(f"column_{number}" for number in between), config.tags_column]
+
+
+def _open(file: Path) -> Any:
+    return fsspec.open(str(file), "rb", compression=COMPRESSIONS.get(file.suffix.lower())).open()
+
+
+def _explain(name: str, config: CorpusConfig, options: dict[str, Any], cause: BaseException) -> str:
+    """Return what keeps files from being read, in one line."""
+    files = [Path(file) for group in options.get("data_files", {}).values() for file in group]
+    what = " ".join(str(cause).split()) or type(cause).__name__
+    if isinstance(cause, UnicodeDecodeError) or "UTF8" in what:
+        for file in files:
+            what = _undecodable(file, config.encoding) or what
+    elif isinstance(cause, datasets.table.CastError) and len(files) > 1:
+        what = _differing_columns(options, files) or what
+    return f"Corpus {name!r} ({config.path}) cannot be loaded: {what}"
+
+
+def _undecodable(file: Path, encoding: str) -> str | None:
+    """Return the first line of a file that is not in the encoding."""
+    with _open(file) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError as error:
+                return (
+                    f"{str(file)!r} is not {encoding}: it has the byte 0x{line[error.start]:02x} in line {number}. Say "
+                    "its `encoding`, such as latin-1, or mend the file."
+                )
+    return None
+
+
+def _differing_columns(options: dict[str, Any], files: Sequence[Path]) -> str | None:
+    """Return how files differ in their columns, on which a stream would break off in the middle of a run."""
+    first: list[str] = []
+    for file in files:
+        stream = datasets.load_dataset(**{**options, "data_files": str(file)}, split="train", streaming=True)
+        columns = list(next(iter(stream), {}))
+        first = first or columns
+        if columns and set(columns) != set(first):
+            return f"{str(file)!r} has the columns {columns}, but {str(files[0])!r} has {first}. Give all the same"
+    return None
+
+
+def _warn_of_lost_lines(name: str, config: CorpusConfig, files: Sequence[Path], dataset: Any) -> None:
+    """Warn of fewer rows than lines: a quote that is not closed swallows the lines up to the next."""
+    lines = 0
+    for file in files:
+        with _open(file) as opened:
+            lines += sum(1 for line in opened if line.strip()) - config.header
+    split = (dataset.info.splits or {}).get(config.split.partition("[")[0])
+    if split is not None and split.num_examples < lines:
+        logger.warning(
+            f"Corpus {name!r} ({config.path}) has {split.num_examples:,} rows in {lines:,} lines. If its texts do not "
+            'hold line breaks, a quote is not closed: set `quote_char: ""` to read quotes as they are.'
+        )

@@ -1,0 +1,155 @@
+"""Files of every format: what is read of them, and what is said about those that cannot be read."""
+
+import bz2
+import gzip
+import json
+import logging
+import lzma
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from hf_interp.tasks.columns import Kind
+from hf_interp.tasks.loading import load_corpus
+from hf_interp.tasks.recipe import CorpusConfig
+
+ROWS = [('"good" film', 1), ('"bad', 0), ("null", 1), ("so, so", 0), ("NA", 1), ('"a b', 0)]
+EXPECTED = [{"text": text, "label": label} for text, label in ROWS]
+NAMES = ["neg", "pos"]
+PLAIN = "".join(json.dumps({"text": text, "label": NAMES[label]}) + "\n" for text, label in ROWS).encode()
+
+
+def load(path: str | list[str], columns: Any = None, names: Any = NAMES, **fields: Any) -> list[dict[str, Any]]:
+    kinds: dict[str, Kind] = columns or {"text": "text", "label": "class"}
+    return list(load_corpus("law", CorpusConfig(path=path, **fields), kinds, names))
+
+
+def write(path: Path, text: str | bytes) -> str:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_tsv_file_has_no_quotes_and_words_for_nothing_are_words(tmp_path: Path, streaming: bool) -> None:
+    lines = "".join(f"{text}\t{NAMES[label]}\n" for text, label in ROWS)
+    assert load(write(tmp_path / "rows.tsv", f"text\tlabel\n{lines}"), streaming=streaming) == EXPECTED
+    headless = write(tmp_path / "bare.tab", lines)
+    fields: dict[str, Any] = {"format": "tsv", "header": False, "column_names": ["text", "label"]}
+    assert load(headless, **fields, streaming=streaming) == EXPECTED
+    assert load(write(tmp_path / "rows.jsonl", PLAIN), streaming=streaming) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "expected"),
+    [
+        ('text,label\n"a, ""b""\nc",pos\n', {}, [('a, "b"\nc', 1)]),
+        ('text,label\n"a,pos\nb",neg\n', {"quote_char": ""}, [('"a', 1), ('b"', 0)]),
+        ("text;label\n'a;b';pos\n", {"delimiter": ";", "quote_char": "'"}, [("a;b", 1)]),
+        ("x,y\na,pos\n", {"column_names": ["text", "label"]}, [("a", 1)]),
+        ("text,label\n7,pos\n1.50,neg\n", {}, [("7", 1), ("1.50", 0)]),
+        ("label,text\npos,a\n", {}, [("a", 1)]),
+    ],
+)
+def test_cells_are_read_as_they_are_written(tmp_path: Path, text: str, fields: Any, expected: list[Any]) -> None:
+    path = write(tmp_path / "rows.csv", text)
+    assert load(path, **fields) == [{"text": text, "label": label} for text, label in expected]
+
+
+def test_fewer_rows_than_lines_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "rows.csv", 'text,label\n"a,pos\nb,neg\nc",pos\nd,neg\n\n')
+    with caplog.at_level(logging.WARNING):
+        assert len(load(path)) == 2
+    assert "Corpus 'law'" in caplog.text
+    assert "2 rows in 4 lines. If its texts do not hold line breaks, a quote is not closed: set `quote" in caplog.text
+    caplog.clear()
+    assert len(load(path, quote_char="")) == 4
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["a.jsonl.bz2", "a.jsonl.xz", "a.ndjson", "A.JSONL.GZ", "a.Json.gz"])
+def test_names_tell_formats_and_compressions(tmp_path: Path, name: str, streaming: bool) -> None:
+    pack = {"bz2": bz2.compress, "xz": lzma.compress, "gz": gzip.compress}.get(name.lower().rpartition(".")[2], bytes)
+    assert load(write(tmp_path / name, pack(PLAIN)), streaming=streaming) == EXPECTED
+
+
+def test_arrow_and_conll_files(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([{"text": "a", "label": "pos"}]).save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    assert load(str(file)) == [{"text": "a", "label": 1}]
+    path = write(tmp_path / "a.conll", "-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\nPeter NNP B-PER\n")
+    columns = {"tokens": "words", "tags": "tags"}
+    expected = [{"tokens": ["EU", "rejects"], "tags": [1, 0]}, {"tokens": ["Peter"], "tags": [2]}]
+    assert load(path, columns, names=["O", "B-ORG", "B-PER"]) == expected
+    fields = {"column_names": ["word", "pos", "tag"], "tokens_column": "word", "tags_column": "pos"}
+    assert load(path, columns, names=["NNP", "VBZ"], **fields)[0]["tags"] == [0, 1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        (None, ["One", "two", "Three"]),
+        ("line", ["One", "two", "Three"]),
+        ("paragraph", ["One\ntwo", "Three\n"]),
+        ("file", ["One\ntwo\n\nThree\n"]),
+    ],
+)
+def test_documents_of_a_text_file(tmp_path: Path, document: str | None, expected: list[str], streaming: bool) -> None:
+    path = write(tmp_path / "rows.txt", "One\ntwo\n\nThree\n")
+    found = load(path, {"text": "prose"}, document=document, streaming=streaming)
+    assert found == [{"text": text} for text in expected]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "txt"])
+def test_the_encoding_of_a_file_is_said(tmp_path: Path, suffix: str) -> None:
+    text = {"jsonl": '{"text": "x"}\n{"text": "é"}\n', "txt": "x\né\n"}.get(suffix, "text\nx\né\n")
+    path = write(tmp_path / f"rows.{suffix}", text.encode("latin-1"))
+    assert load(path, {"text": "text"}, encoding="latin-1") == [{"text": "x"}, {"text": "é"}]
+    line = 2 if suffix in ("jsonl", "txt") else 3
+    with pytest.raises(
+        ValueError, match=rf"'law'.*rows\.{suffix}' is not utf-8: it has the byte 0xe9 in line {line}\. Say"
+    ):
+        load(path, {"text": "text"})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_that_break_off_or_differ_are_named(tmp_path: Path, streaming: bool) -> None:
+    cut = write(tmp_path / "cut.jsonl.gz", gzip.compress(PLAIN * 50)[:-60])
+    with pytest.raises(ValueError, match=r"Corpus 'law' \(.*cut\.jsonl\.gz\) cannot be loaded: Compressed file ended"):
+        load(cut, streaming=streaming)
+    one = write(tmp_path / "one.jsonl", '{"text": "a", "label": "pos"}\n')
+    two = write(tmp_path / "two.jsonl", '{"text": "b", "label": "neg", "more": 1}\n')
+    message = (
+        r"two\.jsonl' has the columns \['text', 'label', 'more'\], but '.*one\.jsonl' has \['text', 'label'\]\. Give"
+    )
+    with pytest.raises(ValueError, match=message):
+        load([one, two], streaming=streaming)
+    with pytest.raises(ValueError, match=r"Corpus 'law' \(.*empty\.jsonl\) has no rows"):
+        load(write(tmp_path / "empty.jsonl", ""), streaming=streaming)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("a.csv", {"header": False}, "Corpus 'law' has `header: false` and needs `column_names`"),
+        (
+            "a.csv",
+            {"quote_char": "''"},
+            "`quote_char` of corpus 'law' must be one character or empty, .* got \"''\" and ','",
+        ),
+        ("a.csv", {"delimiter": ""}, "and `delimiter` one, got '\"' and ''"),
+        ("a.jsonl", {"delimiter": ";"}, "`delimiter`, .* are for CSV, TSV and CoNLL files, but .* 'law' are json"),
+        (
+            "a.jsonl",
+            {"format": "jsn"},
+            r"`format` of corpus 'law' must be one of json, .*, got 'jsn'\. Did you mean 'json'",
+        ),
+        ("a.txt", {"document": "page"}, "`document` of corpus 'law' must be one of line, paragraph, file, got 'page'"),
+    ],
+)
+def test_fields_that_do_not_fit_the_files_are_refused(tmp_path: Path, name: str, fields: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(write(tmp_path / name, PLAIN), **fields)
