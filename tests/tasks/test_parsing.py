@@ -378,7 +378,7 @@ def test_values_have_bounds(field: str, value: Any, fits: bool) -> None:
         ({"alpha_update_steps": 0}, "`alpha_update_steps` must be at least 1, got 0"),
         ({"alpha_update_lag": 0}, "`alpha_update_lag` must be at least 1, got 0"),
         ({"mixture_unit": "words"}, "`mixture_unit` must be 'examples' or 'tokens', got 'words'"),
-        ({"anchor": "destill"}, r"`anchor` must be one of distill, l2sp, got 'destill'\. Did you mean 'distill'\?"),
+        ({"anchor": "destill"}, r"`anchor` must be one of distill, l2sp, pull, got 'destill'\. Did you mean 'disti"),
         ({"anchor_strength": 2.0}, r"`anchor_strength` \(2\.0\) needs `anchor` to be distill or l2sp, got None"),
         ({"anchor": "l2sp", "anchor_temperature": 2.0}, r"`anchor_temperature` \(2\.0\) needs .* distill, got 'l2sp'"),
         ({"anchor": "l2sp", "anchor_on": "general"}, r"`anchor_on` \(general\) needs `anchor` to be distill"),
@@ -543,7 +543,10 @@ def test_added_fields_have_help_and_documentation() -> None:
         "anchor_on",
         "anchor_alpha_schedule",
         "anchor_exclude",
+        "anchor_pull_steps",
         "log_loss_gap",
+        "distill_temperature",
+        "average_from",
     ]
     for entry in added:
         assert entry.metadata["help"].endswith(".")

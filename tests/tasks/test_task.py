@@ -227,7 +227,7 @@ def test_recipes_are_checked_before_anything_is_loaded(fields: dict[str, Any], m
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"objective": "mlm"}, r"`objective` must be one of `objectives` \(none\) or a task .*got 'mlm'"),
+        ({"objective": "mlm"}, r"`objective` must be one of `objectives` \(none\), distill, or a task .*got 'mlm'"),
         ({"objective": "masked-ml"}, r"got 'masked-ml'\. Did you mean 'masked-lm'\?"),
         (
             {"objective": "translation"},
