@@ -21,6 +21,7 @@ from hf_interp.mixture.corpus import Corpus, as_corpora, check_columns
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
 from hf_interp.mixture.slots import BatchShard, SlotDataset
+from hf_interp.mixture.stream_ends import check_stream_ends
 from hf_interp.mixture.streams import stream_warnings
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         self.slots.shard = self.shard
         for warning in plan.warnings() + stream_warnings(parts, self.shard.num_readers):
             logger.warning(warning)
+        check_stream_ends(parts, plan, self.shard.num_readers)
         self._fingerprint = plan.fingerprint()
         self._num_yielded, self._start_at = 0, 0
         self._streams: dict[str, Any] = {}  # at the border before the position, by reader

@@ -27,6 +27,7 @@ from hf_interp.mixture.collators import DISTILL
 from hf_interp.mixture.corpus import Corpus, check_columns
 from hf_interp.mixture.packing import pack
 from hf_interp.mixture.plan import MixturePlan
+from hf_interp.mixture.stream_ends import check_stream_ends
 from hf_interp.reporting.results import greater_is_better
 from hf_interp.tasks.lengths import UNLIMITED, count_cut
 from hf_interp.tasks.loading import encode_corpus, load_corpus
@@ -221,7 +222,9 @@ def plan_data(data: RecipeData, args: InterpolationConfig, num_processes: int | 
     """Plan a new run as the trainer will, before there is a model; for this world by default."""
     check_columns(data.corpora)
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * (num_processes or args.world_size)
-    return plan_mixture(data.corpora, args, batch_size=batch_size, is_adaptive=args.alpha_controller is not None)
+    plan = plan_mixture(data.corpora, args, batch_size=batch_size, is_adaptive=args.alpha_controller is not None)
+    check_stream_ends(data.corpora, plan)
+    return plan
 
 
 def build_model(recipe: Recipe, task: Task, args: InterpolationConfig) -> torch.nn.Module:

@@ -26,6 +26,7 @@ from hf_interp.mixture.epochs import Epochs, EpochSide, steps_of_epochs
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
 from hf_interp.mixture.slots import BATCH_KEY, CORPUS_KEY, ORDER_KEY, STREAMS_KEY, BatchShard, SlotDataset, whole_hash
+from hf_interp.mixture.stream_ends import check_stream_ends
 from hf_interp.mixture.streams import stream_warnings
 from hf_interp.training.checkpoints import SavedRun
 from hf_interp.training.config import InterpolationConfig
@@ -89,6 +90,7 @@ class MixtureRun:
         self.plan = self._fresh_plan(batch_size, is_adaptive=controller is not None)
         if is_first:
             warnings += self.plan.warnings() + stream_warnings(self.corpora, shard.num_readers)
+            check_stream_ends(self.corpora, self.plan, shard.num_readers)
         if saved is not None:
             warnings += self._continue_plan(saved)
         for warning in warnings:
