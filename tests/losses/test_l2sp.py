@@ -23,7 +23,7 @@ def test_rows_that_m0_has_not_are_left_alone() -> None:
     assert parameter.flatten().tolist() == [3.0, 2.5, 9.0]
     single = nn.Parameter(torch.tensor(4.0))
     pull(single, torch.tensor(0.0), 0.5)
-    assert (float(single), square_distance(single, torch.tensor(0.0))) == (2.0, 4.0)
+    assert (single.item(), square_distance(single, torch.tensor(0.0))) == (2.0, 4.0)
 
 
 def test_what_is_trained_and_not_excluded_has_a_pair() -> None:
