@@ -24,10 +24,6 @@ class AlphaCallback(TrainerCallback, ExportableState):
 
     Attributes:
         alpha (`float` or `None`): α of the step in progress or just ended; `None` before training.
-
-    Raises:
-        ValueError: when training begins, if the training dataset has no plan; on resume, if the checkpoint was written
-        by a run that read other data in another order.
     """
 
     def __init__(self) -> None:

@@ -217,9 +217,6 @@ def find_saved_run(
     If as many processes have written it, each takes up its own state; else the first takes up all, which is right for
     sums. From a checkpoint that another trainer has written, there is none. `resume_from_checkpoint` is a folder, or
     `True` for the last whole checkpoint of `args.output_dir`; `warn` tells the user what was passed over.
-
-    Raises:
-        ValueError: if there is none that is whole.
     """
     if not resume_from_checkpoint:
         return None
@@ -276,9 +273,6 @@ def writing_checkpoint(
 
     What stands in its place from an earlier life of the run is not whole from now on. `save_total_limit` is kept by the
     steps of the checkpoints, where `Trainer` goes by the clock.
-
-    Raises:
-        OSError: if the checkpoint could not be written, as on a full disk; it names the last whole one.
     """
     folder, limit = Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", args.save_total_limit
     args.save_total_limit = None

@@ -58,9 +58,6 @@ def report_dead_workers() -> Iterator[None]:
 
     torch receives batches over sockets. Those of a worker that is killed close a moment before torch is told of its
     end, and what is read in between breaks with an error that does not mention a worker.
-
-    Raises:
-        RuntimeError: instead of such an error.
     """
     try:
         yield
@@ -76,11 +73,7 @@ def report_dead_workers() -> Iterator[None]:
 
 
 def check_loader_arguments(args: TrainingArguments, *, num_workers: int) -> list[str]:
-    """Return what to warn of in the arguments that shape the loader; `num_workers` is how many there can be.
-
-    Raises:
-        ValueError: for those with which a batch would not have its α.
-    """
+    """Return what to warn of in the arguments that shape the loader; `num_workers` is how many there can be."""
     if not args.dataloader_in_order:
         raise ValueError("A mixture needs `dataloader_in_order=True`: a batch that overtakes another has the wrong α.")
     if args.accelerator_config is not None and args.accelerator_config.split_batches:

@@ -71,11 +71,7 @@ def is_mixture_for(traits: TrainerTraits, train_dataset: Any) -> bool:
 
 
 def check_loading(trainer: type, mixin: type) -> None:
-    """Refuse trainers whose loader or sampler, behind the mixin's, does more than give examples in some order.
-
-    Raises:
-        ValueError: naming the class and its method.
-    """
+    """Refuse trainers whose loader or sampler, behind the mixin's, does more than give examples in some order."""
     if traits_of(trainer).orders_batches:
         return
     order = trainer.__mro__
@@ -96,9 +92,6 @@ class ConstructorCall:
         mixin: the class among its bases that replaces the loader.
         constructor: that of the bases behind the mixin.
         args, kwargs: what it is to be called with.
-
-    Raises:
-        ValueError, TypeError: for a trainer or corpora that do not go together.
     """
 
     corpora: list[Corpus]
@@ -139,11 +132,7 @@ class ConstructorCall:
 
 
 def later_call(trainer: Any, mixin: type, constructor: Callable[..., None], *, has_mixture: bool) -> ConstructorCall:
-    """Return the call that would have given a trainer the `train_dataset` that has been set since it was made.
-
-    Raises:
-        ValueError: for a mixture, or in place of one, where a trainer prepares its dataset when it is made.
-    """
+    """Return the call that would have given a trainer the `train_dataset` that has been set since it was made."""
     call = ConstructorCall(type(trainer), mixin, constructor, (), {"train_dataset": trainer.train_dataset})
     traits = traits_of(type(trainer))
     if traits.prepares_dataset and (call.has_mixture or has_mixture):
@@ -155,12 +144,7 @@ def later_call(trainer: Any, mixin: type, constructor: Callable[..., None], *, h
 
 
 def corpora_to_prepare(traits: TrainerTraits, train_dataset: Any, args: Any) -> list[Corpus]:
-    """Return the corpora of a mixture for a trainer that prepares them in its constructor, with these settings.
-
-    Raises:
-        ValueError: for corpora that the trainer would take for something else in one batch than alone.
-        TypeError: for corpora that it cannot prepare.
-    """
+    """Return the corpora of a mixture for a trainer that prepares them in its constructor, with these settings."""
     is_planned = isinstance(train_dataset, InterpolatedDataset)
     if is_planned and traits is TRL:
         raise TypeError(
@@ -190,12 +174,7 @@ def constructor_dataset(traits: TrainerTraits, corpora: Sequence[Corpus]) -> Any
 
 
 def check_settings(trainer: Any) -> list[str]:
-    """Return what to warn of in a trainer that has been constructed for a mixture.
-
-    Raises:
-        ValueError: for a loss, prompts or routes of sentence-transformers by the names of datasets, where a batch has
-            examples of several.
-    """
+    """Return what to warn of in a trainer that has been constructed for a mixture."""
     if not traits_of(type(trainer)).names_datasets:
         return []
     by_name = {"loss": isinstance(trainer.loss, dict)}
@@ -221,9 +200,6 @@ def arguments_by_name(
 
     >>> arguments_by_name(inspect.signature(lambda model, args=None, **others: None).parameters, ["bert"], {"args": 1})
     ([], {'model': 'bert', 'args': 1})
-
-    Raises:
-        TypeError: for an argument that is given twice.
     """
     kinds = [each.kind for each in parameters.values()]
     takes_more = inspect.Parameter.VAR_POSITIONAL in kinds  # which stand behind all others

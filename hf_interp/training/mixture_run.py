@@ -74,9 +74,6 @@ class MixtureRun:
 
         Whatever an earlier run has read is forgotten. `shard` is that of this process (see `shard_batch`),
         `batch_size` the global batch.
-
-        Raises:
-            ValueError: if the mixture cannot be planned or cannot go on from the checkpoint.
         """
         is_first, self.shard = not hasattr(self, "plan"), shard
         names = [corpus.name for corpus in self.corpora]
@@ -293,9 +290,6 @@ def plan_mixture(
         alpha_schedule: wins over that of `args`.
         batch_size: the global batch.
         is_adaptive: leave α open where a controller will decide it.
-
-    Raises:
-        ValueError: if the mixture cannot be planned.
     """
 
     def schedule_of(max_steps: int) -> AlphaSchedule:
@@ -327,11 +321,7 @@ def epoch_side(args: TrainingArguments) -> EpochSide:
 def make_controller(
     args: TrainingArguments, given: AlphaController | None, *, num_workers: int
 ) -> AlphaController | None:
-    """Return a new controller for a new run: a copy of the given one, or what `args` name.
-
-    Raises:
-        ValueError: if α would be decided for batches that are on their way.
-    """
+    """Return a new controller for a new run: a copy of the given one, or what `args` name."""
     controller = copy.deepcopy(given)
     if controller is None and isinstance(args, InterpolationConfig):
         controller = args.build_alpha_controller()

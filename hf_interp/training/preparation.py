@@ -25,11 +25,7 @@ LABEL_COLUMNS = ("label", "labels", "label_ids")
 
 
 def prepare_heads(trainer: Trainer, heads: ObjectiveHeads, traits: TrainerTraits) -> None:
-    """Attach the heads to a trainer's model, if it has none from `model_init`.
-
-    Raises:
-        ValueError: for a trainer or a setting that heads do not go with.
-    """
+    """Attach the heads to a trainer's model, if it has none from `model_init`."""
     if not heads.objectives:
         return
     heads.check_names()
@@ -52,11 +48,7 @@ def prepare_anchor(
     alpha_schedule: AlphaSchedule | None,
     corpora: Sequence[Corpus] | None,
 ) -> Anchor | None:
-    """Return what brings M₀ into a run, first in line among its callbacks; `None` if nothing asks for M₀.
-
-    Raises:
-        ValueError: if the anchor cannot work with the model or the way it is distributed.
-    """
+    """Return what brings M₀ into a run, first in line among its callbacks; `None` if nothing asks for M₀."""
     args = trainer.args
     distills = any(corpus.objective == DISTILL for corpus in corpora or ())
     if not isinstance(args, InterpolationConfig):
@@ -82,11 +74,7 @@ def prepare_anchor(
 def prepare_corpora(
     trainer: Trainer, corpora: Sequence[Corpus], heads: ObjectiveHeads, traits: TrainerTraits, anchor: Anchor | None
 ) -> list[Corpus]:
-    """Drop the columns that the model does not take, as `Trainer` does, and check that the corpora fit together.
-
-    Raises:
-        ValueError: for columns, labels or objectives that do not fit.
-    """
+    """Drop the columns that the model does not take, as `Trainer` does, and check that the corpora fit together."""
     heads.check_corpora(corpora)
     prepared = [
         replace(corpus, dataset=trainer._remove_unused_columns(corpus.dataset, description=corpus.name))

@@ -19,22 +19,14 @@ METADATA = ("tags", "license", "language", "base_model")
 
 
 def prepare_pushing(trainer: Any) -> str | None:
-    """Tag the model; return what to warn of if the trainer pushes to the Hub.
-
-    Raises:
-        ValueError: for a `hub_strategy` that pushes checkpoints, which hold a pickle of every setting.
-    """
+    """Tag the model; return what to warn of if the trainer pushes to the Hub."""
     if hasattr(base := unwrap_peft(trainer.model), "add_model_tags"):
         base.add_model_tags(list(TAGS))
     return check_strategy(trainer.args.hub_strategy) if trainer.args.push_to_hub else None
 
 
 def check_strategy(strategy: Any) -> str | None:
-    """Refuse a `hub_strategy` that pushes checkpoints of a mixture's run; return what to warn of, if anything.
-
-    Raises:
-        ValueError: for checkpoint and all_checkpoints.
-    """
+    """Refuse a `hub_strategy` that pushes checkpoints of a mixture's run; return what to warn of, if anything."""
     strategy = str(getattr(strategy, "value", strategy))
     if strategy in ("checkpoint", "all_checkpoints"):
         raise ValueError(

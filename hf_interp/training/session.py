@@ -22,11 +22,7 @@ MOST_OVERFLOWS = 20
 
 @contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
-    """Keep other runs out of a folder meanwhile.
-
-    Raises:
-        ValueError: if another run is at work in it.
-    """
+    """Keep other runs out of a folder meanwhile."""
     path = Path(folder) / LOCK_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=0, is_singleton=True)  # which this process may take again
@@ -50,11 +46,7 @@ def alone_in(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def running(trainer: Trainer, *, resumes: bool) -> Iterator[None]:
-    """Keep the folder of a run to itself, and say how to go on: before a new run, and when it is interrupted.
-
-    Raises:
-        ValueError: if another run is at work in it.
-    """
+    """Keep the folder of a run to itself, and say how to go on: before a new run, and when it is interrupted."""
     args, folder = trainer.args, trainer.args.output_dir or "."
     with alone_in(folder) if args.process_index == 0 else nullcontext():
         last = max(checkpoints_of(folder), default=None)
@@ -92,9 +84,6 @@ class LossGuard:
             loss: of the micro-batch.
             step: that is being taken, from 1 on.
             is_scaled: whether a gradient scaler skips steps whose gradients overflow, as in half precision.
-
-        Raises:
-            FloatingPointError: with the step, and the last checkpoint whose weights are all finite.
         """
         value = float(loss)
         self._overflows = 0 if math.isfinite(value) else self._overflows + 1

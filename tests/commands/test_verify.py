@@ -8,6 +8,7 @@ import pytest
 from toys import NotingTrainer, config, corpus, mixture, tiny_model
 
 from hf_interp.commands.verify import check_run, compare_runs, load_order, verify
+from hf_interp.train import run_recipe
 
 
 def trained(folder: Path, resume: Any = None, data: Any = None, **kwargs: Any) -> Path:
@@ -84,6 +85,19 @@ def test_a_run_is_checked_against_its_plan(tmp_path: Path) -> None:
     assert "something else before step 6: 0123456789abcdef on record" in verdict.text
     verdict = verify(folder, folder / "checkpoint-8")
     assert "Their plans are the same there, so one of them did not read what its plan says" in verdict.text
+
+
+def test_weights_that_another_has_written_since_are_told(toy_recipe: dict[str, Any]) -> None:
+    folder = Path(toy_recipe["output_dir"])
+    run_recipe(toy_recipe)
+    assert verify(folder).agrees
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    verdict = verify(folder / "results.json")
+    assert (verdict.agrees, verdict.until) == (False, 4)
+    assert verdict.text.endswith(" But model.safetensors is not what this run wrote: another has written there since.")
+    path.unlink()
+    assert not verify(folder).agrees
 
 
 def test_streams_are_compared_but_not_checked(tmp_path: Path) -> None:
