@@ -29,7 +29,7 @@ from hf_interp.weights.tensors import (
     is_finite,
     lerp,
     named_tensors,
-    refuse_nan,
+    refuse_diverged,
     write_tensors,
 )
 
@@ -279,7 +279,7 @@ def _trained_value(model: nn.Module, pair: ScaledParameter) -> torch.Tensor:
         return trained
     if not is_finite(place):
         neutral = _neutral_value(pair, place)
-        refuse_nan(pair.name, neutral, place)
+        refuse_diverged(pair.name, neutral, place)
         raise ValueError(
             f"{pair.name!r} of M_θ holds infinities: its training has diverged. Take an earlier checkpoint."
         )

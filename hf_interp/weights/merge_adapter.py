@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from hf_interp.utils.files import new_folder
+from hf_interp.utils.files import new_folder, read_json
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
 from hf_interp.utils.task_info import TASK_INFOS, adapter_classes, task_of_adapter
 from hf_interp.weights.adapter_kinds import AdapterCapabilities, adapter_capabilities, refuse_prompts
@@ -171,6 +171,13 @@ def _load_base(config: Any, weights: Tensors, origin: Path, source: Path) -> tup
         raise ValueError(
             f"{ADAPTER_CONFIG_NAME} in {source.name!r} must say what class of model the adapter is for, got "
             f"task_type={config.task_type!r}. Set `task_type` to one of {', '.join(adapter_classes())}."
+        )
+    settings = read_json(origin / "config.json")
+    if isinstance(settings, dict) and settings.get("quantization_config"):
+        kind = settings["quantization_config"].get("quant_method", "of an unknown kind")
+        raise ValueError(
+            f"`base` must have plain weights, got {origin.name!r}, which is quantised ({kind}). Give the model that it "
+            "was made from."
         )
     task = task_of_adapter(config.task_type)
     heads = [tensor for name, tensor in weights.items() if _HEAD.search(name)]

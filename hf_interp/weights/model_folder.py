@@ -14,7 +14,14 @@ from transformers import PreTrainedModel
 
 from hf_interp.utils.environment import installed_versions
 from hf_interp.utils.files import write_json
-from hf_interp.utils.model_files import SMALL_FILES, module_folders, small_files
+from hf_interp.utils.model_files import (
+    SMALL_FILES,
+    TEMPLATES_FOLDER,
+    WEIGHT_FILES,
+    matches,
+    module_folders,
+    small_files,
+)
 from hf_interp.utils.run_folder import INTERPOLATION_NAME
 from hf_interp.weights.adapter_kinds import is_peft_model
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth
@@ -66,8 +73,13 @@ def num_small_bytes(folder: Path) -> int:
 
 
 def check_output(output: Path, inputs: list[Path]) -> None:
-    """Raise `ValueError` for a resolved output folder that is a file, holds anything, or is or lies in an input."""
+    """Refuse a resolved output folder that is a file, holds anything, or is or lies in an input; and links out of one.
+
+    Raises:
+        ValueError: for any of these.
+    """
     for folder in inputs:
+        _refuse_links(folder)
         if output == folder or folder in output.parents:
             raise ValueError(f"`output_dir` must be neither an input nor inside one, got {str(output)!r}.")
     if output.exists() and not output.is_dir():
@@ -76,6 +88,21 @@ def check_output(output: Path, inputs: list[Path]) -> None:
         raise ValueError(
             f"`output_dir` must be new or empty, got {str(output)!r}, which holds files. Remove them first."
         )
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse files of a model that are links out of its folder; in the cache of the Hub they lead to its own blobs."""
+    home = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    kinds = (*SMALL_FILES, *WEIGHT_FILES, "*.bin")
+    paths = [path for path in folder.iterdir() if path.is_file() and matches(path.name, kinds)]
+    for name in (*module_folders(folder), TEMPLATES_FOLDER):
+        paths += [folder / name, *(folder / name).rglob("*")]
+    for path in paths:
+        if not path.resolve().is_relative_to(home):
+            raise ValueError(
+                f"{path.name!r} in {folder.name!r} must be a file of its own, got a link that leads out of the folder, "
+                "which is not merged. Put a copy in its place."
+            )
 
 
 def write_account(folder: Path, report: InterpolationReport, alpha: Alpha, **details: Any) -> None:
@@ -120,11 +147,12 @@ def open_base(
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of M₀'s checkpoint by the names that M_θ has for them, mapped into memory and not loaded.
 
-    M_θ is a model of transformers, with or without an adapter.
+    M_θ is a model of transformers, with or without an adapter. Tensors in another layout than the model's, such as
+    experts one by one, are loaded.
 
     Raises:
         TypeError: for a model that is not of transformers.
-        ValueError: if there is no such checkpoint, or it is not whole, or has tensors of another layout.
+        ValueError: if there is no such checkpoint, or it is not whole.
     """
     peft_model: Any = model
     inner: Any = peft_model.get_base_model() if is_peft_model(model) else model
@@ -136,12 +164,12 @@ def open_base(
     folder = find_folder(name, "base_model", revision=revision)
     stored = find_tensors(folder, "base_model")
     places = find_checkpoint_keys(inner, stored)
-    converted = [name for name, place in places.items() if place.name != place.target]
-    if converted:
-        raise ValueError(
-            f"`base_model` {str(name)!r} has another layout than the model in memory ({converted[0]!r}). Load it with "
-            "`from_pretrained` and give the model."
-        )
+    if any(place.name != place.target for place in places.values()):
+        # such as experts one by one: transformers converts them when it loads them
+        model_class: Any = type(inner)
+        options = {"dtype": "auto", "local_files_only": True, "output_loading_info": True}
+        loaded, found = model_class.from_pretrained(folder, **options)
+        return {name: one for name, one in loaded.state_dict().items() if name not in found["missing_keys"]}
     files: dict[Any, Any] = {
         one.path: safe_open(one.path, framework="pt") for one in stored.values() if one.tensor is None
     }

@@ -9,7 +9,7 @@ import torch
 
 from hf_interp.weights.matching import TensorDecision, is_float
 from hf_interp.weights.tensor_files import Stored, read_piece, run_in_threads, write_piece
-from hf_interp.weights.tensors import is_finite, lerp, mean_of, refuse_nan, write_one
+from hf_interp.weights.tensors import is_finite, lerp, mean_of, refuse_diverged, write_one
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +90,8 @@ class _Interpolation:
         if decision.action == "interpolated" and job.is_common:
             result = self.interpolate(job, finetuned)
         else:
-            if decision.action == "interpolated" and not is_finite(finetuned):
-                refuse_nan(decision.name, finetuned[:0], finetuned)
-                self.infinite.add(decision.name)
+            if decision.action != "copied" and not is_finite(finetuned):
+                refuse_diverged(decision.name, finetuned[:0], finetuned)
             result = finetuned.to(place.info.dtype)
         write_piece(place, job.begin, result)
 
@@ -130,7 +129,7 @@ class _Interpolation:
         is_end = decision.alpha in (0.0, 1.0)
         if is_finite(result) and (not is_end or (is_finite(base) and is_finite(finetuned))):
             return
-        refuse_nan(decision.name, base, finetuned)
+        refuse_diverged(decision.name, base, finetuned)
         if is_finite(base) and is_finite(finetuned):
             raise ValueError(
                 f"`alpha` {decision.alpha:g} takes {decision.name!r} beyond the range of {result.dtype}. Give a "

@@ -113,6 +113,9 @@ def decide_tensors(
         finetuned_only=finetuned_only,
         extrapolate=extrapolate,
     )
+    for decision in decisions:
+        if decision.action == "finetuned" and not is_finite(own := finetuned.unique[decision.name]):
+            refuse_diverged(decision.name, own.new_empty(0), own)
     return [
         _settle(decision, base.unique[decision.base_name], finetuned.unique[decision.name], keeps_statistics)
         if decision.action == "interpolated" and decision.base_name is not None
@@ -203,10 +206,19 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def refuse_nan(name: str, *tensors: torch.Tensor) -> None:
-    for tensor, whose in zip(tensors, ("M₀", "M_θ"), strict=True):
-        if bool(torch.isnan(tensor).any()):
-            raise ValueError(f"{name!r} of {whose} holds NaN: its training has diverged. Take an earlier checkpoint.")
+def refuse_diverged(name: str, base: torch.Tensor, finetuned: torch.Tensor) -> None:
+    """Refuse NaN, and infinities that are not the same on both sides, as those of masks are.
+
+    Where M_θ alone has a tensor, or rows of it, `base` is empty.
+    """
+    faults = [("holds NaN", torch.isnan(base), torch.isnan(finetuned))]
+    infinite = torch.isinf(base), torch.isinf(finetuned)
+    if not torch.equal(*infinite) or not torch.equal(base[infinite[0]], finetuned[infinite[1]].to(base.dtype)):
+        faults.append(("holds infinities", *infinite))
+    for fault, ours, theirs in faults:
+        if ours.any() or theirs.any():
+            whose = "M_θ" if theirs.sum() > ours.sum() or not ours.any() else "M₀"
+            raise ValueError(f"{name!r} of {whose} {fault}: its training has diverged. Take an earlier checkpoint.")
 
 
 def _settle(
@@ -215,7 +227,7 @@ def _settle(
     """Copy after all what has no value between its two: masks with infinities, statistics of batch norms."""
     reason = ""
     if not is_finite(base) or not is_finite(finetuned):
-        refuse_nan(decision.name, base, finetuned)
+        refuse_diverged(decision.name, base, finetuned)
         reason = "holds infinities, as masks do"
     elif BATCH_NORM.search(decision.name) and decision.alpha not in (0.0, 1.0):  # which have their own
         if not keeps_statistics and not torch.equal(base, finetuned):

@@ -40,8 +40,9 @@ from hf_interp.weights import checkpoint_names
 from hf_interp.weights import merge as merging
 from hf_interp.weights import streaming as blocks
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth
-from hf_interp.weights.interpolate import interpolate_weights
+from hf_interp.weights.interpolate import interpolate_weights, open_interpolation
 from hf_interp.weights.merge import interpolate_checkpoints
+from hf_interp.weights.model_folder import open_base
 
 BERT, GPT2, LLAMA, T5 = (CONFIGS[kind]() for kind in ("bert", "gpt2", "llama", "t5"))
 TIED_LLAMA = CONFIGS["llama"](tie_word_embeddings=True)
@@ -362,6 +363,16 @@ def test_fused_and_single_experts_are_interpolated_in_memory(tmp_path: Path, cap
         interpolate_checkpoints(tmp_path / "base", [tmp_path / "tuned"] * 2, tmp_path / "out2", 0.3)
 
 
+def test_a_base_with_single_experts_is_known_by_the_names_of_the_model(tmp_path: Path) -> None:
+    base, finetuned = (model_of(MixtralForCausalLM, MIXTRAL, seed) for seed in (0, 1))
+    assert any(".experts.0." in name for name in load_tensors(save(base, tmp_path / "base")))
+    before = {name: tensor.clone() for name, tensor in finetuned.state_dict().items()}
+    with open_interpolation(open_base(tmp_path / "base", finetuned), finetuned) as live:
+        live.set_alpha(0.3)
+        expected = {name: torch.lerp(tensor, before[name], 0.3) for name, tensor in base.state_dict().items()}
+        assert same_weights(finetuned.state_dict(), expected)
+
+
 @pytest.mark.parametrize("size", [55, 67])
 @pytest.mark.parametrize("block", [7, 1 << 20])
 def test_a_resized_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, block: int) -> None:
@@ -485,6 +496,26 @@ def test_nan_is_refused(tmp_path: Path, alpha: float, whose: str) -> None:
     name = "wte.weight"
     with pytest.raises(ValueError, match=f"'{name}' of {whose.partition(',')[0]} holds NaN"):
         merge(tmp_path, {name: base, "v": torch.zeros(1)}, {name: tuned, "v": torch.ones(1)}, alpha)
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, 1])
+@pytest.mark.parametrize("whose", ["M₀", "M_θ"])
+def test_infinities_that_are_not_those_of_a_mask_are_refused(tmp_path: Path, alpha: float, whose: str) -> None:
+    base, tuned = torch.zeros(3000), torch.zeros(3000)
+    (base if whose == "M₀" else tuned)[7] = torch.inf
+    with pytest.raises(ValueError, match=f"'w' of {whose} holds infinities: its training has diverged"):
+        merge(tmp_path, {"w": base, "v": torch.zeros(1)}, {"w": tuned, "v": torch.ones(1)}, alpha)
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize(("value", "what"), [(torch.nan, "NaN"), (torch.inf, "infinities")])
+def test_a_new_head_that_diverged_is_refused(tmp_path: Path, value: float, what: str) -> None:
+    base, tuned = {"w": torch.zeros(2)}, {"w": torch.ones(2), "score.weight": torch.tensor([1.0, value])}
+    with pytest.raises(ValueError, match=f"'score.weight' of M_θ holds {what}"):
+        interpolate_weights(base, tuned, 0.5)
+    with pytest.raises(ValueError, match=f"'score.weight' of M_θ holds {what}"):
+        merge(tmp_path, base, tuned, 0.5)
     assert_nothing_left(tmp_path)
 
 
@@ -656,6 +687,36 @@ def test_an_output_must_be_new(tmp_path: Path, output: str, message: str) -> Non
     with pytest.raises(ValueError, match=f"`output_dir`.*{message}"):
         interpolate_checkpoints(tmp_path / "base", tmp_path / "tuned", tmp_path / output, 0.5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "file", "link", "taken", "tuned"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "1_Dense", "1_Dense/model.safetensors"])
+@pytest.mark.parametrize("whose", ["base", "tuned"])
+def test_links_out_of_a_folder_are_not_merged(tmp_path: Path, whose: str, name: str) -> None:
+    for folder in ("base", "tuned"):
+        save_tensors({"w": torch.rand(1)}, tmp_path / folder)
+        (tmp_path / folder / "modules.json").write_text(json.dumps([{"path": "1_Dense"}]))
+        save_tensors({"linear.weight": torch.ones(2)}, tmp_path / folder / "1_Dense")
+    place, secret = tmp_path / whose / name, tmp_path / "secret"
+    if place.exists():
+        place.rename(secret)
+    else:
+        secret.write_text("{}")
+    place.symlink_to(secret)
+    with pytest.raises(
+        ValueError, match=f"'{place.name}' in '{whose}' must be a file of its own, got a link that leads"
+    ):
+        interpolate_checkpoints(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", 0.5)
+    assert_nothing_left(tmp_path)
+
+
+def test_links_of_the_cache_of_the_hub_are_merged(tmp_path: Path) -> None:
+    tuned, blobs, base = (tmp_path / name for name in ("tuned", "models--a--b/blobs", "models--a--b/snapshots/1"))
+    save_tensors({"w": torch.zeros(1)}, tuned)
+    blobs.mkdir(parents=True), base.mkdir(parents=True)
+    save_file({"w": torch.ones(1)}, blobs / "0a1b")
+    (base / "model.safetensors").symlink_to("../../blobs/0a1b")
+    interpolate_checkpoints(base, tuned, tmp_path / "out", 0.25)
+    assert load_tensors(tmp_path / "out")["w"].tolist() == [0.75]
 
 
 @pytest.mark.parametrize("output", ["empty", "deep/new", "link"])

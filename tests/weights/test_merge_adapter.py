@@ -202,6 +202,24 @@ def test_folders_that_are_not_what_they_must_be_are_refused(tmp_path: Path, base
     refused("must change weights, got PROMPT_TUNING", source=prompts)
 
 
+def test_a_base_that_is_quantised_or_another_is_named(tmp_path: Path, base_dir: Path) -> None:
+    config = peft.LoraConfig(target_modules=LINEARS, task_type="SEQ_CLS", modules_to_save=["position_embeddings"])
+    write_adapter(base_dir, tmp_path / "adapter", config)
+    path = base_dir / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "quantization_config": {"quant_method": "bitsandbytes"}}))
+    with pytest.raises(
+        ValueError, match=r"`base` must have plain weights, got 'base', which is quantised \(bitsandbytes\)"
+    ):
+        interpolate_adapter_checkpoint(None, tmp_path / "adapter", tmp_path / "out", 0.5)
+    positions = settings["max_position_embeddings"] + 1
+    BertForSequenceClassification(BertConfig(**{**settings, "max_position_embeddings": positions})).save_pretrained(
+        base_dir
+    )
+    with pytest.raises(ValueError, match=r"`base` must be the model that the adapter in 'adapter' is for: .*position"):
+        interpolate_adapter_checkpoint(None, tmp_path / "adapter", tmp_path / "out", 0.5)
+
+
 def test_an_empty_folder_is_filled(tmp_path: Path, base_dir: Path) -> None:
     write_adapter(base_dir, tmp_path / "adapter", CONFIGS["LORA"]())
     (tmp_path / "out").mkdir()
