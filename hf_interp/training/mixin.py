@@ -98,7 +98,7 @@ class InterpolationMixin(_Base):
     _given_alpha: dict[str, Any]
     _saved: SavedRun | None = None  # while a checkpoint is resumed
     _gen_kwargs_of_sets: Mapping[str, Any] | None = None  # while sets are evaluated
-    _batches: Iterator[Any] | None = None  # those of the run that are left
+    _batches: tuple[Any, Iterator[Any]] | None = None  # the loader of the run, and what it has left
 
     def __init__(
         self,
@@ -213,7 +213,6 @@ class InterpolationMixin(_Base):
             return super().get_train_dataloader()
         first_step = 0 if self._saved is None else self._saved.global_step
         first_batch = first_step * self.args.gradient_accumulation_steps
-        self._batches = None
         sampler = SlotSampler(self._run.plan, self._run.shard, first_batch, self._run.epoch_of)
         collator = make_collator(self, self._run, self._heads, self._traits)
         return slot_loader(self.train_dataset, sampler, collator, self.args, self.accelerator)
@@ -237,10 +236,11 @@ class InterpolationMixin(_Base):
         if self._run is None:
             super()._run_epoch(train_dataloader=train_dataloader, epoch=epoch, **kwargs)
             return
-        self._batches = self._batches or iter(train_dataloader)
+        if self._batches is None or self._batches[0] is not train_dataloader:
+            self._batches = train_dataloader, iter(train_dataloader)
         while (left := self.state.max_steps - self.state.global_step) > 0:
             size = {"num_update_steps_per_epoch": left, "steps_in_epoch": left * self.args.gradient_accumulation_steps}
-            super()._run_epoch(train_dataloader=self._batches, epoch=epoch, **{**kwargs, **size})
+            super()._run_epoch(train_dataloader=self._batches[1], epoch=epoch, **{**kwargs, **size})
             if self.control.should_training_stop or epoch + 1 < self.state.num_train_epochs:
                 return
             epoch, kwargs["resume_from_checkpoint"] = epoch + 1, None
@@ -342,7 +342,7 @@ class InterpolationMixin(_Base):
             folder = None if saved is None else saved.folder
             if self.weight_average is not None:
                 self.weight_average.checkpoint = folder
-            with overrides(self, _saved=saved):
+            with overrides(self, _saved=saved, _batches=None):
                 output = super().train(None if folder is None else str(folder), *args, **kwargs)
             if self.weight_average is not None:
                 self.weight_average.put_in()

@@ -117,6 +117,19 @@ def test_an_epoch_that_is_stopped_is_followed_by_the_next(tmp_path: Path) -> Non
     assert same_weights(weights(stopped), weights(whole))
 
 
+def test_a_loader_that_is_made_meanwhile_changes_nothing(tmp_path: Path) -> None:
+    class Curious(TrainerCallback):
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer.get_train_dataloader()
+
+    whole = run(tmp_path)
+    args = config(tmp_path, max_steps=-1, num_train_epochs=2, alpha_schedule_type="constant", alpha_end=0.5)
+    trainer = NotingTrainer(tiny_model(0.3), args, train_dataset=mixture(), callbacks=[Curious()])
+    trainer.train()
+    assert trainer.seen == whole.seen
+    assert same_weights(weights(trainer), weights(whole))
+
+
 class Told(torch.utils.data.Dataset[dict[str, Any]]):
     """Gives the number of the epoch it has been told as its first token."""
 

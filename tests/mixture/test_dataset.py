@@ -248,6 +248,13 @@ def read_in_processes(folder: str, processes: int) -> None:
             configuration = DataLoaderConfiguration(**division)
             accelerator = Accelerator(cpu=True, dataloader_config=configuration)
             loader = accelerator.prepare(loader)
+            if not told:
+                with pytest.raises(TypeError, match="is another before and after `prepare`"):
+                    len(mixed)
+            if way == "sharded":
+                halved = accelerator.prepare(DataLoader(mixed, batch_size=size // 2, collate_fn=as_numbers))
+                with pytest.raises(ValueError, match=r"must make batches of .* over all processes, got"):
+                    next(iter(halved))
         found.append([batch.tolist() for batch in loader])
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
 
