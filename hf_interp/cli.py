@@ -279,6 +279,8 @@ def _curve(args: argparse.Namespace, flags: Flags) -> None:
 
     curve, folder = curve_run(args.run, flags, save_model=args.save_model)
     saved = f"\nM_α is in {folder / INTERPOLATED_NAME}." if args.save_model else ""
+    if (folder / INTERPOLATED_NAME).is_dir() and "interpolated" not in curve.weights:
+        saved = f"\n{folder / INTERPOLATED_NAME} holds M_α at another α. --save_model writes it anew."
     text = f"{format_curve(curve)}\n{CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.{saved}"
     _print_found(args, folder / CURVE_NAME, text)
 

@@ -345,6 +345,36 @@ def test_a_stream_trains(toy_recipe: dict[str, Any]) -> None:
     assert [corpus["drawn"] for corpus in results.plan["corpora"]] == [8, 8]
 
 
+@pytest.mark.parametrize("kind", ["the model of the recipe", "a model of somebody", "a link to the model"])
+def test_a_run_is_not_written_over_a_model(toy_recipe: dict[str, Any], tmp_path: Path, kind: str) -> None:
+    folder, base = tmp_path / "model", toy_recipe["model_name_or_path"]
+    shutil.copytree(base, folder)
+    recipe = {**toy_recipe, "output_dir": str(folder)}
+    if kind != "a model of somebody":
+        recipe["model_name_or_path"] = str(folder)
+    if kind == "a link to the model":
+        (tmp_path / "link").symlink_to(folder)
+        recipe["output_dir"] = str(tmp_path / "link")
+    with pytest.raises(
+        ValueError, match=r"`output_dir` must not be the folder of .*, which would be written over, got"
+    ):
+        run_recipe(recipe)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in Path(base).iterdir()
+    }
+
+
+def test_an_objective_is_a_name_and_no_path(toy_recipe: dict[str, Any]) -> None:
+    name = "../../evil"
+    general = {**toy_recipe["corpora"]["general"], "objective": name}
+    objectives = {name: {"task": "sequence-classification", "label_names": toy_recipe["label_names"]}}
+    corpora = {**toy_recipe["corpora"], "general": general}
+    with pytest.raises(
+        ValueError, match="name of an objective must be of letters, digits, _ and -, and not distill, got"
+    ):
+        run_recipe({**toy_recipe, "corpora": corpora, "objectives": objectives})
+
+
 @pytest.mark.slow
 def test_under_accelerate_launch(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
     words = "--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no -m hf_interp.train"

@@ -81,6 +81,8 @@ def compare(
     chosen = list(METHODS) if methods is None else list(methods)
     if not chosen or not seeds:
         raise ValueError(f"`methods` and `seeds` must not be empty, got {chosen} and {list(seeds)}.")
+    if len({*seeds}) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise ValueError(f"`seeds` must be whole numbers from 0 to 2**32 - 1, each once, got {list(seeds)}.")
     for method in chosen:
         if method not in METHODS:
             known = ", ".join(METHODS)
@@ -138,7 +140,10 @@ def format_comparison(comparison: Comparison) -> str:
     """Return a table of the main metric of each side by method: mean ± standard deviation over seeds."""
 
     def cell(found: dict[str, float] | None, digits: int = 3) -> str:
-        return "" if found is None else f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f}"
+        if found is None:
+            return ""
+        mean = f"{found['mean']:.{digits}f}"
+        return f"{mean} ± {found['std']:.{digits}f}" if found["num"] > 1 else mean  # one seed tells no spread
 
     rows = []
     for row in comparison.table():

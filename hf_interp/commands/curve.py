@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from hf_interp.reporting.card import save_card
 from hf_interp.reporting.curve import AlphaCurve
+from hf_interp.reporting.hub import render_card
 from hf_interp.tasks.runs import load_run_recipe, open_run, parse_run, save_curve, scored_sets, search_run
-from hf_interp.utils.run_folder import INTERPOLATED_NAME
+from hf_interp.utils.run_folder import INTERPOLATED_NAME, RESULTS_NAME
 
 
 def curve_run(path: str | Path, flags: Sequence[str] = (), *, save_model: bool = False) -> tuple[AlphaCurve, Path]:
@@ -14,7 +16,7 @@ def curve_run(path: str | Path, flags: Sequence[str] = (), *, save_model: bool =
     Args:
         path: the folder of the run, or its recipe.
         flags: laid over the recipe, such as `--alpha_search.objective constrained`.
-        save_model: save M_α at the chosen α into the folder `interpolated` of the run.
+        save_model: save M_α at the chosen α into the folder `interpolated` of the run, and the card that tells of it.
 
     Returns:
         the curve, and the folder of the run, where `curve.json` and `curve.png` are.
@@ -32,4 +34,6 @@ def curve_run(path: str | Path, flags: Sequence[str] = (), *, save_model: bool =
     if save_model:
         trainer.save_model(str(folder / INTERPOLATED_NAME))
     save_curve(curve, folder, saved=save_model)
+    if save_model and (folder / RESULTS_NAME).is_file():
+        save_card(render_card(folder), folder)  # the former tells of other weights
     return curve, folder

@@ -110,7 +110,9 @@ def measure_distance(
     check_both_sides([corpus.side for corpus in data.corpora])
     begin = time.perf_counter()
     shares = {corpus["name"]: corpus["share"] for corpus in plan_data(data, args).summary()["corpora"]}
-    drawn = [(each, draw_examples(each, round(num_examples * shares[each.name]), seed)) for each in data.corpora]
+    drawn = [
+        (each, draw_examples(each, max(0, round(num_examples * shares[each.name])), seed)) for each in data.corpora
+    ]
     rows = {side: [row for each, found in drawn if each.side == side for row in found] for side in SIDES}
     for side, found in rows.items():
         if len(found) < FEWEST_EXAMPLES:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ LIMITS = {
     "alpha_end": (0.0, 1.0, "an α in [0, 1]"),
     "alpha_initial_steps": (0.0, LONGEST, f"a share of the run in [0, {LONGEST:g}]"),
     "alpha_target_steps": (0.0, LONGEST, f"a share of the run in [0, {LONGEST:g}]"),
-    "learning_rate": (math.ulp(0.0), math.inf, "above 0"),
+    "learning_rate": (math.ulp(0.0), sys.float_info.max, "above 0 and finite"),
 }
 """The least and the greatest value of a field, and the same in words."""
 FIELDS = ("alpha_schedule_type", *LIMITS)

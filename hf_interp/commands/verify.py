@@ -75,21 +75,24 @@ def load_order(path: str | Path) -> RunOrder:
     found = []
     file = path / RESULTS_NAME if path.is_dir() else path
     results = read_json(file)
-    if isinstance(results, dict) and results.get("order"):
-        found.append((file, results["order"]["plan"], results["log_history"]))
     checkpoint = path if (path / STATE_NAME).is_file() else find_checkpoint(path, weights_only=True).path
     is_whole = checkpoint is not None and find_fault(checkpoint, weights_only=True) is None
-    if checkpoint is not None and is_whole and (mixture := read_mixture(checkpoint)):
-        found.append((checkpoint, mixture["plan"], read_json(checkpoint / STATE_NAME)["log_history"]))
-    if not found:
+    try:
+        if isinstance(results, dict) and results.get("order"):
+            found.append((file, results["order"]["plan"], results["log_history"]))
+        if checkpoint is not None and is_whole and (mixture := read_mixture(checkpoint)):
+            found.append((checkpoint, mixture["plan"], read_json(checkpoint / STATE_NAME)["log_history"]))
+        orders = [
+            RunOrder(str(source), MixturePlan.from_dict(plan), {int(e["step"]): e[LOGGED] for e in log if LOGGED in e})
+            for source, plan, log in found
+        ]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} holds a plan or a log that is not whole: {error!r}. Take another.") from error
+    if not orders:
         raise ValueError(
             f"{str(path)!r} does not tell in which order a run read: it holds neither a {RESULTS_NAME} nor a whole "
             "checkpoint of a run over a mixture."
         )
-    orders = [
-        RunOrder(str(source), MixturePlan.from_dict(plan), {int(e["step"]): e[LOGGED] for e in log if LOGGED in e})
-        for source, plan, log in found
-    ]
     return max(orders, key=lambda order: max(order.fingerprints, default=-1))
 
 

@@ -51,6 +51,7 @@ class RunResults:
             `peft_type`.
         cut: how many rows were longer than `max_length`, of how many, by corpora.domain, eval_corpora.general, ...
         local_paths: what in recipe, settings and model was a path where the run was, and no name on the Hub.
+        working_dir: the folder that the recipe's relative paths are relative to.
         emissions: what codecarbon measured of the training, if it was on (see `read_emissions`).
     """
 
@@ -65,6 +66,7 @@ class RunResults:
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
     recipe: dict[str, Any] | None = None
     model: dict[str, Any] = field(default_factory=dict)
+    working_dir: str = field(default_factory=os.getcwd)
     emissions: dict[str, Any] = field(default_factory=dict)
     cut: dict[str, list[int]] = field(default_factory=dict)
     local_paths: list[str] = field(default_factory=list)

@@ -36,12 +36,15 @@ from hf_interp.tasks.presets import adapt, adapter_callbacks, check_adapter
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.task import TASKS, Task, check_task, get_task
 from hf_interp.tasks.tokenizers import prepare_tokenizer
+from hf_interp.training.checkpoints import PREFIX_CHECKPOINT_DIR
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.heads import Objective
 from hf_interp.training.mixin import InterpolationMixin
 from hf_interp.training.mixture_run import plan_mixture
 from hf_interp.training.trainer import InterpolationSeq2SeqTrainer, InterpolationTrainer
 from hf_interp.utils.errors import check_known, did_you_mean
+from hf_interp.utils.model_files import WEIGHT_FILES, matches
+from hf_interp.utils.run_folder import RESULTS_NAME
 
 
 def check_search(recipe: Recipe) -> None:
@@ -92,6 +95,8 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
     if trains and recipe.peft is not None:
         steps, is_interpolated = max(args.max_steps, 0), recipe.alpha_search is not None
         check_adapter(recipe.peft, task.info.peft_type, max_steps=steps, is_interpolated=is_interpolated)
+    if trains:
+        _check_folder(recipe, args)
     check_search(recipe)
     _check_columns(recipe)
     _check_controller(recipe, args)
@@ -99,6 +104,26 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
     if recipe.model_name_or_path.startswith((".", "/", "~")) and not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {recipe.model_name_or_path!r} (`model_name_or_path`).")
     return task
+
+
+def _check_folder(recipe: Recipe, args: InterpolationConfig) -> None:
+    """Refuse to write a run over the model that it begins with, or over one that no run has written."""
+    folder = Path(args.output_dir or ".")
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    is_run = RESULTS_NAME in files or any(name.startswith(PREFIX_CHECKPOINT_DIR) for name in files)
+    model = Path(recipe.model_name_or_path).expanduser()
+    if model.is_dir() and folder.is_dir() and folder.samefile(model):
+        whose = "`model_name_or_path`"
+    elif not is_run and any(
+        matches(name, (*WEIGHT_FILES, "pytorch_model*", "config.json", "adapter_config.json")) for name in files
+    ):
+        whose = "a model that no run has written there"
+    else:
+        return
+    raise ValueError(
+        f"`output_dir` must not be the folder of {whose}, which would be written over, got {str(folder)!r}. Take "
+        "another."
+    )
 
 
 def _check_columns(recipe: Recipe) -> None:

@@ -23,6 +23,7 @@ from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.heads import load_heads
 from hf_interp.utils.files import read_json, write_json
 from hf_interp.utils.model_files import weights_fingerprint
+from hf_interp.utils.redaction import PATH_KEYS
 from hf_interp.utils.run_folder import (
     ADAPTER_CONFIG_NAME,
     CURVE_NAME,
@@ -97,13 +98,28 @@ def load_run_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, An
     path = Path(path)
     if not path.is_dir():
         return load_recipe(path, flags)
-    recipe = (read_json(path / RESULTS_NAME) or {}).get("recipe")
+    results = read_json(path / RESULTS_NAME)
+    recipe = results.get("recipe") if isinstance(results, dict) else None
     if not isinstance(recipe, dict):
         raise ValueError(
             f"The folder {str(path)!r} does not tell its recipe: its {RESULTS_NAME} is missing or has none. Give the "
             "recipe instead."
         )
-    return lay_flags({**recipe, "output_dir": str(path)}, flags)
+    folder = Path(results.get("working_dir") or ".")
+    if folder.resolve() != Path.cwd():
+        recipe = anchor_paths(recipe, folder)
+    # the code of a folder is run for those alone who ask for it now, whatever its results say
+    return lay_flags({**recipe, "trust_remote_code": False, "output_dir": str(path)}, flags)
+
+
+def anchor_paths(value: Any, folder: Path, key: str = "") -> Any:
+    """Return a recipe whose relative paths begin with the folder that they are relative to, where that has them."""
+    if isinstance(value, Mapping):
+        return {name: anchor_paths(inner, folder, str(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [anchor_paths(inner, folder, key) for inner in value]
+    is_relative = isinstance(value, str) and key in PATH_KEYS and value and value[0] not in "/~" and "://" not in value
+    return str(folder.resolve() / value) if is_relative and any(folder.glob(value)) else value
 
 
 def parse_run(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig]:

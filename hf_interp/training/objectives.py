@@ -6,6 +6,7 @@ With the task on the domain side alone, α is the weight of the task. It is the 
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,8 +58,9 @@ class ObjectiveHeads:
     def check_names(self) -> None:
         """Refuse names that heads cannot have, and evaluation sets of objectives that there are not."""
         for name in self.objectives:
-            if not name or "." in name or name == DISTILL:
-                raise ValueError(f"The name of an objective must be a text without dots, not {DISTILL}, got {name!r}.")
+            if not re.fullmatch(r"\w[\w-]*", name) or name == DISTILL:  # a folder of each checkpoint is called by it
+                rule = f"must be of letters, digits, _ and -, and not {DISTILL}"
+                raise ValueError(f"The name of an objective {rule}, got {name!r}. Rename it.")
         for set_name, name in self.eval_objectives.items():
             self._check_known(name, f"Evaluation set {set_name!r}")
 

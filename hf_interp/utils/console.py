@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hf_interp.utils.redaction import find_secrets, redact_secrets
+
 EXPECTED = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 """Errors of bad input, and of a loss that is no number; any other is a fault of ours and keeps its traceback."""
 
@@ -22,7 +24,7 @@ def run_command(command: Callable[[], Any], *, traceback: bool = False) -> int:
     except EXPECTED as error:
         if traceback:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = redact_secrets(" ".join(str(error).split()), find_secrets()) or type(error).__name__
         print(f"hf-interp: error: {message}", file=sys.stderr)
         return 2
 

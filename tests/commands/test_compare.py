@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -125,6 +126,13 @@ def test_the_text_tells_the_table(compared: Comparison) -> None:
         assert shown == [row["method"], alpha, *(f"{value['mean']:.3f} ± {value['std']:.3f}" for value in values)]
 
 
+def test_one_seed_has_no_spread(compared: Comparison) -> None:
+    alone = replace(compared, rows=[row for row in compared.rows if row["seed"] == 0])
+    assert "±" in format_comparison(compared)
+    assert "±" not in format_comparison(alone)
+    assert f"{rows(alone, 'domain only')[0]['metrics']['domain']['accuracy']:.3f} |" in format_comparison(alone)
+
+
 def test_interpolated_weights_are_those_of_the_curve(compared: Comparison, settings: dict[str, Any]) -> None:
     for method, folder in zip(METHODS, RUN_FOLDERS, strict=True):
         row = rows(compared, f"{method} + M_α")[1]
@@ -213,6 +221,13 @@ def test_a_method_that_cannot_be_planned_stops_all_before_the_first(toy_recipe: 
     toy_recipe["corpora"]["domain"]["max_passes"] = 1  # 12 examples; the scheduled α draws 8 of them
     with pytest.raises(ValueError, match=r"Corpus 'domain' would be read 1\.33 times, but its `max_passes` is 1\."):
         compare(toy_recipe, methods=["scheduled α", "domain only"])
+    assert not Path(toy_recipe["output_dir"]).exists()
+
+
+@pytest.mark.parametrize("seeds", [[0, 0], [-1], [1, 2**32]])
+def test_seeds_that_are_none_are_refused_before_anything_runs(toy_recipe: dict[str, Any], seeds: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"`seeds` must be whole numbers from 0 to 2\*\*32 - 1, each once, got"):
+        compare(toy_recipe, seeds=seeds)
     assert not Path(toy_recipe["output_dir"]).exists()
 
 

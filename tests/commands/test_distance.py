@@ -330,7 +330,11 @@ def test_a_stream_can_be_measured(toy_recipe: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("num_examples", "message"),
-    [(9, "at least 10 examples of each side, got 9"), (500, "got 8 of the domain side. Ask for more")],
+    [
+        (-5, "got 0 of the general side"),
+        (9, "at least 10 examples of each side, got 9"),
+        (500, "got 8 of the domain side. Ask for more"),
+    ],
 )
 def test_too_few_examples_are_refused(toy_recipe: dict[str, Any], num_examples: int, message: str) -> None:
     toy_recipe["corpora"]["domain"]["max_examples"] = 8

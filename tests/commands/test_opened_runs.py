@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,6 +86,69 @@ def test_the_commands_on_the_demos_own_run_work_as_a_user_types_them(
     assert weights("mine/interpolated").keys() == weights("merged").keys() == weights("mine").keys()
 
 
+def test_a_run_knows_its_files_from_another_folder(
+    make_recipe: Callable[[Path], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, home, away = make_recipe(Path("mine")), tmp_path / "home", tmp_path / "away"
+    shutil.copytree(recipe["model_name_or_path"], home / "base")
+    away.mkdir()
+    for group in ("corpora", "eval_corpora", "validation_corpora"):
+        for side, corpus in recipe[group].items():
+            shutil.copyfile(corpus["path"], home / f"{group}-{side}.jsonl")
+            corpus["path"] = f"{group}-{side}.jsonl"
+    monkeypatch.chdir(home)
+    run_recipe({**recipe, "model_name_or_path": "base", "alpha_search": {"alphas": 2}})
+    before = load_curve("mine/curve.json")
+    assert json.loads(Path("mine/results.json").read_text())["recipe"]["model_name_or_path"] == "base"
+    monkeypatch.chdir(away)
+    curve, _ = curve_run(home / "mine")
+    assert (curve.alphas, curve.reason) == (before.alphas, before.reason)
+    assert curve.base == str(home / "base")
+
+
+CODE = """
+from pathlib import Path
+from transformers import BertConfig, BertForSequenceClassification
+
+Path({marker!r}).touch()
+
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+
+class OwnModel(BertForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("command", ["curve", "merge"])
+def test_the_code_of_a_folder_is_run_only_when_this_call_says_so(
+    runs: list[str], tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, marker = tmp_path / "theirs", tmp_path / "was_run"
+    shutil.copytree(runs[2], folder)
+    (folder / "modeling_own.py").write_text(CODE.format(marker=str(marker)))
+    config = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForSequenceClassification": "modeling_own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": auto_map}))
+    results = json.loads((folder / "results.json").read_text())
+    results["recipe"]["trust_remote_code"] = True
+    (folder / "results.json").write_text(json.dumps(results))
+    base = results["recipe"]["model_name_or_path"]
+    argv = {
+        "curve": ["curve", str(folder)],
+        "merge": ["merge", base, str(folder), str(tmp_path / "out"), "--recipe", str(folder)],
+    }[command]
+    assert cli.main(argv) == 2
+    err = capsys.readouterr().err
+    assert "trust_remote_code" in err
+    assert err.count("\n") == 1
+    assert not marker.exists()
+    assert cli.main([*argv, "--trust_remote_code", "true"]) == 0
+    assert marker.exists()
+
+
 NEEDS_OF_TRAINING = {
     "eval_strategy": "steps",
     "eval_steps": 1,
@@ -153,6 +217,30 @@ def test_flags_change_the_search(runs: list[str], capsys: pytest.CaptureFixture[
     assert all(torch.equal(found[name], torch.lerp(base[name], trained[name], curve.alpha)) for name in found)
 
 
+def test_card_curve_and_weights_of_a_run_are_of_one_alpha(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs[2], folder)
+    account = folder / "interpolated" / "interpolation.json"
+    account.write_text(json.dumps({**json.loads(account.read_text()), "alpha": 0.123}))  # as another search has left it
+    before = weights(folder / "interpolated")
+    stale = f"{folder}/interpolated holds M_α at another α. --save_model writes it anew."
+    argv = ["curve", str(folder), "--alpha_search.prefer_trained", "false"]
+    assert cli.main(argv) == 0
+    assert stale in capsys.readouterr().out
+    assert "interpolated" not in load_curve(folder / "curve.json").weights
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(folder / "interpolated").items())
+    assert cli.main([*argv, "--save_model"]) == 0
+    assert stale not in capsys.readouterr().out
+    curve = load_curve(folder / "curve.json")
+    assert {"finetuned", "interpolated"} <= curve.weights.keys()
+    base, trained = weights(load_run_recipe(runs[2])["model_name_or_path"]), weights(folder)
+    for name, tensor in weights(folder / "interpolated").items():
+        assert torch.equal(tensor, torch.lerp(base[name], trained[name], curve.alpha))
+    assert curve.reason in (folder / "README.md").read_text("utf-8").replace("\\", "")
+
+
 def test_a_curve_by_its_recipe_and_as_json(
     runs: list[str], write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,14 +249,16 @@ def test_a_curve_by_its_recipe_and_as_json(
     assert json.loads(capsys.readouterr().out)["alphas"] == [0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("makes", [True, False])
-def test_what_is_no_run_is_told(tmp_path: Path, makes: bool, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("results", ["missing", "{}", "[1]", "null", '{"recipe": 3}', None])
+def test_what_is_no_run_is_told(tmp_path: Path, results: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    if makes:
+    if results is not None:
         folder.mkdir()
+    if results not in (None, "missing"):
+        (folder / "results.json").write_text(results)
     assert cli.main(["curve", str(folder)]) == 2
     err = capsys.readouterr().err
-    assert ("does not tell its recipe" if makes else "There is no recipe") in err
+    assert ("There is no recipe" if results is None else "does not tell its recipe") in err
     assert err.count("\n") == 1
 
 

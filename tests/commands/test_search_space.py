@@ -164,7 +164,8 @@ def test_other_texts_are_refused(texts: list[str], message: str) -> None:
         ({"alpha_initial_steps": 10}, r"to be a share of the run in \[0, 0\.95\], got 10"),
         ({"alpha_end": (0.5, 0.4)}, r"range of `alpha_end` that rises, got 0\.5\.\.0\.4"),
         ({"alpha_end": (0.5,)}, r"needs a pair \(low, high\)"),
-        ({"learning_rate": (0.0, 1.0)}, "needs `learning_rate` to be above 0, got 0"),
+        ({"learning_rate": (0.0, 1.0)}, "needs `learning_rate` to be above 0 and finite, got 0"),
+        ({"learning_rate": (1e-5, float("inf"))}, "needs `learning_rate` to be above 0 and finite, got inf"),
         ({"learning_rate": "fast"}, "needs numbers for `learning_rate`, got 'fast'"),
         (
             {"alpha_start": (0.6, 1.0), "alpha_end": (0.0, 0.5)},

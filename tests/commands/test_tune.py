@@ -417,6 +417,24 @@ def test_a_database_that_is_none_is_told(toy_recipe: dict[str, Any]) -> None:
         tune_recipe(toy_recipe, trials=2)
 
 
+TOKEN = "hf_" + "secret" * 6
+
+
+def test_a_token_of_the_recipe_stays_in_memory(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe({**toy_recipe, "hub_token": TOKEN})
+    for flags, status in (([], 0), (["--hub_token", TOKEN[::-1]], 0), (["--seed", "9"], 2)):
+        assert cli.main(["tune", str(path), "--trials", "1", *flags]) == status
+    assert cli.main(["tune", str(path), "--trials", "1", "--hub_tokn", TOKEN]) == 2
+    assert cli.main(["compare", str(path), "--methods", "constant 0.5", "--seeds", "0"]) == 0
+    written = [path for path in Path(toy_recipe["output_dir"]).rglob("*") if path.is_file()]
+    assert {"tuning.json", "tuned.yaml", "tuning.db", "results.json"} <= {path.name for path in written}
+    everything = b"".join(path.read_bytes() for path in written) + "".join(capfd.readouterr()).encode()
+    assert TOKEN.encode() not in everything
+    assert TOKEN[::-1].encode() not in everything
+
+
 # Going on.
 
 

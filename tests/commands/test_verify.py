@@ -120,6 +120,15 @@ def test_what_tells_no_order_is_refused(tmp_path: Path) -> None:
         load_order(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="does not tell in which order"):
         load_order(tmp_path)
+    for broken in (
+        '{"order": {"plan": {}}, "log_history": []}',
+        '{"order": {"plan": null}, "log_history": null}',
+        '{"order": 3}',
+    ):
+        (tmp_path / "results.json").write_text(broken)
+        with pytest.raises(ValueError, match="holds a plan or a log that is not whole"):
+            load_order(tmp_path)
+    (tmp_path / "results.json").unlink()
     first = trained(tmp_path / "first", logging_steps=3, save_strategy="no")
     second = trained(tmp_path / "second", logging_steps=4, save_strategy="no")
     orders = load_order(first), load_order(second)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -423,10 +424,12 @@ def test_weights_can_be_tied_beside_further_heads(tmp_path: Path) -> None:
     assert 0 < moved[1] < moved[0]
 
 
-def test_names_with_dots_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"must be a text without dots, not distill, got 'm\.lm'"):
+@pytest.mark.parametrize("name", ["m.lm", "", "distill", "../mlm", "/mlm", "..", "a/b"])
+def test_what_cannot_be_the_name_of_an_objective_is_refused(tmp_path: Path, name: str) -> None:
+    message = f"must be of letters, digits, _ and -, and not distill, got {name!r}. Rename it."
+    with pytest.raises(ValueError, match=re.escape(message)):
         InterpolationTrainer(
-            tiny_model(), config(tmp_path), train_dataset=corpora(), objectives={"m.lm": objectives()["mlm"]}
+            tiny_model(), config(tmp_path), train_dataset=corpora(), objectives={name: objectives()["mlm"]}
         )
 
 
