@@ -79,8 +79,7 @@ def encode_corpus(
             raise _fault(name, config, error, error.column, indices[error.row]) from error
 
     encoded = dataset.map(encode_rows, batched=True, with_indices=True, remove_columns=list(columns))
-    if config.streaming and not list(encoded.take(HEAD)):  # of which faults are told before the run
-        raise ValueError(f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where` and `label_map`.")
+    _check_rows(name, list(encoded.take(HEAD)) if config.streaming else encoded, config)  # faults before the run
     return encoded
 
 
@@ -199,7 +198,7 @@ def _distinct(dataset: Any, source: str) -> list[Any]:
 
 
 def _check_rows(name: str, dataset: Any, config: CorpusConfig) -> None:
-    if not config.streaming and len(dataset) == 0:
+    if not isinstance(dataset, datasets.IterableDataset) and len(dataset) == 0:
         where = f" ({config.where})" if config.where else ""
         raise ValueError(
             f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where`{where} and `label_map`."

@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from hf_interp.tasks.columns import Kind
-from hf_interp.tasks.loading import load_corpus
+from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.recipe import CorpusConfig
 
 ROWS = [('"good" film', 1), ('"bad', 0), ("null", 1), ("so, so", 0), ("NA", 1), ('"a b', 0)]
@@ -129,6 +129,21 @@ def test_files_that_break_off_or_differ_are_named(tmp_path: Path, streaming: boo
         load([one, two], streaming=streaming)
     with pytest.raises(ValueError, match=r"Corpus 'law' \(.*empty\.jsonl\) has no rows"):
         load(write(tmp_path / "empty.jsonl", ""), streaming=streaming)
+
+
+def test_the_first_rows_of_a_stream_are_read_before_a_run(tmp_path: Path) -> None:
+    good = '{"text": "a", "label": "pos"}\n'
+    path = write(tmp_path / "late.jsonl", good * 50 + '{"text": " ", "label": "pos"}\n')
+    config = CorpusConfig(path=path, streaming=True)
+    loaded = load_corpus("law", config, {"text": "text", "label": "class"}, NAMES)
+    with pytest.raises(
+        ValueError, match=r"Corpus 'law' has an empty text: column 'text', row 50 of what is kept \(.*late"
+    ):
+        encode_corpus("law", loaded, config, lambda batch: {"length": [len(text) for text in batch["text"]]}, ["text"])
+    gone = CorpusConfig(path=path, streaming=True, where={"label": "neg"})
+    loaded = load_corpus("law", gone, {"text": "text"})
+    with pytest.raises(ValueError, match=r"has no rows left\. Check its split, `where` \(\{'label': 'neg'\}\)"):
+        encode_corpus("law", loaded, gone, lambda batch: batch, [])
 
 
 @pytest.mark.parametrize(
