@@ -97,6 +97,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         check_stream_ends(parts, plan, self.shard.num_readers)
         self._fingerprint = plan.fingerprint()
         self._num_yielded, self._start_at = 0, 0
+        self._split: list[int] | None = None  # processes, and examples that each reads at a time
         self._streams: dict[str, Any] = {}  # at the border before the position, by reader
 
     @property
@@ -150,6 +151,13 @@ class InterpolatedDataset(IterableDataset[Any]):
         workers, own = (worker.num_workers, worker.id) if worker is not None else (1, 0)
         shard = self.slots.shard = replace(self.shard, num_workers=workers)
         begin, self._start_at = self._start_at, 0
+        split = [shard.num_processes, shard.batch_size]
+        if begin and self._split != split:
+            raise ValueError(
+                f"The state was taken with [processes, examples at a time] of {self._split}, now they are {split}, so "
+                "that its place is another one. Go on with the same split of the batch, or begin anew."
+            )
+        self._split = split
         if self.slots.has_streams:
             self.slots = SlotDataset(self.plan, self.corpora, shard, self._streams if begin else None)
         num_batches = len(self.plan) // (shard.num_processes * shard.batch_size)
@@ -173,7 +181,7 @@ class InterpolatedDataset(IterableDataset[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of this (process, worker) for `load_state_dict`, as torchdata's loaders ask for it."""
-        state = {"num_yielded": self._num_yielded, "fingerprint": self._fingerprint}
+        state = {"num_yielded": self._num_yielded, "fingerprint": self._fingerprint, "split": self._split}
         return {**state, "streams": dict(self._streams)} if self.slots.has_streams else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -190,7 +198,7 @@ class InterpolatedDataset(IterableDataset[Any]):
                 f"{self._fingerprint}. Build the dataset from the same corpora and settings."
             )
         self._start_at = self._num_yielded = int(state["num_yielded"])
-        self._streams = dict(state.get("streams", {}))
+        self._streams, self._split = dict(state.get("streams", {})), state["split"]
 
     def _border(self, position: int) -> int:
         """Return where reading begins."""

@@ -67,6 +67,16 @@ def test_state_of_another_mixture_is_refused() -> None:
         numbers(seed=2).load_state_dict(state)
 
 
+@pytest.mark.parametrize("other", [{"num_processes": 2, "process_index": 0}, {"gradient_accumulation_steps": 2}])
+def test_state_of_another_split_is_refused(other: dict[str, int]) -> None:
+    first, second = numbers(), numbers(**other)
+    iterator = iter(first)
+    assert len([next(iterator) for _ in range(3)]) == 3
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=r"examples at a time\] of \[1, 8\], now they are .*same split"):
+        next(iter(second))
+
+
 def test_it_pickles() -> None:
     copy = pickle.loads(pickle.dumps(numbers()))
     assert list(copy) == list(numbers())
