@@ -1,0 +1,68 @@
+"""Someone who types commands in a fresh folder: real processes, nothing imported beforehand."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from documents import reading_environment
+
+COMMAND = ("-m", "hf_interp.cli")
+
+
+class User:
+    """Types commands in a folder.
+
+    Args:
+        folder: the fresh folder.
+        environment: further variables.
+    """
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        own = {"HOME": str(folder), "HF_HOME": str(folder / ".hf"), "OMP_NUM_THREADS": "1"}
+        self.environment = reading_environment({**os.environ, **own, **environment})
+
+    def start(self, *words: Any) -> subprocess.Popen[str]:
+        """Begin a Python program."""
+        return subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+
+    def type(self, *words: Any, status: int = 0) -> str:
+        """Type `hf-interp` with some words; return what it printed, or its error."""
+        with self.start(*COMMAND, *words) as process:
+            out, err = process.communicate(timeout=300)
+        assert process.returncode == status, f"hf-interp {' '.join(map(str, words))}\n{out[-2000:]}\n{err[-2000:]}"
+        assert "Traceback" not in err
+        return out if status == 0 else err
+
+    def ask(self, *words: Any) -> Any:
+        """Type a command that prints JSON; return what it says."""
+        return json.loads(self.type(*words, "--json"))
+
+    def write(self, name: str, recipe: dict[str, Any]) -> str:
+        """Write a recipe; return its name."""
+        self.path(name).write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        return name
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Callable[..., User]:
+    """A function that brings a user with further variables of the environment."""
+    return lambda **environment: User(tmp_path, **environment)

@@ -1,0 +1,83 @@
+"""A team: two processes, a run that is killed and goes on, proof that nothing was read twice, a merge, a push."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from document_files import lay_two_files
+from hub_server import HubServer
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+RECIPE = {
+    "model_name_or_path": "toy-models/classifier",
+    "label_names": ["negative", "positive"],
+    "max_length": 16,
+    "corpora": {side: {"path": f"{side}.jsonl"} for side in ("general", "domain")},
+    "eval_corpora": {side: {"path": f"{side}_test.jsonl"} for side in ("general", "domain")},
+    "validation_corpora": {side: {"path": f"{side}_validation.jsonl"} for side in ("general", "domain")},
+    "alpha_search": {"method": "grid", "alphas": 3},
+    "alpha_schedule_type": "linear",
+    "output_dir": "runs/whole",
+    "max_steps": 60,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "save_steps": 5,
+    "report_to": "none",
+    "use_cpu": True,
+}
+
+
+def launch(words: list[Any], port: int) -> list[Any]:
+    """The words of `accelerate launch` with two processes."""
+    flags = ["--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]
+    return ["-m", "accelerate.commands.launch", "--main_process_port", port, *flags, "-m", "hf_interp.train", *words]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_killed_run_of_two_goes_on_and_is_merged_and_pushed(user: Callable[..., Any], tmp_path: Path) -> None:
+    lay_two_files(tmp_path)
+    with HubServer() as hub:
+        team = user(**hub.environment(tmp_path))
+        team.write("recipe.yaml", RECIPE)
+        two = ["recipe.yaml", "--output_dir", "runs/two", "--per_device_train_batch_size", 2]
+        with team.start(*launch(two, free_port())) as first:
+            end = time.monotonic() + 240
+            while not (tmp_path / "runs/two/checkpoint-10").is_dir():
+                assert first.poll() is None, first.communicate()
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            os.killpg(first.pid, signal.SIGKILL)
+        assert not (tmp_path / "runs/two/results.json").exists()
+        with team.start(*launch([*two, "--resume_from_checkpoint", "true"], free_port())) as second:
+            out, err = second.communicate(timeout=300)
+        assert second.returncode == 0, f"{out[-1000:]}\n{err[-2000:]}"
+        team.type("train", "recipe.yaml")
+        verdict = team.ask("verify", "runs/whole", "runs/two")
+        assert verdict["agrees"], verdict
+        found, expected = (load_file(tmp_path / "runs" / run / "model.safetensors") for run in ("two", "whole"))
+        for name, tensor in expected.items():
+            assert (found[name] - tensor).abs().max() < 1e-4, name
+        other = ["--seed", 1, "--output_dir", "runs/other"]
+        team.type("train", "recipe.yaml", *other)
+        assert not team.ask("verify", "runs/whole", "runs/other", status=1)["agrees"]
+        report = team.ask("merge", "toy-models/classifier", "runs/two", "runs/other", "soup", "--alpha", 0.5)
+        assert report
+        assert "already" in team.type("merge", "toy-models/classifier", "runs/two", "soup", "--alpha", 0.5, status=2)
+        team.type("push", "runs/two", "--repo", "jane/two", "--private")
+        repo = hub.repos["jane/two"]
+        assert repo.private
+        assert repo.files("finetuned")["model.safetensors"] == (tmp_path / "runs/two/model.safetensors").read_bytes()
+        assert not any("checkpoint" in name or name == "training_args.bin" for name in repo.files())
+        assert b"hf_writer" not in hub.sent()
