@@ -55,6 +55,7 @@ def load_rows(name: str, config: CorpusConfig, as_text: Sequence[str]) -> Any:
     elif paths[0].startswith((".", "/", "~")) and not files[0].exists():
         raise FileNotFoundError(f"There is no {paths[0]!r} (corpus {name!r}).")
     try:
+        _refuse_null(options)
         dataset = datasets.load_dataset(
             **options, split=config.split, revision=config.revision, streaming=config.streaming
         )
@@ -158,6 +159,14 @@ def _conll_columns(config: CorpusConfig, file: str) -> list[str]:
         text = next((line for line in lines if line.strip() and not line.startswith(b"-DOCSTART-")), b"")
     between = range(1, len(text.decode(config.encoding).split(config.delimiter)) - 1)
     return [config.tokens_column, *(f"column_{number}" for number in between), config.tags_column]
+
+
+def _refuse_null(options: dict[str, Any]) -> None:
+    """Refuse JSON that begins with null, on which pyarrow ends the process."""
+    for file in [Path(file) for group in options.get("data_files", {}).values() for file in group]:
+        with _open(file) as opened:
+            if options["path"] == "json" and opened.read(100).strip().startswith(b"null"):
+                raise ValueError(f"{str(file)!r} begins with null where a row belongs. Remove it")
 
 
 def _open(file: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
     return lay_flags(recipe, flags)
 
 
+LARGEST = 2**31  # of whole numbers; libraries below hold no larger ones
 NAMED_ENTRIES = ("corpora", "eval_corpora", "validation_corpora", "objectives")
 
 
@@ -94,7 +96,11 @@ def parse_training_arguments(values: Mapping[str, Any]) -> InterpolationConfig:
             whole[key] = with_numbers(value)  # the command-line parser would take it as a text only
         elif value is not None:
             flags.append(f"--{key}={value}")
-    return InterpolationConfig(**{**vars(_Parser(InterpolationConfig).parse_args(flags)), **whole})
+    parsed = vars(_Parser(InterpolationConfig).parse_args(flags))
+    for key in values:
+        if isinstance(parsed.get(key), float) and not math.isfinite(parsed[key]) and key != "max_grad_norm":
+            raise ValueError(f"`{key}` must be a finite number, got {parsed[key]}.")
+    return InterpolationConfig(**{**parsed, **whole})
 
 
 def read_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
@@ -162,6 +168,10 @@ def _convert(cls: type, key: str, value: Any, where: str) -> Any:
     expected = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
     kinds = [getattr(kind, "__name__", str(kind)) for kind in _alternatives(annotation)]
     is_bool = isinstance(value, bool)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"`{key}` in {where} must be at most 2**31, got {value}.")
+    if isinstance(value, list) and "list[str]" in expected and not all(isinstance(item, str) for item in value):
+        raise ValueError(f"`{key}` must be texts, got {value!r}. Put those into quotes that YAML reads otherwise.")
     if type(value).__name__ in kinds or ("Literal" in kinds and isinstance(value, str)):
         return value
     if "float" in kinds and isinstance(value, (int, str)) and not is_bool:

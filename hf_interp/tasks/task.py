@@ -241,11 +241,6 @@ def check_task(recipe: Recipe) -> Task:
     """
     task = get_task(recipe.task)
     if recipe.label_names:
-        if not all(isinstance(label, str) for label in recipe.label_names):
-            raise ValueError(
-                f"`label_names` must be texts, got {recipe.label_names}. Put those into quotes that YAML reads "
-                "otherwise."
-            )
         twice = [label for label in recipe.label_names if recipe.label_names.count(label) > 1]
         if twice:
             raise ValueError(f"`label_names` must be different labels, got {twice[0]!r} twice.")

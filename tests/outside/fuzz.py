@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-os.environ.setdefault("HF_HOME", str(Path(tempfile.gettempdir(), "fuzz-home")))
+os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="fuzz-home-"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import document_files
@@ -36,7 +36,7 @@ from hf_interp.cli import main as hf_interp_main
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.training.config import InterpolationConfig
 
-SECONDS = 30.0
+SECONDS = 120.0
 BAD = ("traceback", "hang", "raw", "left", "accepted")
 RAW = re.compile(
     r"object (is not|has no|cannot)|object of type|positional argument|unexpected keyword|unsupported operand"
@@ -52,7 +52,7 @@ RECIPE, RUN = "recipe.yaml", "runs/mine"
 DATA = ("general.jsonl", "domain.jsonl", "general_test.jsonl", "domain_validation.jsonl")
 MODEL = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 RESULTS = ("results.json", "curve.json", *MODEL)
-STATE = ("trainer_state.json", "mixture_state_rank0.json", "config.json", "model.safetensors", "optimizer.pt")
+STATE = ("trainer_state.json", "mixture_state_0.json", "config.json", "model.safetensors", "optimizer.pt")
 FIELDS = [*Recipe.__dataclass_fields__, *InterpolationConfig.__dataclass_fields__]
 PLAN = ("plan", RECIPE)
 TRAIN = ("train", RECIPE, "--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no", "--output_dir", "out")
@@ -221,8 +221,9 @@ def sort_outcome(is_fault: bool, status: int | None, said: str, has_left: bool) 
 
 def fuzz(seed: int, numbers: Iterable[int]) -> Iterator[tuple[str, str]]:
     """Make each mutation in a fresh folder, and run its command; yield the kind of outcome, and a line about it."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as base, contextlib.redirect_stdout(sys.stderr):
-        document_files.lay_run(Path(base))
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as base:
+        with contextlib.redirect_stdout(sys.stderr):
+            document_files.lay_run(Path(base))
         for number in numbers:
             draw = random.Random(f"{seed}/{number}")
             with tempfile.TemporaryDirectory() as place:
