@@ -45,8 +45,8 @@ def load_yaml(text: str) -> Any:
     >>> load_yaml("{lang: no, date: 2020-01-01, code: 01, bf16: true, rate: 0.1}")
     {'lang': 'no', 'date': '2020-01-01', 'code': '01', 'bf16': True, 'rate': 0.1}
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)  # which refuses characters that cannot be printed
         node = loader.get_single_node()
         if node is None:
             return None
@@ -57,8 +57,6 @@ def load_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    finally:
-        loader.dispose()
 
 
 def _size(node: yaml.Node, known: dict[int, float]) -> float:

@@ -22,6 +22,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,6 @@ RAW = re.compile(
     r"object (is not|has no|cannot)|object of type|positional argument|unexpected keyword|unsupported operand"
     r"|argument (of type|after)|not supported between|list index|string indices|unhashable type|has no attribute"
 )
-"""Words of Python's own, which name neither a field nor a file of the user's."""
 NAMES = re.compile(r"`\w|(?<!: )'(?!utf-8)|--\w|\w\.(yaml|json|jsonl|safetensors|pt)\b|[Cc]orpus|[Rr]ecipe")
 HOSTILE: list[Any] = [
     *(None, True, -1, 0, 2.5, 1e308, float("nan"), float("inf"), 2**63, 10**30, "", " ", "no", "nan", "x" * 300),
@@ -75,16 +76,10 @@ def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from leaves(value, (*path, key))
 
 
-def inside(tree: Any, path: Iterable[Any]) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
-
-
 def break_tree(draw: random.Random, tree: Any) -> str:
     """Put something hostile, or nothing, into a place of a nested value."""
     *path, key = draw.choice(list(leaves(tree)))
-    place = inside(tree, path)
+    place = reduce(getitem, path, tree)
     if draw.random() < 0.2:
         del place[key]
         return f"without {path} {key}"
@@ -109,12 +104,10 @@ def break_bytes(draw: random.Random, path: Path) -> str:
         "a list": b"[]",
         "other text": b"<html>404</html>\n",
     }
-    way = draw.choice([*ways, "gone", "a folder"])
+    way = draw.choice([*ways, "gone"])
     path.unlink()
     if way in ways:
         path.write_bytes(ways[way])
-    elif way == "a folder":
-        path.mkdir()
     return f"{path}: {way} at {place}"
 
 
@@ -131,7 +124,7 @@ def break_recipe(draw: random.Random) -> Mutation:
         text = f"{name} = {str(place[name])[:40]!r}"
     elif way == "misspelt":
         *path, word = draw.choice([path for path in leaves(recipe) if isinstance(path[-1], str)])
-        place, letter = inside(recipe, path), draw.choice(word)
+        place, letter = reduce(getitem, path, recipe), draw.choice(word)
         wrong = word.replace(letter, draw.choice(["", "q", 2 * letter]), 1)
         place[wrong] = place.pop(word)
         text, is_fault = f"{word} misspelt {wrong}", path not in (["eval_corpora"], ["validation_corpora"])

@@ -120,6 +120,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     ("name", "content", "message"),
     [
         ("rows.jsonl", "", "Corpus 'law' .*rows.jsonl. has no rows"),
+        ("rows.jsonl", " null\n", "Corpus 'law' .*'.*rows.jsonl' begins with null where a row belongs"),
         ("rows.json", "[]", "Corpus 'law' .* cannot be loaded: .*no data"),
         ("rows.csv", "", "Corpus 'law' .* cannot be loaded: No columns to parse from file"),
         ("rows.jsonl", '{"text": \n', "Corpus 'law' .* cannot be loaded: JSON parse error"),

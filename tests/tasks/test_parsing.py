@@ -212,6 +212,7 @@ def test_words_dates_and_codes_are_texts_as_they_are_written(write_recipe: Calla
         (b"", "must be a mapping of fields, got nothing"),
         (b"- a\n- b\n", "must be a mapping of fields, got a list"),
         (b"words", "must be a mapping of fields, got a str"),
+        (b"max_steps: 1\x00", "is not YAML: unacceptable character #x0000"),
         (b"a: [", "is not YAML"),
         (b"a: 1\n b: 2\n", "is not YAML"),
         (
