@@ -123,7 +123,7 @@ def test_own_files_become_a_model_with_a_card(suffix: str, user: Callable[..., A
     ana.write("recipe.yaml", recipe)
     plan = ana.ask("plan", "recipe.yaml")
     if suffix != "txt":  # whose texts are cut into blocks
-        assert {corpus["name"]: corpus["examples"] for corpus in plan["corpora"]} == {"general": 24, "domain": 24}
+        assert {corpus["name"]: corpus["num_examples"] for corpus in plan["corpora"]} == {"general": 24, "domain": 24}
     shown = ana.type("plan", "recipe.yaml", "--samples", 2)
     assert "[UNK]" in shown or "[CLS]" in shown or model == "decoder"
     results = ana.ask("train", "recipe.yaml")

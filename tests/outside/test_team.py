@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
+TWO_PROCESSES = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu.yaml"
 RECIPE = {
     "model_name_or_path": "toy-models/classifier",
     "label_names": ["negative", "positive"],
@@ -34,16 +34,9 @@ RECIPE = {
 }
 
 
-def launch(words: list[Any], port: int) -> list[Any]:
-    """The words of `accelerate launch` with two processes."""
-    flags = ["--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]
-    return ["-m", "accelerate.commands.launch", "--main_process_port", port, *flags, "-m", "hf_interp.train", *words]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def launch(*words: Any) -> list[Any]:
+    """The words of `accelerate launch` with two processes on the CPU."""
+    return ["-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES, "-m", "hf_interp.train", *words]
 
 
 def test_a_killed_run_of_two_goes_on_and_is_merged_and_pushed(user: Callable[..., Any], tmp_path: Path) -> None:
@@ -52,7 +45,7 @@ def test_a_killed_run_of_two_goes_on_and_is_merged_and_pushed(user: Callable[...
         team = user(**hub.environment(tmp_path))
         team.write("recipe.yaml", RECIPE)
         two = ["recipe.yaml", "--output_dir", "runs/two", "--per_device_train_batch_size", 2]
-        with team.start(*launch(two, free_port())) as first:
+        with team.start(*launch(*two)) as first:
             end = time.monotonic() + 240
             while not (tmp_path / "runs/two/checkpoint-10").is_dir():
                 assert first.poll() is None, first.communicate()
@@ -60,7 +53,7 @@ def test_a_killed_run_of_two_goes_on_and_is_merged_and_pushed(user: Callable[...
                 time.sleep(0.01)
             os.killpg(first.pid, signal.SIGKILL)
         assert not (tmp_path / "runs/two/results.json").exists()
-        with team.start(*launch([*two, "--resume_from_checkpoint", "true"], free_port())) as second:
+        with team.start(*launch(*two, "--resume_from_checkpoint", "true")) as second:
             out, err = second.communicate(timeout=300)
         assert second.returncode == 0, f"{out[-1000:]}\n{err[-2000:]}"
         team.type("train", "recipe.yaml")
