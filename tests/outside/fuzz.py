@@ -207,7 +207,7 @@ def sort_outcome(is_fault: bool, status: int | None, said: str, has_left: bool) 
     if status != 2:
         return "accepted" if is_fault else "done"
     errors = [line for line in said.splitlines() if line.startswith("hf-interp: error: ")]
-    if len(errors) != 1 or RAW.search(errors[0]) or not NAMES.search(errors[0]):
+    if len(errors) != 1 or RAW.search(errors[0].partition(" cannot be ")[0]) or not NAMES.search(errors[0]):
         return "raw"
     return "left" if has_left else "line"
 

@@ -41,7 +41,7 @@ def commands_in_order() -> list[tuple[object, ...]]:
     """The commands but `app`, which serves until it is ended."""
     return [
         ("demo", "--max_steps", 8, "--seeds", 0, 1),
-        ("plan", RECIPE, "--distance", "--distance_examples", 8, "--samples", 1, "--plot", "plan.png"),
+        ("plan", RECIPE, "--distance", "--distance_examples", 20, "--samples", 1, "--plot", "plan.png"),
         ("train", RECIPE, "--output_dir", RUN, *SHORT),
         ("verify", RUN),
         ("compare", RECIPE, "--output_dir", "runs/comparison", "--seeds", 0, "--methods", "constant 0.5", *SHORT),
