@@ -21,13 +21,13 @@ from hf_interp.selection.scoring import check_whole_weights
 from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, format_cut, load_data, plan_data
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.runs import save_curve, search_run
-from hf_interp.training.checkpoints import weight_checksums
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.model_info import count_parameters
 from hf_interp.training.pushing import check_strategy
 from hf_interp.training.session import alone_in
 from hf_interp.training.trackers import add_picture
 from hf_interp.utils.console import format_table, run_command
+from hf_interp.utils.model_files import weights_fingerprint
 from hf_interp.utils.redaction import without_tokens
 from hf_interp.utils.run_folder import CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATED_NAME, RESULTS_NAME, RUN_PLOT_NAME
 
@@ -66,7 +66,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
         results = trainer.results()
         results.cut = {name: list(counts) for name, counts in data.cut.items()}
         if is_main:
-            results.model["checksums"] = weight_checksums(folder)
+            results.model["weights"] = weights_fingerprint(folder)
             remove_interpolated(folder)
             save_results(results, folder / RESULTS_NAME)
             plot_run(results, folder / RUN_PLOT_NAME)

@@ -12,8 +12,9 @@ import numpy as np
 
 from hf_interp.mixture.continuation import plan_changes
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture, weight_checksums
+from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
 from hf_interp.utils.files import read_json
+from hf_interp.utils.model_files import weights_fingerprint
 from hf_interp.utils.run_folder import RESULTS_NAME
 
 LOGGED = "order_fingerprint"
@@ -151,19 +152,13 @@ def verify(first: str | Path, second: str | Path | None = None) -> Verdict:
     order = load_order(first)
     if second is not None:
         return compare_runs(order, load_order(second))
-    verdict, changed = check_run(order), changed_weights(Path(first))
-    if not verdict.agrees or not changed:
+    verdict = check_run(order)
+    folder = Path(first) if Path(first).is_dir() else Path(first).parent
+    written = ((read_json(folder / RESULTS_NAME) or {}).get("model") or {}).get("weights")
+    if not verdict.agrees or written is None or written == weights_fingerprint(folder):
         return verdict
-    text = f"{verdict.text} But {', '.join(changed)} is not what this run wrote: another has written there since."
+    text = f"{verdict.text} But the weights beside its results are not those that it wrote: another run has been there."
     return Verdict(False, verdict.until, text)
-
-
-def changed_weights(path: Path) -> list[str]:
-    """Return the files of weights in a run's folder that are not those of its results, as far as these name them."""
-    folder = path if path.is_dir() else path.parent
-    written = ((read_json(folder / RESULTS_NAME) or {}).get("model") or {}).get("checksums") or {}
-    found = weight_checksums(folder)
-    return [name for name, value in written.items() if found.get(name) != value]
 
 
 def _first_difference(first: RunOrder, second: RunOrder, begin: int, end: int) -> str:

@@ -30,6 +30,7 @@ from hf_interp.utils.run_folder import (
     CURVE_PLOT_NAME,
     INTERPOLATED_NAME,
     INTERPOLATION_NAME,
+    LOCK_NAME,
     RESULTS_NAME,
     RUN_PLOT_NAME,
 )
@@ -237,7 +238,11 @@ def stage_model(folder: Path, stage: Path, *, base_model: str | None = None, sec
 
 def left_out(folder: Path, *, training_args: bool = False) -> list[str]:
     """Return names of what lies in the folder of a run and is not pushed."""
-    taken = {path.relative_to(folder).parts[0] for path in model_files(folder)} | {*OWN_FILES, INTERPOLATED_NAME}
+    taken = {path.relative_to(folder).parts[0] for path in model_files(folder)} | {
+        *OWN_FILES,
+        INTERPOLATED_NAME,
+        LOCK_NAME,
+    }
     taken |= {TRAINING_ARGS_NAME} if training_args else set()
     return sorted(path.name for path in folder.iterdir() if path.name not in taken)
 

@@ -48,7 +48,7 @@ class RunResults:
         machine: processor and platform.
         recipe: the recipe that the run followed, if any.
         model: the model's `class`, its `parameters` and `trained_parameters`, whether it `is_adapter` and of which
-            `peft_type`.
+            `peft_type`; `weights`, the fingerprint of what the run saved.
         cut: how many rows were longer than `max_length`, of how many, by corpora.domain, eval_corpora.general, ...
         local_paths: what in recipe, settings and model was a path where the run was, and no name on the Hub.
         working_dir: the folder that the recipe's relative paths are relative to.

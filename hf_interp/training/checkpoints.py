@@ -73,28 +73,18 @@ def rotate_checkpoints(output_dir: str | Path, limit: int | None, *kept: str | P
         shutil.rmtree(path, ignore_errors=True)
 
 
-def checksum(path: Path, *, whole: bool = False) -> str:
-    """Return the CRC-32 of a file, in hexadecimal digits; a line end behind JSON does not count.
+def checksum(path: Path) -> str:
+    """Return a CRC-32 in hexadecimal digits: of JSON without the line end, or of a size and the first and last MiB.
 
-    Unless `whole`, of other files their size, first and last MiB are enough: there are the header of safetensors, and
-    the pickle and the directory of what torch saves.
+    There are the header of a safetensors file, and the pickle and the directory of what torch saves.
     """
     if path.suffix == ".json":
         return f"{zlib.crc32(path.read_bytes().rstrip()):08x}"
     size = path.stat().st_size
-    found = zlib.crc32(str(size).encode())
     with path.open("rb") as file:
-        while part := file.read(MIB):
-            found = zlib.crc32(part, found)
-            if not whole:
-                file.seek(max(size - MIB, file.tell()))
-    return f"{found:08x}"
-
-
-def weight_checksums(folder: str | Path) -> dict[str, str]:
-    """Return the checksum of each file of weights in a folder, from its first byte to its last."""
-    files = {path for pattern in WEIGHT_PATTERNS for path in Path(folder).glob(pattern)}
-    return {path.name: checksum(path, whole=True) for path in sorted(files)}
+        found = zlib.crc32(file.read(MIB), zlib.crc32(str(size).encode()))
+        file.seek(max(size - MIB, file.tell()))
+        return f"{zlib.crc32(file.read(), found):08x}"
 
 
 def find_fault(checkpoint: str | Path, *, weights_only: bool = False) -> str | None:

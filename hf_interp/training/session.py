@@ -12,10 +12,10 @@ from safetensors import safe_open
 from transformers import Trainer, TrainingArguments
 
 from hf_interp.training.checkpoints import checkpoints_of, find_checkpoint, find_fault
+from hf_interp.utils.run_folder import LOCK_NAME
 
 logger = logging.getLogger(__name__)
 
-LOCK_NAME = ".hf_interp.lock"
 MOST_OVERFLOWS = 20
 """Losses in a row that a gradient scaler may skip; by then it has halved the scale down to nothing."""
 

@@ -2,6 +2,9 @@
 
 ADAPTER_NAME, ADAPTER_CONFIG_NAME = "adapter_model", "adapter_config.json"
 
+LOCK_NAME = ".hf_interp.lock"
+"""The file that a run holds while it is at work in its folder."""
+
 INTERPOLATION_NAME = "interpolation.json"
 """The report on how an interpolated checkpoint came about, in its folder."""
 

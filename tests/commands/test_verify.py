@@ -95,7 +95,7 @@ def test_weights_that_another_has_written_since_are_told(toy_recipe: dict[str, A
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     verdict = verify(folder / "results.json")
     assert (verdict.agrees, verdict.until) == (False, 4)
-    assert verdict.text.endswith(" But model.safetensors is not what this run wrote: another has written there since.")
+    assert verdict.text.endswith(" not those that it wrote: another run has been there.")
     path.unlink()
     assert not verify(folder).agrees
 

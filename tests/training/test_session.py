@@ -11,7 +11,8 @@ from toys import NotingTrainer, config, mixture, tiny_model
 from transformers import TrainerCallback
 
 from hf_interp.training.checkpoints import find_checkpoint, rotate_checkpoints
-from hf_interp.training.session import LOCK_NAME, MOST_OVERFLOWS, LossGuard, alone_in
+from hf_interp.training.session import MOST_OVERFLOWS, LossGuard, alone_in
+from hf_interp.utils.run_folder import LOCK_NAME
 
 
 def trainer_of(folder: Path, *callbacks: TrainerCallback, **kwargs: Any) -> NotingTrainer:
