@@ -93,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
+    for name, value in vars(args).items():
+        if isinstance(value, str) and value.startswith("~"):  # what a shell leaves of --flag=~/place
+            setattr(args, name, os.path.expanduser(value))
     chosen = COMMANDS[args.command]
     if flags and not chosen.note.startswith(FIELDS):
         parser.error(f"unrecognized arguments: {' '.join(flags)}")

@@ -20,7 +20,7 @@ from hf_interp.reporting.results import RunResults, save_results
 from hf_interp.selection.scoring import check_whole_weights
 from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, format_cut, load_data, plan_data
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
-from hf_interp.tasks.runs import save_curve, search_run
+from hf_interp.tasks.runs import check_metric, save_curve, search_run
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.model_info import count_parameters
 from hf_interp.training.pushing import check_strategy
@@ -53,13 +53,14 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     plan_data(data, args)  # now, so that bad input leaves nothing behind
     push = prepare_push(args)
     folder, is_main = Path(args.output_dir or "."), args.process_index == 0
+    trainer = build_trainer(parsed, task, args, data)
     with alone_in(folder) if is_main else nullcontext():
-        trainer = build_trainer(parsed, task, args, data)
         trainer.recipe, trainer.keeps_results = without_tokens(recipe), False  # they are written with the model
         if parsed.peft is not None and is_main:
             print(count_parameters(trainer.model))
         if parsed.alpha_search is not None:
             check_whole_weights(trainer)
+            check_metric(trainer, parsed.alpha_search, data.validation_sets or data.eval_sets)
         trainer.train(resume_from_checkpoint=read_resume(args.resume_from_checkpoint))
         trainer.save_model()
         evaluate_at_end(trainer)

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it returns, and one line for bad input."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -215,6 +216,31 @@ BAD_RECIPES = {
         field(alpha_controller="guard", alpha_controller_kwargs={"metric": "eval_general_accuracy"}),
         "must be a metric of which less is better, such as general_loss",
     ),
+    "no number": (
+        field(logging_steps=float("inf")),
+        "`logging_steps` must be a finite number, got inf.",
+    ),
+    "metric of the best": (
+        field(metric_for_best_model="accuracy"),
+        "`metric_for_best_model` must be a metric of one of the `eval_corpora` (general, domain), such as "
+        "eval_domain_loss, got 'eval_accuracy'.",
+    ),
+    "direction of the best": (
+        field(metric_for_best_model="domain_f1", greater_is_better=False),
+        "`greater_is_better` must be true of the metric 'f1', got False.",
+    ),
+    "metric of the search": (
+        field(alpha_search={"metric": "acuracy"}),
+        "metric 'acuracy' is better. Set `greater_is_better` beside it to true or false. Did you mean 'accuracy'?",
+    ),
+    "number for a column": (
+        corpus(columns={"text": 3}),
+        "`columns` in `corpora.domain` must be dict[str, str]",
+    ),
+    "expression of an adapter": (
+        field(peft={"preset": "lora", "target_modules": "(("}),
+        "`target_modules` must be names or a regular expression, got '((': missing ), unterminated subpattern",
+    ),
     "unknown schedule": (field(alpha_schedule_type="linaer"), "got 'linaer'. Did you mean 'linear'?"),
     "alpha out of range": (field(alpha_end=1.5), "`alpha_end` must be an α in [0, 1], got 1.5."),
     "no max_steps": (field(max_steps=0), "`max_steps` must be at least 1, got 0."),
@@ -421,3 +447,59 @@ def test_a_training_can_be_read_by_programs_and_leaves_no_bars_in_logs(
     assert "\r" not in done.stderr
     assert "it/s]" not in done.stderr
     assert "'loss'" in done.stderr  # what the host logs still shows
+
+
+@pytest.mark.parametrize(
+    ("output_dir", "message"),
+    [
+        ("file", "`output_dir` must be a folder, but '{folder}/file' is a file. Choose another."),
+        ("file/run", "`output_dir` must be a folder, but '{folder}/file' is a file. Choose another."),
+        ("x" * 256, "`output_dir` has a part of more than 255 bytes: 'xxx"),
+        ("/proc/run", "`output_dir` '/proc/run' cannot be written: "),
+    ],
+)
+def test_an_output_dir_that_cannot_be_written_is_refused_before_training(
+    toy_recipe: dict[str, Any],
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    output_dir: str,
+    message: str,
+) -> None:
+    (tmp_path / "file").touch()
+    path = str(write_recipe({**toy_recipe, "output_dir": str(tmp_path / output_dir)}))
+    for command in ("train", "compare", "tune"):
+        assert cli.main([command, path]) == 2
+        assert message.format(folder=tmp_path) in error_line(capfd)
+    assert sorted(os.listdir(tmp_path)) == ["file", "recipe.yaml"]
+
+
+def test_a_metric_that_the_evaluation_does_not_bring_is_refused_before_training(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_recipe({**toy_recipe, "alpha_search": {"metric": "bleu"}}))
+    assert cli.main(["train", path]) == 2
+    err = capfd.readouterr().err
+    assert "hf-interp: error: `alpha_search.metric` must be one of loss, accuracy, f1, " in err
+    assert "which both sides have, got 'bleu'." in err
+    assert list(Path(toy_recipe["output_dir"]).iterdir()) == []  # the trainer makes it
+
+
+def test_a_home_is_found_in_recipes_and_flags(
+    toy_recipe: dict[str, Any],
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(toy_recipe["model_name_or_path"], tmp_path / "model")
+    toy_recipe["corpora"]["domain"]["path"] = shutil.copy(toy_recipe["corpora"]["domain"]["path"], tmp_path)
+    toy_recipe["corpora"]["domain"]["path"] = f"~/{Path(toy_recipe['corpora']['domain']['path']).name}"
+    path = str(write_recipe({**toy_recipe, "model_name_or_path": "~/model", "output_dir": "~/elsewhere"}))
+    assert cli.main(["train", "~/recipe.yaml", "--output_dir=~/out", "--run_name", "x" * 300]) == 0
+    assert cli.main(["verify", "~/out"]) == 0
+    assert cli.main(["card", "~/out", "--output=~/card.md"]) == 0
+    assert (tmp_path / "card.md").is_file()
+    assert path == str(tmp_path / "recipe.yaml")
+    assert not Path("~").exists()

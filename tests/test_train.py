@@ -150,8 +150,7 @@ def test_the_best_model_is_evaluated_again(toy_recipe: dict[str, Any]) -> None:
         "eval_steps": 2,
         "save_strategy": "steps",
         "save_steps": 2,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_domain_loss",
+        "load_best_model_at_end": True,  # by the domain's loss
         "learning_rate": 1.0,  # so that the first evaluation is the better one
         "max_grad_norm": 1e9,
         "save_only_model": True,
@@ -160,6 +159,26 @@ def test_the_best_model_is_evaluated_again(toy_recipe: dict[str, Any]) -> None:
     entries = [entry for entry in results.log_history if "eval_domain_loss" in entry]
     assert [entry["step"] for entry in entries] == [0, 2, 4, 4]
     assert results.final_metrics["domain"]["loss"] == min(entry["eval_domain_loss"] for entry in entries[1:])
+
+
+def test_the_best_checkpoint_is_that_of_the_domains_loss_unless_another_metric_is_named(
+    toy_recipe: dict[str, Any],
+) -> None:
+    def settled(**fields: Any) -> tuple[str | None, bool | None]:
+        args = parse_recipe({**toy_recipe, **fields})[1]
+        return args.metric_for_best_model, args.greater_is_better
+
+    every = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    best = {**every, "load_best_model_at_end": True}
+    assert settled(**every) == (None, None)
+    assert settled(**best) == ("eval_domain_loss", False)
+    assert settled(**best, metric_for_best_model="general_accuracy") == ("eval_general_accuracy", True)
+    assert settled(**best, metric_for_best_model="eval_domain_perplexity") == ("eval_domain_perplexity", False)
+    assert settled(**best, metric_for_best_model="domain_hits", greater_is_better=False) == ("eval_domain_hits", False)
+    with pytest.raises(
+        ValueError, match=r"whether more of the metric 'hits' is better\. Set `greater_is_better` beside"
+    ):
+        settled(**best, metric_for_best_model="domain_hits")
 
 
 def test_a_run_without_evaluation_sets(toy_recipe: dict[str, Any]) -> None:

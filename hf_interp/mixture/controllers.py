@@ -5,12 +5,13 @@ ahead of all that any loader has fetched. What it answers is fixed in the plan a
 resumed reads on as if it had not stopped, with any number of workers. Neither torch nor transformers is imported here.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.errors import check_known, did_you_mean
 
 
 class AlphaDecision(NamedTuple):
@@ -127,6 +128,7 @@ def get_controller(name: str, **kwargs: Any) -> AlphaController:
         raise ValueError(
             f"Unknown controller {name!r}; there are {list(CONTROLLERS)}." + did_you_mean(name, CONTROLLERS)
         )
+    check_known(kwargs, inspect.signature(CONTROLLERS[name]).parameters, f"for the controller {name!r}")
     try:
         return CONTROLLERS[name](**kwargs)
     except TypeError as error:

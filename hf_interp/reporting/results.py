@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from hf_interp.utils.environment import describe_machine, installed_versions
+from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.files import write_json
 from hf_interp.utils.run_folder import RESULTS_NAME
 
@@ -172,8 +173,8 @@ def less_is_better(metric: str, said: bool | None = None) -> bool:
     known = greater_is_better(metric)
     if known is None and said is None:
         raise ValueError(
-            f"It is not known whether more of the metric {metric!r} is better. Set `greater_is_better` of "
-            "`alpha_search` to true or false."
+            f"It is not known whether more of the metric {metric!r} is better. Set `greater_is_better` beside it to "
+            "true or false." + did_you_mean(metric, MORE_IS_BETTER | LESS_IS_BETTER)
         )
     if said is not None and known is not None and said != known:
         raise ValueError(f"`greater_is_better` must be {str(known).lower()} of the metric {metric!r}, got {said}.")

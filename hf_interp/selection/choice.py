@@ -83,6 +83,8 @@ class AlphaSearch:
             )
         if not 0 < self.tolerance < 1:
             raise ValueError(f"`tolerance` must lie in (0, 1), got {self.tolerance}.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must be at least 0, got {self.seed}.")
         if self.domain == self.general:
             raise ValueError(f"`domain` and `general` must be two sets, got {self.domain!r} for both.")
         self.grid()

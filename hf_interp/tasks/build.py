@@ -1,5 +1,6 @@
 """From a recipe to its data, its model and its trainer."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -29,6 +30,7 @@ from hf_interp.mixture.packing import pack
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.stream_ends import check_stream_ends
 from hf_interp.reporting.results import greater_is_better
+from hf_interp.tasks.fitness import check_inputs, check_tokenizer
 from hf_interp.tasks.lengths import UNLIMITED, count_cut
 from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.models import label_names_of, load_model
@@ -42,7 +44,8 @@ from hf_interp.training.heads import Objective
 from hf_interp.training.mixin import InterpolationMixin
 from hf_interp.training.mixture_run import plan_mixture
 from hf_interp.training.trainer import InterpolationSeq2SeqTrainer, InterpolationTrainer
-from hf_interp.utils.errors import check_known, did_you_mean
+from hf_interp.utils.errors import check_known, did_you_mean, reading
+from hf_interp.utils.files import check_output
 from hf_interp.utils.model_files import WEIGHT_FILES, matches
 from hf_interp.utils.run_folder import RESULTS_NAME
 
@@ -74,6 +77,12 @@ class RecipeData:
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     """How many rows are cut, of how many, by group and name, such as corpora.domain; where there are any."""
 
+    def by_field(self) -> dict[str, Any]:
+        """Return all corpora and sets by the fields of the recipe that name them, such as corpora.domain."""
+        groups = {"eval_corpora": self.eval_sets, "validation_corpora": self.validation_sets}
+        groups["corpora"] = {corpus.name: corpus.dataset for corpus in self.corpora}
+        return {f"{group}.{name}": dataset for group, sets in groups.items() for name, dataset in sets.items()}
+
 
 def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = True) -> Task:
     """Check what can be checked before anything is loaded; of what only training needs, nothing unless it `trains`."""
@@ -96,12 +105,12 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
         steps, is_interpolated = max(args.max_steps, 0), recipe.alpha_search is not None
         check_adapter(recipe.peft, task.info.peft_type, max_steps=steps, is_interpolated=is_interpolated)
     if trains:
+        check_output(args.output_dir or ".")
         _check_folder(recipe, args)
     check_search(recipe)
     _check_columns(recipe)
     _check_controller(recipe, args)
-    folder = Path(recipe.model_name_or_path).expanduser()
-    if recipe.model_name_or_path.startswith((".", "/", "~")) and not folder.is_dir():
+    if recipe.model_name_or_path.startswith((".", "/", "~")) and not os.path.isdir(recipe.model_name_or_path):
         raise FileNotFoundError(f"There is no folder {recipe.model_name_or_path!r} (`model_name_or_path`).")
     return task
 
@@ -157,9 +166,13 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
     if not sys.stderr.isatty():  # bars would fill a log with their every step
         datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(
-        recipe.model_name_or_path, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
-    )
+    name = recipe.model_name_or_path
+    missing = "" if os.path.isdir(name) else " (there is no such folder)"
+    with reading(f"The model {name!r}{missing} (`model_name_or_path`)"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
+        )
+    check_tokenizer(tokenizer, recipe)
     prepare_tokenizer(tokenizer, recipe)
 
     cut: dict[str, tuple[int, int]] = {}
@@ -277,6 +290,10 @@ def build_trainer(
         args.dataloader_pin_memory = False  # there is nothing to pin for, and torch would warn at every loader
     model = build_model(recipe, task, args)
     prepare_model(recipe, task, model, data.tokenizer)
+    parts = task_parts(recipe, task, args, data.tokenizer, has_metrics=bool(data.eval_sets))
+    check_inputs(
+        model, data.tokenizer, data.by_field(), target_length=args.generation_max_length if task.generates else None
+    )
     return trainer_class(task)(
         model=model,
         args=args,
@@ -284,7 +301,7 @@ def build_trainer(
         eval_dataset=data.eval_sets or None,
         processing_class=data.tokenizer,
         callbacks=[_SeedFirstStep(), *adapter_callbacks(recipe.peft), *callbacks],
-        **task_parts(recipe, task, args, data.tokenizer, has_metrics=bool(data.eval_sets)),
+        **parts,
     )
 
 

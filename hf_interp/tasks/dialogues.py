@@ -1,5 +1,6 @@
 """Dialogues: turns, chat templates, and the tokens that the assistant is to learn to say."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,12 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
             )
     elif chat_template == "chatml":
         tokenizer.chat_template = CHATML
-    elif Path(chat_template).is_file():
+    elif os.path.isfile(chat_template):
         tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
     else:
-        raise FileNotFoundError(f"`chat_template` must be 'chatml' or a file, got {chat_template!r}, which is neither.")
+        raise FileNotFoundError(
+            f"`chat_template` must be 'chatml' or a file, got {chat_template!r:.200}, which is neither."
+        )
 
 
 def encode_dialogue(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], max_length: int) -> dict[str, list[int]]:

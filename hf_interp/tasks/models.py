@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
+from hf_interp.tasks.fitness import check_weights
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.task import get_task
+from hf_interp.utils.errors import reading
 
 
 class Loaded(NamedTuple):
@@ -26,7 +28,8 @@ def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -
         kwargs: passed to `from_pretrained`.
 
     Raises:
-        ValueError: if the checkpoint has a head for another number of labels, or for the same labels in another order.
+        ValueError: if the checkpoint has a head for another number of labels, or for the same labels in another order,
+            or lacks more than a head.
     """
     name_or_path = name_or_path or recipe.model_name_or_path
     task = get_task(recipe.task)
@@ -38,7 +41,8 @@ def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -
         kwargs["problem_type"] = recipe.problem_type
     if num_labels is not None and label_names:
         of_config = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
-        trained = list(AutoConfig.from_pretrained(name_or_path, **of_config).id2label.values())
+        with reading(f"The model {name_or_path!r}"):
+            trained = list(AutoConfig.from_pretrained(name_or_path, **of_config).id2label.values())
         if trained != list(label_names) and sorted(trained) == sorted(label_names):
             raise ValueError(
                 f"`label_names` must have the order in which {name_or_path!r} was trained, {trained}, got "
@@ -48,17 +52,11 @@ def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -
             "id2label": dict(enumerate(label_names)),
             "label2id": {label: index for index, label in enumerate(label_names)},
         }
-    try:
+    with reading(f"The model {name_or_path!r}"):
         model, found = getattr(transformers, task.info.auto_class).from_pretrained(
-            name_or_path, output_loading_info=True, **kwargs
+            name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-    except RuntimeError as error:
-        if num_labels is None or "mismatched" not in str(error):
-            raise
-        raise ValueError(
-            f"The head of {name_or_path!r} does not fit the {num_labels} labels {list(label_names or [])}. List the "
-            "labels that the model was trained with, in its order, or start from a model without a head."
-        ) from error
+    check_weights(model, found, name_or_path, list(label_names or []))
     return Loaded(model, sorted(found["missing_keys"]))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from hf_interp.mixture.apportionment import SIDES
+from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.tasks.recipe import CorpusConfig, ObjectiveConfig, Recipe, gone_with
 from hf_interp.training.config import InterpolationConfig
@@ -40,6 +42,7 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
 
 
 LARGEST = 2**31  # of whole numbers; libraries below hold no larger ones
+PATH_FIELDS = ("model_name_or_path", "chat_template", "output_dir", "resume_from_checkpoint")
 NAMED_ENTRIES = ("corpora", "eval_corpora", "validation_corpora", "objectives")
 
 
@@ -50,6 +53,7 @@ def lay_flags(recipe: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
         recipe.pop(name, None)
     for key, value in given:
         _set(recipe, key, value)
+    recipe.update(expand_homes(recipe))
     return recipe
 
 
@@ -59,6 +63,7 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
     Raises:
         ValueError: for an unknown field (the nearest is named), a missing one, or a value of the wrong kind.
     """
+    recipe = expand_homes(recipe)
     recipe_fields = _field_names(Recipe)
     check_known(recipe, {*recipe_fields, *_field_names(InterpolationConfig)}, "in the recipe")
     training = {key: value for key, value in recipe.items() if key not in recipe_fields}
@@ -78,7 +83,38 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
     parsed: Recipe = _build(Recipe, own, "the recipe")
     if not parsed.corpora:
         raise ValueError("`corpora` must name at least one corpus, got none.")
-    return parsed, parse_training_arguments(training)
+    return parsed, parse_training_arguments(_with_best_metric(training, parsed))
+
+
+def expand_homes(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe whose paths begin with a folder instead of `~`."""
+    return {
+        name: os.path.expanduser(value) if name in PATH_FIELDS and isinstance(value, str) else value
+        for name, value in recipe.items()
+    }
+
+
+def _with_best_metric(training: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
+    """Return training arguments that name the metric of the best checkpoint, and which way it counts.
+
+    By default it is the domain's loss. The host's `loss` is no metric of named evaluation sets.
+    """
+    metric, wanted = training.get("metric_for_best_model"), training.get("load_best_model_at_end")
+    if metric is None and not wanted and training.get("save_strategy") != "best":
+        return training
+    sets = list(recipe.eval_corpora)
+    default = f"eval_{recipe.alpha_search.domain if recipe.alpha_search else 'domain'}_loss"
+    known = [f"eval_{name}_" for name in sorted(sets, key=len, reverse=True)]
+    metric = str(metric or default)
+    metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+    own = next((prefix for prefix in known if metric.startswith(prefix)), None)
+    if own is None:
+        raise ValueError(
+            f"`metric_for_best_model` must be a metric of one of the `eval_corpora` ({', '.join(sets) or 'none'}), "
+            f"such as {default}, got {metric!r}."
+        )
+    less = less_is_better(metric.removeprefix(own), training.get("greater_is_better"))
+    return {**training, "metric_for_best_model": metric, "greater_is_better": not less}
 
 
 def parse_training_arguments(values: Mapping[str, Any]) -> InterpolationConfig:
@@ -172,7 +208,9 @@ def _convert(cls: type, key: str, value: Any, where: str) -> Any:
         raise ValueError(f"`{key}` in {where} must be at most 2**31, got {value}.")
     if isinstance(value, list) and "list[str]" in expected and not all(isinstance(item, str) for item in value):
         raise ValueError(f"`{key}` must be texts, got {value!r}. Put those into quotes that YAML reads otherwise.")
-    if type(value).__name__ in kinds or ("Literal" in kinds and isinstance(value, str)):
+    texts = isinstance(value, dict) and "dict[str, str]" in str(annotation)
+    is_of_texts = not texts or all(isinstance(inner, str) for inner in value.values())
+    if (type(value).__name__ in kinds and is_of_texts) or ("Literal" in kinds and isinstance(value, str)):
         return value
     if "float" in kinds and isinstance(value, (int, str)) and not is_bool:
         with contextlib.suppress(ValueError):

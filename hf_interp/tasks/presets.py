@@ -171,6 +171,13 @@ def _build_config(fields: Mapping[str, Any], task_type: str | None, max_steps: i
     check_known(fields, kinds[kind].__dataclass_fields__, f"for PEFT type {kind}")
     if kind == "ADALORA":
         fields = _adalora_schedule(fields, max_steps)
+    if isinstance(targets := fields.get("target_modules"), str):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise ValueError(
+                f"`target_modules` must be names or a regular expression, got {targets!r}: {error}."
+            ) from error
     return kinds[kind](**fields)
 
 

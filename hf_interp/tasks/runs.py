@@ -11,8 +11,9 @@ from transformers import Trainer
 
 from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.plots import plot_curve
-from hf_interp.reporting.results import save_results
+from hf_interp.reporting.results import less_is_better, main_metric, save_results
 from hf_interp.selection.choice import AlphaSearch
+from hf_interp.selection.scoring import TrainerScorer
 from hf_interp.selection.search import search_alpha
 from hf_interp.tasks.build import RecipeData, check_recipe, load_data, prepare_model, task_parts, trainer_class
 from hf_interp.tasks.models import load_model
@@ -21,6 +22,7 @@ from hf_interp.tasks.presets import load_adapter
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.heads import load_heads
+from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.files import read_json, write_json
 from hf_interp.utils.model_files import weights_fingerprint
 from hf_interp.utils.redaction import PATH_KEYS
@@ -38,6 +40,7 @@ from hf_interp.weights.matching import match_names
 from hf_interp.weights.model_folder import find_folder, open_base
 from hf_interp.weights.tensor_files import find_tensors
 
+FEW_EXAMPLES = 16
 READ_IN_EVALUATION = (
     *("output_dir", "seed", "full_determinism", "disable_tqdm", "log_level", "remove_unused_columns"),
     *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_use_gather_object", "eval_do_concat_batches"),
@@ -76,6 +79,27 @@ def search_run(
     return curve
 
 
+def check_metric(trainer: Trainer, search: AlphaSearch, sets: Mapping[str, Any]) -> None:
+    """Refuse a metric for a search that no evaluation brings: of a few examples, or of all where they lack it.
+
+    Raises:
+        ValueError: naming those that both sides have, or if it is not known which way the one that is taken counts.
+    """
+    names: list[str] = []
+    for few in (FEW_EXAMPLES, None):
+        scored = {side: sets[side] if few is None else sets[side].take(few) for side in (search.domain, search.general)}
+        first, second = (found for found in TrainerScorer(trainer, scored, None, None, search.seed)().report.values())
+        names = [name for name in first if name in second]
+        metric = search.metric or main_metric({"": dict.fromkeys(names, 0.0)})
+        if metric in names:
+            less_is_better(metric, search.greater_is_better)
+            return
+    raise ValueError(
+        f"`alpha_search.metric` must be one of {', '.join(names)}, which both sides have, got {search.metric!r}."
+        + did_you_mean(str(search.metric), names)
+    )
+
+
 def save_curve(curve: AlphaCurve, folder: str | Path, *, saved: bool = False) -> None:
     """Write `curve.json` and `curve.png`, and, if M_α was `saved` at the curve's α, of which weights they are."""
     folder = Path(folder)
@@ -95,7 +119,7 @@ def save_curve(curve: AlphaCurve, folder: str | Path, *, saved: bool = False) ->
 
 def load_run_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
     """Load the recipe of a run, from its file or from the results in its folder, with flags laid over it."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_dir():
         return load_recipe(path, flags)
     results = read_json(path / RESULTS_NAME)

@@ -1,7 +1,8 @@
 """Parts that error messages share."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
@@ -24,3 +25,20 @@ def check_known(names: Iterable[object], known: Iterable[str], where: str) -> No
     for name in names:
         if name not in options:
             raise ValueError(f"Unknown field {name!r} {where}." + did_you_mean(str(name), options))
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Say of whatever goes wrong while a library reads a file of the user what was read.
+
+    Raises:
+        OSError, ImportError: as the library does.
+        ValueError: for everything else.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{what} cannot be read: {error or type(error).__name__}") from error

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
+MAX_NAME = 255  # bytes of a name, in the file systems of today
+
 
 def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = None) -> None:
     """Write a JSON file under a temporary name, then rename it; what JSON does not know is written as a text."""
@@ -71,3 +73,23 @@ def new_folder(path: Path) -> Iterator[Path]:
 def unfinished_folders(path: Path) -> list[str]:
     """Return names of what killed processes, or processes still at work, have left of a folder."""
     return sorted(found.name for found in path.parent.glob(f".{path.name}.*") if len(found.suffix) == 33)
+
+
+def check_output(path: str) -> None:
+    """Refuse a folder that cannot be made or written, before anything is computed; nothing is left of the trial.
+
+    Raises:
+        ValueError: naming `output_dir` and what is in its way.
+    """
+    place = Path(path).absolute()
+    existing = next(parent for parent in (place, *place.parents) if os.path.lexists(parent))
+    if not existing.is_dir():
+        raise ValueError(f"`output_dir` must be a folder, but {str(existing)!r} is a file. Choose another.")
+    long = next((part for part in place.parts if len(os.fsencode(part)) > MAX_NAME), None)
+    if long is not None:
+        raise ValueError(f"`output_dir` has a part of more than {MAX_NAME} bytes: {long!r:.60}. Shorten it.")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(f"`output_dir` {path!r} cannot be written: {error.strerror}. Choose another.") from error

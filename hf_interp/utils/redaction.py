@@ -42,7 +42,7 @@ def is_local(text: str) -> bool:
         or re.match(r"[A-Za-z]:[\\/]", text) is not None
         or text.lower().endswith(DATA_SUFFIXES)
         or len(re.split(r"[\\/]", text.rstrip("\\/"))) > 2
-        or Path(text).exists()
+        or os.path.exists(text)
     )
 
 

@@ -145,7 +145,7 @@ def test_controllers_by_name() -> None:
     ("name", "kwargs", "message"),
     [
         ("gaurd", {}, r"Unknown controller 'gaurd'; there are \['guard'\]\. Did you mean 'guard'\?"),
-        ("guard", {"gain": 1}, "Wrong arguments for the controller 'guard': .*gain"),
+        ("guard", {"toleranse": 1}, r"Unknown field 'toleranse' for the controller 'guard'\. Did you mean 'tolerance'"),
         ("guard", {"tolerance": 0}, "`tolerance` of the guard must be positive"),
     ],
 )

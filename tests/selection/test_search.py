@@ -95,7 +95,7 @@ def test_objectives_on_a_grid(settings: dict[str, Any], expected: float) -> None
 @pytest.mark.parametrize("metric", ["f1_answer", "exact_answer", "recall_after", "hits_center"])
 def test_a_metric_that_is_not_known_is_asked_for_its_direction(metric: str) -> None:
     rising = by_alpha(lambda alpha: alpha, lambda alpha: alpha, metric)
-    message = rf"not known whether more of the metric {metric!r} is better\. Set `greater_is_better` of `alpha_search`"
+    message = rf"not known whether more of the metric {metric!r} is better\. Set `greater_is_better` beside it"
     with pytest.raises(ValueError, match=message):
         search(rising)
     with pytest.raises(ValueError, match=message):
@@ -328,6 +328,7 @@ def test_a_trainer_keeps_its_modes_log_and_callbacks(tmp_path: Path) -> None:
         ({"alphas": 1}, ValueError, "`alphas` must be at least 2"),
         ({"alphas": [1.5]}, ValueError, r"`alpha` must lie in \[0, 1\], got 1.5"),
         ({"tolerance": 0.0}, ValueError, "`tolerance` must"),
+        ({"seed": -1}, ValueError, "`seed` must be at least 0, got -1"),
         ({"metric": "bleu"}, ValueError, "`metric` must be one of loss.*got 'bleu'"),
         ({"method": "golden", "objective": "knee"}, ValueError, "minimises a loss.*got 'knee'. Take 'grid'"),
         ({"alphas": 2_000_000_000}, ValueError, "and at most 1000, got 2000000000"),
