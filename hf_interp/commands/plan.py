@@ -196,9 +196,6 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     total = f", about {sum(tokens):,} tokens" if None not in tokens else ""
     resumed, weighted = summary.get("resumed"), summary["rate_weighted_alpha"]
     since = f" (from step {summary['start_step']:,} on)" if summary["start_step"] else ""
-    epochs, more = summary["epochs"], ", …" if len(summary["epochs"]["ends"]) < summary["epochs"]["count"] else ""
-    sides = "both sides" if epochs["side"] == "all" else epochs["side"]
-    ends = ", ".join(f"{step:,}" for step in epochs["ends"]) + more
     lines = []
     if resumed is not None:
         changes = "; ".join(resumed["changes"]) or "none, so the order stays that of the first run"
@@ -210,7 +207,7 @@ def format_plan(summary: Mapping[str, Any]) -> str:
         + ("" if weighted is None else f"; α weighted by the learning rate: {weighted:.1%}"),
         *(["α is a share of tokens, the shares of a side are of examples"] if summary["unit"] == "tokens" else []),
         f"fingerprint: {summary['fingerprint']}",
-        f"epochs (passes of {sides}): {epochs['count']:.4g}, which end at step {ends}",
+        _epoch_line(summary["epochs"]),
         "",
         format_table(
             ["step", *(f"{mark['step']:,}" for mark in summary["alpha"])],
@@ -229,6 +226,12 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     if "distance" in summary:
         lines += ["", format_distance(summary["distance"])]
     return "\n".join(lines)
+
+
+def _epoch_line(epochs: Mapping[str, Any]) -> str:
+    sides = "both sides" if epochs["side"] == "all" else epochs["side"]
+    ends = [f"{step:,}" for step in epochs["ends"]] + ["…"] * (len(epochs["ends"]) < epochs["count"])
+    return f"epochs (passes of {sides}): {epochs['count']:.4g}, which end at step {', '.join(ends)}"
 
 
 def _corpus_row(corpus: Mapping[str, Any]) -> list[str]:

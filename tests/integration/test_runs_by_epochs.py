@@ -10,6 +10,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from hf_interp import InterpolatedDataset
 from hf_interp.mixture.schedules import constant
+from hf_interp.train import run_recipe
 
 
 class Events(TrainerCallback):
@@ -184,3 +185,12 @@ def test_other_epochs_than_those_of_a_side_are_refused(tmp_path: Path) -> None:
         config(tmp_path, mixture_epoch="both")
     with pytest.raises(ValueError, match="α asks for too few domain examples: 2 passes"):
         run(tmp_path, alpha_end=0.0)
+
+
+def test_a_recipe_may_count_epochs(toy_recipe: dict[str, Any]) -> None:
+    toy_recipe |= {"max_steps": None, "num_train_epochs": 2, "alpha_schedule_type": "constant", "alpha_end": 0.5}
+    results = run_recipe({**toy_recipe, "eval_strategy": "epoch", "save_strategy": "epoch"})
+    assert results.plan["max_steps"] == 12
+    evaluated = {entry["step"] for entry in results.log_history if any(key.startswith("eval_") for key in entry)}
+    assert {6, 12} <= evaluated <= {0, 6, 12}
+    assert (Path(toy_recipe["output_dir"]) / "checkpoint-6").is_dir()
