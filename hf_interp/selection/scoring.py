@@ -104,7 +104,7 @@ class TrainerScorer:
                 else:
                     others = predict(self.trainer, self.report_datasets[name])
                     first, second = np.arange(len(found.losses)), np.arange(len(others.losses))
-            selection[name], report[name] = self._score(found, first), self._score(others, second)
+                selection[name], report[name] = self._score(found, first), self._score(others, second)
         return ScoreHalves(selection, report)
 
     def _score(self, found: Predictions, rows: npt.NDArray[np.intp]) -> dict[str, Units]:
