@@ -1,6 +1,9 @@
 """The toy corpora have the shift they promise, and the demo writes what it says."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -142,6 +145,19 @@ def test_bad_settings_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Cap
         assert message in err
         assert err.count("\n") == 1
         assert not Path(folder).exists()
+
+
+@pytest.mark.slow
+def test_the_demo_finds_the_same_whatever_the_threads(tmp_path: Path) -> None:
+    found = []
+    for threads in ("1", "2"):
+        folder = tmp_path / threads
+        argv = ["demo", "--folder", str(folder), "--seeds", "0", "1", "--max_steps", "4"]
+        environment = {**os.environ, "OMP_NUM_THREADS": threads}
+        command = [sys.executable, "-m", "hf_interp.cli", *argv]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        found.append(load_comparison(folder / "comparison" / "results.json").rows)
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

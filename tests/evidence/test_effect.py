@@ -57,6 +57,32 @@ def test_the_interval_of_a_mean_is_as_wide_as_theory_says() -> None:
     assert (found.low, found.high) == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=0.005)
 
 
+def test_few_seeds_are_stretched_by_students_quantile() -> None:
+    ratios = np.array([0.5, 0.6, 0.7])
+    numerators, draws = np.tile(ratios[:, None], 4), stats.draw(3, 4, 5, np.random.default_rng(0))
+    plain = ratios[draws.seeds].mean(axis=1)
+    stretch = math.sqrt(3 / 2) * 4.302653 / 1.959964
+    found = stats.resampled(numerators, np.ones((3, 4)), draws, stats.seed_stretch(3))
+    assert found == pytest.approx(0.6 + stretch * (plain - 0.6), rel=1e-6)
+
+
+@pytest.mark.parametrize(("num_seeds", "deviation"), [(3, 0.02), (5, 0.02), (5, 0.04)])
+def test_equal_methods_are_seldom_surely_unequal(num_seeds: int, deviation: float) -> None:
+    generator = np.random.default_rng(0)
+    whole, wrong = np.ones((num_seeds, 300)), 0
+    for _ in range(100):
+        draws = stats.draw(num_seeds, 300, 200, generator)
+        easy = generator.random(300)
+        runs = [
+            (easy < 0.8 + deviation * generator.normal(size=(num_seeds, 1))).astype(float) for _ in ("ours", "others")
+        ]
+        stretch = stats.seed_stretch(num_seeds)
+        ours, others = (stats.resampled(run, whole, draws, stretch) for run in runs)
+        found = stats.interval(runs[0].mean() - runs[1].mean(), ours - others)
+        wrong += found.low > 0 or found.high < 0
+    assert wrong <= 6
+
+
 def test_equal_values_share_their_rank() -> None:
     assert stats.ranks([3.0, 1.0, 3.0, 2.0, 3.0]) == [2.0, 5.0, 2.0, 4.0, 2.0]
     assert stats.ranks([7.0]) == [1.0]

@@ -11,7 +11,7 @@ from effect.methods import BASE, METHODS
 from effect.outcomes import unpack
 from effect.pairs import PAIRS, SIDES
 from effect.schedule import RATE_SEED, Search, grid, search, validation_score
-from effect.stats import Array, Interval, Resamples, draw, interval, resampled
+from effect.stats import Array, Interval, Resamples, draw, interval, resampled, seed_stretch
 from hf_interp.commands.compare import BASE as BASE_TITLE
 from hf_interp.commands.compare import INTERPOLATED_SUFFIX
 from hf_interp.reporting.results import less_is_better
@@ -115,7 +115,8 @@ class Cell:
         key = num_seeds, side
         if key not in self._draws:  # with the same generator, so that both sides draw the same seeds
             self._draws[key] = draw(num_seeds, num_examples, NUM_RESAMPLES, np.random.default_rng(SEED))
-        return resampled(row.numerators[side], row.denominators[side], self._draws[key])
+        stretch = seed_stretch(num_seeds)
+        return resampled(row.numerators[side], row.denominators[side], self._draws[key], stretch)
 
 
 def cells_of(results: Mapping[str, Sequence[Mapping[str, Any]]], rate_sides: Sequence[str] = SIDES) -> list[Cell]:
