@@ -26,7 +26,8 @@ class User:
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
         own = {"HOME": str(folder), "HF_HOME": str(folder / ".hf"), "OMP_NUM_THREADS": "1"}
-        self.environment = reading_environment({**os.environ, **own, **environment})
+        usual = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        self.environment = reading_environment({**usual, **own, **environment})
 
     def start(self, *words: Any) -> subprocess.Popen[str]:
         """Begin a Python program."""
@@ -47,11 +48,11 @@ class User:
             out, err = process.communicate(timeout=300)
         assert process.returncode == status, f"hf-interp {' '.join(map(str, words))}\n{out[-2000:]}\n{err[-2000:]}"
         assert "Traceback" not in err
-        return out if status == 0 else err
+        return err if status == 2 else out
 
-    def ask(self, *words: Any) -> Any:
+    def ask(self, *words: Any, status: int = 0) -> Any:
         """Type a command that prints JSON; return what it says."""
-        return json.loads(self.type(*words, "--json"))
+        return json.loads(self.type(*words, "--json", status=status))
 
     def write(self, name: str, recipe: dict[str, Any]) -> str:
         """Write a recipe; return its name."""
