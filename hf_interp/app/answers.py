@@ -77,11 +77,10 @@ class AnswerView:
     def _scores(self, outcomes: Sequence[Outcome], place: int) -> list[dict[str, float]]:
         """Return the probabilities of each model at a place, of the choices that any of them finds likeliest."""
         most = MOST_TOKENS if self._slider.labels is None else MOST_LABELS
-        choices = {index: self._slider.choice(index) for index in best_choices(outcomes, place, most)}
-        shown = {index: name if name.strip() else repr(name) for index, name in choices.items()}
-        return [
-            {name: float(outcome.probabilities[place, index]) for index, name in shown.items()} for outcome in outcomes
-        ]
+        best = best_choices(outcomes, place, most)
+        names = {index: self._slider.choice(index) for index in best}
+        shown = {name if name.strip() else repr(name): best[index] for index, name in names.items()}
+        return [{name: shares[model] for name, shares in shown.items()} for model in range(len(outcomes))]
 
     def _tagged(self, words: Sequence[str], outcome: Outcome) -> dict[str, Any]:
         """Return words with their likeliest tags, and the colours of these; O is no tag."""

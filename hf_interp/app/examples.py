@@ -20,6 +20,7 @@ from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.runs import load_run_recipe
 from hf_interp.tasks.task import get_task
+from hf_interp.utils.files import read_text
 from hf_interp.utils.redaction import basename
 from hf_interp.utils.run_folder import CURVE_NAME
 from hf_interp.utils.task_info import MASK, TASK_INFOS
@@ -141,7 +142,7 @@ def read_examples(path: str | Path) -> list[Example]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file of examples {str(path)!r}.")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:

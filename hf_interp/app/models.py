@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_interp.app.predictions import FORMS, Outcome, Question, Settings, settings_of
+from hf_interp.app.predictions import (
+    FORMS,
+    Outcome,
+    Question,
+    Settings,
+    has_likeliest,
+    likeliest,
+    restrict,
+    settings_of,
+)
 from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.recipe import Recipe
@@ -37,7 +46,7 @@ SHOWN = [name for name, info in TASK_INFOS.items() if info.answer is not None]
 MAX_CHARACTERS = 20_000
 """Of a text; longer ones are refused before they are tokenised."""
 NUM_KEPT = 64
-"""Texts for which the answers of M₀ and M_θ are kept; of a language model's, each has a number for every token."""
+"""Texts for which the answers of M₀ and M_θ are kept."""
 
 
 class Answers(NamedTuple):
@@ -116,14 +125,17 @@ class AlphaSlider:
         with self._lock:
             question = self._ask(text, text_pair)
             key = (text, text_pair or None)
-            if key not in self._kept:
-                self._kept[key] = (self._answer(question, 0.0), self._answer(question, 1.0))
-            self._kept.move_to_end(key)
+            whole = [] if alpha in (0, 1) else [self._answer(question, alpha)]
+            ends = self._kept.pop(key, None)
+            if ends is None or not all(has_likeliest(ends[0].choices, outcome) for outcome in whole):
+                found = [self._answer(question, 0.0), self._answer(question, 1.0), *whole]
+                first, last, *_ = likeliest(found) if self.labels is None else found
+                ends = (first, last)
+            self._kept[key] = ends
             if len(self._kept) > NUM_KEPT:
                 self._kept.popitem(last=False)
-            base, finetuned = self._kept[key]
-            interpolated = {0.0: base, 1.0: finetuned}.get(alpha)
-            return Answers(question.places, base, interpolated or self._answer(question, alpha), finetuned)
+            interpolated = restrict(whole[0], ends[0].choices) if whole else ends[int(alpha)]
+            return Answers(question.places, ends[0], interpolated, ends[1])
 
     def _ask(self, text: str, text_pair: str | None) -> Question:
         if not isinstance(text, str) or not text.strip():
@@ -179,7 +191,13 @@ def open_slider(
             base = open_base(origin, model) if base is None else base
     else:
         origin = find_folder(recipe.model_name_or_path, "base", revision=recipe.model_revision)
-        model, new = load_model(recipe, str(folder), local_files_only=True).model, set()
+        model, missing = load_model(recipe, str(folder), local_files_only=True)
+        if missing:
+            raise ValueError(
+                f"`finetuned` must be a model for {recipe.task}, but {folder.name!r} lacks {', '.join(missing[:3])}, "
+                "which would be random. Give its own task (--task)."
+            )
+        new = set()
         base = open_base(origin, model)
     tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer(folder) else origin, local_files_only=True)
     prepare_tokenizer(tokenizer, recipe)

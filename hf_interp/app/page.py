@@ -5,16 +5,22 @@ nobody but its own server, which listens on this machine alone unless it is aske
 """
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hf_interp.app.answers import AnswerView, CurveView
 from hf_interp.app.examples import Example, Source
+from hf_interp.app.guard import LOOPBACK_HOSTS, Guard
 from hf_interp.app.models import MAX_CHARACTERS, AlphaSlider, open_slider
 from hf_interp.app.predictions import best_choices
 from hf_interp.reporting.card import escape
 
 LOOPBACK = "127.0.0.1"
+MAX_WAITING = 64
+"""Questions that wait for their turn; more are refused."""
 NUM_ROWS = 5
 """Choices at each place in what the API gives."""
 
@@ -39,6 +45,7 @@ def serve_source(
         share: open a tunnel through Gradio's servers, by which anybody who knows the address can use the page.
     """
     import_gradio()  # before anything is loaded
+    check_place(host, port, device)
     slider = open_slider(source.recipe, source.finetuned, max_new_tokens=max_new_tokens, chats=chats, device=device)
     launch_page(build_page(slider, source), host=host, port=port, share=share)
 
@@ -48,7 +55,12 @@ def launch_page(
 ) -> str:
     """Serve a page and return its address, at once if it does not block. See `serve_source`."""
     gradio = import_gradio()
+    from starlette.middleware import Middleware
+
+    is_local = not share and (host or os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK) in LOOPBACK_HOSTS
+    page.queue(max_size=MAX_WAITING)
     _, address, shared = page.launch(
+        app_kwargs={"middleware": [Middleware(Guard, hosts=LOOPBACK_HOSTS if is_local else None)]},
         server_name=host,
         server_port=port,
         share=share,
@@ -60,6 +72,7 @@ def launch_page(
         quiet=True,
         ssr_mode=False,
         enable_monitoring=False,
+        run_history=False,
         mcp_server=False,
         pwa=False,
         prevent_thread_lock=True,
@@ -68,6 +81,27 @@ def launch_page(
         print(f"The page is at {address}" + (f" and {shared}" if shared else "") + "; Ctrl-C ends it.", flush=True)
         page.block_thread()
     return str(address)
+
+
+def check_place(host: str | None, port: int | None, device: str) -> None:
+    """Refuse an address that cannot be listened at, and a device that is not there."""
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"`port` must lie in [1, 65535], got {port}. Leave it out to have a free one.")
+    if host is not None:
+        try:
+            family, kind, protocol, _, place = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+        except (OSError, UnicodeError) as error:
+            raise OSError(
+                f"Nothing can be served at {host!r}, port {port}: {error}. Take another --host or --port."
+            ) from None
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # of each kind of device another
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"`device` must be there, such as cpu, got {device!r}: {reason}") from None
 
 
 def import_gradio() -> Any:
@@ -167,10 +201,8 @@ def _api(slider: AlphaSlider) -> Any:
         outcomes = answers[1:]
         found: dict[str, Any] = {"alpha": alpha, "places": []}
         for place, name in enumerate(answers.places):
-            rows = {
-                slider.choice(index): [float(outcome.probabilities[place, index]) for outcome in outcomes]
-                for index in best_choices(outcomes, place, NUM_ROWS)
-            }
+            best = best_choices(outcomes, place, NUM_ROWS)
+            rows = {slider.choice(index): shares for index, shares in best.items()}
             found["places"].append({"name": name, "base, interpolated, finetuned": rows})
         if outcomes[0].text is not None:
             found["texts"] = [outcome.text for outcome in outcomes]

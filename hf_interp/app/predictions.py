@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,10 @@ from hf_interp.utils.task_info import MASK, TASK_INFOS, AnswerKind
 
 Probabilities = npt.NDArray[np.float32]
 
-MAX_PLACES = 512
-"""Words or masks of one text; of more, the first are taken."""
+MAX_PLACES, MAX_MASKS = 512, 64
+"""Words and masks of one text; of more, the first are taken."""
+NUM_CANDIDATES, NUM_SURE = 256, 8
+"""Of the tokens, the likeliest are kept, among them surely so many of each model's."""
 
 _WORDS = re.compile(r"[぀-ヿ㐀-鿿]|[^\W_぀-ヿ㐀-鿿][\w.\-'’&/]*[^\W_]|[^\W_]|[^\w\s]|_")
 _SPLIT = re.compile(r"\s[.,;:!?](\s|$)")
@@ -61,10 +63,12 @@ class Outcome:
     Args:
         probabilities: shape (places, choices): of labels, of tags, of tokens; of a regression the one number.
         text: the text that the model has written, if it generates.
+        choices: which these are at each place, if not all, of the same shape.
     """
 
     probabilities: Probabilities
     text: str | None = None
+    choices: npt.NDArray[np.intp] | None = None
 
 
 class Form(NamedTuple):
@@ -146,7 +150,7 @@ def _ask_words(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str
 
 def _ask_masks(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: str, pair: str | None) -> Question:
     encoded = _encode(tokenizer, settings, text.replace(MASK, str(tokenizer.mask_token)))
-    positions = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0].tolist()[:MAX_PLACES]
+    positions = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0].tolist()[:MAX_MASKS]
     if not positions:
         raise ValueError(f"The text must have a {MASK} among its first {settings.max_length} tokens. Put one in.")
     names = [MASK] if len(positions) == 1 else [f"{MASK} {number}" for number in range(1, len(positions) + 1)]
@@ -216,14 +220,40 @@ FORMS: dict[AnswerKind, Form] = {
 """By the kind of answer of a task."""
 
 
-def best_choices(outcomes: Sequence[Outcome], place: int, most: int) -> list[int]:
-    """Return the choices that any of the models finds likeliest at a place, the likeliest first.
+def best_choices(outcomes: Sequence[Outcome], place: int, most: int) -> dict[int, list[float]]:
+    """Return the choices that any of the models finds likeliest at a place, the likeliest first, by each model.
 
-    >>> first = Outcome(probabilities=np.array([[0.7, 0.2, 0.1]], np.float32))
-    >>> second = Outcome(probabilities=np.array([[0.1, 0.3, 0.6]], np.float32))
+    >>> first = Outcome(probabilities=np.array([[0.75, 0.25, 0.0]], np.float32))
+    >>> second = Outcome(probabilities=np.array([[0.125, 0.25, 0.625]], np.float32))
     >>> best_choices([first, second], 0, 2)
-    [0, 2]
+    {0: [0.75, 0.125], 2: [0.0, 0.625]}
     """
-    highest = np.max([outcome.probabilities[place] for outcome in outcomes], axis=0)
-    order = np.argsort(-highest, kind="stable")[:most]
-    return [int(choice) for choice in order if math.isfinite(highest[choice])]
+    shares = np.array([outcome.probabilities[place] for outcome in outcomes])
+    highest = shares.max(axis=0)
+    order = [column for column in np.argsort(-highest, kind="stable")[:most] if math.isfinite(highest[column])]
+    choices = outcomes[0].choices
+    return {int(column if choices is None else choices[place, column]): shares[:, column].tolist() for column in order}
+
+
+def likeliest(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Return the outcomes with the choices that any of the models finds likeliest; all of them, if they are few."""
+    highest = np.max([outcome.probabilities for outcome in outcomes], axis=0)
+    if highest.size == 0 or highest.shape[1] <= NUM_CANDIDATES:
+        return list(outcomes)
+    choices = np.sort(np.argpartition(-highest, NUM_CANDIDATES, axis=1)[:, :NUM_CANDIDATES], axis=1)
+    return [restrict(outcome, choices) for outcome in outcomes]
+
+
+def restrict(outcome: Outcome, choices: npt.NDArray[np.intp] | None) -> Outcome:
+    """Return an outcome with these choices alone, all if there are none."""
+    if choices is None:
+        return outcome
+    return replace(outcome, probabilities=np.take_along_axis(outcome.probabilities, choices, axis=1), choices=choices)
+
+
+def has_likeliest(choices: npt.NDArray[np.intp] | None, outcome: Outcome) -> bool:
+    """Whether what a model finds likeliest is among the choices, at every place."""
+    if choices is None:
+        return True
+    best = np.argpartition(-outcome.probabilities, NUM_SURE, axis=1)[:, :NUM_SURE]
+    return all(np.isin(one, known).all() for one, known in zip(best, choices, strict=True))

@@ -415,7 +415,7 @@ def _interpolated_results(facts: _Facts, curve: AlphaCurve | None) -> Iterator[E
     for side, metrics in curve.report.items():
         for metric in metrics:
             value = curve.at(curve.alpha, side, metric)
-            if number(value) and math.isfinite(value):
+            if value is not None and math.isfinite(value):
                 name = str(curve.settings.get(side, side))
                 yield _eval_result(facts, group, name, metric, value, part="half not used to choose α")
 

@@ -46,8 +46,8 @@ class AlphaCurve:
     """
 
     alphas: list[float]
-    selection: dict[str, dict[str, dict[str, list[Any]]]]
-    report: dict[str, dict[str, dict[str, list[Any]]]]
+    selection: dict[str, dict[str, dict[str, list[float | None]]]]
+    report: dict[str, dict[str, dict[str, list[float | None]]]]
     metric: str
     objective: str
     method: str
@@ -73,7 +73,7 @@ class AlphaCurve:
         said: bool | None = self.settings.get("greater_is_better")
         return greater_is_better(self.metric) if said is None else said
 
-    def at(self, alpha: float, dataset: str, metric: str) -> float:
+    def at(self, alpha: float, dataset: str, metric: str) -> float | None:
         """Return a metric at an evaluated α, on the report examples.
 
         Raises:

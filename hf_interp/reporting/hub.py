@@ -20,8 +20,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hf_interp.reporting.card import CARD_NAME, FINETUNED_REVISION, CardMetadata, model_card, save_card
 from hf_interp.reporting.curve import load_curve, short_alpha
-from hf_interp.reporting.results import load_comparison, load_run_results
-from hf_interp.utils.files import read_json, write_json
+from hf_interp.reporting.results import blamed_on, load_comparison, load_run_results
+from hf_interp.utils.files import read_json, read_text, write_json
 from hf_interp.utils.model_files import WEIGHT_FILES, matches, model_files, weights_fingerprint
 from hf_interp.utils.redaction import basename, find_secrets, is_local, local_paths, redact_paths, redact_secrets
 from hf_interp.utils.run_folder import (
@@ -137,7 +137,7 @@ def push_run(
         raise ValueError(f"`revision` must not be {target!r}, which is the branch of M_θ. Take another.")
     metadata = metadata or CardMetadata()
     has_both = (folder / INTERPOLATED_NAME).is_dir()
-    recipe = (read_json(folder / RESULTS_NAME) or {}).get("recipe") or {}
+    recipe = load_run_results(folder / RESULTS_NAME).recipe or {}
     secrets = find_secrets(token, get_token(), recipe.get("hub_token"))
     stages = [FINETUNED_REVISION, target] if has_both else [target]
     api = HfApi(token=token, library_name="hf_interp")
@@ -215,7 +215,7 @@ def stage_run(
         options: dict[str, Any] = {"comparison": comparison, "metadata": metadata}
         text = str(render_card(folder, repo_id=repo_id, interpolated=interpolated, **options))
     else:
-        text = redact_paths(Path(card).read_text(encoding="utf-8"), known)
+        text = redact_paths(read_text(card), known)
     save_card(text, stage / CARD_NAME)
     check_secrets(stage, secrets)
 
@@ -269,21 +269,25 @@ def render_card(
         ValueError: for a folder that is no run, or a file that cannot be read.
     """
     folder = Path(folder)
+    if repo_id is not None:
+        check_name(repo_id)
     check_weights(folder, reads=False)
     has_both = (folder / INTERPOLATED_NAME).is_dir()
     interpolated = has_both if interpolated is None else interpolated
     name = repo_id.rpartition("/")[2] if repo_id else folder.resolve().name
-    return model_card(
-        load_run_results(folder / RESULTS_NAME),
-        load_curve(folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None,
-        None if comparison is None else load_comparison(comparison),
-        name=name,
-        repo_id=repo_id or (f"{name}/{INTERPOLATED_NAME}" if interpolated else name),
-        interpolated=interpolated,
-        both=has_both,
-        pictures=[picture for picture in (RUN_PLOT_NAME, CURVE_PLOT_NAME) if (folder / picture).is_file()],
-        metadata=metadata,
-    )
+    results = load_run_results(folder / RESULTS_NAME)
+    with blamed_on(folder / RESULTS_NAME, folder / CURVE_NAME, *([] if comparison is None else [comparison])):
+        return model_card(
+            results,
+            load_curve(folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None,
+            None if comparison is None else load_comparison(comparison),
+            name=name,
+            repo_id=repo_id or (f"{name}/{INTERPOLATED_NAME}" if interpolated else name),
+            interpolated=interpolated,
+            both=has_both,
+            pictures=[picture for picture in (RUN_PLOT_NAME, CURVE_PLOT_NAME) if (folder / picture).is_file()],
+            metadata=metadata,
+        )
 
 
 def check_run(folder: Path) -> None:

@@ -29,7 +29,7 @@ from hf_interp.reporting.report_data import (
     load_studies,
     settings_of,
 )
-from hf_interp.reporting.results import SPEED_METRICS
+from hf_interp.reporting.results import SPEED_METRICS, blamed_on
 from hf_interp.utils.files import new_file
 from hf_interp.utils.redaction import redact_paths, redactor
 
@@ -54,7 +54,7 @@ def write_report(folders: Sequence[str | os.PathLike[str]], output: str | os.Pat
 
     Args:
         folders: of runs and comparisons; each has a `results.json`, and what it has of `curve.json` is shown too.
-        output: the file; without it, `report.html` in the first folder.
+        output: the file, or a folder; by default the first. In a folder it is `report.html`.
 
     Returns:
         Where it is.
@@ -63,8 +63,10 @@ def write_report(folders: Sequence[str | os.PathLike[str]], output: str | os.Pat
         FileNotFoundError: if a folder is missing, or has no `results.json`.
         ValueError: if that file is of another kind, or cannot be read.
     """
-    page = report(load_studies(folders))
-    path = Path(folders[0]) / PAGE_NAME if output is None else Path(output)
+    with blamed_on(*folders):
+        page = report(load_studies(folders))
+    path = Path(folders[0] if output is None else output)
+    path = path / PAGE_NAME if path.is_dir() else path
     with new_file(path) as file:
         file.write(page)
     return path

@@ -4,11 +4,13 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hf_interp.utils.environment import describe_machine, installed_versions
 from hf_interp.utils.errors import did_you_mean
@@ -258,7 +260,7 @@ def load_results(path: str | os.PathLike[str], **kinds: type[Any]) -> Any:
         raise FileNotFoundError(f"There is no {str(path)!r}.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not JSON: {error}. Run again what wrote it.") from None
     keys = set(found) if isinstance(found, dict) else set()
     shared = {name: len(keys & {part.name for part in fields(kind)}) for name, kind in kinds.items()}
@@ -270,11 +272,36 @@ def load_results(path: str | os.PathLike[str], **kinds: type[Any]) -> Any:
             f"`hf-interp {' or '.join(COMMANDS[name] for name in kinds)}` wrote."
         )
     try:
-        return kinds[nearest](**found)
+        results = kinds[nearest](**found)
     except TypeError as error:
         raise ValueError(
             f"{str(path)!r} was written by another version of hf_interp, or changed ({error}). Run again what wrote it."
         ) from None
+    hints = get_type_hints(kinds[nearest])
+    misfits = (_misfit(value, hints[name], name) for name, value in vars(results).items())
+    misfit = next((name for name in misfits if name is not None), None)
+    if misfit is not None:
+        raise ValueError(
+            f"`{misfit}` in {str(path)!r} is not what `hf-interp {COMMANDS[nearest]}` writes there. Run it again."
+        )
+    return results
+
+
+@contextmanager
+def blamed_on(*paths: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of an error that is not ours that it comes of what is in these files."""
+    names = ", ".join(repr(str(path)) for path in paths)
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and any(str(path) in str(error) for path in paths):
+            raise
+        raise ValueError(
+            f"What is in {names} cannot be shown ({type(error).__name__}: {error}): it was changed, or written by "
+            "another version of hf_interp. Run again what wrote it."
+        ) from error
 
 
 def load_run_results(path: str | os.PathLike[str]) -> RunResults:
@@ -320,3 +347,18 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _misfit(value: Any, hint: Any, name: str) -> str | None:
+    """Return the name of what is not of its type in nested results; a number may be unknown inside them."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any or (hint is float and value is None and "." in name):
+        return None
+    if origin is UnionType:
+        return None if any(_misfit(value, part, name) is None for part in parts) else name
+    if origin in (dict, list) and isinstance(value, origin):
+        inside = value.items() if origin is dict else enumerate(value)
+        found = (_misfit(inner, parts[-1], f"{name}.{key}") for key, inner in inside)
+        return next((misfit for misfit in found if misfit is not None), None)
+    kind = (int, float) if hint is float else origin or hint
+    return None if isinstance(value, kind) and (hint is bool or not isinstance(value, bool)) else name

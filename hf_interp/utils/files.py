@@ -48,6 +48,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return None
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text in a file; one that is not in UTF-8 is a `ValueError` with its name."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} must be a text in UTF-8, got {error}. Save it in that encoding.") from None
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Make a folder to fill under a temporary name, renamed at the end; after an error nothing is left of it.

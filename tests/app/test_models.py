@@ -14,6 +14,7 @@ import transformers
 from architectures import make_model, make_tokenizer, moved
 from tokenizers import normalizers, processors
 
+from hf_interp.app import predictions
 from hf_interp.app.examples import Source
 from hf_interp.app.models import NUM_KEPT, AlphaSlider, describe_pair, find_task, open_slider
 from hf_interp.app.page import build_page
@@ -296,8 +297,31 @@ def test_a_dialogue_is_put_into_the_chat_template(pair: Callable[[str], tuple[st
 def test_the_likeliest_choices_of_any_model_come_first() -> None:
     rows = [[0.5, 0.1, 0.4, 0.0], [0.05, 0.9, 0.05, 0.0]]
     outcomes = [Outcome(probabilities=np.array([row], np.float32)) for row in rows]
-    assert best_choices(outcomes, 0, 3) == [1, 0, 2]
-    assert best_choices(outcomes, 0, 9) == [1, 0, 2, 3]
+    assert list(best_choices(outcomes, 0, 3)) == [1, 0, 2]
+    assert list(best_choices(outcomes, 0, 9)) == [1, 0, 2, 3]
+    assert best_choices(outcomes, 0, 1)[1] == pytest.approx([0.1, 0.9])
+
+
+@pytest.mark.parametrize("task", ["masked-lm", "causal-lm"])
+def test_of_many_tokens_the_likeliest_are_kept_and_their_shares_are_exact(
+    task: str, pair: Callable[[str], tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = opened(pair(task), task)
+    monkeypatch.setattr(predictions, "NUM_CANDIDATES", 12)
+    few = opened(pair(task), task)
+    for alpha in (0.5, 0.1, 0.9, 0.0, 1.0, 0.5):
+        found, wanted = few.compare(text_of(task), alpha), whole.compare(text_of(task), alpha)
+        for place in range(len(found.places)):
+            best = best_choices(found[1:], place, predictions.NUM_SURE)
+            assert best == best_choices(wanted[1:], place, predictions.NUM_SURE)
+        assert [outcome.probabilities.shape[1] for outcome in found[1:]] == [12] * 3
+    (kept,) = few._kept.values()
+    assert {outcome.probabilities.shape for outcome in kept} == {(len(found.places), 12)}
+
+
+def test_a_task_that_would_make_a_head_up_is_refused(pair: Callable[[str], tuple[str, str]]) -> None:
+    with pytest.raises(ValueError, match=r"`finetuned` must be a model for masked-lm, but .* lacks cls\.predictions"):
+        opened(pair("sequence-classification"), "masked-lm")
 
 
 # Tasks
