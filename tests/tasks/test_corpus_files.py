@@ -10,10 +10,12 @@ from typing import Any
 
 import datasets
 import pytest
+from toy_recipes import toy_tokenizer
 
+from hf_interp.tasks.build import tokenise
 from hf_interp.tasks.columns import Kind
 from hf_interp.tasks.loading import encode_corpus, load_corpus
-from hf_interp.tasks.recipe import CorpusConfig
+from hf_interp.tasks.recipe import CorpusConfig, Recipe
 
 ROWS = [('"good" film', 1), ('"bad', 0), ("null", 1), ("so, so", 0), ("NA", 1), ('"a b', 0)]
 EXPECTED = [{"text": text, "label": label} for text, label in ROWS]
@@ -101,6 +103,26 @@ def test_documents_of_a_text_file(tmp_path: Path, document: str | None, expected
     path = write(tmp_path / "rows.txt", "One\ntwo\n\nThree\n")
     found = load(path, {"text": "prose"}, document=document, streaming=streaming)
     assert found == [{"text": text} for text in expected]
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "examples"),
+    [
+        ("causal-lm", {}, [[5, 6, 7], [5, 6, 3]]),  # the whole file, with one end
+        ("causal-lm", {"document": "line"}, [[5, 6, 3], [7, 5, 3]]),
+        ("causal-lm", {"packing": False}, [[5, 6, 3], [7, 5, 3], [6, 3]]),
+        ("masked-lm", {}, [[2, 5, 6], [3, 2, 7], [5, 3, 2]]),
+    ],
+)
+def test_a_text_file_is_one_document_for_a_packed_causal_model(
+    tmp_path: Path, task: str, fields: dict[str, Any], examples: list[list[int]]
+) -> None:
+    config = CorpusConfig(path=write(tmp_path / "rows.txt", "the a\nmodel the\n\na\n"), document=fields.get("document"))
+    own = {name: value for name, value in fields.items() if name != "document"}
+    recipe = Recipe(model_name_or_path="here", corpora={"law": config}, task=task, max_length=3, **own)
+    special = {"eos_token": "[SEP]"} if task == "causal-lm" else {}
+    found = tokenise("law", config, recipe, toy_tokenizer(**special))
+    assert [row["input_ids"] for row in found] == examples
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "txt"])
