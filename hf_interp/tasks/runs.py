@@ -36,9 +36,7 @@ from hf_interp.utils.run_folder import (
 )
 from hf_interp.weights.adapter_kinds import is_peft_model
 from hf_interp.weights.adapters import scaled_parameters
-from hf_interp.weights.matching import match_names
-from hf_interp.weights.model_folder import find_folder, open_base
-from hf_interp.weights.tensor_files import find_tensors
+from hf_interp.weights.model_folder import find_lacking, open_base
 
 FEW_EXAMPLES = 16
 READ_IN_EVALUATION = (
@@ -68,10 +66,7 @@ def search_run(
     new_names: list[str] = []
     if is_peft_model(model):
         # M₀ is the model without its adapter, but the head that it was given is nobody's
-        stored = find_tensors(find_folder(name, "base_model", revision=revision), "base_model")
-        names = [pair.name for pair in scaled_parameters(model)]
-        known = match_names(stored, names)
-        new_names = [name for name in names if name not in known]
+        new_names = find_lacking(name, model, [pair.name for pair in scaled_parameters(model)], revision=revision)
     else:
         base = open_base(name, model, revision=revision)
     curve = search_alpha(trainer, base, eval_dataset=sets, finetuned_only=new_names, apply=apply, **search.to_dict())

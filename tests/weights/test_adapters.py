@@ -580,15 +580,6 @@ def test_an_interpolation_is_opened_for_whichever_model() -> None:
         open_interpolation(pristine(llama), dora)
 
 
-def test_kinds_are_told_apart() -> None:
-    found = adapter_capabilities(adapted(pristine(llama), lora("v_proj", use_dora=True)))
-    assert (found.label, found.is_scalable, found.keeps_base) == ("DoRA", False, True)
-    found = adapter_capabilities(adapted(pristine(llama), lora("v_proj", use_dora=True, init_lora_weights="olora")))
-    assert (found.label, found.is_scalable, found.keeps_base) == ("LORA with init_lora_weights='olora'", False, False)
-    found = adapter_capabilities(adapted(pristine(llama), lora("v_proj", bias="all")))
-    assert (found.label, found.is_scalable, found.keeps_base) == ("LORA", True, False)
-
-
 @pytest.mark.parametrize(
     "case",
     [

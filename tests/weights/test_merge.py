@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from architectures import CONFIGS
@@ -39,10 +40,11 @@ from hf_interp.utils.files import unfinished_folders
 from hf_interp.weights import checkpoint_names
 from hf_interp.weights import merge as merging
 from hf_interp.weights import streaming as blocks
+from hf_interp.weights.adapters import scaled_parameters
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth
 from hf_interp.weights.interpolate import interpolate_weights, open_interpolation
 from hf_interp.weights.merge import interpolate_checkpoints
-from hf_interp.weights.model_folder import open_base
+from hf_interp.weights.model_folder import find_lacking, open_base
 
 BERT, GPT2, LLAMA, T5 = (CONFIGS[kind]() for kind in ("bert", "gpt2", "llama", "t5"))
 TIED_LLAMA = CONFIGS["llama"](tie_word_embeddings=True)
@@ -373,6 +375,16 @@ def test_a_base_with_single_experts_is_known_by_the_names_of_the_model(tmp_path:
         assert same_weights(finetuned.state_dict(), expected)
 
 
+def test_an_adapter_on_fused_experts_finds_them_in_a_base_with_single_ones(tmp_path: Path) -> None:
+    base = model_of(MixtralForCausalLM, MIXTRAL, 0)
+    save(base, tmp_path / "base")
+    config = peft.LoraConfig(target_modules=["v_proj"], target_parameters=["mlp.experts.gate_up_proj"], r=2)
+    model = peft.get_peft_model(base, config)
+    names = [pair.name for pair in scaled_parameters(model)]
+    assert "model.layers.0.mlp.experts.gate_up_proj" in names
+    assert find_lacking(tmp_path / "base", model, [*names, "score.weight"]) == ["score.weight"]
+
+
 @pytest.mark.parametrize("size", [55, 67])
 @pytest.mark.parametrize("block", [7, 1 << 20])
 def test_a_resized_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, block: int) -> None:
@@ -642,7 +654,6 @@ def test_a_name_without_a_network_says_how_to_download(tmp_path: Path) -> None:
 
 
 def test_an_adapter_is_interpolated_as_such(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
     save(model_of(LlamaForCausalLM, LLAMA, 0), tmp_path / "base")
     base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
     config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, target_modules=["q_proj"])
