@@ -26,6 +26,7 @@ from transformers import (
 
 from hf_interp import Corpus, InterpolationTrainer
 from hf_interp.mixture.collators import MaskingCollator
+from hf_interp.selection.scoring import TrainerScorer
 from hf_interp.tasks.metrics import language_model_metrics, score_tokens
 from hf_interp.training.heads import HEADS, Objective, load_with_head
 
@@ -353,6 +354,11 @@ def test_evaluation_is_that_of_the_objective_and_always_the_same(tmp_path: Path)
         alpha_end=0.0,
         max_steps=40,
     )
+    scores = TrainerScorer(trainer, trainer.eval_dataset, None, None, seed=0)().selection
+    assert {name: set(found) - {"loss"} for name, found in scores.items()} == {
+        "general": {"perplexity", "token_accuracy"},
+        "domain": {"rows"},
+    }
     first = trainer.evaluate()
     assert {"eval_general_perplexity", "eval_general_token_accuracy", "eval_domain_rows"} <= set(first)
     assert "eval_general_rows" not in first
