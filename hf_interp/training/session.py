@@ -50,7 +50,7 @@ def running(trainer: Trainer, *, resumes: bool) -> Iterator[None]:
     args, folder = trainer.args, trainer.args.output_dir or "."
     with alone_in(folder) if args.process_index == 0 else nullcontext():
         last = max(checkpoints_of(folder), default=None)
-        if not resumes and last is not None:
+        if not resumes and last is not None and args.process_index == 0:
             logger.warning(
                 f"{folder!r} holds checkpoints of an earlier run, up to step {last[0]}, which this new run overwrites. "
                 "To go on from the last one instead, start with `resume_from_checkpoint: true` (in Python, "
@@ -89,10 +89,10 @@ class LossGuard:
         self._overflows = 0 if math.isfinite(value) else self._overflows + 1
         if self._overflows <= (MOST_OVERFLOWS if is_scaled else 0):
             return
-        steps = sorted(checkpoints_of(self.args.output_dir or "."), reverse=True)
-        good = next(
-            (path for _, path in steps if find_fault(path, weights_only=True) is None and _is_finite(path)), None
-        )
+        # none of later steps, which an earlier run has left
+        steps = sorted(pair for pair in checkpoints_of(self.args.output_dir or ".") if pair[0] < step)
+        whole = (path for _, path in reversed(steps) if find_fault(path, weights_only=True) is None)
+        good = next((path for path in whole if _is_finite(path)), None)
         remedy = (
             f"Go on from the checkpoint {str(good)!r}, whose weights are finite,"
             if good is not None

@@ -106,6 +106,12 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_last_good_checkpoint(
         assert find_checkpoint(tmp_path).path == tmp_path / "checkpoint-4"
 
 
+def test_a_checkpoint_of_an_earlier_run_is_not_where_a_broken_one_goes_on(tmp_path: Path) -> None:
+    trainer_of(tmp_path).train()
+    with pytest.raises(FloatingPointError, match="There is no checkpoint with finite weights to go on from"):
+        trainer_of(tmp_path, At(1, break_weights)).train()
+
+
 def test_a_gradient_scaler_may_skip_some_steps_on_end(tmp_path: Path) -> None:
     guard, bad = LossGuard(config(tmp_path)), torch.tensor(float("inf"))
     for _ in range(3):
