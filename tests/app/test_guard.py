@@ -1,8 +1,11 @@
 """What a served page takes from whom, over HTTP: its own questions, at a bounded size and rate, and nothing else."""
 
+import asyncio
+import gc
 import http.client
 import json
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,9 +38,22 @@ def slider(tmp_path_factory: pytest.TempPathFactory) -> AlphaSlider:
 def address(slider: AlphaSlider) -> Iterator[str]:
     """The address of a page on this machine."""
     pytest.importorskip("gradio", reason="gradio is not installed")
-    page = build_page(slider, Source(recipe=slider.recipe, finetuned="there", title="title"))
-    yield urlsplit(launch_page(page, blocks=False)).netloc
-    page.close(verbose=False)
+    made: list[asyncio.AbstractEventLoop] = []
+
+    def make() -> asyncio.AbstractEventLoop:
+        made.append(asyncio.get_event_loop_policy().new_event_loop())
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(asyncio, "new_event_loop", make)
+        page = build_page(slider, Source(recipe=slider.recipe, finetuned="there", title="title"))
+        yield urlsplit(launch_page(page, blocks=False)).netloc
+        page.close(verbose=False)
+        for loop in made:  # Gradio leaves them open
+            if not loop.is_running():
+                loop.close()
+        gc.collect()
 
 
 @pytest.fixture

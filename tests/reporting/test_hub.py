@@ -660,6 +660,45 @@ def test_broken_results_are_told(run: Path) -> None:
         hub_module.render_card(run)
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        ("results.json", "final_metrics", {"domain": 3}, "`final_metrics.domain` in "),
+        ("results.json", "recipe", "x", "`recipe` in "),
+        ("results.json", "plan", {"corpora": [{}]}, "cannot be shown (KeyError: "),
+        ("curve.json", "alpha", None, "`alpha` in "),
+        (
+            "curve.json",
+            "report",
+            {"domain": {"loss": {"values": ["x"], "std_errors": []}}},
+            "report.domain.loss.values.0",
+        ),
+        ("curve.json", "num_examples", {"domain": {}}, "cannot be shown (KeyError: "),
+    ],
+)
+def test_damaged_files_are_named_in_one_line(
+    hub: HubServer, home: Path, run: Path, name: str, place: str, value: Any, message: str
+) -> None:
+    found = json.loads((run / name).read_text(encoding="utf-8"))
+    (run / name).write_text(json.dumps({**found, place: value}), encoding="utf-8")
+    for arguments in (("card", run), ("push", run, "--repo", "jane/law")):
+        done = command(hub, *arguments)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert message in done.stderr
+        assert str(run / name) in done.stderr
+    assert hub.requests == []
+
+
+def test_unknown_metrics_are_told_as_such(hub: HubServer, home: Path, run: Path) -> None:
+    found = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    for part in ("base_metrics", "final_metrics"):
+        found[part] = {name: dict.fromkeys(metrics) for name, metrics in found[part].items()}
+    found["forgetting"] = dict.fromkeys(found["forgetting"])
+    (run / "results.json").write_text(json.dumps(found), encoding="utf-8")
+    for arguments in (("card", run), ("report", run)):
+        assert (command(hub, *arguments).returncode, command(hub, *arguments).stderr) == (0, "")
+
+
 # The commands.
 
 
