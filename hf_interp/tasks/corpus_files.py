@@ -1,5 +1,6 @@
 """Local files of a corpus: their formats, and how `datasets` reads them."""
 
+import codecs
 import csv
 import logging
 import os
@@ -96,6 +97,12 @@ def _file_options(name: str, config: CorpusConfig, paths: Sequence[str], as_text
         if not Path(path).expanduser().is_file():
             raise FileNotFoundError(f"There is no file {path!r} (corpus {name!r}).")
     kinds = {path: config.format or file_format(path) for path in paths}
+    try:
+        codecs.lookup(config.encoding)
+    except LookupError:
+        raise ValueError(
+            f"`encoding` of corpus {name!r} must be one that Python knows, got {config.encoding!r}."
+        ) from None
     for path, kind in kinds.items():
         if kind is None:
             raise ValueError(

@@ -41,7 +41,7 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
     return lay_flags(recipe, flags)
 
 
-LARGEST = 2**31  # of whole numbers; libraries below hold no larger ones
+LARGEST = 2**32  # of whole numbers; libraries below hold no larger ones
 PATH_FIELDS = ("model_name_or_path", "chat_template", "output_dir", "resume_from_checkpoint")
 NAMED_ENTRIES = ("corpora", "eval_corpora", "validation_corpora", "objectives")
 
@@ -136,6 +136,8 @@ def parse_training_arguments(values: Mapping[str, Any]) -> InterpolationConfig:
     for key in values:
         if isinstance(parsed.get(key), float) and not math.isfinite(parsed[key]) and key != "max_grad_norm":
             raise ValueError(f"`{key}` must be a finite number, got {parsed[key]}.")
+        if isinstance(parsed.get(key), int) and abs(parsed[key]) > LARGEST:
+            raise ValueError(f"`{key}` must be at most 2**32, got {parsed[key]}.")
     return InterpolationConfig(**{**parsed, **whole})
 
 
@@ -205,7 +207,7 @@ def _convert(cls: type, key: str, value: Any, where: str) -> Any:
     kinds = [getattr(kind, "__name__", str(kind)) for kind in _alternatives(annotation)]
     is_bool = isinstance(value, bool)
     if isinstance(value, int) and abs(value) > LARGEST:
-        raise ValueError(f"`{key}` in {where} must be at most 2**31, got {value}.")
+        raise ValueError(f"`{key}` in {where} must be at most 2**32, got {value}.")
     if isinstance(value, list) and "list[str]" in expected and not all(isinstance(item, str) for item in value):
         raise ValueError(f"`{key}` must be texts, got {value!r}. Put those into quotes that YAML reads otherwise.")
     texts = isinstance(value, dict) and "dict[str, str]" in str(annotation)
