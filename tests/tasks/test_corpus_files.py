@@ -135,6 +135,8 @@ def test_the_encoding_of_a_file_is_said(tmp_path: Path, suffix: str) -> None:
         ValueError, match=rf"'law'.*rows\.{suffix}' is not utf-8: it has the byte 0xe9 in line {line}\. Say"
     ):
         load(path, {"text": "text"})
+    with pytest.raises(ValueError, match="`encoding` of corpus 'law' must be one that Python knows, got 'klingon'"):
+        load(path, {"text": "text"}, encoding="klingon")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
