@@ -480,7 +480,7 @@ def test_the_task_of_ones_own_that_the_docstring_shows(
     card = render_card(tmp_path / "out")
     assert card.data.pipeline_tag == "multiple-choice"
     assert {result.task_type for result in card.data.eval_results} == {"multiple-choice"}
-    assert "AutoModelForMultipleChoice.from_pretrained('out')" in card.text
+    assert "AutoModelForMultipleChoice.from_pretrained('out/interpolated')" in card.text
 
     run_recipe({**recipe, "output_dir": "adapter", "peft": "lora"})
     interpolate_adapter_checkpoint(headless_dir, "adapter", "merged", 0.5, merge=True)
