@@ -5,7 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from hf_interp.utils.errors import did_you_mean
@@ -123,10 +123,6 @@ class Space:
         except (ValueError, UserWarning):
             return None
         return dict(trial.params)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for results."""
-        return asdict(self)
 
 
 def make_space(

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,7 @@ def tune_recipe(
         recipe = {**recipe, "max_steps": steps}
     folder = Path(args.output_dir or ".")
     with _open_study(storage, folder, study_name) as study, tempfile.TemporaryDirectory() as scratch:
-        _settle(study, {"recipe": {**recipe, "output_dir": None}, "space": restricted.to_dict()})
+        _settle(study, {"recipe": {**recipe, "output_dir": None}, "space": asdict(restricted)})
         run = {**recipe, **TRIAL, "output_dir": scratch}
         rows = [trial.user_attrs["row"] for trial in _trials(study, "COMPLETE")]
         with quiet_bar(max(trials - len(rows), 0) * steps, shown=not args.disable_tqdm) as bar:
@@ -213,7 +213,7 @@ def tune_recipe(
             goal = Goal(search=search, metric=search.metric or main_metric(base) or "loss", base=base)
             asked = {
                 "recipe": recipe,
-                "space": restricted.to_dict(),
+                "space": asdict(restricted),
                 "objective": search.objective,
                 "max_forgetting": search.max_forgetting,
                 "domain_weight": search.domain_weight,

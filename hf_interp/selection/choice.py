@@ -323,10 +323,8 @@ class _Objective:
         level, possible, rivals = 0.95, np.isfinite(self.alphas), np.isfinite(self.alphas)
         values = [(self.values(*points), self.values(domain, general))]
         if self.objective == "knee":
-            (heights, _), (again, bends) = (
-                knee_heights(self.alphas, *points),
-                knee_heights(self.alphas, domain, general),
-            )
+            heights = knee_heights(self.alphas, *points)[0]
+            again, bends = knee_heights(self.alphas, domain, general)
             kinds = (((heights, again), bends.mean()), ((points[0], domain), 1 - bends.mean()))
             values = [kind for kind, share in kinds if share > 0.05]  # where there may be no knee, the domain decides
             possible = rivals = np.isfinite(heights)
