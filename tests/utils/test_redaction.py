@@ -12,6 +12,7 @@ from hf_interp.utils.redaction import (
     local_paths,
     redact_paths,
     redact_secrets,
+    redactor,
     without_tokens,
 )
 
@@ -153,3 +154,15 @@ def test_settings_that_hold_tokens_are_left_out() -> None:
         "tokenizer": "c",
         "max_steps": 3,
     }
+
+
+def test_tokens_of_a_vocabulary_are_no_secrets() -> None:
+    told = {"eos_token": "<|im_end|>", "hub_token": "my-own-token", "push_to_hub_token": "my-other-token"}
+    assert without_tokens(told) == {"eos_token": "<|im_end|>"}
+    assert redactor(told)("<|im_end|> my-own-token my-other-token") == "<|im_end|> *** ***"
+
+
+def test_what_was_a_folder_where_the_run_was_stays_one() -> None:
+    redact = redactor({"local_paths": ["models/base", "out"]})
+    told = {"base": "models/base", "finetuned": "out", "name": "google/bert"}
+    assert redact(told) == {"base": "./base", "finetuned": "./out", "name": "google/bert"}
