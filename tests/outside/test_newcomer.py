@@ -1,7 +1,6 @@
 """Someone new: the demo, and then every command of the README on what it has left."""
 
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from urllib.request import urlopen
@@ -64,5 +63,5 @@ def check_page(jane: object) -> None:
             with urlopen(address, timeout=60) as answer:
                 assert answer.status == 200
         finally:
-            page.send_signal(signal.SIGINT)
+            page.terminate()  # not Ctrl-C, which a shell's background jobs ignore
             page.communicate(timeout=60)
