@@ -48,6 +48,19 @@ class BatchLoss:
         self._totals: torch.Tensor | None = None  # labels and examples of the global batch, if they are known
         self._counts: torch.Tensor | None = None  # the same by objective
 
+    def set_mixture(self, run: MixtureRun | None) -> None:
+        """Compute the losses of a mixture from now on; `None` for no mixture.
+
+        Raises:
+            ValueError: if a corpus trains M₀'s predictions and there is no M₀.
+        """
+        self.run, self.distilled = run, None
+        if run is None or not run.distills:
+            return
+        if self.anchor is None:
+            raise ValueError('Corpora with `objective="distill"` must be given when a trainer is made, which keeps M₀.')
+        self.distilled = DistilledLoss(self.trainer, run, self.anchor, shifts_labels=self.shifts_labels)
+
     def is_needed(self, model: nn.Module) -> bool:
         """Whether the micro-batch that comes next has another loss than that of `Trainer`."""
         return self.corpus is not None or (self.anchor if model.training else self.evaluated) is not None

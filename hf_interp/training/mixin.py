@@ -5,7 +5,7 @@ ties the model to M₀. The mixin calls them at the right moments of a `Trainer`
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,20 +21,19 @@ from hf_interp.mixture.controllers import AlphaController
 from hf_interp.mixture.corpus import Corpus, as_corpora
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule
-from hf_interp.mixture.slots import SlotSampler
 from hf_interp.reporting.results import RunResults, save_results
+from hf_interp.training import preparation
 from hf_interp.training.averaging import WeightAverage, prepare_average
 from hf_interp.training.batch_loss import BatchLoss, Items
 from hf_interp.training.callbacks import AlphaCallback, ControllerCallback, add_first, find_callback
 from hf_interp.training.checkpoints import SavedRun, find_saved_run, writing_checkpoint
-from hf_interp.training.dataloader import report_dead_workers, slot_loader
-from hf_interp.training.distilled_loss import DistilledLoss
-from hf_interp.training.heads import Objective, load_heads
+from hf_interp.training.dataloader import report_dead_workers
+from hf_interp.training.epoch_loop import EpochLoop, with_epochs_of
+from hf_interp.training.heads import Objective
 from hf_interp.training.integrations import ConstructorCall, check_settings, later_call, traits_of
 from hf_interp.training.mixture_run import MixtureRun, shard_batch
 from hf_interp.training.model_info import collect_results
 from hf_interp.training.objectives import ObjectiveHeads
-from hf_interp.training.preparation import make_collator, prepare_anchor, prepare_corpora, prepare_heads
 from hf_interp.training.pushing import prepare_pushing, push_trained_run, write_card
 from hf_interp.training.session import running
 from hf_interp.training.trackers import MixtureTracker
@@ -68,37 +67,29 @@ class InterpolationMixin(_Base):
             frozen. By default it is the model as given here, or as `model_init` gives it when training begins: a
             frozen copy, or a `PeftModel` with its adapters off. A checkpoint that is resumed does not change it.
         objectives (`dict[str, Objective]`, *optional*): what corpora with an `objective` train beside the model's own
-            task, each with a head of its own on the same backbone (see `hf_interp.training.heads` and
-            `hf_interp.training.objectives`).
+            task, each with a head of its own on the same backbone (see `hf_interp.training.objectives`).
         eval_objectives (`dict[str, str]`, *optional*): evaluation sets that are evaluated with the head of an
             objective: from the name of the set to that of the objective.
 
-    Attributes:
-        plan (`MixturePlan` or `None`): what is read at which step; `None` without a mixture.
-        alpha (`float` or `None`): α of the step in progress or just ended.
-
     Raises:
-        ValueError: when constructed, if the mixture cannot be planned (an empty corpus, differing
-            columns or labels, an α outside [0, 1]), or the anchor cannot work with the model.
+        ValueError: when constructed, if the mixture cannot be planned (an empty corpus, differing columns or labels, an
+            α outside [0, 1]), or the anchor cannot work with the model.
     """
 
     train_dataset: Any
     control: TrainerControl
     loss_is_scaled_for_ga: bool | None
     _loss_shifts_labels: bool
-    recipe: dict[str, Any] | None = None
-    """The recipe that is trained, for the results."""
-    keeps_results: bool = True
-    """Whether `train` writes `results.json` when it ends."""
+    recipe: dict[str, Any] | None = None  # that is trained, for the results
+    keeps_results: bool = True  # whether `train` writes `results.json` when it ends
+    weight_average: WeightAverage | None = None  # that `average_from` asks for
     _call: ConstructorCall | None = None  # while the constructor runs
     _run: MixtureRun | None = None
     _anchor: Anchor | None = None
-    weight_average: WeightAverage | None = None
-    """The mean of the weights that `average_from` asks for."""
     _given_alpha: dict[str, Any]
     _saved: SavedRun | None = None  # while a checkpoint is resumed
     _gen_kwargs_of_sets: Mapping[str, Any] | None = None  # while sets are evaluated
-    _batches: tuple[Any, Iterator[Any]] | None = None  # the loader of the run, and what it has left
+    _epochs: EpochLoop  # while training
 
     def __init__(
         self,
@@ -116,14 +107,10 @@ class InterpolationMixin(_Base):
         self._call = None
         for warning in check_settings(self) if call.has_mixture else ():
             self._warn(warning)
-        prepare_heads(self, self._heads, self._traits)
+        preparation.prepare_heads(self, self._heads, self._traits)
         corpora = (call.corpora or as_corpora(self.train_dataset)) if call.has_mixture else None
-        self._anchor = prepare_anchor(self, self._traits, ref_model, alpha_schedule, corpora)
-        if ref_model is not None and self._anchor is None and not call.takes_ref_model:
-            raise ValueError(
-                "`ref_model` needs an `InterpolationConfig` with an `anchor` or `log_loss_gap`, or a corpus with "
-                '`objective="distill"`.'
-            )
+        self._anchor = preparation.prepare_anchor(self, self._traits, ref_model, alpha_schedule, corpora)
+        preparation.check_given(call, ref_model, self._anchor, alpha_schedule, alpha_controller)
         self.weight_average = prepare_average(self)
         computes_loss = getattr(super().compute_loss, "__func__", None) is not Trainer.compute_loss
         self._loss = BatchLoss(self, self._heads, self._traits, self._anchor, computes_loss=computes_loss)
@@ -133,10 +120,6 @@ class InterpolationMixin(_Base):
         self._given_alpha = {"alpha_schedule": alpha_schedule, "alpha_controller": alpha_controller}
         if corpora is not None:
             self._set_mixture(corpora, call.plan)
-            return
-        for name, value in self._given_alpha.items():
-            if value is not None and (name == "alpha_controller" or self._anchor is None):
-                raise ValueError(f"`{name}` needs a mixture as `train_dataset`, got an ordinary dataset.")
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Prepare a dataset as TRL's trainers do in their constructors; every corpus of a mixture goes the same way."""
@@ -147,8 +130,8 @@ class InterpolationMixin(_Base):
 
     def _set_mixture(self, corpora: Sequence[Corpus], plan: MixturePlan | None) -> None:
         self._loss_shifts_labels = self._loss.shifts_labels
-        self._loss.run = self._run = run = MixtureRun(
-            corpora=prepare_corpora(self, corpora, self._heads, self._traits, self._anchor),
+        self._run = run = MixtureRun(
+            corpora=preparation.prepare_corpora(self, corpora, self._heads, self._traits, self._anchor),
             args=self.args,
             reduce=self._sum,
             warn=self._warn,
@@ -156,10 +139,7 @@ class InterpolationMixin(_Base):
             objectives=self._heads.names,
             **self._given_alpha,
         )
-        if run.distills and self._anchor is None:
-            raise ValueError('Corpora with `objective="distill"` must be given when a trainer is made, which keeps M₀.')
-        if run.distills and self._anchor is not None:
-            self._loss.distilled = DistilledLoss(self, run, self._anchor, shifts_labels=self._loss.shifts_labels)
+        self._loss.set_mixture(run)
         if warning := prepare_pushing(self):
             self._warn(warning)
         self._begin(run)  # now, so that nothing is computed for a mixture that cannot be read
@@ -174,8 +154,8 @@ class InterpolationMixin(_Base):
         call = later_call(self, InterpolationMixin, super().__init__, has_mixture=self._run is not None)
         for kind in (AlphaCallback, ControllerCallback, MixtureTracker):
             self.remove_callback(kind)
-        self._run = self._loss.run = self._loss.distilled = None
-        self._taken = self.train_dataset
+        self._run, self._taken = None, self.train_dataset
+        self._loss.set_mixture(None)
         if call.has_mixture:
             self._set_mixture(call.corpora or as_corpora(self.train_dataset), call.plan)
 
@@ -211,41 +191,19 @@ class InterpolationMixin(_Base):
             self._anchor.begin(() if self._saved is None else self._saved.rank_states)
         if self._run is None:
             return super().get_train_dataloader()
-        first_step = 0 if self._saved is None else self._saved.global_step
-        first_batch = first_step * self.args.gradient_accumulation_steps
-        sampler = SlotSampler(self._run.plan, self._run.shard, first_batch, self._run.epoch_of)
-        collator = make_collator(self, self._run, self._heads, self._traits)
-        return slot_loader(self.train_dataset, sampler, collator, self.args, self.accelerator)
+        return preparation.make_loader(self, self._run, self._heads, self._traits, self._saved)
 
     def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any], *rest: Any) -> Any:
         """Count steps and epochs as `Trainer` does; those of a mixture are its plan's."""
         found = super().set_initial_training_values(args, dataloader, *rest)
-        if self._run is None:
-            return found
-        plan = self._run.plan
-        _, _, num_examples, _, batch_size, steps_in_epoch, _ = found
-        count = self._run.epochs.count()
-        return count, plan.max_steps, num_examples, len(plan), batch_size, steps_in_epoch, plan.max_steps
+        return found if self._run is None else with_epochs_of(self._run, found)
 
     def _run_epoch(self, *, train_dataloader: Any, epoch: int, **kwargs: Any) -> None:
-        """Run an epoch of `Trainer`; over a mixture, one that `ControllerCallback` ends where the plan has a border.
-
-        All epochs read on from one iterator. After the last that was counted, more follow until the plan ends: with
-        epochs that were stopped early, or an α that adapts, there are others than had been planned.
-        """
+        """Run an epoch of `Trainer`, or of a mixture (see `EpochLoop`)."""
         if self._run is None:
             super()._run_epoch(train_dataloader=train_dataloader, epoch=epoch, **kwargs)
-            return
-        if self._batches is None or self._batches[0] is not train_dataloader:
-            self._batches = train_dataloader, iter(train_dataloader)
-        while (left := self.state.max_steps - self.state.global_step) > 0:
-            size = {"num_update_steps_per_epoch": left, "steps_in_epoch": left * self.args.gradient_accumulation_steps}
-            super()._run_epoch(train_dataloader=self._batches[1], epoch=epoch, **{**kwargs, **size})
-            if self.control.should_training_stop or epoch + 1 < self.state.num_train_epochs:
-                return
-            epoch, kwargs["resume_from_checkpoint"] = epoch + 1, None
-            self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
-        self.control.should_training_stop = True
+        else:
+            self._epochs.run(self, super()._run_epoch, train_dataloader, epoch, kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Get the micro-batches of a step, and count their labels and examples; a worker that died is named."""
@@ -283,8 +241,7 @@ class InterpolationMixin(_Base):
     def _set_signature_columns_if_needed(self) -> None:
         """Add the columns that collators read and the model does not."""
         super()._set_signature_columns_if_needed()
-        wanted = self._heads.columns(self.data_collator)
-        self._signature_columns += [name for name in wanted if name not in self._signature_columns]
+        self._signature_columns += sorted({*self._heads.columns(self.data_collator)} - {*self._signature_columns})
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate the operations of a batch, over all its objectives."""
@@ -323,14 +280,12 @@ class InterpolationMixin(_Base):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; at the end of a run over a mixture, `results.json` is written to `output_dir`.
 
-        With `average_from` the model ends with the mean of its weights. With a mixture, an anchor or such a mean,
-        `resume_from_checkpoint=True` takes the last checkpoint that is whole. The data of a mixture goes on where the
-        checkpoint stands, without reading or counting again what came before. If settings have changed, what has been
-        read stays read (see `hf_interp.mixture.continuation`).
+        With `average_from` the model ends with the mean of its weights. `resume_from_checkpoint=True` takes the last
+        checkpoint that is whole, and the data goes on where it stands, without reading again what came before, also if
+        settings have changed (see `hf_interp.mixture.continuation`).
 
         Raises:
-            ValueError: if the checkpoint is not whole, the mixture cannot go on from it, or another run is at work in
-                `output_dir`.
+            ValueError: if the checkpoint is not whole or of another mixture, or another run is at work in `output_dir`.
             FloatingPointError: for a loss that is not finite, with the last checkpoint whose weights are.
         """
         self._take_dataset()
@@ -342,7 +297,7 @@ class InterpolationMixin(_Base):
             folder = None if saved is None else saved.folder
             if self.weight_average is not None:
                 self.weight_average.checkpoint = folder
-            with overrides(self, _saved=saved, _batches=None):
+            with overrides(self, _saved=saved, _epochs=EpochLoop()):
                 output = super().train(None if folder is None else str(folder), *args, **kwargs)
             if self.weight_average is not None:
                 self.weight_average.put_in()
@@ -354,28 +309,18 @@ class InterpolationMixin(_Base):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Make a new model, with heads like those given; it is M₀, before any checkpoint is loaded into it."""
-        model = super().call_model_init(trial)
-        if self._heads.objectives:
-            self._heads.attach(model, copies=True)
-        if self._anchor is not None:
-            self._anchor.capture(model)
-        return model
+        return preparation.prepare_model(super().call_model_init(trial), self._heads, self._anchor)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the model, and the heads."""
         given = () if model is None else (model,)  # for which sentence-transformers have no parameter
         super()._load_from_checkpoint(resume_from_checkpoint, *given)
-        self._load_heads(resume_from_checkpoint, model)
+        self._heads.load(self, resume_from_checkpoint, self.model if model is None else model)
 
     def _load_best_model(self) -> None:
         """Load the best model, and the heads."""
         super()._load_best_model()
-        self._load_heads(self.state.best_model_checkpoint, None)
-
-    def _load_heads(self, folder: str | None, model: nn.Module | None) -> None:
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if folder is not None and not is_sharded and self._heads.objectives:
-            load_heads(self.model if model is None else model, folder)
+        self._heads.load(self, self.state.best_model_checkpoint, self.model)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint with what the mixture must keep; a disk that is full is said in words."""
@@ -388,8 +333,7 @@ class InterpolationMixin(_Base):
             own |= self._run.rank_state()
             if (callback := find_callback(self.callback_handler, AlphaCallback)) is not None:
                 callback.mixture = self._run.shared_state()
-        if self._anchor is not None:
-            own["anchor"] = self._anchor.state_dict()
+        own |= {} if self._anchor is None else {"anchor": self._anchor.state_dict()}
         place = self._get_output_dir(trial=trial)
         with writing_checkpoint(place, own, self.args, self.state, self.accelerator) as folder:
             if self.weight_average is not None:

@@ -23,7 +23,7 @@ from hf_interp.mixture.collators import (
     ObjectiveCollator,
 )
 from hf_interp.mixture.corpus import Corpus
-from hf_interp.training.heads import HEADS, Objective, attach_heads
+from hf_interp.training.heads import HEADS, Objective, attach_heads, load_heads
 from hf_interp.utils.errors import did_you_mean
 
 LABELS, EXAMPLES = range(2)  # rows of the counts, whose columns are objectives
@@ -86,6 +86,12 @@ class ObjectiveHeads:
         getattr(model, HEADS).to(next(model.parameters()).device)
         for name in heads:
             _probe(model, name)
+
+    def load(self, trainer: Any, folder: str | None, model: nn.Module) -> None:
+        """Load the heads that were saved beside a model, where they are whole in every process."""
+        is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        if folder is not None and not is_sharded and self.objectives:
+            load_heads(model, folder)
 
     def shifts(self, model: nn.Module, *, task_shifts: bool) -> dict[str, bool]:
         """Return for every objective whether position i of its head predicts label i + 1, as the task's may."""

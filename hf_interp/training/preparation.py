@@ -6,17 +6,21 @@ from typing import Any
 
 import datasets
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from hf_interp.losses.anchor import Anchor, check_anchor
 from hf_interp.mixture.collators import DISTILL, MaskingCollator, may_draw_numbers
+from hf_interp.mixture.controllers import AlphaController
 from hf_interp.mixture.corpus import Corpus, check_columns, check_labels
 from hf_interp.mixture.schedules import AlphaSchedule
-from hf_interp.mixture.slots import SlotCollator
+from hf_interp.mixture.slots import SlotCollator, SlotSampler
 from hf_interp.training.callbacks import add_first
+from hf_interp.training.checkpoints import SavedRun
 from hf_interp.training.config import InterpolationConfig
+from hf_interp.training.dataloader import slot_loader
 from hf_interp.training.heads import HasHeads
-from hf_interp.training.integrations import TrainerTraits
+from hf_interp.training.integrations import ConstructorCall, TrainerTraits
 from hf_interp.training.mixture_run import MixtureRun
 from hf_interp.training.objectives import ObjectiveHeads
 
@@ -39,6 +43,15 @@ def prepare_heads(trainer: Trainer, heads: ObjectiveHeads, traits: TrainerTraits
         raise ValueError("`compute_loss_func` does not go with `objectives`, whose losses are their models' own.")
     if not isinstance(trainer.model, HasHeads):
         heads.attach(trainer.model)
+
+
+def prepare_model(model: Any, heads: ObjectiveHeads, anchor: Anchor | None) -> Any:
+    """Give a new model the heads of a trainer, and keep it as M₀ where that is the model's own beginning."""
+    if heads.objectives:
+        heads.attach(model, copies=True)
+    if anchor is not None:
+        anchor.capture(model)
+    return model
 
 
 def prepare_anchor(
@@ -69,6 +82,29 @@ def prepare_anchor(
         anchor.find_pairs(trainer.model)
     add_first(trainer.callback_handler, anchor)  # so that callbacks of the user's see the weights after the pull
     return anchor
+
+
+def check_given(
+    call: ConstructorCall,
+    ref_model: nn.Module | None,
+    anchor: Anchor | None,
+    schedule: AlphaSchedule | None,
+    controller: AlphaController | None,
+) -> None:
+    """Refuse arguments of a trainer that nothing has a use for.
+
+    Raises:
+        ValueError: for an M₀, or an α without a mixture.
+    """
+    if ref_model is not None and anchor is None and not call.takes_ref_model:
+        raise ValueError(
+            "`ref_model` needs an `InterpolationConfig` with an `anchor` or `log_loss_gap`, or a corpus with "
+            '`objective="distill"`.'
+        )
+    unused = {"alpha_schedule": None if anchor is not None else schedule, "alpha_controller": controller}
+    for name, value in unused.items() if not call.has_mixture else ():
+        if value is not None:
+            raise ValueError(f"`{name}` needs a mixture as `train_dataset`, got an ordinary dataset.")
 
 
 def prepare_corpora(
@@ -114,6 +150,17 @@ def _with_placeholders(corpora: Sequence[Corpus]) -> list[Corpus]:
                 data = data.map(lambda row, column=column: {column: 0})
         found.append(replace(corpus, dataset=data))
     return found
+
+
+def make_loader(
+    trainer: Trainer, run: MixtureRun, heads: ObjectiveHeads, traits: TrainerTraits, saved: SavedRun | None
+) -> DataLoader[Any]:
+    """Return the loader of a mixture, which begins where a checkpoint stands."""
+    first_step = 0 if saved is None else saved.global_step
+    first_batch = first_step * trainer.args.gradient_accumulation_steps
+    sampler = SlotSampler(run.plan, run.shard, first_batch, run.epoch_of)
+    collator, dataset = make_collator(trainer, run, heads, traits), trainer.train_dataset
+    return slot_loader(dataset, sampler, collator, trainer.args, trainer.accelerator)  # type: ignore[arg-type]
 
 
 def make_collator(trainer: Trainer, run: MixtureRun, heads: ObjectiveHeads, traits: TrainerTraits) -> SlotCollator:
