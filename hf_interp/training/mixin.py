@@ -89,7 +89,7 @@ class InterpolationMixin(_Base):
     _given_alpha: dict[str, Any]
     _saved: SavedRun | None = None  # while a checkpoint is resumed
     _gen_kwargs_of_sets: Mapping[str, Any] | None = None  # while sets are evaluated
-    _epochs: EpochLoop  # while training
+    _epochs: EpochLoop | None = None  # while training
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class InterpolationMixin(_Base):
 
     def _run_epoch(self, *, train_dataloader: Any, epoch: int, **kwargs: Any) -> None:
         """Run an epoch of `Trainer`, or of a mixture (see `EpochLoop`)."""
-        if self._run is None:
+        if self._run is None or self._epochs is None:
             super()._run_epoch(train_dataloader=train_dataloader, epoch=epoch, **kwargs)
         else:
             self._epochs.run(self, super()._run_epoch, train_dataloader, epoch, kwargs)
