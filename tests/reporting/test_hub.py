@@ -25,7 +25,7 @@ from hf_interp.utils.model_files import model_files
 from hf_interp.utils.model_files import weights_fingerprint as fingerprint
 
 PLANTED = "hf_" + "pLaNtEdToKeNpLaNtEdToKeNpLaNtEdToK"
-SEARCH = {"metric": "loss", "method": "grid", "alphas": [0.25, 0.75]}
+SEARCH = {"prefer_trained": False, "metric": "loss", "method": "grid", "alphas": [0.25, 0.75]}
 MODEL = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 TOLD = {"README.md", "results.json", "run.png", "curve.json", "curve.png"}
 JUNK = (
