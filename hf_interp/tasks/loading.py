@@ -53,7 +53,7 @@ def load_corpus(
             dataset = dataset.filter(lambda row, source=sources[column]: str(_reach(row, source)).strip() != "")
     dataset = _pick(dataset, sources)
     if config.max_examples is not None:
-        dataset = dataset.shuffle(seed=config.sample_seed).take(config.max_examples)
+        dataset = first_rows(dataset.shuffle(seed=config.sample_seed), config.max_examples)
     _check_rows(name, dataset, config)
     for column, kind in columns.items():
         if kind not in ("class", "anything"):
@@ -81,6 +81,11 @@ def encode_corpus(
     encoded = dataset.map(encode_rows, batched=True, with_indices=True, remove_columns=list(columns))
     _check_rows(name, list(encoded.take(HEAD)) if config.streaming else encoded, config)  # faults before the run
     return encoded
+
+
+def first_rows(dataset: Any, count: int) -> Any:
+    """Return at most so many first rows; older versions of `datasets` refuse to take more than there are."""
+    return dataset.take(min(count, len(dataset)) if isinstance(dataset, datasets.Dataset) else count)
 
 
 def column_names(dataset: Any) -> list[str]:

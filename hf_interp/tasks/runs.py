@@ -16,6 +16,7 @@ from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.scoring import TrainerScorer
 from hf_interp.selection.search import search_alpha
 from hf_interp.tasks.build import RecipeData, check_recipe, load_data, prepare_model, task_parts, trainer_class
+from hf_interp.tasks.loading import first_rows
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.parsing import lay_flags, load_recipe, parse_recipe
 from hf_interp.tasks.presets import load_adapter
@@ -82,7 +83,8 @@ def check_metric(trainer: Trainer, search: AlphaSearch, sets: Mapping[str, Any])
     """
     names: list[str] = []
     for few in (FEW_EXAMPLES, None):
-        scored = {side: sets[side] if few is None else sets[side].take(few) for side in (search.domain, search.general)}
+        sides = (search.domain, search.general)
+        scored = {side: sets[side] if few is None else first_rows(sets[side], few) for side in sides}
         first, second = (found for found in TrainerScorer(trainer, scored, None, None, search.seed)().report.values())
         names = [name for name in first if name in second]
         metric = search.metric or main_metric({"": dict.fromkeys(names, 0.0)})

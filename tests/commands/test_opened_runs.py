@@ -68,6 +68,7 @@ def test_the_curve_of_a_run_is_that_of_its_training(runs: list[str]) -> None:
                 assert found["values"] == pytest.approx(getattr(before, part)[side][metric]["values"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_commands_on_the_demos_own_run_work_as_a_user_types_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

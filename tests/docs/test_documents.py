@@ -18,8 +18,6 @@ from hf_interp.training.config import InterpolationConfig
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("recipes/*/README.md"))]
-QUICK = {"README.md"}
-"""Documents whose blocks run by default; those of the others are slow."""
 PAGES = sorted({*DOCUMENTS, *ROOT.glob("model_cards/**/*.md"), *ROOT.glob("tests/**/*.md")})
 FIELDS = Recipe.__dataclass_fields__.keys() | InterpolationConfig.__dataclass_fields__.keys()
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -68,10 +66,7 @@ def test_a_block_of_yaml_names_fields_that_there_are(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        pytest.param(path, marks=[] if name_of(path) in QUICK else pytest.mark.slow, id=name_of(path))
-        for path in DOCUMENTS
-    ],
+    [pytest.param(path, marks=pytest.mark.slow, id=name_of(path)) for path in DOCUMENTS],
 )
 def test_the_blocks_run_as_they_are_typed(
     path: Path, tmp_path: Path, hub: HubServer, environment: dict[str, str], commands: Path

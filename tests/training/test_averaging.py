@@ -141,6 +141,7 @@ def train_apart(folder: str, name: str, sizes: tuple[int, int]) -> None:
         torch.save(weights(trainer), Path(folder) / f"{name}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path) -> None:
     processes.run(tmp_path / "log", train_apart, str(tmp_path), "whole", (4, 1))
     processes.run(tmp_path / "log", train_apart, str(tmp_path), "part", (2, 1), processes=2)

@@ -207,6 +207,7 @@ def train_apart(folder: str, name: str, kind: str, sizes: tuple[int, int]) -> No
         torch.save({"weights": weights(trainer), "losses": losses(trainer)}, Path(folder) / f"{name}.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["class", "causal"])
 def test_two_processes_are_one(tmp_path: Path, kind: str) -> None:
     processes.run(tmp_path / "log", train_apart, str(tmp_path), "whole", kind, (8, 1))
