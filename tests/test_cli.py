@@ -432,6 +432,7 @@ def test_bash_completes_commands_and_flags() -> None:
     assert complete("hf-interp", "plan", "--pl") == ["--plot"]
 
 
+@pytest.mark.slow
 def test_a_training_can_be_read_by_programs_and_leaves_no_bars_in_logs(
     toy_recipe: dict[str, Any], write_recipe: Callable[[dict[str, Any]], Path]
 ) -> None:

@@ -237,6 +237,7 @@ def test_a_comparison_of_nothing_is_refused(toy_recipe: dict[str, Any], nothing:
         compare(toy_recipe, **nothing)
 
 
+@pytest.mark.slow
 def test_baselines_know_no_controller_and_all_methods_take_the_steps_of_the_recipes_epochs(
     toy_recipe: dict[str, Any],
 ) -> None:

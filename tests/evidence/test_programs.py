@@ -40,6 +40,7 @@ def test_the_page_says_what_the_runs_have_in_common() -> None:
     assert f"Of {len(trained):,} runs {bf16:,} used bfloat16 autocast" in PAGE
 
 
+@pytest.mark.slow
 def test_the_programs_can_be_imported(tmp_path: Path) -> None:
     names = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in PROGRAMS]
     code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import {', '.join(names)}"

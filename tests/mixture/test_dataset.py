@@ -277,6 +277,7 @@ def as_numbers(examples: list[Any]) -> torch.Tensor:
     return torch.tensor([number_of(example) for example in examples])
 
 
+@pytest.mark.slow
 def test_all_processes_together_read_each_batch_once_whoever_divides_it(tmp_path: Path) -> None:
     processes.run(tmp_path / "log", read_in_processes, str(tmp_path), 2, processes=2)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]

@@ -356,6 +356,7 @@ def test_after_a_failure_the_same_call_goes_on(
     assert {branch: repo.files(branch) for branch in ("main", "finetuned")} == whole
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_in_an_upload_is_taken_up_or_told_of(hub: HubServer, home: Path, run: Path) -> None:
     weights = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
     hub.fail("put", at=[0], status=0)

@@ -798,6 +798,7 @@ def run_python(code: str, *args: Any, check: bool = True) -> subprocess.Complete
     )
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_is_named(tmp_path: Path) -> None:
     for name in ("base", "tuned"):
         save_tensors({f"h.{index}.w": torch.rand(1000) for index in range(30)}, tmp_path / name)
@@ -816,6 +817,7 @@ def test_a_file_that_may_not_grow_is_named(tmp_path: Path) -> None:
     assert_nothing_left(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_merge_leaves_a_temporary_name_alone(tmp_path: Path) -> None:
     folders = [
         save_tensors({f"h.{index}.w": torch.rand(9) for index in range(30)}, tmp_path / name)
