@@ -85,9 +85,10 @@ class BatchLoss:
         return self._of_one(compute_loss, model, inputs, corpus, num_items)
 
     def with_decoder_inputs(self, inputs: Any) -> Any:
-        """Return inputs with those of a decoder, where label smoothing keeps the labels that it would make them of."""
-        smooths, model = self.trainer.label_smoother is not None, unwrap_peft(self.trainer.model)
-        if not smooths or not isinstance(inputs, Mapping) or "labels" not in inputs or "decoder_input_ids" in inputs:
+        """Return inputs with those of a decoder, where smoothing keeps or distilling masks the labels they come of."""
+        model, distills = unwrap_peft(self.trainer.model), self.distilled is not None and self.corpus is not None
+        lacks = self.trainer.label_smoother is not None or distills
+        if not lacks or not isinstance(inputs, Mapping) or "labels" not in inputs or "decoder_input_ids" in inputs:
             return inputs
         prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         return inputs if prepare is None else {**inputs, "decoder_input_ids": prepare(labels=inputs["labels"])}

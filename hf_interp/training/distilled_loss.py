@@ -14,7 +14,7 @@ from transformers import Trainer
 from hf_interp.losses.anchor import Anchor, has_label_to_predict
 from hf_interp.losses.kl_divergence import kl_divergence
 from hf_interp.losses.per_example import IGNORE_INDEX, per_example_loss
-from hf_interp.losses.ref_model import logits_of, unwrap_peft
+from hf_interp.losses.ref_model import logits_of
 from hf_interp.mixture.slots import CORPUS_KEY
 from hf_interp.training.mixture_run import MixtureRun
 
@@ -59,14 +59,13 @@ class DistilledLoss:
         Args:
             compute_loss: that of `Trainer`.
             model: as `Trainer` has wrapped it.
-            inputs: what the model gets.
+            inputs: what the model gets; of an encoder-decoder with the decoder's own.
             corpus: of every example.
             counts: of the whole global batch.
         """
         labels, is_distilled = _labels_of(inputs), self.run.is_distilled(corpus)
         if len(labels) != len(corpus):
             raise ValueError("Distilled corpora need one row for each example. Set `padding_free=False`.")
-        inputs = self._with_decoder_inputs(inputs, labels)
         own = labels.masked_fill(is_distilled.reshape(-1, *[1] * (labels.dim() - 1)), IGNORE_INDEX)
         num_own = has_label_to_predict(own, shift_labels=self.shifts_labels).sum()
         shares = counts[1] / counts[1].sum()
@@ -108,13 +107,6 @@ class DistilledLoss:
         rows = predicts.flatten().nonzero().flatten()
         found = kl_divergence(logits[is_distilled], ref_logits, rows=rows, temperature=temperature)
         return temperature**2 * found, rows // max(1, predicts[0].numel())
-
-    def _with_decoder_inputs(self, inputs: dict[str, Any], labels: torch.Tensor) -> dict[str, Any]:
-        """Return inputs whose decoder does not make its own from labels that are about to be masked."""
-        inner: Any = unwrap_peft(self.trainer.model)
-        if not getattr(inner.config, "is_encoder_decoder", False) or "decoder_input_ids" in inputs:
-            return inputs
-        return {**inputs, "decoder_input_ids": inner.prepare_decoder_input_ids_from_labels(labels=labels)}
 
 
 def _labels_of(inputs: Mapping[str, Any]) -> torch.Tensor:
