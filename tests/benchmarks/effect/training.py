@@ -225,7 +225,7 @@ def _trainer(setup: Setup, data: RecipeData, fields: dict[str, Any]) -> tuple[An
     trainer = build_trainer(recipe, get_task(recipe.task), args, data)
     trainer.args.eval_on_start = False
     trainer.remove_callback(PrinterCallback)
-    if recipe.peft is None and setup.pair.task.endswith("classification"):
+    if recipe.peft is None and setup.pair.base == "minilm":
         freeze_embeddings(trainer.model)
     return trainer, recipe
 
