@@ -2,13 +2,28 @@
 
 import argparse
 import math
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from effect import cells, figures, frontier, methods, order, pairs, run, schedule, stats, summary, table, training
+from effect import (
+    cells,
+    figures,
+    frontier,
+    methods,
+    order,
+    pairs,
+    run,
+    schedule,
+    side_weights,
+    stats,
+    summary,
+    table,
+    training,
+)
 from effect.outcomes import Outcomes, counts_of, outcomes_of, pack, unpack
 from effect.stats import Interval
 from effect.store import Store
@@ -350,6 +365,10 @@ def fake_results(path: Path, pair: str) -> None:
                     "machine": "M",
                     "validation": {"domain": rate, "general": rate},
                     "alpha": 0.5,
+                    "curve": {
+                        side: {"0.5": 0.625, "1": value / 40}
+                        for side, value in zip(("domain", "general"), hits[method], strict=True)
+                    },
                     "test": packed(*hits[method]),
                     "test_interpolated": packed(25, 25) if method == "domain" else None,
                 }
@@ -416,6 +435,44 @@ def test_less_loss_lies_beyond_the_constant_mixtures() -> None:
     points = [(4.0, 4.0), (3.5, 4.25), (3.25, 4.5), (3.0, 5.0), (3.25, 4.25)]
     cell = cells.Cell("lm-law", 300, {(key, False): row(key, *point) for key, point in zip(keys, points, strict=True)})
     assert frontier.frontier_gain(cell, "linear") == (0.25, 0.25, 0.25)
+
+
+def with_m_alpha(cell: cells.Cell, method: str, trained: Any, interpolated: Any, validation: Any) -> None:
+    """Put both rows of a method into a cell.
+
+    Args:
+        trained, interpolated: the point (domain, general) of M_θ and of M_α on the test examples.
+        validation: by seed, the points of both on validation.
+    """
+    for is_interpolated, point in ((False, trained), (True, interpolated)):
+        own = row(method, *point)
+        found = {
+            side: tuple(seed[is_interpolated][place] for seed in validation)
+            for place, side in enumerate(("domain", "general"))
+        }
+        cell.rows[method, is_interpolated] = replace(own, is_interpolated=is_interpolated, validation=found)
+
+
+def test_a_trade_off_is_scored_by_what_validation_prefers_at_each_weight_and_seed() -> None:
+    cell = cells.Cell("sentiment-finance", 300, {})
+    # Seed 0: of M_θ .55 .65 .75 on validation at the three weights, of M_α .74 .70 .66. Seed 1 is level.
+    with_m_alpha(cell, "linear", (0.9, 0.4), (0.6, 0.8), [((0.9, 0.4), (0.6, 0.8)), ((0.5, 0.5), (0.5, 0.5))])
+    for method, point, validated in (
+        ("constant-0.25", (0.5, 0.9), (0.5, 0.9)),  # .78 .70 .62
+        ("constant-0.5", (0.7, 0.7), (0.6, 0.7)),  # .67 .65 .63
+        ("constant-0.75", (0.6, 0.8), (0.8, 0.58)),  # .646 .69 .734
+        ("domain", (0.9, 0.2), (0.95, 0.1)),  # .355 .525 .695
+    ):
+        with_m_alpha(cell, method, point, point, [(validated, validated)] * 2)
+    rows = side_weights.run_of("linear", cell, (0, 1))
+    assert [found.numerators["domain"][:, 0].tolist() for found in rows] == [[0.6, 0.9], [0.6, 0.9], [0.9, 0.9]]
+    own = (0.3 * 0.75 + 0.7 * 0.6 + 0.5 * 0.75 + 0.5 * 0.6 + 0.7 * 0.9 + 0.3 * 0.4) / 3
+    gain = side_weights.gain(cell, "linear", side_weights.REFERENCES["constant 0.5 + M_α"])
+    assert gain is not None
+    assert gain.value == pytest.approx(own - 0.7)
+    assert side_weights.best_mixture(cell, (0, 1))[0].method == "constant-0.25"
+    chosen = [found.method for found in side_weights.four_runs(cell, (0, 1))]
+    assert chosen == ["constant-0.25", "constant-0.25", "constant-0.75"]
 
 
 def test_order_is_compared_at_equal_rates_and_seeds(tmp_path: Path) -> None:

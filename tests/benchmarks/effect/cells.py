@@ -32,6 +32,7 @@ class Row:
         rate: the chosen learning rate; 0 of M₀.
         alphas: the chosen α of the weights, by seed.
         seconds: of the processor, in training, by seed.
+        validation: the metric on the validation set, by side and seed; none of M₀.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Row:
     rate: float = 0.0
     alphas: tuple[float, ...] = ()
     seconds: tuple[float, ...] = ()
+    validation: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -62,6 +64,7 @@ class Row:
             tuple(seeds),
             {side: array[places] for side, array in self.numerators.items()},
             {side: array[places] for side, array in self.denominators.items()},
+            validation={side: tuple(found[place] for place in places) for side, found in self.validation.items()},
         )
 
 
@@ -206,4 +209,12 @@ def row_of(
         entries[0].get("learning_rate", 0.0),
         tuple(entry["alpha"] for entry in entries if is_interpolated),
         tuple(entry["processor_seconds"] for entry in entries if "processor_seconds" in entry),
+        {}
+        if method == BASE
+        else {side: tuple(_validated(entry, side, is_interpolated) for entry in entries) for side in SIDES},
     )
+
+
+def _validated(entry: Mapping[str, Any], side: str, is_interpolated: bool) -> float:
+    """Return the metric of M_α or M_θ on a validation set."""
+    return float(entry["curve"][side][f"{entry['alpha'] if is_interpolated else 1:g}"])

@@ -16,13 +16,14 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).parents[1])
 
+from effect import side_weights
 from effect.cells import Cell, cells_of
 from effect.frontier import CONSTANTS, gains
 from effect.methods import BASE, METHODS, REFERENCES
 from effect.order import CONTROLS, Gain, equal_rate_gains
 from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIDES, SIZES, size_text
 from effect.run import RESULTS
-from effect.stats import signed, span
+from effect.stats import Interval, signed, span
 from effect.store import Store
 from effect.summary import VERDICTS, summarise, verdicts
 from hf_interp.utils.console import format_table
@@ -156,16 +157,39 @@ def frontier_table(cells: Sequence[Cell]) -> str:
         row = [method.title]
         for is_interpolated in (False, True):
             found = [] if method.key in CONSTANTS else gains(cells, method.key, is_interpolated)
-            for is_loss in (False, True):
-                some = [gain.value for cell, gain in found if (PAIRS[cell.pair].metric == "loss") == is_loss]
-                row.append("" if not some else f"{fmean(some):+.3f}" if is_loss else f"{100 * fmean(some):+.1f}")
-            above, below = sum(gain.low > 0 for _, gain in found), sum(gain.high < 0 for _, gain in found)
-            row.append(f"{above}–{len(found) - above - below}–{below}" if found else "")
+            row += _kinds(found)
         if any(row[1:]):
             rows.append(row)
     header = ["method", "points", "nats", "above–between–below"]
     header += [f"M_α: {name}" for name in header[1:]]
     return format_table(header, rows) if rows else "No cell has all constant mixtures and another method yet."
+
+
+def trade_off_table(cells: Sequence[Cell]) -> str:
+    """Every method's trade-off, M_θ or M_α of one run, against constant mixtures (see `side_weights`)."""
+    rows = []
+    for method in METHODS.values():
+        row = [method.title]
+        for reference in side_weights.REFERENCES.values():
+            found = [(cell, side_weights.gain(cell, method.key, reference)) for cell in cells]
+            row += _kinds([(cell, gain) for cell, gain in found if gain is not None])
+        if any(row[1:]):
+            rows.append(row)
+    header = [
+        "method",
+        *(f"{name}{title}" for title in side_weights.REFERENCES for name in ("points over ", "nats over ", "against ")),
+    ]
+    return format_table(header, rows) if rows else "No cell has all constant mixtures yet."
+
+
+def _kinds(found: Sequence[tuple[Cell, Interval]]) -> list[str]:
+    """Return the mean gain in points and in nats, and how many are surely better, level and surely worse."""
+    columns = []
+    for is_loss in (False, True):
+        some = [gain.value for cell, gain in found if (PAIRS[cell.pair].metric == "loss") == is_loss]
+        columns.append("" if not some else f"{fmean(some):+.3f}" if is_loss else f"{100 * fmean(some):+.1f}")
+    above, below = sum(gain.low > 0 for _, gain in found), sum(gain.high < 0 for _, gain in found)
+    return [*columns, f"{above}–{len(found) - above - below}–{below}" if found else ""]
 
 
 def cell_table(cell: Cell) -> str:
@@ -237,6 +261,7 @@ TABLES: dict[str, tuple[str, Callable[[Results, Sequence[Cell]], str]]] = {
         lambda results, cells: domain_table(cells_of(results, rate_sides=[DOMAIN])),
     ),
     "frontier": ("Beyond constant mixtures?", lambda results, cells: frontier_table(cells)),
+    "trade-off": ("Is one run's trade-off better?", lambda results, cells: trade_off_table(cells)),
     "order": ("Does the order matter?", lambda results, cells: order_table(cells)),
     "rates": (
         "Does the order matter at equal learning rates? (Standard errors over pairs in brackets)",
