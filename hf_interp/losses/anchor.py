@@ -13,7 +13,6 @@ With the weight w(t) = (1 − α(t))·strength, α being the data's or one of it
 The loss itself is not scaled by α; the share of the data is.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -34,7 +33,15 @@ from hf_interp.losses.l2sp import (
     square_distance,
 )
 from hf_interp.losses.per_example import IGNORE_INDEX, per_example_loss
-from hf_interp.losses.ref_model import check_adapters_off, fingerprint, freeze, logits_of, predict, unwrap_peft
+from hf_interp.losses.ref_model import (
+    check_adapters_off,
+    fingerprint,
+    freeze,
+    frozen_copy,
+    logits_of,
+    predict,
+    unwrap_peft,
+)
 from hf_interp.mixture.schedules import AlphaSchedule, progress_of
 from hf_interp.utils.types import Reduce
 from hf_interp.weights.adapter_kinds import is_peft_model
@@ -100,8 +107,7 @@ class Anchor(TrainerCallback):
         if not self.is_own_model or self.without_adapters:
             return
         if self.needs_predictions:
-            self.ref_model = freeze(copy.deepcopy(model))
-            self.ref_model.zero_grad(set_to_none=True)
+            self.ref_model = frozen_copy(model)
         elif not is_peft_model(model):
             self.start_weights = {
                 name: parameter.detach().clone()

@@ -1,5 +1,6 @@
 """M₀ beside the model that is trained: a frozen model of its own, or the trained one with its adapters off."""
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -31,6 +32,22 @@ def freeze(model: nn.Module) -> nn.Module:
     if (config := getattr(model, "config", None)) is not None:
         config.use_cache = False  # nothing is generated
     return model.requires_grad_(False).eval()
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that gives predictions only, and none of which is the model's own.
+
+    A patched forward method that calls the model's own one (as of TRL) would do so in a copy too, and predict with
+    whatever the model has become; the copy gets that of its class.
+    """
+    copied = copy.deepcopy(model)
+    for own, other in zip(model.modules(), copied.modules(), strict=True):
+        patched = other.__dict__.get("forward")
+        cells = getattr(getattr(patched, "__func__", patched), "__closure__", None) or ()
+        if any(getattr(cell.cell_contents, "__self__", None) is own for cell in cells):
+            del other.forward
+    copied.zero_grad(set_to_none=True)
+    return freeze(copied)
 
 
 @contextmanager

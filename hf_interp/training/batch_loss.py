@@ -59,7 +59,9 @@ class BatchLoss:
             return
         if self.anchor is None:
             raise ValueError('Corpora with `objective="distill"` must be given when a trainer is made, which keeps M₀.')
-        self.distilled = DistilledLoss(self.trainer, run, self.anchor, shifts_labels=self.shifts_labels)
+        self.distilled = DistilledLoss(
+            self.trainer, run, self.anchor, shifts_labels=self.shifts_labels, hides_logits=self.traits.hides_logits
+        )
 
     def is_needed(self, model: nn.Module) -> bool:
         """Whether the micro-batch that comes next has another loss than that of `Trainer`."""

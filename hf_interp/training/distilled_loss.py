@@ -29,10 +29,14 @@ class DistilledLoss:
         run: tells which examples are distilled, and notes what they cost.
         anchor: has M₀.
         shifts_labels: whether position i of the model predicts label i + 1.
+        hides_logits: whether the trainer's own loss leaves no logits, so that they need a forward pass of their own.
     """
 
-    def __init__(self, trainer: Trainer, run: MixtureRun, anchor: Anchor, *, shifts_labels: bool) -> None:
-        self.trainer, self.run, self.anchor, self.shifts_labels = trainer, run, anchor, shifts_labels
+    def __init__(
+        self, trainer: Trainer, run: MixtureRun, anchor: Anchor, *, shifts_labels: bool, hides_logits: bool
+    ) -> None:
+        self.trainer, self.run, self.anchor = trainer, run, anchor
+        self.shifts_labels, self.hides_logits = shifts_labels, hides_logits
 
     def count(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> torch.Tensor:
         """Count predictions (first row) and examples of the task and of what is distilled in some micro-batches."""
@@ -69,12 +73,15 @@ class DistilledLoss:
         own = labels.masked_fill(is_distilled.reshape(-1, *[1] * (labels.dim() - 1)), IGNORE_INDEX)
         num_own = has_label_to_predict(own, shift_labels=self.shifts_labels).sum()
         shares = counts[1] / counts[1].sum()
-        if num_own > 0:
-            loss, outputs = compute_loss(model, {**inputs, "labels": own}, True, None)
+        unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+        # Every process runs the same passes, whatever its rows are: DDP and FSDP wait for each other in each.
+        outputs = model(**unlabelled) if self.hides_logits or num_own == 0 else None
+        if self.hides_logits or num_own > 0:
+            found = compute_loss(model, {**inputs, "labels": own}, not self.hides_logits, None)
+            loss, outputs = (found, outputs) if self.hides_logits else found
             self.run.meters.add_objective(TASK_COLUMN, loss.detach() * num_own, num_own)
-            loss = loss * (shares[TASK_COLUMN] * num_own / counts[0, TASK_COLUMN]).to(loss.dtype)
+            loss = loss * (shares[TASK_COLUMN] * num_own / counts[0, TASK_COLUMN].clamp(min=1)).to(loss.dtype)
         else:
-            outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
             loss = logits_of(outputs).sum() * 0.0
         by_example = per_example_loss(outputs, own, shift_labels=self.shifts_labels)
         if is_distilled.any():

@@ -72,10 +72,10 @@ def prepare_anchor(
         return None
     check_anchor(trainer, ref_model, has_mixture=corpora is not None, distills=distills)
     anchor = Anchor(args, trainer.model, ref_model, alpha_schedule, distills=distills)
-    if anchor.needs_predictions and traits.hides_logits:
+    if (args.anchor == "distill" or args.log_loss_gap) and traits.hides_logits:
         raise ValueError(
-            "TRL's trainers leave no logits to compare with M₀'s, which distill and `log_loss_gap` need. Use "
-            '`anchor="l2sp"` without `log_loss_gap`, or a trainer of transformers.'
+            "TRL's trainers leave no logits to compare with M₀'s, as `anchor=\"distill\"` and `log_loss_gap` need. Use "
+            '`objective="distill"` of a corpus, `anchor="l2sp"`, or a trainer of transformers.'
         )
     anchor.capture(trainer.model)
     if anchor.pulls:

@@ -1,6 +1,8 @@
 """`InterpolationMixin` before TRL's `SFTTrainer` and sentence-transformers' `SentenceTransformerTrainer`."""
 
+import copy
 import importlib.util
+import itertools
 import logging
 import sys
 from collections.abc import Callable
@@ -13,11 +15,13 @@ import datasets
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn import functional
 from toys import logged, losses, same_weights, weights
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from hf_interp import Corpus, InterpolatedDataset, InterpolationConfig, InterpolationMixin
 from hf_interp.mixture.schedules import constant, linear
+from hf_interp.mixture.slots import CORPUS_KEY
 
 # TRL turns gradient checkpointing on under the name that transformers has given up.
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
@@ -338,6 +342,57 @@ def test_sft_settings_and_those_of_alpha_go_together(trl: ModuleType, sft: Calla
 def test_sft_has_no_logits_to_compare(settings: dict[str, Any], sft: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leave no logits to compare with M₀'s"):
         sft(mixture("text"), tmp_path, with_alpha=True, **settings)
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_sft_distills_a_corpus_as_one_would_write_it_by_hand(
+    is_given: bool, sft: Callable[..., Any], tmp_path: Path
+) -> None:
+    student, teacher = tiny_llama(), tiny_llama()
+    if is_given:
+        with torch.no_grad():
+            teacher.lm_head.weight.mul_(2.0)
+    data = mixture("completion")
+    general = Corpus("general", data["general"], "general", objective="distill")
+    corpora = [general, Corpus("domain", data["domain"], "domain")]
+    sgd = {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, "weight_decay": 0.0, "bf16": False}
+    found = []
+    for batch_size, steps in ((4, 1), (1, 4)):
+        split = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": steps, "max_steps": 2}
+        given = {"ref_model": copy.deepcopy(teacher)} if is_given else {}
+        settings = {**sgd, **split, "alpha": 0.5, "gradient_checkpointing": False, "lr_scheduler_type": "constant"}
+        trainer = sft(corpora, tmp_path, with_alpha=True, given=given, **settings)
+        for layer in trainer.model.model.layers:
+            layer.self_attn.attention_dropout = 0.0
+        batches = list(itertools.islice(trainer.get_train_dataloader(), 2)) if steps == 1 else []
+        trainer.train()
+        found.append((weights(trainer), losses(trainer)))
+        student.eval(), teacher.eval()
+        for number, batch in enumerate(batches):
+            loss = distilled_by_hand(student, teacher, batch, trainer.plan.corpora)
+            assert found[0][1][number] == pytest.approx(loss.item(), rel=1e-4)
+            loss.backward()
+            with torch.no_grad():
+                for parameter in student.parameters():
+                    parameter -= parameter.grad
+                    parameter.grad = None
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-4)
+    for name, tensor in found[0][0].items():
+        torch.testing.assert_close(found[1][0][name], tensor, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(student.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def distilled_by_hand(student: Any, teacher: Any, batch: Any, corpora: Any) -> torch.Tensor:
+    """Half the loss of the domain's tokens, and half the divergence from the teacher over those of the general side."""
+    is_general = torch.tensor([corpora[which].side == "general" for which in batch[CORPUS_KEY].tolist()])
+    assert is_general.sum() == 2
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    labels = batch["labels"][:, 1:]
+    of_general, of_domain = (labels != -100) & is_general[:, None], (labels != -100) & ~is_general[:, None]
+    log_p = student(**inputs).logits[:, :-1].log_softmax(-1)
+    log_p0 = teacher(**inputs).logits[:, :-1].log_softmax(-1).detach()
+    divergence = functional.kl_div(log_p[of_general], log_p0[of_general], log_target=True, reduction="batchmean")
+    return 0.5 * functional.nll_loss(log_p[of_domain], labels[of_domain]) + 0.5 * divergence
 
 
 def test_sft_refuses_what_it_cannot_prepare(sft: Callable[..., Any], tmp_path: Path) -> None:
