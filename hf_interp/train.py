@@ -1,6 +1,7 @@
 """Train what a recipe describes: `accelerate launch -m hf_interp.train recipe.yaml --learning_rate 1e-4`."""
 
 import argparse
+import logging
 import os
 import shutil
 import sys
@@ -21,6 +22,7 @@ from hf_interp.selection.scoring import check_whole_weights
 from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, format_cut, load_data, plan_data
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.runs import check_metric, save_curve, search_run
+from hf_interp.tasks.splits import format_shared
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.model_info import count_parameters
 from hf_interp.training.pushing import check_strategy
@@ -30,6 +32,8 @@ from hf_interp.utils.console import format_table, run_command
 from hf_interp.utils.model_files import weights_fingerprint
 from hf_interp.utils.redaction import without_tokens
 from hf_interp.utils.run_folder import CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATED_NAME, RESULTS_NAME, RUN_PLOT_NAME
+
+logger = logging.getLogger(__name__)
 
 
 def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunResults:
@@ -51,6 +55,8 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     with args.main_process_first(desc="loading and tokenising the corpora"):
         data = load_data(parsed, task)
     plan_data(data, args)  # now, so that bad input leaves nothing behind
+    for warning in format_shared(data.shared) if args.process_index == 0 else []:
+        logger.warning(warning)
     push = prepare_push(args)
     folder, is_main = Path(args.output_dir or "."), args.process_index == 0
     trainer = build_trainer(parsed, task, args, data)

@@ -110,7 +110,7 @@ def settings_of(
         longest -= max_new_tokens
     corpora = recipe.corpora.values()
     if chats is None:
-        chats = any(corpus.messages_column for corpus in corpora) if corpora else bool(tokenizer.chat_template)
+        chats = any(corpus.is_dialogue for corpus in corpora) if corpora else bool(tokenizer.chat_template)
     problem_type = recipe.problem_type or getattr(model_config, "problem_type", None)
     if problem_type is None:
         is_number = not recipe.label_names and getattr(model_config, "num_labels", 2) == 1

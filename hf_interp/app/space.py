@@ -55,7 +55,7 @@ def write_space(
     check_output(output, [])
     corpora = source.recipe.corpora.values()
     if chats is None and corpora:  # without a run the tokenizer tells
-        chats = any(corpus.messages_column for corpus in corpora)
+        chats = any(corpus.is_dialogue for corpus in corpora)
     page: dict[str, Any] = {name: getattr(source.recipe, name) for name in ("task", *FIELDS)}
     page |= {**models, "title": source.title, "has_pairs": source.has_pairs}
     with new_folder(output) as folder:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -14,6 +15,7 @@ from transformers import TrainingArguments, get_scheduler
 
 from hf_interp.commands.distance import DomainDistance, check_both_sides, format_distance, measure_distance
 from hf_interp.losses.per_example import IGNORE_INDEX
+from hf_interp.mixture.collators import DISTILL
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.epochs import Epochs
@@ -22,8 +24,9 @@ from hf_interp.mixture.plan import MixturePlan
 from hf_interp.tasks.build import check_recipe, format_cut, load_data, plan_data
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.splits import format_shared
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
-from hf_interp.utils.console import format_table
+from hf_interp.utils.console import format_counts, format_table
 
 COUNTS = ("drawn", "tokens", "passes", "all read at step")
 
@@ -94,6 +97,10 @@ class Preview(NamedTuple):
     """Of the two sides for M₀, if it was measured."""
     cut: Mapping[str, Sequence[int]] = MappingProxyType({})
     """How many rows are cut, of how many, by group and name."""
+    shared: Mapping[str, Sequence[int]] = MappingProxyType({})
+    """How many rows of an evaluation set are trained on, of how many, likewise."""
+    labels: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+    """How many examples of each training corpus have a label, by its name, where they have one each."""
     samples: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Of each training corpus some examples as the model will see them."""
 
@@ -138,10 +145,22 @@ def plan_recipe(
         Epochs(plan, args.mixture_epoch),
         None if distance_examples is None else measure_distance(recipe, args, data, num_examples=distance_examples),
         data.cut,
+        data.shared,
+        {corpus.name: counts for corpus in data.corpora if (counts := count_labels(corpus, recipe))},
         {corpus.name: sample_texts(corpus, data.tokenizer, recipe, num_samples) for corpus in data.corpora}
         if num_samples
         else {},
     )
+
+
+def count_labels(corpus: Corpus, recipe: Recipe) -> dict[str, int]:
+    """Return how many examples of a corpus have each label, where every example has one; else nothing."""
+    names = recipe.for_objective(corpus.objective).label_names
+    if not names or corpus.objective == DISTILL or not isinstance(corpus.dataset, datasets.Dataset):
+        return {}
+    labels = np.asarray(corpus.dataset.with_format("arrow")[:]["labels"].combine_chunks())
+    is_one = np.issubdtype(labels.dtype, np.integer)
+    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True)) if is_one else {}
 
 
 def sample_texts(corpus: Corpus, tokenizer: Any, recipe: Recipe, count: int) -> list[str]:
@@ -182,7 +201,9 @@ def summarise(preview: Preview) -> dict[str, Any]:
         summary["resumed"] = resumed._asdict()
         for corpus, count in zip(summary["corpora"], plan.drawn_before(resumed.step).tolist(), strict=True):
             corpus["read_before"] = count
-    for name in ("cut", "samples"):
+    if preview.labels:
+        summary["labels"] = preview.labels
+    for name in ("cut", "shared", "samples"):
         if found := getattr(preview, name):
             summary[name] = {key: list(value) for key, value in found.items()}
     if preview.distance is not None:
@@ -219,7 +240,9 @@ def format_plan(summary: Mapping[str, Any]) -> str:
             [_corpus_row(corpus) for corpus in summary["corpora"]],
         ),
     ]
-    warnings = [*summary["warnings"], *format_cut(summary.get("cut", {}))]
+    lines += [""] * ("labels" in summary)
+    lines += [f"labels of {name}: {format_counts(counts)}" for name, counts in summary.get("labels", {}).items()]
+    warnings = [*summary["warnings"], *format_cut(summary.get("cut", {})), *format_shared(summary.get("shared", {}))]
     lines += ["", *(f"Warning: {warning}" for warning in warnings)] if warnings else []
     for name, samples in summary.get("samples", {}).items():
         lines += ["", f"{name}, as the model will see it:", *(f"- {sample}" for sample in samples)]

@@ -195,7 +195,8 @@ class _Facts:
         )
         self.task_info = TASK_INFOS.get(self.task or "", TaskInfo(auto_class="AutoModel"))
         corpora = (self.recipe.get("corpora") or {}).values()
-        self.is_chat = any(isinstance(corpus, Mapping) and corpus.get("messages_column") for corpus in corpora)
+        columns = ("messages_column", "prompt_column")
+        self.is_chat = any(isinstance(corpus, Mapping) and any(map(corpus.get, columns)) for corpus in corpora)
 
     def is_on_hub(self, name: str) -> bool:
         """Whether a name is one on the Hub; the run knows what was a folder where it was."""

@@ -36,6 +36,7 @@ from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.models import label_names_of, load_model
 from hf_interp.tasks.presets import adapt, adapter_callbacks, check_adapter
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
+from hf_interp.tasks.splits import Keys, content_keys, count_shared
 from hf_interp.tasks.task import TASKS, Task, check_task, get_task
 from hf_interp.tasks.tokenizers import prepare_tokenizer
 from hf_interp.training.checkpoints import PREFIX_CHECKPOINT_DIR
@@ -76,6 +77,8 @@ class RecipeData:
     """Sets by name on which the α of the weights is chosen, if they are others."""
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     """How many rows are cut, of how many, by group and name, such as corpora.domain; where there are any."""
+    shared: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """How many rows of an evaluation set are trained on, of how many, likewise."""
 
     def by_field(self) -> dict[str, Any]:
         """Return all corpora and sets by the fields of the recipe that name them, such as corpora.domain."""
@@ -176,10 +179,13 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
     prepare_tokenizer(tokenizer, recipe)
 
     cut: dict[str, tuple[int, int]] = {}
+    keys: dict[str, Keys] = {}
 
     def tokenised(group: str) -> dict[str, Any]:
         return {
-            name: tokenise(name, config, recipe.for_objective(config.objective), tokenizer, group=group, cut=cut)
+            name: tokenise(
+                name, config, recipe.for_objective(config.objective), tokenizer, group=group, cut=cut, keys=keys
+            )
             for name, config in getattr(recipe, group).items()
         }
 
@@ -196,12 +202,20 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
         for name, dataset in (tokenised("corpora") if trains else {}).items()
         for config in [recipe.corpora[name]]
     ]
+    eval_sets = tokenised("eval_corpora") if trains or not recipe.validation_corpora else {}
+    validation_sets = tokenised("validation_corpora")
+    trained = [found for name, found in keys.items() if name.startswith("corpora.")]
     return RecipeData(
         tokenizer=tokenizer,
         corpora=corpora,
-        eval_sets=tokenised("eval_corpora") if trains or not recipe.validation_corpora else {},
-        validation_sets=tokenised("validation_corpora"),
+        eval_sets=eval_sets,
+        validation_sets=validation_sets,
         cut=cut,
+        shared={
+            name: (count_shared(found, trained), len(found))
+            for name, found in keys.items()
+            if not name.startswith("corpora.")
+        },
     )
 
 
@@ -213,10 +227,12 @@ def tokenise(
     *,
     group: str = "corpora",
     cut: dict[str, tuple[int, int]] | None = None,
+    keys: dict[str, Keys] | None = None,
 ) -> Any:
     """Load a corpus and turn it into model inputs, packed if the recipe says so; errors name corpus, column and row.
 
-    Long rows of an evaluation set become several where the task can split them. How many are cut is put into `cut`.
+    Long rows of an evaluation set become several where the task can split them. How many are cut is put into `cut`, and
+    what tells its inputs from others into `keys`.
     """
     key = f"{group}.{name}"
     name = name if group == "corpora" else key
@@ -225,10 +241,13 @@ def tokenise(
     is_packed = task.is_packed and recipe.packing and "text" in columns
     if config.document is None and is_packed and task.info.answer == "continuation":
         config = replace(config, document="file")
-    unread = [key for key in columns if config.objective == DISTILL and columns[key] in ("class", "tags")]
-    raw = load_corpus(name, config, {key: columns[key] for key in columns if key not in unread}, label_names_of(recipe))
-    for key in unread:  # the first label stands wherever a prediction is wanted
-        raw = raw.map(lambda row, key=key: {key: [0] * len(row["tokens"]) if key == "tags" else 0})
+    unread = [column for column, kind in columns.items() if config.objective == DISTILL and kind in ("class", "tags")]
+    read = {column: kind for column, kind in columns.items() if column not in unread}
+    raw = load_corpus(name, config, read, label_names_of(recipe))
+    for column in unread:  # the first label stands wherever a prediction is wanted
+        raw = raw.map(lambda row, column=column: {column: [0] * len(row["tokens"]) if column == "tags" else 0})
+    if keys is not None and isinstance(raw, datasets.Dataset):
+        keys[key] = content_keys(raw[next(iter(columns))])
     if group != "corpora" and task.split is not None:
         raw = encode_corpus(name, raw, config, task.split(tokenizer, recipe), list(columns))
     encoded = encode_corpus(name, raw, config, task.encode(tokenizer, recipe), list(columns))

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import glob
 import logging
 import os
 from collections.abc import Sequence
@@ -46,9 +47,11 @@ def load_rows(name: str, config: CorpusConfig, as_text: Sequence[str]) -> Any:
         FileNotFoundError: for a local path that does not exist.
         ValueError: for files that cannot be read, naming corpus and file.
     """
-    paths = [config.path] if isinstance(config.path, str) else list(config.path)
+    given = [config.path] if isinstance(config.path, str) else config.path
+    paths = [path for pattern in given for path in _matching(pattern)]
     if not paths:
-        raise ValueError(f"`path` of corpus {name!r} must name at least one file, got an empty list.")
+        found = f"{config.path!r}, which none matches" if given else "an empty list"
+        raise ValueError(f"`path` of corpus {name!r} must name at least one file, got {found}.")
     files = [Path(path).expanduser() for path in paths]
     options: dict[str, Any] = {"path": os.path.expanduser(paths[0]), "name": config.config_name}
     if len(paths) > 1 or config.format or file_format(paths[0]) or files[0].is_file():
@@ -73,6 +76,12 @@ def load_rows(name: str, config: CorpusConfig, as_text: Sequence[str]) -> Any:
     if options["path"] == "csv" and not config.streaming:
         _warn_of_lost_lines(name, config, files, dataset)
     return dataset
+
+
+def _matching(path: str) -> list[str]:
+    """Return the files of a pattern, in the order of their names; a file's name stands for itself."""
+    is_pattern = "*" in path and "://" not in path and not os.path.exists(path)
+    return sorted(glob.glob(os.path.expanduser(path), recursive=True)) if is_pattern else [path]
 
 
 def file_format(path: str) -> str | None:
@@ -162,7 +171,7 @@ def _csv_options(name: str, config: CorpusConfig, as_text: Sequence[str], defaul
 
 def _conll_columns(config: CorpusConfig, file: str) -> list[str]:
     """Return names for the columns of a CoNLL file: the words come first, the tags last."""
-    with _open(Path(file)) as lines:
+    with open_file(Path(file)) as lines:
         text = next((line for line in lines if line.strip() and not line.startswith(b"-DOCSTART-")), b"")
     between = range(1, len(text.decode(config.encoding).split(config.delimiter)) - 1)
     return [config.tokens_column, *(f"column_{number}" for number in between), config.tags_column]
@@ -171,12 +180,13 @@ def _conll_columns(config: CorpusConfig, file: str) -> list[str]:
 def _refuse_null(options: dict[str, Any]) -> None:
     """Refuse JSON that begins with null, on which pyarrow ends the process."""
     for file in [Path(file) for group in options.get("data_files", {}).values() for file in group]:
-        with _open(file) as opened:
+        with open_file(file) as opened:
             if options["path"] == "json" and opened.read(100).strip().startswith(b"null"):
                 raise ValueError(f"{str(file)!r} begins with null where a row belongs. Remove it")
 
 
-def _open(file: Path) -> Any:
+def open_file(file: Path) -> Any:
+    """Open a file to read its bytes, whatever it is compressed with."""
     return fsspec.open(str(file), "rb", compression=COMPRESSIONS.get(file.suffix.lower())).open()
 
 
@@ -194,7 +204,7 @@ def _explain(name: str, config: CorpusConfig, options: dict[str, Any], cause: Ba
 
 def _undecodable(file: Path, encoding: str) -> str | None:
     """Return the first line of a file that is not in the encoding."""
-    with _open(file) as lines:
+    with open_file(file) as lines:
         for number, line in enumerate(lines, 1):
             try:
                 line.decode(encoding)
@@ -222,7 +232,7 @@ def _warn_of_lost_lines(name: str, config: CorpusConfig, files: Sequence[Path], 
     """Warn of fewer rows than lines: a quote that is not closed swallows the lines up to the next."""
     lines = 0
     for file in files:
-        with _open(file) as opened:
+        with open_file(file) as opened:
             lines += sum(1 for line in opened if line.strip()) - config.header
     split = (dataset.info.splits or {}).get(config.split.partition("[")[0])
     if split is not None and split.num_examples < lines:

@@ -17,6 +17,7 @@ from hf_interp.tasks.recipe import Recipe
 
 Batch = dict[str, list[Any]]
 Encode = Callable[[Batch], Batch]
+SPEAKERS = ("user", "assistant")
 
 
 def encode_classification(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
@@ -98,14 +99,21 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
 
 
 def encode_causal(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
-    """text or messages → input_ids, attention_mask, labels: (length,), cut to `max_length` if not packed later.
+    """text, messages, or prompt and target → input_ids, attention_mask, labels: (length,).
 
-    Of a text every token is a label, and the end-of-text token is put behind it; of messages, what the assistant says.
+    They are cut to `max_length` if not packed later. Of a text every token is a label, and the end-of-text token is put
+    behind it; of a dialogue, what the assistant says.
     """
 
     def encode(batch: Batch) -> Batch:
         if "messages" in batch:
             return _encode_dialogues(tokenizer, batch["messages"], recipe.max_length)
+        if "prompt" in batch:
+            pairs = zip(batch["prompt"], batch["target"], strict=True)
+            said = [
+                [{"role": role, "content": text} for role, text in zip(SPEAKERS, pair, strict=True)] for pair in pairs
+            ]
+            return _encode_dialogues(tokenizer, said, recipe.max_length, "prompt")
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         encoded = tokenizer(batch["text"], return_token_type_ids=False, verbose=False)["input_ids"]
         ids = [tokens if tokens[-1:] == end else tokens + end for tokens in encoded]
@@ -146,7 +154,9 @@ def encode_masked(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
     return encode
 
 
-def _encode_dialogues(tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Any], max_length: int) -> Batch:
+def _encode_dialogues(
+    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Any], max_length: int, column: str = "messages"
+) -> Batch:
     _check_fast(tokenizer, "Training on dialogues")
     encoded = []
     for row, turns in enumerate(dialogues):
@@ -154,7 +164,7 @@ def _encode_dialogues(tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[An
             encoded.append(encode_dialogue(tokenizer, turns, max_length))
         except ValueError as error:
             raise RowError(
-                row, "messages", str(error), "Raise `max_length`, change `chat_template`, or remove such rows."
+                row, column, str(error), "Raise `max_length`, change `chat_template`, or remove such rows."
             ) from error
     return {name: [one[name] for one in encoded] for name in ("input_ids", "attention_mask", "labels")}
 

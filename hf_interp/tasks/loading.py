@@ -13,6 +13,7 @@ from hf_interp.tasks.columns import CELLS, Kind, class_names, converter, is_want
 from hf_interp.tasks.corpus_files import HEAD, has_cells, load_rows
 from hf_interp.tasks.labels import BadValueError, LabelResolver
 from hf_interp.tasks.recipe import CorpusConfig
+from hf_interp.tasks.splits import keep_part
 from hf_interp.utils.errors import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ def load_corpus(
         elif kind == "prose":  # without blank rows
             dataset = dataset.filter(lambda row, source=sources[column]: str(_reach(row, source)).strip() != "")
     dataset = _pick(dataset, sources)
+    if config.part is not None:
+        dataset = keep_part(name, dataset, config.part, next(iter(columns)), config.content_key)
     if config.max_examples is not None:
         dataset = first_rows(dataset.shuffle(seed=config.sample_seed), config.max_examples)
     _check_rows(name, dataset, config)
@@ -205,8 +208,9 @@ def _distinct(dataset: Any, source: str) -> list[Any]:
 def _check_rows(name: str, dataset: Any, config: CorpusConfig) -> None:
     if not isinstance(dataset, datasets.IterableDataset) and len(dataset) == 0:
         where = f" ({config.where})" if config.where else ""
+        part = f", and its `part` {config.part}" if config.part else ""
         raise ValueError(
-            f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where`{where} and `label_map`."
+            f"Corpus {name!r} ({config.path}) has no rows left. Check its split, `where`{where} and `label_map`{part}."
         )
 
 

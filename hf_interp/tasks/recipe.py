@@ -16,7 +16,8 @@ class CorpusConfig:
 
     Args:
         path: a dataset's name on the Hub, a local file or list of files (.json, .jsonl, .ndjson, .csv, .tsv, .parquet,
-            .arrow, .conll, .txt, each also as .gz, .bz2 or .xz), or a local folder.
+            .arrow, .conll, .txt, each also as .gz, .bz2 or .xz), a pattern of files such as `texts/*.txt`, or a local
+            folder.
         format: json, csv, tsv, parquet, arrow, conll or text, where the files' names do not tell.
         encoding: of text, CSV, TSV, JSON and CoNLL files.
         delimiter: character between the cells of CSV and TSV files, by default a comma or a tab.
@@ -30,6 +31,8 @@ class CorpusConfig:
             evaluation set needs none.
         config_name: the dataset's configuration, for `datasets.load_dataset`.
         split: the dataset's split, such as `train` or `train[:1000]`.
+        part: the rows whose input lies in this part of [0, 1) by a hash of it, such as `[0, 0.8]`. Parts that do not
+            overlap share no input, in whatever order the rows are.
         revision: branch, tag or commit of the dataset on the Hub.
         text_column: column of the input. A dot reaches into a column of mappings: `translation.en`.
         text_pair_column: column of the second text of a pair.
@@ -37,8 +40,10 @@ class CorpusConfig:
         tokens_column: column of the words, for token classification.
         tags_column: column of the tags of the words, for token classification.
         target_column: column of the output, for sequence to sequence.
-        messages_column: column of the turns of a dialogue, for a causal language model. Without it the corpus is plain
-            text.
+        messages_column: column of the turns of a dialogue, for a causal language model. Without it, and without
+            `prompt_column`, the corpus is plain text.
+        prompt_column: column of what a user says, for a causal language model; `target_column` is what the assistant
+            answers.
         role_key: key of the speaker in a turn.
         content_key: key of the text in a turn.
         roles: speakers as system, user or assistant, such as `{human: user, gpt: assistant}`. Those names themselves
@@ -71,6 +76,7 @@ class CorpusConfig:
     side: Side | None = None
     config_name: str | None = None
     split: str = "train"
+    part: list[float] | None = None
     revision: str | None = None
     text_column: str = "text"
     text_pair_column: str | None = None
@@ -79,6 +85,7 @@ class CorpusConfig:
     tags_column: str = "ner_tags"
     target_column: str = "target"
     messages_column: str | None = None
+    prompt_column: str | None = None
     role_key: str = "role"
     content_key: str = "content"
     roles: dict[str, str] | None = None
@@ -93,6 +100,11 @@ class CorpusConfig:
     mean_tokens: float | None = None
     streaming: bool = False
     license: str | None = None
+
+    @property
+    def is_dialogue(self) -> bool:
+        """Whether its rows are what a user and an assistant say."""
+        return bool(self.messages_column or self.prompt_column)
 
     def source(self, column: str) -> str:
         """Return the file's name of a column of the task."""

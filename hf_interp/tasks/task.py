@@ -122,6 +122,12 @@ def _classification_columns(recipe: Recipe, corpus: CorpusConfig) -> Mapping[str
     return {"text": "text", **pair, "label": PROBLEM_TYPES[_problem_type(recipe)]}
 
 
+def _causal_columns(recipe: Recipe, corpus: CorpusConfig) -> Mapping[str, Kind]:
+    if corpus.prompt_column:
+        return {"prompt": "text", "target": "text"}
+    return {"messages": "turns"} if corpus.messages_column else {"text": "prose"}
+
+
 def _check_problem_type(recipe: Recipe) -> None:
     if _problem_type(recipe) not in PROBLEM_TYPES:
         raise ValueError(
@@ -202,7 +208,7 @@ TASKS = TaskTable(
         "seq2seq": _seq2seq("seq2seq", "Summary", "Translation"),
         "causal-lm": Task(
             info=TASK_INFOS["causal-lm"],
-            columns=lambda recipe, corpus: {"messages": "turns"} if corpus.messages_column else {"text": "prose"},
+            columns=_causal_columns,
             encode=encode_causal,
             collator=lambda tokenizer, recipe: DataCollatorForSeq2Seq(tokenizer),
             metrics=lambda tokenizer, recipe: _metrics().language_model_metrics,

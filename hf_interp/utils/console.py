@@ -1,7 +1,7 @@
 """Output on the terminal: tables, and errors in one line."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hf_interp.utils.redaction import find_secrets, redact_secrets
@@ -27,6 +27,18 @@ def run_command(command: Callable[[], Any], *, traceback: bool = False) -> int:
         message = redact_secrets(" ".join(str(error).split()), find_secrets()) or type(error).__name__
         print(f"hf-interp: error: {message}", file=sys.stderr)
         return 2
+
+
+def format_counts(counts: Mapping[str, int], most: int = 8) -> str:
+    """Return the most frequent of some labels with their counts and shares.
+
+    >>> format_counts({"a": 3, "b": 1})
+    'a 3 (75%), b 1 (25%)'
+    """
+    total = sum(counts.values()) or 1
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    shown = [f"{name} {count:,} ({count / total:.0%})" for name, count in ranked[:most]]
+    return ", ".join([*shown, *([f"{len(ranked) - most} others"] if len(ranked) > most else [])])
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

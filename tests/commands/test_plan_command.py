@@ -168,3 +168,21 @@ def test_what_is_cut_and_what_the_model_sees(
 def count_of(recipe: dict[str, Any]) -> int:
     lines = Path(recipe["corpora"]["domain"]["path"]).read_text().splitlines()
     return sum(len(json.loads(line)["text"].split()) > 2 for line in lines)
+
+
+def test_labels_and_rows_that_are_trained_on_are_told(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]
+) -> None:
+    trained, tested = toy_recipe["corpora"]["domain"], toy_recipe["eval_corpora"]["domain"]
+    count = len(read_rows(tested))
+    found = summarise(plan_recipe(str(write_recipe(toy_recipe))))
+    labels = [row["label"] for row in read_rows(trained)]
+    assert found["labels"]["domain"] == {name: labels.count(name) for name in toy_recipe["label_names"]}
+    both = {**toy_recipe["corpora"], "domain": {**tested, "side": "domain"}}
+    same = summarise(plan_recipe(str(write_recipe({**toy_recipe, "corpora": both}))))
+    assert same["shared"]["eval_corpora.domain"] == [count, count]
+    assert f"Warning: {count} of {count} rows of `eval_corpora.domain` (100.0%)" in format_plan(same)
+
+
+def read_rows(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(entry["path"]).read_text("utf-8").splitlines()]

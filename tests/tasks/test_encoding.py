@@ -244,3 +244,12 @@ def test_a_template_that_refuses_turns_is_told_with_their_row() -> None:
         encode_causal(words, recipe())({"messages": [said, said[1:]]})
     assert (caught.value.row, caught.value.column) == (1, "messages")
     assert "change `chat_template`" in caught.value.remedy
+
+
+def test_a_prompt_and_its_answer_are_a_dialogue_of_two_turns() -> None:
+    encode = encode_causal(tokenizer(), recipe(task="causal-lm", max_length=64))
+    turns = [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"}]
+    assert encode({"prompt": ["one two"], "target": ["three"]}) == encode({"messages": [turns]})
+    with pytest.raises(RowError, match="no assistant's token within its first 2 tokens") as caught:
+        encode_causal(tokenizer(), recipe(task="causal-lm", max_length=2))({"prompt": ["one two"], "target": ["three"]})
+    assert caught.value.column == "prompt"

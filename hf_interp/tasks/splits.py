@@ -1,0 +1,65 @@
+"""Inputs told apart by their content: parts of a corpus that share none, and rows of a set that were trained on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Keys = npt.NDArray[np.uint64]
+
+
+def content_key(value: Any, content_key: str = "content") -> int:
+    """Return 64 bits of a hash of an input, whatever its case and white space; of a dialogue without its last turn.
+
+    >>> content_key("So  Good ") == content_key(["so", "good"]) != content_key("so bad")
+    True
+    """
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+        value = [turn.get(content_key) for turn in (value[:-1] or value)]
+    text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    plain = " ".join(text.split()).casefold().encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(plain, digest_size=8).digest(), "big")
+
+
+def content_keys(values: Iterable[Any]) -> Keys:
+    """Return the keys of inputs, in their order."""
+    return np.fromiter(map(content_key, values), dtype=np.uint64)
+
+
+def in_part(keys: Keys, part: Sequence[float]) -> npt.NDArray[np.bool_]:
+    """Return which inputs lie in a part of [0, 1), by their keys."""
+    places = keys / 2.0**64
+    return np.asarray((part[0] <= places) & (places < part[1]))
+
+
+def keep_part(name: str, dataset: Any, part: Sequence[float], column: str, turn_key: str) -> Any:
+    """Keep the rows of a dataset whose input lies in a part of [0, 1).
+
+    Raises:
+        ValueError: for what is no part, naming the corpus.
+    """
+    is_part = len(part) == 2 and all(isinstance(end, (int, float)) for end in part) and 0 <= part[0] < part[1] <= 1
+    if not is_part:
+        raise ValueError(
+            f"`part` of corpus {name!r} must be two rising numbers in [0, 1], such as [0, 0.8], got {part}."
+        )
+    key = partial(content_key, content_key=turn_key)
+    return dataset.filter(lambda value: bool(in_part(np.array([key(value)], np.uint64), part)[0]), input_columns=column)
+
+
+def count_shared(keys: Keys, others: Sequence[Keys]) -> int:
+    """Return how many inputs are among others."""
+    return int(np.isin(keys, np.concatenate(others)).sum()) if others else 0
+
+
+def format_shared(shared: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return a sentence for every set with rows that were trained on."""
+    return [
+        f"{rows:,} of {total:,} rows of `{name}` ({rows / total:.1%}) are also trained on (whatever their case and "
+        "white space), so that its metrics promise too much."
+        for name, (rows, total) in shared.items()
+        if rows
+    ]
