@@ -97,7 +97,7 @@ def compare(
     task = check_recipe(parsed, args)
     data = _with_validation(load_data(parsed, task))
     if args.max_steps < 0:  # epochs, of which other α make other numbers of steps: a comparison is at equal steps
-        recipe = {**recipe, "max_steps": plan_data(data, args).max_steps}
+        recipe = with_alpha(recipe, {"max_steps": plan_data(data, args).max_steps})
         args = parse_recipe(recipe)[1]
     for method in chosen:  # now, so that none fails after hours of others
         plan_data(data, parse_recipe(with_alpha(recipe, METHODS[method]))[1])

@@ -200,7 +200,7 @@ def tune_recipe(
     data = replace(data, eval_sets={name: sets[name] for name in (search.domain, search.general) if name in sets})
     steps = plan_data(data, args).max_steps  # now, so that bad input leaves nothing behind
     if args.max_steps < 0:  # epochs, of which other α make other numbers of steps: trials are to have as many
-        recipe = {**recipe, "max_steps": steps}
+        recipe = with_alpha(recipe, {"max_steps": steps})
     folder = Path(args.output_dir or ".")
     with _open_study(storage, folder, study_name) as study, tempfile.TemporaryDirectory() as scratch:
         _settle(study, {"recipe": {**recipe, "output_dir": None}, "space": asdict(restricted)})

@@ -29,7 +29,7 @@ def continue_plan(fresh: MixturePlan, saved: Mapping[str, Any], step: int) -> Co
 
     Raises:
         ValueError: if the change would lose or repeat examples: another seed, a corpus with other contents or another
-            length, no step left, another order of reading.
+            length, no step left, another order of reading, a step inside a window of lengths.
     """
     old = MixturePlan.from_dict(saved)
     if old.seed != fresh.seed:
@@ -42,13 +42,31 @@ def continue_plan(fresh: MixturePlan, saved: Mapping[str, Any], step: int) -> Co
     if not changes:
         kept = zip(old.corpora, fresh.corpora, strict=True)
         old.corpora = tuple(replace(was, max_passes=now.max_passes) for was, now in kept)  # which no plan is known by
+        old.order = fresh.order  # with the lengths, which no plan holds
         return Continuation(old, [])
     if step >= fresh.max_steps:
         raise ValueError(
             f"The checkpoint is at step {step} and `max_steps` is now {fresh.max_steps}: no step is left. Raise "
             "`max_steps`, or start a new run from the checkpoint's weights (from_pretrained)."
         )
+    _check_order(old, fresh, step)
     return Continuation(fresh.after(old, step), changes)
+
+
+def _check_order(old: MixturePlan, fresh: MixturePlan, step: int) -> None:
+    """Refuse a change at a place where what has been read of a pass is not its beginning in the new order."""
+    if old.order.sampling != fresh.order.sampling:
+        raise ValueError(
+            f"The sampling of the mixture was {old.order.sampling!r} and is now {fresh.order.sampling!r}, which reads "
+            "a pass in another order: examples would be lost and others read twice. Leave it as it was."
+        )
+    into = (step - old.start_step) % (old.order.window or 1)
+    if into and step < old.max_steps:
+        raise ValueError(
+            f"The checkpoint is at step {step}, {into} steps into a window of {old.order.window} that share out their "
+            "examples by length, and its settings change. Resume with the settings it had, or from a checkpoint at a "
+            f"multiple of {old.order.window} steps."
+        )
 
 
 def _check_contents(old: MixturePlan, fresh: MixturePlan) -> None:
@@ -101,6 +119,8 @@ def plan_changes(old: MixturePlan, new: MixturePlan) -> list[str]:
             found.append(f"{title}: {was[key]} -> {now[key]}")
     if was["alpha_sha256"] != now["alpha_sha256"] and was["max_steps"] == now["max_steps"]:
         found.append("the schedule of α")
+    if old.order != new.order:
+        found.append(f"order: {_show_order(old)} -> {_show_order(new)}")
     if was["adaptive"] != now["adaptive"]:
         found.append("α adaptive: " + " -> ".join("yes" if state["adaptive"] else "no" for state in (was, now)))
     if was["mean_tokens"] != now["mean_tokens"] and was["unit"] == now["unit"] and list(before) == list(after):
@@ -110,6 +130,11 @@ def plan_changes(old: MixturePlan, new: MixturePlan) -> list[str]:
 
 def _length(corpus: CorpusSpec) -> str:
     return "no length (a stream)" if corpus.num_examples is None else f"{corpus.num_examples:,} examples"
+
+
+def _show_order(plan: MixturePlan) -> str:
+    settings = plan.order.identity().get("order", {"sampling": plan.order.sampling})
+    return ", ".join(f"{name} {value}"[:24] for name, value in settings.items())
 
 
 def _show(value: Any) -> str:

@@ -5,10 +5,11 @@ The trainer uses `SlotSampler`, which asks the plan in the main process what the
 order as a torch `IterableDataset`, for other training loops.
 """
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 import torch.distributed
@@ -16,8 +17,11 @@ from accelerate.data_loader import DataLoaderDispatcher, IterableDatasetShard
 from accelerate.state import GradientState, PartialState
 from torch.utils.data import IterableDataset, get_worker_info
 
-from hf_interp.mixture.apportionment import Unit
+from hf_interp.mixture.apportionment import SIDES, Unit
 from hf_interp.mixture.corpus import Corpus, as_corpora, check_columns
+from hf_interp.mixture.order import Order, Sampling, steps_until
+from hf_interp.mixture.packing import token_lengths
+from hf_interp.mixture.permutations import derive_key
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
 from hf_interp.mixture.slots import BatchShard, SlotDataset
@@ -40,8 +44,15 @@ class InterpolatedDataset(IterableDataset[Any]):
     Args:
         corpora: a mixture in any form that the trainer takes as `train_dataset`.
         batch_size: the global batch: examples per optimizer step over all processes and accumulation steps.
-        max_steps: optimizer steps of the run.
+        max_steps: optimizer steps of the run, unless a `stopping_strategy` ends it.
         alpha_schedule: α over progress; constant at 0.5 by default.
+        probabilities: in place of a constant α and of shares, the probability of each corpus.
+        sampling: "exact" counts that follow α, each pass shuffled; the same with each corpus in its own order
+            ("sequential"); or "random", which at constant probabilities is exactly the order of
+            `datasets.interleave_datasets` with the same seed.
+        stopping_strategy: of random sampling: "first_exhausted", "all_exhausted" or
+            "all_exhausted_without_replacement". A last batch that is not whole is left out.
+        length_window: steps that share out their examples by length, so that like ones meet; by default none do.
         seed: another seed, another order.
         unit: whether α and the shares count examples or tokens.
         gradient_accumulation_steps: how many micro-batches a process makes of its part.
@@ -50,7 +61,7 @@ class InterpolatedDataset(IterableDataset[Any]):
 
     Raises:
         ValueError: if the mixture cannot be planned (see `MixturePlan`), the corpora do not fit together (see
-            `check_columns` and `stream_warnings`), or the batch size does not divide.
+            `check_columns` and `stream_warnings`), the batch size does not divide, or arguments contradict each other.
 
     >>> from hf_interp.mixture.schedules import linear
     >>> corpora = {"general": range(100), "domain": range(1000, 1100)}
@@ -64,8 +75,12 @@ class InterpolatedDataset(IterableDataset[Any]):
         corpora: Mapping[str, Any] | Sequence[Corpus],
         *,
         batch_size: int,
-        max_steps: int,
+        max_steps: int | None = None,
         alpha_schedule: AlphaSchedule | None = None,
+        probabilities: Sequence[float] | None = None,
+        sampling: Sampling = "exact",
+        stopping_strategy: str | None = None,
+        length_window: int | None = None,
         seed: int = 0,
         unit: Unit = "examples",
         gradient_accumulation_steps: int = 1,
@@ -74,14 +89,19 @@ class InterpolatedDataset(IterableDataset[Any]):
     ) -> None:
         parts = as_corpora(corpora)
         check_columns(parts)
-        plan = MixturePlan(
-            [corpus.spec(unit) for corpus in parts],
-            alpha_schedule=constant(DEFAULT_ALPHA) if alpha_schedule is None else alpha_schedule,
-            batch_size=batch_size,
-            max_steps=max_steps,
-            seed=seed,
-            unit=unit,
-        )
+        order = reading_order(parts, sampling, stopping_strategy, length_window)
+        if probabilities is not None:
+            parts, order, alpha_schedule = share_out(parts, probabilities, order, alpha_schedule)
+        schedule = constant(DEFAULT_ALPHA) if alpha_schedule is None else alpha_schedule
+        specs = [corpus.spec(unit) for corpus in parts]
+        if (max_steps is None) == (stopping_strategy is None):
+            raise ValueError(
+                f"Either `max_steps` or a `stopping_strategy` ends a mixture, got {max_steps} and {stopping_strategy}."
+            )
+        if max_steps is None:
+            max_steps = steps_until(order, specs, schedule, batch_size=batch_size, seed=seed, unit=unit)
+        settings: dict[str, Any] = {"batch_size": batch_size, "max_steps": max_steps, "seed": seed, "unit": unit}
+        plan = MixturePlan(specs, alpha_schedule=schedule, order=order, **settings)
         if (num_processes is None) != (process_index is None):
             raise ValueError(
                 f"`num_processes` and `process_index` go together, got {num_processes} and {process_index}. Give both, "
@@ -90,20 +110,29 @@ class InterpolatedDataset(IterableDataset[Any]):
         self._given_process = None if num_processes is None or process_index is None else (num_processes, process_index)
         self._accumulation = gradient_accumulation_steps
         self._handed: BatchShard | None = None  # to a worker that does not inherit what its process knows
-        self.slots = SlotDataset(plan, parts)
+        self._seed, self._epoch, self._planned = seed, _shared_zero(), 0
+        self.slots, self._fingerprint = SlotDataset(plan, parts), plan.fingerprint()
         self.slots.shard = self.shard
         for warning in plan.warnings() + stream_warnings(parts, self.shard.num_readers):
             logger.warning(warning)
         check_stream_ends(parts, plan, self.shard.num_readers)
-        self._fingerprint = plan.fingerprint()
         self._num_yielded, self._start_at = 0, 0
         self._split: list[int] | None = None  # processes, and examples that each reads at a time
         self._streams: dict[str, Any] = {}  # at the border before the position, by reader
 
     @property
     def plan(self) -> MixturePlan:
-        """The reading order."""
+        """The reading order of the epoch that `set_epoch` has set."""
+        self._plan_epoch()
         return self.slots.plan
+
+    def _plan_epoch(self) -> None:
+        if (epoch := int(self._epoch)) != self._planned:
+            self._read(self.slots.plan.with_seed(derive_key(self._seed, f"epoch {epoch}") if epoch else self._seed))
+            self._planned = epoch
+
+    def _read(self, plan: MixturePlan) -> None:
+        self.slots, self._fingerprint = SlotDataset(plan, self.corpora, self.slots.shard), plan.fingerprint()
 
     @property
     def corpora(self) -> list[Corpus]:
@@ -146,7 +175,43 @@ class InterpolatedDataset(IterableDataset[Any]):
             )
         return len(self.plan) // self.shard.num_processes
 
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration read in another order; processes that load in the background are told too.
+
+        Epoch 0 is that of the seed, and every other one has a seed of its own, made of both.
+        """
+        self._epoch.fill_(epoch)
+
+    def shuffle(
+        self, seed: int | None = None, generator: np.random.Generator | None = None, **kwargs: Any
+    ) -> "InterpolatedDataset":
+        """Return the same mixture in another order; a `buffer_size` is not needed, for every pass is shuffled whole.
+
+        Raises:
+            ValueError: where corpora are read in their own order.
+        """
+        if (sampling := self.plan.order.sampling) != "exact":
+            raise ValueError(
+                f"With sampling={sampling!r} each corpus is read in its own order, and examples that are shuffled "
+                "after mixing would leave their steps. Shuffle the corpora beforehand, or leave `sampling` out."
+            )
+        drawn = generator if generator is not None else np.random.default_rng(seed)
+        other = copy.copy(self)
+        other._seed = int(drawn.integers(1 << 62)) if seed is None else seed
+        other._epoch, other._planned, other._num_yielded, other._start_at = _shared_zero(), 0, 0, 0
+        other._read(self.plan.with_seed(other._seed))
+        return other
+
+    @property
+    def _distributed(self) -> Never:
+        # for which `datasets.distributed.split_dataset_by_node` asks first
+        raise AttributeError(
+            "An `InterpolatedDataset` is not split by node: it finds its process by itself, or is told of it by "
+            "`num_processes=` and `process_index=`, and gives its part of every global batch."
+        )
+
     def __iter__(self) -> Iterator[Any]:
+        plan = self.plan
         worker = get_worker_info()
         workers, own = (worker.num_workers, worker.id) if worker is not None else (1, 0)
         shard = self.slots.shard = replace(self.shard, num_workers=workers)
@@ -159,8 +224,8 @@ class InterpolatedDataset(IterableDataset[Any]):
             )
         self._split = split
         if self.slots.has_streams:
-            self.slots = SlotDataset(self.plan, self.corpora, shard, self._streams if begin else None)
-        num_batches = len(self.plan) // (shard.num_processes * shard.batch_size)
+            self.slots = SlotDataset(plan, self.corpora, shard, self._streams if begin else None)
+        num_batches = len(plan) // (shard.num_processes * shard.batch_size)
         num_examples = len(range(own, num_batches, workers)) * shard.batch_size
         first, count = self._border(begin), shard.batch_size  # the first examples soon, then many at a time
         while first < num_examples:
@@ -182,6 +247,7 @@ class InterpolatedDataset(IterableDataset[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Return the position of this (process, worker) for `load_state_dict`, as torchdata's loaders ask for it."""
         state = {"num_yielded": self._num_yielded, "fingerprint": self._fingerprint, "split": self._split}
+        state |= {"epoch": self._planned} if self._planned else {}
         return {**state, "streams": dict(self._streams)} if self.slots.has_streams else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -192,6 +258,8 @@ class InterpolatedDataset(IterableDataset[Any]):
         Raises:
             ValueError: if the state belongs to another mixture.
         """
+        self.set_epoch(state.get("epoch", 0))
+        self._plan_epoch()
         if state["fingerprint"] != self._fingerprint:
             raise ValueError(
                 f"The state belongs to another mixture: its fingerprint is {state['fingerprint']}, this one's "
@@ -209,6 +277,46 @@ class InterpolatedDataset(IterableDataset[Any]):
             workers = max(shard.num_workers, 1)
             readers = range(shard.process_index * workers, (shard.process_index + 1) * workers)
             self._streams = {str(reader): self.slots.stream_states(reader) for reader in readers}
+
+
+def reading_order(
+    corpora: Sequence[Corpus], sampling: Sampling, stopping_strategy: str | None, length_window: int | None
+) -> Order:
+    """Return how the slots of a mixture are to be filled."""
+    order = Order(sampling, None, stopping_strategy, length_window or 0)
+    if not length_window:
+        return order
+    return Order.by_length(length_window, [token_lengths(corpus.dataset) for corpus in corpora], sampling)
+
+
+def share_out(
+    corpora: Sequence[Corpus], probabilities: Sequence[float], order: Order, alpha_schedule: AlphaSchedule | None
+) -> tuple[list[Corpus], Order, AlphaSchedule]:
+    """Return the corpora with the shares of their sides, the order, and α, that give each corpus its probability.
+
+    Raises:
+        ValueError: for probabilities that are none, or beside an α or shares of the corpora.
+    """
+    if len(probabilities) != len(corpora) or min(probabilities) < 0 or abs(sum(probabilities) - 1) > 1e-8:
+        raise ValueError(
+            f"`probabilities` must be one for each corpus ({[corpus.name for corpus in corpora]}), in [0, 1], and sum "
+            f"to 1, got {list(probabilities)}."
+        )
+    if alpha_schedule is not None or any(corpus.share is not None for corpus in corpora):
+        raise ValueError("`probabilities` stand for a constant α and for shares. Give one or the other.")
+    pairs = list(zip(corpora, probabilities, strict=True))
+    totals = {side: sum(chance for corpus, chance in pairs if corpus.side == side) for side in SIDES}
+    if order.sampling == "random":
+        order = replace(order, probabilities=tuple(probabilities))
+    shared = [
+        replace(corpus, share=chance / totals[corpus.side] if totals[corpus.side] else None) for corpus, chance in pairs
+    ]
+    return shared, order, constant(min(totals["domain"], 1.0))
+
+
+def _shared_zero() -> torch.Tensor:
+    """Return a number that processes share, which load in the background."""
+    return torch.tensor(0).share_memory_()  # type: ignore[no-untyped-call, no-any-return]
 
 
 def find_process() -> tuple[int, int]:

@@ -3,7 +3,10 @@
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow.compute as pc
+
+from hf_interp.mixture.permutations import IntArray
 
 SAMPLE = 1000  # examples whose lengths are averaged where they must be read one by one
 ROWS = 10_000  # rows that are looked at, or packed, at a time
@@ -22,13 +25,31 @@ def mean_tokens(dataset: Any) -> float | None:
     if isinstance(dataset, datasets.Dataset):
         if "input_ids" not in dataset.column_names:
             return None
-        tables = dataset.with_format(None).select_columns("input_ids").with_format("arrow")
-        return sum(pc.sum(pc.list_value_length(rows["input_ids"])).as_py() for rows in tables.iter(ROWS)) / len(dataset)
+        return int(token_lengths(dataset).sum()) / len(dataset)
     count = min(len(dataset), SAMPLE)
     examples = [dataset[index * len(dataset) // count] for index in range(count)]
     if not all(hasattr(example, "keys") and "input_ids" in example for example in examples):
         return None
     return sum(len(example["input_ids"]) for example in examples) / count
+
+
+def token_lengths(dataset: Any) -> IntArray:
+    """Return the length of `input_ids` of every example; those of a `datasets.Dataset` are not read one by one.
+
+    Raises:
+        ValueError: if examples have none, or for a stream.
+
+    >>> token_lengths([{"input_ids": [1, 2, 3]}, {"input_ids": [1]}]).tolist()
+    [3, 1]
+    """
+    if isinstance(dataset, datasets.Dataset) and "input_ids" in dataset.column_names:
+        tables = dataset.with_format(None).select_columns("input_ids").with_format("arrow")
+        lengths = [pc.list_value_length(rows["input_ids"]).to_numpy() for rows in tables.iter(ROWS)]
+        return np.concatenate(lengths).astype(np.int64)
+    try:
+        return np.array([len(dataset[index]["input_ids"]) for index in range(len(dataset))], np.int64)
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError("Examples have no length in tokens without `input_ids`, and those of a stream none.") from None
 
 
 def pack(dataset: Any, length: int, *, separator: int | None = None) -> Any:

@@ -13,6 +13,7 @@ How it is exact:
   (within 1 for two corpora).
 - Order inside a global batch: a permutation keyed by (seed, step).
 - Order inside a pass over a corpus: a permutation keyed by (seed, corpus, pass).
+- `hf_interp.mixture.order` has other orders: corpora in sequence, windows of steps by length, draws at random.
 
 A run whose settings change in the middle is a chain of plans: each begins at a step, at the counts that the one before
 it has consumed. An adaptive α is fixed a few steps at a time (`commit`); what is fixed never changes.
@@ -26,6 +27,7 @@ import json
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,8 +46,10 @@ from hf_interp.mixture.apportionment import (
     share_units,
     weigher,
 )
+from hf_interp.mixture.draws import RandomDraws
+from hf_interp.mixture.order import Order, chances_at, in_sequence, share_out_by_length, steps_until
 from hf_interp.mixture.permutations import IntArray, batch_orders, derive_key, permute, splitmix64
-from hf_interp.mixture.schedules import AlphaSchedule
+from hf_interp.mixture.schedules import AlphaSchedule, Constant
 
 ORDER_VERSION = 1  # raise it with any change of this module that makes the same settings read in another order
 MANY_PASSES = 4  # repeating data up to about four times costs little (Muennighoff et al. 2023, arXiv 2305.16264)
@@ -76,6 +80,7 @@ class MixturePlan:
             the corpora's mean lengths.
         num_committed: steps whose α is fixed from the beginning; all of them by default. The others follow the schedule
             in forecasts only, and cannot be read before `commit` has fixed their α.
+        order: how the slots are filled, if not in the plan's own order.
 
     Attributes:
         num_committed (`int`): how many steps have an α that is fixed.
@@ -108,6 +113,7 @@ class MixturePlan:
     is_adaptive: bool
     start_step: int = 0
     previous: "MixturePlan | None" = None
+    order: Order
     _share_units: list[int]
     _alphas: AlphaTable
     _schedule: AlphaTable
@@ -122,6 +128,7 @@ class MixturePlan:
         seed: int = 0,
         unit: Unit = "examples",
         num_committed: int | None = None,
+        order: Order | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("max_steps", max_steps)):
             if value < 1:
@@ -133,6 +140,7 @@ class MixturePlan:
         self._share_units = share_units(self.corpora, unit)
         weigh = weigher(self.corpora, self._share_units, unit)
         self._alphas = self._schedule = AlphaTable.tabulate(alpha_schedule, self.max_steps, weigh)
+        self.order = self._settle(order or Order(), alpha_schedule)
         self._work_out()
         self._check_sides_asked_for(self._alphas.blocks())
         self._check_max_passes(self.max_steps)
@@ -170,6 +178,11 @@ class MixturePlan:
         Without a previous plan nothing has been read before `step`. What a previous plan has fixed of an adaptive α
         stays in force.
         """
+        if self.order.stopping_strategy is not None:
+            raise ValueError(
+                f"`stopping_strategy` ({self.order.stopping_strategy}) ends a run that keeps its settings, and they "
+                "have changed. Give `max_steps`."
+            )
         plan = copy.copy(self)
         plan.start_step, plan.previous = step, previous
         if self.is_adaptive:
@@ -181,6 +194,20 @@ class MixturePlan:
         plan._work_out()
         plan._check_sides_asked_for(plan._alphas.blocks(step))
         plan._check_max_passes(plan.num_committed)
+        return plan
+
+    def with_seed(self, seed: int) -> "MixturePlan":
+        """Return the plan of the same mixture with another seed."""
+        plan = copy.copy(self)
+        plan.seed = seed
+        if self.order.stopping_strategy is not None:  # whose end the seed decides
+            schedule, settings = Constant(self.alpha(0)), {"batch_size": self.batch_size, "seed": seed}
+            plan.max_steps = plan.num_committed = steps_until(
+                self.order, self.corpora, schedule, unit=self.unit, **settings
+            )
+            plan._alphas = plan._schedule = AlphaTable.tabulate(schedule, plan.max_steps)
+        plan._work_out()
+        plan._check_max_passes(plan.max_steps)
         return plan
 
     def plan_of(self, step: int) -> "MixturePlan":
@@ -275,7 +302,7 @@ class MixturePlan:
                     f"Corpus {name} is read {times:.1f} times; beyond about {MANY_PASSES} passes a model gains "
                     "little and begins to memorise. Lower its share of the run, or take fewer steps."
                 )
-            if 0 < in_batch < 0.999:  # not 1, which a rounded share or α may miss
+            if 0 < in_batch < 0.999 and self._draws is None:  # not 1, which a rounded share or α may miss
                 found.append(
                     f"A global batch of {self.batch_size} holds {in_batch:.2g} examples of corpus {name} at the most, "
                     "so that many steps hold none. Raise the batch size or accumulate gradients to have it in every "
@@ -304,6 +331,7 @@ class MixturePlan:
             "adaptive": self.is_adaptive,
             "order_version": ORDER_VERSION,
             "alpha_sha256": self._schedule.sha256(),
+            **self.order.identity(),
         }
 
     def fingerprint(self) -> str:
@@ -352,7 +380,7 @@ class MixturePlan:
             CorpusSpec(**corpus, mean_tokens=length) for corpus, length in zip(state["corpora"], lengths, strict=True)
         )
         plan._share_units = [round(corpus["share"] * (1 << ALPHA_BITS)) for corpus in state["corpora"]]
-        plan.is_adaptive = state["adaptive"]
+        plan.is_adaptive, plan.order = state["adaptive"], Order.from_dict(state)
         weigh = weigher(plan.corpora, plan._share_units, plan.unit)
         plan._alphas = plan._schedule = AlphaTable(state["alpha"], weigh)
         if plan.is_adaptive:
@@ -413,20 +441,59 @@ class MixturePlan:
         # 0 for a stream, which is read in its own order
         self._sizes = np.array([corpus.num_examples or 0 for corpus in self.corpora], np.int64)
         self._order_key = derive_key(self.seed, "order of a batch")
+        self._turn_key = derive_key(self.seed, "order of the steps of a window")
         # An adaptive α is fixed step by step, and a block must be fixed as a whole.
-        self._block_steps = 1 if self.is_adaptive else max(1, BLOCK_SLOTS // self.batch_size)
+        self._block_steps = 1 if self.is_adaptive else self.order.window or max(1, BLOCK_SLOTS // self.batch_size)
         self._blocks: dict[int, tuple[IntArray, IntArray, IntArray | None]] = {}
         self._first_slot = self.start_step * self.batch_size
         before = self.previous.consumed(self.start_step) if self.previous is not None else {}
         self._start_drawn = np.array([before.get(corpus.name, 0) for corpus in self.corpora], np.int64)
+        self._draws = self._draw_corpora() if self.order.sampling == "random" else None
+
+    def _settle(self, order: Order, schedule: AlphaSchedule) -> Order:
+        """Return the order with the probabilities of a constant α, unrounded; refuse what needs an α beforehand."""
+        if self.is_adaptive and (order.sampling == "random" or order.window > 1):
+            raise ValueError(
+                "A controller decides α a few steps ahead, which neither random sampling nor a `length_window` of more "
+                "than one step knows. Leave the controller out, or set `length_window: 1`."
+            )
+        if order.sampling != "random" or order.probabilities is not None or self.unit == "tokens":
+            return order
+        if not isinstance(schedule, Constant):
+            return order
+        return replace(order, probabilities=chances_at(schedule.value, self.corpora))
+
+    def _draw_corpora(self) -> RandomDraws:
+        limits = None
+        if self.order.stopping_strategy == "all_exhausted_without_replacement":
+            limits = self._sizes
+        num_slots = len(self) - self._first_slot
+        return RandomDraws(
+            self.seed, self._chances, self.batch_size, num_slots, first_draw=self._first_slot, limits=limits
+        )
+
+    def _chances(self, steps: IntArray) -> npt.NDArray[np.float64]:
+        """Return the probability of each corpus at each of some consecutive steps, or one row for all."""
+        if self.order.probabilities is not None:
+            return np.array([self.order.probabilities])
+        borders = np.minimum(np.append(steps, steps[-1] + 1), self.max_steps)  # a block may go beyond the run
+        alphas = np.diff(self._alphas.sums_before(borders))[:, None] / (1 << ALPHA_BITS)
+        is_domain = np.array([corpus.side == "domain" for corpus in self.corpora])
+        found: npt.NDArray[np.float64] = np.where(is_domain, alphas, 1 - alphas) * self._share_units
+        return found
 
     def _side_totals(self, steps: IntArray) -> dict[Side, IntArray]:
         """Return the slots of each side from `start_step` to before each of `steps`."""
+        if self._draws is not None:
+            drawn = self._drawn_since_start(steps)
+            return {side: drawn[:, self._side(side)].sum(axis=1) for side in SIDES}
         units = self._alphas.sums_before(steps) - self._alphas.sums_before(np.array([self.start_step]))
         domain = domain_slots(units, self.batch_size)
         return {"general": (steps - self.start_step) * self.batch_size - domain, "domain": domain}
 
     def _drawn_since_start(self, steps: IntArray) -> IntArray:
+        if self._draws is not None:
+            return self._draws.counts_before((steps - self.start_step) * self.batch_size)
         counts = np.zeros((steps.size, len(self.corpora)), np.int64)
         for side, totals in self._side_totals(steps).items():
             tree = self._trees[side]
@@ -515,6 +582,22 @@ class MixturePlan:
             return self._blocks[block]
         first = self.start_step + block * self._block_steps
         steps = np.arange(first, min(first + self._block_steps, self.max_steps))
+        if self._draws is not None:
+            slots = steps[[0, -1]] * self.batch_size - self._first_slot
+            corpus, ordinal = self._draws.between(int(slots[0]), int(slots[1]) + self.batch_size)
+            ordinal = ordinal + self._start_drawn[corpus]
+        else:
+            corpus, ordinal = self._apportion(steps)
+        if self.order.sampling == "sequential":
+            ordinal = in_sequence(corpus, ordinal)
+        if self.order.window:
+            corpus, ordinal = self._share_out(steps, corpus, ordinal)
+        found = corpus, ordinal, self._examples(corpus, ordinal) if len(corpus) <= BLOCK_SLOTS else None
+        self._blocks = {**dict(list(self._blocks.items())[-1:]), block: found}
+        return found
+
+    def _apportion(self, steps: IntArray) -> tuple[IntArray, IntArray]:
+        """Return corpus and ordinal of the slots of consecutive steps."""
         before = self.drawn_before(np.append(steps, steps[-1] + 1))
         counts = np.diff(before, axis=0).reshape(-1)
         # In rank order a step holds its corpora one after another; `rank` then scatters them over the batch.
@@ -523,16 +606,29 @@ class MixturePlan:
         ordinal = np.arange(counts.sum()) + np.repeat(before[:-1].reshape(-1) - first_rank, counts)
         rank = batch_orders(self._order_key, steps, self.batch_size)
         flat = (rank + (np.arange(len(steps)) * self.batch_size)[:, None]).reshape(-1)
-        corpus, ordinal = corpus[flat], ordinal[flat]
-        found = corpus, ordinal, self._examples(corpus, ordinal) if len(corpus) <= BLOCK_SLOTS else None
-        self._blocks = {**dict(list(self._blocks.items())[-1:]), block: found}
-        return found
+        return corpus[flat], ordinal[flat]
+
+    def _share_out(self, steps: IntArray, corpus: IntArray, ordinal: IntArray) -> tuple[IntArray, IntArray]:
+        """Return corpus and ordinal of the slots of a window, shared out by length."""
+        if self.order.lengths is None:
+            raise ValueError(
+                "The plan shares out examples by their lengths, which are not saved with it: without the corpora it "
+                "does not tell the examples of a step."
+            )
+        offsets = np.cumsum(self._sizes) - self._sizes
+        lengths = np.concatenate(self.order.lengths)[offsets[corpus] + self._examples(corpus, ordinal)]
+        return share_out_by_length(
+            corpus, ordinal, ordinal // self._sizes[corpus], lengths, np.repeat(steps, self.batch_size), self._turn_key
+        )
 
     def _examples(self, corpus: IntArray, ordinal: IntArray) -> IntArray:
         example = ordinal.copy()
         shuffled = np.flatnonzero(self._sizes[corpus])
         size = self._sizes[corpus[shuffled]]
         passes, position = np.divmod(ordinal[shuffled], size)
+        if self.order.sampling != "exact":
+            example[shuffled] = position
+            return example
         example[shuffled] = permute(position, size, splitmix64(passes, self._corpus_keys[corpus[shuffled]]))
         return example
 

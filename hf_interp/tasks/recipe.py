@@ -219,9 +219,18 @@ SCHEDULE_FIELDS = (
 )
 
 
+_GONE_WITH: Mapping[str, Sequence[str]] = {
+    "alpha": SCHEDULE_FIELDS,
+    "alpha_schedule_type": ("alpha",),
+    "max_steps": ("stopping_strategy",),
+    "num_train_epochs": ("stopping_strategy",),
+    "stopping_strategy": ("max_steps", "num_train_epochs"),
+}
+
+
 def gone_with(fields: Collection[str]) -> Sequence[str]:
-    """Return the fields of a recipe whose place others take: a constant α that of a schedule, and a schedule α's."""
-    return SCHEDULE_FIELDS if "alpha" in fields else ("alpha",) if "alpha_schedule_type" in fields else ()
+    """Return the fields of a recipe whose place others take: a constant α for a schedule, an end for another."""
+    return [gone for name, others in _GONE_WITH.items() if name in fields for gone in others]
 
 
 def with_alpha(recipe: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hf_interp.losses.kl_divergence import DIRECTIONS, Direction
 from hf_interp.mixture.apportionment import UNITS, Unit
 from hf_interp.mixture.controllers import AlphaController, get_controller
 from hf_interp.mixture.epochs import EPOCH_SIDES, EpochSide
+from hf_interp.mixture.order import DEFAULT_WINDOW, Order, Sampling
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, get_alpha_schedule
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.yaml_values import parse_mapping, with_numbers
@@ -59,6 +60,12 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         mixture_unit (`str`, *optional*, defaults to `"examples"`): what α and the shares count: "examples" or "tokens".
         mixture_epoch (`str`, *optional*, defaults to `"domain"`): the side whose pass is an epoch: "domain", "general",
             or "all" for as many examples as both have. `num_train_epochs` counts them where `max_steps` is not set.
+        mixture_sampling (`str`, *optional*, defaults to `"exact"`): "exact" counts follow α at every step; "random"
+            draws the corpus of every example, as `datasets.interleave_datasets` does.
+        stopping_strategy (`str`, *optional*): of random sampling at a constant α, in place of a number of steps:
+            "first_exhausted", "all_exhausted" or "all_exhausted_without_replacement".
+        length_window (`int`, *optional*, defaults to 50): with `train_sampling_strategy: group_by_length`, the steps
+            that share out their examples by length; at least 1, where each step keeps its own.
         alpha_controller (`str`, *optional*): let α answer to training: guard holds α back while a general metric
             is worse than at its start.
         alpha_controller_kwargs (`dict`, *optional*): arguments of the controller, such as `{"tolerance": 0.1}`.
@@ -104,6 +111,9 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
     alpha_target_steps: float = 0.0
     mixture_unit: Unit = "examples"
     mixture_epoch: EpochSide = "domain"
+    mixture_sampling: Sampling = "exact"
+    stopping_strategy: str | None = None
+    length_window: int = DEFAULT_WINDOW
     alpha_controller: str | None = None
     alpha_controller_kwargs: dict[str, Any] | str | None = None
     alpha_update_steps: int = 10
@@ -137,9 +147,23 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
             raise ValueError(f"`mixture_unit` must be 'examples' or 'tokens', got {self.mixture_unit!r}.")
         if self.mixture_epoch not in EPOCH_SIDES:
             raise ValueError(f"`mixture_epoch` must be {' or '.join(EPOCH_SIDES)}, got {self.mixture_epoch!r}.")
+        self._check_order()
         self.build_alpha_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
         self.build_alpha_controller()
         self._check_anchor()
+
+    def _check_order(self) -> None:
+        """Refuse an order that is none, or an end of the run that another field sets too."""
+        if self.length_window < 1:
+            raise ValueError(f"`length_window` must be at least 1, got {self.length_window}.")
+        groups = self.train_sampling_strategy == "group_by_length"
+        Order(self.mixture_sampling, None, self.stopping_strategy, self.length_window if groups else 0)
+        for name, default in (("max_steps", -1), ("num_train_epochs", 3.0)):
+            if self.stopping_strategy is not None and getattr(self, name) != default:
+                raise ValueError(
+                    f"`stopping_strategy` ({self.stopping_strategy}) ends the run, which `{name}` "
+                    f"({getattr(self, name)}) contradicts. Leave one of them out."
+                )
 
     def _settle_schedule(self) -> None:
         """Fill in what is not given of the schedule. Who sets an end, a phase or a controller means α to move."""

@@ -79,10 +79,10 @@ def check_loader_arguments(args: TrainingArguments, *, num_workers: int) -> list
     if args.accelerator_config is not None and args.accelerator_config.split_batches:
         raise ValueError("A mixture needs `split_batches=False`: `per_device_train_batch_size` is per process.")
     warnings = []
-    if args.train_sampling_strategy != "random":
+    if args.train_sampling_strategy == "batch_rebalance":
         warnings.append(
-            f"`train_sampling_strategy={args.train_sampling_strategy!r}` is ignored: the plan of the mixture sets the "
-            "order, and shuffles each pass of a corpus. A stream is read in its own order."
+            "`train_sampling_strategy='batch_rebalance'` is ignored: the plan of the mixture sets the order. Take "
+            "'group_by_length', whose batches hold examples of like length on all processes."
         )
     if args.dataloader_num_workers > num_workers:
         warnings.append(

@@ -23,6 +23,8 @@ from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.epochs import Epochs, EpochSide, steps_of_epochs
+from hf_interp.mixture.order import DEFAULT_WINDOW, Order, steps_until
+from hf_interp.mixture.packing import token_lengths
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
 from hf_interp.mixture.slots import BATCH_KEY, CORPUS_KEY, ORDER_KEY, STREAMS_KEY, BatchShard, SlotDataset, whole_hash
@@ -299,7 +301,10 @@ def plan_mixture(
 
     unit = args.mixture_unit if isinstance(args, InterpolationConfig) else "examples"
     specs, max_steps = [corpus.spec(unit) for corpus in corpora], args.max_steps
-    if max_steps < 0:
+    order, seed = order_of(args, corpora), args.seed if args.data_seed is None else args.data_seed
+    if order.stopping_strategy is not None:
+        max_steps = steps_until(order, specs, schedule_of(1 << 40), batch_size=batch_size, seed=seed, unit=unit)
+    elif max_steps < 0:
         settings: dict[str, Any] = {"batch_size": batch_size, "unit": unit, "side": epoch_side(args)}
         max_steps = steps_of_epochs(args.num_train_epochs, check_corpora(specs, unit), schedule_of, **settings)
     return MixturePlan(
@@ -307,10 +312,23 @@ def plan_mixture(
         alpha_schedule=schedule_of(max_steps),
         batch_size=batch_size,
         max_steps=max_steps,
-        seed=args.seed if args.data_seed is None else args.data_seed,
+        seed=seed,
         unit=unit,
         num_committed=sum(update_steps_and_lag(args)) if is_adaptive else None,
+        order=order,
     )
+
+
+def order_of(args: TrainingArguments, corpora: Sequence[Corpus]) -> Order:
+    """Return how the slots are to be filled."""
+    config = args if isinstance(args, InterpolationConfig) else None
+    sampling = "exact" if config is None else config.mixture_sampling
+    if args.train_sampling_strategy == "group_by_length":
+        window = DEFAULT_WINDOW if config is None else config.length_window
+        return Order.by_length(window, [token_lengths(corpus.dataset) for corpus in corpora], sampling)
+    if args.train_sampling_strategy == "sequential" and sampling == "exact":
+        sampling = "sequential"
+    return Order(sampling, stopping_strategy=None if config is None else config.stopping_strategy)
 
 
 def epoch_side(args: TrainingArguments) -> EpochSide:

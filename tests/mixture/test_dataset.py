@@ -321,3 +321,60 @@ def test_what_the_trainer_refuses_is_refused(parts: dict[str, Any], message: str
 def test_what_a_plan_warns_of_is_told(caplog: pytest.LogCaptureFixture) -> None:
     numbers(max_steps=60)
     assert "Corpus 'domain' is read 20.0 times" in caplog.text
+
+
+# What loops ask of a dataset of `datasets`.
+
+
+@pytest.mark.parametrize("sampling", ["exact", "random", "sequential"])
+def test_an_epoch_is_another_order_that_resumes(sampling: Any) -> None:
+    data = numbers(sampling=sampling)
+    first = list(data)
+    data.set_epoch(1)
+    second = list(data)
+    assert second != first
+    iterator = iter(data)
+    assert [next(iterator) for _ in range(10)] == second[:10]
+    state = json.loads(json.dumps(data.state_dict()))
+    other = numbers(sampling=sampling)
+    other.load_state_dict(state)
+    assert list(other) == second[10:]
+    data.set_epoch(0)
+    assert list(data) == first
+
+
+def test_workers_that_stay_are_told_of_an_epoch() -> None:
+    data = numbers()
+    loader = DataLoader(data, batch_size=8, num_workers=2, persistent_workers=True)
+    first = torch.cat(list(loader)).tolist()
+    data.set_epoch(3)
+    assert torch.cat(list(loader)).tolist() == list(data) != first
+
+
+def test_an_epoch_of_a_strategy_ends_where_its_draws_do() -> None:
+    settings = {"sampling": "random", "stopping_strategy": "first_exhausted", "max_steps": None, "batch_size": 1}
+    data = numbers(**settings, alpha_schedule=constant(0.4))
+    lengths = []
+    for epoch in range(6):
+        data.set_epoch(epoch)
+        found = list(data)
+        lengths.append(len(found))
+        assert len(data) == len(found)
+        counts = [sum(number < DOMAIN_FIRST for number in found), sum(number >= DOMAIN_FIRST for number in found)]
+        assert counts[0] == 40 or counts[1] == 12
+    assert len(set(lengths)) > 1
+
+
+def test_a_mixture_is_shuffled_by_another_seed() -> None:
+    data = numbers()
+    assert list(data.shuffle(seed=5, buffer_size=100)) == list(numbers(seed=5)) != list(data)
+    drawn = data.shuffle(generator=np.random.default_rng(1))
+    assert list(drawn) == list(data.shuffle(generator=np.random.default_rng(1))) != list(data)
+    for sampling in ("random", "sequential"):
+        with pytest.raises(ValueError, match=r"in its own order.*Shuffle the corpora beforehand"):
+            numbers(sampling=sampling).shuffle(seed=5)
+
+
+def test_splitting_by_node_is_refused_in_words() -> None:
+    with pytest.raises(AttributeError, match="is not split by node: it finds its process by itself"):
+        split_dataset_by_node(numbers(), rank=0, world_size=2)  # type: ignore[type-var]

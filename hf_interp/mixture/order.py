@@ -1,0 +1,148 @@
+"""The order in which a mixture is read, where it is not the plan's own: at random, in sequence, or by length."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from hf_interp.mixture.apportionment import ALPHA_BITS, CorpusSpec, Unit, check_corpora, share_units
+from hf_interp.mixture.draws import slots_until
+from hf_interp.mixture.permutations import IntArray, batch_orders
+from hf_interp.mixture.schedules import AlphaSchedule, Constant
+
+Sampling = Literal["exact", "random", "sequential"]
+SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
+
+DEFAULT_WINDOW = 50
+"""Steps that share out their examples by length: as many batches as transformers sorts together."""
+
+STOPPING_STRATEGIES = ("first_exhausted", "all_exhausted", "all_exhausted_without_replacement")
+
+
+@dataclass(frozen=True)
+class Order:
+    """How the slots of a run are filled.
+
+    Args:
+        sampling: "exact" has counts that follow α, and shuffles every pass over a corpus. "sequential" has the same
+            counts, and reads each corpus in its own order. "random" draws the corpus of every example, as
+            `datasets.interleave_datasets` does, and reads each in its own order.
+        probabilities: of "random" at a constant α; `None` for those that α and the shares give at each step.
+        stopping_strategy: of "random", where it and not a number of steps ends the run.
+        window: steps that share out their examples by length; 0 for none.
+        lengths_sha256: hash of all lengths.
+        lengths: of the examples of every corpus, which no file keeps.
+
+    Raises:
+        ValueError: for an unknown name, or settings that contradict each other.
+    """
+
+    sampling: Sampling = "exact"
+    probabilities: tuple[float, ...] | None = None
+    stopping_strategy: str | None = None
+    window: int = 0
+    lengths_sha256: str | None = None
+    lengths: tuple[IntArray, ...] | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f"The sampling of a mixture must be one of {', '.join(SAMPLINGS)}, got {self.sampling!r}.")
+        if self.stopping_strategy not in (None, *STOPPING_STRATEGIES):
+            raise ValueError(
+                f"`stopping_strategy` must be one of {', '.join(STOPPING_STRATEGIES)}, got {self.stopping_strategy!r}."
+            )
+        if self.stopping_strategy is not None and self.sampling != "random":
+            raise ValueError(
+                f"`stopping_strategy` ({self.stopping_strategy}) needs random sampling, got {self.sampling!r}: exact "
+                "counts end with `max_steps` or after passes."
+            )
+        if self.window and self.sampling == "random":
+            raise ValueError("Random sampling reads each corpus in its own order, which grouping by length does not.")
+        if self.window < 0:
+            raise ValueError(f"`length_window` must be at least 1, got {self.window}.")
+
+    @classmethod
+    def by_length(cls, window: int, lengths: Sequence[IntArray], sampling: Sampling = "exact") -> "Order":
+        """Return the order in which every `window` steps share out their examples by these lengths."""
+        digest = hashlib.sha256()
+        for of_corpus in lengths:
+            digest.update(of_corpus.astype("<i8").tobytes())
+        return cls(sampling, window=window, lengths_sha256=digest.hexdigest(), lengths=tuple(lengths))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a plan is known by, as plain values; nothing for a plan's own order."""
+        values = {name: value for name, value in asdict(replace(self, lengths=None)).items() if value}
+        return {} if self == Order() else {"order": values}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> "Order":
+        """Return the order in the identity of a plan, without lengths."""
+        values = dict(state.get("order", {}))
+        if "probabilities" in values:
+            values["probabilities"] = tuple(values["probabilities"])
+        return cls(**values)
+
+
+def chances_at(alpha: float, corpora: Sequence[CorpusSpec]) -> tuple[float, ...]:
+    """Return the probability of each corpus at a constant α, without rounding where shares are given."""
+    sides, units = {"domain": alpha, "general": 1 - alpha}, share_units(corpora, "examples")
+    return tuple(
+        sides[corpus.side] * (unit / (1 << ALPHA_BITS) if corpus.share is None else corpus.share)
+        for corpus, unit in zip(corpora, units, strict=True)
+    )
+
+
+def steps_until(
+    order: Order, corpora: Sequence[CorpusSpec], schedule: AlphaSchedule, *, batch_size: int, seed: int, unit: Unit
+) -> int:
+    """Return after how many whole steps the stopping strategy of an order ends a run.
+
+    Raises:
+        ValueError: for an α that moves or counts tokens, a stream, or an end that is not reached or comes at once.
+    """
+    strategy, corpora = order.stopping_strategy or "", check_corpora(corpora, unit)
+    if not isinstance(schedule, Constant) or unit == "tokens":
+        raise ValueError(
+            f"`stopping_strategy` ({strategy}) needs a constant α that counts examples: one that moves must know the "
+            "number of steps. Set `alpha`, or give `max_steps` instead."
+        )
+    chances = np.array(order.probabilities or chances_at(schedule.value, corpora))
+    names, sizes = [corpus.name for corpus in corpora], [corpus.num_examples for corpus in corpora]
+    slots = slots_until(strategy, names, sizes, chances, seed)
+    if slots < batch_size:
+        raise ValueError(
+            f"`stopping_strategy` ({strategy}) ends after {slots} examples, fewer than a batch ({batch_size}). Take a "
+            "smaller batch or another strategy."
+        )
+    return slots // batch_size
+
+
+def in_sequence(corpus: IntArray, ordinal: IntArray) -> IntArray:
+    """Return the ordinals of some slots with those of each corpus in ascending order."""
+    found = np.empty_like(ordinal)
+    found[np.argsort(corpus, kind="stable")] = ordinal[np.lexsort((ordinal, corpus))]
+    return found
+
+
+def share_out_by_length(
+    corpus: IntArray, ordinal: IntArray, passes: IntArray, lengths: IntArray, step: IntArray, key: int
+) -> tuple[IntArray, IntArray]:
+    """Return corpus and ordinal of the slots of a window, so that examples of like length meet.
+
+    Each step keeps how many it has of each corpus, and each pass its examples. Inside these the shortest examples of
+    every corpus go to one step, the next ones to another, in an order of steps that `key` and the first step pick.
+    Inside a step the slots are in order of length, so that any part of it holds like ones.
+
+    Args:
+        corpus, ordinal, passes, lengths, step: of each slot: its corpus, its example's number, the pass to which that
+            belongs and its length, and the step of the slot.
+        key: of the order of the steps.
+    """
+    turn = batch_orders(key, step[:1], int(step[-1] - step[0]) + 1)[0][step - step[0]]
+    places, sources = np.lexsort((turn, passes, corpus)), np.lexsort((lengths, passes, corpus))
+    found, found_lengths = np.empty_like(ordinal), np.empty_like(lengths)
+    found[places], found_lengths[places] = ordinal[sources], lengths[sources]
+    arranged = np.lexsort((found_lengths, step))
+    return corpus[arranged], found[arranged]
