@@ -41,7 +41,7 @@ from hf_interp.weights.merge_adapter import find_base, open_adapter
 from hf_interp.weights.model_folder import find_folder, open_base
 from hf_interp.weights.tensors import Weights
 
-SHOWN = [name for name, info in TASK_INFOS.items() if info.answer is not None]
+SHOWN = [name for name, info in TASK_INFOS.items() if info.answer is not None and info.takes == "text"]
 """Tasks whose answers can be shown."""
 MAX_CHARACTERS = 20_000
 """Of a text; longer ones are refused before they are tokenised."""
@@ -249,7 +249,8 @@ def find_task(folder: Path) -> str:
 
 def check_task_name(task: str) -> AnswerKind:
     """Return the kind of answer of a task, or raise if its answers cannot be shown."""
-    kind = TASK_INFOS[task].answer if task in TASK_INFOS else None
+    info = TASK_INFOS.get(task)
+    kind = info.answer if info is not None and info.takes == "text" else None
     if kind is None:
         raise ValueError(f"`task` must be one of {', '.join(SHOWN)}, got {task!r}." + did_you_mean(task, SHOWN))
     return kind

@@ -22,6 +22,7 @@ from hf_interp.mixture.epochs import Epochs
 from hf_interp.mixture.packing import mean_tokens
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.tasks.build import check_recipe, format_cut, load_data, plan_data
+from hf_interp.tasks.media import describe
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.splits import format_shared
@@ -158,7 +159,7 @@ def count_labels(corpus: Corpus, recipe: Recipe) -> dict[str, int]:
     names = recipe.for_objective(corpus.objective).label_names
     if not names or corpus.objective == DISTILL or not isinstance(corpus.dataset, datasets.Dataset):
         return {}
-    labels = np.asarray(corpus.dataset.with_format("arrow")[:]["labels"].combine_chunks())
+    labels = np.asarray(corpus.dataset.select_columns(["labels"]).with_format("arrow")[:]["labels"].combine_chunks())
     is_one = np.issubdtype(labels.dtype, np.integer)
     return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True)) if is_one else {}
 
@@ -168,7 +169,10 @@ def sample_texts(corpus: Corpus, tokenizer: Any, recipe: Recipe, count: int) -> 
     names = recipe.for_objective(corpus.objective).label_names or []
     texts = []
     for example in islice(corpus.dataset, count):
-        ids, labels = example["input_ids"], example.get("labels")
+        ids, labels = example.get("input_ids"), example.get("labels")
+        if ids is None:
+            texts.append(f"{describe(example)}{_label_text(labels, (), names, tokenizer)}")
+            continue
         rows = ids if ids and isinstance(ids[0], list) else [ids]
         shown = " | ".join(tokenizer.decode(row) for row in rows)
         texts.append(f"{sum(map(len, rows))} tokens: {shown}{_label_text(labels, ids, names, tokenizer)}")

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from zlib import crc32
 
 import numpy as np
@@ -36,6 +36,20 @@ DISTILL = "distill"
 """The objective of corpora whose examples train M₀'s predictions with the model's own head."""
 
 Collator = Callable[[list[Any]], Any]
+
+
+@runtime_checkable
+class SlotwiseCollator(Protocol):
+    """A collator that draws for each example from (seed, number) alone; called without these, it draws as for any."""
+
+    columns: Sequence[str]
+    """Columns that the model does not take but the collator does."""
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """Collate for evaluation."""
+
+    def collate(self, examples: Sequence[Any], numbers: Sequence[int], seed: int) -> Any:
+        """Collate for training."""
 
 
 class MaskingCollator:
@@ -73,7 +87,6 @@ class MaskingCollator:
         )
         self._pad = DataCollatorForTokenClassification(tokenizer)
         self.columns = ("special_tokens_mask", "offset_mapping") if whole_word_mask else ("special_tokens_mask",)
-        """Columns that the model does not take but the collator does."""
 
     def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         """Collate for evaluation."""
@@ -137,10 +150,10 @@ def collate(
 ) -> Any:
     """Collate examples of training, with the random numbers that belong to their slots, `numbers`.
 
-    For any other collator than a `MaskingCollator` the generators are set from the first number, which takes some
+    For any other collator than a `SlotwiseCollator` the generators are set from the first number, which takes some
     0.1 ms, unless it surely draws none: `may_draw` says so, by default the collator's class.
     """
-    if isinstance(collator, MaskingCollator):
+    if isinstance(collator, SlotwiseCollator):
         return collator.collate(examples, numbers, seed)
     draws = may_draw_numbers(collator) if may_draw is None else may_draw
     with random_state_of_slot(seed, numbers[0]) if draws else nullcontext():

@@ -20,7 +20,7 @@ from hf_interp.reporting.results import Comparison, RunResults, spread
 from hf_interp.utils.console import format_table
 from hf_interp.utils.files import new_file
 from hf_interp.utils.redaction import basename, is_local, redactor
-from hf_interp.utils.task_info import TASK_INFOS, TaskInfo, task_of_class
+from hf_interp.utils.task_info import TASK_INFOS, InputKind, TaskInfo, task_of_class
 
 CARD_NAME, SPARE_CARD_NAME = "README.md", "MODEL_CARD.md"
 MARK = "rendered from the run's results by `hf-interp card`"
@@ -31,6 +31,13 @@ TAGS = ("hf_interp", "domain-adaptation")
 UNNAMED_SET = "evaluation set"
 MAX_TEXT = 500  # characters; names are shorter, and nothing from data should fill a card
 MAX_LABELS = 30  # labels that are written out in a snippet
+
+MAKERS: dict[InputKind, tuple[str, str]] = {
+    "text": ("tokenizer", "A text."),
+    "image": ("image_processor", "an image.png"),
+    "audio": ("feature_extractor", "a recording.wav"),
+}
+"""How a snippet calls what makes a model's inputs, and an input."""
 
 TRAINING_FIELDS = ("learning_rate", "lr_scheduler_type", "optim", "seed")
 
@@ -92,6 +99,7 @@ def model_card(
     if both and not interpolated:
         place += f", revision={FINETUNED_REVISION!r}"
     corpora, sets = _corpora(facts), _sets(facts)
+    maker, sample = MAKERS[facts.task_info.takes]
     points = results.plan.get("alpha", [])
     fingerprints = (entry.get("order_fingerprint") for entry in reversed(results.log_history))
     context = {
@@ -101,7 +109,10 @@ def model_card(
         "pictures": pictures,
         "alpha": f"α = {short_alpha(curve.alpha)}" if curve else "an α that the run does not tell",
         "place": Markdown(place),
-        "model_given": Markdown("model, tokenizer=tokenizer" if facts.is_adapter else place),
+        "model_given": Markdown(f"model, {maker}={maker}" if facts.is_adapter else place),
+        "processor": facts.task_info.processor,
+        "maker": maker,
+        "sample": Markdown(repr(sample)),
         "head": Markdown(_label_arguments(facts)),
         "answer": facts.task_info.answer,
         "auto_class": facts.task_info.auto_class,

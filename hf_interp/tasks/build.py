@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import torch
 from transformers import (
-    AutoTokenizer,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -30,22 +29,23 @@ from hf_interp.mixture.packing import pack
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.stream_ends import check_stream_ends
 from hf_interp.reporting.results import greater_is_better
-from hf_interp.tasks.fitness import check_inputs, check_tokenizer
+from hf_interp.tasks.fitness import check_inputs
 from hf_interp.tasks.lengths import UNLIMITED, count_cut
 from hf_interp.tasks.loading import encode_corpus, load_corpus
+from hf_interp.tasks.media import check_media
 from hf_interp.tasks.models import label_names_of, load_model
 from hf_interp.tasks.presets import adapt, adapter_callbacks, check_adapter
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.splits import Keys, content_keys, count_shared
 from hf_interp.tasks.task import TASKS, Task, check_task, get_task
-from hf_interp.tasks.tokenizers import prepare_tokenizer
+from hf_interp.tasks.tokenizers import load_processor
 from hf_interp.training.checkpoints import PREFIX_CHECKPOINT_DIR
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.heads import Objective
 from hf_interp.training.mixin import InterpolationMixin
 from hf_interp.training.mixture_run import plan_mixture
 from hf_interp.training.trainer import InterpolationSeq2SeqTrainer, InterpolationTrainer
-from hf_interp.utils.errors import check_known, did_you_mean, reading
+from hf_interp.utils.errors import check_known, did_you_mean
 from hf_interp.utils.files import check_output
 from hf_interp.utils.model_files import WEIGHT_FILES, matches
 from hf_interp.utils.run_folder import RESULTS_NAME
@@ -70,7 +70,8 @@ def check_search(recipe: Recipe) -> None:
 class RecipeData:
     """A recipe's data, tokenised."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
+    """Or what makes inputs of images or sound."""
     corpora: list[Corpus]
     eval_sets: dict[str, datasets.Dataset]
     validation_sets: dict[str, datasets.Dataset] = field(default_factory=dict)
@@ -96,7 +97,13 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
                 f"`objective` must be one of `objectives` ({', '.join(recipe.objectives) or 'none'}), {DISTILL}, or a "
                 f"task ({', '.join(TASKS)}), got {name!r}." + did_you_mean(name, known)
             )
-        if check_task(recipe.for_objective(name)).generates:
+        own = check_task(recipe.for_objective(name))
+        if own.info.takes != task.info.takes:
+            raise ValueError(
+                f"The objective {name!r} takes {own.info.takes} and the task {recipe.task} {task.info.takes}, so that "
+                "they have no backbone in common."
+            )
+        if own.generates:
             raise ValueError(
                 f"The objective {name!r} cannot be {recipe.for_objective(name).task}, which has no backbone apart from "
                 "its head."
@@ -169,15 +176,7 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
     if not sys.stderr.isatty():  # bars would fill a log with their every step
         datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()
-    name = recipe.model_name_or_path
-    missing = "" if os.path.isdir(name) else " (there is no such folder)"
-    with reading(f"The model {name!r}{missing} (`model_name_or_path`)"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
-        )
-    check_tokenizer(tokenizer, recipe)
-    prepare_tokenizer(tokenizer, recipe)
-
+    tokenizer = load_processor(recipe)
     cut: dict[str, tuple[int, int]] = {}
     keys: dict[str, Keys] = {}
 
@@ -310,9 +309,11 @@ def build_trainer(
     model = build_model(recipe, task, args)
     prepare_model(recipe, task, model, data.tokenizer)
     parts = task_parts(recipe, task, args, data.tokenizer, has_metrics=bool(data.eval_sets))
-    check_inputs(
-        model, data.tokenizer, data.by_field(), target_length=args.generation_max_length if task.generates else None
-    )
+    if task.info.takes == "text":
+        target_length = args.generation_max_length if task.generates else None
+        check_inputs(model, data.tokenizer, data.by_field(), target_length=target_length)
+    else:
+        check_media(model, parts["data_collator"], data.by_field())
     return trainer_class(task)(
         model=model,
         args=args,
@@ -364,7 +365,7 @@ def _build_objective(recipe: Recipe, args: InterpolationConfig, tokenizer: PreTr
 def prepare_model(recipe: Recipe, task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Set what the model must know of the tokenizer and of the task."""
     inner = unwrap_peft(model)
-    if getattr(inner.config, "pad_token_id", None) is None:
+    if task.info.takes == "text" and getattr(inner.config, "pad_token_id", None) is None:
         inner.config.pad_token_id = tokenizer.pad_token_id
     task.prepare(tokenizer, inner, recipe)
 

@@ -3,26 +3,32 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 
 from hf_interp.tasks.dialogues import read_turns
 from hf_interp.tasks.labels import BadValueError, LabelResolver
+from hf_interp.tasks.media import read_file
 from hf_interp.tasks.recipe import CorpusConfig
 
-Kind = Literal["text", "any text", "prose", "words", "class", "classes", "number", "tags", "turns", "anything"]
+Kind = Literal["text", "any text", "prose", "words", "class", "classes", "number", "tags", "turns", "image", "anything"]
 """The kinds of columns.
 
 - text: a text that is not blank; "any text" may be; of "prose" rows, those that are blank are dropped.
 - words: a list of texts; tags: a label for each of them.
 - class: a label; classes: a list of labels; number.
 - turns: a dialogue, as a list of mappings.
+- image: a file of one, as bytes or a path.
 - anything: whatever the file has.
 """
 
 CELLS: tuple[Kind, ...] = ("text", "any text", "prose", "class")
 """Kinds that are read from the cells of a table as they are written."""
+
+FILES: tuple[Kind, ...] = ("image",)
+"""Kinds that are files of their own."""
 
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d*)?([eE][-+]?\d+)?")
 
@@ -48,6 +54,10 @@ def converter(
         return (lambda value: _multi_hot(value, resolve, len(names))) if kind == "classes" else _tagger(resolve, names)
     if kind == "turns":
         return lambda value: _turns(value, config)
+    if kind in FILES:
+        paths = [config.path] if isinstance(config.path, str) else config.path
+        folders = [Path(path).expanduser().parent for path in paths]
+        return lambda value: read_file(value, kind, folders)
     return {"text": _text, "any text": _any_text, "prose": _any_text, "words": _words, "number": _number}.get(
         kind, lambda value: value
     )

@@ -34,6 +34,11 @@ def encode_classification(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) ->
     return encode
 
 
+def encode_files(column: str) -> Encode:
+    """image or audio → the same, which the collator decodes; label → labels, as of `encode_classification`."""
+    return lambda batch: {column: batch[column], "labels": batch["label"]}
+
+
 def encode_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
     """tokens → input_ids, attention_mask, ...: (length,), cut to `max_length`; tags → labels: (length,).
 

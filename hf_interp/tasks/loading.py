@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pyarrow.compute as pc
 
-from hf_interp.tasks.columns import CELLS, Kind, class_names, converter, is_wanted
+from hf_interp.tasks.columns import CELLS, FILES, Kind, class_names, converter, is_wanted
 from hf_interp.tasks.corpus_files import HEAD, has_cells, load_rows
 from hf_interp.tasks.labels import BadValueError, LabelResolver
 from hf_interp.tasks.recipe import CorpusConfig
@@ -40,7 +40,7 @@ def load_corpus(
     """
     sources = {column: config.source(column) for column in columns}
     as_text = [sources[column] for column, kind in columns.items() if kind in CELLS]
-    dataset = load_rows(name, config, [*as_text, *(config.where or {})])
+    dataset = _undecoded(load_rows(name, config, [*as_text, *(config.where or {})]))
     present = column_names(dataset)
     _check_present(name, present, [*sources.values(), *(config.where or {})])
     if config.where:
@@ -81,7 +81,8 @@ def encode_corpus(
         except RowError as error:
             raise _fault(name, config, error, error.column, indices[error.row]) from error
 
-    encoded = dataset.map(encode_rows, batched=True, with_indices=True, remove_columns=list(columns))
+    options: dict[str, Any] = {"remove_columns": list(columns), "batch_size": _rows_at_once(*columns)}
+    encoded = dataset.map(encode_rows, batched=True, with_indices=True, **options)
     _check_rows(name, list(encoded.take(HEAD)) if config.streaming else encoded, config)  # faults before the run
     return encoded
 
@@ -113,6 +114,14 @@ def _reach(row: Mapping[str, Any], source: str) -> Any:
     for step in source.split("."):
         value = value.get(step) if isinstance(value, Mapping) else None
     return value
+
+
+def _undecoded(dataset: Any) -> Any:
+    """Leave files of images and sound as they are: a row may be read for its label alone."""
+    for column, feature in (dataset.features or {}).items():
+        if isinstance(feature, (datasets.Image, datasets.Audio)):
+            dataset = dataset.cast_column(column, type(feature)(decode=False))
+    return dataset
 
 
 def _pick(dataset: Any, sources: Mapping[str, str]) -> Any:
@@ -148,8 +157,14 @@ def _convert(
         return {f"_{column}": found}
 
     # A column of the same name keeps its old type, so the new one is made beside it.
-    dataset = dataset.map(convert_rows, batched=True, with_indices=True, input_columns=column, remove_columns=column)
+    options: dict[str, Any] = {"remove_columns": column, "batch_size": _rows_at_once(column)}
+    dataset = dataset.map(convert_rows, batched=True, with_indices=True, input_columns=column, **options)
     return dataset.rename_column(f"_{column}", column)
+
+
+def _rows_at_once(*columns: str) -> int:
+    """Return how many rows are held in memory at a time: fewer of those with files."""
+    return 100 if {*columns} & {*FILES} else 1000
 
 
 def _map_labels(name: str, dataset: Any, config: CorpusConfig, column: str, label_names: list[str]) -> Any:

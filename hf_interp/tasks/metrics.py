@@ -4,7 +4,6 @@
 Importing `evaluate` takes seconds: import this module where metrics are computed.
 """
 
-import importlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from hf_interp.losses.per_example import IGNORE_INDEX
+from hf_interp.utils.errors import import_extra
 
 
 class _Metric(evaluate.Metric):
@@ -263,10 +263,4 @@ def _first(predictions: Any) -> Any:
 
 
 def _import(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ImportError(
-            f"The metrics of this task need {package}. Install it with `pip install hf_interp[metrics]`."
-        ) from error
+    return import_extra(module, f"The metrics of this task need {module.partition('.')[0]}", "metrics")

@@ -36,7 +36,8 @@ class CorpusConfig:
         revision: branch, tag or commit of the dataset on the Hub.
         text_column: column of the input. A dot reaches into a column of mappings: `translation.en`.
         text_pair_column: column of the second text of a pair.
-        label_column: column of the label, for sequence classification.
+        image_column: column of the image, as a file in the row or a path relative to the corpus' file.
+        label_column: column of the label, for classification.
         tokens_column: column of the words, for token classification.
         tags_column: column of the tags of the words, for token classification.
         target_column: column of the output, for sequence to sequence.
@@ -80,6 +81,7 @@ class CorpusConfig:
     revision: str | None = None
     text_column: str = "text"
     text_pair_column: str | None = None
+    image_column: str = "image"
     label_column: str = "label"
     tokens_column: str = "tokens"
     tags_column: str = "ner_tags"
@@ -145,13 +147,13 @@ class Recipe:
         validation_corpora: sets by name on which the α of the weights is chosen. Without them `eval_corpora` are used.
         alpha_search: search for the α of the interpolated weights after training: `true`, or a mapping of settings.
         task: sequence-classification, token-classification, translation, summarization, seq2seq (the last three differ
-            in their metrics), causal-lm, masked-lm, or a task of your own.
+            in their metrics), causal-lm, masked-lm, image-classification, or a task of your own.
         objectives: objectives that corpora may train beside the task, by name; a corpus or evaluation set chooses one
             by its `objective`. A task that needs no settings of its own, such as masked-lm, can be chosen without an
             entry.
         label_names: the labels of the task, in the order of their ids; for token classification the tags.
         problem_type: single_label_classification, multi_label_classification (each row has a list of labels) or
-            regression (each row has a number). Sequence classification only; by default single_label_classification.
+            regression (each row has a number). Of classification only; by default single_label_classification.
         max_length: inputs are cut to this many tokens. Packed texts have exactly as many.
         max_target_length: the longest output of sequence to sequence, in tokens.
         truncate_target: cut longer outputs instead of refusing them.
@@ -162,6 +164,9 @@ class Recipe:
         mlm_probability: share of the tokens that masked language modelling masks.
         whole_word_mask: mask whole words.
         chat_template: "chatml", or a file with a Jinja template, for a tokenizer that has none.
+        augmentation: what is done to the images of training, at random: `shift` (up to this share of the width and
+            height), `rotate` (up to so many degrees), `zoom` (up to this share), `flip` (the probability of mirroring),
+            such as `{shift: 0.1, rotate: 10}`. It depends on the seed and the place in the run alone.
         peft: an adapter: the name of a preset (lora, rslora, dora, adalora, ia3, prompt_tuning, bitfit, last_layers,
             head); a mapping with `preset` and the fields to change; or a PEFT configuration as a mapping with
             `peft_type`.
@@ -188,6 +193,7 @@ class Recipe:
     mlm_probability: float = 0.15
     whole_word_mask: bool = False
     chat_template: str | None = None
+    augmentation: dict[str, float] | None = None
     peft: str | dict[str, Any] | None = None
     model_revision: str = "main"
     trust_remote_code: bool = False

@@ -17,6 +17,8 @@ def content_key(value: Any, content_key: str = "content") -> int:
     >>> content_key("So  Good ") == content_key(["so", "good"]) != content_key("so bad")
     True
     """
+    if isinstance(value, bytes):
+        return int.from_bytes(blake2b(value, digest_size=8).digest(), "big")
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
         value = [turn.get(content_key) for turn in (value[:-1] or value)]
     text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -57,11 +57,13 @@ from hf_interp.tasks.encoding import (
     Encode,
     encode_causal,
     encode_classification,
+    encode_files,
     encode_masked,
     encode_pairs,
     encode_tokens,
     split_tokens,
 )
+from hf_interp.tasks.media import ImageCollator, check_augmentation
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.tokenizers import language_token
 from hf_interp.utils.errors import did_you_mean
@@ -72,7 +74,7 @@ PROBLEM_TYPES: dict[str, Kind] = {
     "multi_label_classification": "classes",
     "regression": "number",
 }
-"""Kinds of the label of a sequence classifier."""
+"""Kinds of the label of a classifier."""
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
@@ -85,7 +87,8 @@ class Task:
         info: the model class, and what cards, adapters and the page must know of the task.
         columns: (recipe, corpus) → the kinds of the columns that the corpus must have (see `hf_interp.tasks.columns`).
             What the file calls them is in the recipe: `text_column: review`, or `columns: {question: stem}`.
-        encode: (tokenizer, recipe) → a function from a batch of columns to model inputs, for `Dataset.map`.
+        encode: (tokenizer, recipe) → a function from a batch of columns to model inputs, for `Dataset.map`. Here and
+            below the tokenizer is an image processor where `info` says that the task takes images.
         split: (tokenizer, recipe) → a function from a batch of columns to one in which long rows are several, so that
             an evaluation sees all of them; or `None`.
         collator: (tokenizer, recipe) → data collator.
@@ -138,6 +141,11 @@ def _check_problem_type(recipe: Recipe) -> None:
         raise ValueError(f"A regression has no `label_names`, got {recipe.label_names}. Leave them out.")
 
 
+def _check_images(recipe: Recipe) -> None:
+    _check_problem_type(recipe)
+    check_augmentation(recipe)
+
+
 def _check_masking(recipe: Recipe) -> None:
     if not 0 < recipe.mlm_probability <= 1:
         raise ValueError(f"`mlm_probability` must lie in (0, 1], got {recipe.mlm_probability}.")
@@ -170,6 +178,16 @@ def _seq2seq(name: str, *metrics: str) -> Task:
     )
 
 
+def _classification(name: str, **parts: Any) -> Task:
+    """Return a task that gives an input one or several labels, or a number."""
+    return Task(
+        info=TASK_INFOS[name],
+        metrics=lambda tokenizer, recipe: _metrics().classification_metrics(_problem_type(recipe)),
+        num_labels=lambda recipe: 1 if recipe.problem_type == "regression" else len(recipe.label_names or []),
+        **{"check": _check_problem_type, **parts},
+    )
+
+
 class TaskTable(UserDict[str, Task]):
     """Tasks by name. Their facts are where cards, adapters and the page look for them, as long as they are in here."""
 
@@ -184,14 +202,18 @@ class TaskTable(UserDict[str, Task]):
 
 TASKS = TaskTable(
     {
-        "sequence-classification": Task(
-            info=TASK_INFOS["sequence-classification"],
+        "sequence-classification": _classification(
+            "sequence-classification",
             columns=_classification_columns,
             encode=encode_classification,
             collator=lambda tokenizer, recipe: DataCollatorWithPadding(tokenizer),
-            metrics=lambda tokenizer, recipe: _metrics().classification_metrics(_problem_type(recipe)),
-            num_labels=lambda recipe: 1 if recipe.problem_type == "regression" else len(recipe.label_names or []),
-            check=_check_problem_type,
+        ),
+        "image-classification": _classification(
+            "image-classification",
+            columns=lambda recipe, corpus: {"image": "image", "label": PROBLEM_TYPES[_problem_type(recipe)]},
+            encode=lambda tokenizer, recipe: encode_files("image"),
+            collator=lambda tokenizer, recipe: ImageCollator(tokenizer, recipe.augmentation),
+            check=_check_images,
         ),
         "token-classification": Task(
             info=TASK_INFOS["token-classification"],

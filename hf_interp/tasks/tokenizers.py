@@ -1,13 +1,35 @@
-"""Settings of a tokenizer that a recipe asks for."""
+"""The tokenizer of a recipe's model, or the processor of its images or sound, with the settings that it asks for."""
 
+import os
 from typing import Any
 
+import transformers
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from hf_interp.tasks.dialogues import set_chat_template
+from hf_interp.tasks.fitness import check_tokenizer
 from hf_interp.tasks.recipe import Recipe
+from hf_interp.utils.errors import reading
 from hf_interp.utils.task_info import TASK_INFOS
+
+
+def load_processor(recipe: Recipe) -> Any:
+    """Load what makes the inputs of a recipe's model; a tokenizer is checked and prepared.
+
+    Raises:
+        ValueError, OSError: if it cannot be read, or does not fit.
+    """
+    name, kind = recipe.model_name_or_path, TASK_INFOS[recipe.task].processor
+    missing = "" if os.path.isdir(name) else " (there is no such folder)"
+    with reading(f"The model {name!r}{missing} (`model_name_or_path`)"):
+        found = getattr(transformers, kind).from_pretrained(
+            name, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
+        )
+    if TASK_INFOS[recipe.task].takes == "text":
+        check_tokenizer(found, recipe)
+        prepare_tokenizer(found, recipe)
+    return found
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:

@@ -19,8 +19,8 @@ from hf_interp.mixture.collators import (
     OBJECTIVES_KEY,
     TASK,
     Collator,
-    MaskingCollator,
     ObjectiveCollator,
+    SlotwiseCollator,
 )
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.training.heads import HEADS, Objective, attach_heads, load_heads
@@ -87,10 +87,9 @@ class ObjectiveHeads:
         for name in heads:
             _probe(model, name)
 
-    def load(self, trainer: Any, folder: str | None, model: nn.Module) -> None:
-        """Load the heads that were saved beside a model, where they are whole in every process."""
-        is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        if folder is not None and not is_sharded and self.objectives:
+    def load(self, folder: str, model: nn.Module) -> None:
+        """Load the heads that were saved beside a model."""
+        if self.objectives:
             load_heads(model, folder)
 
     def shifts(self, model: nn.Module, *, task_shifts: bool) -> dict[str, bool]:
@@ -103,7 +102,7 @@ class ObjectiveHeads:
     def columns(self, task_collator: Collator) -> list[str]:
         """Return the columns that collators read and the model does not."""
         collators = [task_collator, *(each.data_collator for each in self.objectives.values())]
-        return [name for each in collators if isinstance(each, MaskingCollator) for name in each.columns]
+        return [name for each in collators if isinstance(each, SlotwiseCollator) for name in each.columns]
 
     def collator(self, task_collator: Collator, corpora: Sequence[Corpus]) -> ObjectiveCollator:
         """Return a collator for batches of these corpora."""

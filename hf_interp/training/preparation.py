@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from hf_interp.losses.anchor import Anchor, check_anchor
-from hf_interp.mixture.collators import DISTILL, MaskingCollator, may_draw_numbers
+from hf_interp.mixture.collators import DISTILL, SlotwiseCollator, may_draw_numbers
 from hf_interp.mixture.controllers import AlphaController
 from hf_interp.mixture.corpus import Corpus, check_columns, check_labels
 from hf_interp.mixture.schedules import AlphaSchedule
@@ -26,6 +26,9 @@ from hf_interp.training.objectives import ObjectiveHeads
 
 LABEL_COLUMNS = ("label", "labels", "label_ids")
 """Columns of which transformers' collators make labels."""
+
+CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
+"""Ends of the names of models that give an input one of their labels."""
 
 
 def prepare_heads(trainer: Trainer, heads: ObjectiveHeads, traits: TrainerTraits) -> None:
@@ -122,7 +125,7 @@ def prepare_corpora(
     check_columns(prepared)
     model: Any = trainer.model
     # By name, which holds for the classifiers of transformers and for the PEFT models around them.
-    if type(model).__name__.endswith("ForSequenceClassification") and model.config.num_labels > 1:
+    if type(model).__name__.endswith(CLASSIFIERS) and model.config.num_labels > 1:
         check_labels([each for each in prepared if each.objective is None], model.config.num_labels)
     others = [each for each in prepared if each.objective not in (None, DISTILL)]
     if anchor is not None and anchor.needs_predictions and others:
@@ -170,7 +173,7 @@ def make_collator(trainer: Trainer, run: MixtureRun, heads: ObjectiveHeads, trai
         return SlotCollator(heads.collator(collator, run.corpora), seed)
     may_draw = may_draw_numbers(collator)
     is_removed = all(isinstance(corpus.dataset, datasets.Dataset) for corpus in run.corpora)
-    if not is_removed and not traits.keeps_columns and not isinstance(collator, MaskingCollator):
+    if not is_removed and not traits.keeps_columns and not isinstance(collator, SlotwiseCollator):
         # Other datasets still have the columns that the model does not take.
         collator = trainer._get_collator_with_removed_columns(collator, description="training")
     return SlotCollator(collator, seed, may_draw=may_draw)

@@ -1,8 +1,10 @@
 """Parts that error messages share."""
 
 import difflib
+import importlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
@@ -25,6 +27,14 @@ def check_known(names: Iterable[object], known: Iterable[str], where: str) -> No
     for name in names:
         if name not in options:
             raise ValueError(f"Unknown field {name!r} {where}." + did_you_mean(str(name), options))
+
+
+def import_extra(module: str, need: str, extra: str) -> Any:
+    """Return a module of a package that only some need; `ImportError` says what needs it, and how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{need}. Install it with `pip install hf_interp[{extra}]`.") from error
 
 
 @contextmanager

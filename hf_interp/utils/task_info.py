@@ -10,6 +10,14 @@ MASK = "[MASK]"
 """Stands for the mask of any tokenizer in a text."""
 
 AnswerKind = Literal["label", "tags", "masks", "continuation", "text"]
+InputKind = Literal["text", "image", "audio"]
+
+PROCESSORS: dict[InputKind, str] = {
+    "text": "AutoTokenizer",
+    "image": "AutoImageProcessor",
+    "audio": "AutoFeatureExtractor",
+}
+"""Name of the transformers auto class that makes a model's inputs, by what these are made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +33,24 @@ class TaskInfo:
     class_endings: tuple[str, ...] = ()
     """Ends of the names of its model classes, by which the task of a checkpoint is known; the longest that fits counts.
     Of tasks that share their classes, one has them."""
+    takes: InputKind = "text"
+    """What a model's inputs are made of."""
     answer: AnswerKind | None = None
-    """What a model gives for a text, and the page and the card's snippet ask for: a `label` of the whole text, `tags`
-    of its words, tokens for its `masks`, its `continuation`, or another `text`. Without one the page cannot show it."""
+    """What a model gives for an input, and the page and the card's snippet ask for: a `label` of the whole, `tags` of
+    the words of a text, tokens for its `masks`, its `continuation`, or another `text`. Without one the page cannot show
+    it."""
     examples: tuple[str, ...] = ()
     """Texts to try on the page, where a run has none."""
 
     @property
     def has_labels(self) -> bool:
-        """Whether the head chooses among labels, of a text or of its words."""
+        """Whether the head chooses among labels, of a whole input or of the words of a text."""
         return self.answer in ("label", "tags")
+
+    @property
+    def processor(self) -> str:
+        """Name of the transformers auto class of its tokenizer, image processor or feature extractor."""
+        return PROCESSORS[self.takes]
 
 
 TASK_INFOS: dict[str, TaskInfo] = {
@@ -118,6 +134,16 @@ TASK_INFOS: dict[str, TaskInfo] = {
             f"The patient was treated with {MASK} for two weeks.",
             f"The court {MASK} the appeal.",
         ),
+    ),
+    "image-classification": TaskInfo(
+        auto_class="AutoModelForImageClassification",
+        pipeline_tag="image-classification",
+        class_endings=(
+            "ForImageClassification",
+            *(f"ForImageClassification{kind}" for kind in ("WithTeacher", "Learned", "Fourier", "ConvProcessing")),
+        ),
+        takes="image",
+        answer="label",
     ),
 }
 """By task. seq2seq has no name of its own on the Hub."""

@@ -153,6 +153,18 @@ def find_lacking(
     return [name for name in names if name not in known]
 
 
+def load_renamed(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Load what a checkpoint holds under other names than the model has now; `Trainer` leaves that as it was.
+
+    transformers saves some models, such as ViT, by the names that they had before, and knows them in `from_pretrained`.
+    """
+    path = Path(folder)
+    if isinstance(model, PreTrainedModel) and any(path.glob("model*.safetensors")):
+        own = model.state_dict()
+        if not own.keys() >= find_tensors(path, "checkpoint").keys():
+            model.load_state_dict(open_base(path, model), strict=False)
+
+
 def open_base(
     name: str | os.PathLike[str], model: nn.Module, *, revision: str | None = None
 ) -> dict[str, torch.Tensor]:

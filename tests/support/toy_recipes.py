@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from toy_media import toy_png, write_toy_vit
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -77,11 +78,12 @@ def write_toy_models(folder: Path) -> dict[str, Path]:
         model.save_pretrained(place)
         tokenizer.save_pretrained(place)
         folders[kind] = place
-    return folders
+    return {**folders, "image": write_toy_vit(folder / "image", [str(digit) for digit in range(10)])}
 
 
 def model_kind(task: str) -> str:
     kinds = {"AutoModelForCausalLM": "decoder", "AutoModelForSeq2SeqLM": "encoder-decoder"}
+    kinds["AutoModelForImageClassification"] = "image"
     return kinds.get(TASKS[task].info.auto_class, "encoder")
 
 
@@ -103,6 +105,7 @@ def toy_row(recipe: Recipe, corpus: CorpusConfig, number: int, texts: list[str])
         "classes": [label],
         "number": float(number),
         "turns": turns,
+        "image": f"{number}.png",
     }
     row: dict[str, Any] = {}
     for column, kind in TASKS[recipe.task].columns(recipe, corpus).items():
@@ -132,6 +135,8 @@ def write_toy_corpora(path: Path, recipe: dict[str, Any], folder: Path, rows: in
             lines = [json.dumps(toy_row(own, corpus, number, toy_texts(path))) for number in range(rows)]
             file = folder / f"{group}-{name}.jsonl"
             file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+            for number in range(rows) if "image" in TASKS[own.task].columns(own, corpus) else ():
+                (folder / f"{number}.png").write_bytes(toy_png(number))
             recipe[group][name]["path"] = str(file)
 
 

@@ -18,8 +18,9 @@ from hf_interp.commands.compare import quiet_bar, train_quietly
 from hf_interp.tasks.build import check_recipe, load_data
 from hf_interp.tasks.parsing import parse_recipe
 
-sys.path.append(str(ROOT / "tests" / "benchmarks"))
+sys.path += [str(ROOT / "tests" / "benchmarks"), str(ROOT / "recipes" / "image_digits")]
 
+import prepare_digits
 import tiny_lm
 from overhead import minilm_folder
 
@@ -74,6 +75,8 @@ def untrained(pair: Pair, folder: Path) -> Path:
     elif pair.base == "chat":
         argv = ["--texts", str(pair.file("general", "train", folder)), "--max_length", str(pair.fields["max_length"])]
         argv += ["--field", "turns", "--chat_template", "chatml", "--steps", "800"]
+    elif pair.base == "vit":
+        return cached(folder, "vit", prepare_digits.SHAPE, prepare_digits.write_model)
     else:
         return Path(pair.base)
     return cached(folder, pair.base, {"argv": argv}, lambda target: _pretrain(argv, target))

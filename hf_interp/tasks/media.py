@@ -1,0 +1,173 @@
+"""Images and sound: from the files of a corpus to what a model takes.
+
+A corpus keeps the bytes of its files. They are decoded when a batch is made, so that a corpus takes no more room than
+its files do, and an image can be another one at every step.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+
+from hf_interp.tasks.labels import BadValueError
+from hf_interp.tasks.recipe import Recipe
+from hf_interp.utils.errors import check_known, import_extra
+
+AUGMENTATION = {"shift": 1.0, "rotate": 180.0, "zoom": 0.9, "flip": 1.0}
+"""What may be done to an image of training, and the most of it."""
+
+Media = dict[str, torch.Tensor]
+
+
+def read_file(value: Any, kind: str, folders: Sequence[Path]) -> bytes:
+    """Return the bytes of a file, which a row holds or names, and make sure that they can be decoded.
+
+    Args:
+        value: bytes, a path, or a mapping with `bytes` and `path`, as `datasets` has it.
+        kind: image or audio.
+        folders: where the corpus' own files are, to which paths are relative.
+
+    Raises:
+        BadValueError: for anything else, a path that leads nowhere, and bytes that cannot be decoded.
+    """
+    found = value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
+    if isinstance(found, str) and found:
+        found = _read_path(found, kind, folders)
+    if not isinstance(found, bytes) or not found:
+        raise BadValueError(f"{value!r:.80} where the file of an {kind} belongs", "Remove such rows, or mend the file.")
+    try:
+        DECODERS[kind](found)
+    except ImportError:
+        raise
+    except Exception as error:  # of each library another
+        what = " ".join(str(error).replace(repr(error), "").split()) or type(error).__name__
+        raise BadValueError(
+            f"an {kind} of {len(found):,} bytes that cannot be decoded ({what:.120})", "Remove such rows from the file."
+        ) from None
+    return found
+
+
+def _read_path(path: str, kind: str, folders: Sequence[Path]) -> bytes:
+    places = [path] if "://" in path else [str(folder / Path(path).expanduser()) for folder in folders]
+    for place in places:
+        try:
+            with fsspec.open(place, "rb") as file:
+                return bytes(file.read())
+        except OSError:
+            continue
+    raise BadValueError(
+        f"the {kind} {path!r}, which is not there", "Paths are relative to the corpus' file. Mend the path."
+    )
+
+
+def open_image(data: bytes) -> Any:
+    """Return an image as PIL has it, in three colours."""
+    with _pillow().open(io.BytesIO(data)) as opened:
+        return opened.convert("RGB")
+
+
+def _pillow() -> Any:
+    return import_extra("PIL.Image", "Images need Pillow", "vision")
+
+
+DECODERS = {"image": open_image}
+"""By the kind of the column: from the bytes of a file to what can be worked with."""
+
+
+def check_augmentation(recipe: Recipe) -> None:
+    """Refuse an augmentation that is not known, or is more than there can be."""
+    given = recipe.augmentation or {}
+    check_known(given, AUGMENTATION, "in `augmentation`")
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= AUGMENTATION[name]:
+            raise ValueError(f"`augmentation.{name}` must lie in [0, {AUGMENTATION[name]:g}], got {value!r}.")
+
+
+def augment(
+    image: Any, draw: np.random.Generator, *, shift: float = 0, rotate: float = 0, zoom: float = 0, flip: float = 0
+) -> Any:
+    """Return an image moved, turned and zoomed about its middle, and perhaps mirrored.
+
+    Args:
+        image: of PIL.
+        draw: decides how far; what comes in from outside is black.
+        shift: at most so far either way, as a share of its width and height.
+        rotate: at most so many degrees either way.
+        zoom: larger or smaller by at most this share.
+        flip: the probability of being mirrored.
+    """
+    pillow, size = _pillow(), np.array(image.size)
+    angle, scale = math.radians(draw.uniform(-rotate, rotate)), 1 + draw.uniform(-zoom, zoom)
+    moved = draw.uniform(-shift, shift, 2) * size
+    if draw.random() < flip:
+        image = image.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
+    # from a pixel of the result to where it comes from
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
+    origin = size / 2 - turn @ (size / 2 + moved)
+    numbers = np.column_stack([turn, origin]).flatten().tolist()
+    return image.transform(image.size, pillow.Transform.AFFINE, numbers, resample=pillow.Resampling.BILINEAR)
+
+
+class ImageCollator:
+    """Makes a batch of images: decodes them, augments those of training, and lets the processor scale them.
+
+    What is drawn depends on the seed and the slot of the example alone.
+
+    Args:
+        processor: an image processor of transformers.
+        augmentation: see `augment`; nothing by default.
+    """
+
+    columns = ("image",)
+
+    def __init__(self, processor: Any, augmentation: Mapping[str, float] | None = None) -> None:
+        self.processor, self.augmentation = processor, dict(augmentation or {})
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Media:
+        """Collate for evaluation."""
+        return self._make([open_image(each["image"]) for each in examples], examples)
+
+    def collate(self, examples: Sequence[Mapping[str, Any]], numbers: Sequence[int], seed: int) -> Media:
+        """Collate for training."""
+        images = [open_image(each["image"]) for each in examples]
+        if self.augmentation:
+            draws = [np.random.default_rng([seed, number]) for number in numbers]
+            images = [augment(image, draw, **self.augmentation) for image, draw in zip(images, draws, strict=True)]
+        return self._make(images, examples)
+
+    def _make(self, images: Sequence[Any], examples: Sequence[Mapping[str, Any]]) -> Media:
+        return {**self.processor(list(images), return_tensors="pt"), **labels_of(examples)}
+
+
+def labels_of(examples: Sequence[Mapping[str, Any]]) -> Media:
+    """Return the labels of examples as a tensor, if they have any."""
+    return {"labels": torch.tensor([each["labels"] for each in examples])} if "labels" in examples[0] else {}
+
+
+def describe(example: Mapping[str, Any]) -> str:
+    """Say in words what an example is."""
+    width, height = open_image(example["image"]).size
+    return f"an image of {width}×{height} pixels"
+
+
+def check_media(model: Any, collator: Any, sets: Mapping[str, Any]) -> None:
+    """Refuse a model that does not take what its processor makes of the first example of a set."""
+    was_training = model.training
+    for name, dataset in sets.items():
+        inputs = collator([next(iter(dataset))])
+        try:
+            with torch.no_grad():
+                model.eval()(**{key: tensor.to(model.device) for key, tensor in inputs.items()})
+        except (RuntimeError, ValueError, TypeError) as error:
+            shapes = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in inputs.items())
+            what = " ".join(str(error).split())
+            raise ValueError(
+                f"The model does not take what its processor makes of `{name}` ({shapes}): {what:.200} Take the "
+                "processor's settings (preprocessor_config.json) of the same model."
+            ) from error
+    model.train(was_training)
