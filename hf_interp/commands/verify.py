@@ -165,6 +165,8 @@ def _first_difference(first: RunOrder, second: RunOrder, begin: int, end: int) -
     """Say where, between two steps, the plans of two runs put something else into a slot."""
     for step in range(begin, end):
         plans = first.plan.plan_of(step), second.plan.plan_of(step)
+        if any(plan.order.window for plan in plans):
+            return "Their plans share out examples by lengths, which they do not hold, so that they tell no slot."
         sizes = [plan.batch_size for plan in plans]
         names, examples = zip(*(_contents(plan, step) for plan in plans), strict=True)
         both = slice(min(sizes))

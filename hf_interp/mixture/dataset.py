@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from hf_interp.mixture.apportionment import SIDES, Unit
 from hf_interp.mixture.corpus import Corpus, as_corpora, check_columns
-from hf_interp.mixture.order import Order, Sampling, steps_until
+from hf_interp.mixture.order import Order, Sampling
 from hf_interp.mixture.packing import token_lengths
 from hf_interp.mixture.permutations import derive_key
 from hf_interp.mixture.plan import MixturePlan
@@ -94,12 +94,6 @@ class InterpolatedDataset(IterableDataset[Any]):
             parts, order, alpha_schedule = share_out(parts, probabilities, order, alpha_schedule)
         schedule = constant(DEFAULT_ALPHA) if alpha_schedule is None else alpha_schedule
         specs = [corpus.spec(unit) for corpus in parts]
-        if (max_steps is None) == (stopping_strategy is None):
-            raise ValueError(
-                f"Either `max_steps` or a `stopping_strategy` ends a mixture, got {max_steps} and {stopping_strategy}."
-            )
-        if max_steps is None:
-            max_steps = steps_until(order, specs, schedule, batch_size=batch_size, seed=seed, unit=unit)
         settings: dict[str, Any] = {"batch_size": batch_size, "max_steps": max_steps, "seed": seed, "unit": unit}
         plan = MixturePlan(specs, alpha_schedule=schedule, order=order, **settings)
         if (num_processes is None) != (process_index is None):

@@ -74,7 +74,7 @@ class MixturePlan:
         corpora: what is mixed (see `CorpusSpec`).
         alpha_schedule: a function from progress in [0, 1] to α in [0, 1]. It is asked once for every step, here.
         batch_size: the global batch: examples per optimizer step over all processes and accumulation steps.
-        max_steps: optimizer steps of the run.
+        max_steps: optimizer steps of the run; `None` where the order has a stopping strategy.
         seed: another seed, another order; counts stay the same.
         unit: what α and the shares count: "examples", or "tokens", for which the counts of examples are corrected by
             the corpora's mean lengths.
@@ -124,12 +124,20 @@ class MixturePlan:
         *,
         alpha_schedule: AlphaSchedule,
         batch_size: int,
-        max_steps: int,
+        max_steps: int | None,
         seed: int = 0,
         unit: Unit = "examples",
         num_committed: int | None = None,
         order: Order | None = None,
     ) -> None:
+        order = order or Order()
+        if (max_steps is None) == (order.stopping_strategy is None):
+            raise ValueError(
+                f"Either `max_steps` or a `stopping_strategy` ends a mixture, got {max_steps} and "
+                f"{order.stopping_strategy}."
+            )
+        if max_steps is None:
+            max_steps = steps_until(order, corpora, alpha_schedule, batch_size=batch_size, seed=seed, unit=unit)
         for name, value in (("batch_size", batch_size), ("max_steps", max_steps)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
@@ -140,7 +148,7 @@ class MixturePlan:
         self._share_units = share_units(self.corpora, unit)
         weigh = weigher(self.corpora, self._share_units, unit)
         self._alphas = self._schedule = AlphaTable.tabulate(alpha_schedule, self.max_steps, weigh)
-        self.order = self._settle(order or Order(), alpha_schedule)
+        self.order = self._settle(order, alpha_schedule)
         self._work_out()
         self._check_sides_asked_for(self._alphas.blocks())
         self._check_max_passes(self.max_steps)
@@ -198,14 +206,11 @@ class MixturePlan:
 
     def with_seed(self, seed: int) -> "MixturePlan":
         """Return the plan of the same mixture with another seed."""
+        if self.order.stopping_strategy is not None:  # whose end the seed decides
+            settings: dict[str, Any] = {"alpha_schedule": Constant(self.alpha(0)), "batch_size": self.batch_size}
+            return MixturePlan(self.corpora, max_steps=None, seed=seed, unit=self.unit, order=self.order, **settings)
         plan = copy.copy(self)
         plan.seed = seed
-        if self.order.stopping_strategy is not None:  # whose end the seed decides
-            schedule, settings = Constant(self.alpha(0)), {"batch_size": self.batch_size, "seed": seed}
-            plan.max_steps = plan.num_committed = steps_until(
-                self.order, self.corpora, schedule, unit=self.unit, **settings
-            )
-            plan._alphas = plan._schedule = AlphaTable.tabulate(schedule, plan.max_steps)
         plan._work_out()
         plan._check_max_passes(plan.max_steps)
         return plan

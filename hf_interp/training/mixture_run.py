@@ -22,9 +22,9 @@ from hf_interp.mixture.collators import DISTILL, OBJECTIVES_KEY, TASK
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.mixture.corpus import Corpus
+from hf_interp.mixture.dataset import reading_order
 from hf_interp.mixture.epochs import Epochs, EpochSide, steps_of_epochs
-from hf_interp.mixture.order import DEFAULT_WINDOW, Order, steps_until
-from hf_interp.mixture.packing import token_lengths
+from hf_interp.mixture.order import DEFAULT_WINDOW, Order, Sampling
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
 from hf_interp.mixture.slots import BATCH_KEY, CORPUS_KEY, ORDER_KEY, STREAMS_KEY, BatchShard, SlotDataset, whole_hash
@@ -300,16 +300,17 @@ def plan_mixture(
         return alpha_schedule or constant(DEFAULT_ALPHA)
 
     unit = args.mixture_unit if isinstance(args, InterpolationConfig) else "examples"
-    specs, max_steps = [corpus.spec(unit) for corpus in corpora], args.max_steps
+    specs = [corpus.spec(unit) for corpus in corpora]
+    max_steps: int | None = args.max_steps
     order, seed = order_of(args, corpora), args.seed if args.data_seed is None else args.data_seed
     if order.stopping_strategy is not None:
-        max_steps = steps_until(order, specs, schedule_of(1 << 40), batch_size=batch_size, seed=seed, unit=unit)
-    elif max_steps < 0:
+        max_steps = None
+    elif args.max_steps < 0:
         settings: dict[str, Any] = {"batch_size": batch_size, "unit": unit, "side": epoch_side(args)}
         max_steps = steps_of_epochs(args.num_train_epochs, check_corpora(specs, unit), schedule_of, **settings)
     return MixturePlan(
         specs,
-        alpha_schedule=schedule_of(max_steps),
+        alpha_schedule=schedule_of(max_steps or 1 << 40),
         batch_size=batch_size,
         max_steps=max_steps,
         seed=seed,
@@ -322,13 +323,13 @@ def plan_mixture(
 def order_of(args: TrainingArguments, corpora: Sequence[Corpus]) -> Order:
     """Return how the slots are to be filled."""
     config = args if isinstance(args, InterpolationConfig) else None
-    sampling = "exact" if config is None else config.mixture_sampling
-    if args.train_sampling_strategy == "group_by_length":
-        window = DEFAULT_WINDOW if config is None else config.length_window
-        return Order.by_length(window, [token_lengths(corpus.dataset) for corpus in corpora], sampling)
+    sampling: Sampling = "exact" if config is None else config.mixture_sampling
     if args.train_sampling_strategy == "sequential" and sampling == "exact":
         sampling = "sequential"
-    return Order(sampling, stopping_strategy=None if config is None else config.stopping_strategy)
+    window = DEFAULT_WINDOW if config is None else config.length_window
+    is_by_length = args.train_sampling_strategy == "group_by_length"
+    stopping_strategy = None if config is None else config.stopping_strategy
+    return reading_order(corpora, sampling, stopping_strategy, window if is_by_length else None)
 
 
 def epoch_side(args: TrainingArguments) -> EpochSide:

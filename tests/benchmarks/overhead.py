@@ -87,7 +87,7 @@ def main() -> None:
         side: corpus(4_000, args.length, model.config.vocab_size, seed)
         for seed, side in enumerate(("general", "domain"))
     }
-    planned = InterpolatedDataset(parts, batch_size=16, max_steps=steps, alpha_schedule=linear(), seed=0)
+    planned = InterpolatedDataset(parts, batch_size=16, max_steps=steps, alpha_schedule=linear(), sampling="sequential")
     premixed = datasets.Dataset.from_list(list(planned), features=parts["general"].features)
 
     def run(kind: type[Trainer], folder: str) -> float:

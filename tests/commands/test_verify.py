@@ -115,6 +115,17 @@ def test_streams_are_compared_but_not_checked(tmp_path: Path) -> None:
         verify(first)
 
 
+def test_orders_by_length_are_compared_but_not_checked(tmp_path: Path) -> None:
+    by_length = {"train_sampling_strategy": "group_by_length", "length_window": 2}
+    first, second = trained(tmp_path / "first", **by_length), trained(tmp_path / "second", seed=1, **by_length)
+    assert verify(first, first).agrees
+    verdict = verify(first, second)
+    assert (verdict.agrees, verdict.until) == (False, 0)
+    assert "share out examples by lengths, which they do not hold" in verdict.text
+    with pytest.raises(ValueError, match="by their lengths, which are not saved with it"):
+        verify(first)
+
+
 def test_what_tells_no_order_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no"):
         load_order(tmp_path / "nowhere")
