@@ -231,6 +231,7 @@ def format_plan(summary: Mapping[str, Any]) -> str:
         f"domain share over {'these' if summary['start_step'] else 'all'} steps: {summary['domain_share']:.1%}"
         + ("" if weighted is None else f"; α weighted by the learning rate: {weighted:.1%}"),
         *(["α is a share of tokens, the shares of a side are of examples"] if summary["unit"] == "tokens" else []),
+        *([f"order: {summary['order']}"] if "order" in summary else []),
         f"fingerprint: {summary['fingerprint']}",
         _epoch_line(summary["epochs"]),
         "",

@@ -120,7 +120,7 @@ def plan_changes(old: MixturePlan, new: MixturePlan) -> list[str]:
     if was["alpha_sha256"] != now["alpha_sha256"] and was["max_steps"] == now["max_steps"]:
         found.append("the schedule of α")
     if old.order != new.order:
-        found.append(f"order: {_show_order(old)} -> {_show_order(new)}")
+        found.append(f"order: {old.order} -> {new.order}")
     if was["adaptive"] != now["adaptive"]:
         found.append("α adaptive: " + " -> ".join("yes" if state["adaptive"] else "no" for state in (was, now)))
     if was["mean_tokens"] != now["mean_tokens"] and was["unit"] == now["unit"] and list(before) == list(after):
@@ -130,11 +130,6 @@ def plan_changes(old: MixturePlan, new: MixturePlan) -> list[str]:
 
 def _length(corpus: CorpusSpec) -> str:
     return "no length (a stream)" if corpus.num_examples is None else f"{corpus.num_examples:,} examples"
-
-
-def _show_order(plan: MixturePlan) -> str:
-    settings = plan.order.identity().get("order", {"sampling": plan.order.sampling})
-    return ", ".join(f"{name} {value}"[:24] for name, value in settings.items())
 
 
 def _show(value: Any) -> str:

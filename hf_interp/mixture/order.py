@@ -76,6 +76,10 @@ class Order:
         values = {name: value for name, value in asdict(replace(self, lengths=None)).items() if value}
         return {} if self == Order() else {"order": values}
 
+    def __str__(self) -> str:
+        by_length = f", by length in windows of {self.window} steps" if self.window else ""
+        return f"{self.sampling}{by_length}" + (f" until {self.stopping_strategy}" if self.stopping_strategy else "")
+
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "Order":
         """Return the order in the identity of a plan, without lengths."""

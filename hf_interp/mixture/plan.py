@@ -432,6 +432,7 @@ class MixturePlan:
             "domain_share": float(domain) / ((end - self.start_step) * self.batch_size),
             "warnings": self.warnings(),
             "fingerprint": self.fingerprint(),
+            **({} if self.order == Order() else {"order": str(self.order)}),
         }
 
     def alpha_landmarks(self, most: int = 12) -> list[int]:
@@ -620,8 +621,10 @@ class MixturePlan:
                 "The plan shares out examples by their lengths, which are not saved with it: without the corpora it "
                 "does not tell the examples of a step."
             )
-        offsets = np.cumsum(self._sizes) - self._sizes
-        lengths = np.concatenate(self.order.lengths)[offsets[corpus] + self._examples(corpus, ordinal)]
+        example, lengths = self._examples(corpus, ordinal), np.empty_like(ordinal)
+        for index, known in enumerate(self.order.lengths):
+            here = corpus == index
+            lengths[here] = known[example[here]]
         return share_out_by_length(
             corpus, ordinal, ordinal // self._sizes[corpus], lengths, np.repeat(steps, self.batch_size), self._turn_key
         )
