@@ -110,7 +110,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         for warning in plan.warnings() + stream_warnings(parts, self.shard.num_readers):
             logger.warning(warning)
         check_stream_ends(parts, plan, self.shard.num_readers)
-        self._num_yielded, self._start_at = 0, 0
+        self._num_yielded, self._start_at, self._start_epoch = 0, 0, 0
         self._split: list[int] | None = None  # processes, and examples that each reads at a time
         self._streams: dict[str, Any] = {}  # at the border before the position, by reader
 
@@ -210,6 +210,11 @@ class InterpolatedDataset(IterableDataset[Any]):
         workers, own = (worker.num_workers, worker.id) if worker is not None else (1, 0)
         shard = self.slots.shard = replace(self.shard, num_workers=workers)
         begin, self._start_at = self._start_at, 0
+        if begin and self._start_epoch != self._planned:
+            raise ValueError(
+                f"The state was taken in epoch {self._start_epoch}, and `set_epoch` has said {self._planned} since, so "
+                "that its place is another one. Set the epoch that the state has, or begin anew."
+            )
         split = [shard.num_processes, shard.batch_size]
         if begin and self._split != split:
             raise ValueError(
@@ -260,6 +265,7 @@ class InterpolatedDataset(IterableDataset[Any]):
                 f"{self._fingerprint}. Build the dataset from the same corpora and settings."
             )
         self._start_at = self._num_yielded = int(state["num_yielded"])
+        self._start_epoch = self._planned
         self._streams, self._split = dict(state.get("streams", {})), state["split"]
 
     def _border(self, position: int) -> int:

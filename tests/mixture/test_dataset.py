@@ -341,6 +341,10 @@ def test_an_epoch_is_another_order_that_resumes(sampling: Any) -> None:
     assert list(other) == second[10:]
     data.set_epoch(0)
     assert list(data) == first
+    other.load_state_dict(state)
+    other.set_epoch(2)
+    with pytest.raises(ValueError, match="was taken in epoch 1, and `set_epoch` has said 2 since"):
+        next(iter(other))
 
 
 def test_workers_that_stay_are_told_of_an_epoch() -> None:
