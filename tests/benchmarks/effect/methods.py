@@ -169,7 +169,14 @@ _OF_M0 = [
         fields={**constant(0.5), **MEAN},
         distills=True,
     ),
-    Method(key="constant-0.5-mean", title="constant 0.5, mean", fields={**constant(0.5), **MEAN}),
+    Method(
+        key="kl-0.25-mean",
+        title="constant 0.25, M₀'s predictions, mean of the weights",
+        fields={**constant(0.25), **MEAN},
+        distills=True,
+    ),
+    Method(key="constant-0.25-mean", title="constant 0.25, mean of the weights", fields={**constant(0.25), **MEAN}),
+    Method(key="constant-0.5-mean", title="constant 0.5, mean of the weights", fields={**constant(0.5), **MEAN}),
     Method(
         key="kl-0.75-mean",
         title="constant 0.75, M₀'s predictions, mean of the weights",
