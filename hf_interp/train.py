@@ -20,6 +20,7 @@ from hf_interp.reporting.plots import plot_run
 from hf_interp.reporting.results import RunResults, save_results
 from hf_interp.selection.scoring import check_whole_weights
 from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, format_cut, load_data, plan_data
+from hf_interp.tasks.methods import format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.runs import check_metric, save_curve, search_run
 from hf_interp.tasks.splits import format_shared
@@ -149,6 +150,8 @@ def format_results(results: RunResults) -> str:
 def train_and_report(path: str, flags: Sequence[str] = ()) -> RunResults:
     """Train a recipe from a file with flags laid over it, and print what came of it."""
     recipe = load_recipe(path, flags)
+    if PartialState().is_main_process:
+        print("".join(f"{line}\n" for line in format_method(recipe)), end="")
     results = run_recipe(recipe, show_progress=sys.stderr.isatty())
     folder = results.config["output_dir"]
     if PartialState().is_main_process:

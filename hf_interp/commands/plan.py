@@ -23,6 +23,7 @@ from hf_interp.mixture.packing import mean_tokens
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.tasks.build import check_recipe, format_cut, load_data, plan_data
 from hf_interp.tasks.media import describe
+from hf_interp.tasks.methods import format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.splits import format_shared
@@ -104,6 +105,8 @@ class Preview(NamedTuple):
     """How many examples of each training corpus have a label, by its name, where they have one each."""
     samples: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Of each training corpus some examples as the model will see them."""
+    method: Sequence[str] = ()
+    """A line on what the recipe's `method` sets, if it has one."""
 
 
 def plan_recipe(
@@ -126,7 +129,8 @@ def plan_recipe(
     Raises:
         ValueError, OSError: as training would raise, or if the distance cannot be measured.
     """
-    recipe, args = parse_recipe(load_recipe(path, flags))
+    given = load_recipe(path, flags)
+    recipe, args = parse_recipe(given)
     task = check_recipe(recipe, args)
     if distance_examples is not None:
         check_both_sides([corpus.side or "" for corpus in recipe.corpora.values()])
@@ -151,6 +155,7 @@ def plan_recipe(
         {corpus.name: sample_texts(corpus, data.tokenizer, recipe, num_samples) for corpus in data.corpora}
         if num_samples
         else {},
+        format_method(given),
     )
 
 
@@ -207,6 +212,8 @@ def summarise(preview: Preview) -> dict[str, Any]:
             corpus["read_before"] = count
     if preview.labels:
         summary["labels"] = preview.labels
+    if preview.method:
+        summary["method"] = preview.method[0]
     for name in ("cut", "shared", "samples"):
         if found := getattr(preview, name):
             summary[name] = {key: list(value) for key, value in found.items()}
@@ -221,7 +228,7 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     total = f", about {sum(tokens):,} tokens" if None not in tokens else ""
     resumed, weighted = summary.get("resumed"), summary["rate_weighted_alpha"]
     since = f" (from step {summary['start_step']:,} on)" if summary["start_step"] else ""
-    lines = []
+    lines = [summary["method"]] if "method" in summary else []
     if resumed is not None:
         changes = "; ".join(resumed["changes"]) or "none, so the order stays that of the first run"
         lines += [f"goes on from step {resumed['step']:,}; changes: {changes}"]

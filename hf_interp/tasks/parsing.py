@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 from hf_interp.mixture.apportionment import SIDES
 from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.choice import AlphaSearch
+from hf_interp.tasks.methods import lay_method
 from hf_interp.tasks.recipe import CorpusConfig, ObjectiveConfig, Recipe, gone_with
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.utils.errors import check_known, did_you_mean
@@ -63,7 +64,7 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
     Raises:
         ValueError: for an unknown field (the nearest is named), a missing one, or a value of the wrong kind.
     """
-    recipe = expand_homes(recipe)
+    recipe = lay_method(expand_homes(recipe))[0]
     recipe_fields = _field_names(Recipe)
     check_known(recipe, {*recipe_fields, *_field_names(InterpolationConfig)}, "in the recipe")
     training = {key: value for key, value in recipe.items() if key not in recipe_fields}

@@ -1,0 +1,72 @@
+"""Presets of training for three wishes: `method: balanced`, `domain` or `keep` of a recipe stands for some fields.
+
+Each was the best of those compared for its wish; docs/evidence.md has the comparison.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hf_interp.mixture.collators import DISTILL
+from hf_interp.tasks.recipe import gone_with
+from hf_interp.utils.errors import did_you_mean
+
+MEAN: dict[str, Any] = {"lr_scheduler_type": "constant_with_warmup", "average_from": 0.5}
+"""The mean of the second half's weights at a constant rate, in place of a rate that decays."""
+METHODS: dict[str, dict[str, Any]] = {
+    "balanced": {"alpha": 0.5, **MEAN},
+    "domain": {"alpha": 0.75, **MEAN},
+    "keep": {"alpha": 0.25, **MEAN},
+}
+"""Name → fields."""
+LANGUAGE_TASKS = ("causal-lm", "masked-lm", "translation", "summarization", "seq2seq")
+"""Tasks whose pretrained models have a head, and where M₀'s predictions were the better targets of general texts."""
+
+
+def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a recipe with the fields of its `method` where it has none of its own, and those fields.
+
+    Raises:
+        ValueError: for an unknown method.
+
+    >>> laid = lay_method({"method": "keep", "alpha_schedule_type": "linear", "task": "causal-lm"})[1]
+    >>> laid == {"lr_scheduler_type": "constant_with_warmup", "average_from": 0.5}
+    True
+    """
+    name = recipe.get("method")
+    if name is None:
+        return dict(recipe), {}
+    if name not in METHODS:
+        raise ValueError(
+            f"`method` must be one of {', '.join(METHODS)}, got {name!r}.{did_you_mean(str(name), METHODS)}"
+        )
+    own = {key for key, value in recipe.items() if value is not None}
+    left_out = {*own, *gone_with(own)}
+    if own & {"alpha_start", "alpha_end", "alpha_controller"}:
+        left_out.add("alpha")
+    if recipe.get("load_best_model_at_end"):
+        left_out |= MEAN.keys()
+    laid = {key: value for key, value in METHODS[name].items() if key not in left_out}
+    changed = {**recipe, **laid}
+    corpora = recipe.get("corpora")
+    if isinstance(corpora, Mapping) and _distills(recipe, corpora):
+        for corpus, fields in corpora.items():
+            if fields.get("side", corpus) == "general":
+                laid[f"corpora.{corpus}.objective"] = DISTILL
+                changed["corpora"] = {**changed["corpora"], corpus: {**fields, "objective": DISTILL}}
+    return changed, laid
+
+
+def format_method(recipe: Mapping[str, Any]) -> list[str]:
+    """Say in a line what the `method` of a recipe sets; nothing where it has none."""
+    laid = lay_method(recipe)[1]
+    if recipe.get("method") is None:
+        return []
+    shown = ", ".join(f"{key} {value}" for key, value in laid.items())
+    return [f"Method {recipe['method']}: {shown or 'all of its fields are set by the recipe itself'}."]
+
+
+def _distills(recipe: Mapping[str, Any], corpora: Mapping[str, Any]) -> bool:
+    """Whether M₀'s predictions are the targets of the general side: where it has some, and nothing else says so."""
+    if recipe.get("task") not in LANGUAGE_TASKS or recipe.get("anchor") == "distill":
+        return False
+    return all(isinstance(fields, Mapping) and fields.get("objective") is None for fields in corpora.values())

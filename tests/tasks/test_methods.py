@@ -1,0 +1,85 @@
+"""The presets of a recipe: which fields they lay, and which they leave to the recipe."""
+
+from typing import Any
+
+import pytest
+
+from hf_interp.tasks.methods import METHODS, format_method, lay_method
+from hf_interp.tasks.parsing import parse_recipe
+
+CORPORA: dict[str, Any] = {"general": {"path": "general.txt"}, "domain": {"path": "domain.txt"}}
+RECIPE: dict[str, Any] = {"model_name_or_path": "m", "corpora": CORPORA, "max_steps": 10, "use_cpu": True}
+MEAN: dict[str, Any] = {"lr_scheduler_type": "constant_with_warmup", "average_from": 0.5}
+
+
+@pytest.mark.parametrize(("method", "alpha"), [("balanced", 0.5), ("domain", 0.75), ("keep", 0.25)])
+def test_a_method_stands_for_its_fields(method: str, alpha: float) -> None:
+    args = parse_recipe({**RECIPE, "method": method})[1]
+    assert (args.alpha_schedule_type, args.alpha_start, args.alpha_end, args.average_from) == (
+        "constant",
+        alpha,
+        alpha,
+        0.5,
+    )
+    assert args.lr_scheduler_type.value == "constant_with_warmup"
+    assert lay_method({**RECIPE, "method": method})[1] == {"alpha": alpha, **MEAN}
+
+
+@pytest.mark.parametrize(
+    ("own", "laid"),
+    [
+        ({"alpha": 0.6}, MEAN),
+        ({"alpha_schedule_type": "linear"}, MEAN),
+        ({"alpha_end": 0.9}, MEAN),
+        ({"alpha_controller": "guard"}, MEAN),
+        ({"lr_scheduler_type": "cosine"}, {"alpha": 0.25, "average_from": 0.5}),
+        ({"load_best_model_at_end": True}, {"alpha": 0.25}),
+        ({"alpha": None}, {"alpha": 0.25, **MEAN}),
+    ],
+)
+def test_what_a_recipe_sets_itself_stays(own: dict[str, Any], laid: dict[str, Any]) -> None:
+    given = {**RECIPE, "method": "keep", **own}
+    changed, found = lay_method(given)
+    assert found == laid
+    assert changed == {**given, **laid}
+
+
+def test_of_language_models_the_general_side_trains_predictions_of_m0() -> None:
+    corpora = {
+        "web": {"path": "a.txt", "side": "general"},
+        "general": {"path": "b.txt"},
+        "domain": {"path": "c.txt"},
+    }
+    given = {**RECIPE, "task": "causal-lm", "method": "balanced", "corpora": corpora}
+    recipe = parse_recipe(given)[0]
+    found = {name: corpus.objective for name, corpus in recipe.corpora.items()}
+    assert found == {"web": "distill", "general": "distill", "domain": None}
+    assert corpora["web"] == {"path": "a.txt", "side": "general"}  # the recipe itself is left alone
+    assert format_method(given) == [
+        "Method balanced: alpha 0.5, lr_scheduler_type constant_with_warmup, average_from 0.5, "
+        "corpora.web.objective distill, corpora.general.objective distill."
+    ]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"task": "sequence-classification"},
+        {"anchor": "distill"},
+        {"corpora": {**CORPORA, "domain": {"path": "d.txt", "objective": "masked-lm"}}},
+    ],
+)
+def test_predictions_are_left_out_where_m0_has_none_or_something_else_is_asked_for(own: dict[str, Any]) -> None:
+    laid = lay_method({**RECIPE, "task": "causal-lm", "method": "balanced", **own})[1]
+    assert laid == {"alpha": 0.5, **MEAN}
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`method` must be one of balanced, domain, keep, got 'balance'\. .*balanced"):
+        lay_method({**RECIPE, "method": "balance"})
+
+
+def test_nothing_is_laid_or_said_without_a_method() -> None:
+    assert lay_method(RECIPE) == (RECIPE, {})
+    assert format_method(RECIPE) == []
+    assert set(METHODS) == {"balanced", "domain", "keep"}
