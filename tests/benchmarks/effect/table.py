@@ -21,7 +21,7 @@ from effect.cells import Cell, cells_of
 from effect.frontier import CONSTANTS, gains
 from effect.methods import BASE, METHODS, REFERENCES
 from effect.order import CONTROLS, Gain, equal_rate_gains
-from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIDES, SIZES, size_text
+from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIDES, SIZES, UNSEEN, size_text
 from effect.run import RESULTS
 from effect.stats import Interval, signed, span
 from effect.store import Store
@@ -35,6 +35,11 @@ AMOUNTS = [
 ]
 """The rows of the tables on the amount of domain data."""
 # Tables.
+
+
+def seen(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of pairs on which choices were made, which all tables but one are about."""
+    return [cell for cell in cells if cell.pair not in UNSEEN]
 
 
 def summary_table(cells: Sequence[Cell]) -> str:
@@ -258,10 +263,14 @@ TABLES: dict[str, tuple[str, Callable[[Results, Sequence[Cell]], str]]] = {
     "amount": ("How much domain data?", lambda results, cells: amount_table(cells)),
     "domain": (
         "How much, if nothing but the domain counts?",
-        lambda results, cells: domain_table(cells_of(results, rate_sides=[DOMAIN])),
+        lambda results, cells: domain_table(seen(cells_of(results, rate_sides=[DOMAIN]))),
     ),
     "frontier": ("Beyond constant mixtures?", lambda results, cells: frontier_table(cells)),
     "trade-off": ("Is one run's trade-off better?", lambda results, cells: trade_off_table(cells)),
+    "unseen": (
+        "The same on pairs on which no choice was made",
+        lambda results, cells: trade_off_table([cell for cell in cells_of(results) if cell.pair in UNSEEN]),
+    ),
     "order": ("Does the order matter?", lambda results, cells: order_table(cells)),
     "rates": (
         "Does the order matter at equal learning rates? (Standard errors over pairs in brackets)",
@@ -305,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = Store(args.results).load()
     cells = cells_of(results, args.sides)
     if args.figures is not None:
-        print(f"Drawn in {args.figures}: {', '.join(draw_figures(cells, args.figures)) or 'nothing'}.")
+        print(f"Drawn in {args.figures}: {', '.join(draw_figures(seen(cells), args.figures)) or 'nothing'}.")
     elif args.cell is not None:
         by_name = {f"{cell.pair}/{cell.size}": cell for cell in cells}
         if unknown := [name for name in args.cell if name not in by_name]:
@@ -313,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n\n".join(show_cell(by_name[name]) for name in args.cell))
     else:
         chosen = (TABLES[name] for name in args.table)
-        print("\n\n".join(f"## {title}\n\n{make(results, cells)}" for title, make in chosen))
+        print("\n\n".join(f"## {title}\n\n{make(results, seen(cells))}" for title, make in chosen))
     return 0
 
 
