@@ -1,6 +1,6 @@
 """The methods, each as fields of a recipe that are laid over those which all runs of a pair share.
 
-All take the same number of optimizer steps and of examples. `M_α` of each is found by the run itself.
+All take the same number of optimizer steps and of examples, but one that takes as long as others do. `M_α` of each is found by the run itself.
 """
 
 from collections.abc import Callable, Mapping
