@@ -1,6 +1,6 @@
 """The methods, each as fields of a recipe that are laid over those which all runs of a pair share.
 
-All take the same number of optimizer steps and of examples, but one that takes as long as others do. `M_α` of each is found by the run itself.
+All but one take the same number of optimizer steps and of examples. `M_α` of each is found by the run itself.
 """
 
 from collections.abc import Callable, Mapping
@@ -173,6 +173,12 @@ _OF_M0 = [
         key="kl-0.25-mean",
         title="constant 0.25, M₀'s predictions, mean of the weights",
         fields={**constant(0.25), **MEAN},
+        distills=True,
+    ),
+    Method(
+        key="kl-0.25-mean-0.7",
+        title="constant 0.25, M₀'s predictions, mean of the weights, 0.7 of the steps",
+        fields=lambda general, domain, steps: {**constant(0.25), **MEAN, "max_steps": round(0.7 * steps)},
         distills=True,
     ),
     Method(key="constant-0.25-mean", title="constant 0.25, mean of the weights", fields={**constant(0.25), **MEAN}),
