@@ -1,6 +1,7 @@
-"""Presets of training for three wishes: `method: balanced`, `domain` or `keep` of a recipe stands for some fields.
+"""Presets for three wishes: `method: keep`, `balanced` or `domain` of a recipe stands for some fields.
 
-Each was the best of those compared for its wish; docs/evidence.md has the comparison.
+The run is that with the best trade-off among those that docs/evidence.md compares, by kind of task; the wish says how
+much the domain weighs when the α of its weights is chosen.
 """
 
 from collections.abc import Mapping
@@ -10,16 +11,14 @@ from hf_interp.mixture.collators import DISTILL
 from hf_interp.tasks.recipe import gone_with
 from hf_interp.utils.errors import did_you_mean
 
+METHODS = {"keep": 0.3, "balanced": 0.5, "domain": 0.7}
+"""Name → weight of the domain in the choice of M_α."""
 MEAN: dict[str, Any] = {"lr_scheduler_type": "constant_with_warmup", "average_from": 0.5}
 """The mean of the second half's weights at a constant rate, in place of a rate that decays."""
-METHODS: dict[str, dict[str, Any]] = {
-    "balanced": {"alpha": 0.5, **MEAN},
-    "domain": {"alpha": 0.75, **MEAN},
-    "keep": {"alpha": 0.25, **MEAN},
-}
-"""Name → fields."""
 LANGUAGE_TASKS = ("causal-lm", "masked-lm", "translation", "summarization", "seq2seq")
-"""Tasks whose pretrained models have a head, and where M₀'s predictions were the better targets of general texts."""
+"""Tasks whose pretrained models have a head, so that M₀ can give the targets of general texts."""
+LANGUAGE_ALPHA, ALPHA = 0.25, 0.5
+"""Shares of domain examples, of language models and of others."""
 
 
 def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -28,9 +27,8 @@ def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     Raises:
         ValueError: for an unknown method.
 
-    >>> laid = lay_method({"method": "keep", "alpha_schedule_type": "linear", "task": "causal-lm"})[1]
-    >>> laid == {"lr_scheduler_type": "constant_with_warmup", "average_from": 0.5}
-    True
+    >>> lay_method({"method": "keep", "alpha_schedule_type": "linear"})[1]
+    {'lr_scheduler_type': 'constant_with_warmup', 'average_from': 0.5}
     """
     name = recipe.get("method")
     if name is None:
@@ -41,11 +39,14 @@ def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         )
     own = {key for key, value in recipe.items() if value is not None}
     left_out = {*own, *gone_with(own)}
-    if own & {"alpha_start", "alpha_end", "alpha_controller"}:
+    if own & {"alpha_start", "alpha_end", "alpha_controller", "mixture_path"}:
         left_out.add("alpha")
     if recipe.get("load_best_model_at_end"):
         left_out |= MEAN.keys()
-    laid = {key: value for key, value in METHODS[name].items() if key not in left_out}
+    fields = {"alpha": LANGUAGE_ALPHA if recipe.get("task") in LANGUAGE_TASKS else ALPHA, **MEAN}
+    if _has_both_sides(recipe):
+        fields["alpha_search"] = {"objective": "mean", "domain_weight": METHODS[name]}
+    laid = {key: value for key, value in fields.items() if key not in left_out}
     changed = {**recipe, **laid}
     corpora = recipe.get("corpora")
     if isinstance(corpora, Mapping) and _distills(recipe, corpora):
@@ -63,6 +64,13 @@ def format_method(recipe: Mapping[str, Any]) -> list[str]:
         return []
     shown = ", ".join(f"{key} {value}" for key, value in laid.items())
     return [f"Method {recipe['method']}: {shown or 'all of its fields are set by the recipe itself'}."]
+
+
+def _has_both_sides(recipe: Mapping[str, Any]) -> bool:
+    """Whether there are sets of both sides to choose the α of the weights on."""
+    groups = [recipe.get(name) for name in ("validation_corpora", "eval_corpora")]
+    sets = next((group for group in groups if isinstance(group, Mapping) and group), {})
+    return {"general", "domain"} <= set(sets)
 
 
 def _distills(recipe: Mapping[str, Any], corpora: Mapping[str, Any]) -> bool:

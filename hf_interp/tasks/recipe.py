@@ -146,8 +146,8 @@ class Recipe:
         eval_corpora: evaluation sets by name. Metrics are called `eval_<name>_<metric>`.
         validation_corpora: sets by name on which the α of the weights is chosen. Without them `eval_corpora` are used.
         alpha_search: search for the α of the interpolated weights after training: `true`, or a mapping of settings.
-        method: balanced, domain or keep, for what counts most: fields that the evidence recommends, in the place of
-            those that the recipe does not set. `plan` and `train` print them.
+        method: keep, balanced or domain, by the side that counts most. It stands for fields that the evidence
+            recommends, where the recipe does not set them; `plan` and `train` print them.
         task: sequence-classification, token-classification, translation, summarization, seq2seq (the last three differ
             in their metrics), causal-lm, masked-lm, image-classification, or a task of your own.
         objectives: objectives that corpora may train beside the task, by name; a corpus or evaluation set chooses one

@@ -470,6 +470,8 @@ def test_a_trade_off_is_scored_by_what_validation_prefers_at_each_weight_and_see
     gain = side_weights.gain(cell, "linear", side_weights.REFERENCES["constant 0.5 + M_α"])
     assert gain is not None
     assert gain.value == pytest.approx(own - 0.7)
+    by_weight = [0.3 * 0.75 + 0.7 * 0.6 - 0.7, 0.5 * 0.75 + 0.5 * 0.6 - 0.7, 0.7 * 0.9 + 0.3 * 0.4 - 0.7]
+    assert side_weights.gains_by_weight(cell, "linear") == pytest.approx(by_weight)
     assert side_weights.best_mixture(cell, (0, 1))[0].method == "constant-0.25"
     chosen = [found.method for found in side_weights.four_runs(cell, (0, 1))]
     assert chosen == ["constant-0.25", "constant-0.25", "constant-0.75"]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hf_interp.tasks.methods import METHODS, format_method, lay_method
+from hf_interp.tasks.methods import format_method, lay_method
 from hf_interp.tasks.parsing import parse_recipe
 
 CORPORA: dict[str, Any] = {"general": {"path": "general.txt"}, "domain": {"path": "domain.txt"}}
@@ -12,17 +12,30 @@ RECIPE: dict[str, Any] = {"model_name_or_path": "m", "corpora": CORPORA, "max_st
 MEAN: dict[str, Any] = {"lr_scheduler_type": "constant_with_warmup", "average_from": 0.5}
 
 
-@pytest.mark.parametrize(("method", "alpha"), [("balanced", 0.5), ("domain", 0.75), ("keep", 0.25)])
-def test_a_method_stands_for_its_fields(method: str, alpha: float) -> None:
-    args = parse_recipe({**RECIPE, "method": method})[1]
-    assert (args.alpha_schedule_type, args.alpha_start, args.alpha_end, args.average_from) == (
-        "constant",
-        alpha,
-        alpha,
-        0.5,
-    )
-    assert args.lr_scheduler_type.value == "constant_with_warmup"
-    assert lay_method({**RECIPE, "method": method})[1] == {"alpha": alpha, **MEAN}
+@pytest.mark.parametrize(("method", "weight"), [("keep", 0.3), ("balanced", 0.5), ("domain", 0.7)])
+@pytest.mark.parametrize(("task", "alpha"), [("token-classification", 0.5), ("masked-lm", 0.25)])
+def test_a_method_stands_for_its_fields(method: str, weight: float, task: str, alpha: float) -> None:
+    recipe, args = parse_recipe({**RECIPE, "task": task, "method": method, "eval_corpora": CORPORA})
+    assert (args.alpha_schedule_type, args.alpha_start, args.alpha_end) == ("constant", alpha, alpha)
+    assert (args.lr_scheduler_type.value, args.average_from) == ("constant_with_warmup", 0.5)
+    assert recipe.alpha_search is not None
+    assert (recipe.alpha_search.objective, recipe.alpha_search.domain_weight) == ("mean", weight)
+
+
+@pytest.mark.parametrize(
+    ("sets", "searches"),
+    [
+        ({}, False),
+        ({"eval_corpora": {"domain": {"path": "d"}}}, False),
+        ({"eval_corpora": CORPORA}, True),
+        ({"eval_corpora": {"domain": {"path": "d"}}, "validation_corpora": CORPORA}, True),
+        ({"eval_corpora": CORPORA, "validation_corpora": {"domain": {"path": "d"}}}, False),
+        ({"eval_corpora": CORPORA, "alpha_search": False}, False),
+    ],
+)
+def test_weights_are_interpolated_where_both_sides_can_be_measured(sets: dict[str, Any], searches: bool) -> None:
+    recipe = parse_recipe({**RECIPE, "method": "keep", **sets})[0]
+    assert (recipe.alpha_search is not None) is searches
 
 
 @pytest.mark.parametrize(
@@ -32,9 +45,9 @@ def test_a_method_stands_for_its_fields(method: str, alpha: float) -> None:
         ({"alpha_schedule_type": "linear"}, MEAN),
         ({"alpha_end": 0.9}, MEAN),
         ({"alpha_controller": "guard"}, MEAN),
-        ({"lr_scheduler_type": "cosine"}, {"alpha": 0.25, "average_from": 0.5}),
-        ({"load_best_model_at_end": True}, {"alpha": 0.25}),
-        ({"alpha": None}, {"alpha": 0.25, **MEAN}),
+        ({"lr_scheduler_type": "cosine"}, {"alpha": 0.5, "average_from": 0.5}),
+        ({"load_best_model_at_end": True}, {"alpha": 0.5}),
+        ({"alpha": None}, {"alpha": 0.5, **MEAN}),
     ],
 )
 def test_what_a_recipe_sets_itself_stays(own: dict[str, Any], laid: dict[str, Any]) -> None:
@@ -56,7 +69,7 @@ def test_of_language_models_the_general_side_trains_predictions_of_m0() -> None:
     assert found == {"web": "distill", "general": "distill", "domain": None}
     assert corpora["web"] == {"path": "a.txt", "side": "general"}  # the recipe itself is left alone
     assert format_method(given) == [
-        "Method balanced: alpha 0.5, lr_scheduler_type constant_with_warmup, average_from 0.5, "
+        "Method balanced: alpha 0.25, lr_scheduler_type constant_with_warmup, average_from 0.5, "
         "corpora.web.objective distill, corpora.general.objective distill."
     ]
 
@@ -71,15 +84,14 @@ def test_of_language_models_the_general_side_trains_predictions_of_m0() -> None:
 )
 def test_predictions_are_left_out_where_m0_has_none_or_something_else_is_asked_for(own: dict[str, Any]) -> None:
     laid = lay_method({**RECIPE, "task": "causal-lm", "method": "balanced", **own})[1]
-    assert laid == {"alpha": 0.5, **MEAN}
+    assert laid == {"alpha": 0.5 if "task" in own else 0.25, **MEAN}
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"`method` must be one of balanced, domain, keep, got 'balance'\. .*balanced"):
+    with pytest.raises(ValueError, match=r"`method` must be one of keep, balanced, domain, got 'balance'\. .*balanced"):
         lay_method({**RECIPE, "method": "balance"})
 
 
 def test_nothing_is_laid_or_said_without_a_method() -> None:
     assert lay_method(RECIPE) == (RECIPE, {})
     assert format_method(RECIPE) == []
-    assert set(METHODS) == {"balanced", "domain", "keep"}

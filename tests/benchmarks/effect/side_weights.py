@@ -61,12 +61,17 @@ def validated(cell: Cell, row: Row, weight: float) -> Array:
     return np.asarray(weight * domain + (1 - weight) * general)
 
 
-def gain(cell: Cell, method: str, reference: Contender) -> Interval | None:
-    """Return by how much a method's score exceeds a reference's, paired; `None` where the cell lacks one of them."""
+def common_seeds(cell: Cell, method: str) -> list[int]:
+    """Return the seeds that a method and all constant mixtures have in a cell; none where it lacks one of them."""
     needed = (method, *CONSTANTS)
     if any((key, False) not in cell.rows for key in needed):
-        return None
-    seeds = sorted(set.intersection(*(set(cell.rows[key, False].seeds) for key in needed)))
+        return []
+    return sorted(set.intersection(*(set(cell.rows[key, False].seeds) for key in needed)))
+
+
+def gain(cell: Cell, method: str, reference: Contender) -> Interval | None:
+    """Return by how much a method's score exceeds a reference's, paired; `None` where the cell lacks one of them."""
+    seeds = common_seeds(cell, method)
     if not seeds:
         return None
     ours, others = run_of(method, cell, seeds), reference(cell, seeds)
@@ -74,6 +79,19 @@ def gain(cell: Cell, method: str, reference: Contender) -> Interval | None:
         score(cell, ours, cell.score) - score(cell, others, cell.score),
         score(cell, ours, partial(_resample, cell)) - score(cell, others, partial(_resample, cell)),
     )
+
+
+def gains_by_weight(cell: Cell, method: str) -> list[float] | None:
+    """Return the same over constant 0.5 + M_α at each of `WEIGHTS` alone, without intervals."""
+    seeds = common_seeds(cell, method)
+    if not seeds:
+        return None
+    pairs = zip(run_of(method, cell, seeds), run_of("constant-0.5", cell, seeds), WEIGHTS, strict=True)
+    return [
+        weight * (cell.score(ours, DOMAIN) - cell.score(others, DOMAIN))
+        + (1 - weight) * (cell.score(ours, GENERAL) - cell.score(others, GENERAL))
+        for ours, others, weight in pairs
+    ]
 
 
 def score(cell: Cell, rows: Sequence[Row], measure: Callable[[Row, str], Array | float]) -> Array | float:

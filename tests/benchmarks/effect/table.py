@@ -23,6 +23,7 @@ from effect.methods import BASE, METHODS, REFERENCES
 from effect.order import CONTROLS, Gain, equal_rate_gains
 from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIDES, SIZES, UNSEEN, size_text
 from effect.run import RESULTS
+from effect.schedule import FIRST_SIZE
 from effect.stats import Interval, signed, span
 from effect.store import Store
 from effect.summary import VERDICTS, summarise, verdicts
@@ -187,6 +188,22 @@ def trade_off_table(cells: Sequence[Cell]) -> str:
     return format_table(header, rows) if rows else "No cell has all constant mixtures yet."
 
 
+def weights_table(cells: Sequence[Cell]) -> str:
+    """Every method at each weight of the domain alone, over constant 0.5 + M_α, at 300 domain examples."""
+    rows = []
+    for method in METHODS.values():
+        found = [(cell, side_weights.gains_by_weight(cell, method.key)) for cell in cells if cell.size == FIRST_SIZE]
+        row = [method.title]
+        for is_loss in (False, True):
+            some = [gains for cell, gains in found if gains and (PAIRS[cell.pair].metric == "loss") == is_loss]
+            form = "{:+.3f}".format if is_loss else lambda gain: f"{100 * gain:+.1f}"
+            row += [form(fmean(gains)) for gains in zip(*some, strict=True)] if some else [""] * 3
+        if any(row[1:]):
+            rows.append(row)
+    header = [f"{unit} at {weight}" for unit in ("points", "nats") for weight in side_weights.WEIGHTS]
+    return format_table(["method", *header], rows) if rows else "No cell has all constant mixtures yet."
+
+
 def _kinds(found: Sequence[tuple[Cell, Interval]]) -> list[str]:
     """Return the mean gain in points and in nats, and how many are surely better, level and surely worse."""
     columns = []
@@ -267,6 +284,7 @@ TABLES: dict[str, tuple[str, Callable[[Results, Sequence[Cell]], str]]] = {
     ),
     "frontier": ("Beyond constant mixtures?", lambda results, cells: frontier_table(cells)),
     "trade-off": ("Is one run's trade-off better?", lambda results, cells: trade_off_table(cells)),
+    "weights": ("At what weight of the domain?", lambda results, cells: weights_table(cells)),
     "unseen": (
         "The same on pairs on which no choice was made",
         lambda results, cells: trade_off_table([cell for cell in cells_of(results) if cell.pair in UNSEEN]),
