@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_interp.mixture.collators import DISTILL
-from hf_interp.tasks.recipe import gone_with
+from hf_interp.tasks.recipe import SCHEDULE_FIELDS, gone_with
 from hf_interp.utils.errors import did_you_mean
 
 METHODS = {"keep": 0.3, "balanced": 0.5, "domain": 0.7}
@@ -44,8 +44,11 @@ def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     if recipe.get("load_best_model_at_end"):
         left_out |= MEAN.keys()
     fields = {"alpha": LANGUAGE_ALPHA if recipe.get("task") in LANGUAGE_TASKS else ALPHA, **MEAN}
-    if _has_both_sides(recipe):
-        fields["alpha_search"] = {"objective": "mean", "domain_weight": METHODS[name]}
+    search, wish = recipe.get("alpha_search"), {"objective": "mean", "domain_weight": METHODS[name]}
+    own_search = search if isinstance(search, Mapping) else {}
+    if _has_both_sides(recipe) and search is not False and "objective" not in own_search:
+        fields["alpha_search"] = {**own_search, **wish}
+        left_out.discard("alpha_search")
     laid = {key: value for key, value in fields.items() if key not in left_out}
     changed = {**recipe, **laid}
     corpora = recipe.get("corpora")
@@ -55,6 +58,15 @@ def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
                 laid[f"corpora.{corpus}.objective"] = DISTILL
                 changed["corpora"] = {**changed["corpora"], corpus: {**fields, "objective": DISTILL}}
     return changed, laid
+
+
+def without_fields(recipe: dict[str, Any]) -> None:
+    """Take out of a recipe, in place, what a method given as a flag is to decide."""
+    for name in ("alpha", *SCHEDULE_FIELDS, *MEAN):
+        recipe.pop(name, None)
+    if isinstance(search := recipe.get("alpha_search"), Mapping):
+        decided = ("objective", "domain_weight", "max_forgetting")
+        recipe["alpha_search"] = {name: value for name, value in search.items() if name not in decided}
 
 
 def format_method(recipe: Mapping[str, Any]) -> list[str]:

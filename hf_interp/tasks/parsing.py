@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 from hf_interp.mixture.apportionment import SIDES
 from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.choice import AlphaSearch
-from hf_interp.tasks.methods import lay_method
+from hf_interp.tasks.methods import lay_method, without_fields
 from hf_interp.tasks.recipe import CorpusConfig, ObjectiveConfig, Recipe, gone_with
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.utils.errors import check_known, did_you_mean
@@ -50,7 +50,10 @@ NAMED_ENTRIES = ("corpora", "eval_corpora", "validation_corpora", "objectives")
 def lay_flags(recipe: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
     """Lay command-line flags over a recipe, in place; for errors see `read_flags`."""
     given = read_flags(flags)
-    for name in gone_with([key for key, value in given if value is not None]):
+    names = [key for key, value in given if value is not None]
+    if "method" in names:
+        without_fields(recipe)
+    for name in gone_with(names):
         recipe.pop(name, None)
     for key, value in given:
         _set(recipe, key, value)

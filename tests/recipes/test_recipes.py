@@ -18,6 +18,7 @@ from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.results import RunResults
 from hf_interp.tasks.build import check_recipe
 from hf_interp.tasks.labels import LabelResolver
+from hf_interp.tasks.methods import METHODS
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.task import TASKS
 from hf_interp.train import run_recipe
@@ -122,6 +123,25 @@ def test_a_recipe_runs_on_toy_files(path: Path, toy_models: dict[str, Path], tmp
     for side in ("general", "domain"):
         for metric, found in curve.report[side].items():
             assert found["values"] == pytest.approx(before.report[side][metric]["values"], abs=1e-5)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_recipe_takes_every_method(path: Path) -> None:
+    for method, weight in METHODS.items():
+        recipe, args = parse_recipe(load_recipe(path, ["--method", method]))
+        check_recipe(recipe, args)
+        assert recipe.alpha_search is not None
+        assert (recipe.alpha_search.objective, recipe.alpha_search.domain_weight) == ("mean", weight)
+        assert args.average_from == (None if args.load_best_model_at_end else 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is ill-defined")
+@pytest.mark.parametrize("name", ["sentiment/reviews_to_finance", "language_modeling/masked_law"])
+def test_a_recipe_runs_by_a_method(name: str, toy_models: dict[str, Path], tmp_path: Path) -> None:
+    path = ROOT / "recipes" / f"{name}.yaml"
+    run_recipe(on_toy_files(path, toy_models, tmp_path, ["--max_steps", "4", "--method", "keep"]))
+    assert 0 <= load_curve(tmp_path / "out" / "curve.json").alpha <= 1
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from hf_interp.tasks.methods import format_method, lay_method
-from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.tasks.parsing import lay_flags, parse_recipe
 
 CORPORA: dict[str, Any] = {"general": {"path": "general.txt"}, "domain": {"path": "domain.txt"}}
 RECIPE: dict[str, Any] = {"model_name_or_path": "m", "corpora": CORPORA, "max_steps": 10, "use_cpu": True}
@@ -55,6 +55,31 @@ def test_what_a_recipe_sets_itself_stays(own: dict[str, Any], laid: dict[str, An
     changed, found = lay_method(given)
     assert found == laid
     assert changed == {**given, **laid}
+
+
+def test_a_search_without_an_objective_gets_that_of_the_method() -> None:
+    search = {"metric": "loss", "alphas": 3}
+    given = {**RECIPE, "method": "keep", "eval_corpora": CORPORA, "alpha_search": search}
+    assert lay_method(given)[1]["alpha_search"] == {**search, "objective": "mean", "domain_weight": 0.3}
+    own = {**search, "objective": "knee"}
+    assert "alpha_search" not in lay_method({**given, "alpha_search": own})[1]
+
+
+def test_a_method_given_as_a_flag_decides_over_the_file_and_not_over_other_flags() -> None:
+    file = {
+        **RECIPE,
+        "eval_corpora": CORPORA,
+        "alpha_schedule_type": "linear",
+        "alpha_end": 0.9,
+        "lr_scheduler_type": "cosine",
+        "alpha_search": {"objective": "constrained", "max_forgetting": 0.02, "alphas": 3},
+    }
+    recipe, args = parse_recipe(lay_flags(dict(file), ["--method", "keep", "--lr_scheduler_type", "linear"]))
+    assert (args.alpha_schedule_type, args.alpha_end, args.average_from) == ("constant", 0.5, 0.5)
+    assert args.lr_scheduler_type.value == "linear"
+    search = recipe.alpha_search
+    assert search is not None
+    assert (search.objective, search.domain_weight, search.alphas) == ("mean", 0.3, 3)
 
 
 def test_of_language_models_the_general_side_trains_predictions_of_m0() -> None:
