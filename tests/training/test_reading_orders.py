@@ -45,7 +45,10 @@ def trained(folder: Path, resume: Path | None = None, **settings: Any) -> Any:
     return trainer
 
 
-@pytest.mark.parametrize("order", ORDERS)
+SLOW = ("random", "sequential")
+
+
+@pytest.mark.parametrize("order", [pytest.param(each, marks=[pytest.mark.slow] * (each in SLOW)) for each in ORDERS])
 def test_a_run_reads_as_its_plan_says_and_resumes_to_the_bit(tmp_path: Path, order: str) -> None:
     whole = trained(tmp_path, **ORDERS[order])
     steps = whole.plan.max_steps
