@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hf_interp import Corpus, InterpolatedDataset
+from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.order import Order
 from hf_interp.mixture.plan import MixturePlan
@@ -91,6 +92,38 @@ def test_a_window_keeps_the_counts_of_steps_and_the_examples_of_passes(window: i
             part = after.example[own][passes == number].tolist()
             assert len(set(part)) == len(part)
     assert (plan.drawn_before(range(61)) == exact.drawn_before(range(61))).all()
+
+
+@pytest.mark.parametrize("cases", [25, pytest.param(2000, marks=pytest.mark.slow)])
+def test_windows_of_many_plans_keep_their_counts_and_passes(cases: int) -> None:
+    for case in range(cases):
+        rng = np.random.default_rng(case)
+        sizes, batch, steps = (
+            rng.integers(1, 60, rng.integers(1, 5)),
+            int(rng.integers(1, 20)),
+            int(rng.integers(1, 50)),
+        )
+        sides = ["domain", *rng.choice(["general", "domain"], len(sizes) - 1)]
+        specs = [
+            CorpusSpec(name=str(index), side=side, num_examples=size)
+            for index, (side, size) in enumerate(zip(sides, sizes.tolist(), strict=True))
+        ]
+        points = rng.random(2) if "general" in sides else (1.0, 1.0)
+        settings: dict[str, Any] = {"alpha_schedule": linear(*points), "batch_size": batch, "max_steps": steps}
+        known = [rng.integers(1, 9, size) for size in sizes]
+        window, start = int(rng.integers(1, 20)), int(rng.integers(steps))
+        exact = MixturePlan(specs, seed=case, **settings).after(None, start)
+        plan = MixturePlan(specs, seed=case, order=Order.by_length(window, known), **settings).after(None, start)
+        before, after = np.stack(whole(exact)), np.stack(whole(plan))
+        lengths = np.array([known[corpus][example] for corpus, _, example in after.T.tolist()])
+        for first in range(0, before.shape[1], batch):
+            own = slice(first, first + batch)
+            held = [np.stack([part[0], part[1] // sizes[part[0]]])[:, own] for part in (before, after)]
+            assert sorted(held[0].T.tolist()) == sorted(held[1].T.tolist())
+            assert (np.diff(lengths[own]) >= 0).all()
+        for first in range(0, before.shape[1], batch * window):
+            own = slice(first, first + batch * window)
+            assert sorted(before[:, own].T.tolist()) == sorted(after[:, own].T.tolist())
 
 
 def test_like_lengths_meet() -> None:
