@@ -13,21 +13,23 @@ from hf_interp.tasks.labels import BadValueError, LabelResolver
 from hf_interp.tasks.media import read_file
 from hf_interp.tasks.recipe import CorpusConfig
 
-Kind = Literal["text", "any text", "prose", "words", "class", "classes", "number", "tags", "turns", "image", "anything"]
+Kind = Literal[
+    "text", "any text", "prose", "words", "class", "classes", "number", "tags", "turns", "image", "audio", "anything"
+]
 """The kinds of columns.
 
 - text: a text that is not blank; "any text" may be; of "prose" rows, those that are blank are dropped.
 - words: a list of texts; tags: a label for each of them.
 - class: a label; classes: a list of labels; number.
 - turns: a dialogue, as a list of mappings.
-- image: a file of one, as bytes or a path.
+- image, audio: a file of one, as bytes or a path.
 - anything: whatever the file has.
 """
 
 CELLS: tuple[Kind, ...] = ("text", "any text", "prose", "class")
 """Kinds that are read from the cells of a table as they are written."""
 
-FILES: tuple[Kind, ...] = ("image",)
+FILES: tuple[Kind, ...] = ("image", "audio")
 """Kinds that are files of their own."""
 
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d*)?([eE][-+]?\d+)?")

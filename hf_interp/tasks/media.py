@@ -4,14 +4,17 @@ A corpus keeps the bytes of its files. They are decoded when a batch is made, so
 its files do, and an image can be another one at every step.
 """
 
+import inspect
 import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from hf_interp.tasks.labels import BadValueError
@@ -20,6 +23,12 @@ from hf_interp.utils.errors import check_known, import_extra
 
 AUGMENTATION = {"shift": 1.0, "rotate": 180.0, "zoom": 0.9, "flip": 1.0}
 """What may be done to an image of training, and the most of it."""
+
+EXTRAS = {
+    "image": ("PIL.Image", "Images need Pillow", "vision"),
+    "audio": ("soundfile", "Sound needs soundfile", "audio"),
+}
+"""By the kind of the column: what decodes it, as `import_extra` takes it."""
 
 Media = dict[str, torch.Tensor]
 
@@ -42,10 +51,8 @@ def read_file(value: Any, kind: str, folders: Sequence[Path]) -> bytes:
         raise BadValueError(f"{value!r:.80} where the file of an {kind} belongs", "Remove such rows, or mend the file.")
     try:
         DECODERS[kind](found)
-    except ImportError:
-        raise
     except Exception as error:  # of each library another
-        what = " ".join(str(error).replace(repr(error), "").split()) or type(error).__name__
+        what = re.sub(r"\s*<[^>]*>", "", " ".join(str(error).split())) or type(error).__name__  # no object's address
         raise BadValueError(
             f"an {kind} of {len(found):,} bytes that cannot be decoded ({what:.120})", "Remove such rows from the file."
         ) from None
@@ -67,25 +74,49 @@ def _read_path(path: str, kind: str, folders: Sequence[Path]) -> bytes:
 
 def open_image(data: bytes) -> Any:
     """Return an image as PIL has it, in three colours."""
-    with _pillow().open(io.BytesIO(data)) as opened:
+    with import_extra(*EXTRAS["image"]).open(io.BytesIO(data)) as opened:
         return opened.convert("RGB")
 
 
-def _pillow() -> Any:
-    return import_extra("PIL.Image", "Images need Pillow", "vision")
+def open_sound(data: bytes) -> tuple[npt.NDArray[np.float32], int]:
+    """Return a recording as the mean of its channels, (num_samples,), and its samples a second."""
+    samples, rate = import_extra(*EXTRAS["audio"]).read(io.BytesIO(data), dtype="float32", always_2d=True)
+    if not len(samples):
+        raise ValueError("it has no samples")
+    return samples.mean(axis=1), rate
 
 
-DECODERS = {"image": open_image}
+DECODERS: dict[str, Callable[[bytes], Any]] = {"image": open_image, "audio": open_sound}
 """By the kind of the column: from the bytes of a file to what can be worked with."""
 
 
-def check_augmentation(recipe: Recipe) -> None:
-    """Refuse an augmentation that is not known, or is more than there can be."""
+def resample(samples: npt.NDArray[np.float32], rate: int, wanted: int) -> npt.NDArray[np.float32]:
+    """Return a recording with as many samples a second as are wanted, through a filter of many phases."""
+    if rate == wanted:
+        return samples
+    from scipy.signal import resample_poly
+
+    common = math.gcd(rate, wanted)
+    return np.asarray(resample_poly(samples, wanted // common, rate // common), dtype=np.float32)
+
+
+def check_images(recipe: Recipe) -> None:
+    """Refuse an augmentation that is not known, or is more than there can be, and what is for sound."""
+    if recipe.max_seconds is not None:
+        raise ValueError(f"`max_seconds` is for sound, got {recipe.max_seconds} for {recipe.task}. Leave it out.")
     given = recipe.augmentation or {}
     check_known(given, AUGMENTATION, "in `augmentation`")
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= AUGMENTATION[name]:
             raise ValueError(f"`augmentation.{name}` must lie in [0, {AUGMENTATION[name]:g}], got {value!r}.")
+
+
+def check_sound(recipe: Recipe) -> None:
+    """Refuse a length that is none, and what is for images."""
+    if recipe.augmentation:
+        raise ValueError(f"`augmentation` is for images, got {recipe.augmentation} for {recipe.task}. Leave it out.")
+    if recipe.max_seconds is not None and not recipe.max_seconds > 0:
+        raise ValueError(f"`max_seconds` must be above 0, got {recipe.max_seconds}.")
 
 
 def augment(
@@ -101,7 +132,7 @@ def augment(
         zoom: larger or smaller by at most this share.
         flip: the probability of being mirrored.
     """
-    pillow, size = _pillow(), np.array(image.size)
+    pillow, size = import_extra(*EXTRAS["image"]), np.array(image.size)
     angle, scale = math.radians(draw.uniform(-rotate, rotate)), 1 + draw.uniform(-zoom, zoom)
     moved = draw.uniform(-shift, shift, 2) * size
     if draw.random() < flip:
@@ -144,6 +175,35 @@ class ImageCollator:
         return {**self.processor(list(images), return_tensors="pt"), **labels_of(examples)}
 
 
+class SoundCollator:
+    """Makes a batch of sound: decodes it, gives it the rate of the model, cuts it, and pads it to the longest.
+
+    Args:
+        processor: a feature extractor of transformers.
+        max_seconds: what is longer is cut.
+    """
+
+    columns = ("audio",)
+
+    def __init__(self, processor: Any, max_seconds: float | None = None) -> None:
+        self.processor, self.max_seconds = processor, max_seconds
+        # some make all of one length, each in its own way, and are left to it
+        padding = inspect.signature(type(processor).__call__).parameters.get("padding")
+        self._options = {"padding": True} if padding is not None and padding.default is False else {}
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Media:
+        """Collate, in training as in evaluation."""
+        rate = self.processor.sampling_rate
+        most = None if self.max_seconds is None else max(1, round(self.max_seconds * rate))
+        sounds = [resample(*open_sound(each["audio"]), rate)[:most] for each in examples]
+        made = self.processor(sounds, sampling_rate=rate, return_tensors="pt", **self._options)
+        return {**made, **labels_of(examples)}
+
+    def collate(self, examples: Sequence[Mapping[str, Any]], numbers: Sequence[int], seed: int) -> Media:
+        """Collate for training, where nothing is drawn."""
+        return self(examples)
+
+
 def labels_of(examples: Sequence[Mapping[str, Any]]) -> Media:
     """Return the labels of examples as a tensor, if they have any."""
     return {"labels": torch.tensor([each["labels"] for each in examples])} if "labels" in examples[0] else {}
@@ -151,6 +211,9 @@ def labels_of(examples: Sequence[Mapping[str, Any]]) -> Media:
 
 def describe(example: Mapping[str, Any]) -> str:
     """Say in words what an example is."""
+    if "audio" in example:
+        samples, rate = open_sound(example["audio"])
+        return f"a recording of {len(samples) / rate:.2f} seconds at {rate:,} Hz"
     width, height = open_image(example["image"]).size
     return f"an image of {width}×{height} pixels"
 

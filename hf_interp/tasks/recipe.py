@@ -37,6 +37,7 @@ class CorpusConfig:
         text_column: column of the input. A dot reaches into a column of mappings: `translation.en`.
         text_pair_column: column of the second text of a pair.
         image_column: column of the image, as a file in the row or a path relative to the corpus' file.
+        audio_column: column of the recording, likewise.
         label_column: column of the label, for classification.
         tokens_column: column of the words, for token classification.
         tags_column: column of the tags of the words, for token classification.
@@ -82,6 +83,7 @@ class CorpusConfig:
     text_column: str = "text"
     text_pair_column: str | None = None
     image_column: str = "image"
+    audio_column: str = "audio"
     label_column: str = "label"
     tokens_column: str = "tokens"
     tags_column: str = "ner_tags"
@@ -149,7 +151,7 @@ class Recipe:
         method: keep, balanced or domain, by the side that counts most. It stands for fields that the evidence
             recommends, where the recipe does not set them; `plan` and `train` print them.
         task: sequence-classification, token-classification, translation, summarization, seq2seq (the last three differ
-            in their metrics), causal-lm, masked-lm, image-classification, or a task of your own.
+            in their metrics), causal-lm, masked-lm, image-classification, audio-classification, or a task of your own.
         objectives: objectives that corpora may train beside the task, by name; a corpus or evaluation set chooses one
             by its `objective`. A task that needs no settings of its own, such as masked-lm, can be chosen without an
             entry.
@@ -169,6 +171,7 @@ class Recipe:
         augmentation: what is done to the images of training, at random: `shift` (up to this share of the width and
             height), `rotate` (up to so many degrees), `zoom` (up to this share), `flip` (the probability of mirroring),
             such as `{shift: 0.1, rotate: 10}`. It depends on the seed and the place in the run alone.
+        max_seconds: recordings are cut to so many seconds; by default they are not.
         peft: an adapter: the name of a preset (lora, rslora, dora, adalora, ia3, prompt_tuning, bitfit, last_layers,
             head); a mapping with `preset` and the fields to change; or a PEFT configuration as a mapping with
             `peft_type`.
@@ -197,6 +200,7 @@ class Recipe:
     whole_word_mask: bool = False
     chat_template: str | None = None
     augmentation: dict[str, float] | None = None
+    max_seconds: float | None = None
     peft: str | dict[str, Any] | None = None
     model_revision: str = "main"
     trust_remote_code: bool = False

@@ -63,7 +63,7 @@ from hf_interp.tasks.encoding import (
     encode_tokens,
     split_tokens,
 )
-from hf_interp.tasks.media import ImageCollator, check_augmentation
+from hf_interp.tasks.media import ImageCollator, SoundCollator, check_images, check_sound
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.tokenizers import language_token
 from hf_interp.utils.errors import did_you_mean
@@ -141,11 +141,6 @@ def _check_problem_type(recipe: Recipe) -> None:
         raise ValueError(f"A regression has no `label_names`, got {recipe.label_names}. Leave them out.")
 
 
-def _check_images(recipe: Recipe) -> None:
-    _check_problem_type(recipe)
-    check_augmentation(recipe)
-
-
 def _check_masking(recipe: Recipe) -> None:
     if not 0 < recipe.mlm_probability <= 1:
         raise ValueError(f"`mlm_probability` must lie in (0, 1], got {recipe.mlm_probability}.")
@@ -178,13 +173,19 @@ def _seq2seq(name: str, *metrics: str) -> Task:
     )
 
 
-def _classification(name: str, **parts: Any) -> Task:
+def _classification(name: str, check: Callable[[Recipe], None] = lambda recipe: None, **parts: Any) -> Task:
     """Return a task that gives an input one or several labels, or a number."""
+
+    def check_both(recipe: Recipe) -> None:
+        _check_problem_type(recipe)
+        check(recipe)
+
     return Task(
         info=TASK_INFOS[name],
         metrics=lambda tokenizer, recipe: _metrics().classification_metrics(_problem_type(recipe)),
         num_labels=lambda recipe: 1 if recipe.problem_type == "regression" else len(recipe.label_names or []),
-        **{"check": _check_problem_type, **parts},
+        check=check_both,
+        **parts,
     )
 
 
@@ -213,7 +214,14 @@ TASKS = TaskTable(
             columns=lambda recipe, corpus: {"image": "image", "label": PROBLEM_TYPES[_problem_type(recipe)]},
             encode=lambda tokenizer, recipe: encode_files("image"),
             collator=lambda tokenizer, recipe: ImageCollator(tokenizer, recipe.augmentation),
-            check=_check_images,
+            check=check_images,
+        ),
+        "audio-classification": _classification(
+            "audio-classification",
+            columns=lambda recipe, corpus: {"audio": "audio", "label": PROBLEM_TYPES[_problem_type(recipe)]},
+            encode=lambda tokenizer, recipe: encode_files("audio"),
+            collator=lambda tokenizer, recipe: SoundCollator(tokenizer, recipe.max_seconds),
+            check=check_sound,
         ),
         "token-classification": Task(
             info=TASK_INFOS["token-classification"],

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_interp.tasks.dialogues import set_chat_template
 from hf_interp.tasks.fitness import check_tokenizer
+from hf_interp.tasks.media import EXTRAS
 from hf_interp.tasks.recipe import Recipe
-from hf_interp.utils.errors import reading
+from hf_interp.utils.errors import import_extra, reading
 from hf_interp.utils.task_info import TASK_INFOS
 
 
@@ -21,12 +22,14 @@ def load_processor(recipe: Recipe) -> Any:
         ValueError, OSError: if it cannot be read, or does not fit.
     """
     name, kind = recipe.model_name_or_path, TASK_INFOS[recipe.task].processor
+    if (takes := TASK_INFOS[recipe.task].takes) != "text":
+        import_extra(*EXTRAS[takes])  # now, with the reason, and not by a processor that lacks it
     missing = "" if os.path.isdir(name) else " (there is no such folder)"
     with reading(f"The model {name!r}{missing} (`model_name_or_path`)"):
         found = getattr(transformers, kind).from_pretrained(
             name, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
         )
-    if TASK_INFOS[recipe.task].takes == "text":
+    if takes == "text":
         check_tokenizer(found, recipe)
         prepare_tokenizer(found, recipe)
     return found

@@ -53,6 +53,12 @@ class TaskInfo:
         return PROCESSORS[self.takes]
 
 
+SPEECH_ENCODERS = (
+    *("Data2VecAudio", "Hubert", "SEW", "SEWD", "UniSpeech", "UniSpeechSat"),
+    *("Wav2Vec2", "Wav2Vec2Bert", "Wav2Vec2Conformer", "WavLM"),
+)
+"""Models whose classifiers of sound are called as those of texts are."""
+
 TASK_INFOS: dict[str, TaskInfo] = {
     "sequence-classification": TaskInfo(
         auto_class="AutoModelForSequenceClassification",
@@ -143,6 +149,13 @@ TASK_INFOS: dict[str, TaskInfo] = {
             *(f"ForImageClassification{kind}" for kind in ("WithTeacher", "Learned", "Fourier", "ConvProcessing")),
         ),
         takes="image",
+        answer="label",
+    ),
+    "audio-classification": TaskInfo(
+        auto_class="AutoModelForAudioClassification",
+        pipeline_tag="audio-classification",
+        class_endings=("ForAudioClassification", *(f"{kind}ForSequenceClassification" for kind in SPEECH_ENCODERS)),
+        takes="audio",
         answer="label",
     ),
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from toy_media import toy_wav, write_parquet
 from toy_recipes import ENGLISH, FRENCH, LENGTH, toy_sizes, write_toy_corpora, write_toy_models
 
 from hf_interp.commands.demo import ToyShift, _write_untrained_model
@@ -96,7 +97,7 @@ def _make_run(folder: Path) -> None:
 
 
 def lay_toy_recipes(folder: Path) -> None:
-    """The recipes, each with toy files for its corpora and a toy model, and the programs of the repository."""
+    """The recipes, each with toy files for its corpora and a toy model, recordings, and the repository's programs."""
     shutil.copytree(made(_make_recipes), folder, dirs_exist_ok=True)
     lay_programs(folder)
 
@@ -110,6 +111,11 @@ def lay_programs(folder: Path) -> None:
 def _make_recipes(folder: Path) -> None:
     models = {kind: place.relative_to(folder) for kind, place in write_toy_models(folder / "toy-models").items()}
     shutil.copytree(ROOT / "recipes", folder / "recipes")
+    recordings = folder / "free-spoken-digit-dataset" / "recordings"
+    recordings.mkdir(parents=True)
+    for number in range(120):  # of every digit and speaker some of each split
+        speaker = ("george", "lucas", "theo")[number // 10 % 3]
+        (recordings / f"{number % 10}_{speaker}_{number // 30 * 4}.wav").write_bytes(toy_wav(number))
     with inside(folder):
         for path in sorted(Path("recipes").glob("*/*.yaml")):
             if "corpora" in yaml.safe_load(path.read_text("utf-8")):
@@ -137,6 +143,8 @@ def _make_data(folder: Path) -> None:
         for split, count in ROWS.items():
             rows = [row(random.Random(f"{name}/{split}/{number}"), number) for number in range(count)]
             write_lines(folder / "data" / name / f"{split}.jsonl.gz", rows)
+    for split, count in ROWS.items():
+        write_parquet(folder / "data" / "mnist10k" / f"{split}.parquet", range(count), names="0123456789")
 
 
 def _words(draw: random.Random, words: list[str] = ENGLISH) -> str:

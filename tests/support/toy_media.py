@@ -1,14 +1,25 @@
-"""Toy images: squares of one grey on black, whose label is where they stand, and a ViT of one layer for them."""
+"""Toy images, squares whose label is where they stand, and sounds, low or high tones; models of one layer for both."""
 
 import io
 import json
+import wave
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from transformers import ViTConfig, ViTForImageClassification, set_seed
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTForAudioClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForSequenceClassification,
+    set_seed,
+)
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 PLACES = ["left", "right"]
@@ -33,10 +44,13 @@ def toy_png(number: int, side: str = "general") -> bytes:
     return file.getvalue()
 
 
-def write_parquet(path: Path, numbers: Sequence[int], side: str = "general") -> Path:
+def write_parquet(
+    path: Path, numbers: Sequence[int], side: str = "general", names: Sequence[str] = tuple(PLACES)
+) -> Path:
     """Write images and labels as `datasets` does."""
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=PLACES)})
-    rows = {"image": [{"bytes": toy_png(number, side)} for number in numbers], "label": [each % 2 for each in numbers]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
+    labels = [number % len(names) for number in numbers]
+    rows = {"image": [{"bytes": toy_png(number, side)} for number in numbers], "label": labels}
     path.parent.mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
     return path
@@ -70,4 +84,63 @@ def write_toy_vit(folder: Path, labels: Sequence[str] = (), size: int = 8) -> Pa
     model: Any = ViTForImageClassification(ViTConfig(image_size=size, **VIT, **(names if labels else {})))
     (model if labels else model.vit).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
+    return folder
+
+
+TONES = ["low", "high"]
+RATE = 8000
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def toy_samples(number: int, rate: int = RATE) -> np.ndarray[Any, Any]:
+    """Sound `number`: a low or high tone of a tenth of a second or more, as whole numbers of 16 bits."""
+    seconds = 0.1 + 0.01 * (number % 7)
+    times = np.arange(round(seconds * rate)) / rate
+    return np.round(12000 * np.sin(2 * np.pi * (300 if number % 2 == 0 else 1500) * times)).astype("<i2")
+
+
+def toy_wav(number: int, rate: int = RATE, channels: int = 1) -> bytes:
+    """Sound `number` as a file; of two channels one is silent."""
+    samples = toy_samples(number, rate)
+    frames = samples if channels == 1 else np.column_stack([samples, np.zeros_like(samples)])
+    file = io.BytesIO()
+    with wave.open(file, "wb") as written:
+        written.setparams((channels, 2, rate, 0, "NONE", ""))
+        written.writeframes(np.ascontiguousarray(frames).tobytes())
+    return file.getvalue()
+
+
+def write_sounds(path: Path, numbers: Sequence[int], rate: int = RATE) -> Path:
+    """Write JSON lines with paths of sounds beside them."""
+    lines = []
+    for number in numbers:
+        name = f"sounds/{rate}_{number}.wav"
+        (path.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / name).write_bytes(toy_wav(number, rate))
+        lines.append(json.dumps({"audio": name, "label": TONES[number % 2]}) + "\n")
+    path.write_text("".join(lines), "utf-8")
+    return path
+
+
+def write_toy_ast(folder: Path, labels: Sequence[str]) -> Path:
+    """Write an untrained audio spectrogram transformer, which reads 32 frames, with its feature extractor."""
+    set_seed(5)
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
+    frames = {"num_mel_bins": 16, "max_length": 32}
+    config = ASTConfig(patch_size=8, frequency_stride=8, time_stride=8, **frames, **SIZES, **names)
+    ASTForAudioClassification(config).save_pretrained(folder)
+    ASTFeatureExtractor(sampling_rate=RATE, **frames).save_pretrained(folder)
+    return folder
+
+
+def write_toy_wav2vec2(folder: Path, labels: Sequence[str]) -> Path:
+    """Write an untrained wav2vec2 with layer norms, which is told of padding, with its feature extractor."""
+    set_seed(5)
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
+    layers = {"conv_dim": [8, 8], "conv_kernel": [10, 8], "conv_stride": [5, 8], "feat_extract_norm": "layer"}
+    more = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8}
+    quiet = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "mask_time_prob"), 0.0)
+    config = Wav2Vec2Config(vocab_size=20, apply_spec_augment=False, **layers, **more, **quiet, **SIZES, **names)
+    Wav2Vec2ForSequenceClassification(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True).save_pretrained(folder)
     return folder

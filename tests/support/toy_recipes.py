@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from toy_media import toy_png, write_toy_vit
+from toy_media import toy_png, toy_wav, write_toy_ast, write_toy_vit
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -78,13 +78,18 @@ def write_toy_models(folder: Path) -> dict[str, Path]:
         model.save_pretrained(place)
         tokenizer.save_pretrained(place)
         folders[kind] = place
-    return {**folders, "image": write_toy_vit(folder / "image", [str(digit) for digit in range(10)])}
+    digits = [str(digit) for digit in range(10)]
+    return {
+        **folders,
+        "image": write_toy_vit(folder / "image", digits),
+        "audio": write_toy_ast(folder / "audio", digits),
+    }
 
 
 def model_kind(task: str) -> str:
     kinds = {"AutoModelForCausalLM": "decoder", "AutoModelForSeq2SeqLM": "encoder-decoder"}
-    kinds["AutoModelForImageClassification"] = "image"
-    return kinds.get(TASKS[task].info.auto_class, "encoder")
+    info = TASKS[task].info
+    return kinds.get(info.auto_class, "encoder") if info.takes == "text" else info.takes
 
 
 def toy_row(recipe: Recipe, corpus: CorpusConfig, number: int, texts: list[str]) -> dict[str, Any]:
@@ -106,6 +111,7 @@ def toy_row(recipe: Recipe, corpus: CorpusConfig, number: int, texts: list[str])
         "number": float(number),
         "turns": turns,
         "image": f"{number}.png",
+        "audio": f"{number}.wav",
     }
     row: dict[str, Any] = {}
     for column, kind in TASKS[recipe.task].columns(recipe, corpus).items():
@@ -135,8 +141,9 @@ def write_toy_corpora(path: Path, recipe: dict[str, Any], folder: Path, rows: in
             lines = [json.dumps(toy_row(own, corpus, number, toy_texts(path))) for number in range(rows)]
             file = folder / f"{group}-{name}.jsonl"
             file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-            for number in range(rows) if "image" in TASKS[own.task].columns(own, corpus) else ():
+            for number in range(rows) if TASKS[own.task].info.takes != "text" else ():
                 (folder / f"{number}.png").write_bytes(toy_png(number))
+                (folder / f"{number}.wav").write_bytes(toy_wav(number))
             recipe[group][name]["path"] = str(file)
 
 

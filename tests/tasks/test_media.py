@@ -204,6 +204,22 @@ def test_a_resumed_run_has_the_weights_of_one_that_was_not_interrupted(
     assert not torch.equal(changed["classifier.weight"], wanted["classifier.weight"])
 
 
+@pytest.mark.slow
+def test_the_best_model_is_loaded_whole(model: Path, files: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    """It is saved by other names than the model has, which `Trainer` does not know."""
+    fields = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_domain_loss", "learning_rate": 1.0}
+    results = run_recipe(recipe_of(model, files, tmp_path / "out", **fields, **best))
+    losses = {entry["step"]: entry["eval_domain_loss"] for entry in results.log_history if "eval_domain_loss" in entry}
+    step = min((step for step in losses if step), key=lambda step: losses[step])
+    assert 0 < step < 4  # or nothing would have to be loaded
+    states = [
+        AutoModelForImageClassification.from_pretrained(place).state_dict()
+        for place in (tmp_path / "out", tmp_path / "out" / f"checkpoint-{step}")
+    ]
+    assert all(torch.equal(states[0][name], tensor) for name, tensor in states[1].items())
+
+
 def test_the_metrics_are_those_of_the_pipeline(run: Path, files: dict[str, dict[str, str]]) -> None:
     results = json.loads((run / "results.json").read_text("utf-8"))
     classify = pipeline("image-classification", model=str(run))
@@ -268,7 +284,10 @@ def refused(recipe: dict[str, Any]) -> str:
     ("row", "words"),
     [
         ({"image": "images/none.png"}, "has the image 'images/none.png', which is not there: column 'image', row 1"),
-        ({"image": "broken.png"}, "has an image of 9 bytes that cannot be decoded (cannot identify image file"),
+        (
+            {"image": "broken.png"},
+            "has an image of 9 bytes that cannot be decoded (cannot identify image file): column",
+        ),
         ({"image": "empty.png"}, "'empty.png' where the file of an image belongs"),
         ({"image": ""}, "'' where the file of an image belongs"),
         ({"image": None}, "None where the file of an image belongs"),

@@ -7,6 +7,7 @@ from transformers.models.auto import modeling_auto
 from hf_interp.utils.task_info import OTHER_ADAPTERS, TASK_INFOS, adapter_classes, task_of_adapter, task_of_class
 
 CLASSES = {
+    "audio-classification": modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "token-classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
