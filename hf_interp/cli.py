@@ -279,13 +279,35 @@ def _curve(args: argparse.Namespace, flags: Flags) -> None:
     """Evaluate a trained run at every α between M₀ and M_θ, and choose."""
     from hf_interp.commands.curve import curve_run
     from hf_interp.reporting.curve import format_curve
+    from hf_interp.reporting.groups import format_gaps
 
     curve, folder = curve_run(args.run, flags, save_model=args.save_model)
     saved = f"\nM_α is in {folder / INTERPOLATED_NAME}." if args.save_model else ""
     if (folder / INTERPOLATED_NAME).is_dir() and "interpolated" not in curve.weights:
         saved = f"\n{folder / INTERPOLATED_NAME} holds M_α at another α. --save_model writes it anew."
-    text = f"{format_curve(curve)}\n{CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.{saved}"
+    found = "\n".join([format_curve(curve), *format_gaps(None, curve)])
+    text = f"{found}\n{CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.{saved}"
     _print_found(args, folder / CURVE_NAME, text)
+
+
+@command(
+    RUN,
+    argument("--corpus", metavar="NAME", help="the training corpus to look for (default: the first of the domain)"),
+    argument("--examples", type=int, default=1000, metavar="N", help="rows of each kind at most (default: 1000)"),
+    JSON,
+    examples=["audit runs/mine", "audit runs/mine --alpha_search.alphas 5"],
+    note=f"{FIELDS}.",
+)
+def _audit(args: argparse.Namespace, flags: Flags) -> None:
+    """Measure what a trained run tells of the rows that it was trained on, at every α."""
+    from hf_interp.commands.audit import audit_run
+    from hf_interp.reporting.leakage import AUDIT_PLOT_NAME, describe_audit, leak_table
+    from hf_interp.utils.console import format_table
+
+    audit, folder = audit_run(args.run, flags, corpus=args.corpus, num_examples=args.examples)
+    table = leak_table(audit)
+    text = f"{format_table(table[0], table[1:])}\n{describe_audit(audit)}"
+    _print_found(args, audit, f"{text}\n{RESULTS_NAME} and {AUDIT_PLOT_NAME} are in {folder}.")
 
 
 @command(

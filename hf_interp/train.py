@@ -15,14 +15,16 @@ from accelerate import PartialState
 
 from hf_interp.reporting.card import save_card
 from hf_interp.reporting.curve import format_curve, load_curve
+from hf_interp.reporting.groups import format_gaps
 from hf_interp.reporting.hub import check_name, make_repo, push_run, render_card
 from hf_interp.reporting.plots import plot_run
 from hf_interp.reporting.results import RunResults, save_results
+from hf_interp.selection.groups import check_gap, measure_groups
 from hf_interp.selection.scoring import check_whole_weights
 from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, format_cut, load_data, plan_data
 from hf_interp.tasks.methods import format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
-from hf_interp.tasks.runs import check_metric, save_curve, search_run
+from hf_interp.tasks.runs import check_metric, save_curve, scored_groups, scored_sets, search_run
 from hf_interp.tasks.splits import format_shared
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.model_info import count_parameters
@@ -67,11 +69,16 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
             print(count_parameters(trainer.model))
         if parsed.alpha_search is not None:
             check_whole_weights(trainer)
-            check_metric(trainer, parsed.alpha_search, data.validation_sets or data.eval_sets)
+            check_metric(trainer, parsed.alpha_search, scored_sets(data))
+            check_gap(parsed.alpha_search, scored_groups(data))
+        grouped = (trainer, data.eval_sets, data.groups.get("eval_corpora", {}), parsed.alpha_search)
+        groups = {"base": measure_groups(*grouped)}
         trainer.train(resume_from_checkpoint=read_resume(args.resume_from_checkpoint))
         trainer.save_model()
         evaluate_at_end(trainer)
+        groups["final"] = measure_groups(*grouped)
         results = trainer.results()
+        results.groups = {name: {part: groups[part][name] for part in groups} for name in groups["final"]}
         results.cut = {name: list(counts) for name, counts in data.cut.items()}
         if is_main:
             results.model["weights"] = weights_fingerprint(folder)
@@ -79,7 +86,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
             save_results(results, folder / RESULTS_NAME)
             plot_run(results, folder / RUN_PLOT_NAME)
         if parsed.alpha_search is not None:
-            curve = search_run(trainer, parsed, data.validation_sets or data.eval_sets, apply=True)
+            curve = search_run(trainer, parsed, data, apply=True)
             trainer.save_model(str(folder / INTERPOLATED_NAME))
             if is_main:
                 save_curve(curve, folder, saved=True)
@@ -155,10 +162,11 @@ def train_and_report(path: str, flags: Sequence[str] = ()) -> RunResults:
     results = run_recipe(recipe, show_progress=sys.stderr.isatty())
     folder = results.config["output_dir"]
     if PartialState().is_main_process:
-        print("\n".join([format_results(results), *format_cut(results.cut)]))
+        print("\n".join([format_results(results), *format_cut(results.cut), *format_gaps(results)]))
         print(f"The model, {RESULTS_NAME} and {RUN_PLOT_NAME} are in {folder}.")
         if (Path(folder) / CURVE_NAME).is_file():
-            print(f"\n{format_curve(load_curve(Path(folder) / CURVE_NAME))}")
+            curve = load_curve(Path(folder) / CURVE_NAME)
+            print("\n".join(["", format_curve(curve), *format_gaps(None, curve)]))
             print(f"M_α is in {folder}/{INTERPOLATED_NAME}; {CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.")
     PartialState().destroy_process_group()  # or gloo's threads may abort a process that ends before the others
     return results

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_interp.reporting.plots import plot_comparison
 from hf_interp.reporting.results import Comparison, RunResults, evaluations, forgetting, save_results, spread
-from hf_interp.selection.choice import AlphaSearch
+from hf_interp.selection.choice import AlphaSearch, check_no_gap
 from hf_interp.selection.scoring import halves
 from hf_interp.tasks.build import RecipeData, build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
 from hf_interp.tasks.parsing import parse_recipe
@@ -94,6 +94,7 @@ def compare(
             "Name them under `eval_corpora`."
         )
     parsed.alpha_search = parsed.alpha_search or AlphaSearch()
+    check_no_gap(parsed.alpha_search, "a comparison")
     task = check_recipe(parsed, args)
     data = _with_validation(load_data(parsed, task))
     if args.max_steps < 0:  # epochs, of which other α make other numbers of steps: a comparison is at equal steps
@@ -117,7 +118,7 @@ def compare(
             base.setdefault(seed, trainer.results().base_metrics)
             rows.append(_trained_row(method, seed, trainer.results(), base[seed]))
             bar.set_description(f"{method}, seed {seed}: searching for α of the weights")
-            curve = search_run(trainer, parsed, data.validation_sets, apply=True)
+            curve = search_run(trainer, parsed, data, apply=True)
             save_curve(curve, place)
             metrics = evaluations([trainer.evaluate()])
             name = f"{method}{INTERPOLATED_SUFFIX}"

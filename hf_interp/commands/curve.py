@@ -6,7 +6,7 @@ from pathlib import Path
 from hf_interp.reporting.card import save_card
 from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.hub import render_card
-from hf_interp.tasks.runs import load_run_recipe, open_run, parse_run, save_curve, scored_sets, search_run
+from hf_interp.tasks.runs import load_run_recipe, open_run, parse_run, save_curve, search_run
 from hf_interp.utils.run_folder import INTERPOLATED_NAME, RESULTS_NAME
 
 
@@ -30,7 +30,7 @@ def curve_run(path: str | Path, flags: Sequence[str] = (), *, save_model: bool =
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no run in {str(folder)!r}. Train the recipe first: `hf-interp train`.")
     trainer, data = open_run(recipe, args, folder)
-    curve = search_run(trainer, recipe, scored_sets(data), apply=save_model)
+    curve = search_run(trainer, recipe, data, apply=save_model)
     if save_model:
         trainer.save_model(str(folder / INTERPOLATED_NAME))
     save_curve(curve, folder, saved=save_model)

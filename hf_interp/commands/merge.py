@@ -81,7 +81,7 @@ def merge_runs(
         trainer, data = open_run(parsed, args, Path(runs[0]))
         members = _mix(trainer, parsed, data, members, soup)
         if alpha is None:
-            curve = search_run(trainer, replace(parsed, model_name_or_path=base), scored_sets(data))
+            curve = search_run(trainer, replace(parsed, model_name_or_path=base), data)
             curve.finetuned = ", ".join(members)
             alpha = curve.alpha
     assert alpha is not None

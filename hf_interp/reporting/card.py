@@ -16,6 +16,8 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_interp.reporting.curve import AlphaCurve, count_examples, curve_table, number, short_alpha
+from hf_interp.reporting.groups import accounts, gap_table, group_table
+from hf_interp.reporting.leakage import describe_audit, leak_table
 from hf_interp.reporting.results import Comparison, RunResults, spread
 from hf_interp.utils.console import format_table
 from hf_interp.utils.files import new_file
@@ -30,6 +32,7 @@ FINETUNED_REVISION = "finetuned"
 TAGS = ("hf_interp", "domain-adaptation")
 UNNAMED_SET = "evaluation set"
 MAX_TEXT = 500  # characters; names are shorter, and nothing from data should fill a card
+WORST_GROUPS = 10  # of a column that a card shows
 MAX_LABELS = 30  # labels that are written out in a snippet
 
 MAKERS: dict[InputKind, tuple[str, str]] = {
@@ -100,6 +103,8 @@ def model_card(
         place += f", revision={FINETUNED_REVISION!r}"
     corpora, sets = _corpora(facts), _sets(facts)
     maker, sample = MAKERS[facts.task_info.takes]
+    found = accounts(results, curve)
+    shown = {key: ("M_α" if interpolated and "M_α" in models else "M_θ", models) for key, models in found.items()}
     points = results.plan.get("alpha", [])
     fingerprints = (entry.get("order_fingerprint") for entry in reversed(results.log_history))
     context = {
@@ -132,6 +137,12 @@ def model_card(
         "corpora": corpora,
         "sets": sets,
         "training": _training(facts),
+        "groups": found,
+        "gaps": gap_table(found),
+        "group_tables": {key: group_table(models[model], WORST_GROUPS) for key, (model, models) in shown.items()},
+        "audit": results.audit,
+        "leaks": leak_table(results.audit) if results.audit else [],
+        "shown_models": {key: model for key, (model, _) in shown.items()},
         "worse": [f"{metric} by {number(lost)}" for metric, lost in results.forgetting.items() if lost and lost > 0],
         "unlicensed": [row[0] for row in corpora if row[-1] == "unknown"],
         "order_fingerprint": next(filter(None, fingerprints), None),
@@ -262,6 +273,7 @@ def _render(context: Mapping[str, Any], facts: _Facts) -> str:
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, finalize=facts.say, trim_blocks=True)
     environment.globals |= {"table": table, "curve_table": curve_table, "count_examples": count_examples}
+    environment.globals |= {"describe_audit": describe_audit}
     environment.filters |= {"literal": literal, "number": number, "short_alpha": short_alpha}
     text = resources.files("hf_interp.reporting").joinpath("model_card.md").read_text(encoding="utf-8")
     body = environment.from_string(text).render(context)

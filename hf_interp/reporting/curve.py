@@ -42,6 +42,7 @@ class AlphaCurve:
         num_examples: dataset → `{"selection": ..., "report": ...}`.
         warnings: what a reader should know before trusting it.
         base, finetuned: names or folders of M₀ and M_θ.
+        groups: set → an account by group of the report examples at every α (see `hf_interp.reporting.groups`).
         weights: fingerprints of the weights' files: of M_θ (`finetuned`), and of M_α (`interpolated`) if it is saved.
     """
 
@@ -63,6 +64,7 @@ class AlphaCurve:
     warnings: list[str] = field(default_factory=list)
     base: str | None = None
     finetuned: str | None = None
+    groups: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     weights: dict[str, str | None] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())

@@ -16,6 +16,8 @@ from hf_interp.mixture.plan import MixturePlan
 from hf_interp.reporting.charts import Chart, Point, Series, draw_panels, save_figure, spread_over
 from hf_interp.reporting.colours import ALPHA, DOMAIN, NEUTRAL, OTHERS, other_style, set_style, side_style
 from hf_interp.reporting.curve import AlphaCurve, pareto_front, short_alpha
+from hf_interp.reporting.groups import gaps_over_alpha
+from hf_interp.reporting.leakage import leak_charts
 from hf_interp.reporting.report_data import Estimate, Method, Run, centred, compared_methods, group_runs, logged
 from hf_interp.reporting.results import Comparison, RunResults, greater_is_better, main_metric
 
@@ -56,9 +58,9 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str], metric
 def plot_curve(curve: AlphaCurve, path: str | os.PathLike[str]) -> None:
     """Write a picture of the metric over α with 95% intervals, and of the sides against each other.
 
-    Both show the examples that the choice of α has not seen.
+    Both show the examples that the choice of α has not seen, as do the gaps between groups, if there are some.
     """
-    save_figure(draw_panels([metrics_over_alpha([curve]), frontier(curve)]), path)
+    save_figure(draw_panels([metrics_over_alpha([curve]), frontier(curve), *gaps_over_alpha(curve)]), path)
 
 
 def plot_tuning(
@@ -95,14 +97,16 @@ def side_by_side(methods: Sequence[Method]) -> list[Chart]:
 def of_one(method: Method) -> list[Chart]:
     """Return the charts of one recipe: what was read, losses, metrics."""
     runs = method.runs
-    return [mixture(method), corpus_losses(runs), objective_losses(runs), *metrics_over_steps(method)]
+    leaks = [chart for run in runs if run.results.audit for chart in leak_charts(run.results.audit)]
+    return [mixture(method), corpus_losses(runs), objective_losses(runs), *metrics_over_steps(method), *leaks]
 
 
 def of_curves(runs: Sequence[Run]) -> list[Chart]:
     """Return the charts of the searches over α among runs of one recipe."""
     curves = [(run.seed, run.curve) for run in runs if run.curve is not None]
     charts = [frontier(curve, f"Seed {seed}: " if len(runs) > 1 else "") for seed, curve in curves]
-    return [metrics_over_alpha([curve for _, curve in curves]), *charts]
+    gaps = [chart for _, curve in curves for chart in gaps_over_alpha(curve)]
+    return [metrics_over_alpha([curve for _, curve in curves]), *charts, *gaps]
 
 
 def trade_off(methods: Sequence[Method], metrics: Mapping[str, str]) -> Chart:

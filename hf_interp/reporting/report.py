@@ -19,6 +19,8 @@ from hf_interp.reporting import plots
 from hf_interp.reporting.charts import FEW, Chart, Series, draw_svg
 from hf_interp.reporting.colours import NEUTRAL
 from hf_interp.reporting.curve import AlphaCurve, short_alpha
+from hf_interp.reporting.groups import accounts, gap_table, group_table
+from hf_interp.reporting.leakage import leak_table
 from hf_interp.reporting.report_data import (
     Estimate,
     Method,
@@ -92,7 +94,7 @@ def report(studies: Sequence[Study]) -> str:
         function.__name__.strip("_"): function
         for function in (
             *(_legend, _numbers, _side_by_side, _all_metrics, _facts, _corpora, _over_alpha, _settings),
-            *(_fingerprints, _origins),
+            *(_fingerprints, _origins, _by_group),
         )
     }
     return environment.get_template(TEMPLATE).render(
@@ -249,6 +251,18 @@ def _over_alpha(curves: Sequence[AlphaCurve]) -> Rows:
             row.append(_shown(known[0] if len(curves) == 1 and known else estimate([one.value for one in known])))
         rows.append(row)
     return rows
+
+
+def _by_group(run: Run) -> dict[str, Rows]:
+    """Return titled tables of what is known of a run by group, and of what it tells of its training rows."""
+    found = accounts(run.results, run.curve)
+    tables = {f"Gaps between groups ({run.name})": gap_table(found)} if found else {}
+    if run.results.audit:
+        tables[f"Membership inference ({run.name})"] = leak_table(run.results.audit)
+    for (name, column), models in found.items():
+        model, account = list(models.items())[-1]
+        tables[f"{model} by {column} in {name} ({run.name})"] = group_table(account)
+    return tables
 
 
 def _settings(methods: Sequence[Method]) -> Rows | str:

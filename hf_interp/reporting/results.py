@@ -53,6 +53,8 @@ class RunResults:
         model: the model's `class`, its `parameters` and `trained_parameters`, whether it `is_adapter` and of which
             `peft_type`; `weights`, the fingerprint of what the run saved.
         cut: how many rows were longer than `max_length`, of how many, by corpora.domain, eval_corpora.general, ...
+        groups: evaluation set → column → an account by group of M₀ (`base`) and of the trained model (`final`).
+        audit: what `hf-interp audit` found of the trained model, by α.
         local_paths: what in recipe, settings and model was a path where the run was, and no name on the Hub.
         working_dir: the folder that the recipe's relative paths are relative to.
         emissions: what codecarbon measured of the training, if it was on (see `read_emissions`).
@@ -72,6 +74,8 @@ class RunResults:
     working_dir: str = field(default_factory=os.getcwd)
     emissions: dict[str, Any] = field(default_factory=dict)
     cut: dict[str, list[int]] = field(default_factory=dict)
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    audit: dict[str, Any] = field(default_factory=dict)
     local_paths: list[str] = field(default_factory=list)
 
     @classmethod

@@ -38,6 +38,8 @@ class AlphaSearch:
         alphas: the grid: a list of α, or how many at equal distances in [0, 1], at least 2. 0 and 1 are always
             evaluated.
         max_forgetting: by how much the general metric may be worse than M₀'s, for constrained.
+        max_group_gap: how far the metric of the worst group may be from that of the best, for constrained: in every
+            column of `group_columns` of the sets by which α is chosen. By default there is no such limit.
         domain_weight: weight of the domain in mean and harmonic, in [0, 1].
         prefer_trained: take M_θ where the examples do not tell it from the best: where the 95% interval of the best α
             holds 1, and M_θ keeps the constraint, if there is one.
@@ -58,6 +60,7 @@ class AlphaSearch:
     method: str = "auto"
     alphas: int | list[float] = 11
     max_forgetting: float = 0.01
+    max_group_gap: float | None = None
     domain_weight: float = 0.5
     prefer_trained: bool = True
     one_standard_error: bool = True
@@ -69,6 +72,8 @@ class AlphaSearch:
 
     def __post_init__(self) -> None:
         _check_settings(self.objective, self.max_forgetting, self.domain_weight, num_resamples=0)
+        if self.max_group_gap is not None:
+            _check_gap(self.objective, self.max_group_gap)
         if self.metric is not None:
             less_is_better(self.metric, self.greater_is_better)
         if self.method not in METHODS:
@@ -141,6 +146,8 @@ def choose_alpha(
     *,
     objective: str,
     max_forgetting: float = 0.01,
+    max_group_gap: float | None = None,
+    group_gaps: npt.ArrayLike | None = None,
     domain_weight: float = 0.5,
     prefer_trained: bool = False,
     one_standard_error: bool = True,
@@ -155,7 +162,9 @@ def choose_alpha(
 
     With d(α) and g(α) the metrics of the two sides, turned so that more is better, the objective is
     - "domain": d;
-    - "constrained": d where g ≥ g(0) − max_forgetting, which α = 0 itself always meets;
+    - "constrained": d where g ≥ g(0) − max_forgetting, which α = 0 itself always meets, and where the gap between
+      groups is at most `max_group_gap`, if given; where no α keeps both, that with the smallest gap of those that keep
+      the former;
     - "mean": w·d + (1 − w)·g with w = `domain_weight`;
     - "harmonic": 1 / (w/d + (1 − w)/g), and 0 where d or g is 0;
     - "knee": see `find_knee`; where there is no knee, d.
@@ -178,6 +187,7 @@ def choose_alpha(
             single number each, of whose spread nothing is known: then there is neither interval nor rule.
         objective: one of `OBJECTIVES`.
         max_forgetting: by how much the general metric may be worse than at α = 0, in the unit of the metric.
+        max_group_gap, group_gaps: the greatest gap that is allowed, and the gap at each α: (num_alphas,).
         domain_weight: w, in [0, 1].
         prefer_trained: choose α = 1 where the interval holds it, unless it breaks the constraint.
         one_standard_error: whether to apply the rule; it is never applied to a knee.
@@ -209,6 +219,8 @@ def choose_alpha(
         objective=objective,
         max_forgetting=max_forgetting,
         domain_weight=domain_weight,
+        max_group_gap=max_group_gap,
+        gaps=None if max_group_gap is None or group_gaps is None else np.asarray(group_gaps, dtype=np.float64)[order],
     )
     if objective == "constrained" and 0 not in places:
         raise ValueError(
@@ -255,14 +267,28 @@ class _Objective:
     objective: str
     max_forgetting: float
     domain_weight: float
+    max_group_gap: float | None = None
+    gaps: FloatArray | None = None
+
+    def fair(self) -> npt.NDArray[np.bool_]:
+        """Return which α keep the limit on the gap, if there is one; where none that may be chosen does, the best."""
+        if self.gaps is None or self.max_group_gap is None:
+            return np.ones(len(self.alphas), dtype=bool)
+        within = self.gaps <= self.max_group_gap + SLACK
+        kept = self._keeps(self.general.mean(axis=1))
+        return within if (within & kept).any() else self.gaps <= self.gaps[kept].min() + SLACK
+
+    def _keeps(self, general: FloatArray) -> npt.NDArray[np.bool_]:
+        """Return whether the general metric, (..., num_alphas), is as good as it must be."""
+        base = general[..., self.alphas == 0]
+        slack = SLACK * np.maximum(np.abs(base), np.abs(general))
+        return general >= base - self.max_forgetting - slack
 
     def values(self, domain: FloatArray, general: FloatArray) -> FloatArray:
         """Return the objective from metrics of shape (..., num_alphas)."""
         weight = self.domain_weight
         if self.objective == "constrained":
-            base = general[..., self.alphas == 0]
-            slack = SLACK * np.maximum(np.abs(base), np.abs(general))
-            return np.where(general >= base - self.max_forgetting - slack, domain, -np.inf)
+            return np.where(self._keeps(general) & self.fair(), domain, -np.inf)
         if self.objective == "mean":
             return weight * domain + (1 - weight) * general
         if self.objective == "harmonic":
@@ -334,7 +360,7 @@ class _Objective:
             spread = general[:, self.alphas == 0] - general - lost
             bound = heavier * _quantile_of_worst(np.abs(spread), spread.std(axis=0), level) * spread.std(axis=0)
             excess = lost - self.max_forgetting - SLACK * np.abs(points[1])
-            possible, rivals = excess <= bound, excess <= -bound
+            possible, rivals = (excess <= bound) & self.fair(), (excess <= -bound) & self.fair()
         kept = [
             self.alphas[place]
             for point, drawn in values
@@ -400,6 +426,10 @@ def _explain(
     elif search.objective == "constrained":
         bound = f"{'falls' if general_sign > 0 else 'rises'} by at most {search.max_forgetting:.4g}"
         bound = f"whose general {metric} {bound} from {general[search.alphas == 0][0]:.4g} at α = 0"
+        if search.gaps is not None and search.max_group_gap is not None:
+            gap, limit = search.gaps[best], f"{search.max_group_gap:.4g}"
+            is_kept = gap <= search.max_group_gap + SLACK
+            bound += f" and whose group gap is {f'at most {limit}' if is_kept else f'least ({gap:.4g}, above {limit})'}"
         num_feasible = int(np.isfinite(values).sum())
         if num_feasible == 1:
             return f"{alpha} is the only α {bound}."
@@ -427,6 +457,19 @@ def _check_settings(objective: str, max_forgetting: float, domain_weight: float,
         raise ValueError(f"`domain_weight` must lie in [0, 1], got {domain_weight}.")
     if num_resamples < 0:
         raise ValueError(f"`num_resamples` must be at least 0, got {num_resamples}.")
+
+
+def check_no_gap(search: AlphaSearch, where: str) -> None:
+    """Refuse a limit on the gap where nothing is measured by group."""
+    if search.max_group_gap is not None:
+        raise ValueError(f"`alpha_search.max_group_gap` is not known to {where}. Leave it out; `train` knows it.")
+
+
+def _check_gap(objective: str, max_group_gap: float) -> None:
+    if objective != "constrained":
+        raise ValueError(f"`max_group_gap` needs the objective 'constrained', got {objective!r}.")
+    if not 0 <= max_group_gap < math.inf:
+        raise ValueError(f"`max_group_gap` must be at least 0 and finite, got {max_group_gap}.")
 
 
 def _check_harmonic(search: _Objective, greater_is_better: bool) -> None:

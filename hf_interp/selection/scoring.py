@@ -91,6 +91,8 @@ class TrainerScorer:
         self.report_datasets = None if report_datasets is None else dict(report_datasets)
         self.metric = metric
         self.seed = seed
+        self.found: dict[int, Predictions] = {}
+        """The last predictions, by the identity of the dataset."""
 
     def __call__(self) -> ScoreHalves:
         """Evaluate the model as it is, and return its scores."""
@@ -98,16 +100,17 @@ class TrainerScorer:
         report: Scores = {}
         for name, dataset in self.datasets.items():
             with evaluating(self.trainer, name):
-                found = others = predict(self.trainer, dataset)
+                found = others = self.found[id(dataset)] = predict(self.trainer, dataset)
                 if self.report_datasets is None:
                     first, second = halves(len(found.losses), self.seed, name)
                 else:
                     others = predict(self.trainer, self.report_datasets[name])
                     first, second = np.arange(len(found.losses)), np.arange(len(others.losses))
-                selection[name], report[name] = self._score(found, first), self._score(others, second)
+                selection[name], report[name] = self.scores(found, first), self.scores(others, second)
         return ScoreHalves(selection, report)
 
-    def _score(self, found: Predictions, rows: npt.NDArray[np.intp]) -> dict[str, Units]:
+    def scores(self, found: Predictions, rows: npt.NDArray[np.intp]) -> dict[str, Units]:
+        """Return the units of every metric on some rows of what was predicted."""
         scores = {}
         if found.has_losses and found.counts[rows].sum() > 0:
             scores["loss"] = ratio_units(found.losses[rows], found.counts[rows])
@@ -127,7 +130,7 @@ class TrainerScorer:
         for name, whole in values.items():
             if not isinstance(whole, (int, float)) or name in scores:
                 continue
-            hits = _hits(found, rows) if name == "accuracy" else None
+            hits = example_hits(found, rows) if name == "accuracy" else None
             if hits is not None and abs(hits.mean() - whole) < 1e-9:
                 scores[name] = hits
             elif name == self.metric:
@@ -247,6 +250,18 @@ def summarise(units: Units) -> tuple[float, float | None]:
     return float(units.mean()), error
 
 
+def wilson_interval(share: float, size: int) -> tuple[float, float]:
+    """Return the 95% interval of a share of so many examples (Wilson 1927), which is never of no width.
+
+    >>> [round(end, 3) for end in wilson_interval(0.0, 100)]
+    [0.0, 0.037]
+    """
+    square = 1.96**2
+    middle = (share + square / (2 * size)) / (1 + square / size)
+    half = np.sqrt(square * share * (1 - share) / size + square**2 / (4 * size**2)) / (1 + square / size)
+    return float(middle - half), float(middle + half)
+
+
 def _losses(outputs: Any, labels: Any, shift_labels: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the sum of losses and number of labels of each example; NaN where logits and labels do not fit together.
 
@@ -271,7 +286,7 @@ def _losses(outputs: Any, labels: Any, shift_labels: bool) -> tuple[torch.Tensor
     return losses * counts, counts
 
 
-def _hits(found: Predictions, rows: npt.NDArray[np.intp]) -> Units | None:
+def example_hits(found: Predictions, rows: npt.NDArray[np.intp]) -> Units | None:
     """Return whether the highest logit is the label, for each example; `None` for other shapes."""
     logits, labels = found.whole.predictions, found.whole.label_ids
     logits = logits[0] if isinstance(logits, (tuple, list)) else logits

@@ -15,6 +15,7 @@ from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.results import less_is_better, main_metric
 from hf_interp.selection.choice import SMOOTH_OBJECTIVES, AlphaSearch, Choice, choose_alpha
 from hf_interp.selection.curve_shape import find_knee, golden_section, is_unimodal, loss_barrier
+from hf_interp.selection.groups import Groups, GroupScorer, GroupScores, check_gap
 from hf_interp.selection.scoring import ScoreHalves, Scores, TrainerScorer, Units, halves, summarise
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.weights.adapter_kinds import is_peft_model
@@ -38,6 +39,7 @@ def search_alpha(
     model: Any = None,
     eval_dataset: Mapping[str, Any] | None = None,
     report_dataset: Mapping[str, Any] | None = None,
+    groups: Mapping[str, Groups] | None = None,
     finetuned_only: Sequence[str] = (),
     recalibrate: Iterable[Any] | None = None,
     apply: bool = False,
@@ -57,6 +59,8 @@ def search_alpha(
         model: M_θ, if `subject` is a function.
         eval_dataset: validation sets by name; by default the trainer's.
         report_dataset: sets to report on; then α is chosen on all of `eval_dataset`.
+        groups: groups of some of the `eval_dataset`, by name (see `hf_interp.selection.groups.read_groups`), by which
+            the model is measured at every α, as `max_group_gap` needs.
         finetuned_only: patterns of names to take from M_θ whole, such as a head that M₀ was given at random.
         recalibrate: batches on which the statistics of batch norms are measured anew at every α but 0 and 1.
         apply: leave M_α at the chosen α in the model.
@@ -71,7 +75,13 @@ def search_alpha(
     """
     search = _make_search(settings)
     make = _trainer_subject if isinstance(subject, Trainer) else _function_subject
+    check_gap(search, groups or {})
     model, score = make(subject, model, eval_dataset, report_dataset, search)
+    by_group = None
+    if groups:
+        if not isinstance(score, TrainerScorer):
+            raise TypeError("`groups` must be left out with a function, whose rows are not known.")
+        by_group = GroupScorer(score, eval_dataset or score.trainer.eval_dataset, groups, search)
     base = open_base(base_model, model) if isinstance(base_model, (str, os.PathLike)) else base_model
     live = open_interpolation(
         base, model, finetuned_only=finetuned_only, extrapolate=search.extrapolate, recalibrate=recalibrate
@@ -79,7 +89,7 @@ def search_alpha(
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        run = AlphaSearchRun(live, score, search)
+        run = AlphaSearchRun(live, score, search, by_group)
         curve = run.curve(run.choose())
         curve.base, curve.finetuned = _name_ends(base_model, model)
     finally:
@@ -118,9 +128,12 @@ def _function_subject(
 class AlphaSearchRun:
     """The evaluations of one search, each α evaluated once."""
 
-    def __init__(self, live: Interpolation, score: Score, search: AlphaSearch) -> None:
-        self.live, self.score, self.search = live, score, search
+    def __init__(
+        self, live: Interpolation, score: Score, search: AlphaSearch, by_group: GroupScorer | None = None
+    ) -> None:
+        self.live, self.score, self.search, self.by_group = live, score, search, by_group
         self.parts: dict[float, ScoreHalves] = {}
+        self.groups: dict[float, dict[str, GroupScores]] = {}
         names = [decision.name for decision in live.report.decisions if decision.action == "finetuned"]
         shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
         note = f"M₀ has no head of its own ({shown}): at α = 0 its backbone is read by M_θ's head."
@@ -141,6 +154,7 @@ class AlphaSearchRun:
         if alpha not in self.parts:
             self.live.set_alpha(alpha)
             self.parts[alpha] = self.score()
+            self.groups[alpha] = self.by_group() if self.by_group else {}
         return self.parts[alpha]
 
     def choose(self) -> Choice:
@@ -151,12 +165,15 @@ class AlphaSearchRun:
             self._golden()
         else:
             list(map(self.evaluate, search.grid()))
+        limits = search.max_group_gap is not None
         return choose_alpha(
             self.alphas,
             self.units("domain", self.metric),
             self.units("general", self.metric),
             objective=search.objective,
             max_forgetting=search.max_forgetting,
+            max_group_gap=search.max_group_gap,
+            group_gaps=list(map(self._greatest_gap, self.alphas)) if limits else None,
             domain_weight=search.domain_weight,
             prefer_trained=search.prefer_trained,
             one_standard_error=search.one_standard_error,
@@ -207,6 +224,7 @@ class AlphaSearchRun:
             num_evaluations=len(self.parts),
             num_examples=self._sizes(),
             warnings=self.warnings,
+            groups={name: [self.groups[alpha][name].report for alpha in self.alphas] for name in self.groups[0.0]},
         )
 
     def _golden(self) -> None:
@@ -228,6 +246,9 @@ class AlphaSearchRun:
         if not is_unimodal(self.alphas, units):
             self.method = "grid, because the loss is not unimodal in α"
             list(map(self.evaluate, grid))
+
+    def _greatest_gap(self, alpha: float) -> float:
+        return max(found.gap for found in self.groups[alpha].values() if found.gap is not None)
 
     def _metrics(self) -> list[str]:
         first = next(iter(self.parts.values())).selection

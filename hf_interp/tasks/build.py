@@ -29,13 +29,15 @@ from hf_interp.mixture.packing import pack
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.stream_ends import check_stream_ends
 from hf_interp.reporting.results import greater_is_better
+from hf_interp.selection.groups import Groups, read_groups
+from hf_interp.tasks.columns import Kind
 from hf_interp.tasks.fitness import check_inputs
 from hf_interp.tasks.lengths import UNLIMITED, count_cut
 from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.media import check_media
 from hf_interp.tasks.models import label_names_of, load_model
 from hf_interp.tasks.presets import adapt, adapter_callbacks, check_adapter
-from hf_interp.tasks.recipe import CorpusConfig, Recipe
+from hf_interp.tasks.recipe import GROUP, CorpusConfig, Recipe
 from hf_interp.tasks.splits import Keys, content_keys, count_shared
 from hf_interp.tasks.task import TASKS, Task, check_task, get_task
 from hf_interp.tasks.tokenizers import load_processor
@@ -76,6 +78,8 @@ class RecipeData:
     eval_sets: dict[str, datasets.Dataset]
     validation_sets: dict[str, datasets.Dataset] = field(default_factory=dict)
     """Sets by name on which the α of the weights is chosen, if they are others."""
+    groups: dict[str, dict[str, Groups]] = field(default_factory=dict)
+    """Groups of the rows by group of sets, such as eval_corpora, and by name; of those that have `group_columns`."""
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     """How many rows are cut, of how many, by group and name, such as corpora.domain; where there are any."""
     shared: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -111,6 +115,7 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
     for name, corpus in [*recipe.eval_corpora.items(), *recipe.validation_corpora.items()]:
         if corpus.objective == DISTILL:
             raise ValueError(f"The set {name!r} cannot have the objective {DISTILL!r}, which is for training corpora.")
+    _check_groups(recipe)
     if trains and recipe.peft is not None:
         steps, is_interpolated = max(args.max_steps, 0), recipe.alpha_search is not None
         check_adapter(recipe.peft, task.info.peft_type, max_steps=steps, is_interpolated=is_interpolated)
@@ -154,6 +159,25 @@ def _check_columns(recipe: Recipe) -> None:
             check_known(corpus.columns or {}, known, f"in `{group}.{name}.columns`")
 
 
+def _check_groups(recipe: Recipe) -> None:
+    """Refuse groups of what is no evaluation set of a classifier, and a limit on their gap where there are none."""
+    for group in ("corpora", "eval_corpora", "validation_corpora"):
+        for name, corpus in getattr(recipe, group).items():
+            is_label = get_task(recipe.for_objective(corpus.objective).task).info.answer == "label"
+            if corpus.group_columns and (group == "corpora" or not is_label or corpus.streaming):
+                raise ValueError(
+                    f"`{group}.{name}.group_columns` must be of an evaluation set of a classifier, and of no stream. "
+                    "Leave it out."
+                )
+    group = "validation_corpora" if recipe.validation_corpora else "eval_corpora"
+    has_groups = any(corpus.group_columns for corpus in getattr(recipe, group).values())
+    if recipe.alpha_search is not None and recipe.alpha_search.max_group_gap is not None and not has_groups:
+        raise ValueError(
+            f"`alpha_search.max_group_gap` needs groups: name `group_columns` of a set in `{group}`, by which α is "
+            "chosen."
+        )
+
+
 def _check_controller(recipe: Recipe, args: InterpolationConfig) -> None:
     """Refuse a metric for the controller that nothing will tell it, or of which less is not better."""
     metric = dict(args.alpha_controller_kwargs or {}).get("metric")  # type: ignore[arg-type]
@@ -179,14 +203,17 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
     tokenizer = load_processor(recipe)
     cut: dict[str, tuple[int, int]] = {}
     keys: dict[str, Keys] = {}
+    groups: dict[str, dict[str, Groups]] = {}
 
     def tokenised(group: str) -> dict[str, Any]:
-        return {
+        found = {
             name: tokenise(
                 name, config, recipe.for_objective(config.objective), tokenizer, group=group, cut=cut, keys=keys
             )
             for name, config in getattr(recipe, group).items()
         }
+        groups[group] = {name: _take_groups(found, group, name) for name in found if _group_columns(found[name])}
+        return found
 
     corpora = [
         Corpus(
@@ -209,6 +236,7 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
         corpora=corpora,
         eval_sets=eval_sets,
         validation_sets=validation_sets,
+        groups=groups,
         cut=cut,
         shared={
             name: (count_shared(found, trained), len(found))
@@ -216,6 +244,21 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
             if not name.startswith("corpora.")
         },
     )
+
+
+def _group_columns(dataset: Any) -> list[str]:
+    return [column for column in dataset.column_names or [] if column.startswith(GROUP)]
+
+
+def _take_groups(sets: dict[str, Any], group: str, name: str) -> Groups:
+    """Take the columns of groups out of a set, which the model does not know, and return who is of which."""
+    columns = _group_columns(sets[name])
+    cells = {column.removeprefix(GROUP): sets[name][column] for column in columns}
+    sets[name] = sets[name].remove_columns(columns)
+    try:
+        return read_groups(cells)
+    except ValueError as error:
+        raise ValueError(f"Corpus '{group}.{name}': {error}") from None
 
 
 def tokenise(
@@ -241,7 +284,8 @@ def tokenise(
     if config.document is None and is_packed and task.info.answer == "continuation":
         config = replace(config, document="file")
     unread = [column for column, kind in columns.items() if config.objective == DISTILL and kind in ("class", "tags")]
-    read = {column: kind for column, kind in columns.items() if column not in unread}
+    read: dict[str, Kind] = {column: kind for column, kind in columns.items() if column not in unread}
+    read |= {f"{GROUP}{column}": "anything" for column in config.group_columns or []}
     raw = load_corpus(name, config, read, label_names_of(recipe))
     for column in unread:  # the first label stands wherever a prediction is wanted
         raw = raw.map(lambda row, column=column: {column: [0] * len(row["tokens"]) if column == "tags" else 0})

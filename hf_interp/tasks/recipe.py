@@ -9,6 +9,9 @@ from hf_interp.mixture.apportionment import Side
 from hf_interp.mixture.collators import DISTILL
 from hf_interp.selection.choice import AlphaSearch
 
+GROUP = "group "
+"""Begins the name of a column of groups beside those of the task, whose names it might have."""
+
 
 @dataclass(kw_only=True)
 class CorpusConfig:
@@ -55,6 +58,8 @@ class CorpusConfig:
             `null` drops the rows. Label names themselves need no entry, nor do ids if there is no map.
         objective: what the corpus trains, if that is not the recipe's task: a name in `objectives`, a task, or
             `distill` for M₀'s predictions in place of labels, which are then not read.
+        group_columns: of an evaluation set of a classifier, columns by whose groups its metric is told apart: a name, a
+            list of names, or true and false in each cell.
         where: keep the rows whose column has the given value, or one of the given values: `{lang: [en, no]}`. Texts are
             compared as they are written.
         max_examples: keep at most this many rows, drawn with `sample_seed`.
@@ -96,6 +101,7 @@ class CorpusConfig:
     columns: dict[str, str] | None = None
     label_map: dict[Any, Any] | None = None
     objective: str | None = None
+    group_columns: list[str] | None = None
     where: dict[str, Any] | None = None
     max_examples: int | None = None
     sample_seed: int = 0
@@ -112,6 +118,8 @@ class CorpusConfig:
 
     def source(self, column: str) -> str:
         """Return the file's name of a column of the task."""
+        if column.startswith(GROUP):
+            return column.removeprefix(GROUP)
         return (self.columns or {}).get(column) or getattr(self, f"{column}_column", None) or column
 
 

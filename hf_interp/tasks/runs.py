@@ -5,7 +5,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from transformers import Trainer
 
@@ -13,6 +12,7 @@ from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.plots import plot_curve
 from hf_interp.reporting.results import less_is_better, main_metric, save_results
 from hf_interp.selection.choice import AlphaSearch
+from hf_interp.selection.groups import Groups
 from hf_interp.selection.scoring import TrainerScorer
 from hf_interp.selection.search import search_alpha
 from hf_interp.tasks.build import RecipeData, check_recipe, load_data, prepare_model, task_parts, trainer_class
@@ -54,25 +54,33 @@ READ_IN_EVALUATION = (
 they need, such as evaluation sets for `eval_strategy: steps`, would be to refuse runs that can be evaluated."""
 
 
-def search_run(
-    trainer: Trainer, recipe: Recipe, sets: Mapping[str, datasets.Dataset], *, apply: bool = False
-) -> AlphaCurve:
-    """Search for the α of a trainer's model M_θ on validation sets by name, M₀ being what its recipe began with.
+def search_run(trainer: Trainer, recipe: Recipe, data: RecipeData, *, apply: bool = False) -> AlphaCurve:
+    """Search for the α of a trainer's model M_θ on its validation sets, M₀ being what its recipe began with.
 
     `alpha_search` of the recipe says how; `apply` leaves M_α in the model.
     """
     search = recipe.alpha_search or AlphaSearch()
-    name, revision, model = recipe.model_name_or_path, recipe.model_revision, trainer.model
-    base: Any = None
-    new_names: list[str] = []
-    if is_peft_model(model):
-        # M₀ is the model without its adapter, but the head that it was given is nobody's
-        new_names = find_lacking(name, model, [pair.name for pair in scaled_parameters(model)], revision=revision)
-    else:
-        base = open_base(name, model, revision=revision)
-    curve = search_alpha(trainer, base, eval_dataset=sets, finetuned_only=new_names, apply=apply, **search.to_dict())
-    curve.base, curve.finetuned = name, trainer.args.output_dir
+    base, new_names = find_base(trainer, recipe)
+    curve = search_alpha(
+        trainer,
+        base,
+        eval_dataset=scored_sets(data),
+        groups=scored_groups(data),
+        finetuned_only=new_names,
+        apply=apply,
+        **search.to_dict(),
+    )
+    curve.base, curve.finetuned = recipe.model_name_or_path, trainer.args.output_dir
     return curve
+
+
+def find_base(trainer: Trainer, recipe: Recipe) -> tuple[Any, list[str]]:
+    """Return M₀ of a trainer's model, `None` for an adapter, and the names of its head that M₀ lacks."""
+    name, revision, model = recipe.model_name_or_path, recipe.model_revision, trainer.model
+    if not is_peft_model(model):
+        return open_base(name, model, revision=revision), []
+    # M₀ is the model without its adapter, but the head that it was given is nobody's
+    return None, find_lacking(name, model, [pair.name for pair in scaled_parameters(model)], revision=revision)
 
 
 def check_metric(trainer: Trainer, search: AlphaSearch, sets: Mapping[str, Any]) -> None:
@@ -173,3 +181,8 @@ def open_run(recipe: Recipe, args: InterpolationConfig, folder: Path) -> tuple[T
 def scored_sets(data: RecipeData) -> Mapping[str, Any]:
     """Return the sets by which α is chosen: the validation sets, or the evaluation sets where there are none."""
     return data.validation_sets or data.eval_sets
+
+
+def scored_groups(data: RecipeData) -> Mapping[str, Groups]:
+    """Return the groups of these sets."""
+    return data.groups.get("validation_corpora" if data.validation_sets else "eval_corpora", {})

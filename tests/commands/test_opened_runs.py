@@ -178,7 +178,7 @@ def test_what_only_training_needs_is_not_asked_for(runs: list[str], name: str | 
     assert data.corpora == []
     assert data.eval_sets == {}  # as there are validation sets
     if name is None:
-        assert search_run(trainer, parsed, scored_sets(data)).alphas == [0.0, 0.5, 1.0]
+        assert search_run(trainer, parsed, data).alphas == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

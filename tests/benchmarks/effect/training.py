@@ -190,7 +190,7 @@ def train_method(
     trainer.train()
     seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
     trained = _outcomes(trainer, setup, setup.data.eval_sets)
-    curve = search_run(trainer, recipe, setup.data.validation_sets, apply=True)
+    curve = search_run(trainer, recipe, setup.data, apply=True)
     interpolated = None if curve.alpha == 1 else _outcomes(trainer, setup, setup.data.eval_sets)
     drawn = {corpus["side"]: corpus["drawn"] for corpus in trainer.plan.summary()["corpora"]}
     values = {

@@ -1,0 +1,120 @@
+"""What is told of a model by group: tables of gaps and of groups, and the gap over α. No torch.
+
+An account is what `hf_interp.selection.groups` finds of one column: the metric of every group with enough rows, the
+worst first, the gap between the worst and the best, and which groups were too small.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hf_interp.reporting.charts import Chart, Series
+from hf_interp.reporting.colours import other_style
+from hf_interp.reporting.curve import AlphaCurve, number
+from hf_interp.reporting.results import RunResults
+from hf_interp.utils.console import format_table
+
+DETAILS = {
+    "selection_rate": "predicted",
+    "true_positive_rate": "TPR",
+    "false_positive_rate": "FPR",
+    "subgroup_auc": "subgroup AUC",
+    "bpsn_auc": "BPSN AUC",
+    "bnsp_auc": "BNSP AUC",
+}
+PARITIES = {"gap": "gap", "equalised_odds": "equalised odds", "demographic_parity": "demographic parity"}
+DASH = "–"
+SHOWN = 6  # groups with too few rows that are listed
+
+Account = Mapping[str, Any]
+Rows = list[list[str]]
+"""Of a table; the first is the header."""
+
+
+def accounts(results: RunResults | None, curve: AlphaCurve | None = None) -> dict[tuple[str, str], dict[str, Account]]:
+    """Return (set, column) → model → its account.
+
+    Of sets by which α was chosen the three models are told on the half that the choice has not seen; of others M₀ and
+    M_θ, on all rows.
+    """
+    found: dict[tuple[str, str], dict[str, Account]] = {}
+    for name, column, places in _over_alpha(curve):
+        alphas = {"M₀": 0.0, "M_θ": 1.0} | ({"M_α": curve.alpha} if curve and curve.alpha not in (0, 1) else {})
+        found[name, column] = {model: places[alpha] for model, alpha in alphas.items() if alpha in places}
+    for name, parts in (results.groups if results else {}).items():
+        for column in parts["final"]:
+            found.setdefault((name, column), {"M₀": parts["base"][column], "M_θ": parts["final"][column]})
+    return found
+
+
+def gap_table(found: Mapping[tuple[str, str], Mapping[str, Account]]) -> Rows:
+    """Return for every column and model the worst and the best group, and the differences between groups."""
+    rows = [["set", "column", "model", "metric", "worst group", "best group", *PARITIES.values(), "too few rows"]]
+    for (name, column), models in found.items():
+        for model, account in models.items():
+            ends = [_named(account, account[end]) for end in ("worst", "best")]
+            gap = _with_interval(account["gap"], account["gap_low"], account["gap_high"])
+            others = [number(account.get(key)) or DASH for key in list(PARITIES)[1:]]
+            small = [f"{group} ({size})" for group, size in account["too_small"].items()]
+            small = [*small[:SHOWN], *[f"{len(small) - SHOWN} more"] * (len(small) > SHOWN)]
+            rows.append([name, column, model, account["metric"], *ends, gap, *others, ", ".join(small) or DASH])
+    return rows
+
+
+def format_gaps(results: RunResults | None, curve: AlphaCurve | None = None) -> list[str]:
+    """Return the table of gaps as lines of a text; none where there are no groups."""
+    rows = gap_table(accounts(results, curve))
+    return ["", format_table(rows[0], rows[1:])] if rows[1:] else []
+
+
+def group_table(account: Account, most: int | None = None) -> Rows:
+    """Return every group of a column, or the worst ones, with what is known of it."""
+    groups = account["groups"]
+    shown = {key: title for key, title in DETAILS.items() if any(key in group for group in groups.values())}
+    rows = [["group", "rows", account["metric"], *shown.values()]]
+    for name, group in list(groups.items())[:most]:
+        value = _with_interval(group["value"], group["low"], group["high"])
+        rows.append([name, str(group["num"]), value, *(number(group[key]) or DASH for key in shown)])
+    return rows
+
+
+def gaps_over_alpha(curve: AlphaCurve) -> list[Chart]:
+    """Return for every set and column the gap and the parities over α, on examples that the choice has not seen."""
+    charts = []
+    for name, column, places in _over_alpha(curve):
+        chart = Chart(title=f"Gap between groups of {column} ({name})", x_name="α", y_name="difference")
+        for index, (key, label) in enumerate(PARITIES.items()):
+            known = {alpha: account for alpha, account in places.items() if account.get(key) is not None}
+            series = Series(
+                label=f"{label} of {_metric(places)}" if key == "gap" else label,
+                points=[(alpha, account[key]) for alpha, account in known.items()],
+                style=other_style(index),
+            )
+            if key == "gap" and all(account["gap_low"] is not None for account in known.values()):
+                series.label += ", with 95% intervals"
+                series.low = [account["gap_low"] for account in known.values()]
+                series.high = [account["gap_high"] for account in known.values()]
+            chart.series.append(series)
+        chart.lines = [("chosen", curve.alpha, "-")]
+        charts.append(chart)
+    return charts
+
+
+def _over_alpha(curve: AlphaCurve | None) -> Iterator[tuple[str, str, dict[float, Account]]]:
+    """Give every set and column of a curve with the accounts by α."""
+    for name, found in (curve.groups if curve else {}).items():
+        for column in found[0] if found else ():
+            yield name, column, dict(zip(curve.alphas, (one[column] for one in found), strict=True)) if curve else {}
+
+
+def _metric(places: Mapping[float, Account]) -> str:
+    return str(next(iter(places.values()))["metric"])
+
+
+def _named(account: Account, group: str | None) -> str:
+    return DASH if group is None else f"{group} ({number(account['groups'][group]['value'])})"
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return DASH
+    return number(value) if low is None or high is None else f"{number(value)} ({number(low)} to {number(high)})"
