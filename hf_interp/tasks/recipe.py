@@ -261,5 +261,7 @@ def with_alpha(recipe: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
     {'seed': 1, 'alpha': 0.5}
     >>> with_alpha({"alpha": 0.5}, {"alpha_schedule_type": "linear"})
     {'alpha_schedule_type': 'linear'}
+    >>> with_alpha({"stopping_strategy": "all_exhausted"}, {"max_steps": 9})
+    {'max_steps': 9}
     """
     return {**{name: value for name, value in recipe.items() if name not in gone_with(fields)}, **fields}
