@@ -24,6 +24,8 @@ training leaves."""
 
 EPILOG = """examples:
   hf-interp demo                                  # see it work: no network, two to three minutes
+  hf-interp check my.csv                          # what is in a file
+  hf-interp adapt --model M --domain my.csv       # a recipe from a file, and a run of it; init writes it alone
   hf-interp plan recipe.yaml                      # what will be read; trains nothing
   hf-interp train recipe.yaml --alpha 0.75
   hf-interp curve runs/mine --save_model          # choose α of the weights, write M_α
@@ -32,7 +34,8 @@ EPILOG = """examples:
 Each command has its own --help. Exit status: 0, 2 with one line on stderr for bad input, 130 if
 interrupted. Tab completion, for bash: source <(hf-interp --print-completion bash)"""
 
-FIELDS = "Any other flag sets a field of the recipe"
+ANY_FLAG = "Any other flag sets a field"
+FIELDS = f"{ANY_FLAG} of the recipe"
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 Flags = Sequence[str]
 """Of the command line, those that set fields of a recipe."""
@@ -77,6 +80,17 @@ RUN = argument("run", metavar="RUN", help="the folder of a trained run, or its r
 RUN_FOLDER = argument("folder", metavar="RUN_DIR", help="the folder of a trained run")
 SEEDS = argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="two or more show a spread (default: 0 1 2)")
 JSON = switch("--json", "print what was found as JSON")
+INIT = (
+    argument("--model", metavar="NAME", help="the pretrained model M₀: a folder, or a name on the Hub"),
+    argument("--domain", metavar="FILE", help="what to train on: a file, a folder, or a dataset's name on the Hub"),
+    argument("--general", metavar="FILE", help="likewise, what the model should keep"),
+    *(
+        argument(f"--{side}_{end}", metavar="FILE", help=f"of {side}: {what} (default: a part of the training file)")
+        for side in ("domain", "general")
+        for end, what in (("validation", "chooses α of the weights"), ("test", "measures"))
+    ),
+    argument("--output", metavar="FILE", default="recipe.yaml", help="the recipe to write (default: %(default)s)"),
+)
 CARD = (
     argument("--comparison", metavar="PATH", help="results.json of a comparison on the same data"),
     argument("--base_model", metavar="NAME", help="name of M₀ on the Hub, where it was a local folder"),
@@ -97,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(value, str) and value.startswith("~"):  # what a shell leaves of --flag=~/place
             setattr(args, name, os.path.expanduser(value))
     chosen = COMMANDS[args.command]
-    if flags and not chosen.note.startswith(FIELDS):
+    if flags and not chosen.note.startswith(ANY_FLAG):
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     return run_command(lambda: chosen.run(args, flags), traceback=args.traceback)
 
@@ -144,6 +158,70 @@ def _demo(args: argparse.Namespace, flags: Flags) -> None:
 
     found = run_demo(args.folder, seeds=args.seeds, max_steps=args.max_steps, label_noise=args.label_noise)
     print(describe_demo(found, args.folder, args.max_steps))
+
+
+@command(
+    argument("files", metavar="FILE", nargs="+", help="a file, a folder, or a dataset's name on the Hub"),
+    JSON,
+    examples=["check my.csv", "check my.tsv --delimiter ';' --label_column mood"],
+    note="Any other flag sets a field of a corpus. Exit status: 0 if nothing is wrong, 1 if something is, 2 for what "
+    "cannot be read.",
+)
+def _check(args: argparse.Namespace, flags: Flags) -> int:
+    """Say what data is, and what is wrong with it, before there is a recipe."""
+    from hf_interp.commands.init import check_file, format_check
+    from hf_interp.tasks.parsing import lay_flags
+
+    found = [check_file(path, lay_flags({}, flags)) for path in args.files]
+    _print_found(args, {"files": found}, "\n\n".join(map(format_check, found)))
+    return int(any(each["wrong"] for each in found))
+
+
+@command(
+    *INIT,
+    switch("--list", "show what a row of a file looks like, by task"),
+    examples=[
+        "init --model distilbert-base-uncased --domain my.csv --general other.jsonl",
+        "init --model M --domain my.csv --text_column review --label_column mood --max_steps 500",
+    ],
+    note=f"{FIELDS}, or of both corpora, such as --text_column; of one as in --corpora.general.text_column.",
+)
+def _init(args: argparse.Namespace, flags: Flags) -> None:
+    """Write a recipe for a model and a file: task, columns, labels, lengths, sets, steps."""
+    from hf_interp.commands.init import format_draft, init_recipe, list_templates
+
+    if args.list:
+        print(list_templates())
+        return
+    print(format_draft(init_recipe(args.model, _data_paths(args), Path(args.output), flags), args.output))
+
+
+@command(
+    *INIT,
+    examples=["adapt --model distilbert-base-uncased --domain my.csv --general other.jsonl"],
+    note=f"{FIELDS}, as for init.",
+)
+def _adapt(args: argparse.Namespace, flags: Flags) -> None:
+    """Write a recipe, plan it, train it, choose α of the weights, and write card and report."""
+    from hf_interp.commands import plan
+    from hf_interp.commands.init import format_draft, init_recipe
+    from hf_interp.reporting.report import write_report
+    from hf_interp.train import train_and_report
+
+    draft = init_recipe(args.model, _data_paths(args), Path(args.output), flags)
+    print(format_draft(draft, args.output))
+    print(f"\n{plan.format_plan(plan.summarise(plan.plan_recipe(args.output)))}\n", flush=True)
+    folder = train_and_report(args.output).config["output_dir"]
+    print(f"The card is {folder}/README.md, the report {write_report([folder])}.")
+
+
+def _data_paths(args: argparse.Namespace) -> dict[str, str]:
+    if args.model is None or args.domain is None:
+        raise ValueError(
+            "Say which model and which data: --model NAME --domain FILE. --list shows what files look like."
+        )
+    names = [side + end for side in ("general", "domain") for end in ("", "_validation", "_test")]
+    return {name: path for name in names if (path := getattr(args, name)) is not None}
 
 
 @command(

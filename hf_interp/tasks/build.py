@@ -1,7 +1,6 @@
 """From a recipe to its data, its model and its trainer."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.utils import logging as transformers_logging
 
 from hf_interp.losses.anchor import PULLING
 from hf_interp.losses.ref_model import unwrap_peft
@@ -31,6 +29,7 @@ from hf_interp.mixture.stream_ends import check_stream_ends
 from hf_interp.reporting.results import greater_is_better
 from hf_interp.selection.groups import Groups, read_groups
 from hf_interp.tasks.columns import Kind
+from hf_interp.tasks.corpus_files import quiet_bars
 from hf_interp.tasks.fitness import check_inputs
 from hf_interp.tasks.lengths import UNLIMITED, count_cut
 from hf_interp.tasks.loading import encode_corpus, load_corpus
@@ -197,9 +196,7 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
 
     If nothing `trains`, the corpora are not read, nor the evaluation sets where there are validation sets.
     """
-    if not sys.stderr.isatty():  # bars would fill a log with their every step
-        datasets.disable_progress_bars()
-        transformers_logging.disable_progress_bar()
+    quiet_bars()
     tokenizer = load_processor(recipe)
     cut: dict[str, tuple[int, int]] = {}
     keys: dict[str, Keys] = {}

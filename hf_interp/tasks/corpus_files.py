@@ -5,12 +5,14 @@ import csv
 import glob
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import fsspec
+from transformers.utils import logging as transformers_logging
 
 from hf_interp.tasks.recipe import CorpusConfig
 from hf_interp.utils.errors import did_you_mean
@@ -33,6 +35,13 @@ FORMATS: dict[str, dict[str, Any]] = {
 SUFFIXES = {".jsonl": "json", ".ndjson": "json", ".txt": "text", **{f".{name}": name for name in FORMATS}}
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 DOCUMENTS = {"line": "line", "paragraph": "paragraph", "file": "document"}
+
+
+def quiet_bars() -> None:
+    """Show no bars of progress where they would fill a log with their every step."""
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers_logging.disable_progress_bar()
 
 
 def load_rows(name: str, config: CorpusConfig, as_text: Sequence[str]) -> Any:

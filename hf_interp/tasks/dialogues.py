@@ -67,8 +67,8 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
     if chat_template is None:
         if not tokenizer.chat_template:
             raise ValueError(
-                "The tokenizer has no chat template, which dialogues need. Set `chat_template: chatml`, or to a file "
-                "with a Jinja template."
+                "The tokenizer has no chat template, which dialogues need. Set `chat_template: chatml` "
+                "(--chat_template chatml), or to a file with a Jinja template."
             )
     elif chat_template == "chatml":
         tokenizer.chat_template = CHATML

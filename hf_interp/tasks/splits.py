@@ -1,7 +1,6 @@
 """Inputs told apart by their content: parts of a corpus that share none, and rows of a set that were trained on."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -11,8 +10,10 @@ import numpy.typing as npt
 Keys = npt.NDArray[np.uint64]
 
 
-def content_key(value: Any, content_key: str = "content") -> int:
+def content_key(value: Any, turn_key: str = "content") -> int:
     """Return 64 bits of a hash of an input, whatever its case and white space; of a dialogue without its last turn.
+
+    `turn_key` is the key of the text in a turn.
 
     >>> content_key("So  Good ") == content_key(["so", "good"]) != content_key("so bad")
     True
@@ -20,15 +21,15 @@ def content_key(value: Any, content_key: str = "content") -> int:
     if isinstance(value, bytes):
         return int.from_bytes(blake2b(value, digest_size=8).digest(), "big")
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-        value = [turn.get(content_key) for turn in (value[:-1] or value)]
+        value = [turn.get(turn_key) for turn in (value[:-1] or value)]
     text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     plain = " ".join(text.split()).casefold().encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(plain, digest_size=8).digest(), "big")
 
 
-def content_keys(values: Iterable[Any]) -> Keys:
+def content_keys(values: Iterable[Any], turn_key: str = "content") -> Keys:
     """Return the keys of inputs, in their order."""
-    return np.fromiter(map(content_key, values), dtype=np.uint64)
+    return np.fromiter((content_key(value, turn_key) for value in values), dtype=np.uint64)
 
 
 def in_part(keys: Keys, part: Sequence[float]) -> npt.NDArray[np.bool_]:
@@ -48,8 +49,7 @@ def keep_part(name: str, dataset: Any, part: Sequence[float], column: str, turn_
         raise ValueError(
             f"`part` of corpus {name!r} must be two rising numbers in [0, 1], such as [0, 0.8], got {part}."
         )
-    key = partial(content_key, content_key=turn_key)
-    return dataset.filter(lambda value: bool(in_part(np.array([key(value)], np.uint64), part)[0]), input_columns=column)
+    return dataset.filter(lambda value: bool(in_part(content_keys([value], turn_key), part)[0]), input_columns=column)
 
 
 def count_shared(keys: Keys, others: Sequence[Keys]) -> int:

@@ -12,6 +12,7 @@ from hf_interp.cli import COMMANDS
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 DEMO, RECIPE, RUN = "hf_interp_demo", "hf_interp_demo/recipe.yaml", "runs/mine"
+BASE, DATA = f"{DEMO}/base", f"{DEMO}/domain_train.jsonl"
 SHORT = ("--max_steps", 8, "--save_steps", 4, "--eval_steps", 4)
 
 
@@ -40,6 +41,9 @@ def commands_in_order() -> list[tuple[object, ...]]:
     """The commands but `app`, which serves until it is ended."""
     return [
         ("demo", "--max_steps", 8, "--seeds", 0, 1),
+        ("check", DATA),
+        ("init", "--model", BASE, "--domain", DATA, "--output", "own.yaml"),
+        ("adapt", "--model", BASE, "--domain", DATA, "--output", "alone.yaml", "--max_steps", 4),
         ("plan", RECIPE, "--distance", "--distance_examples", 20, "--samples", 1, "--plot", "plan.png"),
         ("train", RECIPE, "--output_dir", RUN, *SHORT),
         ("verify", RUN),

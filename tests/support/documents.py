@@ -36,7 +36,7 @@ PYTHONS = ("python", "py")
 SHOWN = ("text", "yaml", "json", "")
 """Languages of blocks that only show something. YAML is read, and written if it is declared to be a file."""
 KEYS = {"not run", "flags", "replace", "files", "given", "write", "then", "needs", "serves"}
-TAKES_FLAGS = re.compile(r"\bhf-interp (demo|train|plan|compare|tune|curve|audit)\b|\bhf_interp\.train\b")
+TAKES_FLAGS = re.compile(r"\bhf-interp (demo|init|adapt|train|plan|compare|tune|curve|audit)\b|\bhf_interp\.train\b")
 END_OF_COMMAND = re.compile(r"\s+(?=#|\||>|<|;|&&)|$")
 SECONDS = 300
 """The longest that a block may take."""

@@ -1,0 +1,135 @@
+"""`hf-interp init`, `adapt` and `check`: from files to a recipe, to a run, and what a file is."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_interp.tasks.column_choice import choose_columns
+from hf_interp.tasks.columns import first_fault, is_iob2
+from hf_interp.tasks.draft import Draft, draft_recipe
+from hf_interp.tasks.file_facts import Column, look_at
+from hf_interp.tasks.parsing import lay_flags
+from hf_interp.tasks.recipe import CorpusConfig
+from hf_interp.tasks.recipe_text import format_recipe, write_recipe
+from hf_interp.tasks.splits import content_keys
+from hf_interp.utils.console import format_counts, format_table
+
+TEMPLATES = {
+    "sequence-classification": '{"text": "so good", "label": "positive"}; lists of labels, or numbers, too',
+    "sequence-classification (pairs)": '{"text": "a man sleeps", "text_pair": "he is awake", "label": "no"}',
+    "token-classification": '{"tokens": ["in", "Rome"], "ner_tags": ["O", "B-LOC"]}, or a CoNLL file',
+    "translation, summarization, seq2seq": '{"source": "good day", "target": "bonjour"}',
+    "causal-lm (text)": '{"text": "..."}, a .txt file, or a folder of them',
+    "causal-lm (dialogue)": '{"messages": [{"role": "user", "content": "Hi"}, ...]}, ShareGPT\'s "conversations", or '
+    '{"prompt": "Hi", "completion": "Hello"}',
+    "masked-lm": "as for causal-lm (text)",
+}
+"""What a line of a file looks like, by task. Columns of other names are found, or named by flags."""
+
+
+def list_templates() -> str:
+    """Return what files look like, by task."""
+    return "\n".join(f"{name}\n    {row}" for name, row in TEMPLATES.items())
+
+
+def init_recipe(model: str, paths: Mapping[str, str], output: Path, flags: Sequence[str] = ()) -> Draft:
+    """Decide on a recipe for a model and data, and write it; for the arguments see `draft_recipe`.
+
+    Raises:
+        ValueError, OSError: for what cannot be read or decided, or an output that exists.
+    """
+    check_absent(output)
+    draft = draft_recipe(model, paths, lay_flags({}, flags))
+    write_recipe(draft, output)
+    return draft
+
+
+def check_absent(output: Path) -> None:
+    """Refuse to write over a recipe, before anything is read."""
+    if output.exists():
+        raise ValueError(f"{str(output)!r} exists. Write elsewhere with --output, or remove it.")
+
+
+def format_draft(draft: Draft, output: str) -> str:
+    """Return what was decided, and why: that is what the recipe says."""
+    notes = "\n".join(draft.notes)
+    return f"{notes}\n\n{format_recipe(draft)}\nThat is {output}. Look at what it reads, and train it:\n" + (
+        f"  hf-interp plan {output} --samples 2\n  hf-interp train {output}"
+    )
+
+
+def check_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file is: its format, columns, task, labels, lengths, and what is wrong with it.
+
+    Raises:
+        ValueError, OSError: for what cannot be read.
+    """
+    facts = look_at("file", CorpusConfig(path=path, **given))
+    found: dict[str, Any] = {"path": path, "format": facts.form, "rows": facts.rows}
+    found["reading"] = {
+        name: value
+        for name in ("delimiter", "encoding", "header", "document")
+        if (value := getattr(facts.config, name)) != getattr(CorpusConfig, name)
+    }
+    found["columns"] = [_describe(column) for column in facts.columns.values()]
+    try:
+        task, columns, _ = choose_columns(facts, given)
+    except ValueError as error:
+        return {**found, "task": None, "wrong": [str(error)]}
+    named = {name.removesuffix("_column"): str(column) for name, column in columns.items()}
+    used = {name: facts.columns[column] for name, column in named.items() if column in facts.columns}
+    answer = used.get("tags") or used.get("label")
+    labels = dict(answer.counts()) if answer is not None and answer.kind in ("label", "list") else {}
+    wrong = [*_faults(used, facts.rows, columns.get("content_key", "content")), *_tag_faults(used)]
+    return {**found, "task": task, "uses": {name: used[name].name for name in used}, "labels": labels, "wrong": wrong}
+
+
+def _describe(column: Column) -> dict[str, Any]:
+    lengths = [len(value) if isinstance(value, list) else len(str(value).split()) for value in column.values] or [0]
+    found = {"name": column.name, "kind": column.kind, "blank": column.blank}
+    return {
+        **found,
+        "different": len(set(map(str, column.values))),
+        "p95": int(np.percentile(lengths, 95)),
+        "longest": max(lengths),
+    }
+
+
+def _faults(used: Mapping[str, Column], rows: int, turn_key: str) -> list[str]:
+    """Return what is wrong with the columns of a task."""
+    found = [f"{column.blank:,} rows have no {name} ({column.name!r})" for name, column in used.items() if column.blank]
+    inputs = content_keys(next(iter(used.values())).values, turn_key)
+    repeated = len(inputs) - len(np.unique(inputs))
+    if repeated:
+        found.append(
+            f"{repeated:,} of {rows:,} rows ({repeated / rows:.1%}) have the {next(iter(used))} of another row"
+        )
+    label = used.get("label")
+    rare = [name for name, count in label.counts().items() if count == 1] if label and label.kind == "label" else []
+    return [*found, *([f"labels with one row: {', '.join(rare[:5])}"] if rare else [])]
+
+
+def _tag_faults(used: Mapping[str, Column]) -> list[str]:
+    if "tags" not in used:
+        return []
+    pairs = list(zip(used["tokens"].values, used["tags"].values, strict=False))
+    uneven = sum(len(words) != len(tags) for words, tags in pairs)
+    bad = sum(first_fault(tags) is not None for _, tags in pairs) if is_iob2([*used["tags"].counts()]) else 0
+    found = {"rows have another number of tags than of words": uneven, "rows have tags that are not IOB2": bad}
+    return [f"{count:,} {what}" for what, count in found.items() if count]
+
+
+def format_check(found: Mapping[str, Any]) -> str:
+    """Return what a file is as a text for the terminal."""
+    reading = "".join(f", {name} {value!r}" for name, value in found["reading"].items())
+    header = ["column", "kind", "blank", "different", "words (95%)", "longest"]
+    lines = [f"{found['path']}: {found['rows']:,} rows, {found['format']}{reading}", ""]
+    lines += [format_table(header, [[f"{value}" for value in column.values()] for column in found["columns"]]), ""]
+    if found["task"]:
+        uses = ", ".join(f"{name} {column!r}" for name, column in found["uses"].items())
+        lines.append(f"task: {found['task']} ({uses})")
+    if found.get("labels"):
+        lines.append(f"labels: {format_counts(found['labels'])}")
+    return "\n".join([*lines, *([f"wrong: {fault}" for fault in found["wrong"]] or ["nothing wrong was found"])])

@@ -1,0 +1,219 @@
+"""Which task a corpus is for, and which of its columns are which; what can be read in two ways is refused."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hf_interp.tasks.file_facts import Column, Facts
+from hf_interp.utils.errors import did_you_mean
+
+TEXTS = ("text", "sentence", "review", "content", "tweet", "comment", "utterance", "body", "document")
+LABELS = ("label", "labels", "label_name", "class", "category", "sentiment", "intent", "topic")
+TAGS = ("ner_tags", "tags", "labels")
+PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text_a", "text_b"))
+PROMPTS = (
+    *(("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response")),
+    *(("question", "answer"), ("query", "response"), ("input", "output")),
+)
+SOURCES = (("source", "target"), ("document", "summary"), ("article", "highlights"), ("src", "tgt"), ("text", "target"))
+USERS, ASSISTANTS = ("user", "human", "customer", "prompter"), ("assistant", "gpt", "bot", "chatbot", "model", "agent")
+TASKS_OF_TEXTS = {"decoder": "causal-lm", "encoder": "masked-lm", None: "causal-lm or masked-lm"}
+
+Given = Mapping[str, Any]
+
+
+class Choice(NamedTuple):
+    """A task, the fields of a corpus that name its columns, and fields of the recipe."""
+
+    task: str
+    columns: dict[str, Any]
+    recipe: dict[str, Any]
+
+
+def choose_columns(facts: Facts, given: Given, *, task: str | None = None, family: str | None = None) -> Choice:
+    """Choose what a corpus is for.
+
+    Args:
+        facts: the corpus.
+        given: fields of the corpus that are settled.
+        task: settled, if it is.
+        family: encoder, decoder or encoder-decoder, if there is a model.
+
+    Raises:
+        ValueError: where nothing fits, or more than one thing, naming the flag that settles it.
+    """
+    for name, choose in CHOICES.items():
+        if task is None or name in KINDS.get(task, (task,)):
+            choice = choose(facts, given, task, family)
+            if choice is not None:
+                return choice
+    shown = ", ".join(f"{name} ({column.kind})" for name, column in facts.columns.items())
+    wanted = "is for cannot be told" if task is None else f"has does not make a corpus for {task}"
+    model = f", and the model is an {family}".replace("an d", "a d") if family else ""
+    raise ValueError(
+        f"What {facts.config.path!r} {wanted}. It has {shown}{model}. Say --task, and columns such as --text_column, "
+        "--label_column, --target_column or --messages_column."
+    )
+
+
+def _dialogue(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
+    named = {field: given[field] for field in ("messages_column", "prompt_column", "text_column") if field in given}
+    if "text_column" in named or family == "encoder":
+        return None
+    column = None if "prompt_column" in named else _find(facts, given, "messages_column", facts.of_kind("turns"))
+    if column is not None:
+        return Choice("causal-lm", {"messages_column": column, **_speakers(facts.columns[column], given)}, {})
+    pair = (given.get("prompt_column"), given.get("target_column", "target"))
+    found = pair if pair[0] else _named_pair(facts, PROMPTS) if family != "encoder-decoder" else None
+    return None if found is None else Choice("causal-lm", {"prompt_column": found[0], "target_column": found[1]}, {})
+
+
+def _speakers(column: Column, given: Given) -> dict[str, Any]:
+    """Return which keys of a turn are the speaker and the words, and who the speakers are."""
+    turns = [turn for value in column.values for turn in value]
+    texts = {key: [turn[key] for turn in turns if isinstance(turn.get(key), str)] for key in turns[0]}
+    known = {key: values for key, values in texts.items() if len(values) == len(turns)}
+    if len(known) < 2:
+        raise ValueError(f"The turns of {column.name!r} have {list(turns[0])}, not a speaker and a text each.")
+    role = given.get("role_key") or min(known, key=lambda key: len(set(known[key])))
+    content = given.get("content_key") or max(
+        (key for key in known if key != role), key=lambda key: len("".join(known[key]))
+    )
+    speakers = {name: _role(name, set(known[role])) for name in dict.fromkeys(known[role])}
+    unknown = [name for name, who in speakers.items() if who is None and name not in (given.get("roles") or {})]
+    if unknown:
+        raise ValueError(
+            f"The speakers {', '.join(map(repr, unknown))} of {column.name!r} may be anybody. Say who they are: "
+            f"--roles '{{{unknown[0]}: user}}', or assistant, or system."
+        )
+    roles = {name: who for name, who in speakers.items() if who != name}
+    found = {"role_key": role, "content_key": content, "roles": roles or None}
+    return {key: value for key, value in found.items() if value not in ("role", "content", None)}
+
+
+def _role(speaker: str, speakers: Collection[str]) -> str | None:
+    """Return who a speaker is; where nobody is the assistant, the system is."""
+    name = speaker.lower()
+    if name == "system":
+        return "system" if any(other.lower() in ASSISTANTS for other in speakers) else "assistant"
+    return "user" if name in USERS else "assistant" if name in ASSISTANTS else None
+
+
+def _tags(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
+    sizes = {name: [len(value) for value in facts.columns[name].values] for name in facts.of_kind("list")}
+    parallel = [name for name in sizes if list(sizes.values()).count(sizes[name]) > 1]
+    if not parallel:
+        return None
+    *few, most = sorted(parallel, key=lambda name: len(facts.columns[name].counts()))  # words differ more than tags
+    tags, tokens = _find(facts, given, "tags_column", few, TAGS), _find(facts, given, "tokens_column", [most])
+    return Choice("token-classification", {"tokens_column": tokens, "tags_column": tags}, {})
+
+
+def _outputs(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
+    texts = facts.of_kind("text")
+    pair = _named_pair(facts, SOURCES) or (tuple(texts) if len(texts) == 2 and (task or family) else None)
+    named = (given.get("text_column"), given.get("target_column"))
+    if family not in ("encoder-decoder", None) or (pair is None and None in named):
+        return None
+    source, target = (one or other for one, other in zip(named, pair or named, strict=True))
+    return Choice(task or "seq2seq", {"text_column": source, "target_column": target}, {})
+
+
+def _classes(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
+    texts, lists = _texts(facts, given), facts.of_kind("list")
+    if not texts:
+        return None
+    candidates = [
+        name for name in facts.of_kind("label") if len(facts.columns[name].counts()) > 1 and name not in texts
+    ]
+    label = _find(facts, given, "label_column", [*_distinct_labels(facts, candidates), *lists])
+    numbers = [] if label else facts.of_kind("number")
+    label = label or _find(facts, given, "label_column", numbers)
+    texts = [name for name in texts if name != label]
+    if label is None or not texts:
+        return None
+    if task is None and family in ("decoder", "encoder-decoder"):
+        raise ValueError(
+            f"{facts.config.path!r} has texts ({texts[0]!r}) and labels ({label!r}), and the model is a {family}. Say "
+            "--task sequence-classification to give it a head, or --task causal-lm to train on the texts alone."
+        )
+    pair = _named_pair(facts, PAIRS) if "text_column" not in given else None
+    second = given.get("text_pair_column") or (pair or ("", None))[1]
+    first = pair[0] if pair else _find(facts, given, "text_column", texts, TEXTS)
+    columns = {"text_column": first, "text_pair_column": second, "label_column": label}
+    problem = "regression" if label in numbers else "multi_label_classification" if label in lists else None
+    return Choice(
+        "sequence-classification",
+        {field: name for field, name in columns.items() if name is not None},
+        {} if problem is None else {"problem_type": problem},
+    )
+
+
+def _prose(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
+    if family == "encoder-decoder":
+        return None
+    column = _find(facts, given, "text_column", _texts(facts, given), TEXTS)
+    return None if column is None else Choice(task or TASKS_OF_TEXTS[family], {"text_column": column}, {})
+
+
+CHOICES = {
+    "dialogue": _dialogue,
+    "token-classification": _tags,
+    "seq2seq": _outputs,
+    "sequence-classification": _classes,
+    "text": _prose,
+}
+"""By what a corpus holds, in the order in which they are tried."""
+KINDS = {
+    "causal-lm": ("dialogue", "text"),
+    "masked-lm": ("text",),
+    **dict.fromkeys(("translation", "summarization"), ("seq2seq",)),
+}
+"""By task, of those that are called otherwise."""
+
+
+def _texts(facts: Facts, given: Given) -> list[str]:
+    named = [name for name in facts.columns if name.lower() in TEXTS or name == given.get("text_column")]
+    return list(dict.fromkeys([*facts.of_kind("text"), *named]))
+
+
+def _named_pair(facts: Facts, pairs: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    """Return the columns that are called as the first of some pairs is."""
+    names = {name.lower(): name for name in facts.columns}
+    return next(((names[first], names[second]) for first, second in pairs if {first, second} <= names.keys()), None)
+
+
+def _distinct_labels(facts: Facts, names: Sequence[str]) -> list[str]:
+    """Return columns of labels, but of those that say the same in other words the one that says it in words."""
+    kept: list[str] = []
+    for name in sorted(
+        names, key=lambda name: all(text.lstrip("-").isdigit() for text in facts.columns[name].counts())
+    ):
+        values = facts.columns[name].values
+        same = (len({*zip(values, facts.columns[other].values, strict=False)}) for other in kept)
+        sizes = (max(len(set(values)), len(set(facts.columns[other].values))) for other in kept)
+        if not any(count == size for count, size in zip(same, sizes, strict=True)):
+            kept.append(name)
+    return kept
+
+
+def _find(
+    facts: Facts, given: Given, field: str, candidates: Sequence[str], names: Sequence[str] = LABELS
+) -> str | None:
+    """Return the column of a field: the one that is given, the only candidate, or the only one of a usual name."""
+    column = given.get(field)
+    if column is not None:
+        if column not in facts.columns:
+            known = list(facts.columns)
+            raise ValueError(
+                f"{facts.config.path!r} has no column {column!r} (--{field}); it has {known}."
+                + did_you_mean(column, known)
+            )
+        return str(column)
+    usual = [name for name in candidates if name.lower() in names]
+    if len(candidates) > 1 and len(usual) != 1:
+        shown = ", ".join(map(repr, candidates))
+        raise ValueError(
+            f"{facts.config.path!r} has {len(candidates)} columns that may be its `{field}`: {shown}. Say which, such "
+            f"as --{field} {candidates[0]}."
+        )
+    return next(iter(usual or candidates), None)

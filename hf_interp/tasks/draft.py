@@ -1,0 +1,422 @@
+"""A recipe for a model and its data: what is decided, and why."""
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+from hf_interp.losses.per_example import IGNORE_INDEX
+from hf_interp.mixture.apportionment import SIDES
+from hf_interp.mixture.plan import MANY_PASSES
+from hf_interp.tasks.column_choice import choose_columns
+from hf_interp.tasks.file_facts import Facts, look_at
+from hf_interp.tasks.lengths import UNLIMITED
+from hf_interp.tasks.loading import encode_corpus, load_corpus
+from hf_interp.tasks.models import label_names_of
+from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.tasks.recipe import CorpusConfig, Recipe
+from hf_interp.tasks.splits import content_keys, count_shared, in_part
+from hf_interp.tasks.task import get_task
+from hf_interp.tasks.tokenizers import prepare_tokenizer
+from hf_interp.utils.console import format_counts
+from hf_interp.utils.errors import reading
+from hf_interp.utils.task_info import task_of_class
+
+Fields = Mapping[str, Any]
+CORPUS_FIELDS = CorpusConfig.__dataclass_fields__
+GROUPS = {"corpora": "", "validation_corpora": "_validation", "eval_corpora": "_test"}
+"""Of a recipe → what the flags of their files end with."""
+GROUPS_FOR = {"corpora": "trained on", "validation_corpora": "choose α of the weights", "eval_corpora": "measured"}
+HUB_SPLITS = {"validation_corpora": ("validation", "valid", "dev"), "eval_corpora": ("test",)}
+SAMPLE = 1000  # rows whose lengths are measured
+MOST_MEASURED = 1000  # rows of a set that is measured again and again
+FEW_ROWS = 200
+SHORTEST, LONGEST = 16, 512  # tokens
+FEW_BLOCKS = 4
+BATCH, FEW_BATCH = 16, 4
+LEAST_STEPS, MOST_STEPS = 10, 3000
+SMALL = 50_000_000  # parameters
+ADAPTED_FROM = 300_000_000  # parameters: larger models are trained with LoRA
+
+
+class ModelFacts(NamedTuple):
+    """What a model is: its family, the task and labels of its head, its longest input, its size, its tokenizer."""
+
+    family: str
+    task: str | None
+    labels: list[str]
+    longest: int
+    parameters: int
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass
+class Draft:
+    """Fields of a recipe in their order, and by field why they are so; `notes` are of no field."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    examples: dict[str, int] = field(default_factory=dict)
+    """That are trained on, by side."""
+
+    def decide(self, name: str, value: Any, why: str = "") -> None:
+        """Set a field, unless it is set."""
+        self.fields.setdefault(name, value)
+        self.why[name] = why if self.fields[name] == value else "as you say"
+
+
+class Part(NamedTuple):
+    """A set of a recipe: its entry, its rows, and how many of them count."""
+
+    entry: dict[str, Any]
+    rows: datasets.Dataset
+    size: int
+
+
+def look_at_model(name: str, **settings: Any) -> ModelFacts:
+    """Look at a model's configuration and tokenizer; its weights are not read."""
+    with reading(f"The model {name!r}"):
+        config = AutoConfig.from_pretrained(name, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(name, **settings)
+    task = task_of_class((config.architectures or [""])[0])
+    is_decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    family = "encoder-decoder" if config.is_encoder_decoder else "decoder" if is_decoder else "encoder"
+    known = [getattr(config, key, None) for key in ("max_position_embeddings", "n_positions")]
+    longest = min([tokenizer.model_max_length, *(length for length in known if isinstance(length, int))])
+    labels = list(config.id2label.values()) if task in ("sequence-classification", "token-classification") else []
+    with torch.device("meta"):
+        parameters = sum(each.numel() for each in AutoModel.from_config(config).parameters())
+    return ModelFacts(family, task, labels, longest, parameters, tokenizer)
+
+
+def draft_recipe(model: str, paths: Mapping[str, str], given: Mapping[str, Any]) -> Draft:
+    """Decide on a recipe.
+
+    Args:
+        model: M₀, a folder or a name on the Hub.
+        paths: where the data is: `domain` and, if there are others, `general`, `domain_validation`, `domain_test`,
+            `general_validation` and `general_test`.
+        given: fields that are settled, of the recipe and of its corpora; those of one side under `corpora.<side>`.
+
+    Raises:
+        ValueError, OSError: for what cannot be read or decided, naming the flag that settles it.
+    """
+    of_corpora = {key: value for key, value in given.items() if key in CORPUS_FIELDS}
+    draft = Draft({key: value for key, value in given.items() if key not in (*CORPUS_FIELDS, "corpora")})
+    settings = {"revision": given.get("model_revision"), "trust_remote_code": given.get("trust_remote_code")}
+    found = look_at_model(model, **{key: value for key, value in settings.items() if value is not None})
+    settled: dict[str, Fields] = {
+        side: {**of_corpora, **(given.get("corpora") or {}).get(side, {})} for side in SIDES if side in paths
+    }
+    facts = {name: look_at(name, CorpusConfig(path=path, **settled[_side(name)])) for name, path in paths.items()}
+    settled = {side: _present(side, fields, of_corpora, facts) for side, fields in settled.items()}
+    task = draft.fields.get("task") or (found.task if found.labels else None)
+    task, columns, own = choose_columns(facts["domain"], settled["domain"], task=task, family=found.family)
+    draft.decide("task", task, f"{_shown(columns)} of {paths['domain']}")
+    draft.decide("model_name_or_path", model, f"{found.parameters:,} parameters, {found.family}")
+    draft.fields |= own
+    entries: dict[str, dict[str, Any]] = {}
+    for side, fields in settled.items():
+        _, columns, _ = choose_columns(facts[side], fields, task=task, family=found.family)
+        entries[side] = _entry(facts[side], {**fields, **columns})
+        draft.notes.append(_describe(paths[side], facts[side], columns))
+    _decide_labels(draft, facts, entries, found)
+    _decide_data(draft, facts, entries, found)
+    _decide_training(draft, found, paths)
+    return draft
+
+
+def _side(name: str) -> str:
+    """Return the side of data that is called by its flag, such as domain_test."""
+    return "domain" if name.startswith("domain") else "general"
+
+
+def _present(side: str, settled: Fields, of_corpora: Fields, facts: Mapping[str, Facts]) -> Fields:
+    """Return the fields of a side, without columns that are named for both sides and only the other has."""
+    others = {name for other, found in facts.items() if _side(other) != side for name in found.columns}
+    absent = [
+        key
+        for key, value in of_corpora.items()
+        if key.endswith("_column") and value in others and value not in facts[side].columns
+    ]
+    return {key: value for key, value in settled.items() if key not in absent}
+
+
+def _entry(facts: Facts, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a corpus that are no defaults."""
+    config = replace(facts.config, **columns)
+    return {key: value for key, value in vars(config).items() if value != CORPUS_FIELDS[key].default}
+
+
+def _shown(columns: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.removesuffix('_column')} {value!r}" for name, value in columns.items())
+
+
+def _describe(path: str, facts: Facts, columns: Mapping[str, Any]) -> str:
+    unread = [name for name, column in facts.columns.items() if name not in columns.values() and column.kind != "empty"]
+    rest = f"; not read: {', '.join(unread)}" if unread else ""
+    return f"{path}: {facts.rows:,} rows ({facts.form}), {_shown(columns)}{rest}"
+
+
+def match_labels(found: Iterable[str], names: Sequence[str]) -> dict[str, str] | None:
+    """Return the name of every label, whatever its case, or of which it is an unmistakable beginning; `None` if one has
+    none.
+
+    >>> match_labels(["POS", "negative"], ["negative", "positive"])
+    {'POS': 'positive', 'negative': 'negative'}
+    """
+    matched = {}
+    for label in found:
+        plain = label.strip().casefold()
+        near = [name for name in names if name.casefold() == plain] or [
+            name for name in names if len(plain) > 2 and name.casefold().startswith(plain)
+        ]
+        exact = [label] if label in names else near
+        if len(exact) != 1:
+            return None
+        matched[label] = exact[0]
+    return matched
+
+
+def _decide_labels(draft: Draft, facts: Mapping[str, Facts], entries: dict[str, Any], model: ModelFacts) -> None:
+    """Decide on the labels of all files, and map those of a side that are called otherwise."""
+    column = {"sequence-classification": "label_column", "token-classification": "tags_column"}.get(
+        draft.fields["task"]
+    )
+    if column is None or draft.fields.get("problem_type") == "regression":
+        return
+    counts: dict[str, Counter[str]] = {side: Counter() for side in entries}
+    for name, found in facts.items():
+        side = _side(name)
+        source = found.columns.get(CorpusConfig(**entries[side]).source(column.removesuffix("_column")))
+        counts[side] += source.counts() if source is not None else Counter()
+    mapped = {side: entry.get("label_map") or {} for side, entry in entries.items()}
+    labels = {side: [label for label in counts[side] if label not in mapped[side]] for side in entries}
+    names = _choose_names(draft.fields.get("label_names"), labels, model)
+    draft.decide("label_names", names, "in the order of their ids")
+    draft.notes += [f"labels of {side}: {format_counts(found)}" for side, found in counts.items()]
+    is_shifted = any(name.isdigit() and names[int(name) : int(name) + 1] != [name] for name in names)
+    for side, entry in entries.items():
+        matched = match_labels(labels[side], names) or {}
+        label_map: dict[Any, Any] = {label: name for label, name in matched.items() if label != name or is_shifted}
+        if facts[side].columns[CorpusConfig(**entry).source(column.removesuffix("_column"))].blank:
+            label_map[None] = None
+            draft.notes.append(f"{entry['path']}: rows without a label are dropped")
+        if label_map or mapped[side]:
+            entry["label_map"] = {**label_map, **mapped[side]}
+
+
+def _choose_names(given: list[str] | None, labels: Mapping[str, list[str]], model: ModelFacts) -> list[str]:
+    """Return names that all labels match: the model's, those of one side, or of both sides if they share some."""
+    is_named = not all(re.fullmatch(r"LABEL_\d+", label) for label in model.labels)
+    everything, shared = {*itertools.chain(*labels.values())}, set.intersection(*map(set, labels.values()))
+    options = [model.labels if is_named else [], *map(_sorted, labels.values()), _sorted(everything) if shared else []]
+    for names in [given] if given else options:
+        fits = len(names) == len(model.labels) or not model.labels
+        if names and fits and all(match_labels(found, names) for found in labels.values()):
+            return names
+    shown = "; ".join(f"{side} {_sorted(found)[:8]}" for side, found in labels.items())
+    head = f"; the model's head {model.labels[:8]}" if model.labels else ""
+    rest = ", or take a model without a head" if model.labels else ""
+    raise ValueError(
+        f"The labels differ: {shown}{head}. Map them, such as --corpora.domain.label_map "
+        f"'{{{_sorted(labels['domain'])[0]}: NAME}}', or say all with --label_names '[A, B]'{rest}."
+    )
+
+
+def _sorted(labels: Iterable[str]) -> list[str]:
+    """Return labels in the order of their ids: numbers by size; tags with O first, and a B- for every I-."""
+    found = {*labels}
+    if all(label.lstrip("-").isdigit() for label in found):
+        return sorted(found, key=int)
+    if "O" in found:
+        found |= {f"B-{label[2:]}" for label in found if label.startswith("I-")}
+        return sorted(found, key=lambda label: (label != "O", label[2:], label))
+    return sorted(found)
+
+
+def _decide_data(draft: Draft, facts: Mapping[str, Facts], entries: Mapping[str, Any], model: ModelFacts) -> None:
+    """Decide what is trained on, what chooses α and what is measured, and how long inputs may be."""
+    recipe, _ = parse_recipe({**draft.fields, "corpora": entries})
+    prepare_tokenizer(model.tokenizer, recipe)
+    divided = {side: _divide(side, entry, facts, recipe, draft.notes) for side, entry in entries.items()}
+    for group in divided["domain"]:
+        reason = GROUPS_FOR[group]
+        counts = ", ".join(f"{side} {parts[group].size:,} rows" for side, parts in divided.items())
+        draft.decide(group, {side: parts[group].entry for side, parts in divided.items()}, f"{reason}: {counts}")
+    task = get_task(recipe.task)
+    encode = task.encode(model.tokenizer, replace(recipe, max_length=UNLIMITED, max_target_length=UNLIMITED))
+    measured = []
+    for side, parts in divided.items():
+        found = datasets.concatenate_datasets([part.rows for part in parts.values()])
+        step = 1 if recipe.corpora[side].is_dialogue else max(1, len(found) // SAMPLE)  # each needs room for an answer
+        rows = found.select(range(0, len(found), step))
+        measured.append(encode_corpus(side, rows, recipe.corpora[side], encode, rows.column_names))
+    draft.examples = {side: parts["corpora"].size for side, parts in divided.items()}
+    if task.is_packed and recipe.packing and not any(each.is_dialogue for each in recipe.corpora.values()):
+        _decide_blocks(draft, measured, divided, model)
+    else:
+        _decide_lengths(draft, measured, recipe, model)
+
+
+def _divide(
+    side: str, entry: Mapping[str, Any], facts: Mapping[str, Facts], recipe: Recipe, notes: list[str]
+) -> dict[str, Part]:
+    """Return the sets of a side: those that are given, and for those that are not parts of the training file."""
+    flags = {group: f"{side}{end}" for group, end in GROUPS.items()}
+    splits: dict[str, dict[str, Any]] = {group: {"split": split} for group, split in _hub_splits(facts[side]).items()}
+    given: dict[str, dict[str, Any]] = {
+        group: {"path": facts[flag].config.path} for group, flag in flags.items() if flag in facts
+    }
+    sets = {group: {**entry, **own} for group, own in {**splits, **given}.items()}
+    rows = {group: _load(flags[group], CorpusConfig(**own), recipe) for group, own in sets.items()}
+    inputs = next(iter(get_task(recipe.task).columns(recipe, CorpusConfig(**entry))))
+    keys = {group: content_keys(found[inputs]) for group, found in rows.items()}
+    notes += [_compare(group, flags[group], sets, keys) for group in sets if group != "corpora"]
+    wanted = [group for group in GROUPS if group != "validation_corpora" or "general" in facts]
+    missing = [group for group in wanted if group not in sets]
+    for group, part in _parts(missing, len(keys["corpora"])).items():
+        inside = np.flatnonzero(in_part(keys["corpora"], part))
+        if not len(inside):
+            raise ValueError(
+                f"{entry['path']!r} has too few rows ({len(keys['corpora'])}) to keep a part for `{group}`. Give one "
+                f"for that, by --{flags[group] if group != 'corpora' else flags['eval_corpora']}."
+            )
+        sets[group], whole = {**entry, "part": part}, rows["corpora"] if group != "corpora" else rows.pop("corpora")
+        rows[group] = whole.select(inside)
+    return {group: _limited(group, sets[group], rows[group]) for group in GROUPS if group in sets}
+
+
+def _parts(missing: Sequence[str], rows: int) -> dict[str, list[float]]:
+    """Return parts of the training file for the sets that are missing, and the training set's last.
+
+    >>> _parts(["eval_corpora"], 1000)
+    {'eval_corpora': [0.9, 1.0], 'corpora': [0.0, 0.9]}
+    """
+    share = 0.2 if rows < FEW_ROWS else 0.1
+    ends = [round(1 - share * left, 2) for left in range(len(missing), -1, -1)]
+    parts = {group: [start, end] for group, start, end in zip(missing, ends, ends[1:], strict=False)}
+    return {**parts, "corpora": [0.0, ends[0]]} if missing else {}
+
+
+def _compare(group: str, flag: str, sets: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
+    """Return how many rows of a set are trained on, or refuse it if all are."""
+    shared, total = count_shared(keys[group], [keys["corpora"]]), len(keys[group])
+    what = f"{shared:,} of {total:,} rows of {sets[group]['path']} are trained on"
+    if shared == total:
+        raise ValueError(f"{what}. Give another file, or leave --{flag} out: a part of the training file is then kept.")
+    return what
+
+
+def _limited(group: str, entry: dict[str, Any], rows: datasets.Dataset) -> Part:
+    """Return a set, of which not too many rows are measured again and again."""
+    if group == "corpora" or len(rows) <= MOST_MEASURED:
+        return Part(entry, rows, len(rows))
+    return Part({**entry, "max_examples": MOST_MEASURED}, rows, MOST_MEASURED)
+
+
+def _hub_splits(facts: Facts) -> dict[str, str]:
+    """Return the splits for validation and test of a dataset that has such."""
+    if facts.form not in ("Hub", "a folder") or facts.config.split != "train":
+        return {}
+    names = datasets.get_dataset_split_names(str(facts.config.path), facts.config.config_name)
+    usual = {group: next((name for name in HUB_SPLITS[group] if name in names), None) for group in HUB_SPLITS}
+    return {group: name for group, name in usual.items() if name is not None}
+
+
+def _load(name: str, config: CorpusConfig, recipe: Recipe) -> datasets.Dataset:
+    return load_corpus(name, config, get_task(recipe.task).columns(recipe, config), label_names_of(recipe))
+
+
+def _decide_blocks(
+    draft: Draft, measured: Sequence[Any], divided: Mapping[str, Mapping[str, Part]], model: ModelFacts
+) -> None:
+    """Decide on the length of packed examples: the longest of which the smallest set has a few."""
+    tokens = {}
+    for found, (side, parts) in zip(measured, divided.items(), strict=True):
+        mean = sum(map(len, found["input_ids"])) / len(found)
+        tokens[side] = {group: mean * part.size for group, part in parts.items()}
+    block, least = min(LONGEST, model.longest), min(min(counts.values()) for counts in tokens.values())
+    while block > SHORTEST and least / block < FEW_BLOCKS:
+        block //= 2
+    draft.decide("max_length", block, f"texts are packed into so many tokens; the smallest set has about {least:,.0f}")
+    length = draft.fields["max_length"]
+    draft.examples = {side: max(1, int(counts["corpora"] / length)) for side, counts in tokens.items()}
+
+
+def _decide_lengths(draft: Draft, measured: Sequence[Any], recipe: Recipe, model: ModelFacts) -> None:
+    inputs = np.array([len(ids) for found in measured for ids in found["input_ids"]])
+    likely = _rounded(np.percentile(inputs, 95))
+    limit = LONGEST * (2 if model.family == "decoder" else 1)
+    if any(corpus.is_dialogue for corpus in recipe.corpora.values()):  # which need a token of the assistant each
+        labels = [row for found in measured for row in found["labels"]]
+        spoken = [next(place for place, label in enumerate(row) if label != IGNORE_INDEX) for row in labels]
+        limit, likely = max(limit, _rounded(max(spoken) + 2)), max(likely, _rounded(max(spoken) + 2))
+    length = min(likely, limit, model.longest)
+    most = f"95% of inputs have up to {np.percentile(inputs, 95):.0f} tokens"
+    longest = ", as much as the model takes" if model.longest < likely else ""
+    draft.decide(
+        "max_length",
+        length,
+        f"{most}; {np.mean(inputs > length):.1%} are cut{longest}",
+    )
+    if get_task(recipe.task).generates:
+        targets = np.array([len(row) for found in measured for row in found["labels"]])
+        length = min(_rounded(np.percentile(targets, 95)), LONGEST)
+        draft.decide("max_target_length", length, f"of targets {np.mean(targets > length):.1%} are cut")
+        draft.decide("truncate_target", True, "else longer targets are refused")
+
+
+def _rounded(length: float) -> int:
+    """Return a multiple of eight, which processors like."""
+    return max(SHORTEST, 8 * math.ceil(length / 8))
+
+
+def _decide_training(draft: Draft, model: ModelFacts, paths: Mapping[str, str]) -> None:
+    """Decide on α, on what is trained, and for how long."""
+    if "general" in paths:
+        draft.decide("alpha", 0.5, "half of each batch is domain data, the safest start")
+        draft.decide("alpha_search", {"objective": "constrained", "max_forgetting": 0.02}, "chooses α of the weights")
+    else:
+        draft.decide("alpha", 1.0, "there is no general data (--general), so α of the weights is not searched")
+        draft.decide("anchor", "pull", "instead, the weights are pulled to the pretrained model's while they train")
+    if model.parameters > ADAPTED_FROM and find_spec("peft"):
+        draft.decide("peft", "lora", f"more than {ADAPTED_FROM / 1e6:.0f} million parameters")
+    is_few = draft.examples["domain"] < 4 * BATCH
+    batch = FEW_BATCH if is_few else BATCH
+    on_device = max(1, min(batch, BATCH * 256 // draft.fields["max_length"]))
+    draft.decide("output_dir", f"runs/{Path(paths['domain']).name.partition('.')[0] or 'mine'}")
+    draft.decide("per_device_train_batch_size", on_device)
+    if on_device < batch:
+        draft.decide("gradient_accumulation_steps", batch // on_device, f"about {batch} examples a step, in parts")
+    _decide_steps(draft, batch)
+    rates = {SMALL: 1e-4, ADAPTED_FROM: 5e-5, math.inf: 2e-5}
+    rate = next(rate for size, rate in rates.items() if model.parameters <= size)
+    draft.decide(
+        "learning_rate", 2e-4 if draft.fields.get("peft") else rate, "usual for this size; tune searches for it"
+    )
+    draft.decide("warmup_steps", 0.1, "the share of the run in which the learning rate rises")
+    draft.decide("eval_strategy", "steps")
+    draft.decide("eval_steps", math.ceil(draft.fields["max_steps"] / 4))
+    draft.decide("logging_steps", math.ceil(draft.fields["max_steps"] / 20))
+    draft.decide("save_strategy", "no", "the model is saved at the end; steps keeps checkpoints too")
+
+
+def _decide_steps(draft: Draft, batch: int) -> None:
+    """Decide on the steps: as many passes as repeated data is good for, within limits."""
+    count = draft.examples["domain"]
+    in_step = batch * float(draft.fields["alpha"] or 1)
+    steps = max(LEAST_STEPS, min(MOST_STEPS, math.ceil(MANY_PASSES * count / in_step)))
+    draft.decide("max_steps", steps, f"{steps * in_step / count:.1f} passes over {count:,} domain examples")

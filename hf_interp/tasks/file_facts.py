@@ -1,0 +1,198 @@
+"""Facts about a corpus before there is a recipe: how its files are to be read, its columns, and what they hold."""
+
+import csv
+import itertools
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from hf_interp.tasks.columns import class_names
+from hf_interp.tasks.corpus_files import file_format, load_rows, open_file, quiet_bars
+from hf_interp.tasks.loading import first_rows
+from hf_interp.tasks.recipe import CorpusConfig
+
+ColumnKind = Literal["text", "label", "number", "id", "list", "turns", "empty"]
+"""A label is one of few short values; a list is of words, of their tags, or of several labels."""
+
+MOST_ROWS = 50_000  # that are looked at
+MOST_LABELS = 500
+LONGEST_LABEL = 60  # characters
+HEAD_BYTES = 1 << 20
+ID = re.compile(r"[!-~]*\d[!-~]*")
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
+TAG = re.compile(r"O|[BIESLU]-\S+")
+
+
+class Column(NamedTuple):
+    """A column of a file: what its values that are not blank are."""
+
+    name: str
+    kind: ColumnKind
+    values: list[Any]
+    blank: int
+
+    def counts(self) -> Counter[str]:
+        """Count the different values; of lists, those in them."""
+        values = itertools.chain.from_iterable(self.values) if self.kind == "list" else self.values
+        return Counter(map(str, values))
+
+    def length(self) -> float:
+        """Return the mean number of characters of a value."""
+        return sum(len(str(value)) for value in self.values) / max(1, len(self.values))
+
+
+class Facts(NamedTuple):
+    """What a corpus is."""
+
+    config: CorpusConfig
+    """With what is needed to read it."""
+    form: str
+    """Its format, or that it is on the Hub."""
+    rows: int
+    columns: dict[str, Column]
+
+    def of_kind(self, *kinds: ColumnKind) -> list[str]:
+        """Return the columns of some kinds, in the order of the file."""
+        return [name for name, column in self.columns.items() if column.kind in kinds]
+
+
+def look_at(name: str, config: CorpusConfig) -> Facts:
+    """Look at a corpus: complete how it is to be read, and read its columns.
+
+    Raises:
+        ValueError, OSError: for what cannot be read, naming the corpus and the file.
+    """
+    quiet_bars()
+    config, cells = _completed(config)
+    form = config.format or file_format(str(config.path)) or ("a folder" if Path(str(config.path)).is_dir() else "Hub")
+    dataset = load_rows(name, config, cells)  # which are texts until it is known what they are
+    if not len(dataset):
+        raise ValueError(f"Corpus {name!r} ({config.path}) has no rows.")
+    head, columns = first_rows(dataset, MOST_ROWS), {}
+    for column in dataset.column_names:
+        names = class_names(dataset.features[column])
+        for key, values in _parts(column, list(head[column])):
+            columns[key] = _column(key, [_named(value, names) for value in values] if names else values)
+    return Facts(config, form, len(dataset), columns)
+
+
+def _parts(column: str, values: list[Any]) -> list[tuple[str, list[Any]]]:
+    """Return a column, or of one of mappings each of their keys as a column."""
+    first = next((value for value in values if value is not None), None)
+    if not isinstance(first, Mapping):
+        return [(column, values)]
+    return [(f"{column}.{key}", [(value or {}).get(key) for value in values]) for key in first]
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """Return the name of a class, or of each in a list."""
+    if isinstance(value, list):
+        return [names[each] for each in value]
+    return value if value is None or value < 0 else names[value]
+
+
+def _column(name: str, values: list[Any]) -> Column:
+    filled = [value for value in values if value not in (None, []) and str(value).strip()]
+    return Column(name, _kind(filled), filled, len(values) - len(filled))
+
+
+def _kind(values: list[Any]) -> ColumnKind:
+    if not values:
+        return "empty"
+    if isinstance(values[0], list):
+        return "turns" if any(isinstance(each, Mapping) for each in values[0]) else "list"
+    texts = [str(value) for value in values]
+    different = len(set(texts))
+    is_number = all(NUMBER.fullmatch(text) for text in texts)
+    is_whole = not is_number or all("." not in text for text in texts)
+    if is_whole and different <= min(MOST_LABELS, max(2, len(texts) // 2)) and max(map(len, texts)) <= LONGEST_LABEL:
+        return "label"
+    if is_number:
+        return "id" if is_whole and different == len(texts) else "number"
+    return "id" if all(ID.fullmatch(text) for text in texts) else "text"
+
+
+def _completed(config: CorpusConfig) -> tuple[CorpusConfig, Sequence[str]]:
+    """Return a corpus with what its first lines show of how it is to be read, and the columns of a table."""
+    path = Path(str(config.path)).expanduser()
+    if path.is_dir():
+        has_texts = any(path.rglob("*.txt"))  # of which each is a document
+        return replace(config, path=f"{config.path}/**/*.txt", document="file") if has_texts else config, []
+    if not path.is_file():
+        return config, []
+    with open_file(path) as file:
+        head = file.read(HEAD_BYTES)
+    config = replace(config, encoding=_encoding(head)) if config.encoding == "utf-8" else config
+    text = head.decode(config.encoding, errors="ignore")
+    lines = [line for line in text.splitlines() if line.strip()]
+    form = config.format or file_format(str(path))
+    if form in (None, "text") and (guess := _guess_format(lines)):
+        return replace(config, format=guess), []
+    if form in ("csv", "tsv"):
+        return _with_table(config, form, lines)
+    if form == "text" and config.document is None:
+        has_paragraphs = re.search(r"\S\s*\n\s*\n\s*\S", text)
+        return replace(config, document="paragraph" if has_paragraphs else "line"), []
+    return config, []
+
+
+def _encoding(head: bytes) -> str:
+    """Return an encoding in which the head of a file is a text; its last character may be cut off."""
+    for encoding in ("utf-8", "cp1252"):
+        for end in (len(head), len(head) - 1, len(head) - 2, len(head) - 3):
+            try:
+                head[:end].decode(encoding)
+                return encoding
+            except UnicodeDecodeError:
+                continue
+    return "latin-1"
+
+
+def _guess_format(lines: Sequence[str]) -> str | None:
+    """Return the format of lines in a file whose name tells none, or that are no prose."""
+    cells = [line.split() for line in lines[:200] if not line.startswith("-DOCSTART-")]
+    if (
+        cells
+        and len({len(row) for row in cells}) == 1
+        and len(cells[0]) > 1
+        and all(TAG.fullmatch(row[-1]) for row in cells)
+    ):
+        return "conll"
+    if lines and lines[0].lstrip()[:1] in ("{", "["):
+        return "json"
+    return None
+
+
+def _with_table(config: CorpusConfig, form: str, lines: Sequence[str]) -> tuple[CorpusConfig, Sequence[str]]:
+    """Return a table with its delimiter, and with column names where its first line has none; and the names."""
+    usual = config.delimiter or ("\t" if form == "tsv" else ",")
+    quotes = {"quoting": csv.QUOTE_NONE} if form == "tsv" else {}
+    found = {
+        each: list(csv.reader(lines[:50], delimiter=each, **quotes))  # type: ignore[arg-type]
+        for each in (usual, *([] if config.delimiter else ",;\t|"))
+    }
+    even = [each for each, rows in found.items() if len({len(row) for row in rows[:-1] or rows}) == 1 < len(rows[0])]
+    delimiter = even[0] if even else usual
+    rows = found[delimiter]
+    if delimiter != usual:
+        config = replace(config, delimiter=delimiter)
+    if config.header and not config.column_names and not _is_header(rows):
+        names = [f"column_{number}" for number in range(1, len(rows[0]) + 1)]
+        config = replace(config, header=False, column_names=names)
+    return config, config.column_names or (rows[0] if rows else [])
+
+
+def _is_header(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row names the columns: no cell is a number, blank, long, or found again below it.
+
+    >>> _is_header([["text", "label"], ["so good", "pos"]]), _is_header([["good", "pos"], ["bad one", "pos"]])
+    (True, False)
+    """
+    return all(
+        cell.strip() and len(cell) <= LONGEST_LABEL and not NUMBER.fullmatch(cell) and cell not in below
+        for cell, *below in itertools.zip_longest(*rows)
+        if cell is not None
+    )

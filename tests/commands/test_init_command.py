@@ -1,0 +1,62 @@
+"""`hf-interp check` and `init` as commands: what they print, and their status."""
+
+import json
+from pathlib import Path
+
+import pytest
+from toy_recipes import write_toy_models
+
+from hf_interp import cli
+from hf_interp.commands.init import TEMPLATES
+
+ROWS = ["text;mood", "so good;yes", "so bad;no", "So  good;yes", ";no", "not so good;no", "rather bad;"]
+
+
+def test_check_says_what_a_file_is_and_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(ROWS) + "\n", "utf-8")
+    assert cli.main(["check", str(path), "--json"]) == 1
+    (found,) = json.loads(capsys.readouterr().out)["files"]
+    assert (found["format"], found["rows"], found["task"]) == ("csv", 6, "sequence-classification")
+    assert found["uses"] == {"text": "text", "label": "mood"}
+    assert found["labels"] == {"yes": 2, "no": 3}
+    assert [(column["blank"], column["different"], column["longest"]) for column in found["columns"]] == [
+        (1, 5, 3),
+        (1, 2, 1),
+    ]
+    assert [fault.partition(" rows")[0] for fault in found["wrong"]] == ["1", "1", "1 of 6"]
+    assert cli.main(["check", str(path)]) == 1
+    assert "wrong: 1 rows have no label ('mood')" in capsys.readouterr().out
+    path.write_text("\n".join([*ROWS[:3], "rather good;yes", "rather bad;no"]) + "\n", "utf-8")
+    assert cli.main(["check", str(path)]) == 0
+    assert capsys.readouterr().out.endswith("nothing wrong was found\n")
+
+
+def test_check_counts_tags_that_no_task_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.conll"
+    path.write_text("in O\nRome I-LOC\n\nat O\nhome O\n\nin O\nOslo B-LOC\n", "utf-8")
+    assert cli.main(["check", str(path)]) == 1
+    assert "wrong: 1 rows have tags that are not IOB2" in capsys.readouterr().out
+
+
+def test_init_lists_templates_and_asks_for_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["init", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in TEMPLATES)
+    assert cli.main(["init", "--domain", "a.csv"]) == 2
+    assert "--model NAME --domain FILE" in capsys.readouterr().err
+
+
+def test_init_prints_the_recipe_that_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_toy_models(tmp_path / "models")["encoder"]
+    data = tmp_path / "a.tsv"
+    data.write_text("".join(f"the price {number}\t{'yn'[number % 2]}\n" for number in range(60)), "utf-8")
+    output = tmp_path / "mine.yaml"
+    argv = ["init", "--model", str(model), "--domain", str(data), "--output", str(output), "--seed", "5"]
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert output.read_text("utf-8") in out
+    assert f"hf-interp train {output}" in out
+    assert cli.main(argv) == 2
+    assert "exists. Write elsewhere with --output" in capsys.readouterr().err
+    assert cli.main(["plan", str(output), "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]) == 0

@@ -1,0 +1,162 @@
+"""Recipes that are drafted from files and a model: what is decided, and that the recipe reads what it says."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from toy_recipes import ENGLISH, write_toy_models
+
+from hf_interp.tasks.build import check_recipe, load_data
+from hf_interp.tasks.draft import draft_recipe, match_labels
+from hf_interp.tasks.parsing import load_recipe, parse_recipe
+from hf_interp.tasks.recipe_text import format_recipe, write_recipe
+
+NAMES = ("negative", "positive")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_toy_models(tmp_path_factory.mktemp("models"))
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(ENGLISH, k=draw.randint(3, 20))) for _ in range(count)]
+
+
+def write(path: Path, count: int, seed: int = 0, names: Sequence[Any] = NAMES, **columns: str) -> str:
+    keys = {"text": "text", "label": "label", **columns}
+    rows = [{keys["text"]: text, keys["label"]: names[n % len(names)]} for n, text in enumerate(texts(count, seed))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def reading(path: Path, text: str) -> Any:
+    """What a drafted recipe reads, as `train` would read it."""
+    path.write_text(text, "utf-8")
+    recipe, args = parse_recipe(load_recipe(path, ["--output_dir", str(path.parent / "run"), "--use_cpu", "true"]))
+    return recipe, args, load_data(recipe, check_recipe(recipe, args))
+
+
+def test_a_recipe_is_of_few_lines_and_reads_what_it_says(models: dict[str, Path], tmp_path: Path) -> None:
+    paths = {
+        "domain": write(tmp_path / "mine.jsonl", 120, text="review", label="mood", names=("POS", "NEG")),
+        "general": write(tmp_path / "other.jsonl", 400, 1),
+    }
+    draft = draft_recipe(str(models["encoder"]), paths, {})
+    text = format_recipe(draft)
+    assert text.count("\n") <= 40
+    assert all("#" in line for line in text.splitlines() if line.startswith(("task:", "label_names:", "max_steps:")))
+    recipe, args, data = reading(tmp_path / "recipe.yaml", text)
+    assert recipe.label_names == ["negative", "positive"]
+    assert recipe.corpora["domain"].label_map == {"POS": "positive", "NEG": "negative"}
+    sizes = {name: len(found) for name, found in data.by_field().items()}
+    for side, count in (("domain", 120), ("general", 400)):
+        assert sum(size for name, size in sizes.items() if name.endswith(side)) == count
+    assert {name: shared for name, (shared, _) in data.shared.items() if shared} == {}
+    lengths = np.concatenate([[len(ids) for ids in corpus.dataset["input_ids"]] for corpus in data.corpora])
+    assert lengths.max() <= recipe.max_length == min(32, 8 * int(np.ceil((np.percentile(lengths, 95)) / 8)))
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    assert args.max_steps == int(np.ceil(4 * sizes["corpora.domain"] / (batch * 0.5)))
+
+
+def test_what_is_given_is_not_decided(models: dict[str, Path], tmp_path: Path) -> None:
+    paths = {"domain": write(tmp_path / "a.jsonl", 60), "domain_test": write(tmp_path / "b.jsonl", 20, 7)}
+    given = {"max_steps": 7, "learning_rate": 1e-3, "corpora": {"domain": {"license": "mit"}}}
+    draft = draft_recipe(str(models["encoder"]), paths, given)
+    assert (draft.fields["max_steps"], draft.fields["learning_rate"]) == (7, 1e-3)
+    assert draft.why["max_steps"] == "as you say"
+    assert draft.fields["corpora"]["domain"]["license"] == "mit"
+    assert draft.fields["eval_corpora"]["domain"]["path"] == paths["domain_test"]
+    assert "part" not in draft.fields["corpora"]["domain"]
+    assert (draft.fields["alpha"], draft.fields["anchor"]) == (1.0, "pull")
+    assert not {"alpha_search", "validation_corpora"} & draft.fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("names", "label_names", "label_map"),
+    [
+        ([0, 1], ["0", "1"], None),
+        ([1, 2, 10], ["1", "2", "10"], {"1": "1", "2": "2", "10": "10"}),
+        ([True, False], ["False", "True"], None),
+        (["b", "a", None], ["a", "b"], {None: None}),
+    ],
+)
+def test_labels_are_in_an_order_that_the_file_is_read_by(
+    models: dict[str, Path], tmp_path: Path, names: list[Any], label_names: list[str], label_map: Any
+) -> None:
+    draft = draft_recipe(str(models["encoder"]), {"domain": write(tmp_path / "a.jsonl", 90, names=names)}, {})
+    assert draft.fields["label_names"] == label_names
+    assert draft.fields["corpora"]["domain"].get("label_map") == label_map
+    _, _, data = reading(tmp_path / "recipe.yaml", format_recipe(draft))
+    kept = [str(names[n % len(names)]) for n in range(90) if names[n % len(names)] is not None]
+    read = [label for found in data.by_field().values() for label in found["labels"]]
+    assert sorted(label_names[label] for label in read) == sorted(kept)
+
+
+def test_labels_are_matched_whatever_their_case_and_by_their_beginning() -> None:
+    assert match_labels(["Neg", "neutral"], ["negative", "neutral"]) == {"Neg": "negative", "neutral": "neutral"}
+    assert match_labels(["ne"], ["negative", "neutral"]) is None
+    assert match_labels(["other"], ["negative"]) is None
+
+
+def test_texts_are_packed_into_blocks_that_the_smallest_set_fills(models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n\n".join(texts(100)), "utf-8")
+    draft = draft_recipe(str(models["decoder"]), {"domain": str(tmp_path / "a.txt")}, {})
+    assert draft.fields["task"] == "causal-lm"
+    recipe, _, data = reading(tmp_path / "recipe.yaml", format_recipe(draft))
+    assert len(data.eval_sets["domain"]) >= 3
+    assert recipe.corpora["domain"].document == "paragraph"
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "message"),
+    [
+        (
+            {"domain_test": (60, 0)},
+            {},
+            r"60 of 60 rows of .* are trained on\. .* or leave --domain_test out",
+        ),
+        ({"general": (60, 1, ("x", "y"))}, {}, "The labels differ: general .*--corpora.domain.label_map"),
+        (
+            {"domain": (3, 0)},
+            {},
+            r"too few rows .* a part for `eval_corpora`\. Give one .* --domain_test",
+        ),
+        ({}, {"label_column": "labl"}, r"has no column 'labl' \(--label_column\).*Did you mean 'label'"),
+        ({}, {"max_lenght": 3}, "Unknown field 'max_lenght' in the recipe. Did you mean 'max_length'"),
+    ],
+)
+def test_what_cannot_be_decided_is_refused_by_the_flag_that_settles_it(
+    models: dict[str, Path], tmp_path: Path, files: dict[str, Any], given: dict[str, Any], message: str
+) -> None:
+    wanted = {"domain": (60, 0), **files}
+    paths = {name: write(tmp_path / f"{name}.jsonl", *arguments) for name, arguments in wanted.items()}
+    with pytest.raises(ValueError, match=message):
+        draft_recipe(str(models["encoder"]), paths, given)
+
+
+def test_dialogues_need_a_template_and_are_long_enough_for_every_answer(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    found = [{"prompt": text * (1 + 3 * (n == 0)), "completion": "falls"} for n, text in enumerate(texts(40))]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found), "utf-8")
+    paths = {"domain": str(tmp_path / "a.jsonl")}
+    with pytest.raises(ValueError, match=r"\(--chat_template chatml\)"):
+        draft_recipe(str(models["decoder"]), paths, {})
+    draft = draft_recipe(str(models["decoder"]), paths, {"chat_template": "chatml"})
+    _, _, data = reading(tmp_path / "recipe.yaml", format_recipe(draft))
+    assert all(any(label != -100 for label in row) for found in data.by_field().values() for row in found["labels"])
+
+
+def test_a_recipe_is_not_written_over(tmp_path: Path, models: dict[str, Path]) -> None:
+    draft = draft_recipe(str(models["encoder"]), {"domain": write(tmp_path / "a.jsonl", 60)}, {})
+    write_recipe(draft, tmp_path / "recipe.yaml")
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text("utf-8"))["eval_corpora"]["domain"]["part"] == [0.8, 1.0]
+    with pytest.raises(ValueError, match=r"exists\. Say another --output"):
+        write_recipe(draft, tmp_path / "recipe.yaml")

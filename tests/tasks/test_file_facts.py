@@ -1,0 +1,193 @@
+"""What is seen in files before there is a recipe: how they are to be read, and what their columns hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_interp.tasks.column_choice import choose_columns
+from hf_interp.tasks.file_facts import Facts, look_at
+from hf_interp.tasks.recipe import CorpusConfig
+
+TABLE = [("so good, so far", "pos"), ("bad café", "neg"), ("not so bad", "pos"), ("meh, at best", "neg")]
+
+
+def look(path: Path, text: str | bytes, **fields: Any) -> Facts:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return look_at("file", CorpusConfig(path=str(path), **fields))
+
+
+def rows(*each: dict[str, Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in each)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "expected"),
+    [
+        ("a.csv", '"{}","{}"', {"header": False, "column_names": ["column_1", "column_2"]}),
+        ("a.csv", "{};{}", {"delimiter": ";", "header": False, "column_names": ["column_1", "column_2"]}),
+        ("a.tsv", "{}\t{}", {"header": False, "column_names": ["column_1", "column_2"]}),
+        ("b.csv", '"{}","{}"', {}),
+        ("b.csv", "{};{}", {"delimiter": ";"}),
+    ],
+)
+def test_tables_are_read_with_their_delimiter_and_header(
+    tmp_path: Path, name: str, form: str, expected: dict[str, Any]
+) -> None:
+    head = [("the words", "mood")] if name.startswith("b") else []
+    lines = "".join(form.format(*row) + "\n" for row in [*head, *TABLE])
+    for encoding, fields in (("utf-8", {}), ("latin-1", {"encoding": "cp1252"})):
+        found = look(tmp_path / name, lines.encode(encoding))
+        changed = {key: value for key, value in vars(found.config).items() if value != getattr(CorpusConfig, key, None)}
+        assert changed == {"path": str(tmp_path / name), **expected, **fields}
+        assert [column.kind for column in found.columns.values()] == ["text", "label"]
+        assert [tuple(row) for row in zip(*(c.values for c in found.columns.values()), strict=True)] == TABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.txt", "one line\nand another\n", {"document": "line"}),
+        ("a.txt", "one text\nof two lines\n\nand another\n", {"document": "paragraph"}),
+        ("a.txt", "Rome B-LOC\nis O\n\nhere O\n", {"format": "conll"}),
+        ("a.dat", '{"text": "a b c"}\n', {"format": "json"}),
+    ],
+)
+def test_texts_are_told_from_tags_and_lines(tmp_path: Path, name: str, text: str, expected: dict[str, Any]) -> None:
+    found = look(tmp_path / name, text)
+    assert {key: getattr(found.config, key) for key in expected} == expected
+
+
+def test_a_folder_of_texts_has_a_document_a_file(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("a.txt", "deep/b.txt"):
+        (tmp_path / name).write_text("a text\n\nof two paragraphs\n", "utf-8")
+    found = look_at("file", CorpusConfig(path=str(tmp_path)))
+    assert (found.rows, found.config.document, found.config.path) == (2, "file", f"{tmp_path}/**/*.txt")
+
+
+def test_columns_are_told_by_their_values(tmp_path: Path) -> None:
+    found = look(
+        tmp_path / "a.jsonl",
+        rows(
+            *(
+                {
+                    "id": f"x{number}",
+                    "n": number,
+                    "text": f"word {number} 語",
+                    "stars": number % 3,
+                    "score": number / 7,
+                    "ok": bool(number % 2),
+                    "words": ["a", "b"],
+                    "none": None,
+                    "pair": {"en": f"good {number}", "fr": f"bon {number}"},
+                    "turns": [{"role": "user", "content": "hi"}],
+                }
+                for number in range(12)
+            )
+        ),
+    )
+    assert {name: column.kind for name, column in found.columns.items()} == {
+        "id": "id",
+        "n": "id",
+        "text": "text",
+        "stars": "label",
+        "score": "number",
+        "ok": "label",
+        "words": "list",
+        "none": "empty",
+        "pair.en": "text",
+        "pair.fr": "text",
+        "turns": "turns",
+    }
+    assert (found.columns["none"].blank, found.columns["stars"].counts()) == (12, {"0": 4, "1": 4, "2": 4})
+
+
+MOODS = [{"text": f"a text {number}", "mood": "ab"[number % 2]} for number in range(12)]
+SAID = [[{"from": "human", "value": f"hi {number}"}, {"from": "gpt", "value": "hello"}] for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("row", "family", "task", "columns"),
+    [
+        (lambda n: MOODS[n], "encoder", "sequence-classification", {"text_column": "text", "label_column": "mood"}),
+        (
+            lambda n: {**MOODS[n], "label": n % 2, "topic": "xyz"[n % 3]},
+            "encoder",
+            "sequence-classification",
+            {"text_column": "text", "label_column": "topic"},
+        ),
+        (
+            lambda n: {"premise": f"a text {n}", "hypothesis": f"it is {n}", "label": n % 3},
+            "encoder",
+            "sequence-classification",
+            {"text_column": "premise", "text_pair_column": "hypothesis", "label_column": "label"},
+        ),
+        (
+            lambda n: {"words": ["in", f"Rome {n}"], "pos": ["IN", "NN"], "tags": ["O", "B-LOC"]},
+            "encoder",
+            "token-classification",
+            {"tokens_column": "words", "tags_column": "tags"},
+        ),
+        (
+            lambda n: {"t": {"en": f"good {n}", "fr": f"bon jour {n}"}},
+            "encoder-decoder",
+            "seq2seq",
+            {"text_column": "t.en", "target_column": "t.fr"},
+        ),
+        (
+            lambda n: {"conversations": SAID[n]},
+            "decoder",
+            "causal-lm",
+            {
+                "messages_column": "conversations",
+                "role_key": "from",
+                "content_key": "value",
+                "roles": {"human": "user", "gpt": "assistant"},
+            },
+        ),
+        (
+            lambda n: {"Instruction": f"do it {n}", "output": f"it is done {n}"},
+            "decoder",
+            "causal-lm",
+            {"prompt_column": "Instruction", "target_column": "output"},
+        ),
+        (lambda n: {"text": f"a text {n}"}, "decoder", "causal-lm", {"text_column": "text"}),
+        (lambda n: {"text": f"a text {n}"}, "encoder", "masked-lm", {"text_column": "text"}),
+    ],
+)
+def test_a_task_is_chosen_by_what_there_is(
+    tmp_path: Path, row: Any, family: str, task: str, columns: dict[str, Any]
+) -> None:
+    facts = look(tmp_path / "a.jsonl", rows(*map(row, range(12))))
+    given = {"label_column": "topic"} if columns.get("label_column") == "topic" else {}
+    assert choose_columns(facts, given, family=family)[:2] == (task, columns)
+
+
+@pytest.mark.parametrize(
+    ("row", "family", "message"),
+    [
+        (
+            lambda n: {"n": n},
+            "encoder",
+            r"is for cannot be told. It has n \(id\), and the model is an encoder. Say --task",
+        ),
+        (lambda n: {**MOODS[n], "kind": "xyz"[n % 3]}, "encoder", "may be its `label_column`: 'mood', 'kind'"),
+        (lambda n: {**MOODS[n], "review": f"it is {n}"}, "encoder", "may be its `text_column`: 'text', 'review'"),
+        (lambda n: MOODS[n], "decoder", "Say --task sequence-classification to give it a head, or --task causal-lm"),
+        (lambda n: {"a": SAID[n], "b": SAID[n]}, "decoder", "Say which, such as --messages_column a"),
+        (lambda n: {"a": [{"by": "ann", "is": "hi"}]}, "decoder", "Say who they are: --roles '{ann: user}'"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_names_the_flag_that_settles_it(
+    tmp_path: Path, row: Any, family: str, message: str
+) -> None:
+    facts = look(tmp_path / "a.jsonl", rows(*map(row, range(12))))
+    with pytest.raises(ValueError, match=message):
+        choose_columns(facts, {}, family=family)
+
+
+def test_of_labels_that_say_the_same_the_one_in_words_is_taken(tmp_path: Path) -> None:
+    facts = look(tmp_path / "a.jsonl", rows(*({**row, "n": "ab".index(row["mood"])} for row in MOODS)))
+    assert choose_columns(facts, {}, family="encoder").columns["label_column"] == "mood"
