@@ -244,7 +244,13 @@ def format_plan(summary: Mapping[str, Any]) -> str:
         "",
         format_table(
             ["step", *(f"{mark['step']:,}" for mark in summary["alpha"])],
-            [["α", *(f"{mark['alpha']:.3f}" for mark in summary["alpha"])]],
+            [
+                ["α", *(f"{mark['alpha']:.3f}" for mark in summary["alpha"])],
+                *(
+                    [corpus["name"], *(f"{shares[index]:.1%}" for shares in summary["shares"])]
+                    for index, corpus in enumerate(summary["corpora"] if "shares" in summary else ())
+                ),
+            ],
         ),
         "",
         format_table(

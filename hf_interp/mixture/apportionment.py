@@ -7,14 +7,15 @@ a Huffman tree every second level halves the share, so each corpus stays within 
 """
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from hf_interp.mixture.permutations import IntArray
+from hf_interp.utils.errors import check_known
 
 Side = Literal["general", "domain"]
 SIDES: tuple[Side, Side] = ("general", "domain")
@@ -35,7 +36,7 @@ class CorpusSpec:
         num_examples: its length; `None` for a stream, which is read in its own order.
         share: its share of its side, in examples or tokens as the plan counts. The shares of a side sum to 1. `None` on
             all corpora of a side stands for shares in proportion to their lengths, so that all are passed through at
-            the same pace.
+            the same pace. A mapping gives it a share on each side: then `side` only says where it is counted.
         max_passes: refuse a plan that reads the corpus more often than this; `None` for as often as it takes.
         mean_tokens: mean number of tokens of an example; needed if the plan counts tokens.
         content: a fingerprint of what is in it, by which a run that is resumed knows it again; `None` if unknown.
@@ -44,7 +45,7 @@ class CorpusSpec:
     name: str
     side: Side
     num_examples: int | None
-    share: float | None = None
+    share: float | Mapping[str, float] | None = None
     max_passes: float | None = None
     mean_tokens: float | None = None
     content: str | None = None
@@ -103,6 +104,12 @@ def check_corpora(corpora: Sequence[CorpusSpec], unit: Unit) -> tuple[CorpusSpec
             raise ValueError(f"Corpus {corpus.name!r} must have side 'general' or 'domain', got {corpus.side!r}.")
         if corpus.num_examples == 0:
             raise ValueError(f"Corpus {corpus.name!r} is empty. Check its path, split and filters.")
+        if isinstance(corpus.share, Mapping):
+            check_known(corpus.share, SIDES, f"in the `share` of corpus {corpus.name!r}")
+            if not corpus.share or not all(type(share) in (int, float) for share in corpus.share.values()):
+                raise ValueError(
+                    f"The `share` of corpus {corpus.name!r} must be a number for each side, got {corpus.share}."
+                )
         for name, value in (("max_passes", corpus.max_passes), ("mean_tokens", corpus.mean_tokens)):
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` of corpus {corpus.name!r} must be positive, got {value}.")
@@ -119,7 +126,7 @@ def share_units(corpora: Sequence[CorpusSpec], unit: Unit) -> list[int]:
     shares = [0.0] * len(corpora)
     for side in SIDES:
         members = [(index, corpus) for index, corpus in enumerate(corpora) if corpus.side == side]
-        targets = _side_shares(side, [corpus for _, corpus in members], unit)
+        targets = side_shares(side, [corpus for _, corpus in members], unit)
         # a corpus whose examples are twice as long gives the same tokens with half the examples
         weights = [
             target / (corpus.mean_tokens or 1.0) if unit == "tokens" else target
@@ -159,8 +166,13 @@ def example_alpha(alpha: IntArray, corpora: Sequence[CorpusSpec], units: Sequenc
     return np.rint(domain / (domain + general) * (1 << ALPHA_BITS)).astype(np.int64)
 
 
-def _side_shares(side: Side, members: Sequence[CorpusSpec], unit: Unit) -> list[float]:
-    given = {corpus.name: corpus.share for corpus in members}
+def side_shares(side: Side, members: Sequence[CorpusSpec], unit: Unit) -> list[float]:
+    """Return the shares of the corpora of a side, which are in proportion to their lengths where none has one.
+
+    Raises:
+        ValueError: for shares that do not sum to 1, or that only some have.
+    """
+    given: dict[str, Any] = {corpus.name: corpus.share for corpus in members}
     shares = [share for share in given.values() if share is not None]
     if shares and len(shares) < len(members):
         missing = [name for name, share in given.items() if share is None]

@@ -108,7 +108,8 @@ def plan_changes(old: MixturePlan, new: MixturePlan) -> list[str]:
             found.append(f"corpus {name!r} added")
         else:
             for key in ("side", "num_examples", "share", "content"):
-                unknown = key == "content" and None in (before[name][key], after[name][key])
+                # a share that moves is told with the path
+                unknown = key in ("content", "share") and None in (before[name][key], after[name][key])
                 if before[name][key] != after[name][key] and not unknown:
                     found.append(f"{key} of corpus {name!r}: {_show(before[name][key])} -> {_show(after[name][key])}")
     if not found and list(before) != list(after):
@@ -121,6 +122,8 @@ def plan_changes(old: MixturePlan, new: MixturePlan) -> list[str]:
         found.append("the schedule of α")
     if old.order != new.order:
         found.append(f"order: {old.order} -> {new.order}")
+    if was.get("path") != now.get("path"):
+        found.append("the path of mixtures")
     if was["adaptive"] != now["adaptive"]:
         found.append("α adaptive: " + " -> ".join("yes" if state["adaptive"] else "no" for state in (was, now)))
     if was["mean_tokens"] != now["mean_tokens"] and was["unit"] == now["unit"] and list(before) == list(after):

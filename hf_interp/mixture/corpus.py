@@ -25,7 +25,8 @@ class Corpus:
         dataset: a `datasets.Dataset`, any map-style torch dataset, or a stream (a `datasets.IterableDataset` or another
             torch `IterableDataset`), which is read in its own order.
         side: "general" (drawn with share 1 − α) or "domain" (drawn with share α).
-        share: share of the side; give it to all corpora of a side or to none (then in proportion to their lengths).
+        share: share of the side; give it to all corpora of a side or to none (then in proportion to their lengths). Or
+            a share on each side, as `{"general": 0.7, "domain": 0.2}`; `side` then says where it is counted.
         max_passes: refuse to read the corpus more often than this; `None` for as often as it takes.
         mean_tokens: mean number of tokens of an example, for a mixture by tokens; measured where it is not given and
             the corpus has a length and a column `input_ids`.
@@ -35,7 +36,7 @@ class Corpus:
     name: str
     dataset: Any
     side: Side = "domain"
-    share: float | None = None
+    share: float | Mapping[str, float] | None = None
     max_passes: float | None = None
     mean_tokens: float | None = None
     objective: str | None = None

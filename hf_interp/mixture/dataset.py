@@ -23,7 +23,7 @@ from hf_interp.mixture.order import Order, Sampling
 from hf_interp.mixture.packing import token_lengths
 from hf_interp.mixture.permutations import derive_key
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
+from hf_interp.mixture.schedules import AlphaSchedule, constant, default_schedule
 from hf_interp.mixture.slots import BatchShard, SlotDataset
 from hf_interp.mixture.stream_ends import check_stream_ends
 from hf_interp.mixture.streams import stream_warnings
@@ -45,7 +45,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         corpora: a mixture in any form that the trainer takes as `train_dataset`.
         batch_size: the global batch: examples per optimizer step over all processes and accumulation steps.
         max_steps: optimizer steps of the run, unless a `stopping_strategy` ends it.
-        alpha_schedule: α over progress; constant at 0.5 by default.
+        alpha_schedule: α over progress; constant at 0.5 by default, or from 0 to 1 with a `mixture_path`.
         probabilities: in place of a constant α and of shares, the probability of each corpus.
         sampling: "exact" counts that follow α, each pass shuffled; the same with each corpus in its own order
             ("sequential"); or "random", which at constant probabilities is exactly the order of
@@ -55,6 +55,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         length_window: steps that share out their examples by length, so that like ones meet; by default none do.
         seed: another seed, another order.
         unit: whether α and the shares count examples or tokens.
+        mixture_path: shares of all corpora over α (see `hf_interp.mixture.paths`).
         gradient_accumulation_steps: how many micro-batches a process makes of its part.
         num_processes, process_index: of how many processes this is which; by default what torch.distributed or
             accelerate say when it is read.
@@ -83,6 +84,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         length_window: int | None = None,
         seed: int = 0,
         unit: Unit = "examples",
+        mixture_path: Sequence[Mapping[str, Any]] | None = None,
         gradient_accumulation_steps: int = 1,
         num_processes: int | None = None,
         process_index: int | None = None,
@@ -92,10 +94,10 @@ class InterpolatedDataset(IterableDataset[Any]):
         order = reading_order(parts, sampling, stopping_strategy, length_window)
         if probabilities is not None:
             parts, order, alpha_schedule = share_out(parts, probabilities, order, alpha_schedule)
-        schedule = constant(DEFAULT_ALPHA) if alpha_schedule is None else alpha_schedule
+        schedule = default_schedule(mixture_path) if alpha_schedule is None else alpha_schedule
         specs = [corpus.spec(unit) for corpus in parts]
         settings: dict[str, Any] = {"batch_size": batch_size, "max_steps": max_steps, "seed": seed, "unit": unit}
-        plan = MixturePlan(specs, alpha_schedule=schedule, order=order, **settings)
+        plan = MixturePlan(specs, alpha_schedule=schedule, mixture_path=mixture_path, order=order, **settings)
         if (num_processes is None) != (process_index is None):
             raise ValueError(
                 f"`num_processes` and `process_index` go together, got {num_processes} and {process_index}. Give both, "

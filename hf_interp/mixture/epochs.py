@@ -2,13 +2,11 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
-import numpy as np
-
-from hf_interp.mixture.alpha_table import AlphaTable
-from hf_interp.mixture.apportionment import CorpusSpec, Unit, domain_slots, share_units, weigher
+from hf_interp.mixture.apportionment import CorpusSpec, Unit
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule
 
@@ -74,6 +72,7 @@ def steps_of_epochs(
     batch_size: int,
     unit: Unit = "examples",
     side: EpochSide = "domain",
+    mixture_path: Sequence[Mapping[str, Any]] | None = None,
 ) -> int:
     """Return the fewest steps in which a side gives `num_epochs` times as many examples as its corpora have.
 
@@ -89,21 +88,24 @@ def steps_of_epochs(
             f"`num_train_epochs` ({num_epochs:g}) must be positive and count passes of corpora with a length, but the "
             f"side {side!r} of the mixture has a stream or no corpus. {remedy}"
         )
-    weigh, wanted = weigher(corpora, share_units(corpora, unit), unit), math.ceil(num_epochs * size)
+    wanted = math.ceil(num_epochs * size)
+    settings: dict[str, Any] = {"batch_size": batch_size, "unit": unit, "mixture_path": mixture_path}
+    without_limits = [replace(corpus, max_passes=None) for corpus in corpora]
 
     def drawn(steps: int) -> int:
         try:
-            sums = AlphaTable.tabulate(schedule_of(steps), steps, weigh).sums_before(np.array([steps]))
+            plan = MixturePlan(without_limits, alpha_schedule=schedule_of(steps), max_steps=steps, **settings)
         except ValueError:  # phases that do not fit into so few steps
             return -1
-        domain = int(domain_slots(sums, batch_size)[0])
-        return {"domain": domain, "general": steps * batch_size - domain, "all": steps * batch_size}[side]
+        sides = plan.sides_before(steps)
+        return sum(sides.values()) if side == "all" else sides[side]
 
     steps = max(wanted // batch_size, 1)
     while drawn(steps) < wanted:
         steps *= 2
         if steps > MOST_STEPS or (steps > FIRST_TRY and drawn(steps) <= 0):
-            AlphaTable.tabulate(schedule_of(FIRST_TRY), FIRST_TRY)  # which says what is wrong with the schedule
+            # which says what is wrong with the schedule
+            MixturePlan(without_limits, alpha_schedule=schedule_of(FIRST_TRY), max_steps=FIRST_TRY, **settings)
             raise ValueError(f"α asks for too few {side} examples: {num_epochs:g} passes of them do not end. {remedy}")
     guess = steps * wanted // drawn(steps)
     low, high = max(guess - 8, 1), guess + 8

@@ -93,7 +93,7 @@ def chances_at(alpha: float, corpora: Sequence[CorpusSpec]) -> tuple[float, ...]
     """Return the probability of each corpus at a constant α, without rounding where shares are given."""
     sides, units = {"domain": alpha, "general": 1 - alpha}, share_units(corpora, "examples")
     return tuple(
-        sides[corpus.side] * (unit / (1 << ALPHA_BITS) if corpus.share is None else corpus.share)
+        sides[corpus.side] * (corpus.share if isinstance(corpus.share, float | int) else unit / (1 << ALPHA_BITS))
         for corpus, unit in zip(corpora, units, strict=True)
     )
 
@@ -107,6 +107,10 @@ def steps_until(
         ValueError: for an α that moves or counts tokens, a stream, or an end that is not reached or comes at once.
     """
     strategy, corpora = order.stopping_strategy or "", check_corpora(corpora, unit)
+    if any(isinstance(corpus.share, Mapping) for corpus in corpora):
+        raise ValueError(
+            f"`stopping_strategy` ({strategy}) needs corpora with one side each. Give `max_steps` instead."
+        )
     if not isinstance(schedule, Constant) or unit == "tokens":
         raise ValueError(
             f"`stopping_strategy` ({strategy}) needs a constant α that counts examples: one that moves must know the "

@@ -10,7 +10,7 @@ How it is exact:
 - α(s) is rounded once to a multiple of 2⁻³⁰; everything after that is integer arithmetic.
 - Counts: up to step s the domain side has had round(B·Σα) slots and the general side the rest;
   `hf_interp.mixture.apportionment` deals them to the corpora of a side, each within 2 slots of its target at every step
-  (within 1 for two corpora).
+  (within 1 for two corpora). Where shares move along a path of mixtures, `hf_interp.mixture.paths` counts.
 - Order inside a global batch: a permutation keyed by (seed, step).
 - Order inside a pass over a corpus: a permutation keyed by (seed, corpus, pass).
 - `hf_interp.mixture.order` has other orders: corpora in sequence, windows of steps by length, draws at random.
@@ -33,9 +33,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hf_interp.mixture.alpha_table import AlphaTable, to_units
+from hf_interp.mixture.alpha_table import MOST_CELLS, AlphaTable, to_units
 from hf_interp.mixture.apportionment import (
-    ALPHA_BITS,
     SIDES,
     CorpusSpec,
     Side,
@@ -48,6 +47,7 @@ from hf_interp.mixture.apportionment import (
 )
 from hf_interp.mixture.draws import RandomDraws
 from hf_interp.mixture.order import Order, chances_at, in_sequence, share_out_by_length, steps_until
+from hf_interp.mixture.paths import FULL, MixturePath, PathCounts, path_of
 from hf_interp.mixture.permutations import IntArray, batch_orders, derive_key, permute, splitmix64
 from hf_interp.mixture.schedules import AlphaSchedule, Constant
 
@@ -78,6 +78,8 @@ class MixturePlan:
         seed: another seed, another order; counts stay the same.
         unit: what α and the shares count: "examples", or "tokens", for which the counts of examples are corrected by
             the corpora's mean lengths.
+        mixture_path: shares of all corpora over α, as points `{"at": 0.5, "web": 0.8, "law": 0.2}` (see
+            `hf_interp.mixture.paths`); the corpora then have none of their own.
         num_committed: steps whose α is fixed from the beginning; all of them by default. The others follow the schedule
             in forecasts only, and cannot be read before `commit` has fixed their α.
         order: how the slots are filled, if not in the plan's own order.
@@ -114,6 +116,7 @@ class MixturePlan:
     start_step: int = 0
     previous: "MixturePlan | None" = None
     order: Order
+    _path: MixturePath | None = None
     _share_units: list[int]
     _alphas: AlphaTable
     _schedule: AlphaTable
@@ -127,6 +130,7 @@ class MixturePlan:
         max_steps: int | None,
         seed: int = 0,
         unit: Unit = "examples",
+        mixture_path: Sequence[Mapping[str, Any]] | None = None,
         num_committed: int | None = None,
         order: Order | None = None,
     ) -> None:
@@ -136,22 +140,37 @@ class MixturePlan:
                 f"Either `max_steps` or a `stopping_strategy` ends a mixture, got {max_steps} and "
                 f"{order.stopping_strategy}."
             )
+        self.corpora = check_corpora(corpora, unit)
+        self._path = path_of(self.corpora, mixture_path, unit)
+        if self._path is not None and (order.stopping_strategy is not None or order.probabilities is not None):
+            raise ValueError("A path of mixtures needs `max_steps`, and no `stopping_strategy` or `probabilities`.")
         if max_steps is None:
             max_steps = steps_until(order, corpora, alpha_schedule, batch_size=batch_size, seed=seed, unit=unit)
         for name, value in (("batch_size", batch_size), ("max_steps", max_steps)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        self.corpora = check_corpora(corpora, unit)
         self.batch_size, self.max_steps, self.seed, self.unit = int(batch_size), int(max_steps), int(seed), unit
         self.num_committed = self.max_steps if num_committed is None else min(int(num_committed), self.max_steps)
         self.is_adaptive = self.num_committed < self.max_steps
-        self._share_units = share_units(self.corpora, unit)
-        weigh = weigher(self.corpora, self._share_units, unit)
-        self._alphas = self._schedule = AlphaTable.tabulate(alpha_schedule, self.max_steps, weigh)
+        if self._path is not None and self.is_adaptive:
+            raise ValueError(
+                "A controller cannot move α along a path of mixtures: what a corpus gives in a step depends on α of "
+                "later ones. Leave `alpha_controller` out, or give each corpus one side."
+            )
+        self._share_units = share_units(self.corpora, unit) if self._path is None else []
+        weigh = weigher(self.corpora, self._share_units, unit) if self._path is None else None
+        # a controller decides on single steps, and a path keeps a sum for every corpus
+        most = None if self.is_adaptive else MOST_CELLS // (1 if self._path is None else 4 * len(self.corpora))
+        self._alphas = self._schedule = AlphaTable.tabulate(alpha_schedule, self.max_steps, weigh, most)
         self.order = self._settle(order, alpha_schedule)
         self._work_out()
-        self._check_sides_asked_for(self._alphas.blocks())
+        self._check_sides_asked_for(0)
         self._check_max_passes(self.max_steps)
+
+    @property
+    def is_path(self) -> bool:
+        """Whether shares move along a path of mixtures."""
+        return self._path is not None
 
     def __len__(self) -> int:
         """Return the number of slots in the run."""
@@ -161,11 +180,11 @@ class MixturePlan:
         """Return α of a 0-based optimizer step; the last step's from there on."""
         if self.previous is not None and step < self.start_step:
             return self.previous.alpha(step)
-        return self._alphas[min(max(step, 0), self.max_steps - 1)] / (1 << ALPHA_BITS)
+        return self._alphas[min(max(step, 0), self.max_steps - 1)] / FULL
 
     def scheduled_alpha(self, step: int) -> float:
         """Return α that the schedule has for a step, whatever has been fixed."""
-        return self._schedule[min(max(step, 0), self.max_steps - 1)] / (1 << ALPHA_BITS)
+        return self._schedule[min(max(step, 0), self.max_steps - 1)] / FULL
 
     def commit(self, alphas: Sequence[float]) -> None:
         """Fix α of the next steps that have none fixed yet, each at the nearest value that keeps to all `max_passes`.
@@ -177,7 +196,7 @@ class MixturePlan:
         if last > self.max_steps:
             raise ValueError(f"α of steps {first} … {last - 1} cannot be fixed: the run has {self.max_steps} steps.")
         fixed = self._within_passes(to_units(alphas, first, self.max_steps), first)
-        self._check_sides_asked_for([(first, fixed)])
+        self._check_sides_asked_for(first, fixed)
         self._alphas, self.num_committed = self._alphas.replaced(first, fixed), last
 
     def after(self, previous: "MixturePlan | None", step: int) -> "MixturePlan":
@@ -197,10 +216,10 @@ class MixturePlan:
             plan.num_committed = min(step + self.num_committed, self.max_steps)
             if previous is not None and previous.is_adaptive and previous.num_committed > step:
                 plan.num_committed = min(previous.num_committed, self.max_steps)
-                for first, fixed in previous._alphas.blocks(step):
-                    plan._alphas = plan._alphas.replaced(first, fixed[: max(plan.num_committed - first, 0)])
+                fixed = previous._alphas.units[step : plan.num_committed]
+                plan._alphas = plan._alphas.replaced(step, fixed)
         plan._work_out()
-        plan._check_sides_asked_for(plan._alphas.blocks(step))
+        plan._check_sides_asked_for(step)
         plan._check_max_passes(plan.num_committed)
         return plan
 
@@ -295,11 +314,9 @@ class MixturePlan:
     def warnings(self) -> list[str]:
         """Return what a user should know before the run; empty if all is well."""
         found = []
-        least, most = self._alphas.extremes(self.start_step)
-        largest = {"domain": most / (1 << ALPHA_BITS), "general": 1 - least / (1 << ALPHA_BITS)}
         drawn, passes = self.drawn_before(self.max_steps).tolist(), self.passes(self.max_steps)
-        for corpus, units, count, times in zip(self.corpora, self._share_units, drawn, passes, strict=True):
-            name, in_batch = repr(corpus.name), largest[corpus.side] * units / (1 << ALPHA_BITS) * self.batch_size
+        for corpus, largest, count, times in zip(self.corpora, self._largest_shares(), drawn, passes, strict=True):
+            name, in_batch = repr(corpus.name), largest * self.batch_size
             if count == 0:
                 found.append(f"Corpus {name} is never drawn. Raise its share, or move α, or leave it out.")
             if times is not None and times > MANY_PASSES:
@@ -315,18 +332,26 @@ class MixturePlan:
                 )
         return found
 
+    def shares(self, step: int) -> list[float]:
+        """Return the share that a path of mixtures has for each corpus in the examples of a step."""
+        assert self._path is not None
+        units = self._path.shares(np.array([self._alphas[step]]))[0]
+        return [unit / FULL for unit in units.tolist()]
+
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the reading order, as plain values, without what came before `start_step`."""
+        path = {} if self._path is None else {"path": [list(point) for point in self._path.points]}
         return {
+            **path,
             "corpora": [
                 {
                     "name": corpus.name,
                     "side": corpus.side,
                     "num_examples": corpus.num_examples,
-                    "share": units / (1 << ALPHA_BITS),
+                    "share": share,
                     "content": corpus.content,
                 }
-                for corpus, units in zip(self.corpora, self._share_units, strict=True)
+                for corpus, share in zip(self.corpora, self._shares_of_sides(), strict=True)
             ],
             "unit": self.unit,
             "mean_tokens": [corpus.mean_tokens for corpus in self.corpora] if self.unit == "tokens" else None,
@@ -335,7 +360,7 @@ class MixturePlan:
             "seed": self.seed,
             "adaptive": self.is_adaptive,
             "order_version": ORDER_VERSION,
-            "alpha_sha256": self._schedule.sha256(),
+            "alpha_sha256": self._schedule.sha256,
             **self.order.identity(),
         }
 
@@ -346,7 +371,7 @@ class MixturePlan:
         """
         state = {
             **self.identity(),
-            "alpha": self._alphas.sha256(),
+            "alpha": self._alphas.sha256,
             "schedule": None,
             "num_committed": None,
             "start_step": self.start_step,
@@ -360,6 +385,7 @@ class MixturePlan:
             **self.identity(),
             "alpha": self._alphas.texts,
             "schedule": self._schedule.texts if self.is_adaptive else None,
+            "stride": self._alphas.stride,
             "num_committed": self.num_committed,
             "start_step": self.start_step,
             "previous": self.previous.to_dict() if self.previous is not None else None,
@@ -384,12 +410,16 @@ class MixturePlan:
         plan.corpora = tuple(
             CorpusSpec(**corpus, mean_tokens=length) for corpus, length in zip(state["corpora"], lengths, strict=True)
         )
-        plan._share_units = [round(corpus["share"] * (1 << ALPHA_BITS)) for corpus in state["corpora"]]
-        plan.is_adaptive, plan.order = state["adaptive"], Order.from_dict(state)
-        weigh = weigher(plan.corpora, plan._share_units, plan.unit)
-        plan._alphas = plan._schedule = AlphaTable(state["alpha"], weigh)
+        plan.is_adaptive, plan.order, weigh = state["adaptive"], Order.from_dict(state), None
+        if "path" in state:
+            plan._path, plan._share_units = MixturePath(state["path"], state["mean_tokens"]), []
+        else:
+            plan._share_units = [round(corpus["share"] * FULL) for corpus in state["corpora"]]
+            weigh = weigher(plan.corpora, plan._share_units, plan.unit)
+        stride = state.get("stride", 1)  # which earlier versions did not write
+        plan._alphas = plan._schedule = AlphaTable.from_texts(state["alpha"], plan.max_steps, weigh, stride)
         if plan.is_adaptive:
-            plan._schedule = AlphaTable(state["schedule"])
+            plan._schedule = AlphaTable.from_texts(state["schedule"], plan.max_steps)
         plan.previous = None if state["previous"] is None else cls.from_dict(state["previous"])
         plan._work_out()
         return plan
@@ -397,21 +427,27 @@ class MixturePlan:
     def summary(self) -> dict[str, Any]:
         """Return the plan in numbers, ready for JSON: α along the run, and what is drawn from each corpus."""
         end = self.max_steps
+        sides = {side: max(int(total[0]), 1) for side, total in self._side_totals(np.array([end])).items()}
+        drawn = self._drawn_since_start(np.array([end]))[0].tolist()
+        shares = [  # over all steps, where they move
+            count / sides[corpus.side] if share is None else share
+            for share, count, corpus in zip(self._shares_of_sides(), drawn, self.corpora, strict=True)
+        ]
         corpora = [
             {
                 "name": corpus.name,
                 "side": corpus.side,
                 "num_examples": corpus.num_examples,
-                "share": units / (1 << ALPHA_BITS),
+                "share": share,
                 "drawn_at_start": at_start,
                 "drawn": count,
                 "passes": passes,
                 "exhausted_at": self.exhausted_at(index),
             }
-            for index, (corpus, units, at_start, count, passes) in enumerate(
+            for index, (corpus, share, at_start, count, passes) in enumerate(
                 zip(
                     self.corpora,
-                    self._share_units,
+                    shares,
                     self._start_drawn.tolist(),
                     self.drawn_before(end).tolist(),
                     self.passes(end),
@@ -428,6 +464,7 @@ class MixturePlan:
             "unit": self.unit,
             "start_step": self.start_step,
             "alpha": [{"step": step, "alpha": self.alpha(step)} for step in self.alpha_landmarks()],
+            **({} if self._path is None else {"shares": [self.shares(step) for step in self.alpha_landmarks()]}),
             "corpora": corpora,
             "domain_share": float(domain) / ((end - self.start_step) * self.batch_size),
             "warnings": self.warnings(),
@@ -441,7 +478,9 @@ class MixturePlan:
 
     def _work_out(self) -> None:
         """Work out what follows from the state of the plan."""
-        self._trees = {side: share_tree(self._share_units, self._side(side)) for side in SIDES}
+        if self._path is None:
+            self._trees = {side: share_tree(self._share_units, self._side(side)) for side in SIDES}
+        self._path_counts: PathCounts | None = None
         self._corpus_keys = np.array([derive_key(self.seed, corpus.name) for corpus in self.corpora], np.uint64)
         self.name_keys = np.array([derive_key(0, corpus.name) for corpus in self.corpora], np.uint64)
         # 0 for a stream, which is read in its own order
@@ -463,7 +502,9 @@ class MixturePlan:
                 "A controller decides α a few steps ahead, which neither random sampling nor a `length_window` of more "
                 "than one step knows. Leave the controller out, or set `length_window: 1`."
             )
-        if order.sampling != "random" or order.probabilities is not None or self.unit == "tokens":
+        if order.sampling != "random" or self.unit == "tokens" or self._path is not None:
+            return order
+        if order.probabilities is not None:
             return order
         if not isinstance(schedule, Constant):
             return order
@@ -482,17 +523,20 @@ class MixturePlan:
         """Return the probability of each corpus at each of some consecutive steps, or one row for all."""
         if self.order.probabilities is not None:
             return np.array([self.order.probabilities])
+        if self._path is not None:
+            cells = np.minimum(steps, self.max_steps - 1) // self._alphas.stride
+            return self._path.shares(self._alphas.units[cells]) / FULL
         borders = np.minimum(np.append(steps, steps[-1] + 1), self.max_steps)  # a block may go beyond the run
-        alphas = np.diff(self._alphas.sums_before(borders))[:, None] / (1 << ALPHA_BITS)
+        alphas = np.diff(self._alphas.sums_before(borders))[:, None] / FULL
         is_domain = np.array([corpus.side == "domain" for corpus in self.corpora])
         found: npt.NDArray[np.float64] = np.where(is_domain, alphas, 1 - alphas) * self._share_units
         return found
 
     def _side_totals(self, steps: IntArray) -> dict[Side, IntArray]:
         """Return the slots of each side from `start_step` to before each of `steps`."""
-        if self._draws is not None:
-            drawn = self._drawn_since_start(steps)
-            return {side: drawn[:, self._side(side)].sum(axis=1) for side in SIDES}
+        if self._path is not None or self._draws is not None:
+            counts = self._drawn_since_start(steps)
+            return {side: counts[:, self._side(side)].sum(axis=1) for side in SIDES}
         units = self._alphas.sums_before(steps) - self._alphas.sums_before(np.array([self.start_step]))
         domain = domain_slots(units, self.batch_size)
         return {"general": (steps - self.start_step) * self.batch_size - domain, "domain": domain}
@@ -500,12 +544,36 @@ class MixturePlan:
     def _drawn_since_start(self, steps: IntArray) -> IntArray:
         if self._draws is not None:
             return self._draws.counts_before((steps - self.start_step) * self.batch_size)
+        if self._path is not None:
+            return self._counts_on(self._path).before(steps)
         counts = np.zeros((steps.size, len(self.corpora)), np.int64)
         for side, totals in self._side_totals(steps).items():
             tree = self._trees[side]
             if tree is not None:
                 tree.apportion(totals, counts)
         return counts
+
+    def _counts_on(self, path: MixturePath) -> PathCounts:
+        """Return the counts on a path from `start_step` on, which are worked out when they are first needed."""
+        if self._path_counts is None:
+            steps, units = self._alphas.cells(self.start_step)
+            borders = np.append(steps, self.max_steps)
+            self._path_counts = PathCounts(borders, path.shares(units), self.batch_size)
+        return self._path_counts
+
+    def _largest_shares(self) -> list[float]:
+        """Return the largest share of each corpus in the examples of a step from `start_step` on."""
+        if self._path is not None:
+            return self._counts_on(self._path).largest.tolist()
+        least, most = self._alphas.extremes(self.start_step)
+        largest = {"domain": most / FULL, "general": 1 - least / FULL}
+        return [
+            largest[corpus.side] * units / FULL for corpus, units in zip(self.corpora, self._share_units, strict=True)
+        ]
+
+    def _shares_of_sides(self) -> list[float | None]:
+        """Return the share of each corpus in its side; `None` where it moves."""
+        return [None] * len(self.corpora) if self._path is not None else [units / FULL for units in self._share_units]
 
     def _side(self, side: Side) -> list[int]:
         return [index for index, corpus in enumerate(self.corpora) if corpus.side == side]
@@ -519,21 +587,25 @@ class MixturePlan:
                 f"{self.num_committed * self.batch_size}, got {first} … {last}. Decide further ahead of the loader."
             )
 
-    def _check_sides_asked_for(self, blocks: Iterable[tuple[int, IntArray]]) -> None:
-        """Refuse a side without a corpus that some α asks for; `blocks` are first steps with the α from there on."""
+    def _check_sides_asked_for(self, first: int, fixed: IntArray | None = None) -> None:
+        """Refuse a side without a corpus that some α from step `first` on asks for; by default those of the plan."""
         missing = [side for side in SIDES if not self._side(side)]
-        for first, units in blocks if missing else ():
-            asks = np.flatnonzero(units < 1 << ALPHA_BITS if missing == ["general"] else units > 0)
-            if asks.size:
-                raise ValueError(
-                    f"α is {units[asks[0]] / (1 << ALPHA_BITS):g} at step {first + asks[0]}, which asks for "
-                    f"{missing[0]} examples, but no corpus has side {missing[0]!r} (got "
-                    f"{[corpus.name for corpus in self.corpora]}). Add one, or use a constant α of "
-                    f"{1 if missing == ['general'] else 0}."
-                )
+        if not missing or self._path is not None:
+            return
+        steps, units = self._alphas.cells(first) if fixed is None else (np.arange(first, first + len(fixed)), fixed)
+        asks = np.flatnonzero(units < FULL if missing == ["general"] else units > 0)
+        if asks.size:
+            raise ValueError(
+                f"α is {units[asks[0]] / FULL:g} at step {steps[asks[0]]}, which asks for "
+                f"{missing[0]} examples, but no corpus has side {missing[0]!r} (got "
+                f"{[corpus.name for corpus in self.corpora]}). Add one, or use a constant α of "
+                f"{1 if missing == ['general'] else 0}."
+            )
 
     def _check_max_passes(self, step: int) -> None:
         """Refuse what is read too often before a step; where α adapts, `commit` holds it from there on."""
+        if all(corpus.max_passes is None for corpus in self.corpora):
+            return  # before α of all steps is worked out
         for corpus, passes in zip(self.corpora, self.passes(step), strict=True):
             if passes is not None and corpus.max_passes is not None and passes > corpus.max_passes:
                 raise ValueError(
@@ -545,7 +617,7 @@ class MixturePlan:
         """Return the α nearest to those given for the steps from `first` on that keep to every `max_passes`."""
         if all(corpus.max_passes is None for corpus in self.corpora):
             return units
-        weigh, full, found = self._alphas.weigh or np.asarray, 1 << ALPHA_BITS, units.copy()
+        weigh, full, found = self._alphas.weigh or np.asarray, FULL, units.copy()
         sums = self._alphas.sums_before(np.array([self.start_step, first]))
         total, (most_general, most_domain) = int(sums[1] - sums[0]), (self._most_slots(side) for side in SIDES)
         for index in range(len(units)):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hf_interp.utils.errors import did_you_mean
 
 AlphaSchedule = Callable[[float], float]
@@ -22,13 +24,27 @@ DEFAULT_ALPHA = 0.5
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A schedule whose function also takes an array: a plan asks it for many steps at once, and only when it must."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, progress: float) -> float:
+        return float(self.function(progress))
+
+
+@dataclass(frozen=True)
 class Constant:
-    """A schedule that need not be asked at every step."""
+    """A schedule whose α is known without asking."""
 
     value: float
 
     def __call__(self, progress: float) -> float:
         return self.value
+
+    def function(self, progress: Any) -> Any:
+        """Return α of a number or of an array."""
+        return self.value + 0 * progress
 
 
 def constant(value: float) -> Constant:
@@ -63,7 +79,7 @@ def exponential(start: float = 0.0, end: float = 1.0, *, rate: float = 5.0) -> A
         return linear(start, end)
     if abs(rate) > 500:
         raise ValueError(f"`rate` must lie in [-500, 500], got {rate}. Beyond that α is a jump: use `steps`.")
-    return _between(start, end, lambda progress: math.expm1(rate * progress) / math.expm1(rate))
+    return _between(start, end, lambda progress: _call("expm1", rate * progress) / math.expm1(rate))
 
 
 def cosine(start: float = 0.0, end: float = 1.0) -> AlphaSchedule:
@@ -72,7 +88,7 @@ def cosine(start: float = 0.0, end: float = 1.0) -> AlphaSchedule:
     >>> [round(cosine()(p), 3) for p in (0.0, 0.25, 0.5, 1.0)]
     [0.0, 0.146, 0.5, 1.0]
     """
-    return _between(start, end, lambda progress: (1 - math.cos(math.pi * progress)) / 2)
+    return _between(start, end, lambda progress: (1 - _call("cos", math.pi * progress)) / 2)
 
 
 def sigmoid(start: float = 0.0, end: float = 1.0, *, steepness: float = 10.0, midpoint: float = 0.5) -> AlphaSchedule:
@@ -88,8 +104,8 @@ def sigmoid(start: float = 0.0, end: float = 1.0, *, steepness: float = 10.0, mi
     if not 0 < steepness <= 500:
         raise ValueError(f"`steepness` must lie in (0, 500], got {steepness}.")
 
-    def logistic(progress: float) -> float:
-        return (1 + math.tanh(steepness * (progress - midpoint) / 2)) / 2
+    def logistic(progress: Any) -> Any:
+        return (1 + _call("tanh", steepness * (progress - midpoint) / 2)) / 2
 
     low, high = logistic(0.0), logistic(1.0)
     if high - low < 1e-9:
@@ -97,7 +113,9 @@ def sigmoid(start: float = 0.0, end: float = 1.0, *, steepness: float = 10.0, mi
             f"With `steepness` {steepness} and `midpoint` {midpoint} the curve is flat between progress 0 and 1. Move "
             "`midpoint` towards [0, 1] or change `steepness`."
         )
-    return _between(start, end, lambda progress: (logistic(progress) - low) / (high - low))
+    curve = _between(start, end, lambda progress: (logistic(progress) - low) / (high - low))
+    # where the quotient makes the last digit of the logistic a great one, each step is asked for itself
+    return curve if high - low > 0.01 else curve.__call__
 
 
 def polynomial(start: float = 0.0, end: float = 1.0, *, power: float = 2.0) -> AlphaSchedule:
@@ -136,7 +154,13 @@ def steps(
         )
     if any(not 0 < edge < 1 for edge in edges) or edges != sorted(set(edges)):
         raise ValueError(f"`boundaries` must rise within (0, 1), got {edges}.")
-    return lambda progress: values[bisect_right(edges, progress)]
+
+    def schedule(progress: Any) -> Any:
+        if isinstance(progress, np.ndarray):
+            return np.take(values, np.searchsorted(edges, progress, side="right"))
+        return values[bisect_right(edges, progress)]
+
+    return Curve(schedule)
 
 
 def piecewise(points: Iterable[Sequence[float]]) -> AlphaSchedule:
@@ -156,16 +180,16 @@ def piecewise(points: Iterable[Sequence[float]]) -> AlphaSchedule:
     if places != sorted(set(places)):
         raise ValueError(f"`points` must rise in progress, got {places}.")
 
-    def schedule(progress: float) -> float:
-        right = bisect_right(places, progress)
-        if right == 0:
-            return values[0]
-        if right == len(knots):
-            return values[-1]
-        share = (progress - places[right - 1]) / (places[right] - places[right - 1])
-        return (1 - share) * values[right - 1] + share * values[right]
+    if len(knots) == 1:
+        return constant(values[0])
+    x, y = np.array(places, np.float64), np.array(values, np.float64)
 
-    return schedule
+    def schedule(progress: Any) -> Any:
+        right = np.clip(np.searchsorted(x, progress, side="right"), 1, len(x) - 1)
+        share = _clip((progress - x[right - 1]) / (x[right] - x[right - 1]))
+        return (1 - share) * y[right - 1] + share * y[right]
+
+    return Curve(schedule)
 
 
 def phased(transition: AlphaSchedule, *, begin: float = 0.0, end: float = 1.0) -> AlphaSchedule:
@@ -182,14 +206,12 @@ def phased(transition: AlphaSchedule, *, begin: float = 0.0, end: float = 1.0) -
     if not begin < end:
         raise ValueError(f"`begin` must be less than `end`, got {begin} and {end}.")
 
-    def schedule(progress: float) -> float:
-        if progress <= begin:
-            return transition(0.0)
-        if progress >= end:
-            return transition(1.0)
-        return transition((progress - begin) / (end - begin))
+    inner = transition.function if isinstance(transition, Curve | Constant) else transition
 
-    return schedule
+    def schedule(progress: Any) -> Any:
+        return inner(_clip((progress - begin) / (end - begin)))
+
+    return Curve(schedule) if isinstance(transition, Curve | Constant) else schedule
 
 
 def phase_borders(max_steps: int, initial_steps: float = 0, target_steps: float = 0) -> tuple[int, int]:
@@ -226,6 +248,11 @@ SCHEDULES: dict[str, Callable[..., AlphaSchedule]] = {
     "steps": steps,
     "piecewise": piecewise,
 }
+
+
+def default_schedule(mixture_path: Any = None) -> AlphaSchedule:
+    """Return the schedule where nothing of α is set: constant, or along the whole of a path of mixtures."""
+    return constant(DEFAULT_ALPHA) if mixture_path is None else linear()
 
 
 def get_alpha_schedule(
@@ -293,16 +320,25 @@ def progress_of(step: int, max_steps: int) -> float:
     return step / max(max_steps - 1, 1)
 
 
-def _between(start: float, end: float, shape: AlphaSchedule) -> AlphaSchedule:
+def _between(start: float, end: float, shape: Callable[[Any], Any]) -> Curve:
     """Return (1 − s)·start + s·end with s = shape(progress): exact at both ends, unlike start + s·(end − start)."""
     _check_alpha("start", start)
     _check_alpha("end", end)
 
-    def schedule(progress: float) -> float:
+    def schedule(progress: Any) -> Any:
         share = shape(progress)
         return (1 - share) * start + share * end
 
-    return schedule
+    return Curve(schedule)
+
+
+def _call(name: str, value: Any) -> Any:
+    """Return a function of `math`, of a number or of each of an array."""
+    return getattr(np if isinstance(value, np.ndarray) else math, name)(value)
+
+
+def _clip(value: Any) -> Any:
+    return np.clip(value, 0.0, 1.0) if isinstance(value, np.ndarray) else float(min(max(value, 0.0), 1.0))
 
 
 def _check_alpha(name: str, value: float) -> None:

@@ -33,8 +33,8 @@ UNNAMED_SET = "evaluation set"
 
 
 def plot_plan(plan: MixturePlan, path: str | os.PathLike[str]) -> None:
-    """Write a picture of α over the steps and of the passes over each corpus."""
-    save_figure(draw_panels([_planned_shares(plan), _passes(plan)]), path)
+    """Write a picture of α over the steps, or of the shares along a path, and of the passes over each corpus."""
+    save_figure(draw_panels([_stacked_shares(plan) if plan.is_path else _planned_shares(plan), _passes(plan)]), path)
 
 
 def plot_run(results: RunResults, path: str | os.PathLike[str]) -> None:
@@ -289,7 +289,6 @@ def in_words(name: str, metric: str) -> str:
 
 def _planned_shares(plan: MixturePlan) -> Chart:
     """Return α and the realised share of the domain between neighbouring points."""
-    planned = [(float(step), plan.alpha(step)) for step in spread_over(plan.max_steps, MAX_PLANNED)]
     borders = [0, *(step + 1 for step in spread_over(plan.max_steps, MAX_SHARES)[1:])]
     sides = [plan.sides_before(step) for step in borders]
     shares = [
@@ -297,10 +296,38 @@ def _planned_shares(plan: MixturePlan) -> Chart:
         for (first, last), (before, after) in zip(pairwise(borders), pairwise(sides), strict=True)
     ]
     series = [
-        Series(label="α (planned)", points=planned, style={"color": ALPHA, "linestyle": "-"}),
+        _planned_alpha(plan),
         Series(label="domain share (drawn)", points=shares, style={"color": DOMAIN, "marker": "o"}),
     ]
     return _over_steps("α and what it draws", "share of the batch", series, y_limits=SHARE_LIMITS)
+
+
+def _stacked_shares(plan: MixturePlan) -> Chart:
+    """Return the shares of the corpora as drawn, one upon the other, and the position on their path."""
+    borders = [0, *(step + 1 for step in spread_over(plan.max_steps, MAX_SHARES)[1:])]
+    drawn = np.diff(plan.drawn_before(borders), axis=0)
+    tops = np.cumsum(drawn / np.maximum(drawn.sum(axis=1, keepdims=True), 1), axis=1)
+    lows = np.concatenate([np.zeros_like(tops[:, :1]), tops[:, :-1]], axis=1)
+    middles = [(first + last) / 2 for first, last in pairwise(borders)]
+    colours = [colour for colour in (*OTHERS, DOMAIN) if colour not in (ALPHA, NEUTRAL)]
+    series = [
+        Series(
+            label=corpus.name,
+            points=list(zip(middles, tops[:, index], strict=True)),
+            style={"color": colours[index % len(colours)], "linestyle": "-"},
+            low=lows[:, index].tolist(),
+            high=tops[:, index].tolist(),
+        )
+        for index, corpus in enumerate(plan.corpora)
+    ]
+    return _over_steps(
+        "the mixture as drawn", "share of the batch", [*series, _planned_alpha(plan)], y_limits=SHARE_LIMITS
+    )
+
+
+def _planned_alpha(plan: MixturePlan) -> Series:
+    points = [(float(step), plan.alpha(step)) for step in spread_over(plan.max_steps, MAX_PLANNED)]
+    return Series(label="α (planned)", points=points, style={"color": ALPHA, "linestyle": "-"})
 
 
 def _passes(plan: MixturePlan) -> Chart:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from hf_interp.mixture.apportionment import SIDES
+from hf_interp.mixture.paths import check_points
 from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.tasks.methods import lay_method, without_fields
@@ -72,9 +73,12 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
     check_known(recipe, {*recipe_fields, *_field_names(InterpolationConfig)}, "in the recipe")
     training = {key: value for key, value in recipe.items() if key not in recipe_fields}
     own = {key: value for key, value in recipe.items() if key in recipe_fields and value is not None}
+    path = with_numbers(training.get("mixture_path"))
+    if path is not None:
+        check_points(path)
     for group in ("corpora", "eval_corpora", "validation_corpora"):
         if group in own:
-            own[group] = _corpora(group, own[group])
+            own[group] = _corpora(group, own[group], path or [])
     if "objectives" in own:
         own["objectives"] = _build_each(ObjectiveConfig, "objectives", "objectives", own["objectives"])
     search = own.get("alpha_search")
@@ -174,11 +178,18 @@ class _Parser(HfArgumentParser):
         raise ValueError(f"{message[:1].upper()}{message[1:]}.")
 
 
-def _corpora(group: str, entries: Any) -> dict[str, CorpusConfig]:
+def _corpora(group: str, entries: Any, path: Sequence[Mapping[str, Any]]) -> dict[str, CorpusConfig]:
     corpora: dict[str, CorpusConfig] = _build_each(CorpusConfig, group, "corpora", entries)
     for name, corpus in corpora.items():
+        if isinstance(corpus.share, Mapping):
+            corpus.share = with_numbers(corpus.share)
+        ends = [point.get(name, 0.0) for point in (*path[:1], *path[-1:])]
+        if isinstance(corpus.share, Mapping):
+            ends = [corpus.share.get(side, 0.0) for side in SIDES]
         if corpus.side is None and name in SIDES:
             corpus.side = name
+        elif corpus.side is None and ends:
+            corpus.side = SIDES[ends[1] > ends[0]]
         if group == "corpora" and corpus.side not in SIDES:
             raise ValueError(f"`{group}.{name}.side` must be general or domain, got {corpus.side!r}.")
     return corpora

@@ -30,8 +30,8 @@ class CorpusConfig:
             the first column is `tokens_column` and the last `tags_column` by default.
         document: an example of a text file: line, paragraph (up to an empty line) or file. By default the file for a
             causal language model whose texts are packed, and the line for all others.
-        side: "general" (α = 0) or "domain" (α = 1). It may be left out where the corpus is itself called so; an
-            evaluation set needs none.
+        side: "general" (α = 0) or "domain" (α = 1). It may be left out where the corpus is itself called so, or has
+            shares that move: it is then domain if its share at the end is larger. An evaluation set needs none.
         config_name: the dataset's configuration, for `datasets.load_dataset`.
         split: the dataset's split, such as `train` or `train[:1000]`.
         part: the rows whose input lies in this part of [0, 1) by a hash of it, such as `[0, 0.8]`. Parts that do not
@@ -65,7 +65,9 @@ class CorpusConfig:
         max_examples: keep at most this many rows, drawn with `sample_seed`.
         sample_seed: seed of that draw.
         share: share of its side, in [0, 1]. Give it for all corpora of a side or for none; the shares of a side sum
-            to 1. Without shares, corpora are read in proportion to their lengths.
+            to 1. Without shares, corpora are read in proportion to their lengths. A mapping gives a share on each side,
+            such as `{general: 0.7, domain: 0.2}`: α then moves from one mixture of all corpora to the other, and `side`
+            only says where the corpus is counted.
         max_passes: refuse to read the corpus more often than this; above 0.
         mean_tokens: mean number of tokens of an example. A stream in a mixture by tokens needs it.
         streaming: read it as a stream, without downloading it first.
@@ -105,7 +107,7 @@ class CorpusConfig:
     where: dict[str, Any] | None = None
     max_examples: int | None = None
     sample_seed: int = 0
-    share: float | None = None
+    share: float | dict[str, float] | None = None
     max_passes: float | None = None
     mean_tokens: float | None = None
     streaming: bool = False

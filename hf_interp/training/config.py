@@ -13,6 +13,7 @@ from hf_interp.mixture.apportionment import UNITS, Unit
 from hf_interp.mixture.controllers import AlphaController, get_controller
 from hf_interp.mixture.epochs import EPOCH_SIDES, EpochSide
 from hf_interp.mixture.order import DEFAULT_WINDOW, Order, Sampling
+from hf_interp.mixture.paths import check_points
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, get_alpha_schedule
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.yaml_values import parse_mapping, with_numbers
@@ -57,6 +58,9 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
             of the run if below 1.
         alpha_target_steps (`float`, *optional*, defaults to 0): steps for which α is held at its end, or their share of
             the run if below 1.
+        mixture_path (`list[dict]`, *optional*): shares of all corpora over α, as points
+            `{"at": 0.5, "web": 0.8, "code": 0.2}` with straight lines between. α is then the position on the path, by
+            default from 0 to 1; `alpha_schedule_type` steps makes it jump from mixture to mixture.
         mixture_unit (`str`, *optional*, defaults to `"examples"`): what α and the shares count: "examples" or "tokens".
         mixture_epoch (`str`, *optional*, defaults to `"domain"`): the side whose pass is an epoch: "domain", "general",
             or "all" for as many examples as both have. `num_train_epochs` counts them where `max_steps` is not set.
@@ -109,6 +113,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
     alpha_end: float | None = None
     alpha_initial_steps: float = 0.0
     alpha_target_steps: float = 0.0
+    mixture_path: list[dict[str, Any]] | None = None
     mixture_unit: Unit = "examples"
     mixture_epoch: EpochSide = "domain"
     mixture_sampling: Sampling = "exact"
@@ -139,6 +144,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         for name in ("alpha", "alpha_start", "alpha_end"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be an α in [0, 1], got {getattr(self, name)}.")
+        self._settle_path()
         self._settle_schedule()
         for name in ("alpha_update_steps", "alpha_update_lag"):
             if getattr(self, name) < 1:
@@ -165,13 +171,24 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
                     f"({getattr(self, name)}) contradicts. Leave one of them out."
                 )
 
+    def _settle_path(self) -> None:
+        """Check what can be checked of a path without the corpora."""
+        if self.mixture_path is None:
+            return
+        check_points(self.mixture_path)
+        if self.alpha_controller is not None:
+            raise ValueError(
+                f"`alpha_controller` ({self.alpha_controller}) cannot move α along a `mixture_path`, whose counts "
+                "depend on α of later steps. Leave one of them out."
+            )
+
     def _settle_schedule(self) -> None:
         """Fill in what is not given of the schedule. Who sets an end, a phase or a controller means α to move."""
         if self.alpha is not None:
             self._settle_constant(self.alpha)
         if self.alpha_schedule_type is None:
             moves = self.alpha_start, self.alpha_end, self.alpha_schedule_kwargs, self.alpha_controller
-            is_still = all(value is None for value in moves) and not (
+            is_still = all(value is None for value in (*moves, self.mixture_path)) and not (
                 self.alpha_initial_steps or self.alpha_target_steps
             )
             self.alpha_schedule_type = "constant" if is_still else "linear"

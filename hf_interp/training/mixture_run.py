@@ -26,7 +26,7 @@ from hf_interp.mixture.dataset import reading_order
 from hf_interp.mixture.epochs import Epochs, EpochSide, steps_of_epochs
 from hf_interp.mixture.order import DEFAULT_WINDOW, Order, Sampling
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, constant
+from hf_interp.mixture.schedules import AlphaSchedule, default_schedule
 from hf_interp.mixture.slots import BATCH_KEY, CORPUS_KEY, ORDER_KEY, STREAMS_KEY, BatchShard, SlotDataset, whole_hash
 from hf_interp.mixture.stream_ends import check_stream_ends
 from hf_interp.mixture.streams import stream_warnings
@@ -297,16 +297,22 @@ def plan_mixture(
     def schedule_of(max_steps: int) -> AlphaSchedule:
         if alpha_schedule is None and isinstance(args, InterpolationConfig):
             return args.build_alpha_schedule(max_steps)
-        return alpha_schedule or constant(DEFAULT_ALPHA)
+        return alpha_schedule or default_schedule(path)
 
     unit = args.mixture_unit if isinstance(args, InterpolationConfig) else "examples"
+    path: Any = args.mixture_path if isinstance(args, InterpolationConfig) else None
     specs = [corpus.spec(unit) for corpus in corpora]
     max_steps: int | None = args.max_steps
     order, seed = order_of(args, corpora), args.seed if args.data_seed is None else args.data_seed
     if order.stopping_strategy is not None:
         max_steps = None
     elif args.max_steps < 0:
-        settings: dict[str, Any] = {"batch_size": batch_size, "unit": unit, "side": epoch_side(args)}
+        settings: dict[str, Any] = {
+            "batch_size": batch_size,
+            "unit": unit,
+            "side": epoch_side(args),
+            "mixture_path": path,
+        }
         max_steps = steps_of_epochs(args.num_train_epochs, check_corpora(specs, unit), schedule_of, **settings)
     return MixturePlan(
         specs,
@@ -315,6 +321,7 @@ def plan_mixture(
         max_steps=max_steps,
         seed=seed,
         unit=unit,
+        mixture_path=path,
         num_committed=sum(update_steps_and_lag(args)) if is_adaptive else None,
         order=order,
     )

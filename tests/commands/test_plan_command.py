@@ -186,3 +186,62 @@ def test_labels_and_rows_that_are_trained_on_are_told(
 
 def read_rows(entry: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(entry["path"]).read_text("utf-8").splitlines()]
+
+
+def test_a_path_is_planned_trained_and_drawn(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web, law, acts = (
+        toy_recipe["corpora"]["general"],
+        toy_recipe["corpora"]["domain"],
+        toy_recipe["eval_corpora"]["domain"],
+    )
+    path = [{"at": 0, "web": 1}, {"at": 0.5, "web": 0.5, "acts": 0.5}, {"at": 1.0, "acts": 0.25, "law": 0.75}]
+    own = {key: value for key, value in toy_recipe.items() if not key.startswith("alpha")}
+    recipe = {**own, "corpora": {"web": web, "law": law, "acts": acts}, "mixture_path": path, "max_steps": 5}
+    assert cli.main(["plan", str(write_recipe(recipe)), "--plot", str(tmp_path / "plan.png")]) == 0
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert ["web", "100.0%", "75.0%", "50.0%", "25.0%", "0.0%"] in cells
+    assert ["law", "0.0%", "0.0%", "0.0%", "37.5%", "75.0%"] in cells
+    assert {row[0]: row[1] for row in cells if len(row) > 6 and row[0].isalpha()} == {
+        "corpus": "side",
+        "web": "general",
+        "law": "domain",
+        "acts": "domain",
+    }
+    assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
+    trainer = trainer_of(recipe)
+    trainer.train()
+    assert trainer.plan is not None
+    assert trainer.plan.fingerprint() == plan_recipe(str(write_recipe(recipe)))[0].fingerprint()
+    assert trainer.plan.drawn_before(5).tolist() == [10, 5, 5]  # 10, 4.5 and 5.5 are due
+    assert trainer.results().plan["shares"][2] == [0.5, 0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixture_path": [{"at": 0, "general": 0.5}]}, "must sum to 1, not 0.5"),
+        ({"mixture_path": [{"at": 0, "general": 1.0}]}, r"\['domain'\] are in none"),
+        ({"mixture_path": "half"}, "`mixture_path` must be a list of points"),
+        (
+            {"mixture_path": [{"at": 0, "general": 0.5, "domain": 0.5}], "alpha_controller": "guard"},
+            "cannot move α along a",
+        ),
+    ],
+)
+def test_a_path_that_does_not_fit_is_refused(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_recipe(str(write_recipe({**toy_recipe, **changes})))
+
+
+def test_a_corpus_may_have_a_share_on_both_sides(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    corpora = {name: dict(config) for name, config in toy_recipe["corpora"].items()}
+    corpora["web"] = {**corpora.pop("general"), "share": {"general": 1, "domain": 0.25}}
+    corpora["domain"]["share"] = 0.75
+    recipe = {**toy_recipe, "corpora": corpora, "alpha_schedule_type": "linear", "max_steps": 3}
+    plan = plan_recipe(str(write_recipe(recipe))).plan
+    assert [plan.shares(step) for step in range(3)] == [[0.0, 1.0], [0.375, 0.625], [0.75, 0.25]]
+    assert [corpus.side for corpus in plan.corpora] == ["domain", "general"]

@@ -1,8 +1,9 @@
 """What must hold for every run: random corpora, schedules, splits, resumptions and changes of settings."""
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any
 
@@ -45,6 +46,7 @@ class Stage:
     accumulation: int
     micro_batch: int
     num_workers: int
+    path: tuple[dict[str, float], ...] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -63,6 +65,7 @@ class Stage:
             max_steps=self.max_steps,
             seed=self.seed,
             unit=self.unit,
+            mixture_path=self.path,
             num_committed=self.num_committed,
         )
 
@@ -90,6 +93,10 @@ def runs(draw: st.DrawFn) -> Run:
         sides = {corpus.side for corpus in corpora}
         alphas = ALPHAS if len(sides) == 2 else st.just(0.0 if sides == {"general"} else 1.0)
         places = draw(st.lists(st.integers(0, 100), min_size=1, max_size=5, unique=True))
+        path = draw(paths([corpus.name for corpus in corpora])) if draw(st.integers(0, 2)) == 0 else None
+        if path is not None:
+            corpora = [replace(corpus, share=None) for corpus in corpora]
+            alphas = ALPHAS
         max_steps = draw(st.integers(begin + 1, begin + 20))
         end = draw(st.integers(begin, max_steps)) if left else max_steps
         stages.append(
@@ -102,12 +109,13 @@ def runs(draw: st.DrawFn) -> Run:
                 max_steps=max_steps,
                 seed=seed,
                 unit=draw(st.sampled_from(["examples", "tokens"])),
-                num_committed=draw(st.none() | st.integers(0, 9)) if len(sides) == 2 else None,
+                num_committed=draw(st.none() | st.integers(0, 9)) if len(sides) == 2 and path is None else None,
                 decided=draw(alphas),
                 num_processes=draw(st.integers(1, 4)),
                 accumulation=draw(st.integers(1, 3)),
                 micro_batch=draw(st.integers(1, 4)),
                 num_workers=draw(st.integers(0, 3)),
+                path=path,
             )
         )
         begin = end
@@ -139,6 +147,17 @@ def mixtures(draw: st.DrawFn, pool: dict[str, int | None], mean_tokens: dict[str
     return draw(st.permutations(corpora))
 
 
+@st.composite
+def paths(draw: st.DrawFn, names: list[str]) -> tuple[dict[str, float], ...]:
+    """A path of up to five mixtures, whose shares may jump, vanish and come back."""
+    points = []
+    for place in sorted(draw(st.sets(st.integers(0, 100), min_size=1, max_size=5))):
+        weights = [draw(WEIGHTS) for _ in names]
+        weights = weights if sum(weights) else [1] * len(names)
+        points.append({"at": place / 100, **{n: w / sum(weights) for n, w in zip(names, weights, strict=True)}})
+    return tuple(points)
+
+
 def plans_of(run: Run) -> list[MixturePlan]:
     """The plan of every stage, each gone on from the one before as it is in a checkpoint."""
     plans: list[MixturePlan] = []
@@ -159,6 +178,18 @@ def as_json(value: Any) -> Any:
 def targets(plan: MixturePlan, stage: Stage) -> npt.NDArray[np.float64]:
     """The slots that are due to every corpus in the steps from the plan's first on, unrounded."""
     lengths = np.array([(corpus.mean_tokens or 1.0) if plan.unit == "tokens" else 1.0 for corpus in stage.corpora])
+    alpha = np.array([plan.alpha(step) for step in range(plan.start_step, plan.num_committed)])
+    if stage.path is not None:
+        places = [point["at"] for point in stage.path]
+        per_length = np.stack(
+            [
+                np.interp(alpha, places, [point[corpus.name] for point in stage.path]) / length
+                for corpus, length in zip(stage.corpora, lengths, strict=True)
+            ],
+            axis=1,
+        )
+        due = plan.batch_size * np.cumsum(per_length / per_length.sum(axis=1, keepdims=True), axis=0)
+        return np.concatenate([np.zeros((1, len(plan.corpora))), due])
     weights = np.array(
         [
             (corpus.num_examples or 1) if corpus.share is None else corpus.share / length
@@ -170,10 +201,11 @@ def targets(plan: MixturePlan, stage: Stage) -> npt.NDArray[np.float64]:
         here = np.array([corpus.side == side for corpus in stage.corpora])
         shares[here] = weights[here] / max(weights[here].sum(), 1e-300)
         side_length[side] = float((shares * lengths)[here].sum()) or 1.0
-    alpha = np.array([plan.alpha(step) for step in range(plan.start_step, plan.num_committed)])
     domain = alpha / side_length["domain"] / (alpha / side_length["domain"] + (1 - alpha) / side_length["general"])
-    due = {"domain": domain, "general": 1 - domain}
-    a_step = np.stack([due[corpus.side] * share for corpus, share in zip(plan.corpora, shares, strict=True)], axis=1)
+    of_side = {"domain": domain, "general": 1 - domain}
+    a_step = np.stack(
+        [of_side[corpus.side] * share for corpus, share in zip(plan.corpora, shares, strict=True)], axis=1
+    )
     return np.concatenate([np.zeros((1, len(plan.corpora))), plan.batch_size * np.cumsum(a_step, axis=0)])
 
 
@@ -188,6 +220,8 @@ def check_counts(run: Run, plans: list[MixturePlan]) -> None:
         assert (np.diff(drawn, axis=0).sum(axis=1) == plan.batch_size).all()
         sides = [corpus.side for corpus in plan.corpora]
         bounds = np.array([{1: 0.5, 2: 1.0}.get(sides.count(side), 2.0) for side in sides])
+        if stage.path is not None:
+            bounds = np.full(len(sides), math.ceil(math.log2(len(sides))) / 2)
         rounding = 1e-4  # α and shares are multiples of 2⁻³⁰
         assert (np.abs(drawn - targets(plan, stage)) <= bounds + rounding).all()
         held = plan.locate(range(stage.begin * plan.batch_size, stage.end * plan.batch_size)).corpus

@@ -19,10 +19,12 @@ from hf_interp.mixture.schedules import (
     AlphaSchedule,
     constant,
     cosine,
+    exponential,
     get_alpha_schedule,
     linear,
     phased,
     piecewise,
+    polynomial,
     progress_of,
     sigmoid,
     steps,
@@ -61,6 +63,47 @@ def targets(plan: MixturePlan) -> np.ndarray[Any, np.dtype[np.float64]]:
         [due[corpus.side] * (1.0 if corpus.share is None else corpus.share) for corpus in plan.corpora], axis=1
     )
     return np.concatenate([np.zeros((1, len(plan.corpora))), plan.batch_size * per_step.cumsum(axis=0)])
+
+
+RECORDED = {  # of 70,000 steps by examples and 300 by tokens: the fingerprint, and the hash of what some steps read
+    "constant": ("4486453f124f78c1", "250e0bbf43d9e55c", "faca2df075eb820c", "714db153e529d796"),
+    "linear": ("ad12f5e54136c855", "e07d5bbcb84d1192", "8733678a72351399", "b2dfbb90900baf71"),
+    "exponential": ("5bbcae8fa0768d99", "a9b0f6b225fc8935", "aea54d6631747aea", "dba362d063bfa5a7"),
+    "cosine": ("333cb6f0822b56f1", "b3357b0863d1f378", "96e2c86c6bf925d3", "6872f225c93451bd"),
+    "sigmoid": ("fbd3abec0c5f36ca", "76863a88b47059a7", "6284e79e31cc6f91", "b7b692b4f62842ca"),
+    "polynomial": ("7685ec439f579785", "5531de1fb88bd1de", "2d30e917da36cc11", "62e4013121b2ff0c"),
+    "steps": ("6c045deaf34b3adf", "88a0a20d40331713", "35f4cff778b6c554", "d1138261010a6a1d"),
+    "piecewise": ("092f21d8062b4b6b", "2b20eef385adb1b4", "ac566353436a41e4", "e1b0fbe632e7c9b0"),
+    "phased": ("ab8eab5fac9103d4", "e637e03a5f599dc9", "2323213e223e86c3", "265a5262b7456744"),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_plans_read_what_they_have_always_read(name: str) -> None:
+    schedule: AlphaSchedule = {
+        "constant": constant(1 / 3),
+        "linear": linear(),
+        "exponential": exponential(0.1, 0.9, rate=3.0),
+        "cosine": cosine(),
+        "sigmoid": sigmoid(0.9, 0.2, steepness=7.0, midpoint=0.4),
+        "polynomial": polynomial(power=1.7),
+        "steps": steps(),
+        "piecewise": piecewise([(0.1, 0.3), (0.5, 0.9), (1.0, 0.2)]),
+        "phased": get_alpha_schedule("cosine", max_steps=70_000, initial_steps=0.2, target_steps=5000),
+    }[name]
+    corpora = [
+        CorpusSpec(
+            name=f"c{index}",
+            side="domain" if index % 2 else "general",
+            num_examples=100 * (index + 1),
+            mean_tokens=3.0 + index,
+        )
+        for index in range(5)
+    ]
+    long = plan_of(*corpora, alpha=schedule, batch_size=7, max_steps=70_000, seed=3)
+    by_tokens = plan_of(*corpora[:4], alpha=schedule, batch_size=16, max_steps=300, unit="tokens")
+    hashes = f"{long.read_hash(69_000, 69_100):016x}", f"{by_tokens.read_hash(0, 300):016x}"
+    assert (long.fingerprint(), hashes[0], by_tokens.fingerprint(), hashes[1]) == RECORDED[name]
 
 
 def reads_of(plan: MixturePlan, index: int) -> list[int]:

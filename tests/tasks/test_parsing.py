@@ -305,8 +305,8 @@ def test_missing_fields_are_named(recipe: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"share": "half"}, r"`share` in `corpora\.domain` must be float \| None, got 'half'"),
-        ({"share": True}, r"`share` in `corpora\.domain` must be float \| None, got True"),
+        ({"share": "half"}, r"`share` in `corpora\.domain` must be float \| dict\[str, float\] \| None, got 'half'"),
+        ({"share": True}, r"`share` in `corpora\.domain` must be float \| dict\[str, float\] \| None, got True"),
         ({"max_examples": "1e3"}, r"`max_examples` in `corpora\.domain` must be int \| None, got '1e3'"),
         ({"where": "x"}, r"`where` in `corpora\.domain` must be dict\[str, Any\] \| None, got 'x'"),
         ({"side": "left"}, r"`corpora\.domain\.side` must be general or domain, got 'left'"),
@@ -538,11 +538,11 @@ def test_added_fields_have_help_and_documentation() -> None:
     added = [entry for entry in dataclasses.fields(InterpolationConfig) if entry.name not in host]
     assert [entry.name for entry in added] == [
         *("alpha", "alpha_schedule_type", "alpha_schedule_kwargs", "alpha_start", "alpha_end"),
-        *("alpha_initial_steps", "alpha_target_steps", "mixture_unit", "mixture_epoch", "mixture_sampling"),
-        *("stopping_strategy", "length_window", "alpha_controller", "alpha_controller_kwargs", "alpha_update_steps"),
-        *("alpha_update_lag", "log_corpus_loss", "anchor", "anchor_strength", "anchor_temperature"),
-        *("anchor_direction", "anchor_on", "anchor_alpha_schedule", "anchor_exclude", "anchor_pull_steps"),
-        *("log_loss_gap", "distill_temperature", "average_from"),
+        *("alpha_initial_steps", "alpha_target_steps", "mixture_path", "mixture_unit", "mixture_epoch"),
+        *("mixture_sampling", "stopping_strategy", "length_window", "alpha_controller"),
+        *("alpha_controller_kwargs", "alpha_update_steps", "alpha_update_lag", "log_corpus_loss", "anchor"),
+        *("anchor_strength", "anchor_temperature", "anchor_direction", "anchor_on", "anchor_alpha_schedule"),
+        *("anchor_exclude", "anchor_pull_steps", "log_loss_gap", "distill_temperature", "average_from"),
     ]
     for entry in added:
         assert entry.metadata["help"].endswith(".")
