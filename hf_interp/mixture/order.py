@@ -107,10 +107,6 @@ def steps_until(
         ValueError: for an α that moves or counts tokens, a stream, or an end that is not reached or comes at once.
     """
     strategy, corpora = order.stopping_strategy or "", check_corpora(corpora, unit)
-    if any(isinstance(corpus.share, Mapping) for corpus in corpora):
-        raise ValueError(
-            f"`stopping_strategy` ({strategy}) needs corpora with one side each. Give `max_steps` instead."
-        )
     if not isinstance(schedule, Constant) or unit == "tokens":
         raise ValueError(
             f"`stopping_strategy` ({strategy}) needs a constant α that counts examples: one that moves must know the "

@@ -16,7 +16,7 @@ from hf_interp.mixture.continuation import continue_plan, plan_changes
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.dataset import InterpolatedDataset
 from hf_interp.mixture.epochs import Epochs, steps_of_epochs
-from hf_interp.mixture.order import Order, steps_until
+from hf_interp.mixture.order import Order
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule, constant, cosine, linear, steps
 
@@ -362,12 +362,11 @@ def test_corpora_are_drawn_at_random_along_a_path() -> None:
 
 
 def test_what_contradicts_a_path_is_refused() -> None:
-    with pytest.raises(ValueError, match="A path of mixtures needs `max_steps`, and no `stopping_strategy`"):
-        plan_of(CURRICULUM, alpha=constant(0.5), order=Order("random", stopping_strategy="all_exhausted"))
-    both = [corpus("web", share={"general": 1.0, "domain": 0.5}), corpus("law", side="domain", share=0.5)]
     order = Order("random", stopping_strategy="all_exhausted")
-    with pytest.raises(ValueError, match="needs corpora with one side each"):
-        steps_until(order, both, constant(0.5), batch_size=1, seed=0, unit="examples")
+    both = [corpus("web", share={"general": 1.0, "domain": 0.5}), corpus("law", side="domain", share=0.5)]
+    for path, corpora in ((CURRICULUM, []), (None, both)):
+        with pytest.raises(ValueError, match="A path of mixtures needs `max_steps`, and no `stopping_strategy`"):
+            plan_of(path, corpora, constant(0.5), max_steps=None, order=order)
     with pytest.raises(ValueError, match=r"no corpus may have a `share` of its own, got \['web'\]"):
         plan_of(CURRICULUM, [corpus("web", share=1.0), corpus("code"), corpus("law")])
     with pytest.raises(ValueError, match="A controller cannot move α along a path of mixtures"):
