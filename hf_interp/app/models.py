@@ -250,7 +250,9 @@ def find_task(folder: Path) -> str:
 def check_task_name(task: str) -> AnswerKind:
     """Return the kind of answer of a task, or raise if its answers cannot be shown."""
     info = TASK_INFOS.get(task)
-    kind = info.answer if info is not None and info.takes == "text" else None
+    if info is not None and info.takes != "text":
+        raise ValueError(f"The page takes texts, and a model for {task} takes {info.takes}. See `hf-interp curve`.")
+    kind = info.answer if info is not None else None
     if kind is None:
         raise ValueError(f"`task` must be one of {', '.join(SHOWN)}, got {task!r}." + did_you_mean(task, SHOWN))
     return kind

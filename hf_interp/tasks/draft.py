@@ -31,7 +31,7 @@ from hf_interp.tasks.task import get_task
 from hf_interp.tasks.tokenizers import prepare_tokenizer
 from hf_interp.utils.console import format_counts
 from hf_interp.utils.errors import reading
-from hf_interp.utils.task_info import task_of_class
+from hf_interp.utils.task_info import TASK_INFOS, task_of_class
 
 Fields = Mapping[str, Any]
 CORPUS_FIELDS = CorpusConfig.__dataclass_fields__
@@ -89,8 +89,14 @@ def look_at_model(name: str, **settings: Any) -> ModelFacts:
     """Look at a model's configuration and tokenizer; its weights are not read."""
     with reading(f"The model {name!r}"):
         config = AutoConfig.from_pretrained(name, **settings)
-        tokenizer = AutoTokenizer.from_pretrained(name, **settings)
     task = task_of_class((config.architectures or [""])[0])
+    if task is not None and TASK_INFOS[task].takes != "text":
+        raise ValueError(
+            f"A recipe is written for texts alone, and {name!r} is a model for {task}. Begin with one of "
+            "docs/modalities.md."
+        )
+    with reading(f"The model {name!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(name, **settings)
     is_decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
     family = "encoder-decoder" if config.is_encoder_decoder else "decoder" if is_decoder else "encoder"
     known = [getattr(config, key, None) for key in ("max_position_embeddings", "n_positions")]

@@ -142,6 +142,7 @@ def test_padding_does_not_change_what_a_model_with_a_mask_says(wav2vec2: Path) -
 # Runs.
 
 
+@pytest.mark.slow
 def test_a_run_its_curve_its_merge_and_its_card(ast: Path, tmp_path: Path, write_recipe: Any) -> None:
     recipe = recipe_of(ast, tmp_path, alpha_search={"method": "grid", "alphas": 2})
     text = format_plan(summarise(plan_recipe(str(write_recipe(recipe)), num_samples=1)))
