@@ -82,6 +82,7 @@ def test_the_losses_are_those_of_the_model(recipe: dict[str, Any], points: list[
     assert points[-1]["loss"]["auc"]["value"] == pytest.approx(float(wins.mean()), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_card_report_and_command_tell_it(recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(recipe["output_dir"])
     assert (folder / "audit.png").read_bytes().startswith(b"\x89PNG")

@@ -231,6 +231,7 @@ def test_a_run_tells_its_groups(recipe: dict[str, Any]) -> None:
     assert told["old"]["num"] == sum(row % 7 < 3 for row in second)
 
 
+@pytest.mark.slow
 def test_card_report_and_commands_tell_the_gap(recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(recipe["output_dir"])
     card = (folder / "README.md").read_text("utf-8")
