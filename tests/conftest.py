@@ -21,6 +21,9 @@ from typing import Any
 
 import pytest
 import yaml
+from command_server import CommandServer
+from documents import reading_environment
+from hub_server import HubServer
 
 from hf_interp.commands.demo import LABEL_NAMES, ToyShift, _write_untrained_model
 
@@ -37,16 +40,22 @@ SIZES = {
 """Rows of the files of `toy_data_dir`."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_session() -> Iterator[None]:
+    """Give the garbage collector back what `_short_collections` has taken from it."""
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _short_collections() -> Iterator[None]:
+def _short_collections(_short_session: None) -> None:
     """Exempt what is in memory before a file's tests from garbage collection.
 
     accelerate collects after every training: half a second a time, as the libraries and tests are a million objects.
+    To give them back after each file would be to collect them all before the next.
     """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +126,29 @@ def write_recipe(tmp_path: Path) -> Callable[[Mapping[str, Any]], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def open_hub() -> Iterator[HubServer]:
+    """A hub, which `local_hub` empties."""
+    with HubServer() as hub:
+        yield hub
+
+
+@pytest.fixture
+def local_hub(open_hub: HubServer) -> HubServer:
+    """An empty hub, which `commands` know."""
+    open_hub.reset()
+    return open_hub
+
+
+@pytest.fixture(scope="session")
+def commands(open_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with an `hf-interp` and a `python` that begin at once, as a user of the hub has them."""
+    environment = reading_environment(open_hub.environment(tmp_path_factory.mktemp("home")))
+    imports = ("hf_interp.commands.curve", "hf_interp.commands.demo", "hf_interp.train", "python_session")
+    with tempfile.TemporaryDirectory() as folder, CommandServer(Path(folder), environment, *imports):
+        yield Path(folder)
 
 
 @pytest.fixture

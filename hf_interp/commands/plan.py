@@ -129,6 +129,9 @@ def plan_recipe(
     Raises:
         ValueError, OSError: as training would raise, or if the distance cannot be measured.
     """
+    for name, count, least in (("num_processes", num_processes, 1), ("samples", num_samples, 0)):
+        if count is not None and count < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {count}.")
     given = load_recipe(path, flags)
     recipe, args = parse_recipe(given)
     task = check_recipe(recipe, args)

@@ -4,6 +4,7 @@ Each run has logged hashes of all it had read up to some steps (`order_fingerpri
 between which steps two runs part; the plans say at which slot, and why.
 """
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from hf_interp.utils.model_files import weights_fingerprint
 from hf_interp.utils.run_folder import RESULTS_NAME
 
 LOGGED = "order_fingerprint"
+NOT_WHOLE = (AttributeError, LookupError, TypeError, ArithmeticError, MemoryError, zlib.error)
+"""Errors that a plan, a log or results raise where one of their values is of another kind."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ def load_order(path: str | Path) -> RunOrder:
             RunOrder(str(source), MixturePlan.from_dict(plan), {int(e["step"]): e[LOGGED] for e in log if LOGGED in e})
             for source, plan, log in found
         ]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(path)!r} holds a plan or a log that is not whole: {error!r}. Take another.") from error
+    except NOT_WHOLE as error:
+        raise _not_whole(str(path), error) from error
     if not orders:
         raise ValueError(
             f"{str(path)!r} does not tell in which order a run read: it holds neither a {RESULTS_NAME} nor a whole "
@@ -149,11 +152,21 @@ def check_run(run: RunOrder) -> Verdict:
 
 def verify(first: str | Path, second: str | Path | None = None) -> Verdict:
     """Compare two runs, or check one against its plan, and the weights in its folder against its results."""
-    order = load_order(first)
-    if second is not None:
-        return compare_runs(order, load_order(second))
+    orders = [load_order(path) for path in (first, second) if path is not None]
+    try:
+        return compare_runs(*orders) if len(orders) > 1 else _check_with_weights(orders[0], Path(first))
+    except NOT_WHOLE as error:
+        raise _not_whole(" or ".join(order.source for order in orders), error) from error
+
+
+def _not_whole(sources: str, error: BaseException) -> ValueError:
+    return ValueError(f"{sources!r} holds a plan or a log that is not whole: {error!r}. Take another.")
+
+
+def _check_with_weights(order: RunOrder, first: Path) -> Verdict:
+    """Check a run, and whether the weights beside its results are those that it wrote."""
     verdict = check_run(order)
-    folder = Path(first) if Path(first).is_dir() else Path(first).parent
+    folder = first if first.is_dir() else first.parent
     written = ((read_json(folder / RESULTS_NAME) or {}).get("model") or {}).get("weights")
     if not verdict.agrees or written is None or written == weights_fingerprint(folder):
         return verdict

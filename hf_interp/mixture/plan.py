@@ -410,6 +410,12 @@ class MixturePlan:
         plan.corpora = tuple(
             CorpusSpec(**corpus, mean_tokens=length) for corpus, length in zip(state["corpora"], lengths, strict=True)
         )
+        for corpus in plan.corpora:
+            if (
+                not (corpus.num_examples is None or 0 < corpus.num_examples < 1 << 62)
+                or not 0 <= (corpus.share or 0) <= 1
+            ):
+                raise ValueError(f"The plan has a corpus that cannot be: {corpus}.")
         plan.is_adaptive, plan.order, weigh = state["adaptive"], Order.from_dict(state), None
         if "path" in state:
             plan._path, plan._share_units = MixturePath(state["path"], state["mean_tokens"]), []

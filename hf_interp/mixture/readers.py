@@ -11,6 +11,7 @@ import torch
 
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.permutations import IntArray
+from hf_interp.utils.errors import ReadError
 
 HELD_IN_MEMORY = 32 * 2**20  # bytes of corpora that share a reader, at the most
 HELD_AFTER = 1024  # rows; a short look at a corpus does not copy it
@@ -30,7 +31,7 @@ class MapReader:
                 return list(dataset.__getitems__(indices.tolist()))
             return [dataset[index] for index in indices.tolist()]
         except Exception as error:
-            raise RuntimeError(
+            raise ReadError(
                 f"Corpus {self.corpus.name!r} failed at the examples {indices.tolist()}: {type(error).__name__}: "
                 f"{error}"
             ) from error

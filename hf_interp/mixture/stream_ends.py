@@ -9,6 +9,7 @@ import datasets
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.streams import StreamReader
+from hf_interp.utils.errors import EndError
 
 MOST_READ = 10_000
 """Examples that are read of a stream to see whether it has them; a stream that must have more is not looked at."""
@@ -21,7 +22,7 @@ def check_stream_ends(corpora: Sequence[Corpus], plan: MixturePlan, num_readers:
 
     Raises:
         ValueError: naming the corpus, what it has and what the plan reads.
-        RuntimeError: where a stream cannot be read.
+        ReadError: where a stream cannot be read.
     """
     for corpus, drawn in zip(corpora, plan.drawn_before(plan.max_steps).tolist(), strict=True):
         if not corpus.is_stream or not drawn:
@@ -46,6 +47,6 @@ def _count(corpus: Corpus, needed: int) -> float:
     while reader.num_read < needed:
         try:
             reader.read(1)
-        except ValueError:  # at the end of the first pass
+        except EndError:  # at the end of the first pass
             break
     return reader.num_read

@@ -8,6 +8,7 @@ import datasets
 from datasets.distributed import split_dataset_by_node
 
 from hf_interp.mixture.corpus import Corpus
+from hf_interp.utils.errors import EndError, ReadError
 
 _END = object()
 
@@ -61,7 +62,7 @@ class StreamReader:
                 self._begin_pass()
                 example = self._next()
             if example is _END:
-                raise ValueError(
+                raise EndError(
                     f"Corpus {self.corpus.name!r} is an empty stream for reader {self.reader + 1} of "
                     f"{self.num_readers}. Check its path, split and filters, and that it has at least as many examples "
                     "as there are readers (processes times workers)."
@@ -74,7 +75,7 @@ class StreamReader:
         try:
             return next(self._iterator, _END)
         except Exception as error:
-            raise RuntimeError(
+            raise ReadError(
                 f"The stream of corpus {self.corpus.name!r} failed after {self._in_pass} examples of pass "
                 f"{self._passes} (reader {self.reader + 1} of {self.num_readers}): {type(error).__name__}: {error}"
             ) from error
@@ -82,7 +83,7 @@ class StreamReader:
     def _begin_pass(self) -> None:
         limit = self.corpus.max_passes
         if limit is not None and self._passes >= limit:
-            raise ValueError(
+            raise EndError(
                 f"Corpus {self.corpus.name!r} has ended after {self._passes} passes and its `max_passes` is {limit:g}. "
                 "Take fewer steps, lower its share, or raise `max_passes`."
             )

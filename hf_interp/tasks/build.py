@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate.utils import DynamoBackend
 from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -119,7 +120,8 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
         steps, is_interpolated = max(args.max_steps, 0), recipe.alpha_search is not None
         check_adapter(recipe.peft, task.info.peft_type, max_steps=steps, is_interpolated=is_interpolated)
     if trains:
-        check_output(args.output_dir or ".")
+        check_output(args.output_dir)
+        _check_compiler(args)
         _check_folder(recipe, args)
     check_search(recipe)
     _check_columns(recipe)
@@ -127,6 +129,22 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
     if recipe.model_name_or_path.startswith((".", "/", "~")) and not os.path.isdir(recipe.model_name_or_path):
         raise FileNotFoundError(f"There is no folder {recipe.model_name_or_path!r} (`model_name_or_path`).")
     return task
+
+
+def _check_compiler(args: InterpolationConfig) -> None:
+    """Refuse a compiler that the host does not know, and a mode that torch's own does not have."""
+    if not args.torch_compile:
+        return
+    known = {"torch_compile_backend": [each.value.lower() for each in DynamoBackend]}
+    if args.torch_compile_backend == "inductor" and args.torch_compile_mode is not None:
+        from torch._inductor import list_mode_options
+
+        known["torch_compile_mode"] = list(list_mode_options())
+    for name, options in known.items():
+        if (found := getattr(args, name).lower()) not in options:
+            raise ValueError(
+                f"`{name}` must be one of {', '.join(options)}, got {found!r}.{did_you_mean(found, options)}"
+            )
 
 
 def _check_folder(recipe: Recipe, args: InterpolationConfig) -> None:

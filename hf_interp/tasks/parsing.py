@@ -164,6 +164,8 @@ def read_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
         key, equals, text = flag[2:].partition("=")
         if not equals and rest and not rest[0].startswith("--"):
             equals, text = "=", rest.pop(0)
+        if equals and not text.strip():
+            raise ValueError(f"--{key} must have a value, got {text!r}. Leave the flag out, or write null for none.")
         try:
             found.append((key, load_yaml(text) if equals else True))
         except ValueError as error:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from transformers import Trainer, TrainingArguments
 
 from hf_interp.training.checkpoints import checkpoints_of, find_checkpoint, find_fault
+from hf_interp.utils.errors import ReadError
 from hf_interp.utils.run_folder import LOCK_NAME
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,11 @@ def alone_in(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def running(trainer: Trainer, *, resumes: bool) -> Iterator[None]:
-    """Keep the folder of a run to itself, and say how to go on: before a new run, and when it is interrupted."""
+    """Keep the folder of a run to itself, and say how to go on: before a new run, and when one is cut short.
+
+    Raises:
+        ReadError: for a corpus that cannot be read on, with the checkpoint to go on from.
+    """
     args, folder = trainer.args, trainer.args.output_dir or "."
     with alone_in(folder) if args.process_index == 0 else nullcontext():
         last = max(checkpoints_of(folder), default=None)
@@ -58,15 +63,18 @@ def running(trainer: Trainer, *, resumes: bool) -> Iterator[None]:
             )
         try:
             yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ReadError) as error:
             path = find_checkpoint(folder, weights_only=args.save_only_model).path
             remedy = (
                 f"Go on from {str(path)!r} with `resume_from_checkpoint: true`."
                 if path is not None
                 else "There is no checkpoint to go on from: set `save_strategy: steps` and `save_steps`."
             )
+            ended = f"after step {trainer.state.global_step}. {remedy}"
+            if isinstance(error, ReadError):
+                raise ReadError(f"{str(error).rstrip('.')}. The run ended {ended}") from error
             if args.process_index == 0:
-                logger.warning("The run was interrupted after step %d. %s", trainer.state.global_step, remedy)
+                logger.warning(f"The run was interrupted {ended}")
             raise
 
 

@@ -37,6 +37,21 @@ def import_extra(module: str, need: str, extra: str) -> Any:
         raise ImportError(f"{need}. Install it with `pip install hf_interp[{extra}]`.") from error
 
 
+class ReadError(ValueError, RuntimeError):
+    """A corpus that cannot be read on, while a run reads it.
+
+    Where that was found in a worker process, torch makes the error anew, with the traceback as its text: the way there
+    is left out.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text.rpartition(f".{type(self).__name__}: ")[2].rstrip())
+
+
+class EndError(ReadError):
+    """A stream that has no more examples."""
+
+
 @contextmanager
 def reading(what: str) -> Iterator[None]:
     """Say of whatever goes wrong while a library reads a file of the user what was read.

@@ -89,6 +89,8 @@ def check_output(path: str) -> None:
     Raises:
         ValueError: naming `output_dir` and what is in its way.
     """
+    if not path.strip():
+        raise ValueError(f"`output_dir` must name a folder, got {path!r}. Leave it out to write into trainer_output.")
     place = Path(path).absolute()
     existing = next(parent for parent in (place, *place.parents) if os.path.lexists(parent))
     if not existing.is_dir():

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ def test_the_curve_of_a_run_is_that_of_its_training(runs: list[str]) -> None:
 
 @pytest.mark.slow
 def test_the_commands_on_the_demos_own_run_work_as_a_user_types_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert write_demo("hf_interp_demo", max_steps=2)["eval_strategy"] == "steps"
@@ -80,7 +79,7 @@ def test_the_commands_on_the_demos_own_run_work_as_a_user_types_them(
         "curve mine --save_model",
         "merge hf_interp_demo/base mine merged --recipe mine",
     ):
-        command = [sys.executable, "-m", "hf_interp.cli", *line.split()]
+        command = [commands / "hf-interp", *line.split()]
         found = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
         assert (found.returncode, found.stderr.count("hf-interp: error")) == (0, 0), found.stderr
     assert load_curve("mine/curve.json").alphas == load_curve("merged/curve.json").alphas == [0.0, 1.0]

@@ -131,6 +131,9 @@ def test_a_plan_without_warnings_has_none(toy_recipe: dict[str, Any], write_reci
         ({"label_names": None}, "A recipe for sequence-classification must list `label_names`"),
         ({"label_names": []}, "must list `label_names`"),
         ({"peft": "lorra"}, "Did you mean 'lora'"),
+        ({"output_dir": " "}, "`output_dir` must name a folder, got ' '"),
+        ({"torch_compile_backend": "inducter"}, "`torch_compile_backend` must be one of .*Did you mean 'inductor'"),
+        ({"torch_compile_mode": "max-autotun"}, "`torch_compile_mode` must be .* Did you mean 'max-autotune'"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_cannot_be_planned(
@@ -138,6 +141,18 @@ def test_a_recipe_that_cannot_be_trained_cannot_be_planned(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         plan_recipe(str(write_recipe({**toy_recipe, **changes})))
+
+
+@pytest.mark.parametrize(("flag", "least"), [("--num_processes", 1), ("--samples", 0)])
+def test_a_number_below_the_least_is_refused(
+    toy_recipe: dict[str, Any],
+    write_recipe: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+    least: int,
+) -> None:
+    assert cli.main(["plan", str(write_recipe(toy_recipe)), f"{flag}={least - 1}"]) == 2
+    assert f"`{flag[2:]}` must be at least {least}, got {least - 1}." in capsys.readouterr().err
 
 
 def test_a_plan_makes_no_folder(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:

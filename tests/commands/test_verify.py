@@ -1,6 +1,8 @@
 """Whether runs read the same: records of small runs, and records that are tampered with."""
 
 import json
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,29 @@ def test_orders_by_length_are_compared_but_not_checked(tmp_path: Path) -> None:
     assert "share out examples by lengths, which they do not hold" in verdict.text
     with pytest.raises(ValueError, match="by their lengths, which are not saved with it"):
         verify(first)
+
+
+def test_results_with_values_of_another_kind_are_refused(tmp_path: Path) -> None:
+    path = trained(tmp_path) / "results.json"
+    whole = path.read_text()
+    for way, value in (
+        ("order.plan.alpha", [""]),
+        ("order.plan.batch_size", 0),
+        ("order.plan.corpora", []),
+        ("order.plan.corpora.0.num_examples", -1),
+        ("order.plan.corpora.0.num_examples", 10**30),
+        ("order.plan.corpora.0.share", 1e308),
+        ("order.plan.corpora.0.share", float("inf")),
+        ("log_history.0.step", float("inf")),
+        ("model", "x"),
+        ("model", [1]),
+    ):
+        results = json.loads(whole)
+        *places, last = [int(part) if part.isdigit() else part for part in way.split(".")]
+        reduce(getitem, places, results)[last] = value
+        path.write_text(json.dumps(results))
+        with pytest.raises(ValueError, match=r"holds a plan or a log that is not whole|has a corpus that cannot be"):
+            verify(path)
 
 
 def test_what_tells_no_order_is_refused(tmp_path: Path) -> None:

@@ -2,15 +2,12 @@
 
 import importlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
-from command_server import CommandServer
 from document_files import LAYS
-from documents import PYTHONS, SHELLS, SHOWN, Reader, read_blocks, reading_environment
+from documents import PYTHONS, SHELLS, SHOWN, Reader, read_blocks
 from hub_server import HubServer
 
 from hf_interp.tasks.recipe import Recipe
@@ -26,25 +23,6 @@ COMMANDS = re.compile(r"^\$? ?(hf-interp|python|pip|accelerate|git) ", re.MULTIL
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[HubServer]:
-    with HubServer() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def environment(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of a user of the hub."""
-    return hub.environment(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
-def commands(environment: dict[str, str]) -> Iterator[Path]:
-    """A folder with an `hf-interp` that begins at once."""
-    with TemporaryDirectory() as folder, CommandServer(Path(folder), reading_environment(environment)):
-        yield Path(folder)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -69,9 +47,9 @@ def test_a_block_of_yaml_names_fields_that_there_are(path: Path) -> None:
     [pytest.param(path, marks=pytest.mark.slow, id=name_of(path)) for path in DOCUMENTS],
 )
 def test_the_blocks_run_as_they_are_typed(
-    path: Path, tmp_path: Path, hub: HubServer, environment: dict[str, str], commands: Path
+    path: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, local_hub: HubServer, commands: Path
 ) -> None:
-    hub.reset()
+    environment = local_hub.environment(tmp_path_factory.mktemp("home"))
     with Reader(tmp_path, LAYS, environment, commands) as reader:
         for block in read_blocks(path.read_text("utf-8")):
             reader.type(block)

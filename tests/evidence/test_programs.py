@@ -50,14 +50,14 @@ def test_the_programs_can_be_imported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", WITH_OPTIONS, ids=str)
-def test_a_program_starts(path: Path, tmp_path: Path) -> None:
-    done = run_python(str(BENCHMARKS / path), "--help", cwd=tmp_path)
+def test_a_program_starts(path: Path, tmp_path: Path, commands: Path) -> None:
+    done = run_python(str(BENCHMARKS / path), "--help", cwd=tmp_path, python=commands / "python")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {path.name}")
 
 
-def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str, cwd: Path, python: str | Path = sys.executable) -> subprocess.CompletedProcess[str]:
     """Run Python as a user does: without what the tests' settings put on the path."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *arguments]
+    command = [python, *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)

@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 from hf_interp import Corpus
 from hf_interp.mixture.schedules import linear
 from hf_interp.training.checkpoints import find_checkpoint
+from hf_interp.utils.errors import ReadError
 
 STEPS = 16
 
@@ -114,7 +115,7 @@ def test_an_example_that_cannot_be_read_is_named(tmp_path: Path, workers: int) -
     number = min(number for number in whole.seen[11] if number < DOMAIN_FIRST)
     parts = {"general": Broken(corpus(0, 40), number, flag), "domain": corpus(DOMAIN_FIRST, 12)}
     flag.touch()
-    with pytest.raises(RuntimeError, match=rf"Corpus 'general' failed at the examples \[.*{number}.*\]: OSError: bad"):
+    with pytest.raises(ReadError, match=rf"^Corpus 'general' failed at the examples \[.*{number}.*\]: OSError: bad"):
         train(tmp_path / "out", parts, dataloader_num_workers=workers)
     flag.unlink()
     assert assert_goes_on_as(whole, tmp_path / "out", parts, dataloader_num_workers=workers) == 10
@@ -138,7 +139,10 @@ def test_a_stream_that_breaks_names_its_corpus_and_place(tmp_path: Path, workers
     flag.touch()
     readers = max(workers, 1)
     place = rf"failed after 5 examples of pass 1 \(reader 1 of {readers}\): OSError: the link is down"
-    with pytest.raises(RuntimeError, match=rf"The stream of corpus 'domain' {place}"):
+    remedy = (
+        rf"The run ended after step \d\. Go on from '{tmp_path}/out/checkpoint-\d' with `resume_from_checkpoint: true`"
+    )
+    with pytest.raises(ReadError, match=rf"^The stream of corpus 'domain' {place}\. {remedy}\.$"):
         train(tmp_path / "out", parts, dataloader_num_workers=workers)
     flag.unlink()
     assert assert_goes_on_as(whole, tmp_path / "out", parts, dataloader_num_workers=workers) >= 2

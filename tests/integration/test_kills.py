@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -167,9 +166,9 @@ def test_a_run_of_one_process_survives_kills_at_any_moment(
     assert_alike(folder, whole, [0])
 
 
-def launch(folder: Path, log: Path) -> "subprocess.Popen[bytes]":
+def launch(python: Path, folder: Path, log: Path) -> "subprocess.Popen[bytes]":
     """Two processes by torch's own launcher."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    launcher = [python, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--no-python", python]
     script = folder.parent / "script.py"
     script.write_text("import sys\nfrom test_kills import live\nlive(sys.argv[1], limit=1)\n")
     environment = {**os.environ, "PYTHONPATH": processes.python_path(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
@@ -182,11 +181,12 @@ def send_kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_run_of_two_processes_survives_kills_of_all_or_of_one(tmp_path: Path) -> None:
+def test_a_run_of_two_processes_survives_kills_of_all_or_of_one(tmp_path: Path, commands: Path) -> None:
+    python = commands / "python"
     whole, folder, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
     for path in (whole, folder):
         path.mkdir()
-    assert launch(whole, log).wait(120) == 0, log.read_text()
+    assert launch(python, whole, log).wait(120) == 0, log.read_text()
     draw = random.Random(5)
     kills, parts = 0, []
     for kind, victims in [
@@ -199,7 +199,7 @@ def test_a_run_of_two_processes_survives_kills_of_all_or_of_one(tmp_path: Path) 
     ]:
         for path in folder.glob("pid*"):
             path.unlink()
-        run = launch(folder, log)
+        run = launch(python, folder, log)
         wait_for(lambda: len(list(folder.glob("pid*"))) == 2, lambda run=run: run.poll() is None)
         wait_for_moment(folder, draw, kind, lambda run=run: run.poll() is None)
         ranks = [int((folder / f"pid{rank}").read_text()) for rank in victims]
@@ -213,7 +213,7 @@ def test_a_run_of_two_processes_survives_kills_of_all_or_of_one(tmp_path: Path) 
         end_of_life(folder)
         parts += find_checkpoint(folder).skipped
     else:
-        assert launch(folder, log).wait(120) == 0, log.read_text()
+        assert launch(python, folder, log).wait(120) == 0, log.read_text()
     assert kills >= 5
     assert parts
     assert_alike(folder, whole, [0, 1])

@@ -1,10 +1,10 @@
-"""Someone who types commands in a fresh folder: real processes, nothing imported beforehand."""
+"""Someone who types commands in a fresh folder: each is a process."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 import yaml
 from documents import reading_environment
 
-COMMAND = ("-m", "hf_interp.cli")
+COMMAND = (sys.executable, "-m", "hf_interp.cli")
+"""A process that has imported nothing beforehand."""
 
 
 class User:
@@ -20,19 +21,20 @@ class User:
 
     Args:
         folder: the fresh folder.
+        command: words before those that are typed.
         environment: further variables.
     """
 
-    def __init__(self, folder: Path, **environment: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, command: Sequence[Any] = COMMAND, **environment: str) -> None:
+        self.folder, self.command = folder, command
         own = {"HOME": str(folder), "HF_HOME": str(folder / ".hf"), "OMP_NUM_THREADS": "1"}
         usual = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         self.environment = reading_environment({**usual, **own, **environment})
 
     def start(self, *words: Any) -> subprocess.Popen[str]:
-        """Begin a Python program."""
+        """Begin a program."""
         return subprocess.Popen(
-            [sys.executable, *map(str, words)],
+            [*map(str, words)],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -44,7 +46,7 @@ class User:
 
     def type(self, *words: Any, status: int = 0) -> str:
         """Type `hf-interp` with some words; return what it printed, or its error."""
-        with self.start(*COMMAND, *words) as process:
+        with self.start(*self.command, *words) as process:
             out, err = process.communicate(timeout=300)
         assert process.returncode == status, f"hf-interp {' '.join(map(str, words))}\n{out[-2000:]}\n{err[-2000:]}"
         assert "Traceback" not in err
@@ -67,3 +69,9 @@ class User:
 def user(tmp_path: Path) -> Callable[..., User]:
     """A function that brings a user with further variables of the environment."""
     return lambda **environment: User(tmp_path, **environment)
+
+
+@pytest.fixture
+def quick_user(tmp_path: Path, commands: Path) -> Callable[..., User]:
+    """The same, of a user whose commands have imported everything beforehand."""
+    return lambda **environment: User(tmp_path, [commands / "hf-interp"], **environment)

@@ -60,7 +60,7 @@ def commands_in_order() -> list[tuple[object, ...]]:
 def check_page(jane: object) -> None:
     """The page of the run answers, and ends when it is told to."""
     pytest.importorskip("gradio", reason="gradio is not installed")
-    with jane.start("-m", "hf_interp.cli", "app", RUN) as page:
+    with jane.start(*jane.command, "app", RUN) as page:
         try:
             lines = iter(page.stdout.readline, "")
             address = next(found[0] for line in lines if (found := re.search(r"http://\S+\d", line)))

@@ -97,9 +97,9 @@ FORMATS: dict[str, tuple[Callable[[Path, str, str], None], str, dict[str, Any]]]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_own_files_become_a_model_with_a_card(suffix: str, user: Callable[..., Any], tmp_path: Path) -> None:
+def test_own_files_become_a_model_with_a_card(suffix: str, quick_user: Callable[..., Any], tmp_path: Path) -> None:
     write, model, fields = FORMATS[suffix]
-    ana = user(HF_HUB_OFFLINE="1")
+    ana = quick_user(HF_HUB_OFFLINE="1")
     groups = {"corpora": "train", "eval_corpora": "test", "validation_corpora": "validation"}
     corpora: dict[str, Any] = {group: {} for group in groups}
     for group, split in groups.items():

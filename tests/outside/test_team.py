@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,43 +38,51 @@ RECIPE = {
 
 def launch(*words: Any) -> list[Any]:
     """The words of `accelerate launch` with two processes on the CPU."""
-    return ["-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES, "-m", "hf_interp.train", *words]
+    return [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        TWO_PROCESSES,
+        "-m",
+        "hf_interp.train",
+        *words,
+    ]
 
 
-def test_a_killed_run_of_two_goes_on_and_is_merged_and_pushed(user: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_killed_run_of_two_goes_on_and_is_merged_and_pushed(
+    quick_user: Callable[..., Any], local_hub: HubServer, tmp_path: Path
+) -> None:
     lay_two_files(tmp_path)
-    with HubServer() as hub:
-        team = user(**hub.environment(tmp_path))
-        team.write("recipe.yaml", RECIPE)
-        two = ["recipe.yaml", "--output_dir", "runs/two", "--per_device_train_batch_size", 2]
-        with team.start(*launch(*two)) as first:
-            end = time.monotonic() + 240
-            while not (tmp_path / "runs/two/checkpoint-10").is_dir():
-                assert first.poll() is None, first.communicate()
-                assert time.monotonic() < end
-                time.sleep(0.01)
-            os.killpg(first.pid, signal.SIGKILL)
-        assert not (tmp_path / "runs/two/results.json").exists()
-        for words in ([*two, "--resume_from_checkpoint", "true"], ["recipe.yaml", *two[3:]]):
-            with team.start(*launch(*words)) as going:
-                out, err = going.communicate(timeout=300)
-            assert going.returncode == 0, f"{out[-1000:]}\n{err[-2000:]}"
-        assert team.ask("verify", "runs/whole", "runs/two")["agrees"]
-        killed, whole = (load_file(tmp_path / "runs" / run / "model.safetensors") for run in ("two", "whole"))
-        assert same_weights(killed, whole)
-        team.type("train", "recipe.yaml", "--output_dir", "runs/one")
-        assert team.ask("verify", "runs/one", "runs/two")["agrees"]
-        other = ["--seed", 1, "--output_dir", "runs/other"]
-        team.type("train", "recipe.yaml", *other)
-        assert not team.ask("verify", "runs/whole", "runs/other", status=1)["agrees"]
-        report = team.ask("merge", "toy-models/classifier", "runs/two", "runs/other", "soup", "--alpha", 0.5)
-        assert report
-        assert "holds files" in team.type(
-            "merge", "toy-models/classifier", "runs/two", "soup", "--alpha", 0.5, status=2
-        )
-        team.type("push", "runs/two", "--repo", "jane/two", "--private")
-        repo = hub.repos["jane/two"]
-        assert repo.private
-        assert repo.files("finetuned")["model.safetensors"] == (tmp_path / "runs/two/model.safetensors").read_bytes()
-        assert not any("checkpoint" in name or name == "training_args.bin" for name in repo.files())
-        assert b"hf_writer" not in hub.sent()
+    team = quick_user(**local_hub.environment(tmp_path))
+    team.write("recipe.yaml", RECIPE)
+    two = ["recipe.yaml", "--output_dir", "runs/two", "--per_device_train_batch_size", 2]
+    with team.start(*launch(*two)) as first:
+        end = time.monotonic() + 240
+        while not (tmp_path / "runs/two/checkpoint-10").is_dir():
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        os.killpg(first.pid, signal.SIGKILL)
+    assert not (tmp_path / "runs/two/results.json").exists()
+    for words in ([*two, "--resume_from_checkpoint", "true"], ["recipe.yaml", *two[3:]]):
+        with team.start(*launch(*words)) as going:
+            out, err = going.communicate(timeout=300)
+        assert going.returncode == 0, f"{out[-1000:]}\n{err[-2000:]}"
+    assert team.ask("verify", "runs/whole", "runs/two")["agrees"]
+    killed, whole = (load_file(tmp_path / "runs" / run / "model.safetensors") for run in ("two", "whole"))
+    assert same_weights(killed, whole)
+    team.type("train", "recipe.yaml", "--output_dir", "runs/one")
+    assert team.ask("verify", "runs/one", "runs/two")["agrees"]
+    other = ["--seed", 1, "--output_dir", "runs/other"]
+    team.type("train", "recipe.yaml", *other)
+    assert not team.ask("verify", "runs/whole", "runs/other", status=1)["agrees"]
+    report = team.ask("merge", "toy-models/classifier", "runs/two", "runs/other", "soup", "--alpha", 0.5)
+    assert report
+    assert "holds files" in team.type("merge", "toy-models/classifier", "runs/two", "soup", "--alpha", 0.5, status=2)
+    team.type("push", "runs/two", "--repo", "jane/two", "--private")
+    repo = local_hub.repos["jane/two"]
+    assert repo.private
+    assert repo.files("finetuned")["model.safetensors"] == (tmp_path / "runs/two/model.safetensors").read_bytes()
+    assert not any("checkpoint" in name or name == "training_args.bin" for name in repo.files())
+    assert b"hf_writer" not in local_hub.sent()

@@ -1,10 +1,11 @@
 """Commands that begin at once: each is a fork of a process that has imported everything already.
 
-`CommandServer` writes `hf-interp` and `script`, which runs its first argument as Python, into a folder for the `PATH`.
-Run as a program, this file is that process.
+`CommandServer` writes `hf-interp` and `python` into a folder for the `PATH`. Run as a program, this file is that
+process.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -15,8 +16,9 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 COMMAND = """#!{python} -ES
 import json, os, socket, sys
@@ -44,7 +46,7 @@ class CommandServer:
 
     def __init__(self, folder: Path, environment: Mapping[str, str], *imports: str) -> None:
         address = folder / "socket"
-        for name in ("hf-interp", "script"):
+        for name in ("hf-interp", "python"):
             (folder / name).write_text(COMMAND.format(python=sys.executable, address=str(address)), encoding="utf-8")
             (folder / name).chmod(0o755)
         command = [
@@ -69,6 +71,9 @@ def serve(address: str, *imports: str) -> None:
     """Run what comes to a socket, each command in a fork, until this process is ended."""
     for name in imports:
         importlib.import_module(name)
+    given = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.path[:] = [place for place in sys.path[1:] if place not in given]
+    gc.freeze()  # accelerate collects after every training; what is imported here is no garbage
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who look after commands are not waited for
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -116,10 +121,7 @@ def _run(task: Mapping[str, object], files: list[int]) -> None:
         setattr(sys, name, os.fdopen(number, mode, buffering=1, encoding="utf-8", closefd=False))
     status = 1
     try:
-        if Path(sys.argv[0]).name == "script":
-            exec(sys.argv.pop(1), {"__name__": "__main__"})
-        else:
-            runpy.run_module("hf_interp.cli", run_name="__main__", alter_sys=False)
+        _run_python([*sys.argv[1:]] if Path(sys.argv[0]).name == "python" else ["-m", "hf_interp.cli", *sys.argv[1:]])
         status = 0
     except SystemExit as ending:
         status = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
@@ -130,6 +132,23 @@ def _run(task: Mapping[str, object], files: list[int]) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def _run_python(words: Sequence[str]) -> None:
+    """Be `python` with these words: a program, `-m` with a module or `-c` with code, and before them only `-W`."""
+    words = words[2:] if words[0] == "-W" else words
+    is_program = not words[0].startswith("-")
+    what, sys.argv = (words[0], [*words]) if is_program else (words[1], [*words[:1], *words[2:]])
+    places = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:0] = [str(Path(what).resolve().parent) if is_program else "", *places]
+    if is_program:
+        runpy.run_path(what, run_name="__main__")
+    elif words[0] == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        assert words[0] == "-c", f"not known here: python {words[0]}"
+        sys.modules["__main__"] = ModuleType("__main__")
+        exec(what, vars(sys.modules["__main__"]))
 
 
 if __name__ == "__main__":

@@ -130,9 +130,9 @@ class Reader:
         folder: Path,
         lays: Mapping[str, Callable[[Path], None]],
         environment: Mapping[str, str],
-        commands: Path | None = None,
+        commands: Path,
     ) -> None:
-        self.folder, self.lays = folder, lays
+        self.folder, self.lays, self.commands = folder, lays, commands
         self.environment = {**reading_environment(environment, commands), "DATA": "data"}
         self._python: subprocess.Popen[str] | None = None
         self._servers: list[subprocess.Popen[str]] = []
@@ -197,7 +197,7 @@ class Reader:
     def _in_python(self, code: str, place: str, given: Sequence[str] = ()) -> None:
         if self._python is None:
             self._python = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("python_session.py"))],
+                [self.commands / "python", str(Path(__file__).with_name("python_session.py"))],
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.PIPE,

@@ -532,7 +532,7 @@ class Client:
     def run(self, script: str, *arguments: str, **environment: Any) -> subprocess.CompletedProcess[str]:
         """Run a script with `sys.argv[1:]`; what is read of the environment by an import cannot differ any more."""
         return subprocess.run(
-            [self._folder / "script", script, *arguments],
+            [self._folder / "python", "-c", script, *arguments],
             env=self.hub.environment(self.home, PYTHONPATH=self._path, **environment),
             cwd=self.home,
             capture_output=True,

@@ -108,6 +108,8 @@ def test_flags_are_read_as_yaml(flags: list[str], expected: list[tuple[str, Any]
         (["-a"], "Expected a flag .*, got '-a'"),
         (["--"], "Expected a flag .*, got '--'"),
         (["--where", "{a: "], r"The value of --where is not YAML: '\{a: '"),
+        (["--output_dir", ""], "--output_dir must have a value, got ''"),
+        (["--output_dir= "], "--output_dir must have a value, got ' '"),
         (["--seed.x", "1"], r"--seed\.x reaches into 'seed', which is a int in the recipe"),
     ],
 )
