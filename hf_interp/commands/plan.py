@@ -300,11 +300,13 @@ def _read_checkpoint(path: str) -> dict[str, Any]:
     folder = Path(path)
     checkpoint = folder if (folder / STATE_NAME).exists() else find_checkpoint(folder, weights_only=True).path
     if checkpoint is None:
-        raise ValueError(f"{path!r} is no checkpoint and holds no whole one.")
+        raise ValueError(f"{path!r} is no checkpoint and holds no whole one. Give a folder with one.")
     fault = find_fault(checkpoint, weights_only=True)
     if fault is not None:
-        raise ValueError(f"The checkpoint {str(checkpoint)!r} cannot be resumed: {fault}.")
+        raise ValueError(f"The checkpoint {str(checkpoint)!r} cannot be resumed: {fault}. Take an earlier one.")
     saved = read_mixture(checkpoint)
     if saved is None:
-        raise ValueError(f"The checkpoint {str(checkpoint)!r} was written without a mixture.")
+        raise ValueError(
+            f"The checkpoint {str(checkpoint)!r} was written without a mixture. Give one of a mixture's run."
+        )
     return saved

@@ -469,7 +469,7 @@ def _changes(before: Any, after: Any, place: str = "") -> Iterator[str]:
 
 @contextmanager
 def _open_study(storage: str | None, folder: Path, name: str) -> Iterator[Any]:
-    """A study, new or as it was left; optuna says nothing but errors meanwhile."""
+    """Return a study, new or as it was left; optuna says nothing but errors meanwhile."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 

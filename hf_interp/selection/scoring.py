@@ -177,7 +177,9 @@ def predict(trainer: Trainer, dataset: Any) -> Predictions:
     ):
         trainer.predict(dataset)
     if not found:
-        raise ValueError("A search over α needs labelled evaluation sets, got one that is empty or without labels.")
+        raise ValueError(
+            "A search over α needs labelled evaluation sets, got one that is empty or without labels. Give such sets."
+        )
     rows = slice(len(dataset) if isinstance(dataset, Sized) else None)  # not what pads the last batch of processes
     losses, counts, *outputs = _take(found[0].predictions, rows)
     parts = (found[0].label_ids, found[0].inputs, found[0].losses)

@@ -127,7 +127,9 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
     _check_columns(recipe)
     _check_controller(recipe, args)
     if recipe.model_name_or_path.startswith((".", "/", "~")) and not os.path.isdir(recipe.model_name_or_path):
-        raise FileNotFoundError(f"There is no folder {recipe.model_name_or_path!r} (`model_name_or_path`).")
+        raise FileNotFoundError(
+            f"There is no folder {recipe.model_name_or_path!r} (`model_name_or_path`). Check the path."
+        )
     return task
 
 

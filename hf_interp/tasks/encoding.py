@@ -40,7 +40,7 @@ def encode_files(column: str) -> Encode:
 
 
 def encode_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
-    """tokens → input_ids, attention_mask, ...: (length,), cut to `max_length`; tags → labels: (length,).
+    """Encode tokens → input_ids, attention_mask, ...: (length,), cut to `max_length`; tags → labels: (length,).
 
     The first piece of a word has the word's tag, its other pieces and special tokens have −100.
     """

@@ -23,7 +23,7 @@ def freeze_except(
 
 
 def head_names(model: PreTrainedModel) -> list[str]:
-    """Parameters outside the backbone, but for those that are tied to something in it."""
+    """Return the parameters outside the backbone, but for those that are tied to something in it."""
     backbone = model.base_model
     if backbone is not model:
         inside = {id(parameter) for parameter in backbone.parameters()}

@@ -33,7 +33,7 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no recipe {str(path)!r}.")
+        raise FileNotFoundError(f"There is no recipe {str(path)!r}. Check the path.")
     try:
         recipe = load_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -10,7 +10,7 @@ PACKAGES = ("hf_interp", "transformers", "accelerate", "datasets", "evaluate", "
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide numbers; those not installed are left out."""
+    """Return the versions of Python and of the packages that decide numbers; those not installed are left out."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -77,7 +77,7 @@ def redact_paths(value: Any, known: Collection[str] = ()) -> Any:
 
 
 def find_secrets(*given: str | None) -> set[str]:
-    """Texts that must not be told: those given, and values of the environment whose names say that they are secret."""
+    """Return texts that must not be told: those given, and values of the environment that are secret by their names."""
     found = {value for name, value in os.environ.items() if _SECRET_NAMES.search(name)}
     return {value for value in (*given, *found) if value and len(value) >= MIN_SECRET}
 
@@ -97,7 +97,7 @@ def redact_secrets(value: Any, secrets: Iterable[str]) -> Any:
 
 
 def without_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that hold a token, such as `hub_token`."""
+    """Return settings without those that hold a token, such as `hub_token`."""
     return {key: value for key, value in settings.items() if not _TOKEN_KEYS.fullmatch(key)}
 
 

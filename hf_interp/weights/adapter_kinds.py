@@ -118,7 +118,7 @@ def _check_model(model: Any) -> None:
 
 
 def _variants(model: nn.Module) -> set[str]:
-    """Classes of the variants of LoRA in a model, for its active adapter."""
+    """Return the classes of the variants of LoRA in a model, for its active adapter."""
     from peft.tuners.lora import LoraLayer
 
     return {

@@ -136,7 +136,7 @@ def interpolate_adapter(
     extrapolate: bool = False,
     kind: AdapterCapabilities | None = None,
 ) -> Interpolated:
-    """M_α of a PEFT model: an [`AdapterInterpolation`] where the adapter can be scaled, else a new plain model.
+    """Return M_α of a PEFT model: an [`AdapterInterpolation`] where the adapter can be scaled, else a new plain model.
 
     Arguments and errors are those of `interpolate_weights`; `kind` is given by who knows more than the model shows.
     """
@@ -229,7 +229,7 @@ def _against_original(name: str, trained: nn.Module, original: nn.Module) -> Ite
 
 
 def _trained_biases(root: nn.Module, bias: str, base: Weights | None) -> Iterator[ScaledParameter]:
-    """Biases of the base model that were trained in place: M₀'s are in `base` alone."""
+    """Yield biases of the base model that were trained in place: M₀'s are in `base` alone."""
     if base is None:
         raise ValueError(
             f"`base` must be given, a state dict or a model: the adapter was trained with bias={bias!r}, which changes "
@@ -300,7 +300,7 @@ def _interpolate_merged(
     extrapolate: bool,
     kind: AdapterCapabilities,
 ) -> Interpolated:
-    """M_α of an adapter that cannot be scaled, as a new plain model."""
+    """Return M_α of an adapter that cannot be scaled, as a new plain model."""
     if base is None and not kind.keeps_base:
         raise ValueError(
             f"`base` must be given, a state dict or a model: an adapter of kind {kind.label} may have changed weights "

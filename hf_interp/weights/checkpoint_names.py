@@ -231,7 +231,7 @@ def _same_tokenizer_files(base: Path, finetuned: Path) -> bool:
 
 
 def _tied_as(model: Any, tied: bool) -> Mapping[str, str]:
-    """Ties of the model if its configuration did or did not tie the embeddings."""
+    """Return the ties of the model if its configuration did or did not tie the embeddings."""
     if tied == bool(getattr(model.config, "tie_word_embeddings", False)):
         return dict(model.all_tied_weights_keys)
     config = copy.deepcopy(model.config)

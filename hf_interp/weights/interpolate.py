@@ -27,7 +27,7 @@ def interpolate_weights(
     dtype: torch.dtype | None = None,
     recalibrate: Iterable[Any] | None = None,
 ) -> Interpolated:
-    """M_α = α·M_θ + (1 − α)·M₀.
+    """Compute M_α = α·M_θ + (1 − α)·M₀.
 
     What cannot be interpolated is not: integer and boolean buffers, tables and masks with infinities are copied from
     M_θ; a new head and new rows of the vocabulary come from M_θ; tensors that M₀ alone has are dropped. The report
@@ -99,7 +99,7 @@ def open_interpolation(
     extrapolate: bool = False,
     recalibrate: Iterable[Any] | None = None,
 ) -> Interpolation:
-    """M_α in a live model, of whichever kind it is, for any α and as often as asked; arguments as there.
+    """Put M_α into a live model, of whichever kind it is, for any α and as often as asked; arguments as there.
 
     Raises:
         TypeError, ValueError: as `interpolate_weights`; for an adapter that cannot be scaled: it is to be merged first.

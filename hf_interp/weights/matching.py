@@ -231,7 +231,7 @@ def _refuse_quantised(tensors: Mapping[str, TensorInfo], whose: str) -> None:
 def _refuse_other_architecture(
     base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo], base_names: Mapping[str, str]
 ) -> None:
-    """Layers of a common stack that only one side has, or nothing in common."""
+    """Refuse layers of a common stack that only one side has, or nothing in common."""
     if not base_names:
         raise ValueError(
             f"M₀ and M_θ must be of one architecture, but have no tensor's name in common: {_some(sorted(base), 2)} in "
@@ -261,7 +261,7 @@ def _refuse_other_architecture(
 def _vocabulary_sizes(
     base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo], base_names: Mapping[str, str]
 ) -> set[tuple[int, int]]:
-    """Pairs (rows in M₀, rows in M_θ) of the embeddings whose sizes differ."""
+    """Return pairs (rows in M₀, rows in M_θ) of the embeddings whose sizes differ."""
     pairs = [(base[own].shape, finetuned[name].shape) for name, own in base_names.items() if EMBEDDINGS.search(name)]
     return {
         (one[0], other[0])

@@ -101,7 +101,7 @@ def find_tensors(folder: Path, argument: str) -> dict[str, Stored]:
 
 
 def infos(tensors: Mapping[str, Stored]) -> dict[str, TensorInfo]:
-    """Shapes and types."""
+    """Return shapes and types."""
     return {name: stored.info for name, stored in tensors.items()}
 
 
@@ -120,7 +120,9 @@ def read_piece(stored: Stored, begin: int = 0, end: int | None = None) -> torch.
     with stored.path.open("rb") as file:
         file.seek(stored.begin + begin * size)
         if file.readinto(piece.numpy().data) < len(piece):
-            raise ValueError(f"{stored.path.name!r} became shorter while it was read.")
+            raise ValueError(
+                f"{stored.path.name!r} became shorter while it was read. Try again when nothing writes to it."
+            )
     return piece.view(stored.info.dtype)
 
 

@@ -41,7 +41,7 @@ class Tensors(NamedTuple):
     """Every name → the first name of the same storage."""
 
     def ties(self) -> list[TensorDecision]:
-        """Decisions on the further names."""
+        """Return decisions on the further names."""
         return [
             TensorDecision(name=name, action="tied", reason=f"to {first}")
             for name, first in self.first.items()
@@ -50,7 +50,7 @@ class Tensors(NamedTuple):
 
 
 def named_tensors(weights: Weights | None) -> Tensors:
-    """Parameters and persistent buffers, detached, each storage once.
+    """Return parameters and persistent buffers, detached, each storage once.
 
     Raises:
         TypeError: if there are none.
@@ -126,7 +126,7 @@ def decide_tensors(
 
 
 def infos(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
-    """Shapes and types."""
+    """Return shapes and types."""
     return {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
