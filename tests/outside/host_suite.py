@@ -2,9 +2,11 @@
 
     python tests/outside/host_suite.py PATH [ARGUMENTS OF PYTEST]
 
-PATH is a checkout of the version of transformers that is installed. Its `tests/trainer` runs twice: as it is, and with
-`InterpolationTrainer` and `InterpolationSeq2SeqTrainer` under the names of `Trainer` and `Seq2SeqTrainer`. Exit status:
-0 if every test ends alike, 1 if one does not.
+PATH is a checkout of the version of transformers that is installed: `git clone --branch vVERSION --depth 1
+https://github.com/huggingface/transformers`. Its tests need `pip install parameterized`, and the Hub for some. Its
+`tests/trainer` runs twice: as it is, and with `InterpolationTrainer` and `InterpolationSeq2SeqTrainer` under the names
+of `Trainer` and `Seq2SeqTrainer`; scripts that a test starts in processes of their own keep the host's classes. Exit
+status: 0 if every test ends alike, 1 if one does not.
 """
 
 import os
