@@ -16,9 +16,9 @@ METHODS = {"keep": 0.3, "balanced": 0.5, "domain": 0.7}
 MEAN: dict[str, Any] = {"lr_scheduler_type": "constant_with_warmup", "average_from": 0.5}
 """The mean of the second half's weights at a constant rate, in place of a rate that decays."""
 LANGUAGE_TASKS = ("causal-lm", "masked-lm", "translation", "summarization", "seq2seq")
-"""Tasks whose pretrained models have a head, so that M₀ can give the targets of general texts."""
-LANGUAGE_ALPHA, ALPHA = 0.25, 0.5
-"""Shares of domain examples, of language models and of others."""
+"""Tasks whose pretrained models have a head, so that M₀ can give the targets. The first was measured."""
+LANGUAGE: dict[str, Any] = {"alpha": 0.25, **MEAN}
+OTHERS: dict[str, Any] = {"alpha": 0.5}
 
 
 def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -27,7 +27,7 @@ def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     Raises:
         ValueError: for an unknown method.
 
-    >>> lay_method({"method": "keep", "alpha_schedule_type": "linear"})[1]
+    >>> lay_method({"method": "keep", "task": "masked-lm", "alpha_schedule_type": "linear"})[1]
     {'lr_scheduler_type': 'constant_with_warmup', 'average_from': 0.5}
     """
     name = recipe.get("method")
@@ -43,7 +43,7 @@ def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         left_out.add("alpha")
     if recipe.get("load_best_model_at_end"):
         left_out |= MEAN.keys()
-    fields = {"alpha": LANGUAGE_ALPHA if recipe.get("task") in LANGUAGE_TASKS else ALPHA, **MEAN}
+    fields = dict(LANGUAGE if recipe.get("task") in LANGUAGE_TASKS else OTHERS)
     search, wish = recipe.get("alpha_search"), {"objective": "mean", "domain_weight": METHODS[name]}
     own_search = search if isinstance(search, Mapping) else {}
     if _has_both_sides(recipe) and search is not False and "objective" not in own_search:

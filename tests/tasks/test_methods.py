@@ -17,7 +17,8 @@ MEAN: dict[str, Any] = {"lr_scheduler_type": "constant_with_warmup", "average_fr
 def test_a_method_stands_for_its_fields(method: str, weight: float, task: str, alpha: float) -> None:
     recipe, args = parse_recipe({**RECIPE, "task": task, "method": method, "eval_corpora": CORPORA})
     assert (args.alpha_schedule_type, args.alpha_start, args.alpha_end) == ("constant", alpha, alpha)
-    assert (args.lr_scheduler_type.value, args.average_from) == ("constant_with_warmup", 0.5)
+    rate = ("constant_with_warmup", 0.5) if task == "masked-lm" else ("linear", None)
+    assert (args.lr_scheduler_type.value, args.average_from) == rate
     assert recipe.alpha_search is not None
     assert (recipe.alpha_search.objective, recipe.alpha_search.domain_weight) == ("mean", weight)
 
@@ -45,13 +46,13 @@ def test_weights_are_interpolated_where_both_sides_can_be_measured(sets: dict[st
         ({"alpha_schedule_type": "linear"}, MEAN),
         ({"alpha_end": 0.9}, MEAN),
         ({"alpha_controller": "guard"}, MEAN),
-        ({"lr_scheduler_type": "cosine"}, {"alpha": 0.5, "average_from": 0.5}),
-        ({"load_best_model_at_end": True}, {"alpha": 0.5}),
-        ({"alpha": None}, {"alpha": 0.5, **MEAN}),
+        ({"lr_scheduler_type": "cosine"}, {"alpha": 0.25, "average_from": 0.5}),
+        ({"load_best_model_at_end": True}, {"alpha": 0.25}),
+        ({"alpha": None}, {"alpha": 0.25, **MEAN}),
     ],
 )
 def test_what_a_recipe_sets_itself_stays(own: dict[str, Any], laid: dict[str, Any]) -> None:
-    given = {**RECIPE, "method": "keep", **own}
+    given = {**RECIPE, "task": "causal-lm", "anchor": "distill", "method": "keep", **own}
     changed, found = lay_method(given)
     assert found == laid
     assert changed == {**given, **laid}
@@ -74,8 +75,9 @@ def test_a_method_given_as_a_flag_decides_over_the_file_and_not_over_other_flags
         "lr_scheduler_type": "cosine",
         "alpha_search": {"objective": "constrained", "max_forgetting": 0.02, "alphas": 3},
     }
-    recipe, args = parse_recipe(lay_flags(dict(file), ["--method", "keep", "--lr_scheduler_type", "linear"]))
-    assert (args.alpha_schedule_type, args.alpha_end, args.average_from) == ("constant", 0.5, 0.5)
+    flags = ["--method", "keep", "--lr_scheduler_type", "linear", "--task", "causal-lm"]
+    recipe, args = parse_recipe(lay_flags(dict(file), flags))
+    assert (args.alpha_schedule_type, args.alpha_end, args.average_from) == ("constant", 0.25, 0.5)
     assert args.lr_scheduler_type.value == "linear"
     search = recipe.alpha_search
     assert search is not None
@@ -109,7 +111,7 @@ def test_of_language_models_the_general_side_trains_predictions_of_m0() -> None:
 )
 def test_predictions_are_left_out_where_m0_has_none_or_something_else_is_asked_for(own: dict[str, Any]) -> None:
     laid = lay_method({**RECIPE, "task": "causal-lm", "method": "balanced", **own})[1]
-    assert laid == {"alpha": 0.5 if "task" in own else 0.25, **MEAN}
+    assert laid == ({"alpha": 0.5} if "task" in own else {"alpha": 0.25, **MEAN})
 
 
 def test_an_unknown_method_is_refused() -> None:
