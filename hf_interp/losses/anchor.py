@@ -4,8 +4,6 @@ With the weight w(t) = (1 − α(t))·strength, α being the data's or one of it
 
 - distill adds to the loss ℓ the divergence of the predictions at a temperature T: L = ℓ + w·T²·KL. Its gradient is
   that of labels which are partly M₀'s predictions.
-- pull makes the weights a·θ + (1 − a)·θ₀ every so many optimizer steps, with a schedule of a of its own, from 0.8 to 1
-  by default. The optimizer's state stays as it is.
 - l2sp moves the weights after each optimizer step at learning rate η: θ ← θ + c·(θ₀ − θ) with c = ηw / (1 + ηw), which
   is M_{1−c}, the interpolation of θ and θ₀, and the minimum of ½‖θ' − θ‖² + ½ηw·‖θ' − θ₀‖² over θ'. No strength makes
   it diverge, and it enters neither the moments of the optimizer nor the clipping of gradients.
@@ -46,8 +44,6 @@ from hf_interp.mixture.schedules import AlphaSchedule, progress_of
 from hf_interp.utils.types import Reduce
 from hf_interp.weights.adapter_kinds import is_peft_model
 
-PULLING = ("l2sp", "pull")
-"""Anchors that move the weights."""
 SUM, COUNT = range(2)  # rows of what is summed up between logs
 KEYS = ("anchor_loss", "loss_gap", "loss_gap_general", "loss_gap_domain")  # its columns
 
@@ -95,7 +91,7 @@ class Anchor(TrainerCallback):
     @property
     def pulls(self) -> bool:
         """Whether the weights are moved towards those of M₀."""
-        return self.args.anchor in PULLING
+        return self.args.anchor == "l2sp"
 
     @property
     def needs_predictions(self) -> bool:
@@ -219,8 +215,7 @@ class Anchor(TrainerCallback):
             pairs = self.find_pairs(kwargs["model"])
             self.targets = {id(parameter): (name, parameter, target.to(parameter)) for name, parameter, target in pairs}
             shared += [target for _, _, target in self.targets.values() if not is_peft_model(kwargs["model"])]
-            if self.args.anchor == "l2sp":
-                self._check_optimizer(kwargs["optimizer"], pairs)
+            self._check_optimizer(kwargs["optimizer"], pairs)
         for tensor in shared if args.world_size > 1 else ():
             torch.distributed.broadcast(tensor.detach(), src=0)
         self._compare_with_checkpoints()
@@ -232,10 +227,6 @@ class Anchor(TrainerCallback):
         if not self.targets or kwargs["optimizer"].step_was_skipped:
             return
         weight = self.weight(state.global_step)
-        if self.args.anchor == "pull":
-            for _, parameter, target in self.targets.values():
-                pull(parameter, target, 0.0 if (state.global_step + 1) % self.args.anchor_pull_steps else weight)
-            return
         for group in kwargs["optimizer"].param_groups:
             for parameter in group["params"]:
                 if id(parameter) in self.targets:
@@ -372,7 +363,7 @@ def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: 
         raise ValueError(
             'anchor="distill" and corpora with `objective="distill"` both train M₀\'s predictions. Choose one.'
         )
-    if kind in PULLING:
+    if kind == "l2sp":
         if ref_model is not None and not has_gap and not distills and is_peft_model(model):
             raise ValueError(
                 f'anchor="{kind}" pulls adapters to where they add nothing and has no use for a `ref_model`. Leave it '
@@ -427,12 +418,12 @@ def _check_strategy(trainer: Trainer) -> None:
         raise ValueError("An anchor needs the whole model in every process, which FSDP divides. Use DDP.")
     if trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size() > 1:
         raise ValueError("An anchor needs whole sequences and weights in every process. Use DDP.")
-    if trainer.is_deepspeed_enabled and (args.anchor in PULLING or is_deepspeed_zero3_enabled()):
+    if trainer.is_deepspeed_enabled and (args.anchor == "l2sp" or is_deepspeed_zero3_enabled()):
         raise ValueError(
             "DeepSpeed keeps or divides the weights itself, so "
             + (
                 f'anchor="{args.anchor}" cannot reach them. Use DDP.'
-                if args.anchor in PULLING
+                if args.anchor == "l2sp"
                 else "M₀ cannot be run beside them at ZeRO stage 3. Use stage 2 or DDP."
             )
         )

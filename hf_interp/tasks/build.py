@@ -19,7 +19,6 @@ from transformers import (
     set_seed,
 )
 
-from hf_interp.losses.anchor import PULLING
 from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.mixture.apportionment import SIDES
 from hf_interp.mixture.collators import DISTILL
@@ -442,7 +441,7 @@ def _settle_new_head(args: InterpolationConfig, recipe: Recipe, new_names: Seque
             f"{', '.join(new_names)}. Start from a model with a head for the task, or use `anchor: l2sp` without "
             "`log_loss_gap`."
         )
-    if new_names and args.anchor in PULLING:
+    if new_names and args.anchor == "l2sp":
         args.anchor_exclude = sorted({*(args.anchor_exclude or []), *new_names})
 
 

@@ -396,8 +396,7 @@ def _decide_training(draft: Draft, model: ModelFacts, paths: Mapping[str, str]) 
         draft.decide("alpha", 0.5, "half of each batch is domain data, the safest start")
         draft.decide("alpha_search", {"objective": "constrained", "max_forgetting": 0.02}, "chooses α of the weights")
     else:
-        draft.decide("alpha", 1.0, "there is no general data (--general), so α of the weights is not searched")
-        draft.decide("anchor", "pull", "instead, the weights are pulled to the pretrained model's while they train")
+        draft.decide("alpha", 1.0, "without general data (--general) what is forgotten is neither held nor measured")
     if model.parameters > ADAPTED_FROM and find_spec("peft"):
         draft.decide("peft", "lora", f"more than {ADAPTED_FROM / 1e6:.0f} million parameters")
     is_few = draft.examples["domain"] < 4 * BATCH

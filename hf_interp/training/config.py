@@ -18,9 +18,7 @@ from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, get_alpha_
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.yaml_values import parse_mapping, with_numbers
 
-ANCHORS = ("distill", "l2sp", "pull")
-PULL_SCHEDULE = {"type": "linear", "start": 0.8, "end": 1.0}
-"""a of `anchor: pull` by default: M_θ keeps four fifths at the start, and all at the end."""
+ANCHORS = ("distill", "l2sp")
 AnchoredExamples = Literal["all", "general"]
 
 
@@ -79,8 +77,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
             `dataloader_num_workers * dataloader_prefetch_factor / gradient_accumulation_steps`, which are on their way.
         log_corpus_loss (`bool`, *optional*, defaults to `True`): log the training loss of every corpus.
         anchor (`str`, *optional*): "distill" adds the divergence from M₀'s predictions to the loss; "l2sp" pulls the
-            weights towards M₀'s after every optimizer step; "pull" interpolates them with M₀'s every
-            `anchor_pull_steps`, and is meant for runs without general data.
+            weights towards M₀'s after every optimizer step.
         anchor_strength (`float`, *optional*, defaults to 1.0): weight of the anchor at α = 0; at least 0. For l2sp it
             is γ: a step at learning rate η moves the weights by the share ηγ / (1 + ηγ) of their way to M₀.
         anchor_temperature (`float`, *optional*, defaults to 1.0): T, above 0, by which distill divides the logits of
@@ -92,9 +89,8 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         anchor_alpha_schedule (`dict`, *optional*): α of the anchor where it is not to be the data's: a schedule's name
             or a mapping with its `type` and arguments, such as `{"type": "cosine", "end": 0.5}`. Without a mixture α
             is otherwise what the fields above describe, over the steps of the run.
-        anchor_exclude (`list[str]`, *optional*): names of parameters that l2sp and pull leave alone, such as those of
+        anchor_exclude (`list[str]`, *optional*): names of parameters that l2sp leaves alone, such as those of
             a new head; `*` stands for any text.
-        anchor_pull_steps (`int`, *optional*, defaults to 10): optimizer steps from one pull to the next; at least 1.
         log_loss_gap (`bool`, *optional*, defaults to `False`): log by how much the loss exceeds M₀'s, which costs a
             forward pass of M₀.
         distill_temperature (`float`, *optional*, defaults to 1.0): T, above 0, by which the logits of both models are
@@ -131,7 +127,6 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
     anchor_on: AnchoredExamples = "all"
     anchor_alpha_schedule: dict[str, Any] | str | None = None
     anchor_exclude: list[str] | None = None
-    anchor_pull_steps: int = 10
     log_loss_gap: bool = False
     distill_temperature: float = 1.0
     average_from: float | None = None
@@ -228,8 +223,6 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         for name in ("anchor_temperature", "distill_temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be a finite number above 0, got {getattr(self, name)}.")
-        if self.anchor_pull_steps < 1:
-            raise ValueError(f"`anchor_pull_steps` must be at least 1, got {self.anchor_pull_steps}.")
         if self.average_from is not None and not 0 <= self.average_from < 1:
             raise ValueError(
                 f"`average_from` must be a share of the run in [0, 1), got {self.average_from}: a mean that begins at "
@@ -252,7 +245,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
 
     def build_anchor_schedule(self, max_steps: int) -> AlphaSchedule | None:
         """Return the anchor's own schedule of α for a run of `max_steps`; `None` if it follows the data's."""
-        schedule = self.anchor_alpha_schedule or (PULL_SCHEDULE if self.anchor == "pull" else None)
+        schedule = self.anchor_alpha_schedule
         if schedule is None:
             return None
         kwargs: dict[str, Any] = dict(schedule)  # type: ignore[arg-type]
@@ -311,7 +304,6 @@ _ANCHORS_OF = {
     "anchor_temperature": ("distill",),
     "anchor_direction": ("distill",),
     "anchor_on": ("distill",),
-    "anchor_exclude": ("l2sp", "pull"),
-    "anchor_pull_steps": ("pull",),
+    "anchor_exclude": ("l2sp",),
 }
 """Fields that only some anchors look at."""

@@ -257,59 +257,6 @@ def test_no_strength_diverges(tmp_path: Path, rate: float) -> None:
         torch.testing.assert_close(parameter, before.get_parameter(name), rtol=0, atol=1.1e-2 / rate + 1e-7)
 
 
-def test_every_few_steps_the_weights_are_interpolated_with_m0(tmp_path: Path) -> None:
-    teacher, between = moved(tiny_model(0.0)), 4
-    seen: list[dict[str, torch.Tensor]] = []
-
-    class Watch(TrainerCallback):
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            for parameter in kwargs["model"].parameters():
-                parameter.grad = torch.zeros_like(parameter)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            seen.append({name: each.detach().clone() for name, each in kwargs["model"].named_parameters()})
-
-    trainer = run(
-        tmp_path,
-        dropout=0.0,
-        anchor="pull",
-        anchor_pull_steps=between,
-        ref_model=teacher,
-        optim="sgd",
-        weight_decay=0.0,
-        train_dataset=corpus(0, 40),
-        callbacks=[Watch()],
-    )
-    a = 0.8 + 0.2 * 3 / 7  # of the fourth of eight steps; after the last it is 1
-    for name, m0 in teacher.named_parameters():
-        start = tiny_model(0.0).get_parameter(name)
-        assert torch.equal(seen[2][name], start)
-        torch.testing.assert_close(seen[3][name], torch.lerp(m0, start, a).detach())
-        assert torch.equal(seen[7][name], seen[3][name])
-    assert logged(trainer, "anchor_weight") == pytest.approx([1 - 0.8 - 0.2 * step / 7 for step in range(8)], abs=1e-9)
-
-
-def test_a_pull_may_have_a_schedule_of_its_own(tmp_path: Path) -> None:
-    own = {"type": "constant", "value": 0.0}
-    teacher = moved(tiny_model())
-    trainer = run(tmp_path, anchor="pull", anchor_pull_steps=8, anchor_alpha_schedule=own, ref_model=teacher)
-    for name, parameter in trainer.model.named_parameters():
-        assert torch.equal(parameter, teacher.get_parameter(name))
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"anchor": "pull", "anchor_strength": 2.0}, "`anchor_strength` .* needs `anchor` to be distill or l2sp"),
-        ({"anchor": "l2sp", "anchor_pull_steps": 2}, "`anchor_pull_steps` .* needs `anchor` to be pull"),
-        ({"anchor": "pull", "anchor_pull_steps": 0}, "must be at least 1, got 0"),
-    ],
-)
-def test_fields_of_another_anchor_are_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        config(tmp_path, **settings)
-
-
 def test_the_pull_fades_with_alpha_and_the_learning_rate(tmp_path: Path) -> None:
     teacher = moved(tiny_model())
     pulls: list[float] = []
@@ -524,13 +471,13 @@ SPLIT_MODELS: dict[str, Callable[[], Any]] = {
 def split_settings(anchor: str) -> dict[str, Any]:
     general = {"anchor_on": "general"} if anchor == "general" else {}
     kind = "distill" if anchor == "general" else anchor
-    own = {"anchor_pull_steps": 2} if anchor == "pull" else {"anchor_strength": 2.0}
+    own = {"anchor_strength": 2.0}
     return {"anchor": kind, **own, "log_loss_gap": True, "optim": "sgd", **general}
 
 
 @pytest.mark.parametrize("data", ["mixture", "ordinary"])
 @pytest.mark.parametrize("kind", SPLIT_MODELS)
-@pytest.mark.parametrize("anchor", ["distill", "general", "l2sp", "pull"])
+@pytest.mark.parametrize("anchor", ["distill", "general", "l2sp"])
 def test_eight_times_one_equals_one_times_eight(tmp_path: Path, anchor: str, kind: str, data: str) -> None:
     if data == "ordinary" and (anchor == "general" or kind not in ("examples", "tokens")):
         return
@@ -581,7 +528,7 @@ def train_apart(folder: str, name: str, kind: str, anchor: str, split: tuple[int
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["examples", "tokens", "causal", "adapter"])
-@pytest.mark.parametrize("anchor", ["distill", "general", "l2sp", "pull"])
+@pytest.mark.parametrize("anchor", ["distill", "general", "l2sp"])
 def test_two_processes_are_one(tmp_path: Path, anchor: str, kind: str) -> None:
     processes.run(tmp_path / "log", train_apart, str(tmp_path), "whole", kind, anchor, (8, 1))
     processes.run(tmp_path / "log", train_apart, str(tmp_path), "part", kind, anchor, (2, 2), processes=2)
@@ -618,13 +565,13 @@ def test_all_processes_pull_to_one_m0(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", ["mixture", "ordinary"])
 @pytest.mark.parametrize("kind", ["full", "adapter"])
-@pytest.mark.parametrize("anchor", ["distill", "general", "l2sp", "pull"])
+@pytest.mark.parametrize("anchor", ["distill", "general", "l2sp"])
 def test_resume_equals_no_interruption(tmp_path: Path, anchor: str, kind: str, data: str) -> None:
     if anchor == "general" and data == "ordinary":
         return
     settings = {"save_strategy": "steps", "save_steps": 4, "logging_steps": 3, "gradient_accumulation_steps": 2}
     settings |= {"log_loss_gap": True, "learning_rate": 0.02}
-    settings |= {"anchor_pull_steps": 2} if anchor == "pull" else {"anchor_strength": 3.0}
+    settings |= {"anchor_strength": 3.0}
     settings |= {"anchor": "distill", "anchor_on": "general"} if anchor == "general" else {"anchor": anchor}
 
     def trained(resume: Any = None) -> InterpolationTrainer:

@@ -74,8 +74,8 @@ def test_what_is_given_is_not_decided(models: dict[str, Path], tmp_path: Path) -
     assert draft.fields["corpora"]["domain"]["license"] == "mit"
     assert draft.fields["eval_corpora"]["domain"]["path"] == paths["domain_test"]
     assert "part" not in draft.fields["corpora"]["domain"]
-    assert (draft.fields["alpha"], draft.fields["anchor"]) == (1.0, "pull")
-    assert not {"alpha_search", "validation_corpora"} & draft.fields.keys()
+    assert draft.fields["alpha"] == 1.0
+    assert not {"alpha_search", "anchor", "validation_corpora"} & draft.fields.keys()
 
 
 @pytest.mark.parametrize(

@@ -393,7 +393,7 @@ def test_values_have_bounds(field: str, value: Any, fits: bool) -> None:
         ({"mixture_unit": "words"}, "`mixture_unit` must be 'examples' or 'tokens', got 'words'"),
         (
             {"anchor": "destill"},
-            r"`anchor` must be one of distill, l2sp, pull, got 'destill'\. Did you mean 'distill'\?",
+            r"`anchor` must be one of distill, l2sp, got 'destill'\. Did you mean 'distill'\?",
         ),
         ({"anchor_strength": 2.0}, r"`anchor_strength` \(2\.0\) needs `anchor` to be distill or l2sp, got None"),
         ({"anchor": "l2sp", "anchor_temperature": 2.0}, r"`anchor_temperature` \(2\.0\) needs .* distill, got 'l2sp'"),
@@ -544,7 +544,7 @@ def test_added_fields_have_help_and_documentation() -> None:
         *("mixture_sampling", "stopping_strategy", "length_window", "alpha_controller"),
         *("alpha_controller_kwargs", "alpha_update_steps", "alpha_update_lag", "log_corpus_loss", "anchor"),
         *("anchor_strength", "anchor_temperature", "anchor_direction", "anchor_on", "anchor_alpha_schedule"),
-        *("anchor_exclude", "anchor_pull_steps", "log_loss_gap", "distill_temperature", "average_from"),
+        *("anchor_exclude", "log_loss_gap", "distill_temperature", "average_from"),
     ]
     for entry in added:
         assert entry.metadata["help"].endswith(".")

@@ -189,13 +189,6 @@ _OF_M0 = [
         fields={**constant(0.75), **MEAN},
         distills=True,
     ),
-    Method(key="pull", title="domain only, pull", fields={**constant(1.0), "anchor": "pull"}),
-    Method(
-        key="kl-0.75-mean-pull",
-        title="constant 0.75, M₀'s predictions, mean of the weights, pull",
-        fields={**constant(0.75), **MEAN, "anchor": "pull"},
-        distills=True,
-    ),
 ]
 METHODS: dict[str, Method] = {method.key: method for method in (*_FIRST, *_SECOND, *_THIRD, *_OF_M0)}
 """By key. The linear rise from 0 to 1, the cosine, the three phases, the fall and the sequence have a mean α of a half:
