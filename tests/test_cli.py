@@ -106,6 +106,9 @@ def test_plan_as_json(
         assert corpus.pop("tokens") == round(corpus["drawn"] * planned.mean_tokens[corpus["name"]])
     found.pop("epochs")
     assert found.pop("rate_weighted_alpha") == planned.weighted_alpha
+    sizes = {corpus["name"]: corpus["num_examples"] for corpus in found["corpora"]}
+    assert {name: sum(counts.values()) for name, counts in found.pop("labels").items()} == sizes
+    assert {rows for rows, _ in found.pop("shared").values()} == {0}
     assert found == planned.plan.summary()
     assert found["warnings"][0].startswith("Corpus 'general' is read 5.0 times")
 

@@ -23,6 +23,7 @@ from hf_interp.tasks.column_choice import choose_columns
 from hf_interp.tasks.file_facts import Facts, look_at
 from hf_interp.tasks.lengths import UNLIMITED
 from hf_interp.tasks.loading import encode_corpus, load_corpus
+from hf_interp.tasks.methods import lay_method
 from hf_interp.tasks.models import label_names_of
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
@@ -393,8 +394,7 @@ def _rounded(length: float) -> int:
 def _decide_training(draft: Draft, model: ModelFacts, paths: Mapping[str, str]) -> None:
     """Decide on α, on what is trained, and for how long."""
     if "general" in paths:
-        draft.decide("alpha", 0.5, "half of each batch is domain data, the safest start")
-        draft.decide("alpha_search", {"objective": "constrained", "max_forgetting": 0.02}, "chooses α of the weights")
+        draft.decide("method", "balanced", "or keep, or domain, where one side counts more; plan prints what it sets")
     else:
         draft.decide("alpha", 1.0, "without general data (--general) what is forgotten is neither held nor measured")
     if model.parameters > ADAPTED_FROM and find_spec("peft"):
@@ -422,6 +422,6 @@ def _decide_training(draft: Draft, model: ModelFacts, paths: Mapping[str, str]) 
 def _decide_steps(draft: Draft, batch: int) -> None:
     """Decide on the steps: as many passes as repeated data is good for, within limits."""
     count = draft.examples["domain"]
-    in_step = batch * float(draft.fields["alpha"] or 1)
+    in_step = batch * float(lay_method(draft.fields)[0].get("alpha") or 0.5)  # of a schedule about half
     steps = max(LEAST_STEPS, min(MOST_STEPS, math.ceil(MANY_PASSES * count / in_step)))
     draft.decide("max_steps", steps, f"{steps * in_step / count:.1f} passes over {count:,} domain examples")
