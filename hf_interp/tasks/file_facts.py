@@ -127,7 +127,7 @@ def _completed(config: CorpusConfig) -> tuple[CorpusConfig, Sequence[str]]:
         head = file.read(HEAD_BYTES)
     config = replace(config, encoding=_encoding(head)) if config.encoding == "utf-8" else config
     text = head.decode(config.encoding, errors="ignore")
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
     form = config.format or file_format(str(path))
     if form in (None, "text") and (guess := _guess_format(lines)):
         return replace(config, format=guess), []
