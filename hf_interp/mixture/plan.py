@@ -411,10 +411,9 @@ class MixturePlan:
             CorpusSpec(**corpus, mean_tokens=length) for corpus, length in zip(state["corpora"], lengths, strict=True)
         )
         for corpus in plan.corpora:
-            if (
-                not (corpus.num_examples is None or 0 < corpus.num_examples < 1 << 62)
-                or not 0 <= (corpus.share or 0) <= 1
-            ):
+            has_size = corpus.num_examples is None or 0 < corpus.num_examples < 1 << 62
+            has_share = isinstance(corpus.share, float | int | None) and 0 <= (corpus.share or 0) <= 1
+            if not (has_size and has_share):
                 raise ValueError(f"The plan has a corpus that cannot be: {corpus}.")
         plan.is_adaptive, plan.order, weigh = state["adaptive"], Order.from_dict(state), None
         if "path" in state:
