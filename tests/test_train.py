@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -395,9 +394,9 @@ def test_an_objective_is_a_name_and_no_path(toy_recipe: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_under_accelerate_launch(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+def test_under_accelerate_launch(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], commands: Path) -> None:
     words = "--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no -m hf_interp.train"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *words.split()]
+    launch = [commands / "python", "-m", "accelerate.commands.launch", *words.split()]
     path = str(write_recipe(toy_recipe))
     done = subprocess.run([*launch, path, "--seed", "3"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -162,8 +162,8 @@ if torch.distributed.is_initialized():
 """
 
 
-def start(command: list[str]) -> None:
-    """Run a command of two processes on the CPU to its end."""
+def start(command: list[Any]) -> None:
+    """Run a command of two processes on the CPU to its end; `accelerate` starts fresh ones."""
     environment = {
         **os.environ,
         "PYTHONPATH": processes.python_path(ROOT),
@@ -174,9 +174,9 @@ def start(command: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def launcher(name: str) -> list[str]:
+def launcher(name: str, python: Path) -> list[Any]:
     """`accelerate launch` with one of the configurations."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command = [python, "-m", "accelerate.commands.accelerate_cli", "launch"]
     return [*command, "--config_file", str(FOLDER / f"{name}.yaml")]
 
 
@@ -266,7 +266,7 @@ def test_the_commands_of_the_readme_parse(line: str, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="module")
 def recipe_runs(
-    tmp_path_factory: pytest.TempPathFactory, make_recipe: Callable[[Path], dict[str, Any]]
+    tmp_path_factory: pytest.TempPathFactory, make_recipe: Callable[[Path], dict[str, Any]], commands: Path
 ) -> dict[str, dict[str, Any]]:
     """The `results.json` of a recipe without dropout: from one process, and as each of these files has it."""
     folder = tmp_path_factory.mktemp("recipe_runs")
@@ -285,7 +285,7 @@ def recipe_runs(
     found = {}
     for name in ("one", "cpu", "ddp", "single_gpu"):
         part = str(recipe["per_device_train_batch_size"] // (NUM_PROCESSES if name in ("cpu", "ddp") else 1))
-        command = [sys.executable] if name == "one" else launcher(name)
+        command = [commands / "python"] if name == "one" else launcher(name, commands / "python")
         flags = ["--output_dir", str(folder / name), "--per_device_train_batch_size", part]
         start([*command, "-m", "hf_interp.train", str(path), *flags])
         found[name] = json.loads((folder / name / "results.json").read_text(encoding="utf-8"))
@@ -334,7 +334,7 @@ def test_weights_in_pieces_are_not_searched(tmp_path: Path) -> None:
     assert len(search_alpha(trainer, tiny_model(), alphas=2).alphas) >= 2
 
 
-def run_script(command: list[str], folder: Path, *words: str) -> list[dict[str, Any]]:
+def run_script(command: list[Any], folder: Path, *words: str) -> list[dict[str, Any]]:
     """What the ranks of a run of `SCRIPT` noted."""
     folder.mkdir()
     script = folder / "script.py"
@@ -344,9 +344,9 @@ def run_script(command: list[str], folder: Path, *words: str) -> list[dict[str, 
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def one_process(tmp_path_factory: pytest.TempPathFactory, commands: Path) -> dict[str, Any]:
     """What one process reads and finds in eight steps of eight examples."""
-    (found,) = run_script([sys.executable], tmp_path_factory.mktemp("one_process") / "run", "8", "1")
+    (found,) = run_script([commands / "python"], tmp_path_factory.mktemp("one_process") / "run", "8", "1")
     assert found["world_size"] == 1
     return found
 
@@ -354,12 +354,13 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_a_configuration_trains_saves_and_resumes_as_one_process(
-    name: str, one_process: dict[str, Any], tmp_path: Path
+    name: str, one_process: dict[str, Any], tmp_path: Path, commands: Path
 ) -> None:
     if name.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     split = ("2", "2")  # per device and accumulation
-    ranks = run_script(launcher(name), tmp_path / "whole", *split)
+    launch = launcher(name, commands / "python")
+    ranks = run_script(launch, tmp_path / "whole", *split)
     assert [rank["world_size"] for rank in ranks] == [NUM_PROCESSES] * NUM_PROCESSES
     assert {rank["wrapper"] for rank in ranks} == {WRAPPERS[name]}
     numbers = 2000 * 16 // (NUM_PROCESSES if name in DIVIDED else 1)  # of the embeddings; ZeRO-2 leaves weights whole
@@ -381,7 +382,7 @@ def test_a_configuration_trains_saves_and_resumes_as_one_process(
     check(ranks, range(8))
     checkpoint = tmp_path / "whole" / "checkpoint-4"
     assert (checkpoint / "model.safetensors").is_file()  # whole weights, which `from_pretrained` reads
-    resumed = run_script(launcher(name), tmp_path / "resumed", *split, str(checkpoint))
+    resumed = run_script(launch, tmp_path / "resumed", *split, str(checkpoint))
     check(resumed, range(4, 8))
     assert [rank["losses"] for rank in resumed] == [rank["losses"] for rank in ranks]
     for key in ("weights", "mean"):
