@@ -20,6 +20,7 @@ SHOWN = {
     "constant-0.75": ("#56B4E9", ">"),
     "linear": ("#009E73", "^"),
     "falling": ("#E69F00", "v"),
+    "kl-0.25-mean": ("#D55E00", "o"),
 }
 """The methods that pictures show, with colour and marker. The colours are those of Okabe and Ito, which colour-blind
 readers can tell apart."""

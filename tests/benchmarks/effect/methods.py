@@ -162,7 +162,6 @@ _THIRD = [
     ),
 ]
 _OF_M0 = [
-    Method(key="kl-0.5", title="constant 0.5, M₀'s predictions", fields=constant(0.5), distills=True),
     Method(
         key="kl-0.5-mean",
         title="constant 0.5, M₀'s predictions, mean of the weights",

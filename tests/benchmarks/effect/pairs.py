@@ -46,6 +46,8 @@ class Pair:
         learning_rates: the grid, rising.
         validation, test: most examples of a side.
         sizes: those of `SIZES` that it has.
+        is_closed: whether no run can be added: long sentences of taggers were cut when the recorded runs were scored,
+            and are scored whole now.
         ending: of the files of the data.
     """
 
@@ -71,6 +73,7 @@ class Pair:
     validation: int = 200
     test: int = 400
     sizes: tuple[int | str, ...] = SIZES
+    is_closed: bool = False
     ending: str = "jsonl.gz"
 
     def label_names(self) -> list[str] | None:
@@ -155,6 +158,7 @@ _sentiment: dict[str, Any] = {
     "steps": 150,
 }
 _entities: dict[str, Any] = {
+    "is_closed": True,
     "task": "token-classification",
     "metric": "f1",
     "general": WIKIGOLD,

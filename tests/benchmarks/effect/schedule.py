@@ -45,6 +45,7 @@ def plan(
     Within a size seed 0 comes first, of every method on every pair, where learning rates are chosen at every one of
     them, then the other seeds.
     """
+    pairs = [pair for pair in pairs if not PAIRS[pair].is_closed]
     yield from (Planned(pair, FULL, BASE, 0, 0.0) for pair in pairs)
     for size in (size for size in SIZES if size in sizes):
         having_size = [PAIRS[pair] for pair in pairs if size in PAIRS[pair].sizes]

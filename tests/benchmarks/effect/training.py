@@ -95,8 +95,7 @@ def open_pair(name: str, folder: Path, device: str) -> Setup:
         **SILENT_ARGS,
     }
     parsed, args = parse_recipe({**recipe, "output_dir": "unused"})
-    # Of long rows the recorded runs scored the part that the model reads, and not every part.
-    data = load_data(parsed, replace(check_recipe(parsed, args), split=None))
+    data = load_data(parsed, check_recipe(parsed, args))
     return Setup(
         pair,
         recipe,
