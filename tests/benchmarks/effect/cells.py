@@ -32,7 +32,7 @@ class Row:
         rate: the chosen learning rate; 0 of M₀.
         alphas: the chosen α of the weights, by seed.
         seconds: of the processor, in training, by seed.
-        validation: the metric on the validation set, by side and seed; none of M₀.
+        validation: the metric on the validation set, by side and seed, where it was noted.
     """
 
     method: str
@@ -210,7 +210,7 @@ def row_of(
         tuple(entry["alpha"] for entry in entries if is_interpolated),
         tuple(entry["processor_seconds"] for entry in entries if "processor_seconds" in entry),
         {}
-        if method == BASE
+        if not all("curve" in entry for entry in entries)
         else {side: tuple(_validated(entry, side, is_interpolated) for entry in entries) for side in SIDES},
     )
 
