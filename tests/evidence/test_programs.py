@@ -24,17 +24,17 @@ def rows(text: str) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_the_tables_of_the_page_are_what_the_programs_print(capsys: pytest.CaptureFixture[str]) -> None:
-    assert table.main(["--table", "all", "amount"]) == 0
+    assert table.main(["--table", "all", "amount", "trade-off", "unseen"]) == 0
     assert noise_table.main([]) == 0
     printed = rows(capsys.readouterr().out)
     shown = rows(PAGE)
-    assert len(shown) == 14 + 13 + 9
+    assert len(shown) == 13 + 10 + 8 + 10 + 9
     for row in shown:
         assert any(row == found[: len(row)] for found in printed), row
 
 
 def test_the_page_says_what_the_runs_have_in_common() -> None:
-    assert len(PAGE.split()) <= 2500
+    assert sum(any(letter.isalnum() for letter in word) for word in PAGE.split()) <= 2500  # without rules of tables
     trained = [entry for entry in table.Store(table.RESULTS).rows().values() if entry["method"] != "base"]
     bf16 = sum(entry.get("precision", "bf16") == "bf16" for entry in trained)
     assert f"Of {len(trained):,} runs {bf16:,} used bfloat16 autocast" in PAGE
