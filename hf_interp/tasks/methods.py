@@ -44,10 +44,8 @@ def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     if recipe.get("load_best_model_at_end"):
         left_out |= MEAN.keys()
     fields = dict(LANGUAGE if recipe.get("task") in LANGUAGE_TASKS else OTHERS)
-    search, wish = recipe.get("alpha_search"), {"objective": "mean", "domain_weight": METHODS[name]}
-    own_search = search if isinstance(search, Mapping) else {}
-    if _has_both_sides(recipe) and search is not False and "objective" not in own_search:
-        fields["alpha_search"] = {**own_search, **wish}
+    if (search := _search(recipe, METHODS[name])) is not None:
+        fields["alpha_search"] = search
         left_out.discard("alpha_search")
     laid = {key: value for key, value in fields.items() if key not in left_out}
     changed = {**recipe, **laid}
@@ -76,6 +74,17 @@ def format_method(recipe: Mapping[str, Any]) -> list[str]:
         return []
     shown = ", ".join(f"{key} {value}" for key, value in laid.items())
     return [f"Method {recipe['method']}: {shown or 'all of its fields are set by the recipe itself'}."]
+
+
+def _search(recipe: Mapping[str, Any], domain_weight: float) -> dict[str, Any] | None:
+    """Return a method's search for M_α; `None` where a recipe has its own, wants none or cannot measure both sides."""
+    given = recipe.get("alpha_search")
+    own = given if isinstance(given, Mapping) else {}
+    if given is False or "objective" in own or not _has_both_sides(recipe):
+        return None
+    # A mean of perplexities would be that of the side that is harder to predict.
+    metric = {"metric": "loss"} if recipe.get("task") in ("causal-lm", "masked-lm") else {}
+    return {**metric, **own, "objective": "mean", "domain_weight": domain_weight}
 
 
 def _has_both_sides(recipe: Mapping[str, Any]) -> bool:

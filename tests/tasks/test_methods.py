@@ -21,6 +21,7 @@ def test_a_method_stands_for_its_fields(method: str, weight: float, task: str, a
     assert (args.lr_scheduler_type.value, args.average_from) == rate
     assert recipe.alpha_search is not None
     assert (recipe.alpha_search.objective, recipe.alpha_search.domain_weight) == ("mean", weight)
+    assert recipe.alpha_search.metric == ("loss" if task == "masked-lm" else None)
 
 
 @pytest.mark.parametrize(
