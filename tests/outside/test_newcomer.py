@@ -50,6 +50,7 @@ def commands_in_order() -> list[tuple[object, ...]]:
         ("compare", RECIPE, "--output_dir", "runs/comparison", "--seeds", 0, "--methods", "constant 0.5", *SHORT),
         ("tune", RECIPE, "--output_dir", "runs/tuned", "--trials", 2, *SHORT),
         ("curve", RUN, "--save_model"),
+        ("audit", RUN, "--alpha_search.alphas", 3),
         ("merge", f"{DEMO}/base", RUN, "merged", "--alpha", 0.5),
         ("card", RUN, "--comparison", "runs/comparison/results.json", "--license", "mit"),
         ("report", RUN, "runs/comparison"),
