@@ -39,7 +39,6 @@ from hf_interp.training.session import running
 from hf_interp.training.trackers import MixtureTracker
 from hf_interp.utils.overrides import overrides
 from hf_interp.utils.run_folder import RESULTS_NAME
-from hf_interp.weights.model_folder import load_renamed
 
 logger = logging.getLogger(__name__)
 
@@ -316,18 +315,12 @@ class InterpolationMixin(_Base):
         """Load the model, and the heads."""
         given = () if model is None else (model,)  # for which sentence-transformers have no parameter
         super()._load_from_checkpoint(resume_from_checkpoint, *given)
-        self._load_rest(resume_from_checkpoint, self.model if model is None else model)
+        preparation.load_rest(self, self._heads, resume_from_checkpoint, self.model if model is None else model)
 
     def _load_best_model(self) -> None:
         """Load the best model, and the heads."""
         super()._load_best_model()
-        self._load_rest(self.state.best_model_checkpoint, self.model)
-
-    def _load_rest(self, folder: str | None, model: Any) -> None:
-        """Load what `Trainer` leaves in a checkpoint whose weights are whole in every process."""
-        if folder is not None and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-            load_renamed(model, folder)
-            self._heads.load(folder, model)
+        preparation.load_rest(self, self._heads, self.state.best_model_checkpoint, self.model)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint with what the mixture must keep; a disk that is full is said in words."""

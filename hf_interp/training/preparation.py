@@ -23,6 +23,7 @@ from hf_interp.training.heads import HasHeads
 from hf_interp.training.integrations import ConstructorCall, TrainerTraits
 from hf_interp.training.mixture_run import MixtureRun
 from hf_interp.training.objectives import ObjectiveHeads
+from hf_interp.weights.model_folder import load_renamed
 
 LABEL_COLUMNS = ("label", "labels", "label_ids")
 """Columns of which transformers' collators make labels."""
@@ -55,6 +56,13 @@ def prepare_model(model: Any, heads: ObjectiveHeads, anchor: Anchor | None) -> A
     if anchor is not None:
         anchor.capture(model)
     return model
+
+
+def load_rest(trainer: Trainer, heads: ObjectiveHeads, folder: str | None, model: Any) -> None:
+    """Load what `Trainer` leaves in a checkpoint whose weights are whole in every process."""
+    if folder is not None and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
+        load_renamed(model, folder)
+        heads.load(folder, model)
 
 
 def prepare_anchor(
