@@ -51,10 +51,9 @@ def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     changed = {**recipe, **laid}
     corpora = recipe.get("corpora")
     if isinstance(corpora, Mapping) and _distills(recipe, corpora):
-        for corpus, fields in corpora.items():
-            if fields.get("side", corpus) == "general":
-                laid[f"corpora.{corpus}.objective"] = DISTILL
-                changed["corpora"] = {**changed["corpora"], corpus: {**fields, "objective": DISTILL}}
+        general = [corpus for corpus, entry in corpora.items() if entry.get("side", corpus) == "general"]
+        laid |= {f"corpora.{corpus}.objective": DISTILL for corpus in general}
+        changed["corpora"] = {**corpora, **{corpus: {**corpora[corpus], "objective": DISTILL} for corpus in general}}
     return changed, laid
 
 

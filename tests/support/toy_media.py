@@ -3,7 +3,7 @@
 import io
 import json
 import wave
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,16 @@ from transformers import (
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 PLACES = ["left", "right"]
+SHORT: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "report_to": "none",
+}
+"""Fields of recipes that train for a few steps."""
 VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 4}
 
 
@@ -58,14 +68,8 @@ def write_parquet(
 
 def write_table(path: Path, numbers: Sequence[int], side: str = "general") -> Path:
     """Write JSON lines with paths of images beside them."""
-    lines = []
-    for number in numbers:
-        name = f"images/{side}_{number}.png"
-        (path.parent / name).parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / name).write_bytes(toy_png(number, side))
-        lines.append(json.dumps({"image": name, "label": PLACES[number % 2]}) + "\n")
-    path.write_text("".join(lines), "utf-8")
-    return path
+    files = {f"images/{side}_{number}.png": toy_png(number, side) for number in numbers}
+    return _write_paths(path, "image", files, [PLACES[number % 2] for number in numbers])
 
 
 def write_folder(path: Path, numbers: Sequence[int], side: str = "general") -> Path:
@@ -112,13 +116,17 @@ def toy_wav(number: int, rate: int = RATE, channels: int = 1) -> bytes:
 
 def write_sounds(path: Path, numbers: Sequence[int], rate: int = RATE) -> Path:
     """Write JSON lines with paths of sounds beside them."""
-    lines = []
-    for number in numbers:
-        name = f"sounds/{rate}_{number}.wav"
+    files = {f"sounds/{rate}_{number}.wav": toy_wav(number, rate) for number in numbers}
+    return _write_paths(path, "audio", files, [TONES[number % 2] for number in numbers])
+
+
+def _write_paths(path: Path, column: str, files: Mapping[str, bytes], labels: Sequence[str]) -> Path:
+    """Write files, and beside them JSON lines with their paths and labels."""
+    for name, content in files.items():
         (path.parent / name).parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / name).write_bytes(toy_wav(number, rate))
-        lines.append(json.dumps({"audio": name, "label": TONES[number % 2]}) + "\n")
-    path.write_text("".join(lines), "utf-8")
+        (path.parent / name).write_bytes(content)
+    rows = [{column: name, "label": label} for name, label in zip(files, labels, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_media import PLACES, toy_pixels, toy_png, write_folder, write_parquet, write_table, write_toy_vit
+from toy_media import PLACES, SHORT, toy_pixels, toy_png, write_folder, write_parquet, write_table, write_toy_vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from hf_interp.app.models import open_slider
@@ -59,13 +59,7 @@ def recipe_of(model: Path, files: dict[str, dict[str, str]], output_dir: Path, *
         "augmentation": AUGMENTATION,
         "output_dir": str(output_dir),
         "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "report_to": "none",
+        **SHORT,
         **fields,
     }
 

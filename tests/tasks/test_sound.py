@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from toy_media import RATE, TONES, toy_samples, toy_wav, write_sounds, write_toy_ast, write_toy_wav2vec2
+from toy_media import RATE, SHORT, TONES, toy_samples, toy_wav, write_sounds, write_toy_ast, write_toy_wav2vec2
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from hf_interp.commands.curve import curve_run
@@ -53,13 +53,7 @@ def recipe_of(model: Path, folder: Path, **fields: Any) -> dict[str, Any]:
         "eval_corpora": {side: {"path": str(path)} for side, path in tests.items()},
         "output_dir": str(folder / "out"),
         "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "report_to": "none",
+        **SHORT,
         **fields,
     }
 
