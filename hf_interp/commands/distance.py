@@ -18,7 +18,7 @@ from transformers import PrinterCallback, Trainer
 from hf_interp.mixture.apportionment import SIDES, Side
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.selection.choice import AlphaSearch
-from hf_interp.selection.scoring import predict, ratio_units, summarise
+from hf_interp.selection.scoring import predict, ratio_units, summarise, wilson_interval
 from hf_interp.tasks.build import RecipeData, plan_data, prepare_model, trainer_class
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.recipe import Recipe
@@ -157,7 +157,6 @@ def classifier_error(general: Array, domain: Array, *, seed: int = 0) -> tuple[f
     >>> classifier_error(rows, rows + 100.0)[0]
     0.0
     """
-    from scipy.stats import binomtest
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -169,9 +168,8 @@ def classifier_error(general: Array, domain: Array, *, seed: int = 0) -> tuple[f
     sides = np.repeat([0, 1], count)
     classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(PENALTIES))
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    found = binomtest(int((cross_val_predict(classifier, rows, sides, cv=folds) != sides).sum()), 2 * count)
-    low, high = found.proportion_ci(method="wilson")
-    return float(found.statistic), (float(low), float(high)), count
+    share = float((cross_val_predict(classifier, rows, sides, cv=folds) != sides).mean())
+    return share, wilson_interval(share, 2 * count), count
 
 
 def draw_examples(corpus: Corpus, size: int, seed: int) -> list[Mapping[str, Any]]:

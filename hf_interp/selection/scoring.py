@@ -258,10 +258,10 @@ def wilson_interval(share: float, size: int) -> tuple[float, float]:
     >>> [round(end, 3) for end in wilson_interval(0.0, 100)]
     [0.0, 0.037]
     """
-    square = 1.96**2
-    middle = (share + square / (2 * size)) / (1 + square / size)
-    half = np.sqrt(square * share * (1 - share) / size + square**2 / (4 * size**2)) / (1 + square / size)
-    return float(middle - half), float(middle + half)
+    from scipy.stats import binomtest
+
+    low, high = binomtest(round(share * size), size).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def _losses(outputs: Any, labels: Any, shift_labels: bool) -> tuple[torch.Tensor, torch.Tensor]:
