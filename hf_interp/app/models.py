@@ -110,11 +110,7 @@ class AlphaSlider:
         return str(self.tokenizer.decode([index]))
 
     def predict(self, text: str, alpha: float, text_pair: str | None = None) -> Outcome:
-        """Return the answer of M_α to a text, or, of classifiers of pairs, to two.
-
-        Raises:
-            TypeError, ValueError: for an α that is none, or a text that cannot be asked.
-        """
+        """Return the answer of M_α to a text, or, of classifiers of pairs, to two."""
         check_alpha(alpha)
         with self._lock:
             return self._answer(self._ask(text, text_pair), alpha)
@@ -173,9 +169,6 @@ def open_slider(
         finetuned: M_θ, a folder or a name on the Hub; a whole model or an adapter.
         max_new_tokens, chats: see `Settings`.
         device: where the model runs.
-
-    Raises:
-        ValueError: if a model cannot be found, or the two cannot be interpolated.
     """
     check_task_name(recipe.task)
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:

@@ -40,9 +40,6 @@ def write_space(
 
     Returns:
         Notes on what was left out.
-
-    Raises:
-        ValueError: for an output that is taken, or models that are not names on the Hub.
     """
     models = {"base": source.recipe.model_name_or_path, "finetuned": source.finetuned}
     for part, name in models.items():

@@ -123,11 +123,7 @@ class Anchor(TrainerCallback):
         step: int,
         autocast: AbstractContextManager[Any],
     ) -> torch.Tensor | None:
-        """Return the logits of M₀ for a micro-batch; `None` if nothing asks for them.
-
-        Raises:
-            ValueError: if they are asked for and there are no labels, or for distill no classes.
-        """
+        """Return the logits of M₀ for a micro-batch; `None` if nothing asks for them."""
         is_asked = self.args.anchor == "distill" and self.weight(step) > 0
         if is_asked and self.args.anchor_on == "general":
             is_asked = is_general is not None and bool(is_general.any())
@@ -234,11 +230,7 @@ class Anchor(TrainerCallback):
                     pull(parameter, target, implicit_share(float(group["lr"]) * weight))
 
     def find_pairs(self, model: nn.Module) -> list[Pair]:
-        """Return what is pulled, and where to.
-
-        Raises:
-            ValueError: if something cannot be pulled, or a name to be left out is none of the model's.
-        """
+        """Return what is pulled, and where to."""
         excluded = matching_names(model, self.args.anchor_exclude or [])
         if is_peft_model(model):
             pairs = adapter_pairs(model, excluded)
@@ -347,11 +339,7 @@ def has_label_to_predict(labels: torch.Tensor, *, shift_labels: bool) -> torch.T
 
 
 def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: bool, distills: bool = False) -> None:
-    """Refuse what an anchor cannot do, before anything is computed.
-
-    Raises:
-        ValueError: with the reason and, if there is one, the remedy.
-    """
+    """Refuse what an anchor cannot do, before anything is computed."""
     args = trainer.args
     kind, has_gap, model = args.anchor, args.log_loss_gap, trainer.model
     if ref_model is model:

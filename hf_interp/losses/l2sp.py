@@ -40,9 +40,6 @@ def square_distance(parameter: nn.Parameter, target: torch.Tensor) -> float:
 def adapter_pairs(model: Any, excluded: Collection[str] = ()) -> list[Pair]:
     """Return the parameters of a `PeftModel` whose way to a neutral value scales what the adapter adds to the
     pretrained weights, each with that value.
-
-    Raises:
-        ValueError: for adapters of which no factor does so.
     """
     remedy = 'use `anchor="distill"` with the pretrained model as `ref_model`'
     check_base_is_frozen(model, remedy)
@@ -60,11 +57,7 @@ def adapter_pairs(model: Any, excluded: Collection[str] = ()) -> list[Pair]:
 
 
 def paired_weights(model: Any, weights: Mapping[str, torch.Tensor], excluded: Collection[str] = ()) -> list[Pair]:
-    """Return each parameter that is trained and that M₀ has too; of a resized vocabulary, the rows that both have.
-
-    Raises:
-        ValueError: where the shapes differ otherwise.
-    """
+    """Return each parameter that is trained and that M₀ has too; of a resized vocabulary, the rows that both have."""
     found = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or name not in weights or name in excluded:
@@ -82,11 +75,7 @@ def paired_weights(model: Any, weights: Mapping[str, torch.Tensor], excluded: Co
 
 
 def matching_names(model: nn.Module, patterns: Iterable[str]) -> set[str]:
-    """Return the parameters that any pattern names, with or without what PEFT puts around a name.
-
-    Raises:
-        ValueError: for a pattern that names none.
-    """
+    """Return the parameters that any pattern names, with or without what PEFT puts around a name."""
     names = [name for name, _ in model.named_parameters()]
     found = set()
     for pattern in patterns:

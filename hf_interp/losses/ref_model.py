@@ -87,11 +87,7 @@ def predict(
 
 
 def logits_of(outputs: Any) -> torch.Tensor:
-    """Return the logits among a model's outputs.
-
-    Raises:
-        ValueError: if there are none.
-    """
+    """Return the logits among a model's outputs."""
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
     if not isinstance(logits, torch.Tensor):
         raise ValueError(

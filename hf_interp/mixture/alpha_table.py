@@ -55,11 +55,7 @@ class AlphaTable:
         weigh: Callable[[IntArray], IntArray] | None = None,
         most: int | None = MOST_CELLS,
     ) -> "AlphaTable":
-        """Return the table of a schedule, of so many cells at the `most`.
-
-        Raises:
-            ValueError: for what is not a number in [0, 1], with its step.
-        """
+        """Return the table of a schedule, of so many cells at the `most`."""
         stride = 1
         while most is not None and -(-max_steps // stride) > most:
             stride *= 2
@@ -183,11 +179,7 @@ def _evaluate(schedule: Curve | Constant, num_steps: int, stride: int) -> Units:
 
 
 def to_units(alphas: Sequence[Any], first: int, max_steps: int, stride: int = 1) -> IntArray:
-    """Return α of the steps from `first` on, or every so many of them, in units of 2⁻³⁰.
-
-    Raises:
-        ValueError: for what is not a number in [0, 1], with its step.
-    """
+    """Return α of the steps from `first` on, or every so many of them, in units of 2⁻³⁰."""
     values = _as_floats(alphas, first, stride)
     wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))  # NaN compares false
     if wrong.size:

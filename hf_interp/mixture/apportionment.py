@@ -87,11 +87,7 @@ def share_tree(share_units: Sequence[int], corpora: Sequence[int]) -> ShareTree 
 
 
 def check_corpora(corpora: Sequence[CorpusSpec], unit: Unit) -> tuple[CorpusSpec, ...]:
-    """Refuse corpora that cannot be planned.
-
-    Raises:
-        ValueError: naming the corpus and what is wrong with it.
-    """
+    """Refuse corpora that cannot be planned."""
     if unit not in UNITS:
         raise ValueError(f"The unit of a mixture must be 'examples' or 'tokens', got {unit!r}.")
     names = [corpus.name for corpus in corpora]
@@ -167,11 +163,7 @@ def example_alpha(alpha: IntArray, corpora: Sequence[CorpusSpec], units: Sequenc
 
 
 def side_shares(side: Side, members: Sequence[CorpusSpec], unit: Unit) -> list[float]:
-    """Return the shares of the corpora of a side, which are in proportion to their lengths where none has one.
-
-    Raises:
-        ValueError: for shares that do not sum to 1, or that only some have.
-    """
+    """Return the shares of the corpora of a side, which are in proportion to their lengths where none has one."""
     given: dict[str, Any] = {corpus.name: corpus.share for corpus in members}
     shares = [share for share in given.values() if share is not None]
     if shares and len(shares) < len(members):

@@ -118,9 +118,6 @@ CONTROLLERS: dict[str, Callable[..., AlphaController]] = {"guard": Guard}
 def get_controller(name: str, **kwargs: Any) -> AlphaController:
     """Return a controller by name.
 
-    Raises:
-        ValueError: for an unknown name or argument.
-
     >>> get_controller("guard", tolerance=0.1).tolerance
     0.1
     """

@@ -86,12 +86,7 @@ def is_mixture(train_dataset: Any) -> bool:
 
 
 def as_corpora(train_dataset: Mapping[str, Any] | Sequence[Corpus]) -> list[Corpus]:
-    """Return the corpora of a mixture: a list of them, or datasets by side, as one each or several by name.
-
-    Raises:
-        ValueError: for a key that is not a side.
-        TypeError: for a value that is not a dataset.
-    """
+    """Return the corpora of a mixture: a list of them, or datasets by side, as one each or several by name."""
     if not isinstance(train_dataset, Mapping):
         return [_check_dataset(corpus) for corpus in train_dataset]
     corpora = []

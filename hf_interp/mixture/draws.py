@@ -111,9 +111,6 @@ def slots_until(
         names, sizes: of the corpora.
         chances: the probability of each.
         seed: of the draws.
-
-    Raises:
-        ValueError: for a stream, or if that never ends.
     """
     is_drawn = chances > 0
     for name, size, chance in zip(names, sizes, chances.tolist(), strict=True):

@@ -77,9 +77,6 @@ def steps_of_epochs(
     """Return the fewest steps in which a side gives `num_epochs` times as many examples as its corpora have.
 
     `schedule_of` gives α over progress for a number of steps.
-
-    Raises:
-        ValueError: if the side is a stream, has no corpus, or is not read.
     """
     remedy = "Set `max_steps`, or another `mixture_epoch`."
     size = examples_of_epoch(corpora, side)

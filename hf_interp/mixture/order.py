@@ -34,9 +34,6 @@ class Order:
         window: steps that share out their examples by length; 0 for none.
         lengths_sha256: hash of all lengths.
         lengths: of the examples of every corpus, which no file keeps.
-
-    Raises:
-        ValueError: for an unknown name, or settings that contradict each other.
     """
 
     sampling: Sampling = "exact"

@@ -92,9 +92,6 @@ def model_card(
         both: whether the repository has both, M_α on the default branch and M_θ on the branch `finetuned`.
         pictures: names of pictures that lie beside the card, of `run.png` and `curve.png`.
         metadata: what the run does not tell.
-
-    Raises:
-        ValueError: if the comparison has no sets `domain` and `general`.
     """
     metadata = metadata or CardMetadata()
     facts = _Facts(results, curve, metadata.base_model)

@@ -103,9 +103,6 @@ def pareto_front(domain: npt.ArrayLike, general: npt.ArrayLike) -> list[int]:
     Args:
         domain, general: the metrics, of equal length; more is better on both.
 
-    Raises:
-        ValueError: for lengths that differ.
-
     >>> pareto_front([0.5, 0.8, 0.7, 0.9], [0.9, 0.8, 0.7, 0.6])
     [0, 1, 3]
     """

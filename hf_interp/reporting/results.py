@@ -171,11 +171,7 @@ def greater_is_better(metric: str) -> bool | None:
 
 
 def less_is_better(metric: str, said: bool | None = None) -> bool:
-    """Return whether less of a metric is better, by its name or by what is `said` of its `greater_is_better`.
-
-    Raises:
-        ValueError: if neither tells, or one contradicts the other.
-    """
+    """Return whether less of a metric is better, by its name or by what is `said` of its `greater_is_better`."""
     known = greater_is_better(metric)
     if known is None and said is None:
         raise ValueError(
@@ -254,10 +250,6 @@ def load_results(path: str | os.PathLike[str], **kinds: type[Any]) -> Any:
     Args:
         path: the file.
         kinds: what it may hold: the dataclasses by their names in messages, such as `run=RunResults`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON, or holds something else.
     """
     path = Path(path)
     if not path.is_file():

@@ -33,9 +33,6 @@ def golden_section(
     Returns:
         the points that were evaluated, in this order: the ends, then the inner points.
 
-    Raises:
-        ValueError: for ends out of order, a tolerance that is not positive, or a value that is NaN.
-
     >>> points = golden_section(lambda alpha: (alpha - 0.3) ** 2)
     >>> len(points), points[:2]
     (10, [0.0, 1.0])
@@ -79,9 +76,6 @@ def is_unimodal(alphas: npt.ArrayLike, units: npt.ArrayLike) -> bool:
     Args:
         alphas: the evaluated α, in any order.
         units: shape (num_alphas, num_units), or (num_alphas,) for one unit.
-
-    Raises:
-        ValueError: for shapes that do not fit, repeated α, or values that are not finite.
 
     >>> is_unimodal([0.0, 0.5, 1.0], [2.0, 1.0, 3.0]), is_unimodal([0.0, 0.5, 1.0], [1.0, 2.0, 1.5])
     (True, False)
@@ -142,9 +136,6 @@ def find_knee(alphas: npt.ArrayLike, domain: npt.ArrayLike, general: npt.ArrayLi
     Returns:
         The knee, or `None` if there is none: a metric is flat, neither end is better on one metric and worse on the
         other, or no point lies above the chord.
-
-    Raises:
-        ValueError: for shapes that do not fit, repeated α, or values that are not finite.
 
     >>> find_knee([0.0, 0.25, 0.5, 1.0], [0.5, 0.7, 0.8, 0.9], [0.9, 0.89, 0.88, 0.6])
     0.5

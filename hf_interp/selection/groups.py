@@ -37,9 +37,6 @@ def read_groups(columns: Mapping[str, Sequence[Any]]) -> Groups:
 
     A cell is the name of a group, a list of several, or empty. A column of booleans, of 0 and 1, or of shares of
     annotators between them has two groups: that of its name, from one half on, and "not" that.
-
-    Raises:
-        ValueError: for a column with fewer than two groups, or with too many for groups.
     """
     return {column: _read_column(column, cells) for column, cells in columns.items()}
 

@@ -72,9 +72,6 @@ class TrainerScorer:
         metric: the metric that matters, by default the main one: if it is no mean over examples, its units are found
             by a jackknife.
         seed: decides the halves.
-
-    Raises:
-        ValueError: for a trainer that does not keep whole predictions, or changes the model to evaluate it.
     """
 
     def __init__(
@@ -300,11 +297,7 @@ def example_hits(found: Predictions, rows: npt.NDArray[np.intp]) -> Units | None
 
 
 def check_whole_weights(trainer: Trainer) -> None:
-    """Refuse a trainer whose processes hold pieces of the weights.
-
-    Raises:
-        ValueError: under FSDP and DeepSpeed's ZeRO-3.
-    """
+    """Refuse a trainer whose processes hold pieces of the weights."""
     if trainer.is_fsdp_enabled or (trainer.is_deepspeed_enabled and is_deepspeed_zero3_enabled()):
         raise ValueError(
             "A search over α needs the whole model in every process, which FSDP and DeepSpeed's ZeRO-3 divide. Train "

@@ -37,9 +37,6 @@ def choose_columns(facts: Facts, given: Given, *, task: str | None = None, famil
         given: fields of the corpus that are settled.
         task: settled, if it is.
         family: encoder, decoder or encoder-decoder, if there is a model.
-
-    Raises:
-        ValueError: where nothing fits, or more than one thing, naming the flag that settles it.
     """
     for name, choose in CHOICES.items():
         if task is None or name in KINDS.get(task, (task,)):

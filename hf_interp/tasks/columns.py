@@ -44,9 +44,6 @@ def converter(
 
     `feature` is what `datasets` knows of the column, `values` are its labels, if they are known. The kind "class" is
     left to `hf_interp.tasks.loading`.
-
-    Raises:
-        BadValueError: see `LabelResolver.decide`.
     """
     if kind in ("classes", "tags"):
         names = list(label_names or [])

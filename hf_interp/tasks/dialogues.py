@@ -58,12 +58,7 @@ def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, 
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
-    """Give a tokenizer a chat template: "chatml", a file, or its own for `None`.
-
-    Raises:
-        ValueError: if there is none.
-        FileNotFoundError: if there is no such file.
-    """
+    """Give a tokenizer a chat template: "chatml", a file, or its own for `None`."""
     if chat_template is None:
         if not tokenizer.chat_template:
             raise ValueError(

@@ -60,11 +60,7 @@ class Facts(NamedTuple):
 
 
 def look_at(name: str, config: CorpusConfig) -> Facts:
-    """Look at a corpus: complete how it is to be read, and read its columns.
-
-    Raises:
-        ValueError, OSError: for what cannot be read, naming the corpus and the file.
-    """
+    """Look at a corpus: complete how it is to be read, and read its columns."""
     quiet_bars()
     config, cells = _completed(config)
     form = config.format or file_format(str(config.path)) or ("a folder" if Path(str(config.path)).is_dir() else "Hub")

@@ -51,11 +51,7 @@ class LabelResolver:
         self._reading: str | None = None
 
     def __call__(self, value: Any) -> int | None:
-        """Return the index of a label.
-
-        Raises:
-            BadValueError: for a label that is not among them, or may be a name and an id.
-        """
+        """Return the index of a label."""
         if isinstance(value, (list, Mapping)):
             raise BadValueError(f"{value!r:.80} where one label belongs", "Name another column.")
         key = self._map_key(value)

@@ -40,9 +40,6 @@ def read_file(value: Any, kind: str, folders: Sequence[Path]) -> bytes:
         value: bytes, a path, or a mapping with `bytes` and `path`, as `datasets` has it.
         kind: image or audio.
         folders: where the corpus' own files are, to which paths are relative.
-
-    Raises:
-        BadValueError: for anything else, a path that leads nowhere, and bytes that cannot be decoded.
     """
     found = value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
     if isinstance(found, str) and found:

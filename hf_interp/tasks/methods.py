@@ -24,9 +24,6 @@ OTHERS: dict[str, Any] = {"alpha": 0.5}
 def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a recipe with the fields of its `method` where it has none of its own, and those fields.
 
-    Raises:
-        ValueError: for an unknown method.
-
     >>> lay_method({"method": "keep", "task": "masked-lm", "alpha_schedule_type": "linear"})[1]
     {'lr_scheduler_type': 'constant_with_warmup', 'average_from': 0.5}
     """

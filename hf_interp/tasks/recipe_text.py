@@ -13,11 +13,7 @@ WIDTH = 44  # of a line before its comment
 
 
 def write_recipe(draft: Draft, path: Path) -> None:
-    """Write a recipe.
-
-    Raises:
-        ValueError: if there is such a file.
-    """
+    """Write a recipe."""
     if path.exists():
         raise ValueError(f"{str(path)!r} exists. Say another --output, or remove it.")
     with new_file(path) as file:

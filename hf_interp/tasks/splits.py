@@ -39,11 +39,7 @@ def in_part(keys: Keys, part: Sequence[float]) -> npt.NDArray[np.bool_]:
 
 
 def keep_part(name: str, dataset: Any, part: Sequence[float], column: str, turn_key: str) -> Any:
-    """Keep the rows of a dataset whose input lies in a part of [0, 1).
-
-    Raises:
-        ValueError: for what is no part, naming the corpus.
-    """
+    """Keep the rows of a dataset whose input lies in a part of [0, 1)."""
     is_part = len(part) == 2 and all(isinstance(end, (int, float)) for end in part) and 0 <= part[0] < part[1] <= 1
     if not is_part:
         raise ValueError(

@@ -270,11 +270,7 @@ def get_task(name: str) -> Task:
 
 
 def check_task(recipe: Recipe) -> Task:
-    """Return the task of a recipe, once all has been checked that needs nothing loaded.
-
-    Raises:
-        ValueError: for an unknown task, missing or unfit `label_names`, or what the task itself refuses.
-    """
+    """Return the task of a recipe, once all has been checked that needs nothing loaded."""
     task = get_task(recipe.task)
     if recipe.label_names:
         twice = [label for label in recipe.label_names if recipe.label_names.count(label) > 1]

@@ -16,11 +16,7 @@ from hf_interp.utils.task_info import TASK_INFOS
 
 
 def load_processor(recipe: Recipe) -> Any:
-    """Load what makes the inputs of a recipe's model; a tokenizer is checked and prepared.
-
-    Raises:
-        ValueError, OSError: if it cannot be read, or does not fit.
-    """
+    """Load what makes the inputs of a recipe's model; a tokenizer is checked and prepared."""
     name, kind = recipe.model_name_or_path, TASK_INFOS[recipe.task].processor
     if (takes := TASK_INFOS[recipe.task].takes) != "text":
         import_extra(*EXTRAS[takes])  # now, with the reason, and not by a processor that lacks it

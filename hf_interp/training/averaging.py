@@ -96,11 +96,7 @@ class WeightAverage(TrainerCallback):
 
 
 def prepare_average(trainer: Trainer) -> WeightAverage | None:
-    """Return the mean that a trainer's settings ask for, among its callbacks; `None` for none.
-
-    Raises:
-        ValueError: for a model or a setting that a mean of weights does not go with.
-    """
+    """Return the mean that a trainer's settings ask for, among its callbacks; `None` for none."""
     args = trainer.args
     if not isinstance(args, InterpolationConfig) or args.average_from is None:
         return None

@@ -49,11 +49,7 @@ class BatchLoss:
         self._counts: torch.Tensor | None = None  # the same by objective
 
     def set_mixture(self, run: MixtureRun | None) -> None:
-        """Compute the losses of a mixture from now on; `None` for no mixture.
-
-        Raises:
-            ValueError: if a corpus trains M₀'s predictions and there is no M₀.
-        """
+        """Compute the losses of a mixture from now on; `None` for no mixture."""
         self.run, self.distilled = run, None
         if run is None or not run.distills:
             return

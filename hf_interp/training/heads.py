@@ -132,11 +132,7 @@ def attach_heads(model: PreTrainedModel, heads: Mapping[str, PreTrainedModel]) -
 
 
 def load_heads(model: nn.Module, folder: str | Path) -> None:
-    """Load the heads that were saved beside a model into a model with heads of the same names.
-
-    Raises:
-        FileNotFoundError: if there are none.
-    """
+    """Load the heads that were saved beside a model into a model with heads of the same names."""
     for name, head in getattr(model, HEADS).items():
         path = Path(folder) / HEADS / name / WEIGHTS_NAME
         if not path.is_file():

@@ -102,11 +102,7 @@ def check_given(
     schedule: AlphaSchedule | None,
     controller: AlphaController | None,
 ) -> None:
-    """Refuse arguments of a trainer that nothing has a use for.
-
-    Raises:
-        ValueError: for an M₀, or an α without a mixture.
-    """
+    """Refuse arguments of a trainer that nothing has a use for."""
     if ref_model is not None and anchor is None and not call.takes_ref_model:
         raise ValueError(
             "`ref_model` needs an `InterpolationConfig` with an `anchor` or `log_loss_gap`, or a corpus with "

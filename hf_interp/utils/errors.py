@@ -18,11 +18,7 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 
 
 def check_known(names: Iterable[object], known: Iterable[str], where: str) -> None:
-    """Refuse names of fields that are not known.
-
-    Raises:
-        ValueError: naming the first, `where` it stands, and the nearest that is known.
-    """
+    """Refuse names of fields that are not known."""
     options = list(known)
     for name in names:
         if name not in options:

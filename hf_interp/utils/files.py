@@ -84,11 +84,7 @@ def unfinished_folders(path: Path) -> list[str]:
 
 
 def check_output(path: str) -> None:
-    """Refuse a folder that cannot be made or written, before anything is computed; nothing is left of the trial.
-
-    Raises:
-        ValueError: naming `output_dir` and what is in its way.
-    """
+    """Refuse a folder that cannot be made or written, before anything is computed; nothing is left of the trial."""
     if not path.strip():
         raise ValueError(f"`output_dir` must name a folder, got {path!r}. Leave it out to write into trainer_output.")
     place = Path(path).absolute()

@@ -78,11 +78,7 @@ def adapter_capabilities(model: Any) -> AdapterCapabilities:
 
 
 def refuse_prompts(config: Any) -> None:
-    """Refuse an adapter's configuration whose adapter changes no weights.
-
-    Raises:
-        ValueError: if it is one of prompts or prefixes.
-    """
+    """Refuse an adapter's configuration whose adapter changes no weights."""
     if config.is_prompt_learning:
         raise ValueError(
             f"The adapter must change weights, got {config.peft_type.value}: it adds virtual tokens, and M₀ has none "

@@ -53,11 +53,7 @@ class ScaledParameter(NamedTuple):
 
 
 def scaled_parameters(model: Any, base: Weights | None = None) -> list[ScaledParameter]:
-    """Return the parameters of a PEFT model whose values in M₀ are known, and between which M_α is linear.
-
-    Raises:
-        TypeError, ValueError: see [`AdapterInterpolation`].
-    """
+    """Return the parameters of a PEFT model whose values in M₀ are known, and between which M_α is linear."""
     return _unique(_list_pairs(model, base))[0]
 
 

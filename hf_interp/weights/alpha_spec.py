@@ -106,9 +106,6 @@ def check_alpha(value: Any, *, extrapolate: bool = False) -> None:
 def parse_alpha(text: str) -> Alpha:
     """α as it is written on the command line: a number, `SHALLOW..DEEP` by depth, or a YAML mapping of patterns.
 
-    Raises:
-        ValueError: if it is none of these.
-
     >>> parse_alpha("0.6"), parse_alpha("0.3..1")
     (0.6, AlphaByDepth(shallow=0.3, deep=1.0))
     >>> parse_alpha("{'*.embeddings.*': 0.2, '*': 0.7}")

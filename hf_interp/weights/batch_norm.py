@@ -16,9 +16,6 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> str:
     Args:
         model: left in the modes it was in.
         batches: mappings of the model's inputs, or what it takes as its one input; moved to the model's device.
-
-    Raises:
-        ValueError: if there are no batches, or no batch norms.
     """
     batches, norms = check_batches(model, batches), _batch_norms(model)
     device = next(model.parameters()).device

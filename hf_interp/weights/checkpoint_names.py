@@ -38,11 +38,7 @@ class Pairing(NamedTuple):
 
 
 def empty_model(folder: Path, *, trust_remote_code: bool) -> Any:
-    """Return the model of a folder without memory for its weights.
-
-    Raises:
-        ValueError: if its configuration names no class that can be built, with the reason.
-    """
+    """Return the model of a folder without memory for its weights."""
     from transformers import AutoConfig
 
     try:
@@ -89,9 +85,6 @@ def pair_names(
         base_is_tied: whether M₀'s configuration ties its embeddings.
         same_in_base: whether two tensors of M₀ have the same values; asked only where one stands for both.
         same_in_finetuned: the same of M_θ.
-
-    Raises:
-        ValueError: for M_θ tied where M₀ is not.
     """
     mine, theirs = find_checkpoint_keys(model, base), find_checkpoint_keys(model, finetuned)
     tied = dict(model.all_tied_weights_keys)
@@ -154,11 +147,7 @@ def find_checkpoint_keys(model: Any, names: Collection[str]) -> dict[str, Checkp
 
 
 def check_loads(model: Any, tensors: Mapping[str, TensorInfo]) -> None:
-    """Refuse tensors that `from_pretrained` would not load, each and no other, into a model of this class.
-
-    Raises:
-        ValueError: naming a tensor that is missing, unexpected or of another shape.
-    """
+    """Refuse tensors that `from_pretrained` would not load, each and no other, into a model of this class."""
     from transformers.utils import logging
 
     state = {name: torch.empty(info.shape, dtype=info.dtype, device="meta") for name, info in tensors.items()}

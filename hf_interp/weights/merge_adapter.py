@@ -115,11 +115,7 @@ class OpenedAdapter(NamedTuple):
 
 
 def find_base(base: str | os.PathLike[str] | None, source: Path) -> Path:
-    """Return the folder of the model that an adapter is for: `base`, or what the adapter in `source` says.
-
-    Raises:
-        ValueError: if the adapter changes no weights or does not say what it is for, or M₀ cannot be found.
-    """
+    """Return the folder of the model that an adapter is for: `base`, or what the adapter in `source` says."""
     import peft
 
     config = peft.PeftConfig.from_pretrained(str(source))
@@ -134,9 +130,6 @@ def open_adapter(origin: Path, source: Path) -> OpenedAdapter:
     """Load the adapter in `source` in the model in `origin`, to be interpolated.
 
     An adapter with a table of words of its own is to be merged: against M₀'s own table, whose rows may be fewer.
-
-    Raises:
-        ValueError: if the adapter does not say what class of model it is for, or is for another model.
     """
     import peft
 

@@ -37,11 +37,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def find_folder(name: str | os.PathLike[str], argument: str, *, revision: str | None = None) -> Path:
-    """Find the folder of a model; a name on the Hub is downloaded, or taken from the cache.
-
-    Raises:
-        ValueError: if `name` is neither; it is called `argument` there.
-    """
+    """Find the folder of a model; a name on the Hub is downloaded, or taken from the cache."""
     path = Path(name)
     if path.is_dir():
         return path.resolve()
@@ -74,11 +70,7 @@ def num_small_bytes(folder: Path) -> int:
 
 
 def check_output(output: Path, inputs: list[Path]) -> None:
-    """Refuse a resolved output folder that is a file, holds anything, or is or lies in an input; and links out of one.
-
-    Raises:
-        ValueError: for any of these.
-    """
+    """Refuse an output folder that is a file, holds anything, or is or lies in an input; and links out of one."""
     for folder in inputs:
         _refuse_links(folder)
         if output == folder or folder in output.parents:

@@ -73,9 +73,6 @@ def find_tensors(folder: Path, argument: str) -> dict[str, Stored]:
     Args:
         folder: with `model.safetensors` or its shards, or else `pytorch_model.bin` or its shards.
         argument: what the caller calls the folder, for messages.
-
-    Raises:
-        ValueError: if there are no weights, a shard is missing, or a file is not whole.
     """
     files, named = _weight_files(folder, argument)
     tensors: dict[str, Stored] = {}
