@@ -99,10 +99,12 @@ def _describe(column: Column) -> dict[str, Any]:
 
 def _faults(used: Mapping[str, Column], rows: int, turn_key: str) -> list[str]:
     """Return what is wrong with the columns of a task."""
-    found = [f"{column.blank:,} rows have no {name} ({column.name!r})" for name, column in used.items() if column.blank]
-    inputs = content_keys(next(iter(used.values())).values, turn_key)
+    needed = {name: column for name, column in used.items() if column.blank and name != "text_pair"}
+    found = [f"{column.blank:,} rows have no {name} ({column.name!r})" for name, column in needed.items()]
+    first, matter = next(iter(used.values())), used.get("text_pair") if "prompt" in used else None
+    inputs = content_keys(zip(first.values, matter.values, strict=False) if matter else first.values, turn_key)
     repeated = len(inputs) - len(np.unique(inputs))
-    if repeated:
+    if repeated and (matter is None or matter.blank == 0):  # else which rows belong together is not known
         found.append(
             f"{repeated:,} of {rows:,} rows ({repeated / rows:.1%}) have the {next(iter(used))} of another row"
         )

@@ -10,6 +10,7 @@ TEXTS = ("text", "sentence", "review", "content", "tweet", "comment", "utterance
 LABELS = ("label", "labels", "label_name", "class", "category", "sentiment", "intent", "topic")
 TAGS = ("ner_tags", "tags", "labels")
 PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text_a", "text_b"))
+INPUTS = ("input", "context")  # of an instruction
 PROMPTS = (
     *(("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response")),
     *(("question", "answer"), ("query", "response"), ("input", "output")),
@@ -61,7 +62,18 @@ def _dialogue(facts: Facts, given: Given, task: str | None, family: str | None) 
         return Choice("causal-lm", {"messages_column": column, **_speakers(facts.columns[column], given)}, {})
     pair = (given.get("prompt_column"), given.get("target_column", "target"))
     found = pair if pair[0] else _named_pair(facts, PROMPTS) if family != "encoder-decoder" else None
-    return None if found is None else Choice("causal-lm", {"prompt_column": found[0], "target_column": found[1]}, {})
+    if found is None:
+        return None
+    columns = {"prompt_column": found[0], "text_pair_column": _input(facts, given, found), "target_column": found[1]}
+    return Choice("causal-lm", {field: name for field, name in columns.items() if name is not None}, {})
+
+
+def _input(facts: Facts, given: Given, pair: Collection[str]) -> str | None:
+    """Return the column of what an instruction is about."""
+    names = {name.lower(): name for name, column in facts.columns.items() if column.values and name not in pair}
+    is_instruction = "instruction" in map(str.lower, pair)
+    usual = next((names[name] for name in INPUTS if name in names and is_instruction), None)
+    return given.get("text_pair_column", usual)
 
 
 def _speakers(column: Column, given: Given) -> dict[str, Any]:

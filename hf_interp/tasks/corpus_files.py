@@ -3,6 +3,7 @@
 import codecs
 import csv
 import glob
+import json
 import logging
 import os
 import sys
@@ -38,7 +39,8 @@ DOCUMENTS = {"line": "line", "paragraph": "paragraph", "file": "document"}
 
 
 def quiet_bars() -> None:
-    """Show no bars of progress where they would fill a log with their every step."""
+    """Show no bars of progress where they would fill a log with their every step, and no error twice."""
+    logging.getLogger("datasets.packaged_modules.json.json").setLevel(logging.CRITICAL)  # its errors are raised too
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()
@@ -208,6 +210,8 @@ def _explain(name: str, config: CorpusConfig, options: dict[str, Any], cause: Ba
             what = _undecodable(file, config.encoding) or what
     elif isinstance(cause, datasets.table.CastError) and len(files) > 1:
         what = _differing_columns(options, files) or what
+    elif options["path"] == "json" and isinstance(cause, ValueError):  # not a file that breaks off
+        what = next(filter(None, map(_no_json, files)), what)
     return f"Corpus {name!r} ({config.path}) cannot be loaded: {what}"
 
 
@@ -221,6 +225,22 @@ def _undecodable(file: Path, encoding: str) -> str | None:
                 return (
                     f"{str(file)!r} is not {encoding}: it has the byte 0x{line[error.start]:02x} in line {number}. Say "
                     "its `encoding`, such as latin-1, or mend the file."
+                )
+    return None
+
+
+def _no_json(file: Path) -> str | None:
+    """Return the first line of a file of JSON lines that is none."""
+    with open_file(file) as lines:
+        is_array = lines.read(1) == b"["
+        lines.seek(0)
+        for number, line in enumerate([] if is_array else lines, 1):
+            try:
+                json.loads(line.strip() or "{}")
+            except ValueError as error:
+                shown = line.decode(errors="replace").strip()
+                return (
+                    f"line {number} of {str(file)!r} is no JSON ({error}): {shown[:60]!r}. Mend the line, or remove it."
                 )
     return None
 

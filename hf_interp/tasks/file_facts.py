@@ -14,7 +14,7 @@ from hf_interp.tasks.corpus_files import file_format, load_rows, open_file, quie
 from hf_interp.tasks.loading import first_rows
 from hf_interp.tasks.recipe import CorpusConfig
 
-ColumnKind = Literal["text", "label", "number", "id", "list", "turns", "empty"]
+ColumnKind = Literal["text", "label", "number", "date", "id", "list", "turns", "empty"]
 """A label is one of few short values; a list is of words, of their tags, or of several labels."""
 
 MOST_ROWS = 50_000  # that are looked at
@@ -23,6 +23,7 @@ LONGEST_LABEL = 60  # characters
 HEAD_BYTES = 1 << 20
 ID = re.compile(r"[!-~]*\d[!-~]*")
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
+DATE = re.compile(r"(\d{4}-\d\d?-\d\d?|\d\d?[./]\d\d?[./]\d{4}|\d{4}/\d\d?/\d\d?)([T ]\d\d?:\d\d.*)?")
 TAG = re.compile(r"O|[BIESLU]-\S+")
 
 
@@ -67,12 +68,28 @@ def look_at(name: str, config: CorpusConfig) -> Facts:
     dataset = load_rows(name, config, cells)  # which are texts until it is known what they are
     if not len(dataset):
         raise ValueError(f"Corpus {name!r} ({config.path}) has no rows.")
+    if inner := _rows_within(dataset):
+        raise ValueError(
+            f"Corpus {name!r} ({config.path}) is one object, whose {inner!r} seems to hold the rows. Write those "
+            f"alone, one a line, as `jq -c '.{inner}[]' {config.path} > rows.jsonl` does."
+        )
     head, columns = first_rows(dataset, MOST_ROWS), {}
     for column in dataset.column_names:
         names = class_names(dataset.features[column])
         for key, values in _parts(column, list(head[column])):
             columns[key] = _column(key, [_named(value, names) for value in values] if names else values)
     return Facts(config, form, len(dataset), columns)
+
+
+def _rows_within(dataset: Any) -> str | None:
+    """Return the column of the only row that holds rows: a list of mappings that are no turns of a dialogue."""
+    lists = {name: value for name, value in dataset[0].items() if isinstance(value, list) and value}
+    rows = {name: value[0] for name, value in lists.items() if isinstance(value[0], Mapping)}
+    return next((name for name, row in rows.items() if len(dataset) == 1 and not _is_turn(row)), None)
+
+
+def _is_turn(row: Mapping[str, Any]) -> bool:
+    return any({speaker, text} <= row.keys() for speaker, text in (("role", "content"), ("from", "value")))
 
 
 def _parts(column: str, values: list[Any]) -> list[tuple[str, list[Any]]]:
@@ -101,6 +118,8 @@ def _kind(values: list[Any]) -> ColumnKind:
     if isinstance(values[0], list):
         return "turns" if any(isinstance(each, Mapping) for each in values[0]) else "list"
     texts = [str(value) for value in values]
+    if all(DATE.fullmatch(text) for text in texts):
+        return "date"
     different = len(set(texts))
     is_number = all(NUMBER.fullmatch(text) for text in texts)
     is_whole = not is_number or all("." not in text for text in texts)

@@ -39,10 +39,11 @@ def load_corpus(
         ValueError: for a column that is not there or a value that is not of its kind, naming corpus, column and row.
     """
     sources = {column: config.source(column) for column in columns}
+    matter = [config.text_pair_column] if config.text_pair_column and "prompt" in columns else []
     as_text = [sources[column] for column, kind in columns.items() if kind in CELLS]
-    dataset = _undecoded(load_rows(name, config, [*as_text, *(config.where or {})]))
+    dataset = _undecoded(load_rows(name, config, [*as_text, *matter, *(config.where or {})]))
     present = column_names(dataset)
-    _check_present(name, present, [*sources.values(), *(config.where or {})])
+    _check_present(name, present, [*sources.values(), *matter, *(config.where or {})])
     if config.where:
         dataset = _filter(name, dataset, config)
     features = {column: _reach(dataset.features or {}, source) for column, source in sources.items()}
@@ -52,6 +53,9 @@ def load_corpus(
             sources[column] = f"_{column}"
         elif kind == "prose":  # without blank rows
             dataset = dataset.filter(lambda row, source=sources[column]: str(_reach(row, source)).strip() != "")
+    if matter:
+        dataset = dataset.map(partial(_join, source=sources["prompt"], matter=matter[0]))
+        sources["prompt"] = "_prompt"
     dataset = _pick(dataset, sources)
     if config.part is not None:
         dataset = keep_part(name, dataset, config.part, next(iter(columns)), config.content_key)
@@ -114,6 +118,12 @@ def _reach(row: Mapping[str, Any], source: str) -> Any:
     for step in source.split("."):
         value = value.get(step) if isinstance(value, Mapping) else None
     return value
+
+
+def _join(row: Mapping[str, Any], source: str, matter: str) -> dict[str, Any]:
+    """Return a prompt with what it is about behind it, which may be blank."""
+    prompt, about = _reach(row, source), _reach(row, matter)
+    return {"_prompt": f"{prompt}\n\n{about}" if prompt is not None and str(about or "").strip() else prompt}
 
 
 def _undecoded(dataset: Any) -> Any:

@@ -38,7 +38,8 @@ class CorpusConfig:
             overlap share no input, in whatever order the rows are.
         revision: branch, tag or commit of the dataset on the Hub.
         text_column: column of the input. A dot reaches into a column of mappings: `translation.en`.
-        text_pair_column: column of the second text of a pair.
+        text_pair_column: column of the second text of a pair; of what a prompt is about, which follows it after a blank
+            line, such as Alpaca's `input`. It may be blank.
         image_column: column of the image, as a file in the row or a path relative to the corpus' file.
         audio_column: column of the recording, likewise.
         label_column: column of the label, for classification.

@@ -155,6 +155,14 @@ def test_files_that_break_off_or_differ_are_named(tmp_path: Path, streaming: boo
         load(write(tmp_path / "empty.jsonl", ""), streaming=streaming)
 
 
+@pytest.mark.parametrize("name", ["bad.jsonl", "bad.jsonl.gz"])
+def test_a_line_that_is_no_json_is_told_by_its_number(tmp_path: Path, name: str) -> None:
+    text = b'{"text": "a", "label": "pos"}\n\n' * 3 + b'{"text": "broken\n' + b'{"text": "b", "label": "neg"}\n'
+    path = write(tmp_path / name, gzip.compress(text) if name.endswith(".gz") else text)
+    with pytest.raises(ValueError, match=r"line 7 of '.*' is no JSON \(.*\): '\{\"text\": \"broken'\. Mend the line"):
+        load(path)
+
+
 def test_the_first_rows_of_a_stream_are_read_before_a_run(tmp_path: Path) -> None:
     good = '{"text": "a", "label": "pos"}\n'
     path = write(tmp_path / "late.jsonl", good * 50 + '{"text": " ", "label": "pos"}\n')

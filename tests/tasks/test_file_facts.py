@@ -153,6 +153,18 @@ SAID = [[{"from": "human", "value": f"hi {number}"}, {"from": "gpt", "value": "h
             "causal-lm",
             {"prompt_column": "Instruction", "target_column": "output"},
         ),
+        (
+            lambda n: {"instruction": "Do it.", "input": f"this {n}" if n % 2 else "", "output": f"it is done {n}"},
+            "decoder",
+            "causal-lm",
+            {"prompt_column": "instruction", "text_pair_column": "input", "target_column": "output"},
+        ),
+        (
+            lambda n: {"text": f"a text {n}", "mood": "ab"[n % 2], "day": f"2024-01-0{n % 4 + 1}"},
+            "encoder",
+            "sequence-classification",
+            {"text_column": "text", "label_column": "mood"},
+        ),
         (lambda n: {"text": f"a text {n}"}, "decoder", "causal-lm", {"text_column": "text"}),
         (lambda n: {"text": f"a text {n}"}, "encoder", "masked-lm", {"text_column": "text"}),
     ],
@@ -186,6 +198,25 @@ def test_what_can_be_read_in_two_ways_names_the_flag_that_settles_it(
     facts = look(tmp_path / "a.jsonl", rows(*map(row, range(12))))
     with pytest.raises(ValueError, match=message):
         choose_columns(facts, {}, family=family)
+
+
+def test_rows_within_one_object_are_told_with_how_to_take_them_out(tmp_path: Path) -> None:
+    inner = [{"q": "how is it", "a": "good"}] * 3
+    with pytest.raises(ValueError, match=r"is one object, whose 'data' seems to hold the rows.*jq -c '.data\[\]'"):
+        look(tmp_path / "a.json", json.dumps({"version": 1, "data": inner}))
+    assert look(tmp_path / "b.json", rows({"messages": [{"role": "user", "content": "hi"}]})).rows == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        *[(day, "date") for day in ("2024-01-31", "31.1.2024", "1/31/2024", "2024/1/31", "2024-01-31T10:00:00Z")],
+        *[("2024", "label"), ("1.5", "number"), ("31.1.24", "label"), ("2024-01-31 or so", "label")],
+    ],
+)
+def test_dates_are_told_from_labels(tmp_path: Path, value: str, kind: str) -> None:
+    facts = look(tmp_path / "a.jsonl", rows(*({"text": f"a text {n}", "when": value} for n in range(12))))
+    assert facts.columns["when"].kind == kind
 
 
 def test_of_labels_that_say_the_same_the_one_in_words_is_taken(tmp_path: Path) -> None:

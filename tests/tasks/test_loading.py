@@ -4,6 +4,7 @@ import datetime
 import gzip
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]] = ROWS) -> str:
     text = {
         "json": json.dumps(list(rows)),
         "jsonl": "".join(json.dumps(row) + "\n" for row in rows),
-        "txt": "".join(f"{row['text']}\n" for row in rows),
+        "txt": "".join(f"{row.get('text')}\n" for row in rows),
     }.get(kind)
     if text is None:
         lines = [list(columns), *([str(value) for value in row.values()] for row in rows)]
@@ -123,7 +124,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
         ("rows.jsonl", " null\n", "Corpus 'law' .*'.*rows.jsonl' begins with null where a row belongs"),
         ("rows.json", "[]", "Corpus 'law' .* cannot be loaded: .*no data"),
         ("rows.csv", "", "Corpus 'law' .* cannot be loaded: No columns to parse from file"),
-        ("rows.jsonl", '{"text": \n', "Corpus 'law' .* cannot be loaded: JSON parse error"),
+        ("rows.jsonl", '{"text": \n', "Corpus 'law' .* cannot be loaded: line 1 of .* is no JSON"),
         (
             "rows.csv",
             "text,label\na,b\nc,d,e\n",
@@ -443,6 +444,29 @@ def test_turns_by_other_names_keep_their_order(tmp_path: Path) -> None:
     assert [(turn["role"], turn["content"]) for turn in found["messages"]] == [("user", "Hi"), ("assistant", "Hello")]
     with pytest.raises(ValueError, match="a dialogue without an assistant turn: column 'turns', row 0"):
         kinds(tmp_path, [{"turns": rows[0]["turns"][:1]}], {"messages": "turns"}, **fields)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_what_a_prompt_is_about_follows_it(tmp_path: Path, name: str, streaming: bool) -> None:
+    rows = [{"ask": "Add.", "on": on, "text_pair": "no", "say": "3"} for on in ("1 2", "", " ", "7")]
+    fields = {"prompt_column": "ask", "text_pair_column": "on", "target_column": "say", "streaming": streaming}
+    config = CorpusConfig(path=write(tmp_path / name, rows), **fields)
+    found = list(load_corpus("law", config, {"prompt": "text", "target": "text"}))
+    assert found == [{"prompt": said, "target": "3"} for said in ("Add.\n\n1 2", "Add.", "Add.", "Add.\n\n7")]
+    with pytest.raises(ValueError, match="has no column 'off'"):
+        load_corpus("law", replace(config, text_pair_column="off"), {"prompt": "text", "target": "text"})
+
+
+def test_rows_of_one_prompt_are_parted_by_what_it_is_about(tmp_path: Path) -> None:
+    rows = [{"ask": "Add.", "on": f"{number}", "target": "3"} for number in range(200)]
+    config = CorpusConfig(path=write(tmp_path / "a.jsonl", rows), prompt_column="ask", text_pair_column="on")
+    parts = [
+        load_corpus("law", replace(config, part=part), {"prompt": "text", "target": "text"})["prompt"]
+        for part in ([0, 0.5], [0.5, 1])
+    ]
+    assert sorted([*parts[0], *parts[1]]) == sorted(f"Add.\n\n{number}" for number in range(200))
+    assert 70 < len(parts[0]) < 130
 
 
 @pytest.mark.parametrize("streaming", [False, True])
