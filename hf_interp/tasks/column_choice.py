@@ -68,7 +68,7 @@ def _dialogue(facts: Facts, given: Given, task: str | None, family: str | None) 
     return Choice("causal-lm", {field: name for field, name in columns.items() if name is not None}, {})
 
 
-def _input(facts: Facts, given: Given, pair: Collection[str]) -> str | None:
+def _input(facts: Facts, given: Given, pair: Collection[Any]) -> str | None:
     """Return the column of what an instruction is about."""
     names = {name.lower(): name for name, column in facts.columns.items() if column.values and name not in pair}
     is_instruction = "instruction" in map(str.lower, pair)
