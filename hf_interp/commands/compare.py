@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def compare(
         "recipe": without_tokens(recipe),
         "seeds": list(seeds),
         "steps": args.max_steps,
-        "alpha_search": parsed.alpha_search.to_dict(),
+        "alpha_search": asdict(parsed.alpha_search),
         "halved_eval_sets": not parsed.validation_corpora,
     }
     first_rows = [_row(BASE, seed, metrics, metrics, curve=[]) for seed, metrics in base.items()]

@@ -95,12 +95,8 @@ class Goal:
             [0.0, 1.0],
             domain,
             general,
-            objective=search.objective,
-            max_forgetting=search.max_forgetting,
-            domain_weight=search.domain_weight,
-            one_standard_error=False,
-            domain_greater_is_better=more,
-            general_greater_is_better=more,
+            replace(search, one_standard_error=False, prefer_trained=False),
+            greater_is_better=more,
             num_resamples=0,
         ).objective_values[1]
         if objective > -math.inf:

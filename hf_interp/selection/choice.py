@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from hf_interp.reporting.curve import SLACK, FloatArray, list_alphas, short_alpha
 from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.curve_shape import check_alphas, check_units, find_knee, first_best, knee_heights
-from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.errors import check_choice
 from hf_interp.weights.alpha_spec import check_alpha
 
 OBJECTIVES = ("domain", "constrained", "mean", "harmonic", "knee")
@@ -71,16 +70,17 @@ class AlphaSearch:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_settings(self.objective, self.max_forgetting, self.domain_weight, num_resamples=0)
-        if self.max_group_gap is not None:
-            _check_gap(self.objective, self.max_group_gap)
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("method", self.method, METHODS)
+        for name in ("max_forgetting", "max_group_gap"):
+            if (limit := getattr(self, name)) is not None and not 0 <= limit < math.inf:
+                raise ValueError(f"`{name}` must be at least 0 and finite, got {limit}.")
+        if self.max_group_gap is not None and self.objective != "constrained":
+            raise ValueError(f"`max_group_gap` needs the objective 'constrained', got {self.objective!r}.")
+        if not 0 <= self.domain_weight <= 1:
+            raise ValueError(f"`domain_weight` must lie in [0, 1], got {self.domain_weight}.")
         if self.metric is not None:
             less_is_better(self.metric, self.greater_is_better)
-        if self.method not in METHODS:
-            raise ValueError(
-                f"`method` must be one of {', '.join(METHODS)}, got {self.method!r}."
-                + did_you_mean(self.method, METHODS)
-            )
         if self.method == "golden" and self.objective not in SMOOTH_OBJECTIVES:
             raise ValueError(
                 f"`method` 'golden' minimises a loss and needs the objective 'domain' or 'mean', got "
@@ -109,10 +109,6 @@ class AlphaSearch:
                 f"`alphas` must be at least 2 α, or a list of them, and at most {MAX_ALPHAS}, got {self.alphas}."
             )
         return [index / (self.alphas - 1) for index in range(self.alphas)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for results."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,20 +139,13 @@ def choose_alpha(
     alphas: npt.ArrayLike,
     domain: npt.ArrayLike,
     general: npt.ArrayLike,
+    search: AlphaSearch,
     *,
-    objective: str,
-    max_forgetting: float = 0.01,
-    max_group_gap: float | None = None,
-    group_gaps: npt.ArrayLike | None = None,
-    domain_weight: float = 0.5,
-    prefer_trained: bool = False,
-    one_standard_error: bool = True,
-    domain_greater_is_better: bool = True,
-    general_greater_is_better: bool = True,
+    greater_is_better: bool = True,
     metric: str = "metric",
+    group_gaps: npt.ArrayLike | None = None,
     num_examples: Mapping[str, int] | None = None,
     num_resamples: int = 1000,
-    seed: int = 0,
 ) -> Choice:
     """Choose the α of M_α from what was evaluated.
 
@@ -185,60 +174,51 @@ def choose_alpha(
         alphas: the evaluated α, in any order, also outside [0, 1].
         domain, general: units of the metric, shape (num_alphas, num_units of that dataset), or (num_alphas,) for a
             single number each, of whose spread nothing is known: then there is neither interval nor rule.
-        objective: one of `OBJECTIVES`.
-        max_forgetting: by how much the general metric may be worse than at α = 0, in the unit of the metric.
-        max_group_gap, group_gaps: the greatest gap that is allowed, and the gap at each α: (num_alphas,).
-        domain_weight: w, in [0, 1].
-        prefer_trained: choose α = 1 where the interval holds it, unless it breaks the constraint.
-        one_standard_error: whether to apply the rule; it is never applied to a knee.
-        domain_greater_is_better, general_greater_is_better: whether more of the metric is better on that side.
+        search: the settings.
+        greater_is_better: whether more of the metric is better.
         metric: what the metric is called in the reason.
+        group_gaps: the gap between groups at each α, if `max_group_gap` limits it: (num_alphas,).
         num_examples: how many examples of each side the reason speaks of, if any.
         num_resamples: bootstrap resamples; 0 for no interval.
-        seed: seed of the resamples.
 
     Raises:
-        ValueError: for an unknown objective, an argument out of range, shapes that do not fit, repeated α, values that
-            are not finite, a constraint without α = 0, or a harmonic mean of what is negative or better if less.
+        ValueError: for shapes that do not fit, repeated α, values that are not finite, a constraint without α = 0, or a
+            harmonic mean of what is negative or better if less.
 
-    >>> choice = choose_alpha([0.0, 0.5, 1.0], [0.5, 0.8, 0.9], [0.9, 0.88, 0.7], objective="constrained",
-    ...     max_forgetting=0.02, metric="recall")
+    >>> search = AlphaSearch(objective="constrained", max_forgetting=0.02)
+    >>> choice = choose_alpha([0.0, 0.5, 1.0], [0.5, 0.8, 0.9], [0.9, 0.88, 0.7], search, metric="recall")
     >>> choice.alpha, choice.objective_values
     (0.5, (0.5, 0.8, -inf))
     >>> print(choice.reason)
     α = 0.5 has the best domain recall (0.8) of the 2 α whose general recall falls by at most 0.02 from 0.9 at α = 0.
     """
     places = check_alphas(alphas)
-    _check_settings(objective, max_forgetting, domain_weight, num_resamples)
     order = np.lexsort((places, np.abs(places)))  # nearest to 0 first, so that the first of equals is the one to take
-    domain_sign, general_sign = (1 if more else -1 for more in (domain_greater_is_better, general_greater_is_better))
-    search = _Objective(
+    sign = 1 if greater_is_better else -1
+    found = _Objective(
+        search=search,
         alphas=places[order],
-        domain=domain_sign * check_units("domain", domain, places)[order],
-        general=general_sign * check_units("general", general, places)[order],
-        objective=objective,
-        max_forgetting=max_forgetting,
-        domain_weight=domain_weight,
-        max_group_gap=max_group_gap,
-        gaps=None if max_group_gap is None or group_gaps is None else np.asarray(group_gaps, dtype=np.float64)[order],
+        domain=sign * check_units("domain", domain, places)[order],
+        general=sign * check_units("general", general, places)[order],
+        gaps=None if group_gaps is None else np.asarray(group_gaps, dtype=np.float64)[order],
     )
-    if objective == "constrained" and 0 not in places:
+    if search.objective == "constrained" and 0 not in places:
         raise ValueError(
             f"`alphas` must hold 0 for the objective 'constrained', got {list_alphas(places)}. Evaluate M₀ too."
         )
-    if objective == "harmonic":
-        _check_harmonic(search, domain_greater_is_better and general_greater_is_better)
+    if search.objective == "harmonic":
+        _check_harmonic(found, greater_is_better)
 
-    values = search.values(search.domain.mean(axis=1), search.general.mean(axis=1))
+    values = found.values(found.domain.mean(axis=1), found.general.mean(axis=1))
     best = chosen = int(first_best(values))
-    errors = search.std_errors(best)
-    low, high = interval = search.confidence_interval(num_resamples, seed) or (math.nan, math.nan)
-    trained = np.flatnonzero((search.alphas == 1) & (values > -np.inf))
-    prefers = prefer_trained and trained.size == 1 and low <= 1 <= high and search.alphas[best] != 1
-    if one_standard_error and errors is not None and not prefers:
+    errors = found.std_errors(best)
+    low, high = interval = found.confidence_interval(num_resamples) or (math.nan, math.nan)
+    trained = np.flatnonzero((found.alphas == 1) & (values > -np.inf))
+    prefers = search.prefer_trained and trained.size == 1 and low <= 1 <= high and found.alphas[best] != 1
+    if search.one_standard_error and errors is not None and not prefers:
         # the best itself is within 0 of itself; rounding must not count against an α that is one standard error off
         chosen = int(np.argmax(values + errors >= values[best] - SLACK * abs(values[best])))
-    reason = _explain(search, values, errors, best, chosen, metric, domain_sign, general_sign)
+    reason = _explain(found, values, errors, best, chosen, metric, sign)
     if prefers:
         chosen = int(trained[0])
         sizes = " and ".join(f"{size:,} {side}" for side, size in (num_examples or {}).items())
@@ -248,8 +228,8 @@ def choose_alpha(
         )
     places_in_order = np.argsort(order)
     return Choice(
-        alpha=float(search.alphas[chosen]),
-        best_alpha=float(search.alphas[best]),
+        alpha=float(found.alphas[chosen]),
+        best_alpha=float(found.alphas[best]),
         objective_values=tuple(values[places_in_order].tolist()),
         std_errors=None if errors is None else tuple(errors[places_in_order].tolist()),
         confidence_interval=None if math.isnan(low) else interval,
@@ -261,20 +241,17 @@ def choose_alpha(
 class _Objective:
     """An objective over α, both sides turned so that more is better, and α nearest to 0 first."""
 
+    search: AlphaSearch
     alphas: FloatArray
     domain: FloatArray
     general: FloatArray
-    objective: str
-    max_forgetting: float
-    domain_weight: float
-    max_group_gap: float | None = None
     gaps: FloatArray | None = None
 
     def fair(self) -> npt.NDArray[np.bool_]:
         """Return which α keep the limit on the gap, if there is one; where none that may be chosen does, the best."""
-        if self.gaps is None or self.max_group_gap is None:
+        if self.gaps is None or self.search.max_group_gap is None:
             return np.ones(len(self.alphas), dtype=bool)
-        within = self.gaps <= self.max_group_gap + SLACK
+        within = self.gaps <= self.search.max_group_gap + SLACK
         kept = self._keeps(self.general.mean(axis=1))
         return within if (within & kept).any() else self.gaps <= self.gaps[kept].min() + SLACK
 
@@ -282,19 +259,19 @@ class _Objective:
         """Return whether the general metric, (..., num_alphas), is as good as it must be."""
         base = general[..., self.alphas == 0]
         slack = SLACK * np.maximum(np.abs(base), np.abs(general))
-        return general >= base - self.max_forgetting - slack
+        return general >= base - self.search.max_forgetting - slack
 
     def values(self, domain: FloatArray, general: FloatArray) -> FloatArray:
         """Return the objective from metrics of shape (..., num_alphas)."""
-        weight = self.domain_weight
-        if self.objective == "constrained":
+        weight = self.search.domain_weight
+        if self.search.objective == "constrained":
             return np.where(self._keeps(general) & self.fair(), domain, -np.inf)
-        if self.objective == "mean":
+        if self.search.objective == "mean":
             return weight * domain + (1 - weight) * general
-        if self.objective == "harmonic":
+        if self.search.objective == "harmonic":
             # a resample of pseudo-values may go below 0; no harmonic mean is worse than 0
             return np.maximum(domain, 0) * self._to_mean(domain, general)
-        if self.objective == "knee":
+        if self.search.objective == "knee":
             heights, bends = knee_heights(self.alphas, domain, general)
             return np.where(bends[..., None], heights, domain)
         return domain
@@ -302,15 +279,15 @@ class _Objective:
     def _to_mean(self, domain: FloatArray, general: FloatArray) -> FloatArray:
         """Return harmonic mean / domain metric = g / (w·g + (1 − w)·d); 1 where both are 0."""
         domain, general = np.maximum(domain, 0), np.maximum(general, 0)
-        below = self.domain_weight * general + (1 - self.domain_weight) * domain
+        below = self.search.domain_weight * general + (1 - self.search.domain_weight) * domain
         return np.divide(general, below, out=np.ones_like(below), where=below > 0)
 
     def slopes(self) -> tuple[FloatArray, FloatArray]:
         """Return ∂objective/∂d and ∂objective/∂g at each α."""
-        one, zero, weight = np.ones(len(self.alphas)), np.zeros(len(self.alphas)), self.domain_weight
-        if self.objective == "mean":
+        one, zero, weight = np.ones(len(self.alphas)), np.zeros(len(self.alphas)), self.search.domain_weight
+        if self.search.objective == "mean":
             return weight * one, (1 - weight) * one
-        if self.objective == "harmonic":
+        if self.search.objective == "harmonic":
             domain, general = self.domain.mean(axis=1), self.general.mean(axis=1)
             ratio = self._to_mean(domain, general)  # h/d; and h/g = (1 − w·h/d) / (1 − w), which also holds at g = 0
             other = (1 - weight * ratio) / (1 - weight) if weight < 1 else zero
@@ -319,7 +296,7 @@ class _Objective:
 
     def std_errors(self, best: int) -> FloatArray | None:
         """Return the standard error of the difference of the objective at each α from that at the best."""
-        if self.objective == "knee":
+        if self.search.objective == "knee":
             return None
         variance = np.zeros(len(self.alphas))
         for units, slope in zip((self.domain, self.general), self.slopes(), strict=True):
@@ -331,15 +308,16 @@ class _Objective:
             variance += (linear - linear[best]).var(axis=1, ddof=1) / units.shape[1]
         return np.sqrt(variance)
 
-    def confidence_interval(self, num_resamples: int, seed: int) -> tuple[float, float] | None:
+    def confidence_interval(self, num_resamples: int) -> tuple[float, float] | None:
         """Return the ends of the α that are not significantly worse than another (see `choose_alpha`)."""
-        domain_counts = self.objective != "mean" or self.domain_weight > 0
-        general_counts = self.domain_weight < 1 if self.objective == "mean" else self.objective != "domain"
+        objective, weight = self.search.objective, self.search.domain_weight
+        domain_counts = objective != "mean" or weight > 0
+        general_counts = weight < 1 if objective == "mean" else objective != "domain"
         sides = ((self.domain, domain_counts), (self.general, general_counts))
         fewest = min(units.shape[1] for units, counts in sides if counts)
         if not num_resamples or fewest == 1:
             return None
-        generator = np.random.default_rng(seed)
+        generator = np.random.default_rng(self.search.seed)
         points = self.domain.mean(axis=1), self.general.mean(axis=1)
         domain, general = (
             _resampled_means(units, num_resamples, generator) if counts else units.mean(axis=1)
@@ -348,18 +326,18 @@ class _Objective:
         heavier = 1 + 1.21 / (fewest - 1)  # Student's quantile by the normal one, to the first order
         level, possible, rivals = 0.95, np.isfinite(self.alphas), np.isfinite(self.alphas)
         values = [(self.values(*points), self.values(domain, general))]
-        if self.objective == "knee":
+        if objective == "knee":
             heights = knee_heights(self.alphas, *points)[0]
             again, bends = knee_heights(self.alphas, domain, general)
             kinds = (((heights, again), bends.mean()), ((points[0], domain), 1 - bends.mean()))
             values = [kind for kind, share in kinds if share > 0.05]  # where there may be no knee, the domain decides
             possible = rivals = np.isfinite(heights)
-        if self.objective == "constrained":
+        if objective == "constrained":
             level, values = 0.975, [(points[0], domain)]
             lost = points[1][self.alphas == 0] - points[1]
             spread = general[:, self.alphas == 0] - general - lost
             bound = heavier * _quantile_of_worst(np.abs(spread), spread.std(axis=0), level) * spread.std(axis=0)
-            excess = lost - self.max_forgetting - SLACK * np.abs(points[1])
+            excess = lost - self.search.max_forgetting - SLACK * np.abs(points[1])
             possible, rivals = (excess <= bound) & self.fair(), (excess <= -bound) & self.fair()
         kept = [
             self.alphas[place]
@@ -397,37 +375,33 @@ def _resampled_means(units: FloatArray, num_resamples: int, generator: np.random
 
 
 def _explain(
-    search: _Objective,
+    found: _Objective,
     values: FloatArray,
     errors: FloatArray | None,
     best: int,
     chosen: int,
     metric: str,
-    domain_sign: int,
-    general_sign: int,
+    sign: int,
 ) -> str:
     """Return the reason of a choice."""
-    alpha = f"α = {short_alpha(search.alphas[chosen])}"
-    general = general_sign * search.general.mean(axis=1)
-    domain = domain_sign * search.domain.mean(axis=1)
-    name, sign, among = f"domain {metric}", domain_sign, ""
+    search, alpha = found.search, f"α = {short_alpha(found.alphas[chosen])}"
+    domain, general = sign * found.domain.mean(axis=1), sign * found.general.mean(axis=1)
+    name, among = f"domain {metric}", ""
     if search.objective == "knee":
-        if find_knee(search.alphas, search.domain.mean(axis=1), search.general.mean(axis=1)) is not None:
+        if find_knee(found.alphas, found.domain.mean(axis=1), found.general.mean(axis=1)) is not None:
             point = f"domain {metric} {domain[chosen]:.4g}, general {metric} {general[chosen]:.4g}"
             return (
                 f"{alpha} is the knee of the curve: its point ({point}) lies farthest from the chord between the ends."
             )
         among = ", and is taken because the curve has no knee"
-    elif search.objective == "mean":
-        name = f"mean of domain and general {metric} at domain weight {search.domain_weight:.4g}"
-        sign = domain_sign if domain_sign == general_sign else 1
-    elif search.objective == "harmonic":
-        name = f"harmonic mean of domain and general {metric} at domain weight {search.domain_weight:.4g}"
+    elif search.objective in ("mean", "harmonic"):
+        mean = "mean" if search.objective == "mean" else "harmonic mean"
+        name = f"{mean} of domain and general {metric} at domain weight {search.domain_weight:.4g}"
     elif search.objective == "constrained":
-        bound = f"{'falls' if general_sign > 0 else 'rises'} by at most {search.max_forgetting:.4g}"
-        bound = f"whose general {metric} {bound} from {general[search.alphas == 0][0]:.4g} at α = 0"
-        if search.gaps is not None and search.max_group_gap is not None:
-            gap, limit = search.gaps[best], f"{search.max_group_gap:.4g}"
+        bound = f"{'falls' if sign > 0 else 'rises'} by at most {search.max_forgetting:.4g}"
+        bound = f"whose general {metric} {bound} from {general[found.alphas == 0][0]:.4g} at α = 0"
+        if found.gaps is not None and search.max_group_gap is not None:
+            gap, limit = found.gaps[best], f"{search.max_group_gap:.4g}"
             is_kept = gap <= search.max_group_gap + SLACK
             bound += f" and whose group gap is {f'at most {limit}' if is_kept else f'least ({gap:.4g}, above {limit})'}"
         num_feasible = int(np.isfinite(values).sum())
@@ -438,25 +412,11 @@ def _explain(
     if chosen == best:
         return f"{alpha} has the best {name} ({reached:.4g}){among}."
     assert errors is not None
-    first = "smallest α" if search.alphas.min() >= 0 else "α nearest to 0"
+    first = "smallest α" if found.alphas.min() >= 0 else "α nearest to 0"
     return (
         f"{alpha} is the {first} whose {name} ({reached:.4g}) lies within one standard error ({errors[chosen]:.2g}) of "
-        f"the best ({top:.4g} at α = {short_alpha(search.alphas[best])}){among}."
+        f"the best ({top:.4g} at α = {short_alpha(found.alphas[best])}){among}."
     )
-
-
-def _check_settings(objective: str, max_forgetting: float, domain_weight: float, num_resamples: int) -> None:
-    if objective not in OBJECTIVES:
-        raise ValueError(
-            f"`objective` must be one of {', '.join(OBJECTIVES)}, got {objective!r}."
-            + did_you_mean(objective, OBJECTIVES)
-        )
-    if not 0 <= max_forgetting < math.inf:
-        raise ValueError(f"`max_forgetting` must be at least 0 and finite, got {max_forgetting}.")
-    if not 0 <= domain_weight <= 1:
-        raise ValueError(f"`domain_weight` must lie in [0, 1], got {domain_weight}.")
-    if num_resamples < 0:
-        raise ValueError(f"`num_resamples` must be at least 0, got {num_resamples}.")
 
 
 def check_no_gap(search: AlphaSearch, where: str) -> None:
@@ -465,25 +425,18 @@ def check_no_gap(search: AlphaSearch, where: str) -> None:
         raise ValueError(f"`alpha_search.max_group_gap` is not known to {where}. Leave it out; `train` knows it.")
 
 
-def _check_gap(objective: str, max_group_gap: float) -> None:
-    if objective != "constrained":
-        raise ValueError(f"`max_group_gap` needs the objective 'constrained', got {objective!r}.")
-    if not 0 <= max_group_gap < math.inf:
-        raise ValueError(f"`max_group_gap` must be at least 0 and finite, got {max_group_gap}.")
-
-
-def _check_harmonic(search: _Objective, greater_is_better: bool) -> None:
+def _check_harmonic(found: _Objective, greater_is_better: bool) -> None:
     remedy = "Take the objective 'mean', or a metric such as accuracy."
     if not greater_is_better:
         raise ValueError(
             "`objective` must not be 'harmonic' where less of a metric is better: the harmonic mean would favour the "
             f"worse side. {remedy}"
         )
-    for name, units in (("domain", search.domain), ("general", search.general)):
+    for name, units in (("domain", found.domain), ("general", found.general)):
         means = units.mean(axis=1)
         if (means < 0).any():
             worst = int(means.argmin())
             raise ValueError(
                 f"`{name}` must not be negative for the objective 'harmonic', got {means[worst]:.4g} at α = "
-                f"{short_alpha(search.alphas[worst])}. {remedy}"
+                f"{short_alpha(found.alphas[worst])}. {remedy}"
             )

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import pairwise
 from typing import Any
 
@@ -165,23 +165,15 @@ class AlphaSearchRun:
             self._golden()
         else:
             list(map(self.evaluate, search.grid()))
-        limits = search.max_group_gap is not None
         return choose_alpha(
             self.alphas,
             self.units("domain", self.metric),
             self.units("general", self.metric),
-            objective=search.objective,
-            max_forgetting=search.max_forgetting,
-            max_group_gap=search.max_group_gap,
-            group_gaps=list(map(self._greatest_gap, self.alphas)) if limits else None,
-            domain_weight=search.domain_weight,
-            prefer_trained=search.prefer_trained,
-            one_standard_error=search.one_standard_error,
-            domain_greater_is_better=not self.is_less,
-            general_greater_is_better=not self.is_less,
+            search,
+            greater_is_better=not self.is_less,
             metric=self.metric,
+            group_gaps=None if search.max_group_gap is None else [self._greatest_gap(alpha) for alpha in self.alphas],
             num_examples={side: sizes["selection"] for side, sizes in self._sizes().items()},
-            seed=search.seed,
         )
 
     @property
@@ -217,7 +209,7 @@ class AlphaSearchRun:
             alpha=choice.alpha,
             best_alpha=choice.best_alpha,
             reason=choice.reason,
-            settings=self.search.to_dict(),
+            settings=asdict(self.search),
             confidence_interval=None if choice.confidence_interval is None else list(choice.confidence_interval),
             knee=find_knee(self.alphas, domain, general),
             barrier=self._barriers(report),

@@ -1,7 +1,7 @@
 """Trained runs: opened again, and the search for their α."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def search_run(trainer: Trainer, recipe: Recipe, data: RecipeData, *, apply: boo
         groups=scored_groups(data),
         finetuned_only=new_names,
         apply=apply,
-        **search.to_dict(),
+        **asdict(search),
     )
     curve.base, curve.finetuned = recipe.model_name_or_path, trainer.args.output_dir
     return curve

@@ -17,6 +17,13 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
 
 
+def check_choice(name: str, value: object, options: Iterable[str]) -> None:
+    """Refuse a value of the field `name` that is none of the options; the nearest is named."""
+    known = list(options)
+    if value not in known:
+        raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.{did_you_mean(str(value), known)}")
+
+
 def check_known(names: Iterable[object], known: Iterable[str], where: str) -> None:
     """Refuse names of fields that are not known."""
     options = list(known)

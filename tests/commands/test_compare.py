@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -165,7 +165,7 @@ def test_results_and_picture_are_written(compared: Comparison, settings: dict[st
         "recipe": settings,
         "seeds": list(SEEDS),
         "steps": 4,
-        "alpha_search": AlphaSearch().to_dict(),
+        "alpha_search": asdict(AlphaSearch()),
         "halved_eval_sets": False,
     }
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")

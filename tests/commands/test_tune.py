@@ -205,7 +205,7 @@ def test_objectives_are_those_of_the_weights() -> None:
     assert goal("mean", domain_weight=0.75).score(after)[0] == pytest.approx(0.75 * 0.8 + 0.25 * 0.7)
     assert goal("harmonic").score(after)[0] == pytest.approx(2 / (1 / 0.8 + 1 / 0.7))
     for objective in ("domain", "mean", "harmonic"):
-        choice = choose_alpha([0, 1], [0.5, 0.8], [0.75, 0.7], objective=objective)
+        choice = choose_alpha([0, 1], [0.5, 0.8], [0.75, 0.7], AlphaSearch(objective=objective))
         assert goal(objective).score(after)[0] == choice.objective_values[1]
 
 

@@ -10,13 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_interp.selection import choice as choices
-from hf_interp.selection.choice import OBJECTIVES, Choice, choose_alpha
+from hf_interp.selection.choice import OBJECTIVES, AlphaSearch, Choice
 
 ALPHAS = [0.0, 0.5, 1.0]
 DOMAIN = [0.5, 0.8, 0.9]
 GENERAL = [0.9, 0.88, 0.6]
 METRICS = st.lists(st.integers(0, 5), min_size=4, max_size=4)
 FloatArray = npt.NDArray[np.float64]
+
+
+def choose_alpha(alphas: Any, domain: Any, general: Any, **settings: Any) -> Choice:
+    """A choice with settings of `choose_alpha` and of its search, by default without a preference for M_θ."""
+    names = AlphaSearch.__dataclass_fields__.keys() - {"metric", "greater_is_better"}
+    search = AlphaSearch(**{"prefer_trained": False} | {name: settings.pop(name) for name in names & settings.keys()})
+    return choices.choose_alpha(alphas, domain, general, search, **settings)
 
 
 def units(metrics: list[float], noise: list[float], num_units: int = 4) -> FloatArray:
@@ -65,18 +72,10 @@ def test_the_order_of_alphas_does_not_matter(objective: str) -> None:
 
 
 @pytest.mark.parametrize("objective", [one for one in OBJECTIVES if one != "harmonic"])
-@pytest.mark.parametrize(("domain_sign", "general_sign"), [(-1, 1), (1, -1), (-1, -1)])
-def test_metrics_of_which_less_is_better_are_turned(objective: str, domain_sign: int, general_sign: int) -> None:
-    expected = choose_alpha(ALPHAS, DOMAIN, GENERAL, objective=objective, max_forgetting=0.02)
-    choice = choose_alpha(
-        ALPHAS,
-        domain_sign * np.array(DOMAIN),
-        general_sign * np.array(GENERAL),
-        objective=objective,
-        max_forgetting=0.02,
-        domain_greater_is_better=domain_sign > 0,
-        general_greater_is_better=general_sign > 0,
-    )
+def test_a_metric_of_which_less_is_better_is_turned(objective: str) -> None:
+    settings: dict[str, Any] = {"objective": objective, "max_forgetting": 0.02}
+    expected = choose_alpha(ALPHAS, DOMAIN, GENERAL, **settings)
+    choice = choose_alpha(ALPHAS, -np.array(DOMAIN), -np.array(GENERAL), greater_is_better=False, **settings)
     assert (choice.alpha, choice.objective_values) == (expected.alpha, expected.objective_values)
 
 
@@ -342,7 +341,7 @@ def test_the_reason_of_one_standard_error(alphas: list[float], first: str) -> No
 
 
 def test_reasons_give_losses_as_they_are() -> None:
-    settings: dict[str, Any] = {"domain_greater_is_better": False, "general_greater_is_better": False, "metric": "loss"}
+    settings: dict[str, Any] = {"greater_is_better": False, "metric": "loss"}
     losses = ([2.0, 1.5, 1.75], [1.0, 1.25, 3.0])
     reason = choose_alpha(ALPHAS, *losses, objective="mean", **settings).reason
     assert reason == "α = 0.5 has the best mean of domain and general loss at domain weight 0.5 (1.375)."
@@ -359,7 +358,6 @@ def test_reasons_give_losses_as_they_are() -> None:
         ({"max_forgetting": -0.1}, r"`max_forgetting` must be at least 0 and finite, got -0\.1"),
         ({"max_forgetting": math.nan}, "`max_forgetting` must be at least 0 and finite, got nan"),
         ({"domain_weight": 1.1}, r"`domain_weight` must lie in \[0, 1\], got 1\.1"),
-        ({"num_resamples": -1}, "`num_resamples` must be at least 0, got -1"),
         ({"domain": [0.5, math.nan, 0.5]}, r"`domain` must hold finite numbers, got nan at α = 0\.5"),
         ({"general": [[1, 2], [1, 2], [1, math.nan]]}, "`general` must hold finite numbers, got nan at α = 1"),
         ({"general": [1.0]}, "`general` must hold one number or one row"),
@@ -367,7 +365,7 @@ def test_reasons_give_losses_as_they_are() -> None:
             {"objective": "constrained", "alphas": [0.1, 0.5, 1.0]},
             r"must hold 0 .*, got 0\.1, 0\.5, 1\. Evaluate M₀ too",
         ),
-        ({"objective": "harmonic", "domain_greater_is_better": False}, "`objective` must not be 'harmonic' where less"),
+        ({"objective": "harmonic", "greater_is_better": False}, "`objective` must not be 'harmonic' where less"),
         (
             {"objective": "harmonic", "general": [0.5, -0.25, 0.5]},
             r"`general` must not be negative for the objective 'harmonic', got -0\.25 at α = 0\.5\. Take the objective",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -154,9 +155,7 @@ def test_the_limit_on_the_gap_is_kept(
         [0.0, 1 / 3, 2 / 3, 1.0],
         [0.5, 0.6, 0.7, 0.8],
         [0.9, 0.8, 0.7, 0.6],
-        objective="constrained",
-        max_forgetting=forgetting,
-        max_group_gap=limit,
+        AlphaSearch(objective="constrained", max_forgetting=forgetting, max_group_gap=limit, prefer_trained=False),
         group_gaps=gaps,
     )
     assert choice.alpha == expected
@@ -166,9 +165,10 @@ def test_the_limit_on_the_gap_is_kept(
 def test_the_interval_and_the_trained_model_keep_the_limit() -> None:
     noise = np.random.default_rng(0).normal(size=200)
     units = np.stack([noise + 0.001 * place for place in range(3)])
-    given: dict[str, Any] = {"objective": "constrained", "max_forgetting": 9.0, "prefer_trained": True}
-    free = choose_alpha([0.0, 0.5, 1.0], units, units, **given)
-    kept = choose_alpha([0.0, 0.5, 1.0], units, units, max_group_gap=0.1, group_gaps=[0.0, 0.1, 0.2], **given)
+    search = AlphaSearch(objective="constrained", max_forgetting=9.0)
+    free = choose_alpha([0.0, 0.5, 1.0], units, units, search)
+    limited = replace(search, max_group_gap=0.1)
+    kept = choose_alpha([0.0, 0.5, 1.0], units, units, limited, group_gaps=[0.0, 0.1, 0.2])
     assert (free.alpha, kept.alpha) == (1.0, 0.5)
     assert kept.confidence_interval is not None
     assert kept.confidence_interval[1] == 0.5
