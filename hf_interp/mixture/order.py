@@ -11,6 +11,7 @@ from hf_interp.mixture.apportionment import ALPHA_BITS, CorpusSpec, Unit, check_
 from hf_interp.mixture.draws import slots_until
 from hf_interp.mixture.permutations import IntArray, batch_orders
 from hf_interp.mixture.schedules import AlphaSchedule, Constant
+from hf_interp.utils.errors import check_choice
 
 Sampling = Literal["exact", "random", "sequential"]
 SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
@@ -46,10 +47,8 @@ class Order:
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
             raise ValueError(f"The sampling of a mixture must be one of {', '.join(SAMPLINGS)}, got {self.sampling!r}.")
-        if self.stopping_strategy not in (None, *STOPPING_STRATEGIES):
-            raise ValueError(
-                f"`stopping_strategy` must be one of {', '.join(STOPPING_STRATEGIES)}, got {self.stopping_strategy!r}."
-            )
+        if self.stopping_strategy is not None:
+            check_choice("stopping_strategy", self.stopping_strategy, STOPPING_STRATEGIES)
         if self.stopping_strategy is not None and self.sampling != "random":
             raise ValueError(
                 f"`stopping_strategy` ({self.stopping_strategy}) needs random sampling, got {self.sampling!r}: exact "

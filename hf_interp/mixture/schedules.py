@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.errors import check_choice, did_you_mean
 
 AlphaSchedule = Callable[[float], float]
 """A function from progress in [0, 1] to α in [0, 1]."""
@@ -281,12 +281,8 @@ def get_alpha_schedule(
     >>> get_alpha_schedule("linear", start=0.2, end=0.6)(0.5)
     0.4
     """
-    factory = SCHEDULES.get(alpha_schedule_type)
-    if factory is None:
-        raise ValueError(
-            f"`alpha_schedule_type` must be one of {', '.join(SCHEDULES)}, got {alpha_schedule_type!r}."
-            + did_you_mean(alpha_schedule_type, SCHEDULES)
-        )
+    check_choice("alpha_schedule_type", alpha_schedule_type, SCHEDULES)
+    factory = SCHEDULES[alpha_schedule_type]
     accepted = inspect.signature(factory).parameters
     for name in kwargs:
         if name not in accepted:

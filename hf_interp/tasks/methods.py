@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_interp.mixture.collators import DISTILL
 from hf_interp.tasks.recipe import SCHEDULE_FIELDS, gone_with
-from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.errors import check_choice
 
 METHODS = {"keep": 0.3, "balanced": 0.5, "domain": 0.7}
 """Name → weight of the domain in the choice of M_α."""
@@ -30,10 +30,7 @@ def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     name = recipe.get("method")
     if name is None:
         return dict(recipe), {}
-    if name not in METHODS:
-        raise ValueError(
-            f"`method` must be one of {', '.join(METHODS)}, got {name!r}.{did_you_mean(str(name), METHODS)}"
-        )
+    check_choice("method", name, METHODS)
     own = {key for key, value in recipe.items() if value is not None}
     left_out = {*own, *gone_with(own)}
     if own & {"alpha_start", "alpha_end", "alpha_controller", "mixture_path"}:

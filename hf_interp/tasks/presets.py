@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_interp.tasks.adalora import AdaLoraCallback, prepare_adalora
 from hf_interp.tasks.freezing import PARTS, freeze_except, head_names
-from hf_interp.utils.errors import check_known, did_you_mean
+from hf_interp.utils.errors import check_choice, check_known, did_you_mean
 from hf_interp.weights.adapter_kinds import FACTORS, KEEPING_INITS
 
 _LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "all-linear"}
@@ -164,10 +164,7 @@ def _build_config(fields: Mapping[str, Any], task_type: str | None, max_steps: i
     fields = {"task_type": task_type, **fields}
     kinds = {kind.value: cls for kind, cls in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = str(fields.pop("peft_type", None)).upper()
-    if kind not in kinds:
-        raise ValueError(
-            f"`peft_type` must be one of {', '.join(sorted(kinds))}, got {kind!r}." + did_you_mean(kind, kinds)
-        )
+    check_choice("peft_type", kind, sorted(kinds))
     check_known(fields, kinds[kind].__dataclass_fields__, f"for PEFT type {kind}")
     if kind == "ADALORA":
         fields = _adalora_schedule(fields, max_steps)

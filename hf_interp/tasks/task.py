@@ -66,7 +66,7 @@ from hf_interp.tasks.encoding import (
 from hf_interp.tasks.media import ImageCollator, SoundCollator, check_images, check_sound
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.tokenizers import language_token
-from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.errors import check_choice
 from hf_interp.utils.task_info import TASK_INFOS, TaskInfo
 
 PROBLEM_TYPES: dict[str, Kind] = {
@@ -132,11 +132,7 @@ def _causal_columns(recipe: Recipe, corpus: CorpusConfig) -> Mapping[str, Kind]:
 
 
 def _check_problem_type(recipe: Recipe) -> None:
-    if _problem_type(recipe) not in PROBLEM_TYPES:
-        raise ValueError(
-            f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, got {recipe.problem_type!r}."
-            + did_you_mean(str(recipe.problem_type), PROBLEM_TYPES)
-        )
+    check_choice("problem_type", _problem_type(recipe), PROBLEM_TYPES)
     if _problem_type(recipe) == "regression" and recipe.label_names:
         raise ValueError(f"A regression has no `label_names`, got {recipe.label_names}. Leave them out.")
 
@@ -264,8 +260,7 @@ TASKS = TaskTable(
 
 def get_task(name: str) -> Task:
     """Return the entry of a task; `ValueError` names the nearest to an unknown one."""
-    if name not in TASKS:
-        raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {name!r}." + did_you_mean(name, TASKS))
+    check_choice("task", name, TASKS)
     return TASKS[name]
 
 

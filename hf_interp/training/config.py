@@ -15,7 +15,7 @@ from hf_interp.mixture.epochs import EPOCH_SIDES, EpochSide
 from hf_interp.mixture.order import DEFAULT_WINDOW, Order, Sampling
 from hf_interp.mixture.paths import check_points
 from hf_interp.mixture.schedules import DEFAULT_ALPHA, AlphaSchedule, get_alpha_schedule
-from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.errors import check_choice
 from hf_interp.utils.yaml_values import parse_mapping, with_numbers
 
 ANCHORS = ("distill", "l2sp")
@@ -210,11 +210,8 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
             setattr(self, name, value)
 
     def _check_anchor(self) -> None:
-        if self.anchor is not None and self.anchor not in ANCHORS:
-            raise ValueError(
-                f"`anchor` must be one of {', '.join(ANCHORS)}, got {self.anchor!r}."
-                + did_you_mean(str(self.anchor), ANCHORS)
-            )
+        if self.anchor is not None:
+            check_choice("anchor", self.anchor, ANCHORS)
         for name, options in (("anchor_direction", DIRECTIONS), ("anchor_on", get_args(AnchoredExamples))):
             if getattr(self, name) not in options:
                 raise ValueError(f"`{name}` must be {' or '.join(map(repr, options))}, got {getattr(self, name)!r}.")
