@@ -356,8 +356,8 @@ def _tune(args: argparse.Namespace, flags: Flags) -> None:
 def _curve(args: argparse.Namespace, flags: Flags) -> None:
     """Evaluate a trained run at every α between M₀ and M_θ, and choose."""
     from hf_interp.commands.curve import curve_run
+    from hf_interp.reporting.audits import format_gaps
     from hf_interp.reporting.curve import format_curve
-    from hf_interp.reporting.groups import format_gaps
 
     curve, folder = curve_run(args.run, flags, save_model=args.save_model)
     saved = f"\nM_α is in {folder / INTERPOLATED_NAME}." if args.save_model else ""
@@ -379,7 +379,7 @@ def _curve(args: argparse.Namespace, flags: Flags) -> None:
 def _audit(args: argparse.Namespace, flags: Flags) -> None:
     """Measure what a trained run tells of the rows that it was trained on, at every α."""
     from hf_interp.commands.audit import audit_run
-    from hf_interp.reporting.leakage import AUDIT_PLOT_NAME, describe_audit, leak_table
+    from hf_interp.reporting.audits import AUDIT_PLOT_NAME, describe_audit, leak_table
     from hf_interp.utils.console import format_table
 
     audit, folder = audit_run(args.run, flags, corpus=args.corpus, num_examples=args.examples)

@@ -13,9 +13,9 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hf_interp.reporting.audits import format_gaps
 from hf_interp.reporting.card import save_card
 from hf_interp.reporting.curve import format_curve, load_curve
-from hf_interp.reporting.groups import format_gaps
 from hf_interp.reporting.hub import check_name, make_repo, push_run, render_card
 from hf_interp.reporting.plots import plot_run
 from hf_interp.reporting.results import RunResults, save_results

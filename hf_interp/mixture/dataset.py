@@ -25,8 +25,7 @@ from hf_interp.mixture.permutations import derive_key
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule, constant, default_schedule
 from hf_interp.mixture.slots import BatchShard, SlotDataset
-from hf_interp.mixture.stream_ends import check_stream_ends
-from hf_interp.mixture.streams import stream_warnings
+from hf_interp.mixture.streams import check_stream_ends, stream_warnings
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,8 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_interp.reporting.audits import accounts, describe_audit, gap_table, group_table, leak_table
 from hf_interp.reporting.curve import AlphaCurve, count_examples, curve_table, number, short_alpha
-from hf_interp.reporting.groups import accounts, gap_table, group_table
-from hf_interp.reporting.leakage import describe_audit, leak_table
 from hf_interp.reporting.results import Comparison, RunResults, spread
 from hf_interp.utils.console import format_table
 from hf_interp.utils.files import new_file

@@ -42,7 +42,7 @@ class AlphaCurve:
         num_examples: dataset → `{"selection": ..., "report": ...}`.
         warnings: what a reader should know before trusting it.
         base, finetuned: names or folders of M₀ and M_θ.
-        groups: set → an account by group of the report examples at every α (see `hf_interp.reporting.groups`).
+        groups: set → an account by group of the report examples at every α (see `hf_interp.reporting.audits`).
         weights: fingerprints of the weights' files: of M_θ (`finetuned`), and of M_α (`interpolated`) if it is saved.
     """
 

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from hf_interp.mixture.plan import MixturePlan
+from hf_interp.reporting.audits import gaps_over_alpha, leak_charts
 from hf_interp.reporting.charts import Chart, Point, Series, draw_panels, save_figure, spread_over
 from hf_interp.reporting.colours import ALPHA, DOMAIN, NEUTRAL, OTHERS, other_style, set_style, side_style
 from hf_interp.reporting.curve import AlphaCurve, pareto_front, short_alpha
-from hf_interp.reporting.groups import gaps_over_alpha
-from hf_interp.reporting.leakage import leak_charts
 from hf_interp.reporting.report_data import Estimate, Method, Run, centred, compared_methods, group_runs, logged
 from hf_interp.reporting.results import Comparison, RunResults, greater_is_better, main_metric
 

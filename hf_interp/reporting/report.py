@@ -16,11 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hf_interp.reporting import plots
+from hf_interp.reporting.audits import accounts, gap_table, group_table, leak_table
 from hf_interp.reporting.charts import FEW, Chart, Series, draw_svg
 from hf_interp.reporting.colours import NEUTRAL
 from hf_interp.reporting.curve import AlphaCurve, short_alpha
-from hf_interp.reporting.groups import accounts, gap_table, group_table
-from hf_interp.reporting.leakage import leak_table
 from hf_interp.reporting.report_data import (
     Estimate,
     Method,

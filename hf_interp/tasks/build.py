@@ -25,7 +25,7 @@ from hf_interp.mixture.collators import DISTILL
 from hf_interp.mixture.corpus import Corpus, check_columns
 from hf_interp.mixture.packing import pack
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.mixture.stream_ends import check_stream_ends
+from hf_interp.mixture.streams import check_stream_ends
 from hf_interp.reporting.results import greater_is_better
 from hf_interp.selection.groups import Groups, read_groups
 from hf_interp.tasks.columns import Kind

@@ -28,8 +28,7 @@ from hf_interp.mixture.order import DEFAULT_WINDOW, Order, Sampling
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule, default_schedule
 from hf_interp.mixture.slots import BATCH_KEY, CORPUS_KEY, ORDER_KEY, STREAMS_KEY, BatchShard, SlotDataset, whole_hash
-from hf_interp.mixture.stream_ends import check_stream_ends
-from hf_interp.mixture.streams import stream_warnings
+from hf_interp.mixture.streams import check_stream_ends, stream_warnings
 from hf_interp.training.checkpoints import SavedRun
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.dataloader import check_loader_arguments

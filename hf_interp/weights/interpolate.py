@@ -10,8 +10,7 @@ from torch import nn
 from hf_interp.weights.adapter_kinds import is_peft_model
 from hf_interp.weights.adapters import AdapterInterpolation, interpolate_adapter
 from hf_interp.weights.alpha_spec import Alpha
-from hf_interp.weights.batch_norm import recalibrate_batch_norm
-from hf_interp.weights.live import Interpolation, LiveInterpolation
+from hf_interp.weights.live import Interpolation, LiveInterpolation, recalibrate_batch_norm
 from hf_interp.weights.matching import InterpolationReport, match_names
 from hf_interp.weights.tensors import ANEW, Interpolated, Tensors, Weights, decide_tensors, named_tensors, write_tensors
 

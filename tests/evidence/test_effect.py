@@ -12,7 +12,6 @@ import pytest
 from effect import (
     cells,
     figures,
-    frontier,
     methods,
     order,
     pairs,
@@ -418,29 +417,6 @@ def test_less_loss_is_a_gain() -> None:
     assert gain == Interval(2.0, 2.0, 2.0)
 
 
-def test_a_method_is_held_against_the_best_constant_mixture_at_its_general_score() -> None:
-    points = {"constant-0.25": (0.6, 0.8), "constant-0.5": (0.7, 0.75), "constant-0.75": (0.75, 0.65)}
-    rows = {(key, False): row(key, *point) for key, point in points.items()}
-    cell = cells.Cell("sentiment-finance", 300, {**rows, ("linear", False): row("linear", 0.7, 0.7)})
-    assert frontier.frontier_gain(cell, "linear") is None  # without domain only the line has no end
-    cell.rows["domain", False] = row("domain", 0.74, 0.5)
-    for point, expected in (
-        ((0.7, 0.7), -0.025),  # between 0.5 and 0.75, whose general score is 0.7 too
-        ((0.8, 0.4), 0.05),
-        ((0.7, 0.9), 0.1),  # no constant mixture keeps as much
-    ):
-        cell.rows["linear", False] = row("linear", *point)
-        assert frontier.frontier_gain(cell, "linear") == pytest.approx((expected,) * 3)
-    assert frontier.frontier_gain(cell, "linear", is_interpolated=True) is None
-
-
-def test_less_loss_lies_beyond_the_constant_mixtures() -> None:
-    keys = [*frontier.CONSTANTS, "linear"]
-    points = [(4.0, 4.0), (3.5, 4.25), (3.25, 4.5), (3.0, 5.0), (3.25, 4.25)]
-    cell = cells.Cell("lm-law", 300, {(key, False): row(key, *point) for key, point in zip(keys, points, strict=True)})
-    assert frontier.frontier_gain(cell, "linear") == (0.25, 0.25, 0.25)
-
-
 def with_m_alpha(cell: cells.Cell, method: str, trained: Any, interpolated: Any, validation: Any) -> None:
     """Put both rows of a method into a cell.
 
@@ -474,8 +450,6 @@ def test_a_trade_off_is_scored_by_what_validation_prefers_at_each_weight_and_see
     gain = side_weights.gain(cell, "linear", side_weights.REFERENCES["constant 0.5 + M_α"])
     assert gain is not None
     assert gain.value == pytest.approx(own - 0.7)
-    by_weight = [0.3 * 0.75 + 0.7 * 0.6 - 0.7, 0.5 * 0.75 + 0.5 * 0.6 - 0.7, 0.7 * 0.9 + 0.3 * 0.4 - 0.7]
-    assert side_weights.gains_by_weight(cell, "linear") == pytest.approx(by_weight)
     assert side_weights.best_mixture(cell, (0, 1))[0].method == "constant-0.25"
     chosen = [found.method for found in side_weights.four_runs(cell, (0, 1))]
     assert chosen == ["constant-0.25", "constant-0.25", "constant-0.75"]
@@ -568,7 +542,7 @@ def test_two_runs_from_data_to_a_table(toy_pair: str, tmp_path: Path) -> None:
     assert entry["drawn"] == {"general": 8, "domain": 8}
     assert entry["num_domain"] == 12
     assert list(entry["curve"]["domain"]) == ["0", "0.25", "0.5", "0.75", "1"]
-    files = [args.results, *(args.results.parent / "predictions").iterdir()]
+    files = [args.results, Store(args.results).predictions]
     assert sum(path.stat().st_size for path in files) <= 3072 * len(done)
 
 

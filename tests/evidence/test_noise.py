@@ -117,7 +117,7 @@ def fake_noise(path: Path) -> Store:
 def one_of(store: Store, method: str, share: float, seed: int) -> Entry:
     """A run with all of its fields."""
     key = noise.NoiseRun(pair="sentiment-finance", method=method, share=share, seed=seed).key
-    return {**store.rows()[key], **store.packed("sentiment-finance")[key]}
+    return {**store.rows()[key], **store.packed()[key]}
 
 
 def cells_in(text: str) -> list[list[str]]:

@@ -11,9 +11,8 @@ from toys import same_weights, tiny_model
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, set_seed
 
 from hf_interp.weights.alpha_spec import AlphaByDepth
-from hf_interp.weights.batch_norm import recalibrate_batch_norm
 from hf_interp.weights.interpolate import interpolate_weights, open_interpolation
-from hf_interp.weights.live import LiveInterpolation
+from hf_interp.weights.live import LiveInterpolation, recalibrate_batch_norm
 
 MODELS = {"bert": None, "gpt2": "CAUSAL_LM", "llama": "CAUSAL_LM", "t5": "SEQ_2_SEQ_LM"}
 """Architecture → the task of its head; all but Llama tie it."""

@@ -5,5 +5,5 @@
     python tests/benchmarks/effect/noise.py                           # where labels of the domain are wrong
 
 `pairs` says what is trained on what, `methods` how. `training` does one run. `outcomes` and `store` keep what it found,
-example by example. `stats` tells differences from noise. `frontier` and `order` take out the amount of domain data.
+example by example. `stats` tells differences from noise. `order` takes out the amount of domain data.
 """

@@ -15,6 +15,8 @@ BASE = "base"
 """M₀ itself, which no run trains."""
 REFERENCES = ("domain", "constant-0.5")
 """What the others are compared with: plain fine-tuning, and the plainest mixture."""
+CONSTANTS = ("constant-0.25", "constant-0.5", "constant-0.75", "domain")
+"""By rising α; domain only is the constant mixture with α = 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

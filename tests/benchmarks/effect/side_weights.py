@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from effect.cells import Cell, Row
-from effect.frontier import CONSTANTS
+from effect.methods import CONSTANTS
 from effect.pairs import DOMAIN, GENERAL, SIDES
 from effect.stats import Array, Interval, interval
 
@@ -79,19 +79,6 @@ def gain(cell: Cell, method: str, reference: Contender) -> Interval | None:
         score(cell, ours, cell.score) - score(cell, others, cell.score),
         score(cell, ours, partial(_resample, cell)) - score(cell, others, partial(_resample, cell)),
     )
-
-
-def gains_by_weight(cell: Cell, method: str) -> list[float] | None:
-    """Return the same over constant 0.5 + M_α at each of `WEIGHTS` alone, without intervals."""
-    seeds = common_seeds(cell, method)
-    if not seeds:
-        return None
-    pairs = zip(run_of(method, cell, seeds), run_of("constant-0.5", cell, seeds), WEIGHTS, strict=True)
-    return [
-        weight * (cell.score(ours, DOMAIN) - cell.score(others, DOMAIN))
-        + (1 - weight) * (cell.score(ours, GENERAL) - cell.score(others, GENERAL))
-        for ours, others, weight in pairs
-    ]
 
 
 def score(cell: Cell, rows: Sequence[Row], measure: Callable[[Row, str], Array | float]) -> Array | float:

@@ -1,7 +1,7 @@
 """Results of runs on disk: a table with a row a run, and beside it what every test example came to.
 
-`effect.tsv` has a column for every number. `predictions/effect-<pair>.jsonl.gz` has what the intervals are computed
-from, a line a run. Both are sorted and written whole under a lock, so that processes can add to them at the same time.
+`effect.tsv` has a column for every number. `effect.jsonl.gz` has what the intervals are computed from, a line a run.
+Both are sorted and written whole under a lock, so that processes can add to them at the same time.
 """
 
 import csv
@@ -49,7 +49,7 @@ class Store:
     """The results of a comparison.
 
     Args:
-        table: the file of tab-separated values; what belongs to it lies in `predictions` beside it.
+        table: the file of tab-separated values; the compressed fields lie beside it.
     """
 
     table: Path
@@ -65,34 +65,31 @@ class Store:
     def load(self) -> dict[str, list[Entry]]:
         """Return all runs with all of their fields, by pair."""
         found: dict[str, list[Entry]] = {}
-        for row in self.rows().values():
-            found.setdefault(row["pair"], []).append(row)
-        for pair, entries in found.items():
-            packed = self.packed(pair)
-            for entry in entries:
-                entry.update(packed[key_of(entry)])
+        packed = self.packed()
+        for key, row in self.rows().items():
+            found.setdefault(row["pair"], []).append(row | packed[key])
         return found
 
-    def packed(self, pair: str) -> dict[Key, Entry]:
-        """Return the fields of `PACKED` of a pair's runs."""
-        path = self.predictions(pair)
-        if not path.exists():
+    def packed(self) -> dict[Key, Entry]:
+        """Return the fields of `PACKED` of all runs."""
+        if not self.predictions.exists():
             return {}
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with gzip.open(self.predictions, "rt", encoding="utf-8") as file:
             lines = [json.loads(line) for line in file]
-        return {key_of({"pair": pair, **line}): _only(line, PACKED) for line in lines}
+        return {key_of(line): _only(line, PACKED) for line in lines}
 
     def add(self, entry: Entry) -> None:
         """Add a run, or replace it. The table, which says that it is done, is written last."""
         self.table.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.table}.lock"):
-            self.write_packed(entry["pair"], {**self.packed(entry["pair"]), key_of(entry): _only(entry, PACKED)})
+            self.write_packed({**self.packed(), key_of(entry): _only(entry, PACKED)})
             own = {name: value for name, value in entry.items() if name not in PACKED}
             self.write_rows({**self.rows(), key_of(entry): own}.values())
 
-    def predictions(self, pair: str) -> Path:
-        """Return the file of a pair's compressed fields."""
-        return self.table.parent / "predictions" / f"{self.table.stem}-{pair}.jsonl.gz"
+    @property
+    def predictions(self) -> Path:
+        """The file of the compressed fields."""
+        return self.table.with_suffix(".jsonl.gz")
 
     def write_rows(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Write the table anew."""
@@ -105,13 +102,13 @@ class Store:
         writer.writerows(rows)
         _replace(self.table, text.getvalue().encode())
 
-    def write_packed(self, pair: str, packed: Mapping[Key, Mapping[str, Any]]) -> None:
-        """Write a pair's compressed fields anew; equal ones make equal files."""
+    def write_packed(self, packed: Mapping[Key, Mapping[str, Any]]) -> None:
+        """Write the compressed fields anew; equal ones make equal files."""
         lines = []
         for key in sorted(packed, key=_order):
-            known = {name: value for name, value in zip(KEYS, key, strict=True) if value is not None and name != "pair"}
+            known = {name: value for name, value in zip(KEYS, key, strict=True) if value is not None}
             lines.append(json.dumps({**known, **packed[key]}) + "\n")
-        _replace(self.predictions(pair), gzip.compress("".join(lines).encode(), mtime=0))
+        _replace(self.predictions, gzip.compress("".join(lines).encode(), mtime=0))
 
 
 def _only(entry: Mapping[str, Any], names: Iterable[str]) -> Entry:

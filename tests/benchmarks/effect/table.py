@@ -18,12 +18,10 @@ if not __package__:
 
 from effect import side_weights
 from effect.cells import Cell, cells_of
-from effect.frontier import CONSTANTS, gains
-from effect.methods import BASE, METHODS, REFERENCES
+from effect.methods import BASE, CONSTANTS, METHODS, REFERENCES
 from effect.order import CONTROLS, Gain, equal_rate_gains
 from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIDES, SIZES, UNSEEN, size_text
 from effect.run import RESULTS
-from effect.schedule import FIRST_SIZE
 from effect.stats import Interval, signed, span
 from effect.store import Store
 from effect.summary import VERDICTS, summarise, verdicts
@@ -156,21 +154,6 @@ def _gain_text(gain: Gain, factor: int) -> str:
     return f"{factor * gain.value:+.{decimals}f}{error}"
 
 
-def frontier_table(cells: Sequence[Cell]) -> str:
-    """Every method against the best constant mixture at its general score, M_θ with M_θ and M_α with M_α."""
-    rows = []
-    for method in METHODS.values():
-        row = [method.title]
-        for is_interpolated in (False, True):
-            found = [] if method.key in CONSTANTS else gains(cells, method.key, is_interpolated)
-            row += _kinds(found)
-        if any(row[1:]):
-            rows.append(row)
-    header = ["method", "points", "nats", "above–between–below"]
-    header += [f"M_α: {name}" for name in header[1:]]
-    return format_table(header, rows) if rows else "No cell has all constant mixtures and another method yet."
-
-
 def trade_off_table(cells: Sequence[Cell]) -> str:
     """Every method's trade-off, M_θ or M_α of one run, against constant mixtures (see `side_weights`)."""
     rows = []
@@ -186,22 +169,6 @@ def trade_off_table(cells: Sequence[Cell]) -> str:
         *(f"{name}{title}" for title in side_weights.REFERENCES for name in ("points over ", "nats over ", "against ")),
     ]
     return format_table(header, rows) if rows else "No cell has all constant mixtures yet."
-
-
-def weights_table(cells: Sequence[Cell]) -> str:
-    """Every method at each weight of the domain alone, over constant 0.5 + M_α, at 300 domain examples."""
-    rows = []
-    for method in METHODS.values():
-        found = [(cell, side_weights.gains_by_weight(cell, method.key)) for cell in cells if cell.size == FIRST_SIZE]
-        row = [method.title]
-        for is_loss in (False, True):
-            some = [gains for cell, gains in found if gains and (PAIRS[cell.pair].metric == "loss") == is_loss]
-            form = "{:+.3f}".format if is_loss else lambda gain: f"{100 * gain:+.1f}"
-            row += [form(fmean(gains)) for gains in zip(*some, strict=True)] if some else [""] * 3
-        if any(row[1:]):
-            rows.append(row)
-    header = [f"{unit} at {weight}" for unit in ("points", "nats") for weight in side_weights.WEIGHTS]
-    return format_table(["method", *header], rows) if rows else "No cell has all constant mixtures yet."
 
 
 def _kinds(found: Sequence[tuple[Cell, Interval]]) -> list[str]:
@@ -282,9 +249,7 @@ TABLES: dict[str, tuple[str, Callable[[Results, Sequence[Cell]], str]]] = {
         "How much, if nothing but the domain counts?",
         lambda results, cells: domain_table(seen(cells_of(results, rate_sides=[DOMAIN]))),
     ),
-    "frontier": ("Beyond constant mixtures?", lambda results, cells: frontier_table(cells)),
     "trade-off": ("Is one run's trade-off better?", lambda results, cells: trade_off_table(cells)),
-    "weights": ("At what weight of the domain?", lambda results, cells: weights_table(cells)),
     "unseen": (
         "The same on pairs on which no choice was made",
         lambda results, cells: trade_off_table([cell for cell in cells_of(results) if cell.pair in UNSEEN]),
