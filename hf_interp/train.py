@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from hf_interp.reporting.audits import format_gaps
 from hf_interp.reporting.card import save_card
-from hf_interp.reporting.curve import format_curve, load_curve
+from hf_interp.reporting.curve import find_curve, format_curve
 from hf_interp.reporting.hub import check_name, make_repo, push_run, render_card
 from hf_interp.reporting.plots import plot_run
 from hf_interp.reporting.results import RunResults, save_results
@@ -164,8 +164,7 @@ def train_and_report(path: str, flags: Sequence[str] = ()) -> RunResults:
     if PartialState().is_main_process:
         print("\n".join([format_results(results), *format_cut(results.cut), *format_gaps(results)]))
         print(f"The model, {RESULTS_NAME} and {RUN_PLOT_NAME} are in {folder}.")
-        if (Path(folder) / CURVE_NAME).is_file():
-            curve = load_curve(Path(folder) / CURVE_NAME)
+        if curve := find_curve(folder):
             print("\n".join(["", format_curve(curve), *format_gaps(None, curve)]))
             print(f"M_α is in {folder}/{INTERPOLATED_NAME}; {CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.")
     PartialState().destroy_process_group()  # or gloo's threads may abort a process that ends before the others

@@ -37,6 +37,7 @@ from hf_interp.weights.adapters import merge_adapter
 from hf_interp.weights.alpha_spec import check_alpha
 from hf_interp.weights.checkpoint_names import common_tokens_differ, has_tokenizer
 from hf_interp.weights.interpolate import open_interpolation
+from hf_interp.weights.matching import some_of
 from hf_interp.weights.merge_adapter import find_base, open_adapter
 from hf_interp.weights.model_folder import find_folder, open_base
 from hf_interp.weights.tensors import Weights
@@ -97,11 +98,9 @@ class AlphaSlider:
     @property
     def notes(self) -> list[str]:
         """Remarks for somebody who looks at the answers."""
-        names = [decision.name for decision in self._live.report.decisions if decision.action == "finetuned"]
-        if not names:
-            return []
-        shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-        return [f"M₀ has no head of its own ({shown}): its backbone is read by the head of M_θ."]
+        names = self._live.report.names("finetuned")
+        note = f"M₀ has no head of its own ({some_of(names, 2)}): its backbone is read by the head of M_θ."
+        return [note] if names else []
 
     def choice(self, index: int) -> str:
         """Return the name of a choice: a label, or a token as it is written."""

@@ -31,7 +31,6 @@ FINETUNED_REVISION = "finetuned"
 TAGS = ("hf_interp", "domain-adaptation")
 UNNAMED_SET = "evaluation set"
 MAX_TEXT = 500  # characters; names are shorter, and nothing from data should fill a card
-WORST_GROUPS = 10  # of a column that a card shows
 MAX_LABELS = 30  # labels that are written out in a snippet
 
 MAKERS: dict[InputKind, tuple[str, str]] = {
@@ -97,12 +96,7 @@ def model_card(
     place = repr(facts.plain(repo_id or name))
     if both and not interpolated:
         place += f", revision={FINETUNED_REVISION!r}"
-    corpora, sets = _corpora(facts), _sets(facts)
     maker, sample = MAKERS[facts.task_info.takes]
-    found = accounts(results, curve)
-    shown = {key: ("M_α" if interpolated and "M_α" in models else "M_θ", models) for key, models in found.items()}
-    points = results.plan.get("alpha", [])
-    fingerprints = (entry.get("order_fingerprint") for entry in reversed(results.log_history))
     context = {
         "name": name,
         "interpolated": interpolated,
@@ -111,37 +105,19 @@ def model_card(
         "alpha": f"α = {short_alpha(curve.alpha)}" if curve else "an α that the run does not tell",
         "place": Markdown(place),
         "model_given": Markdown(f"model, {maker}={maker}" if facts.is_adapter else place),
-        "processor": facts.task_info.processor,
         "maker": maker,
         "sample": Markdown(repr(sample)),
         "head": Markdown(_label_arguments(facts)),
-        "answer": facts.task_info.answer,
-        "auto_class": facts.task_info.auto_class,
         "facts": facts,
-        "recipe": facts.recipe,
-        "results": results,
-        "plan": results.plan,
         "curve": curve,
         "metrics": _metrics(results),
-        "comparison": None if comparison is None else _comparison(comparison),
-        "comparison_seeds": None if comparison is None else len({row["seed"] for row in comparison.rows}),
+        "comparison": comparison,
+        "compared": [] if comparison is None else _comparison(comparison),
         "schedule": _schedule(results),
-        "alphas": [
-            ["step", *(point["step"] for point in points)],
-            ["α", *(number(point["alpha"]) for point in points)],
-        ],
-        "corpora": corpora,
-        "sets": sets,
+        "corpora": _corpora(facts),
+        "sets": _sets(facts),
         "training": _training(facts),
-        "groups": found,
-        "gaps": gap_table(found),
-        "group_tables": {key: group_table(models[model], WORST_GROUPS) for key, (model, models) in shown.items()},
-        "audit": results.audit,
-        "leaks": leak_table(results.audit) if results.audit else [],
-        "shown_models": {key: model for key, (model, _) in shown.items()},
-        "worse": [f"{metric} by {number(lost)}" for metric, lost in results.forgetting.items() if lost and lost > 0],
-        "unlicensed": [row[0] for row in corpora if row[-1] == "unknown"],
-        "order_fingerprint": next(filter(None, fingerprints), None),
+        "groups": accounts(results, curve),
     }
     data = _card_data(facts, curve, metadata, name=name, interpolated=interpolated)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_render(context, facts)}")
@@ -261,15 +237,16 @@ def is_hub_id(text: str) -> bool:
 def _render(context: Mapping[str, Any], facts: _Facts) -> str:
     """Fill in the template; whatever is put in is escaped, but for what is `Markdown`."""
 
-    def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
-        return Markdown(format_table([*map(facts.say, header)], [[*map(facts.say, row)] for row in rows]))
+    def table(rows: Sequence[Sequence[Any]]) -> Markdown:
+        header, *cells = [[*map(facts.say, row)] for row in rows]
+        return Markdown(format_table(header, cells))
 
     def literal(value: Any) -> Markdown:
         return Markdown(repr(facts.plain(value)))
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, finalize=facts.say, trim_blocks=True)
-    environment.globals |= {"table": table, "curve_table": curve_table, "count_examples": count_examples}
-    environment.globals |= {"describe_audit": describe_audit}
+    tables = (table, curve_table, count_examples, describe_audit, gap_table, group_table, leak_table)
+    environment.globals |= {function.__name__: function for function in tables}
     environment.filters |= {"literal": literal, "number": number, "short_alpha": short_alpha}
     text = resources.files("hf_interp.reporting").joinpath("model_card.md").read_text(encoding="utf-8")
     body = environment.from_string(text).render(context)
@@ -298,7 +275,7 @@ def _metrics(results: RunResults) -> list[list[str]]:
 
 
 def _comparison(comparison: Comparison) -> list[list[str]]:
-    """Return header and rows of a comparison's table."""
+    """Return the rows of a comparison's table."""
     try:
         found = comparison.table()
         sides = [f"{side} {comparison.metric(side)}" for side in ("domain", "general")]

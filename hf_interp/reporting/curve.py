@@ -8,6 +8,7 @@ mean, pseudo-values for one that is not, or a single number where nothing is kno
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from hf_interp.reporting.results import greater_is_better, load_results
 from hf_interp.utils.console import format_table
 from hf_interp.utils.environment import describe_machine, installed_versions
+from hf_interp.utils.run_folder import CURVE_NAME
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -95,6 +97,12 @@ def load_curve(path: str | os.PathLike[str]) -> AlphaCurve:
     """Read what `results.save_results` wrote for a curve; see `results.load_results`."""
     found: AlphaCurve = load_results(path, **{"search over α": AlphaCurve})
     return found
+
+
+def find_curve(folder: str | os.PathLike[str]) -> AlphaCurve | None:
+    """Read the curve in the folder of a run, if it has one."""
+    path = Path(folder) / CURVE_NAME
+    return load_curve(path) if path.is_file() else None
 
 
 def pareto_front(domain: npt.ArrayLike, general: npt.ArrayLike) -> list[int]:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hf_interp.reporting.card import CARD_NAME, FINETUNED_REVISION, CardMetadata, model_card, save_card
-from hf_interp.reporting.curve import load_curve, short_alpha
+from hf_interp.reporting.curve import find_curve, short_alpha
 from hf_interp.reporting.results import blamed_on, load_comparison, load_run_results
 from hf_interp.utils.files import read_json, read_text, write_json
 from hf_interp.utils.model_files import WEIGHT_FILES, matches, model_files, weights_fingerprint
@@ -139,16 +139,16 @@ def push_run(
     has_both = (folder / INTERPOLATED_NAME).is_dir()
     recipe = load_run_results(folder / RESULTS_NAME).recipe or {}
     secrets = find_secrets(token, get_token(), recipe.get("hub_token"))
-    stages = [FINETUNED_REVISION, target] if has_both else [target]
+    names = [FINETUNED_REVISION, target] if has_both else [target]
     api = HfApi(token=token, library_name="hf_interp")
     commits: dict[str, str] = {}
     files: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory(prefix="hf_interp_push_") as temporary:
-        # everything is staged before anything is sent
-        for name in stages:
+        stages = {name: Path(temporary, str(number)) for number, name in enumerate(names)}
+        for name, stage in stages.items():  # everything is staged before anything is sent
             stage_run(
                 folder,
-                Path(temporary, str(stages.index(name))),
+                stage,
                 repo_id=repo_id,
                 interpolated=has_both and name == target,
                 comparison=comparison,
@@ -161,16 +161,10 @@ def push_run(
             url, repo_id = open_repo(api, repo_id, private)
             if has_both:
                 api.create_branch(repo_id, branch=FINETUNED_REVISION, exist_ok=True)
-            for name in stages:
-                stage = Path(temporary, str(stages.index(name)))
-                commit = api.upload_folder(
-                    repo_id=repo_id,
-                    folder_path=stage,
-                    revision=name,
-                    commit_message=commit_message or f"Push {'M_α' if has_both and name == target else 'M_θ'}",
-                    delete_patterns=list(STALE),
-                )
-                commits[name] = commit.oid
+            for name, stage in stages.items():
+                message = commit_message or f"Push {'M_α' if has_both and name == target else 'M_θ'}"
+                options: dict[str, Any] = {"commit_message": message, "delete_patterns": list(STALE)}
+                commits[name] = api.upload_folder(repo_id=repo_id, folder_path=stage, revision=name, **options).oid
                 files[name] = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
     base = (read_json(folder / ADAPTER_CONFIG_NAME) or {}).get("base_model_name_or_path")
     notes = []
@@ -198,25 +192,20 @@ def stage_run(
     """Gather what is pushed of a run in a folder; arguments and errors as for `push_run`."""
     base_model = None if metadata is None else metadata.base_model
     stage_model(folder / INTERPOLATED_NAME if interpolated else folder, stage, base_model=base_model, secrets=secrets)
-    told = [read_json(folder / name) for name in (RESULTS_NAME, CURVE_NAME)]
-    known = {str(folder.resolve()), *local_paths(told), *told[0].get("local_paths", [])}
-    for name in (RESULTS_NAME, CURVE_NAME):
-        if (folder / name).is_file():
-            write_json(stage / name, _neutral(read_json(folder / name), known, secrets), indent=2)
+    told = {name: read_json(folder / name) for name in (RESULTS_NAME, CURVE_NAME) if (folder / name).is_file()}
+    known = {str(folder.resolve()), *local_paths([*told.values()]), *told[RESULTS_NAME].get("local_paths", [])}
+    for name, found in told.items():
+        write_json(stage / name, _neutral(found, known, secrets), indent=2)
     if comparison is not None:
-        found = _neutral(asdict(load_comparison(comparison)), known, secrets)
-        write_json(stage / COMPARISON_NAME, found, indent=2)
-    for name in (RUN_PLOT_NAME, CURVE_PLOT_NAME):
+        write_json(stage / COMPARISON_NAME, _neutral(asdict(load_comparison(comparison)), known, secrets), indent=2)
+    for name in (RUN_PLOT_NAME, CURVE_PLOT_NAME, *([TRAINING_ARGS_NAME] if training_args else [])):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, stage / name)
-    if training_args and (folder / TRAINING_ARGS_NAME).is_file():
-        shutil.copyfile(folder / TRAINING_ARGS_NAME, stage / TRAINING_ARGS_NAME)
     if card is None:
-        options: dict[str, Any] = {"comparison": comparison, "metadata": metadata}
-        text = str(render_card(folder, repo_id=repo_id, interpolated=interpolated, **options))
+        options: dict[str, Any] = {"interpolated": interpolated, "comparison": comparison, "metadata": metadata}
+        save_card(render_card(folder, repo_id=repo_id, **options), stage / CARD_NAME)
     else:
-        text = redact_paths(read_text(card), known)
-    save_card(text, stage / CARD_NAME)
+        save_card(redact_paths(read_text(card), known), stage / CARD_NAME)
     check_secrets(stage, secrets)
 
 
@@ -238,12 +227,8 @@ def stage_model(folder: Path, stage: Path, *, base_model: str | None = None, sec
 
 def left_out(folder: Path, *, training_args: bool = False) -> list[str]:
     """Return names of what lies in the folder of a run and is not pushed."""
-    taken = {path.relative_to(folder).parts[0] for path in model_files(folder)} | {
-        *OWN_FILES,
-        INTERPOLATED_NAME,
-        LOCK_NAME,
-    }
-    taken |= {TRAINING_ARGS_NAME} if training_args else set()
+    taken = {path.relative_to(folder).parts[0] for path in model_files(folder)}
+    taken |= {*OWN_FILES, INTERPOLATED_NAME, LOCK_NAME, *([TRAINING_ARGS_NAME] if training_args else [])}
     return sorted(path.name for path in folder.iterdir() if path.name not in taken)
 
 
@@ -279,7 +264,7 @@ def render_card(
     with blamed_on(folder / RESULTS_NAME, folder / CURVE_NAME, *([] if comparison is None else [comparison])):
         return model_card(
             results,
-            load_curve(folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None,
+            find_curve(folder),
             None if comparison is None else load_comparison(comparison),
             name=name,
             repo_id=repo_id or (f"{name}/{INTERPOLATED_NAME}" if interpolated else name),
@@ -315,7 +300,7 @@ def check_links(folder: Path) -> None:
 
 def check_weights(folder: Path, *, reads: bool = True) -> None:
     """Refuse a run whose curve is not of the weights in its folder, as far as is known without reading them or with."""
-    curve = load_curve(folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None
+    curve = find_curve(folder)
     for name, place in (("finetuned", folder), ("interpolated", folder / INTERPOLATED_NAME)):
         if curve is None or not curve.weights or not place.is_dir():
             continue

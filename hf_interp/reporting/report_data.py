@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from scipy.special import stdtrit
 
-from hf_interp.reporting.curve import AlphaCurve, load_curve
+from hf_interp.reporting.curve import AlphaCurve, find_curve
 from hf_interp.reporting.results import SPEED_METRICS, Comparison, RunResults, load_results
 from hf_interp.utils.redaction import redact_paths, without_tokens
-from hf_interp.utils.run_folder import CURVE_NAME, RESULTS_NAME
+from hf_interp.utils.run_folder import RESULTS_NAME
 
 OWN_FIELDS = ("seed", "data_seed", "output_dir", "run_name", "logging_dir", "hub_model_id")
 """In which runs of one recipe may differ."""
@@ -244,8 +244,7 @@ def _load(folder: Path) -> Run | Comparison:
     found: RunResults | Comparison = load_results(folder / RESULTS_NAME, run=RunResults, comparison=Comparison)
     if isinstance(found, Comparison):
         return found
-    curve = load_curve(folder / CURVE_NAME) if (folder / CURVE_NAME).is_file() else None
-    return Run(name=folder.name, results=found, curve=curve)
+    return Run(name=folder.name, results=found, curve=find_curve(folder))
 
 
 def _run_of_row(row: Mapping[str, Any], folder: Path) -> Run | None:

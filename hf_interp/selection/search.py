@@ -21,6 +21,7 @@ from hf_interp.utils.errors import did_you_mean
 from hf_interp.weights.adapter_kinds import is_peft_model
 from hf_interp.weights.interpolate import open_interpolation
 from hf_interp.weights.live import Interpolation
+from hf_interp.weights.matching import some_of
 from hf_interp.weights.model_folder import open_base
 from hf_interp.weights.tensors import Weights
 
@@ -134,9 +135,8 @@ class AlphaSearchRun:
         self.live, self.score, self.search, self.by_group = live, score, search, by_group
         self.parts: dict[float, ScoreHalves] = {}
         self.groups: dict[float, dict[str, GroupScores]] = {}
-        names = [decision.name for decision in live.report.decisions if decision.action == "finetuned"]
-        shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-        note = f"M₀ has no head of its own ({shown}): at α = 0 its backbone is read by M_θ's head."
+        names = live.report.names("finetuned")
+        note = f"M₀ has no head of its own ({some_of(names, 2)}): at α = 0 its backbone is read by M_θ's head."
         self.warnings = [note] if names else []
         self.method = "grid"
         self.evaluate(1.0)

@@ -84,7 +84,7 @@ class InterpolationReport:
             for decision in self.decisions:
                 if decision.action == action:
                     reasons.setdefault(decision.reason, []).append(decision.name)
-            lines += [f"{title}: {_count(names)} ({reason}): {_some(names)}" for reason, names in reasons.items()]
+            lines += [f"{title}: {_count(names)} ({reason}): {some_of(names)}" for reason, names in reasons.items()]
         rows = [decision for decision in self.decisions if decision.vocabulary_axis is not None]
         lines += [f"vocabulary: {decision.name}: {decision.reason}" for decision in rows]
         return "\n".join([*lines, *self.notes])
@@ -135,7 +135,7 @@ def decide(
         )
     if clashes:
         raise ValueError(
-            "M₀ and M_θ must be of one architecture, but tensors differ in shape: " + _some(clashes, most=3) + "."
+            "M₀ and M_θ must be of one architecture, but tensors differ in shape: " + some_of(clashes, most=3) + "."
         )
     taken = set(base_names.values())
     decisions += [
@@ -234,8 +234,8 @@ def _refuse_other_architecture(
     """Refuse layers of a common stack that only one side has, or nothing in common."""
     if not base_names:
         raise ValueError(
-            f"M₀ and M_θ must be of one architecture, but have no tensor's name in common: {_some(sorted(base), 2)} in "
-            f"M₀, {_some(sorted(finetuned), 2)} in M_θ."
+            "M₀ and M_θ must be of one architecture, but have no tensor's name in common: "
+            f"{some_of(sorted(base), 2)} in M₀, {some_of(sorted(finetuned), 2)} in M_θ."
         )
     for tensors, matched, has, lacks in (
         (finetuned, set(base_names), "M_θ", "M₀"),
@@ -254,7 +254,7 @@ def _refuse_other_architecture(
         if alone:
             raise ValueError(
                 f"M₀ and M_θ must be of one architecture, but {has} has layers' tensors that {lacks} lacks: "
-                f"{_some(alone, 3)}."
+                f"{some_of(alone, 3)}."
             )
 
 
@@ -307,7 +307,8 @@ def _count(names: Collection[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
 
 
-def _some(names: Sequence[str], most: int = 4) -> str:
+def some_of(names: Sequence[str], most: int = 4) -> str:
+    """Return the first of some names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

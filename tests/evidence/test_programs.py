@@ -1,4 +1,4 @@
-"""The results on disk come out as they went in; the programs start, and the page on the evidence says what they print."""
+"""Results on disk come out as they went in; programs start, and the page on the evidence says what they print."""
 
 import os
 import subprocess

@@ -43,3 +43,15 @@ def test_what_differs_is_printed(tmp_path: Path) -> None:
     wrong = subprocess.run([sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 1
     assert "PATH is a checkout of the version of transformers" in wrong.stderr
+
+
+# What a thousand slips come to: a fixed seed of the driver finds nothing but lines.
+
+
+FUZZ = Path(__file__).with_name("fuzz.py")
+
+
+@pytest.mark.slow
+def test_broken_input_is_refused_in_one_line() -> None:
+    done = subprocess.run([sys.executable, FUZZ, "--seed", "18", "--count", "150"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there."""
+"""Files whole or not at all, YAML as people write it, and the table of tasks."""
 
 import json
 import os
@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from transformers.models.auto import modeling_auto
 
 from hf_interp.utils.files import new_folder, read_json, unfinished_folders, write_json
+from hf_interp.utils.task_info import OTHER_ADAPTERS, TASK_INFOS, adapter_classes, task_of_adapter, task_of_class
+from hf_interp.utils.yaml_values import load_yaml, parse_mapping, with_numbers
 
 
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, None, True]}, [], "ä α", 7, None, {}])
@@ -87,3 +91,91 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path: Path, error: type[BaseExce
     with pytest.raises(error):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+# YAML as people write it: keys once, aliases within bounds, numbers with an exponent.
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{step}: &a{step} [{', '.join([f'*a{step - 1}'] * 10)}]\n" for step in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nalpha: 0.5\nseed: 2\n", "the key 'seed' is given twice, again in line 3"),
+        ("corpora:\n  domain: {path: a, 'path': b}", "the key 'path' is given twice, again in line 2"),
+        (BOMB, "it holds more than 100000 values, or repeats itself without end"),
+        ("a: &a [*a]", "or repeats itself without end"),
+        ("[" * 5000, "it is nested too deeply"),
+        ("seed: " + "9" * 5000, "Exceeds the limit"),
+        ("a: [1,\nb: 2", "expected"),
+        ("a: !!python/object:os.system {}", "could not determine a constructor"),
+    ],
+)
+def test_what_is_no_document_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_yaml(text)
+
+
+def test_aliases_and_merges_within_bounds_are_read() -> None:
+    text = "base: &base {path: a, split: train}\ndomain: {<<: *base, path: b}\ntwice: [*base, *base]\n1: x\n'1': y\n"
+    base = {"path": "a", "split": "train"}
+    assert load_yaml(text) == {"base": base, "domain": {**base, "path": "b"}, "twice": [base, base], 1: "x", "1": "y"}
+    assert load_yaml("") is None
+
+
+def test_words_dates_and_codes_are_texts_as_they_are_written() -> None:
+    text = "[no, ON, y, 2024-13-45, 2020-01-01, 1:30, 01, -1, 1_000, 0x10, 1.5, .5, -.inf, true, ~, null, NA, '']"
+    numbers = [-1, 1000, 16, 1.5, 0.5, float("-inf"), True, None, None, "NA", ""]
+    assert load_yaml(text) == ["no", "ON", "y", "2024-13-45", "2020-01-01", "1:30", "01", *numbers]
+
+
+def test_mappings_and_numbers() -> None:
+    assert with_numbers(parse_mapping("kwargs", "{rate: 1e-5, names: [1e3, e3]}")) == {
+        "rate": 1e-5,
+        "names": [1000.0, "e3"],
+    }
+    for text in ("rate", "{rate", "{rate: 1, rate: 2}"):
+        with pytest.raises(ValueError, match="`kwargs` must be a mapping such as"):
+            parse_mapping("kwargs", text)
+
+
+# The table of tasks agrees with the classes that transformers and PEFT have.
+
+
+CLASSES = {
+    "audio-classification": modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "token-classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "masked-lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "causal-lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "image-classification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+}
+"""The classes of transformers by task; a class that several tasks have is of the first."""
+
+
+def test_every_class_of_transformers_is_of_its_task() -> None:
+    tasks: dict[str, str] = {}
+    for task, mapping in CLASSES.items():
+        for found in mapping.values():
+            for name in [found] if isinstance(found, str) else found:
+                tasks.setdefault(name, task)
+    assert {name: task_of_class(name) for name in tasks} == tasks
+    assert task_of_class("BertModel") is None
+
+
+@pytest.mark.parametrize("name", TASK_INFOS)
+def test_the_class_of_a_task_exists(name: str) -> None:
+    assert hasattr(transformers, TASK_INFOS[name].auto_class)
+
+
+def test_adapters_name_their_task_and_its_class() -> None:
+    peft = pytest.importorskip("peft")
+    assert adapter_classes().keys() == {kind.value for kind in peft.TaskType}
+    for kind, auto_class in adapter_classes().items():
+        task = task_of_adapter(kind)
+        assert (task is None) == (kind in OTHER_ADAPTERS)
+        assert task is None or TASK_INFOS[task].auto_class == auto_class
