@@ -17,6 +17,7 @@ from hf_interp.app.guard import LOOPBACK_HOSTS, Guard
 from hf_interp.app.models import MAX_CHARACTERS, AlphaSlider, open_slider
 from hf_interp.app.predictions import best_choices
 from hf_interp.reporting.card import escape
+from hf_interp.utils.errors import import_extra
 
 LOOPBACK = "127.0.0.1"
 MAX_WAITING = 64
@@ -107,13 +108,7 @@ def check_place(host: str | None, port: int | None, device: str) -> None:
 def import_gradio() -> Any:
     """Import Gradio, told not to report to anybody; an error says how to install it."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        import gradio
-    except ImportError as error:
-        raise ImportError(
-            "The page needs Gradio, which is not installed. Install it with `pip install hf_interp[app]`."
-        ) from error
-    return gradio
+    return import_extra("gradio", "The page needs Gradio, which is not installed", "app")
 
 
 def build_page(slider: AlphaSlider, source: Source) -> Any:

@@ -24,6 +24,7 @@ from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import Recipe, with_alpha
 from hf_interp.utils.console import format_table
 from hf_interp.utils.environment import describe_machine, installed_versions
+from hf_interp.utils.errors import import_extra
 from hf_interp.utils.files import new_file
 from hf_interp.utils.redaction import without_tokens
 
@@ -173,11 +174,7 @@ def tune_recipe(
         ValueError, OSError: for bad input, before anything is trained; for a study of another recipe or space; or if
             the space holds no settings that can be planned.
     """
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        remedy = "Install it with `pip install hf_interp[tune]`."
-        raise ImportError(f"A search over the settings of α needs optuna. {remedy}") from error
+    import_extra("optuna", "A search over the settings of α needs optuna", "tune")
     if (started := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ValueError(
             f"A search over the settings of α runs in one process, but a launcher has started {started}. Start "

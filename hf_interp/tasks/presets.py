@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_interp.tasks.adalora import AdaLoraCallback, prepare_adalora
 from hf_interp.tasks.freezing import PARTS, freeze_except, head_names
-from hf_interp.utils.errors import check_choice, check_known, did_you_mean
+from hf_interp.utils.errors import check_choice, check_known, did_you_mean, import_extra
 from hf_interp.weights.adapter_kinds import FACTORS, KEEPING_INITS
 
 _LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "all-linear"}
@@ -155,12 +155,7 @@ def _resolve(adapter: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _build_config(fields: Mapping[str, Any], task_type: str | None, max_steps: int | None) -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError(
-            "`peft` is set, but PEFT is not installed. Install it with `pip install hf_interp[peft]`."
-        ) from error
+    peft = import_extra("peft", "`peft` is set, but PEFT is not installed", "peft")
     fields = {"task_type": task_type, **fields}
     kinds = {kind.value: cls for kind, cls in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = str(fields.pop("peft_type", None)).upper()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
-from toys import logged, losses, same_weights, weights
+from toys import SHORT, logged, losses, same_weights, weights
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from hf_interp import Corpus, InterpolatedDataset, InterpolationConfig, InterpolationMixin
@@ -81,17 +81,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-SETTINGS = {
-    "max_steps": 8,
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "dataloader_pin_memory": False,
-    "report_to": "none",
-}
+SETTINGS = {**SHORT, "max_steps": 8, "dataloader_pin_memory": False}
 
 
 class Noting:

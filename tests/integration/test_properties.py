@@ -342,46 +342,22 @@ def check_hashes(run: Run, plans: list[MixturePlan]) -> None:
     assert total % 2**64 == whole
 
 
-def in_runs(max_examples: int) -> Callable[[Callable[[Run], None]], Callable[[], None]]:
+def in_runs(max_examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a test so many runs, always the same ones."""
     health = [HealthCheck.too_slow, HealthCheck.data_too_large]
     rules = settings(
         max_examples=max_examples, deadline=None, derandomize=True, database=None, suppress_health_check=health
     )
-    return lambda test: rules(given(runs())(test))
+    return lambda test: rules(given(run=runs())(test))
 
 
 CHECKS = [check_counts, check_passes, check_splits, check_resuming, check_hashes, check_round_trip]
 
 
+@pytest.mark.parametrize("check", CHECKS)
 @in_runs(10)
-def test_every_count_keeps_to_its_target_and_fills_the_batch(run: Run) -> None:
-    check_counts(run, plans_of(run))
-
-
-@in_runs(10)
-def test_in_a_pass_every_example_is_read_once_over_all_changes(run: Run) -> None:
-    check_passes(run, plans_of(run))
-
-
-@in_runs(10)
-def test_processes_and_workers_read_the_slots_of_the_plan_in_its_order(run: Run) -> None:
-    check_splits(run, plans_of(run))
-
-
-@in_runs(10)
-def test_what_is_resumed_reads_exactly_the_rest(run: Run) -> None:
-    check_resuming(run, plans_of(run))
-
-
-@in_runs(10)
-def test_a_plan_comes_back_from_json_as_it_was(run: Run) -> None:
-    check_round_trip(run, plans_of(run))
-
-
-@in_runs(10)
-def test_hashes_of_what_is_read_add_up(run: Run) -> None:
-    check_hashes(run, plans_of(run))
+def test_each_of_this_holds_in_a_few_runs(check: Callable[[Run, list[MixturePlan]], None], run: Run) -> None:
+    check(run, plans_of(run))
 
 
 @pytest.mark.slow

@@ -23,16 +23,6 @@ from transformers import (
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 PLACES = ["left", "right"]
-SHORT: dict[str, Any] = {
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "use_cpu": True,
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "report_to": "none",
-}
-"""Fields of recipes that train for a few steps."""
 VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 4}
 
 

@@ -83,20 +83,22 @@ def masked_model() -> BertForMaskedLM:
     return BertForMaskedLM(shape)
 
 
+SHORT: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "report_to": "none",
+}
+"""Settings of runs of a few steps."""
+
+
 def config(output_dir: Path | str, **kwargs: Any) -> InterpolationConfig:
     """A configuration for short runs on the CPU."""
-    defaults = {
-        "max_steps": 8,
-        "alpha_schedule_type": "linear",
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    return InterpolationConfig(output_dir=str(output_dir), **{**defaults, **kwargs})
+    own = {"max_steps": 8, "alpha_schedule_type": "linear", "dataloader_pin_memory": False}
+    return InterpolationConfig(output_dir=str(output_dir), **{**SHORT, **own, **kwargs})
 
 
 class NotingMixin:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_media import PLACES, SHORT, toy_pixels, toy_png, write_folder, write_parquet, write_table, write_toy_vit
+from toy_media import PLACES, toy_pixels, toy_png, write_folder, write_parquet, write_table, write_toy_vit
+from toys import SHORT
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from hf_interp.app.models import open_slider

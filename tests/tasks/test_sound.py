@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from toy_media import RATE, SHORT, TONES, toy_samples, toy_wav, write_sounds, write_toy_ast, write_toy_wav2vec2
+from toy_media import RATE, TONES, toy_samples, toy_wav, write_sounds, write_toy_ast, write_toy_wav2vec2
+from toys import SHORT
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from hf_interp.commands.curve import curve_run

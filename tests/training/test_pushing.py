@@ -51,24 +51,11 @@ else:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def hub(server: HubServer) -> HubServer:
-    """An empty hub."""
-    server.reset()
-    return server
-
-
-@pytest.fixture(scope="module")
-def client(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def client(open_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A process that has imported the trainers."""
     home = tmp_path_factory.mktemp("people") / "jane"
     home.mkdir()
-    with Client(server, home, "peft", "toys") as client:
+    with Client(open_hub, home, "peft", "toys") as client:
         yield client
 
 
@@ -88,11 +75,11 @@ def metadata(repo: Repo) -> dict[str, Any]:
 
 
 def test_a_push_over_a_mixture_takes_the_model_results_and_our_card(
-    hub: HubServer, client: Client, tmp_path: Path
+    local_hub: HubServer, client: Client, tmp_path: Path
 ) -> None:
     args = {"hub_token": TOKEN, "hub_model_id": "jane/law", "save_strategy": "steps", "save_steps": 1}
     out, err = push(client, tmp_path, args=args, push={"tags": "law", "license": "mit", "language": "en"})
-    repo = hub.repos["jane/law"]
+    repo = local_hub.repos["jane/law"]
     (commit,) = repo.log()
     assert commit.title == "End of training"
     assert commit.added == [
@@ -104,7 +91,7 @@ def test_a_push_over_a_mixture_takes_the_model_results_and_our_card(
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    assert f"\n{hub.url}/jane/law\nmain: " in out
+    assert f"\n{local_hub.url}/jane/law\nmain: " in out
     assert "Not pushed: checkpoint-1, checkpoint-2, training_args.bin." in out
     data = metadata(repo)
     assert (data["license"], data["language"]) == ("mit", "en")
@@ -118,25 +105,25 @@ def test_a_push_over_a_mixture_takes_the_model_results_and_our_card(
         assert TOKEN.encode() not in (tmp_path / "law" / name).read_bytes()
         assert TOKEN.encode() not in repo.files()[name]
     assert TOKEN not in out + err
-    assert TOKEN.encode() not in hub.sent()
+    assert TOKEN.encode() not in local_hub.sent()
     for path in (client.home, tmp_path):
-        assert str(path).encode() not in hub.sent()
+        assert str(path).encode() not in local_hub.sent()
 
 
 def test_saving_pushes_where_the_arguments_say_so_and_checkpoints_are_not_pushed(
-    hub: HubServer, client: Client, tmp_path: Path
+    local_hub: HubServer, client: Client, tmp_path: Path
 ) -> None:
     args = {"push_to_hub": True, "hub_private_repo": True, "save_strategy": "steps", "save_steps": 1}
     _, err = push(client, tmp_path, args={**args, "hub_strategy": "every_save"}, saves=True)
     assert "Over a mixture nothing is pushed before the end of training." in err
     assert "Set `hub_strategy` to end to say so too." in err
-    repo = hub.repos["jane/law"]
+    repo = local_hub.repos["jane/law"]
     assert repo.private
     assert [commit.title for commit in repo.log()] == ["Model save"]
     assert "training_args.bin" not in repo.files()
 
 
-def test_a_strategy_that_pushes_checkpoints_is_refused(hub: HubServer, client: Client, tmp_path: Path) -> None:
+def test_a_strategy_that_pushes_checkpoints_is_refused(local_hub: HubServer, client: Client, tmp_path: Path) -> None:
     task = {"mixes": True, "cwd": str(tmp_path), "folder": "law"}
     task["args"] = {"push_to_hub": True, "hub_strategy": "all_checkpoints"}
     done = client.run(PUSH, json.dumps(task))
@@ -144,7 +131,7 @@ def test_a_strategy_that_pushes_checkpoints_is_refused(hub: HubServer, client: C
     assert done.stderr.splitlines()[-1].startswith(
         "ValueError: `hub_strategy` must be end or every_save over a mixture, got all_checkpoints: a checkpoint holds"
     )
-    assert "commit" not in hub.kinds()
+    assert "commit" not in local_hub.kinds()
 
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
@@ -160,16 +147,16 @@ def test_strategies_that_are_taken() -> None:
     )
 
 
-def test_a_push_can_go_on_in_the_background(hub: HubServer, client: Client, tmp_path: Path) -> None:
+def test_a_push_can_go_on_in_the_background(local_hub: HubServer, client: Client, tmp_path: Path) -> None:
     out, _ = push(client, tmp_path, push={"blocking": False, "commit_message": "Later", "private": True})
-    assert f"\nfuture\n{hub.url}/jane/law\n" in out
-    assert hub.repos["jane/law"].private
-    assert [commit.title for commit in hub.repos["jane/law"].log()] == ["Later"]
+    assert f"\nfuture\n{local_hub.url}/jane/law\n" in out
+    assert local_hub.repos["jane/law"].private
+    assert [commit.title for commit in local_hub.repos["jane/law"].log()] == ["Later"]
 
 
-def test_an_adapter_keeps_the_tags_of_peft(hub: HubServer, client: Client, tmp_path: Path) -> None:
+def test_an_adapter_keeps_the_tags_of_peft(local_hub: HubServer, client: Client, tmp_path: Path) -> None:
     push(client, tmp_path, peft=True, push={"tags": ["law"], "finetuned_from": "google/bert"})
-    repo = hub.repos["jane/law"]
+    repo = local_hub.repos["jane/law"]
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(repo.files())
     assert not any(name.startswith("model") or name == "training_args.bin" for name in repo.files())
     data = metadata(repo)
@@ -182,14 +169,16 @@ def test_an_adapter_keeps_the_tags_of_peft(hub: HubServer, client: Client, tmp_p
 
 
 @pytest.mark.parametrize("has_peft", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["whole", "adapter"])
-def test_without_a_mixture_a_push_is_the_hosts(hub: HubServer, client: Client, tmp_path: Path, has_peft: bool) -> None:
+def test_without_a_mixture_a_push_is_the_hosts(
+    local_hub: HubServer, client: Client, tmp_path: Path, has_peft: bool
+) -> None:
     found = []
     for host in (True, False):
-        hub.reset()
+        local_hub.reset()
         (tmp_path / str(host)).mkdir()
         args = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_strategy": "steps", "save_steps": 2}
         push(client, tmp_path / str(host), mixes=False, host=host, peft=has_peft, args=args)
-        repo = hub.repos["jane/law"]
+        repo = local_hub.repos["jane/law"]
         log = [(commit.title, commit.added, commit.deleted) for commit in repo.log()]
         found.append((log, {name: content for name, content in repo.files().items() if comparable(name)}))
     assert found[0][0] == found[1][0]
