@@ -25,6 +25,8 @@ TEMPLATES = {
     "causal-lm (dialogue)": '{"messages": [{"role": "user", "content": "Hi"}, ...]}, ShareGPT\'s "conversations", or '
     '{"prompt": "Hi", "completion": "Hello"}',
     "masked-lm": "as for causal-lm (text)",
+    "image-classification": '{"image": "cats/1.png", "label": "cat"}, or a folder of images for each label',
+    "audio-classification": '{"audio": "speech/1.wav", "label": "yes"}',
 }
 """What a line of a file looks like, by task. Columns of other names are found, or named by flags."""
 

@@ -17,6 +17,7 @@ PROMPTS = (
 )
 SOURCES = (("source", "target"), ("document", "summary"), ("article", "highlights"), ("src", "tgt"), ("text", "target"))
 USERS, ASSISTANTS = ("user", "human", "customer", "prompter"), ("assistant", "gpt", "bot", "chatbot", "model", "agent")
+TASKS_OF_MEDIA = {"image-classification": "image", "audio-classification": "audio"}
 TASKS_OF_TEXTS = {"decoder": "causal-lm", "encoder": "masked-lm", None: "causal-lm or masked-lm"}
 
 Given = Mapping[str, Any]
@@ -37,20 +38,39 @@ def choose_columns(facts: Facts, given: Given, *, task: str | None = None, famil
         facts: the corpus.
         given: fields of the corpus that are settled.
         task: settled, if it is.
-        family: encoder, decoder or encoder-decoder, if there is a model.
+        family: encoder, decoder or encoder-decoder, or image or audio, if there is a model.
     """
     for name, choose in CHOICES.items():
-        if task is None or name in KINDS.get(task, (task,)):
+        if (task is None or name in KINDS.get(task, (task,))) and (name == "media") == _has_media(facts, family):
             choice = choose(facts, given, task, family)
             if choice is not None:
                 return choice
     shown = ", ".join(f"{name} ({column.kind})" for name, column in facts.columns.items())
     wanted = "is for cannot be told" if task is None else f"has does not make a corpus for {task}"
-    model = f", and the model is an {family}".replace("an d", "a d") if family else ""
+    kind = {"image": "one for images", "audio": "one for sound", "decoder": "a decoder"}.get(
+        str(family), f"an {family}"
+    )
+    model = f", and the model is {kind}" if family else ""
     raise ValueError(
         f"What {facts.config.path!r} {wanted}. It has {shown}{model}. Say --task, and columns such as --text_column, "
         "--label_column, --target_column or --messages_column."
     )
+
+
+def _has_media(facts: Facts, family: str | None) -> bool:
+    kinds = [*TASKS_OF_MEDIA.values()]
+    return family in kinds if family else bool(facts.of_kind("image", "audio"))
+
+
+def _media(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
+    for name, kind in TASKS_OF_MEDIA.items():
+        files = facts.of_kind("image") if kind == "image" else facts.of_kind("audio")
+        column = _find(facts, given, f"{kind}_column", files)
+        if column is None or name != (task or name) or kind != (family or kind):
+            continue
+        labels, problem = _answers(facts, given)
+        return None if labels is None else Choice(name, {f"{kind}_column": column, "label_column": labels}, problem)
+    return None
 
 
 def _dialogue(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
@@ -128,15 +148,10 @@ def _outputs(facts: Facts, given: Given, task: str | None, family: str | None) -
 
 
 def _classes(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
-    texts, lists = _texts(facts, given), facts.of_kind("list")
+    texts = _texts(facts, given)
     if not texts:
         return None
-    candidates = [
-        name for name in facts.of_kind("label") if len(facts.columns[name].counts()) > 1 and name not in texts
-    ]
-    label = _find(facts, given, "label_column", [*_distinct_labels(facts, candidates), *lists])
-    numbers = [] if label else facts.of_kind("number")
-    label = label or _find(facts, given, "label_column", numbers)
+    label, problem = _answers(facts, given, texts)
     texts = [name for name in texts if name != label]
     if label is None or not texts:
         return None
@@ -149,12 +164,22 @@ def _classes(facts: Facts, given: Given, task: str | None, family: str | None) -
     second = given.get("text_pair_column") or (pair or ("", None))[1]
     first = pair[0] if pair else _find(facts, given, "text_column", texts, TEXTS)
     columns = {"text_column": first, "text_pair_column": second, "label_column": label}
-    problem = "regression" if label in numbers else "multi_label_classification" if label in lists else None
     return Choice(
         "sequence-classification",
         {field: name for field, name in columns.items() if name is not None},
-        {} if problem is None else {"problem_type": problem},
+        problem,
     )
+
+
+def _answers(facts: Facts, given: Given, texts: Collection[str] = ()) -> tuple[str | None, dict[str, Any]]:
+    """Return the column of a classifier's labels, and the field of a recipe that says of which kind they are."""
+    several = [name for name in facts.of_kind("label") if len(facts.columns[name].counts()) > 1 and name not in texts]
+    lists = facts.of_kind("list")
+    label = _find(facts, given, "label_column", [*_distinct_labels(facts, several), *lists])
+    if label is not None:
+        return label, {"problem_type": "multi_label_classification"} if label in lists else {}
+    number = _find(facts, given, "label_column", facts.of_kind("number"))
+    return number, {"problem_type": "regression"} if number else {}
 
 
 def _prose(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
@@ -165,6 +190,7 @@ def _prose(facts: Facts, given: Given, task: str | None, family: str | None) -> 
 
 
 CHOICES = {
+    "media": _media,
     "dialogue": _dialogue,
     "token-classification": _tags,
     "seq2seq": _outputs,
@@ -175,6 +201,7 @@ CHOICES = {
 KINDS = {
     "causal-lm": ("dialogue", "text"),
     "masked-lm": ("text",),
+    **dict.fromkeys(TASKS_OF_MEDIA, ("media",)),
     **dict.fromkeys(("translation", "summarization"), ("seq2seq",)),
 }
 """By task, of those that are called otherwise."""

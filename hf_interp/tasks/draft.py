@@ -14,12 +14,17 @@ import datasets
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+)
 
 from hf_interp.losses.per_example import IGNORE_INDEX
 from hf_interp.mixture.apportionment import SIDES
 from hf_interp.mixture.plan import MANY_PASSES
-from hf_interp.tasks.column_choice import choose_columns
+from hf_interp.tasks.column_choice import TASKS_OF_MEDIA, choose_columns
 from hf_interp.tasks.file_facts import Facts, look_at
 from hf_interp.tasks.lengths import UNLIMITED
 from hf_interp.tasks.loading import encode_corpus, load_corpus
@@ -52,14 +57,17 @@ ADAPTED_FROM = 300_000_000  # parameters: larger models are trained with LoRA
 
 
 class ModelFacts(NamedTuple):
-    """What a model is: its family, the task and labels of its head, its longest input, its size, its tokenizer."""
+    """What a model is: its family, the task and labels of its head, its longest input, its size, its tokenizer.
+
+    A model of images or sound has that as its family, and no tokenizer.
+    """
 
     family: str
     task: str | None
     labels: list[str]
     longest: int
     parameters: int
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
 
 
 @dataclass
@@ -91,21 +99,28 @@ def look_at_model(name: str, **settings: Any) -> ModelFacts:
     with reading(f"The model {name!r}"):
         config = AutoConfig.from_pretrained(name, **settings)
     task = task_of_class((config.architectures or [""])[0])
-    if task is not None and TASK_INFOS[task].takes != "text":
-        raise ValueError(
-            f"A recipe is written for texts alone, and {name!r} is a model for {task}. Begin with one of "
-            "docs/modalities.md."
-        )
-    with reading(f"The model {name!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(name, **settings)
-    is_decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
-    family = "encoder-decoder" if config.is_encoder_decoder else "decoder" if is_decoder else "encoder"
-    known = [getattr(config, key, None) for key in ("max_position_embeddings", "n_positions")]
-    longest = min([tokenizer.model_max_length, *(length for length in known if isinstance(length, int))])
-    labels = list(config.id2label.values()) if task in ("sequence-classification", "token-classification") else []
+    family, longest, tokenizer = _family(config), 0, None
+    if family not in TASKS_OF_MEDIA.values():
+        with reading(f"The model {name!r}"):
+            tokenizer = AutoTokenizer.from_pretrained(name, **settings)
+        known = [getattr(config, key, None) for key in ("max_position_embeddings", "n_positions")]
+        longest = min([tokenizer.model_max_length, *(length for length in known if isinstance(length, int))])
+    has_labels = task is not None and TASK_INFOS[task].has_labels
+    labels = list(config.id2label.values()) if has_labels else []
     with torch.device("meta"):
         parameters = sum(each.numel() for each in AutoModel.from_config(config).parameters())
     return ModelFacts(family, task, labels, longest, parameters, tokenizer)
+
+
+def _family(config: Any) -> str:
+    for kind, mapping in (
+        ("image", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
+        ("audio", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING),
+    ):
+        if type(config) in mapping:
+            return kind
+    is_decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    return "encoder-decoder" if config.is_encoder_decoder else "decoder" if is_decoder else "encoder"
 
 
 def draft_recipe(model: str, paths: Mapping[str, str], given: Mapping[str, Any]) -> Draft:
@@ -199,10 +214,9 @@ def match_labels(found: Iterable[str], names: Sequence[str]) -> dict[str, str] |
 
 def _decide_labels(draft: Draft, facts: Mapping[str, Facts], entries: dict[str, Any], model: ModelFacts) -> None:
     """Decide on the labels of all files, and map those of a side that are called otherwise."""
-    column = {"sequence-classification": "label_column", "token-classification": "tags_column"}.get(
-        draft.fields["task"]
-    )
-    if column is None or draft.fields.get("problem_type") == "regression":
+    info = TASK_INFOS[draft.fields["task"]]
+    column = "tags_column" if info.answer == "tags" else "label_column"
+    if not info.has_labels or draft.fields.get("problem_type") == "regression":
         return
     counts: dict[str, Counter[str]] = {side: Counter() for side in entries}
     for name, found in facts.items():
@@ -257,12 +271,20 @@ def _sorted(labels: Iterable[str]) -> list[str]:
 def _decide_data(draft: Draft, facts: Mapping[str, Facts], entries: Mapping[str, Any], model: ModelFacts) -> None:
     """Decide what is trained on, what chooses α and what is measured, and how long inputs may be."""
     recipe, _ = parse_recipe({**draft.fields, "corpora": entries})
-    prepare_tokenizer(model.tokenizer, recipe)
+    if model.tokenizer is not None:
+        prepare_tokenizer(model.tokenizer, recipe)
     divided = {side: _divide(side, entry, facts, recipe, draft.notes) for side, entry in entries.items()}
     for group in divided["domain"]:
         reason = GROUPS_FOR[group]
         counts = ", ".join(f"{side} {parts[group].size:,} rows" for side, parts in divided.items())
         draft.decide(group, {side: parts[group].entry for side, parts in divided.items()}, f"{reason}: {counts}")
+    draft.examples = {side: parts["corpora"].size for side, parts in divided.items()}
+    if model.tokenizer is not None:
+        _measure(draft, divided, recipe, model)
+
+
+def _measure(draft: Draft, divided: Mapping[str, Mapping[str, Part]], recipe: Recipe, model: ModelFacts) -> None:
+    """Decide how long texts may be, by those that there are."""
     task = get_task(recipe.task)
     encode = task.encode(model.tokenizer, replace(recipe, max_length=UNLIMITED, max_target_length=UNLIMITED))
     measured = []
@@ -271,7 +293,6 @@ def _decide_data(draft: Draft, facts: Mapping[str, Facts], entries: Mapping[str,
         step = 1 if recipe.corpora[side].is_dialogue else max(1, len(found) // SAMPLE)  # each needs room for an answer
         rows = found.select(range(0, len(found), step))
         measured.append(encode_corpus(side, rows, recipe.corpora[side], encode, rows.column_names))
-    draft.examples = {side: parts["corpora"].size for side, parts in divided.items()}
     if task.is_packed and recipe.packing and not any(each.is_dialogue for each in recipe.corpora.values()):
         _decide_blocks(draft, measured, divided, model)
     else:
@@ -401,8 +422,9 @@ def _decide_training(draft: Draft, model: ModelFacts, paths: Mapping[str, str]) 
         draft.decide("peft", "lora", f"more than {ADAPTED_FROM / 1e6:.0f} million parameters")
     is_few = draft.examples["domain"] < 4 * BATCH
     batch = FEW_BATCH if is_few else BATCH
-    on_device = max(1, min(batch, BATCH * 256 // draft.fields["max_length"]))
-    draft.decide("output_dir", f"runs/{Path(paths['domain']).name.partition('.')[0] or 'mine'}")
+    on_device = max(1, min(batch, BATCH * 256 // draft.fields.get("max_length", 256)))
+    name, folder = Path(paths["domain"]).name.partition(".")[0], Path(paths["domain"]).parent.name
+    draft.decide("output_dir", f"runs/{(folder if name in ('train', 'data') else name) or 'mine'}")
     draft.decide("per_device_train_batch_size", on_device)
     if on_device < batch:
         draft.decide("gradient_accumulation_steps", batch // on_device, f"about {batch} examples a step, in parts")

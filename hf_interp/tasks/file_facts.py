@@ -11,11 +11,12 @@ from typing import Any, Literal, NamedTuple
 
 from hf_interp.tasks.columns import class_names
 from hf_interp.tasks.corpus_files import file_format, load_rows, open_file, quiet_bars
-from hf_interp.tasks.loading import first_rows
+from hf_interp.tasks.loading import first_rows, undecoded
 from hf_interp.tasks.recipe import CorpusConfig
 
-ColumnKind = Literal["text", "label", "number", "date", "id", "list", "turns", "empty"]
-"""A label is one of few short values; a list is of words, of their tags, or of several labels."""
+ColumnKind = Literal["text", "label", "number", "date", "id", "list", "turns", "image", "audio", "empty"]
+"""A label is one of few short values; a list is of words, of their tags, or of several labels. Of images and sound the
+values are not kept."""
 
 MOST_ROWS = 50_000  # that are looked at
 MOST_LABELS = 500
@@ -23,6 +24,12 @@ LONGEST_LABEL = 60  # characters
 HEAD_BYTES = 1 << 20
 ID = re.compile(r"[!-~]*\d[!-~]*")
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
+SUFFIXES_OF: dict[ColumnKind, tuple[str, ...]] = {
+    "image": (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"),
+    "audio": (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus"),
+}
+SOUND = re.compile(rb"RIFF....WAVE|fLaC|OggS|ID3|\xff[\xe3\xf2\xf3\xfa\xfb]", re.DOTALL)
+"""How files of sound begin."""
 DATE = re.compile(r"(\d{4}-\d\d?-\d\d?|\d\d?[./]\d\d?[./]\d{4}|\d{4}/\d\d?/\d\d?)([T ]\d\d?:\d\d.*)?")
 TAG = re.compile(r"O|[BIESLU]-\S+")
 
@@ -73,8 +80,11 @@ def look_at(name: str, config: CorpusConfig) -> Facts:
             f"Corpus {name!r} ({config.path}) is one object, whose {inner!r} seems to hold the rows. Write those "
             f"alone, one a line, as `jq -c '.{inner}[]' {config.path} > rows.jsonl` does."
         )
-    head, columns = first_rows(dataset, MOST_ROWS), {}
+    head, columns = first_rows(undecoded(dataset), MOST_ROWS), {}
     for column in dataset.column_names:
+        if media := _media(head, column):
+            columns[column] = media
+            continue
         names = class_names(dataset.features[column])
         for key, values in _parts(column, list(head[column])):
             columns[key] = _column(key, [_named(value, names) for value in values] if names else values)
@@ -90,6 +100,20 @@ def _rows_within(dataset: Any) -> str | None:
 
 def _is_turn(row: Mapping[str, Any]) -> bool:
     return any({speaker, text} <= row.keys() for speaker, text in (("role", "content"), ("from", "value")))
+
+
+def _media(rows: Any, name: str) -> Column | None:
+    """Return a column of images or sound, whose files are in the rows, or named by them."""
+    values = rows.with_format("arrow")[:][name]
+    first = next((value.as_py() for value in values if value.is_valid), None)
+    if isinstance(first, Mapping) and first.keys() == {"bytes", "path"}:
+        first = first["bytes"] or first["path"]
+    found: list[ColumnKind] = []
+    if isinstance(first, bytes):
+        found = ["audio" if SOUND.match(first) else "image"]
+    elif isinstance(first, str):
+        found = [kind for kind, suffixes in SUFFIXES_OF.items() if first.lower().endswith(suffixes)]
+    return Column(name, found[0], [], values.null_count) if found else None
 
 
 def _parts(column: str, values: list[Any]) -> list[tuple[str, list[Any]]]:
@@ -136,7 +160,7 @@ def _completed(config: CorpusConfig) -> tuple[CorpusConfig, Sequence[str]]:
     if path.is_dir():
         has_texts = any(path.rglob("*.txt"))  # of which each is a document
         return replace(config, path=f"{config.path}/**/*.txt", document="file") if has_texts else config, []
-    if not path.is_file():
+    if not path.is_file() or (config.format or file_format(str(path))) in ("parquet", "arrow"):
         return config, []
     with open_file(path) as file:
         head = file.read(HEAD_BYTES)

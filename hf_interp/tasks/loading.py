@@ -41,7 +41,7 @@ def load_corpus(
     sources = {column: config.source(column) for column in columns}
     matter = [config.text_pair_column] if config.text_pair_column and "prompt" in columns else []
     as_text = [sources[column] for column, kind in columns.items() if kind in CELLS]
-    dataset = _undecoded(load_rows(name, config, [*as_text, *matter, *(config.where or {})]))
+    dataset = undecoded(load_rows(name, config, [*as_text, *matter, *(config.where or {})]))
     present = column_names(dataset)
     _check_present(name, present, [*sources.values(), *matter, *(config.where or {})])
     if config.where:
@@ -126,7 +126,7 @@ def _join(row: Mapping[str, Any], source: str, matter: str) -> dict[str, Any]:
     return {"_prompt": f"{prompt}\n\n{about}" if prompt is not None and str(about or "").strip() else prompt}
 
 
-def _undecoded(dataset: Any) -> Any:
+def undecoded(dataset: Any) -> Any:
     """Leave files of images and sound as they are: a row may be read for its label alone."""
     for column, feature in (dataset.features or {}).items():
         if isinstance(feature, (datasets.Image, datasets.Audio)):

@@ -15,6 +15,7 @@ import yaml
 from command_server import CommandServer
 from documents import reading_environment
 from test_practitioner import ENTITIES, LANGUAGE, SENTIMENT, TAGS, rows_of
+from toy_media import TONES, write_sounds, write_table, write_toy_ast, write_toy_vit
 from toy_recipes import ENGLISH, write_toy_models
 from transformers import AutoTokenizer
 
@@ -37,11 +38,13 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy models, and a decoder with a chat template."""
+    """The toy models, of which the decoder has a chat template, and models of images and sound."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = AutoTokenizer.from_pretrained(write_toy_models(folder)["decoder"])
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(folder / "decoder")
+    write_toy_vit(folder / "places")
+    write_toy_ast(folder / "tones", TONES)
     return folder
 
 
@@ -126,6 +129,14 @@ def write_folder(folder: Path, side: str) -> Path:
     return folder / side
 
 
+def write_images(folder: Path, side: str) -> Path:
+    return write_table(folder / f"{side}.jsonl", range(60), side)
+
+
+def write_recordings(folder: Path, side: str) -> Path:
+    return write_sounds(folder / f"{side}.jsonl", range(60), 4000 if side == "domain" else 8000)
+
+
 JOURNEYS: dict[str, tuple[Write, str, str, dict[str, Any]]] = {
     "csv": (write_csv, "encoder", "sequence-classification", {"delimiter": ";", "text_column": "Was gesagt wurde"}),
     "tsv": (write_tsv, "encoder", "sequence-classification", {"header": False}),
@@ -134,6 +145,8 @@ JOURNEYS: dict[str, tuple[Write, str, str, dict[str, Any]]] = {
     "prompts": (write_prompts, "decoder", "causal-lm", {"prompt_column": "prompt", "target_column": "completion"}),
     "conll": (write_conll, "encoder", "token-classification", {"format": "conll"}),
     "folder": (write_folder, "decoder", "causal-lm", {"document": "file"}),
+    "images": (write_images, "places", "image-classification", {"where": None}),
+    "sounds": (write_recordings, "tones", "audio-classification", {"audio_column": None}),
 }
 """What writes a file, the model, the task that is found, and what is found of the domain's file."""
 SHORT = ("--max_steps", 2, "--use_cpu", "true", "--report_to", "none", "--alpha_search", "{alphas: 2}")

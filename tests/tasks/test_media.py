@@ -4,11 +4,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_media import PLACES, toy_pixels, toy_png, write_folder, write_parquet, write_table, write_toy_vit
+from toy_media import (
+    PLACES,
+    TONES,
+    toy_pixels,
+    toy_png,
+    toy_wav,
+    write_folder,
+    write_parquet,
+    write_sounds,
+    write_table,
+    write_toy_ast,
+    write_toy_vit,
+)
 from toys import SHORT
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -19,7 +32,9 @@ from hf_interp.mixture.collators import collate
 from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.hub import render_card
 from hf_interp.tasks.build import check_recipe, load_data, tokenise
-from hf_interp.tasks.draft import look_at_model
+from hf_interp.tasks.column_choice import choose_columns
+from hf_interp.tasks.draft import draft_recipe, look_at_model
+from hf_interp.tasks.file_facts import look_at
 from hf_interp.tasks.media import ImageCollator, augment
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
@@ -330,9 +345,38 @@ def test_a_processor_of_another_model_is_refused(files: dict[str, dict[str, str]
     assert "cannot be read" in refused(recipe_of(model, files, tmp_path / "out"))
 
 
-def test_a_recipe_is_written_for_texts_alone(model: Path) -> None:
-    with pytest.raises(ValueError, match=r"^A recipe is written for texts alone, and '.*' is a model for image-class"):
-        look_at_model(str(model))
+def test_a_model_of_images_is_looked_at_without_a_tokenizer(model: Path, tmp_path: Path) -> None:
+    found = look_at_model(str(model))
+    assert found[:3] == ("image", "image-classification", PLACES)
+    assert look_at_model(str(write_toy_vit(tmp_path)))[:3] == ("image", None, [])  # as a backbone has it
+    assert look_at_model(str(write_toy_ast(tmp_path / "ast", TONES)))[:3] == ("audio", "audio-classification", TONES)
+
+
+@pytest.mark.parametrize("write", [write_table, write_folder, write_parquet])
+def test_a_recipe_is_drafted_for_images_of_every_kind(tmp_path: Path, write: Any) -> None:
+    place = {write_table: "t.jsonl", write_parquet: "a.parquet"}.get(write, "photos")
+    paths = {"domain": str(write(tmp_path / place, range(60)))}
+    draft = draft_recipe(str(write_toy_vit(tmp_path / "vit")), paths, {})
+    assert draft.fields["task"] == "image-classification"
+    assert draft.fields["label_names"] == PLACES
+    assert draft.fields["corpora"]["domain"] == {"path": paths["domain"], "part": [0.0, 0.8]}
+    assert draft.examples["domain"] in range(40, 56)
+    assert "max_length" not in draft.fields
+
+
+def test_sound_is_told_from_images_and_texts(tmp_path: Path) -> None:
+    sounds = write_sounds(tmp_path / "s.jsonl", range(40))
+    facts = look_at("file", CorpusConfig(path=str(sounds)))
+    assert {name: column.kind for name, column in facts.columns.items()} == {"audio": "audio", "label": "label"}
+    named = {"audio_column": "audio", "label_column": "label"}
+    assert choose_columns(facts, {}) == ("audio-classification", named, {})
+    with pytest.raises(ValueError, match="has audio \\(audio\\), label \\(label\\), and the model is one for images"):
+        choose_columns(facts, {}, family="image")
+    rows = [{"bytes": toy_wav(number), "path": None} for number in range(40)]
+    for column in ("sound", "image"):  # whatever it is called
+        datasets.Dataset.from_dict({column: rows}).to_parquet(tmp_path / "plain.parquet")
+        facts = look_at("file", CorpusConfig(path=str(tmp_path / "plain.parquet")))
+        assert facts.columns[column][1:] == ("audio", [], 0)
 
 
 def test_the_page_says_that_it_takes_texts(run: Path, model: Path) -> None:
