@@ -259,12 +259,13 @@ def _train(args: argparse.Namespace, flags: Flags) -> None:
 def _plan(args: argparse.Namespace, flags: Flags) -> None:
     """Say what a recipe will read, without training."""
     from hf_interp.commands import plan
-    from hf_interp.commands.distance import NUM_EXAMPLES
 
     if args.distance_examples is not None and not args.distance:
         raise ValueError("--distance_examples belongs to --distance. Give that too, or leave --distance_examples out.")
     num_examples = args.distance_examples
     if args.distance and num_examples is None:
+        from hf_interp.commands.distance import NUM_EXAMPLES
+
         num_examples = NUM_EXAMPLES
     found = plan.plan_recipe(args.recipe, flags, args.resume, args.num_processes, num_examples, args.samples)
     summary = plan.summarise(found)

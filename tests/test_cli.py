@@ -71,9 +71,27 @@ def test_misused_commands_show_their_usage(argv: list[str], message: str, capsys
     assert message in err
 
 
-def test_help_does_not_wait_for_torch() -> None:
-    script = "import sys, hf_interp.cli; hf_interp.cli.main([]); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL, check=False).returncode == 0
+def loaded_after(argv: list[str]) -> set[str]:
+    """Return the names of the modules that a command has loaded in a process of its own."""
+    script = (
+        f"import sys, hf_interp.cli\ntry: hf_interp.cli.main({argv})\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout
+    return set(ran.stderr.split())
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["plan", "--help"]])
+def test_help_waits_for_no_library(argv: list[str]) -> None:
+    assert not {"torch", "transformers", "datasets", "numpy", "matplotlib"} & loaded_after(argv)
+
+
+@pytest.mark.slow
+def test_a_plan_waits_for_no_trainer(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    loaded = loaded_after(["plan", str(write_recipe(toy_recipe))])
+    assert {"transformers.training_args", "hf_interp.training.mixture_run"} <= loaded  # what it does need
+    assert not {"transformers.trainer", "hf_interp.training.mixin", "hf_interp.selection.search"} & loaded
+    assert not {"evaluate", "sklearn.metrics", "matplotlib", "hf_interp.commands.distance"} & loaded
 
 
 # plan

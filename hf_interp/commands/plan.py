@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -13,7 +13,6 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
-from hf_interp.commands.distance import DomainDistance, check_both_sides, format_distance, measure_distance
 from hf_interp.losses.per_example import IGNORE_INDEX
 from hf_interp.mixture.collators import DISTILL
 from hf_interp.mixture.continuation import continue_plan
@@ -29,6 +28,9 @@ from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.splits import format_shared
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
 from hf_interp.utils.console import format_counts, format_table
+
+if TYPE_CHECKING:  # it evaluates a model, which a plan need not wait for
+    from hf_interp.commands.distance import DomainDistance
 
 COUNTS = ("drawn", "tokens", "passes", "all read at step")
 
@@ -95,7 +97,7 @@ class Preview(NamedTuple):
     weighted_alpha: float | None
     """The mean of α weighted by the learning rate, if that is known beforehand."""
     epochs: Epochs
-    distance: DomainDistance | None = None
+    distance: "DomainDistance | None" = None
     """Of the two sides for M₀, if it was measured."""
     cut: Mapping[str, Sequence[int]] = MappingProxyType({})
     """How many rows are cut, of how many, by group and name."""
@@ -136,7 +138,9 @@ def plan_recipe(
     recipe, args = parse_recipe(given)
     task = check_recipe(recipe, args)
     if distance_examples is not None:
-        check_both_sides([corpus.side or "" for corpus in recipe.corpora.values()])
+        from hf_interp.commands import distance
+
+        distance.check_both_sides([corpus.side or "" for corpus in recipe.corpora.values()])
     saved = None if resume is None else _read_checkpoint(resume)
     data = load_data(recipe, task)
     plan = plan_data(data, args, num_processes or (saved or {}).get("num_processes"))
@@ -144,6 +148,9 @@ def plan_recipe(
     if saved is not None:
         plan, changes = continue_plan(plan, saved["plan"], saved["global_step"])
         resumed = Resumed(saved["global_step"], changes)
+    measured = None
+    if distance_examples is not None:
+        measured = distance.measure_distance(recipe, args, data, num_examples=distance_examples)
     lengths = {corpus.name: mean_tokens(corpus.dataset) for corpus in data.corpora}
     return Preview(
         plan,
@@ -151,7 +158,7 @@ def plan_recipe(
         resumed,
         rate_weighted_alpha(plan, args),
         Epochs(plan, args.mixture_epoch),
-        None if distance_examples is None else measure_distance(recipe, args, data, num_examples=distance_examples),
+        measured,
         data.cut,
         data.shared,
         {corpus.name: counts for corpus in data.corpora if (counts := count_labels(corpus, recipe))},
@@ -268,6 +275,8 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     for name, samples in summary.get("samples", {}).items():
         lines += ["", f"{name}, as the model will see it:", *(f"- {sample}" for sample in samples)]
     if "distance" in summary:
+        from hf_interp.commands.distance import format_distance
+
         lines += ["", format_distance(summary["distance"])]
     return "\n".join(lines)
 

@@ -4,14 +4,16 @@ import copy
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import Trainer
 
 from hf_interp.losses.per_example import head_shifts_labels
 from hf_interp.weights.adapter_kinds import KEEPING_INITS, is_peft_model
+
+if TYPE_CHECKING:  # a plan trains nothing
+    from transformers import Trainer
 
 TRAINED_APART = (".modules_to_save.", ".trainable_tokens_delta.")
 """Parts of the names of parameters that adapters train instead of pretrained ones."""
@@ -22,7 +24,7 @@ def unwrap_peft(model: Any) -> Any:
     return model.get_base_model() if is_peft_model(model) else model
 
 
-def shifts_labels(trainer: Trainer) -> bool:
+def shifts_labels(trainer: "Trainer") -> bool:
     """Whether position i of a trainer's model predicts label i + 1, which `Trainer` does not know of all models."""
     return trainer._loss_shifts_labels or head_shifts_labels(unwrap_peft(trainer.model))
 

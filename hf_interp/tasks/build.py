@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
@@ -27,7 +27,6 @@ from hf_interp.mixture.packing import pack
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.streams import check_stream_ends
 from hf_interp.reporting.results import greater_is_better
-from hf_interp.selection.groups import Groups, read_groups
 from hf_interp.tasks.columns import Kind
 from hf_interp.tasks.corpus_files import quiet_bars
 from hf_interp.tasks.fitness import check_inputs
@@ -42,14 +41,16 @@ from hf_interp.tasks.task import TASKS, Task, check_task, get_task
 from hf_interp.tasks.tokenizers import load_processor
 from hf_interp.training.checkpoints import PREFIX_CHECKPOINT_DIR
 from hf_interp.training.config import InterpolationConfig
-from hf_interp.training.heads import Objective
-from hf_interp.training.mixin import InterpolationMixin
 from hf_interp.training.mixture_run import plan_mixture
-from hf_interp.training.trainer import InterpolationSeq2SeqTrainer, InterpolationTrainer
 from hf_interp.utils.errors import check_known, did_you_mean
 from hf_interp.utils.files import check_output
 from hf_interp.utils.model_files import WEIGHT_FILES, matches
 from hf_interp.utils.run_folder import RESULTS_NAME
+
+if TYPE_CHECKING:  # data is loaded and planned without waiting for the trainer
+    from hf_interp.selection.groups import Groups
+    from hf_interp.training.heads import Objective
+    from hf_interp.training.mixin import InterpolationMixin
 
 
 def check_search(recipe: Recipe) -> None:
@@ -77,7 +78,7 @@ class RecipeData:
     eval_sets: dict[str, datasets.Dataset]
     validation_sets: dict[str, datasets.Dataset] = field(default_factory=dict)
     """Sets by name on which the α of the weights is chosen, if they are others."""
-    groups: dict[str, dict[str, Groups]] = field(default_factory=dict)
+    groups: dict[str, dict[str, "Groups"]] = field(default_factory=dict)
     """Groups of the rows by group of sets, such as eval_corpora, and by name; of those that have `group_columns`."""
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     """How many rows are cut, of how many, by group and name, such as corpora.domain; where there are any."""
@@ -266,8 +267,10 @@ def _group_columns(dataset: Any) -> list[str]:
     return [column for column in dataset.column_names or [] if column.startswith(GROUP)]
 
 
-def _take_groups(sets: dict[str, Any], group: str, name: str) -> Groups:
+def _take_groups(sets: dict[str, Any], group: str, name: str) -> "Groups":
     """Take the columns of groups out of a set, which the model does not know, and return who is of which."""
+    from hf_interp.selection.groups import read_groups
+
     columns = _group_columns(sets[name])
     cells = {column.removeprefix(GROUP): sets[name][column] for column in columns}
     sets[name] = sets[name].remove_columns(columns)
@@ -306,7 +309,8 @@ def tokenise(
     for column in unread:  # the first label stands wherever a prediction is wanted
         raw = raw.map(lambda row, column=column: {column: [0] * len(row["tokens"]) if column == "tags" else 0})
     if keys is not None and isinstance(raw, datasets.Dataset):
-        keys[key] = content_keys(raw[next(iter(columns))])
+        rows = raw.select_columns(column := next(iter(columns))).iter(1000)  # rows one by one take four times as long
+        keys[key] = content_keys(value for batch in rows for value in batch[column])
     if group != "corpora" and task.split is not None:
         raw = encode_corpus(name, raw, config, task.split(tokenizer, recipe), list(columns))
     encoded = encode_corpus(name, raw, config, task.encode(tokenizer, recipe), list(columns))
@@ -387,6 +391,8 @@ def build_trainer(
 
 def trainer_class(task: Task) -> type[Any]:
     """Return the class of trainer of a task."""
+    from hf_interp.training.trainer import InterpolationSeq2SeqTrainer, InterpolationTrainer
+
     return InterpolationSeq2SeqTrainer if task.generates else InterpolationTrainer
 
 
@@ -410,8 +416,10 @@ def task_parts(
     }
 
 
-def _build_objective(recipe: Recipe, args: InterpolationConfig, tokenizer: PreTrainedTokenizerBase) -> Objective:
+def _build_objective(recipe: Recipe, args: InterpolationConfig, tokenizer: PreTrainedTokenizerBase) -> "Objective":
     """Return the head of an objective, as the pretrained model has it or new, with what evaluates it."""
+    from hf_interp.training.heads import Objective
+
     task = get_task(recipe.task)
     set_seed(args.seed)
     return Objective(
@@ -455,7 +463,7 @@ class _SeedFirstStep(TrainerCallback):
             set_seed(args.seed)
 
 
-def evaluate_at_end(trainer: InterpolationMixin) -> None:
+def evaluate_at_end(trainer: "InterpolationMixin") -> None:
     """Evaluate the trained model, unless the last evaluation of the run was already of it.
 
     Where the model has the mean of the weights, the last weights are evaluated too, before it.
@@ -469,7 +477,7 @@ def evaluate_at_end(trainer: InterpolationMixin) -> None:
         trainer.evaluate()
 
 
-def _evaluate_once(trainer: InterpolationMixin) -> None:
+def _evaluate_once(trainer: "InterpolationMixin") -> None:
     evaluated = [entry["step"] for entry in trainer.state.log_history if any(key.startswith("eval_") for key in entry)]
     if trainer.args.load_best_model_at_end or max(evaluated, default=-1) < trainer.state.global_step:
         trainer.evaluate()

@@ -1,16 +1,17 @@
 """A part of a model's own parameters is trained, and no adapter is needed: biases, the last layers, the head."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from hf_interp.weights.alpha_spec import find_layer, last_layers
 
+if TYPE_CHECKING:  # a plan loads no model
+    from transformers import PreTrainedModel
+
 
 def freeze_except(
-    model: PreTrainedModel, part: str, *, new_names: Sequence[str] = (), **options: Any
-) -> PreTrainedModel:
+    model: "PreTrainedModel", part: str, *, new_names: Sequence[str] = (), **options: Any
+) -> "PreTrainedModel":
     """Freeze all but a part of a model, one of `PARTS`, and what the checkpoint lacks; the model is returned.
 
     A head that is tied to the embeddings, as those of most language models are, is not trained. `options` are
@@ -22,7 +23,7 @@ def freeze_except(
     return model
 
 
-def head_names(model: PreTrainedModel) -> list[str]:
+def head_names(model: "PreTrainedModel") -> list[str]:
     """Return the parameters outside the backbone, but for those that are tied to something in it."""
     backbone = model.base_model
     if backbone is not model:
@@ -35,7 +36,7 @@ def head_names(model: PreTrainedModel) -> list[str]:
     return [name for name, parameter in model.named_parameters() if id(parameter) not in inside]
 
 
-def _head(model: PreTrainedModel) -> list[str]:
+def _head(model: "PreTrainedModel") -> list[str]:
     """Choose the head alone (a linear probe, if it is one layer)."""
     found = head_names(model)
     if not found:
@@ -46,7 +47,7 @@ def _head(model: PreTrainedModel) -> list[str]:
     return found
 
 
-def _biases(model: PreTrainedModel) -> list[str]:
+def _biases(model: "PreTrainedModel") -> list[str]:
     """Choose all biases, those of norms too, and the head (BitFit, Ben Zaken et al. 2022, arXiv 2106.10199)."""
     head = head_names(model)
     biases = [name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias" and name not in head]
@@ -58,7 +59,7 @@ def _biases(model: PreTrainedModel) -> list[str]:
     return biases + head
 
 
-def _last_layers(model: PreTrainedModel, n: int = 2) -> list[str]:
+def _last_layers(model: "PreTrainedModel", n: int = 2) -> list[str]:
     """Choose the last n layers of every stack (of encoder and decoder, where there are both), and the head."""
     places = {name: find_layer(name) for name, _ in model.named_parameters()}
     last = last_layers(places.values())

@@ -1,21 +1,24 @@
 """Pretrained models with the head of a task."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from hf_interp.tasks.fitness import check_weights
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.task import get_task
 from hf_interp.utils.errors import reading
 
+if TYPE_CHECKING:  # a plan loads no model
+    from transformers import PreTrainedModel
+
 
 class Loaded(NamedTuple):
     """A pretrained model with a task's head, and the parameters that its checkpoint lacks, hence new."""
 
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     new_names: list[str]
 
 

@@ -7,16 +7,19 @@ import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from hf_interp.tasks.adalora import AdaLoraCallback, prepare_adalora
 from hf_interp.tasks.freezing import PARTS, freeze_except, head_names
 from hf_interp.utils.errors import check_choice, check_known, did_you_mean, import_extra
 from hf_interp.weights.adapter_kinds import FACTORS, KEEPING_INITS
+
+if TYPE_CHECKING:  # a plan loads no model
+    from transformers import PreTrainedModel
 
 _LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "all-linear"}
 
@@ -84,7 +87,7 @@ def check_adapter(
 
 
 def adapt(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     adapter: str | Mapping[str, Any],
     *,
     task_type: str | None,
@@ -121,7 +124,7 @@ def adapt(
     return adapted
 
 
-def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
+def load_adapter(model: "PreTrainedModel", folder: str | os.PathLike[str]) -> Any:
     """Load a trained adapter on its model, as `PeftModel.from_pretrained`, whose AdaLoRA cannot take labels."""
     import peft
 
@@ -201,7 +204,7 @@ def _is_scalable(config: Any) -> bool:
     return kind in FACTORS and not is_other and getattr(config, "bias", "none") == "none"
 
 
-def _check_task(model: PreTrainedModel, config: Any) -> None:
+def _check_task(model: "PreTrainedModel", config: Any) -> None:
     """Refuse trained tokens where PEFT does not put them before the input, or not before the labels."""
     refused = (None, "TOKEN_CLS", "SEQ_CLS") if model.config.is_encoder_decoder else (None, "TOKEN_CLS")
     if config.is_prompt_learning and config.task_type in refused:
@@ -211,7 +214,7 @@ def _check_task(model: PreTrainedModel, config: Any) -> None:
         )
 
 
-def _fit_to_model(config: Any, model: PreTrainedModel, fields: Mapping[str, Any], new_names: Sequence[str]) -> None:
+def _fit_to_model(config: Any, model: "PreTrainedModel", fields: Mapping[str, Any], new_names: Sequence[str]) -> None:
     """Set what depends on the model and was not said."""
     known = type(config).__dataclass_fields__
     if "fan_in_fan_out" in known and "fan_in_fan_out" not in fields:
@@ -226,7 +229,7 @@ def _fit_to_model(config: Any, model: PreTrainedModel, fields: Mapping[str, Any]
         _ia3_targets(config, model)
 
 
-def _whole_modules(model: PreTrainedModel, task_type: str | None, new_names: Sequence[str]) -> list[str]:
+def _whole_modules(model: "PreTrainedModel", task_type: str | None, new_names: Sequence[str]) -> list[str]:
     """Return the modules trained in full, none inside another: a classifier's head, and what the checkpoint lacks."""
     paths = [name.partition(".")[0] for name in (head_names(model) if task_type in _HEADED else [])]
     paths += [name.rpartition(".")[0] for name in new_names]
@@ -242,7 +245,7 @@ def _is_apart(model: nn.Module, path: str) -> bool:
     return bool(path) and {True, False} not in owners.values()
 
 
-def _ia3_targets(config: Any, model: PreTrainedModel) -> None:
+def _ia3_targets(config: Any, model: "PreTrainedModel") -> None:
     """Set PEFT's own targets if it knows the model, else the first of `IA3_TARGETS` that the model has."""
     from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 

@@ -47,7 +47,6 @@ from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     EvalPrediction,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -113,7 +112,7 @@ class Task:
     is_packed: bool = False
     generates: bool = False
     check: Callable[[Recipe], None] = lambda recipe: None
-    prepare: Callable[[PreTrainedTokenizerBase, PreTrainedModel, Recipe], None] = lambda tokenizer, model, recipe: None
+    prepare: Callable[[PreTrainedTokenizerBase, Any, Recipe], None] = lambda tokenizer, model, recipe: None
 
 
 def _problem_type(recipe: Recipe) -> str:
@@ -142,7 +141,7 @@ def _check_masking(recipe: Recipe) -> None:
         raise ValueError(f"`mlm_probability` must lie in (0, 1], got {recipe.mlm_probability}.")
 
 
-def _prepare_languages(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> None:
+def _prepare_languages(tokenizer: PreTrainedTokenizerBase, model: Any, recipe: Recipe) -> None:
     """Let generation begin with the language that is wanted, where a multilingual model needs to be told."""
     if recipe.target_lang is not None:
         token = language_token(tokenizer, recipe.target_lang, "target_lang")

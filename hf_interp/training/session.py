@@ -5,15 +5,19 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
 from safetensors import safe_open
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from hf_interp.training.checkpoints import checkpoints_of, find_checkpoint, find_fault
 from hf_interp.utils.errors import ReadError
 from hf_interp.utils.run_folder import LOCK_NAME
+
+if TYPE_CHECKING:  # a plan trains nothing
+    from transformers import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ def alone_in(folder: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def running(trainer: Trainer, *, resumes: bool) -> Iterator[None]:
+def running(trainer: "Trainer", *, resumes: bool) -> Iterator[None]:
     """Keep the folder of a run to itself, and say how to go on: before a new run, and when one is cut short.
 
     Raises:
