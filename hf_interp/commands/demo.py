@@ -96,7 +96,6 @@ def run_demo(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     max_steps: int = 300,
-    num_domain_examples: int = 300,
     label_noise: float = 0.1,
 ) -> Comparison:
     """Write corpora, M₀ and a recipe into `folder`, then compare the methods.
@@ -105,7 +104,6 @@ def run_demo(
         folder: made if it is not there; its files are written anew.
         seeds: seeds of the comparison, at least two.
         max_steps: optimizer steps of every method.
-        num_domain_examples: training examples of the domain.
         label_noise: share of training labels that are flipped.
 
     Raises:
@@ -116,9 +114,7 @@ def run_demo(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums differ in their last bits between numbers of threads, and runs part from there
     try:
-        recipe = write_demo(
-            folder, max_steps=max_steps, num_domain_examples=num_domain_examples, label_noise=label_noise
-        )
+        recipe = write_demo(folder, max_steps=max_steps, label_noise=label_noise)
         return compare(recipe, seeds=seeds, methods=["domain only", "constant 0.5", "scheduled α"])
     finally:
         torch.set_num_threads(threads)
@@ -142,16 +138,13 @@ Next: change the recipe, look at what it would read, and train:
   hf-interp train {folder}/recipe.yaml --output_dir {folder}/mine --alpha_end 0.75"""
 
 
-def write_demo(
-    folder: str | os.PathLike[str], *, max_steps: int = 300, num_domain_examples: int = 300, label_noise: float = 0.1
-) -> dict[str, Any]:
+def write_demo(folder: str | os.PathLike[str], *, max_steps: int = 300, label_noise: float = 0.1) -> dict[str, Any]:
     """Write corpora, M₀ and `recipe.yaml` into a folder, and return the recipe; see `run_demo`."""
-    for name, count in (("max_steps", max_steps), ("num_domain_examples", num_domain_examples)):
-        if count < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {count}.")
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
     folder = Path(folder)
     shift = ToyShift(label_noise=label_noise)
-    recipe = _write_data(folder, shift, num_domain_examples)
+    recipe = _write_data(folder, shift)
     _write_untrained_model(folder / "untrained", shift)
     _train_base_model(folder, recipe, max_steps)
     recipe |= {
@@ -163,9 +156,9 @@ def write_demo(
     return recipe
 
 
-def _write_data(folder: Path, shift: ToyShift, num_domain_examples: int) -> dict[str, Any]:
+def _write_data(folder: Path, shift: ToyShift) -> dict[str, Any]:
     """Write the corpora, and return the part of the recipe that names them."""
-    sizes = {"train": {"general": 4000, "domain": num_domain_examples}}
+    sizes = {"train": {"general": 4000, "domain": 300}}
     sizes |= {"validation": dict.fromkeys(SIDES, 500), "test": dict.fromkeys(SIDES, 1000)}
     folder.mkdir(parents=True, exist_ok=True)
     for split, side in product(sizes, SIDES):

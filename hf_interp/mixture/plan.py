@@ -477,9 +477,9 @@ class MixturePlan:
             **({} if self.order == Order() else {"order": str(self.order)}),
         }
 
-    def alpha_landmarks(self, most: int = 12) -> list[int]:
+    def alpha_landmarks(self) -> list[int]:
         """Return the steps that tell the schedule: both ends, the borders of phases, even points between."""
-        return self._alphas.landmarks(self.start_step, most // 2)
+        return self._alphas.landmarks(self.start_step, 6)
 
     def _work_out(self) -> None:
         """Work out what follows from the state of the plan."""
