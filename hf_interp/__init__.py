@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_interp.weights.alpha_spec import AlphaByDepth as AlphaByDepth
     from hf_interp.weights.interpolate import interpolate_weights as interpolate_weights
     from hf_interp.weights.merge import interpolate_checkpoints as interpolate_checkpoints
+    from hf_interp.weights.methods import MergeMethod as MergeMethod
 
 __version__ = metadata.version("hf_interp")
 
@@ -36,6 +37,7 @@ _HOMES = {
     "InterpolationMixin": "training.mixin",
     "InterpolationSeq2SeqTrainer": "training.trainer",
     "InterpolationTrainer": "training.trainer",
+    "MergeMethod": "weights.methods",
     "MixturePlan": "mixture.plan",
     "Objective": "training.heads",
     "get_alpha_schedule": "mixture.schedules",

@@ -390,42 +390,72 @@ def _audit(args: argparse.Namespace, flags: Flags) -> None:
 
 
 @command(
-    argument("base", metavar="BASE", help="M₀: a folder, or a name on the Hub"),
-    argument("finetuned", metavar="FINETUNED", nargs="+", help="M_θ; of several models, their mean"),
+    argument("models", metavar="MODEL", nargs="*", help="M₀, then M_θ, or several: folders, or names on the Hub"),
     argument("output", metavar="OUT", help="where to write; must not exist, or be empty"),
     argument(
         "--alpha", help="a number; SHALLOW..DEEP over the layers; or a mapping of name patterns. Without it, --recipe"
     ),
+    argument(
+        "--method",
+        metavar="NAME",
+        help="linear: the models' mean (default); slerp: an arc from M₀ to one model; task_arithmetic, ties, dare, "
+        "dare_ties, breadcrumbs, breadcrumbs_ties: M₀ and α times what they learned, thinned (docs/weights.md)",
+    ),
+    argument("--weights", nargs="+", metavar="W", help="of the models, in their order (default: all the same)"),
+    argument("--density", nargs="+", metavar="D", help="ties, dare, breadcrumbs: the share that is kept of each model"),
+    argument("--gamma", nargs="+", metavar="G", help="breadcrumbs: the share of the largest left out (default: 0.01)"),
+    argument("--normalize", choices=["true", "false"], help="divide by the sum of the weights (default: ties alone)"),
+    argument("--rescale", choices=["true", "false"], help="dare: divide what is kept by the density (default: true)"),
+    argument("--seed", type=int, metavar="N", help="dare: what is kept depends on it (default: 0)"),
+    argument("--mergekit", metavar="FILE", help="read models, method and settings from a configuration of mergekit"),
     argument("--recipe", help="choose α (and a greedy soup) on the validation sets of this recipe or run"),
     argument("--soup", choices=["uniform", "greedy"], default="uniform", help="how to take several models"),
-    switch("--extrapolate", "allow α outside [0, 1]"),
+    switch("--extrapolate", "allow α outside [0, 1], and weights below 0 or of a sum beyond 1"),
     argument("--finetuned_only", nargs="+", default=[], metavar="PATTERN", help="tensors to take from M_θ whole"),
     argument("--dtype", help="type of the result, such as bfloat16 (default: M_θ's)"),
     argument("--max_shard_size", help="size of the files, such as 5GB"),
     switch("--merge_adapter", "write a whole model where M_θ is an adapter"),
     JSON,
-    examples=["merge BASE runs/mine merged --alpha 0.7", "merge BASE runs/a runs/b soup --recipe recipe.yaml"],
+    examples=[
+        "merge BASE runs/mine merged --alpha 0.7",
+        "merge BASE runs/a runs/b soup --recipe recipe.yaml",
+        "merge BASE runs/a runs/b merged --method ties --density 0.2",
+        "merge merged --mergekit config.yml",
+    ],
     note=f"{FIELDS}.",
 )
 def _merge(args: argparse.Namespace, flags: Flags) -> None:
-    """Write M_α = α·M_θ + (1 − α)·M₀ of checkpoints."""
+    """Write M_α = α·M_θ + (1 − α)·M₀ of checkpoints, or merge several models of one base."""
     if flags and not args.recipe:
         raise ValueError(f"Unrecognized arguments: {' '.join(flags)}. Fields of a recipe need --recipe.")
-    from hf_interp.commands.merge import format_merged, merge_runs, parse_dtype
+    from hf_interp.commands.merge import format_merged, merge_runs, parse_dtype, parse_method, read_mergekit
     from hf_interp.tasks.runs import load_run_recipe
     from hf_interp.weights.alpha_spec import parse_alpha
 
-    merged = merge_runs(
-        args.base,
-        args.finetuned,
-        args.output,
-        recipe=load_run_recipe(args.recipe, flags) if args.recipe else None,
-        soup=args.soup,
+    settings = _given(
+        base_dir=args.models[0] if args.models else None,
+        finetuned_dir=args.models[1:] or None,
         alpha=None if args.alpha is None else parse_alpha(args.alpha),
+        method=parse_method(vars(args)),
+        dtype=parse_dtype(args.dtype),
+        recipe=load_run_recipe(args.recipe, flags) if args.recipe else None,
+    )
+    if args.mergekit:
+        if settings:
+            raise ValueError(f"`mergekit` names models and settings itself, got {sorted(settings)} beside it.")
+        settings = read_mergekit(args.mergekit)
+    elif len(args.models) < 2:
+        raise ValueError(f"Give M₀, at least one M_θ and OUT, or --mergekit FILE and OUT, got {len(args.models) + 1}.")
+    merged = merge_runs(
+        settings.pop("base_dir"),
+        settings.pop("finetuned_dir"),
+        args.output,
+        soup=args.soup,
         extrapolate=args.extrapolate,
         finetuned_only=args.finetuned_only,
         merge_adapter=args.merge_adapter,
-        **_given(dtype=parse_dtype(args.dtype), max_shard_size=args.max_shard_size),
+        **settings,
+        **_given(max_shard_size=args.max_shard_size),
     )
     _print_found(args, merged.report.to_dict(), f"{format_merged(merged, args.soup)}\nThe model is in {args.output}.")
 

@@ -22,14 +22,28 @@ class AlphaByDepth:
     Args:
         shallow: α of the first layer, and of what lies outside the layers.
         deep: α of the last layer.
+        between: further numbers at equal distances from the first layer to the last; α is linear from one to the next.
     """
 
     shallow: float
     deep: float = 1.0
+    between: tuple[float, ...] = ()
+
+    def numbers(self) -> list[float]:
+        """Return all numbers, from the first layer to the last."""
+        return [self.shallow, *self.between, self.deep]
+
+    def at(self, depth: float) -> float:
+        """Return α at a depth from 0 to 1; exact at each number."""
+        numbers = self.numbers()
+        place = depth * (len(numbers) - 1)
+        index = min(int(place), len(numbers) - 2)
+        share = place - index
+        return (1 - share) * numbers[index] + share * numbers[index + 1]
 
 
-Alpha = float | Mapping[str, float] | AlphaByDepth
-"""One α for all tensors, α by name pattern (the first that matches wins), or α by depth."""
+Alpha = float | AlphaByDepth | Mapping[str, float | AlphaByDepth]
+"""One α for all tensors, α by depth, or either by name pattern (the first that matches wins)."""
 
 _LAYER = re.compile(r"^(?P<stack>(?:.*?\.)?(?:layers?|h|blocks?))\.(?P<index>\d+)\.")
 
@@ -64,8 +78,8 @@ def resolve_alpha(alpha: Alpha, names: Sequence[str], *, extrapolate: bool = Fal
     """α of every tensor.
 
     Args:
-        alpha: one number, a mapping from name patterns (as of file names: `*`, `?`, `[...]`) to numbers of which the
-            first that matches a name counts, or an [`AlphaByDepth`].
+        alpha: one number, an [`AlphaByDepth`], or a mapping from name patterns (as of file names: `*`, `?`, `[...]`) to
+            either, of which the first that matches a name counts.
         names: the tensors' names.
         extrapolate: allow α outside [0, 1].
 
@@ -79,18 +93,24 @@ def resolve_alpha(alpha: Alpha, names: Sequence[str], *, extrapolate: bool = Fal
     >>> resolve_alpha(AlphaByDepth(0.2, 1.0), ["wte.weight", "h.0.mlp", "h.1.mlp", "h.2.mlp"])
     {'wte.weight': 0.2, 'h.0.mlp': 0.2, 'h.1.mlp': 0.6, 'h.2.mlp': 1.0}
     """
-    if isinstance(alpha, Mapping):
-        found = _by_pattern(alpha, names)
-    elif isinstance(alpha, AlphaByDepth):
-        for value in (alpha.shallow, alpha.deep):
-            check_alpha(value, extrapolate=extrapolate)
-        found = _by_depth(alpha, names)
-    else:
-        found = dict.fromkeys(names, alpha)
-        check_alpha(alpha, extrapolate=extrapolate)
+    found = _by_pattern(alpha, names) if isinstance(alpha, Mapping) else dict.fromkeys(names, alpha)
     for value in set(found.values()):
-        check_alpha(value, extrapolate=extrapolate)
-    return {name: float(value) for name, value in found.items()}
+        for number in value.numbers() if isinstance(value, AlphaByDepth) else [value]:
+            check_alpha(number, extrapolate=extrapolate)
+    depths = _depths(names) if any(isinstance(value, AlphaByDepth) for value in found.values()) else {}
+    return {
+        name: float(value.at(depths.get(name, 0.0)) if isinstance(value, AlphaByDepth) else value)
+        for name, value in found.items()
+    }
+
+
+def plain_alpha(alpha: Alpha) -> Any:
+    """Return an α as plain values, for JSON."""
+    if isinstance(alpha, Mapping):
+        return {name: plain_alpha(value) for name, value in alpha.items()}
+    return (
+        {key: value for key, value in vars(alpha).items() if value != ()} if isinstance(alpha, AlphaByDepth) else alpha
+    )
 
 
 def check_alpha(value: Any, *, extrapolate: bool = False) -> None:
@@ -107,28 +127,32 @@ def parse_alpha(text: str) -> Alpha:
     """α as it is written on the command line: a number, `SHALLOW..DEEP` by depth, or a YAML mapping of patterns.
 
     >>> parse_alpha("0.6"), parse_alpha("0.3..1")
-    (0.6, AlphaByDepth(shallow=0.3, deep=1.0))
-    >>> parse_alpha("{'*.embeddings.*': 0.2, '*': 0.7}")
-    {'*.embeddings.*': 0.2, '*': 0.7}
+    (0.6, AlphaByDepth(shallow=0.3, deep=1.0, between=()))
+    >>> parse_alpha("{'*.attention.*': 0..0.5..1, '*': 0.7}")
+    {'*.attention.*': AlphaByDepth(shallow=0.0, deep=1.0, between=(0.5,)), '*': 0.7}
     """
-    shallow, dots, deep = text.partition("..")
     try:
-        return AlphaByDepth(float(shallow), float(deep)) if dots else float(text)
+        return _parse_one(text)
     except ValueError:
         pass
     try:
         found = load_yaml(text)
+        if isinstance(found, dict) and all(isinstance(name, str) for name in found):
+            return {name: _parse_one(value) if isinstance(value, str) else value for name, value in found.items()}
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise ValueError(
-            f"`alpha` must be a number such as 0.6, a range over depth such as 0.3..1.0, or a mapping of name patterns "
-            f"such as \"{{'*.embeddings.*': 0.2, '*': 0.7}}\", got {text!r}."
-        )
-    return found
+        pass
+    raise ValueError(
+        f"`alpha` must be a number such as 0.6, a range over depth such as 0.3..1.0, or a mapping of name patterns "
+        f"such as \"{{'*.embeddings.*': 0.2, '*': 0.7}}\", got {text!r}."
+    )
 
 
-def _by_pattern(alpha: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+def _parse_one(text: str) -> float | AlphaByDepth:
+    first, *others = map(float, text.split(".."))
+    return AlphaByDepth(first, others[-1], tuple(others[:-1])) if others else first
+
+
+def _by_pattern(alpha: Mapping[str, float | AlphaByDepth], names: Sequence[str]) -> dict[str, Any]:
     if alpha.keys() == set(names):  # numbers by name: no need to match each with each
         return dict(alpha)
     unused = set(alpha)
@@ -147,15 +171,12 @@ def _by_pattern(alpha: Mapping[str, float], names: Sequence[str]) -> dict[str, f
     return found
 
 
-def _by_depth(alpha: AlphaByDepth, names: Iterable[str]) -> dict[str, float]:
+def _depths(names: Iterable[str]) -> dict[str, float]:
+    """Return the depths of tensors in layers, from 0 to 1."""
     places = {name: find_layer(name) for name in names}
     last = last_layers(places.values())
     if not last:
         raise ValueError(
             "`alpha` by depth needs a model with numbered layers, and no tensor's name shows one. Give name patterns."
         )
-    depths = {name: place[1] / last[place[0]] if last[place[0]] else 1.0 for name, place in places.items() if place}
-    # this form is exact at both ends, and outside the layers
-    return {
-        name: (1 - depth) * alpha.shallow + depth * alpha.deep for name in places for depth in [depths.get(name, 0)]
-    }
+    return {name: place[1] / last[place[0]] if last[place[0]] else 1.0 for name, place in places.items() if place}

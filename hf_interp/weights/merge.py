@@ -17,7 +17,7 @@ import torch
 
 from hf_interp.utils.files import new_folder, read_json, unfinished_folders
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
-from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
+from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha, plain_alpha
 from hf_interp.weights.checkpoint_names import (
     Pairing,
     check_loads,
@@ -38,12 +38,14 @@ from hf_interp.weights.matching import (
     match_names,
 )
 from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
+from hf_interp.weights.methods import MergeMethod, TensorMethod
 from hf_interp.weights.model_folder import (
     check_output,
     copy_small_files,
     find_folder,
     num_small_bytes,
     write_account,
+    write_card,
 )
 from hf_interp.weights.streaming import Inputs, are_equal, write_result
 from hf_interp.weights.tensor_files import Stored, create_shards, find_tensors, infos, num_bytes
@@ -62,6 +64,7 @@ def interpolate_checkpoints(
     output_dir: Name,
     alpha: Alpha,
     *,
+    method: str | MergeMethod = "linear",
     extrapolate: bool = False,
     finetuned_only: Sequence[str] = (),
     dtype: torch.dtype | None = None,
@@ -81,7 +84,9 @@ def interpolate_checkpoints(
         output_dir: a new or empty folder.
         alpha: a number; a mapping from patterns of M_θ's names to numbers, of which the first that matches counts; or
             an `AlphaByDepth`.
-        extrapolate: allow α outside [0, 1].
+        method: a name, or a `MergeMethod` with its settings. With another than "linear", α scales what the method adds
+            to M₀, or is the share of the arc; what M₀ lacks is the mean of the models.
+        extrapolate: allow α outside [0, 1], and weights that are negative or sum to more than 1.
         finetuned_only: patterns of names to take from M_θ whole, such as a head that M₀ was given at random.
         dtype: type of the result's floating-point tensors; by default M_θ's.
         max_shard_size: of a file of weights, in bytes or as "5GB".
@@ -92,8 +97,9 @@ def interpolate_checkpoints(
 
     Raises:
         TypeError: for an α or a type that is none.
-        ValueError: for an α out of range, different architectures or vocabularies, packed quantised weights, NaN,
-            statistics of batch norms that differ, folders that hold no whole checkpoint, or an output that is taken.
+        ValueError: for an α or settings out of range, different architectures or vocabularies, packed quantised
+            weights, NaN, statistics of batch norms that differ, folders that hold no whole checkpoint, or an output
+            that is taken.
         OSError: if the disk is too small; before anything is written.
     """
     if not isinstance(alpha, (Mapping, AlphaByDepth)):
@@ -103,6 +109,8 @@ def interpolate_checkpoints(
     names = [finetuned_dir] if isinstance(finetuned_dir, (str, os.PathLike)) else list(finetuned_dir)
     if not names:
         raise ValueError("`finetuned_dir` must name at least one folder, got none.")
+    how = MergeMethod(name=method) if isinstance(method, str) else method
+    how.check(len(names))
     base, runs = find_folder(base_dir, "base_dir"), [find_folder(name, "finetuned_dir") for name in names]
     output = Path(output_dir).resolve()
     check_output(output, [base, *runs])
@@ -110,13 +118,16 @@ def interpolate_checkpoints(
         raise ValueError(f"`base_dir` must be a whole model, got the adapter {str(base_dir)!r}.")
     options: dict[str, Any] = {"finetuned_only": finetuned_only, "extrapolate": extrapolate}
     if any((run / ADAPTER_CONFIG_NAME).is_file() for run in runs):
+        if not how.is_plain_mean:
+            raise ValueError(f"`method` {how.name} takes whole models. Write the adapter as one: `merge_adapter`.")
         if len(runs) > 1:
             raise ValueError("`finetuned_dir` must be one folder if it is an adapter's, got several.")
         if dtype is not None:
             raise ValueError("`dtype` must be left out for an adapter, whose types are kept.")
         return interpolate_adapter_checkpoint(base, runs[0], output, alpha, max_shard_size=max_shard_size, **options)
     public_names = [_public_name(name) for name in (base_dir, *names)]
-    return _merge(_Request(base, runs, output, alpha, options, dtype, max_shard_size, trust_remote_code, public_names))
+    settings = dtype, max_shard_size, trust_remote_code, public_names, how
+    return _merge(_Request(base, runs, output, alpha, options, *settings))
 
 
 class _Request(NamedTuple):
@@ -133,6 +144,7 @@ class _Request(NamedTuple):
     trust_remote_code: bool
     public_names: list[str]
     """Of M₀ and the runs, as they may be told to others."""
+    method: MergeMethod
 
 
 def _merge(request: _Request) -> InterpolationReport:
@@ -156,7 +168,8 @@ def _merge(request: _Request) -> InterpolationReport:
         **request.options,
     )
     notes += _check_tokens(request, inputs, decisions)
-    decisions = [_settle_statistics(decision, inputs) for decision in decisions]
+    decisions = [_settle_statistics(decision, inputs, request.method) for decision in decisions]
+    methods = _settle_method(request, decisions)
     results = {
         name: info._replace(dtype=request.dtype) if request.dtype and info.dtype.is_floating_point else info
         for name, info in infos(finetuned).items()
@@ -166,7 +179,7 @@ def _merge(request: _Request) -> InterpolationReport:
     _check_space(request, sum(num_bytes(info) for info in results.values()))
     ties = [TensorDecision(name=name, action="tied", reason=f"to {kept}") for name, kept in pairing.ties.items()]
     with new_folder(request.output) as folder:
-        decisions = write_result(inputs, create_shards(folder, results, request.max_shard_size), decisions)
+        decisions = write_result(inputs, create_shards(folder, results, request.max_shard_size), decisions, methods)
         notes += copy_small_files(request.runs[0], folder)
         report = InterpolationReport(decisions=decisions + ties, notes=notes)
         _finish(request, folder, report)
@@ -245,13 +258,27 @@ def _check_tokens(request: _Request, inputs: Inputs, decisions: Iterable[TensorD
     return []
 
 
-def _settle_statistics(decision: TensorDecision, inputs: Inputs) -> TensorDecision:
+def _settle_method(request: _Request, decisions: Iterable[TensorDecision]) -> dict[str, TensorMethod]:
+    """Return the method of every tensor; none for the plain mean."""
+    if request.method.is_plain_mean:
+        return {}
+    found = {decision.name: decision for decision in decisions if decision.action == "interpolated"}
+    for name, decision in found.items():
+        if decision.vocabulary_axis and request.method.name != "linear":
+            raise ValueError(
+                f"`method` {request.method.name} needs tokens along rows, and {name!r} has them along columns, others "
+                "than M₀. Take it from M_θ whole (`finetuned_only`)."
+            )
+    return request.method.settle([*found], len(request.runs), extrapolate=request.options["extrapolate"])
+
+
+def _settle_statistics(decision: TensorDecision, inputs: Inputs, method: MergeMethod) -> TensorDecision:
     """Copy statistics of batch norms that are the same; at the ends they are those of the ends."""
     if decision.action != "interpolated" or not BATCH_NORM.search(decision.name):
         return decision
     assert decision.base_name is not None
     runs = [run[decision.name] for run in inputs.runs]
-    if decision.alpha == 0 or (decision.alpha == 1 and len(runs) == 1):
+    if decision.alpha == 0 or (decision.alpha == 1 and len(runs) == 1 and method.is_plain_mean):
         return decision
     if not all(are_equal(inputs.base[decision.base_name], run) for run in runs):
         raise ValueError(
@@ -279,12 +306,16 @@ def _finish(request: _Request, folder: Path, report: InterpolationReport) -> Non
         config[key] = str(request.dtype).removeprefix("torch.")
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
+    method = request.method.given()
+    settings = {"method": method.pop("name"), "α": plain_alpha(request.alpha), **method}
+    write_card(folder, request.output.name, request.public_names, settings)
     write_account(
         folder,
         report,
         request.alpha,
         base=request.public_names[0],
         finetuned=request.public_names[1:],
+        method=request.method.given(),
         dtype=None if request.dtype is None else str(request.dtype).removeprefix("torch."),
         counts={action: len(report.names(action)) for action in get_args(Action)},
     )
@@ -294,10 +325,10 @@ def _merge_in_memory(
     request: _Request, model_class: Any, base: Mapping[str, Stored], runs: Sequence[Mapping[str, Stored]]
 ) -> InterpolationReport:
     """Interpolate models whose checkpoints hold different tensors: transformers converts both when it loads them."""
-    if len(runs) > 1:
+    if len(runs) > 1 or not request.method.is_plain_mean:
         raise ValueError(
-            "`finetuned_dir` must be one folder if M₀'s checkpoint has other tensors than M_θ's, got several. Load and "
-            "save M₀ with the transformers that saved the runs."
+            "`finetuned_dir` must be one folder if M₀'s checkpoint has other tensors than M_θ's, and `method` linear. "
+            "Load and save M₀ with the transformers that saved the runs."
         )
     sizes = [sum(num_bytes(stored.info) for stored in tensors.values()) for tensors in (base, runs[0])]
     logger.warning(

@@ -1,10 +1,10 @@
 """Folders of models: found on disk or on the Hub, and what goes with the weights from one to the next."""
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_interp.utils.console import format_table
 from hf_interp.utils.environment import installed_versions
 from hf_interp.utils.files import write_json
 from hf_interp.utils.model_files import (
@@ -25,7 +26,7 @@ from hf_interp.utils.model_files import (
 )
 from hf_interp.utils.run_folder import INTERPOLATION_NAME
 from hf_interp.weights.adapter_kinds import is_peft_model
-from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth
+from hf_interp.weights.alpha_spec import Alpha, plain_alpha
 from hf_interp.weights.checkpoint_names import find_checkpoint_keys
 from hf_interp.weights.matching import InterpolationReport, match_names
 from hf_interp.weights.tensor_files import find_tensors
@@ -101,12 +102,29 @@ def _refuse_links(folder: Path) -> None:
 def write_account(folder: Path, report: InterpolationReport, alpha: Alpha, **details: Any) -> None:
     """Write `interpolation.json`: how the weights in a folder came about, and the versions of the packages."""
     account = {
-        "alpha": asdict(alpha) if isinstance(alpha, AlphaByDepth) else alpha,
+        "alpha": plain_alpha(alpha),
         **details,
         **report.to_dict(),
         "versions": installed_versions(),
     }
     write_json(folder / INTERPOLATION_NAME, account, indent=2)
+
+
+def write_card(folder: Path, title: str, models: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Write the model card of a merge: M₀ and the models, by their public names, and how they were merged."""
+    from huggingface_hub import ModelCardData
+
+    from hf_interp.reporting.card import CARD_NAME, escape, is_hub_id, save_card
+
+    kinds = ["M₀", *["M_θ"] * (len(models) - 1), *settings]
+    values = [value if isinstance(value, str) else json.dumps(value) for value in (*models, *settings.values())]
+    rows = [[escape(kind), escape(value)] for kind, value in zip(kinds, values, strict=True)]
+    # a name without a slash may be that of a folder
+    known = [name for name in models if "/" in name and is_hub_id(name)]
+    data = ModelCardData(library_name="transformers", base_model=known or None, tags=["hf_interp", "merge"])
+    text = f"A merge that hf_interp wrote. `{INTERPOLATION_NAME}` says what was done with each tensor."
+    table = format_table(["what", "value"], rows)
+    save_card(f"---\n{data.to_yaml()}\n---\n\n# {escape(title)}\n\n{text}\n\n{table}\n", folder / CARD_NAME)
 
 
 def _download(name: str, argument: str, revision: str | None) -> Path:

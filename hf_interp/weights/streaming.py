@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 
 from hf_interp.weights.matching import TensorDecision, is_float
+from hf_interp.weights.methods import TensorMethod, merged_blocks
 from hf_interp.weights.tensor_files import Stored, read_piece, run_in_threads, write_piece
 from hf_interp.weights.tensors import is_finite, lerp, mean_of, refuse_diverged, write_one
 
@@ -35,16 +37,23 @@ class _Job(NamedTuple):
 
 
 def write_result(
-    inputs: Inputs, places: Mapping[str, Stored], decisions: Sequence[TensorDecision]
+    inputs: Inputs,
+    places: Mapping[str, Stored],
+    decisions: Sequence[TensorDecision],
+    methods: Mapping[str, TensorMethod] | None = None,
 ) -> list[TensorDecision]:
-    """Write all tensors; returns the decisions, of which some depend on values."""
-    do = _Interpolation(inputs, places)
+    """Write all tensors; returns the decisions, of which some depend on values.
+
+    Args:
+        methods: those of the interpolated tensors; without any, M_θ is the plain mean of the runs.
+    """
+    do = _Interpolation(inputs, places, methods or {})
     # in the order of the files
     order = sorted(
         (decision for decision in decisions if decision.action != "dropped"),
         key=lambda decision: (places[decision.name].path, places[decision.name].begin),
     )
-    run_in_threads((job for decision in order for job in _jobs(decision, inputs)), do)
+    run_in_threads((job for decision in order for job in _jobs(decision, inputs, methods)), do)
     if not do.differ:
         logger.warning("All interpolated tensors are the same in M₀ and M_θ: the curve over α is flat.")
     again = {
@@ -56,8 +65,10 @@ def write_result(
     return [again.get(decision.name, decision) for decision in decisions]
 
 
-def _jobs(decision: TensorDecision, inputs: Inputs) -> Iterator[_Job]:
-    """Yield a tensor in blocks; of a vocabulary that has grown the common rows first."""
+def _jobs(
+    decision: TensorDecision, inputs: Inputs, methods: Mapping[str, TensorMethod] | None = None
+) -> Iterator[_Job]:
+    """Yield a tensor in blocks; of a vocabulary that has grown the common rows first. A method has them in one job."""
     stored = inputs.runs[0][decision.name]
     common = stored.numel
     if decision.vocabulary_axis is not None and decision.action == "interpolated":
@@ -66,9 +77,17 @@ def _jobs(decision: TensorDecision, inputs: Inputs) -> Iterator[_Job]:
             yield _Job(decision, 0, stored.numel, True)
             return
         common = min(common, inputs.base[decision.base_name].numel)
+    size = 2 * BLOCK // (1 + len(inputs.runs))
     for is_common, (first, last) in ((True, (0, common)), (False, (common, stored.numel))):
-        for begin, end in _blocks(first, last, 2 * BLOCK // (1 + len(inputs.runs))):
+        is_whole = is_common and _is_method(decision, methods)
+        for begin, end in _blocks(first, last, max(last, 1) if is_whole else size):
             yield _Job(decision, begin, end, is_common)
+
+
+def _is_method(decision: TensorDecision, methods: Mapping[str, TensorMethod] | None) -> bool:
+    """Whether a tensor is more than a mean."""
+    how = (methods or {}).get(decision.name)
+    return how is not None and how.method.name != "linear" and decision.action == "interpolated"
 
 
 def _blocks(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
@@ -79,13 +98,16 @@ def _blocks(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
 class _Interpolation:
     """Does jobs, and keeps what it finds in the values."""
 
-    def __init__(self, inputs: Inputs, places: Mapping[str, Stored]) -> None:
-        self.inputs, self.places = inputs, places
+    def __init__(self, inputs: Inputs, places: Mapping[str, Stored], methods: Mapping[str, TensorMethod]) -> None:
+        self.inputs, self.places, self.methods = inputs, places, methods
         self.infinite: set[str] = set()
         self.differ = False
 
     def __call__(self, job: _Job) -> None:
         decision, place = job.decision, self.places[job.decision.name]
+        if job.is_common and _is_method(decision, self.methods):
+            self.merge(job)
+            return
         finetuned = self.read_finetuned(job)
         if decision.action == "interpolated" and job.is_common:
             result = self.interpolate(job, finetuned)
@@ -112,12 +134,35 @@ class _Interpolation:
         self.inspect(decision, base, finetuned, result)
         return result
 
+    def merge(self, job: _Job) -> None:
+        """Write what M₀ has too of a tensor, by its method."""
+        decision, place = job.decision, self.places[job.decision.name]
+        assert decision.base_name is not None
+        assert decision.alpha is not None
+        base, runs = self.inputs.base[decision.base_name], [run[decision.name] for run in self.inputs.runs]
+        exact = reduce(torch.promote_types, (stored.info.dtype for stored in (base, *runs)), torch.float32)
+        blocks = [*_blocks(0, job.end, BLOCK // 4)]
+
+        def read(indices: Sequence[int]) -> Iterator[list[torch.Tensor]]:
+            for block in blocks:
+                yield [read_piece(stored, *block).to(exact) for stored in (base, *(runs[index] for index in indices))]
+
+        merged = merged_blocks(self.methods[decision.name], decision.alpha, job.end, read)
+        for (begin, end), values in zip(blocks, merged, strict=True):
+            result = values.to(place.info.dtype)
+            if not self.differ or not is_finite(result):
+                mean = mean_of(read_piece(stored, begin, end) for stored in runs)
+                self.inspect(decision, read_piece(base, begin, end), mean, result)
+            write_piece(place, begin, result)
+
     def read_finetuned(self, job: _Job) -> torch.Tensor:
         """Return a block of M_θ; of a soup the mean, but the first's of what is copied."""
         first, *others = (run[job.decision.name] for run in self.inputs.runs)
         if not others or job.decision.action == "copied" or not is_float(first.info.dtype):
             return read_piece(first, job.begin, job.end)
-        return mean_of(read_piece(stored, job.begin, job.end) for stored in (first, *others))
+        how = self.methods.get(job.decision.name)
+        weights = how.weights if how is not None and how.method.name == "linear" else None
+        return mean_of((read_piece(stored, job.begin, job.end) for stored in (first, *others)), weights)
 
     def inspect(
         self, decision: TensorDecision, base: torch.Tensor, finetuned: torch.Tensor, result: torch.Tensor

@@ -183,19 +183,23 @@ def lerp(base: torch.Tensor, finetuned: torch.Tensor, alpha: float, out: torch.T
         out.copy_(flat.view(out.shape))
 
 
-def mean_of(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+def mean_of(tensors: Iterable[torch.Tensor], weights: Sequence[float] | None = None) -> torch.Tensor:
     """Mean of floating-point tensors in float32 or more, added up in their order; holds two of them at a time.
 
     >>> mean_of(torch.tensor(number, dtype=torch.bfloat16) for number in (1.0, 2.0))
     tensor(1.5000)
+    >>> mean_of([torch.tensor(1.0), torch.tensor(2.0)], weights=[3, 1])
+    tensor(1.2500)
     """
     rest = iter(tensors)
     first = next(rest)
     total, count = first.to(torch.promote_types(first.dtype, torch.float32), copy=True), 1
+    if weights is not None:
+        total *= weights[0]
     for tensor in rest:
-        total += tensor
+        total.add_(tensor, alpha=1 if weights is None else weights[count])
         count += 1
-    return total / count
+    return total / (count if weights is None else sum(weights))
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

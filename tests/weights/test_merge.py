@@ -230,7 +230,8 @@ def test_what_goes_with_the_weights_is_copied(tmp_path: Path, classifiers: tuple
     interpolate_checkpoints(base, tuned, tmp_path / "out", 0.5)
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     tokenizer = {path.name for path in tuned.iterdir() if "token" in path.name}
-    assert found == {*kept, *tokenizer, "config.json", "model.safetensors", "interpolation.json"}
+    assert found == {*kept, *tokenizer, "config.json", "model.safetensors", "interpolation.json", "README.md"}
+    assert (tmp_path / "out" / "README.md").read_text() != "{}", "a card of its own"
 
 
 def test_further_modules_of_a_sentence_encoder_are_copied(tmp_path: Path, classifiers: tuple[Path, Path]) -> None:
@@ -738,7 +739,7 @@ def test_an_empty_folder_or_one_in_new_folders_will_do(tmp_path: Path, output: s
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     interpolate_checkpoints(tmp_path / "base", tmp_path / "tuned", tmp_path / output, 0.5)
     names = sorted(path.name for path in (tmp_path / output).iterdir())
-    assert names == ["interpolation.json", "model.safetensors"]
+    assert names == ["README.md", "interpolation.json", "model.safetensors"]
 
 
 def test_a_small_disk_is_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
