@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from architectures import make_model, make_tokenizer, moved
+from architectures import make_model, make_tokenizer
+from toys import move
 
 from hf_interp.app import guard
 from hf_interp.app.examples import Source
@@ -29,7 +30,7 @@ def slider(tmp_path_factory: pytest.TempPathFactory) -> AlphaSlider:
     folder = tmp_path_factory.mktemp("pair")
     model = make_model("bert", "SEQ_CLS")
     for name in ("base", "finetuned"):
-        moved(model).save_pretrained(folder / name)
+        move(model).save_pretrained(folder / name)
         make_tokenizer().save_pretrained(folder / name)
     return open_slider(describe_pair(str(folder / "base"), str(folder / "finetuned")), str(folder / "finetuned"))
 

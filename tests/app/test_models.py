@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from architectures import make_model, make_tokenizer, moved
+from architectures import make_model, make_tokenizer
 from tokenizers import normalizers, processors
+from toys import move
 
 from hf_interp.app import predictions
 from hf_interp.app.examples import Source
@@ -59,9 +60,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[str,
         kind, peft_type = TASK_MODELS[task]
         places = folder / f"{kind}_{peft_type}_base", folder / f"{kind}_{peft_type}_finetuned"
         if not places[0].exists():
-            model = moved(make_model(kind, peft_type), seed=0)
+            model = move(make_model(kind, peft_type), seed=0)
             save(model, places[0])
-            save(moved(model), places[1])
+            save(move(model), places[1])
         return str(places[0]), str(places[1])
 
     return make
@@ -239,7 +240,7 @@ def test_answers_of_the_ends_are_kept_for_the_last_texts(pair: Callable[[str], t
 
 def test_several_labels_and_numbers_are_read_as_such(tmp_path: Path) -> None:
     for problem, labels in (("multi_label_classification", 2), ("regression", 1)):
-        model = moved(make_model("bert", "SEQ_CLS", problem_type=problem), size=0.1)
+        model = move(make_model("bert", "SEQ_CLS", problem_type=problem), 0.1)
         if labels == 1:
             model = transformers.BertForSequenceClassification(
                 transformers.BertConfig(**{**model.config.to_dict(), "id2label": {0: "LABEL_0"}, "label2id": {}})

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from architectures import make_model, make_tokenizer, moved
+from architectures import make_model, make_tokenizer
 from browser import MEASURE, chromium, requested, set_screen
 from curves import alpha_curve
+from toys import move
 
 from hf_interp import cli
 from hf_interp.app.models import MAX_CHARACTERS, AlphaSlider, describe_pair, open_slider
@@ -43,12 +44,12 @@ class Served(NamedTuple):
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Folders of M₀ and M_θ, whose labels are hostile."""
     folder = tmp_path_factory.mktemp("pair")
-    model = moved(make_model("bert", "SEQ_CLS"), 0)
+    model = move(make_model("bert", "SEQ_CLS"), seed=0)
     model.config.id2label, model.config.label2id = dict(enumerate(LABELS)), {}
     for name in ("base", "finetuned"):
         model.save_pretrained(folder / name)
         make_tokenizer().save_pretrained(folder / name)
-        moved(model, 1)
+        move(model)
     return str(folder / "base"), str(folder / "finetuned")
 
 

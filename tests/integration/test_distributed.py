@@ -10,8 +10,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 from torch.utils.data import get_worker_info
-from toys import DOMAIN_FIRST, NotingTrainer, config, corpus, losses, mixture, same_weights, tiny_model
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast, TrainerCallback
+from toys import DOMAIN_FIRST, NotingTrainer, Stop, config, corpus, losses, mixture, same_weights, tiny_model
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
 from hf_interp import InterpolatedDataset
 from hf_interp.mixture.schedules import linear
@@ -44,16 +44,6 @@ class ShapesTrainer(NotingTrainer):
         self.shapes.append(tuple(inputs["input_ids"].shape))
         self.longest.append(int(inputs["attention_mask"].sum(-1).max()))
         return super().training_step(model, inputs, *args)
-
-
-class Stop(TrainerCallback):
-    """Ends a life after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = state.global_step >= self.step
 
 
 def padding() -> DataCollatorWithPadding:

@@ -17,6 +17,7 @@ from token_toys import (
     causal_model,
     masked_tokens_model,
     moved,
+    seq2seq_model,
     token_corpus,
     token_mixture,
     tokens_model,
@@ -27,8 +28,6 @@ from transformers import (
     BertConfig,
     BertForQuestionAnswering,
     BertForSequenceClassification,
-    T5Config,
-    T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -450,13 +449,6 @@ def test_a_huge_pull_leaves_the_base_model(tmp_path: Path) -> None:
 
 
 # How the global batch is split does not matter.
-
-
-def seq2seq_model() -> Any:
-    """A head that makes its inputs from the labels."""
-    set_seed(7)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    return T5ForConditionalGeneration(T5Config(vocab_size=100, dropout_rate=0.0, decoder_start_token_id=0, **sizes))
 
 
 SPLIT_MODELS: dict[str, Callable[[], Any]] = {

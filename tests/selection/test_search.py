@@ -11,7 +11,7 @@ import pytest
 import torch
 from processes import run as run_processes
 from torch import nn
-from toys import config, corpus, mixture, same_weights, tiny_model, weights
+from toys import config, corpus, mixture, move, same_weights, tiny_model, weights
 from transformers import BertModel, Trainer, TrainerCallback, set_seed
 
 from hf_interp import InterpolationTrainer
@@ -43,14 +43,8 @@ def search(evaluate: Any, **settings: Any) -> Any:
     return search_alpha(evaluate, linear(0.0), model=linear(1.0), **settings)
 
 
-def moved(seed: int = 0) -> Any:
-    """`tiny_model` with its weights moved a little."""
-    model = tiny_model()
-    set_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return model
+def moved() -> Any:
+    return move(tiny_model(), 0.2)
 
 
 def host(tmp_path: Path, model: Any, **kwargs: Any) -> Trainer:

@@ -84,15 +84,6 @@ def make_batch(kind: str, task: str | None) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels.clone()}
 
 
-def moved(model: Any, seed: int = 1, size: float = 0.3) -> Any:
-    """The same model with other weights, as if it had been trained."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """w4 to w59 are the words of these models; a text ends with the token 2, and 3 is any other word."""
     marks = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{number}" for number in range(4, 60))]

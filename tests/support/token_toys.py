@@ -5,26 +5,24 @@ from typing import Any
 
 import datasets
 import torch
-from toys import DOMAIN_FIRST, tiny_model
+from toys import DOMAIN_FIRST, move, tiny_model
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
     set_seed,
 )
 
 from hf_interp import InterpolationTrainer
 
 
-def moved(model: Any, amount: float = 0.1, seed: int = 1) -> Any:
+def moved(model: Any) -> Any:
     """A copy of a model with other weights: an M₀ from which there is a way to go."""
-    other, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter += amount * torch.randn(parameter.shape, generator=generator)
-    return other
+    return move(copy.deepcopy(model), 0.1)
 
 
 def batch_read_by(trainer: InterpolationTrainer, data: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -70,3 +68,10 @@ def causal_model() -> Any:
     set_seed(7)
     off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     return GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=8, n_embd=16, n_layer=1, n_head=2, **off))
+
+
+def seq2seq_model() -> Any:
+    """A head that makes its inputs from the labels."""
+    set_seed(7)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+    return T5ForConditionalGeneration(T5Config(vocab_size=100, decoder_start_token_id=0, **sizes))

@@ -13,6 +13,7 @@ from transformers import (
     BertForSequenceClassification,
     PreTrainedTokenizerFast,
     Trainer,
+    TrainerCallback,
     set_seed,
 )
 
@@ -46,6 +47,16 @@ def bert_shape(vocabulary: int, length: int, labels: Sequence[str] = (), **field
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     named = {**sizes, **(names if labels else {}), **fields}
     return BertConfig(vocab_size=vocabulary, max_position_embeddings=length, **named)
+
+
+def move(model: Any, amount: float = 0.3, seed: int = 1) -> Any:
+    """The same model with other weights, where they can be trained, as if it had been."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(amount * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -99,6 +110,16 @@ def config(output_dir: Path | str, **kwargs: Any) -> InterpolationConfig:
     """A configuration for short runs on the CPU."""
     own = {"max_steps": 8, "alpha_schedule_type": "linear", "dataloader_pin_memory": False}
     return InterpolationConfig(output_dir=str(output_dir), **{**SHORT, **own, **kwargs})
+
+
+class Stop(TrainerCallback):
+    """Ends a run after a step, as a kill would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop |= state.global_step >= self.step
 
 
 class NotingMixin:

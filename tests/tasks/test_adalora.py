@@ -8,7 +8,7 @@ import pytest
 import torch
 from processes import run
 from safetensors.torch import load_file
-from toys import NotingTrainer, config, mixture, same_weights, tiny_model
+from toys import NotingTrainer, Stop, config, mixture, same_weights, tiny_model
 from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
 from transformers.trainer_callback import CallbackHandler
 
@@ -56,16 +56,6 @@ class NotingRanks(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.ranks.append(sum(ranks(kwargs["model"])))
-
-
-class Stop(TrainerCallback):
-    """Ends training after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        control.should_training_stop = state.global_step == self.step
 
 
 def test_the_schedule_is_shares_of_the_run() -> None:

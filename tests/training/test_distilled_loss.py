@@ -9,10 +9,18 @@ import peft
 import processes
 import pytest
 import torch
-from token_toys import batch_read_by, causal_model, masked_tokens_model, moved, token_mixture, tokens_model
+from token_toys import (
+    batch_read_by,
+    causal_model,
+    masked_tokens_model,
+    moved,
+    seq2seq_model,
+    token_mixture,
+    tokens_model,
+)
 from torch.nn import functional
-from toys import DOMAIN_FIRST, config, corpus, losses, same_weights, tiny_model, weights
-from transformers import T5Config, T5ForConditionalGeneration, TrainerCallback, TrainingArguments, set_seed
+from toys import DOMAIN_FIRST, Stop, config, corpus, losses, same_weights, tiny_model, weights
+from transformers import TrainingArguments, set_seed
 
 from hf_interp import Corpus, InterpolationTrainer
 from hf_interp.training.objectives import Objective
@@ -36,12 +44,6 @@ def distilled(general: Any, domain: Any) -> list[Corpus]:
 
 def class_corpora() -> list[Corpus]:
     return distilled(corpus(0, 40), corpus(DOMAIN_FIRST, 12))
-
-
-def seq2seq_model() -> Any:
-    set_seed(7)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
-    return T5ForConditionalGeneration(T5Config(vocab_size=100, decoder_start_token_id=0, **sizes))
 
 
 MODELS = {
@@ -218,18 +220,10 @@ def test_two_processes_are_one(tmp_path: Path, kind: str) -> None:
         torch.testing.assert_close(part["weights"][name], tensor, rtol=1e-4, atol=1e-6)
 
 
-class Stop(TrainerCallback):
-    """Ends a run after five steps, as a kill would."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 5:
-            control.should_training_stop = True
-
-
 def test_resume_equals_no_interruption(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
     whole = trained(tmp_path / "whole", tiny_model(0.1), class_corpora(), **settings)
-    trained(tmp_path / "cut", tiny_model(0.1), class_corpora(), callbacks=[Stop()], **settings)
+    trained(tmp_path / "cut", tiny_model(0.1), class_corpora(), callbacks=[Stop(5)], **settings)
     resumed = trained(
         tmp_path / "cut", tiny_model(0.1), class_corpora(), resume=str(tmp_path / "cut/checkpoint-3"), **settings
     )

@@ -13,7 +13,7 @@ import torch
 from architectures import make_model
 from peft.tuners.lora.config import BdLoraConfig, VeloraConfig
 from torch import nn
-from toys import same_weights
+from toys import move, same_weights
 from transformers import MixtralConfig, MixtralForCausalLM, set_seed
 
 from hf_interp.weights.adapter_kinds import adapter_capabilities, is_peft_model
@@ -65,8 +65,7 @@ def pristine(make: Callable[[], nn.Module]) -> nn.Module:
 def adapted(model: nn.Module, config: Any) -> Any:
     """An adapter as training may leave it: every trainable parameter is somewhere else. In double precision."""
     adapter = with_adapter(model.float(), config).double()
-    train(adapter)
-    return adapter
+    return move(adapter)
 
 
 def with_adapter(model: nn.Module, config: Any, **options: Any) -> Any:
@@ -74,14 +73,6 @@ def with_adapter(model: nn.Module, config: Any, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what PEFT says of configurations is of no interest here
         return peft.get_peft_model(model, config, **options).eval()
-
-
-def train(model: nn.Module) -> None:
-    set_seed(9)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn_like(parameter))
 
 
 def merged(model: Any) -> nn.Module:
@@ -263,7 +254,7 @@ def test_a_convolution_that_peft_cannot_merge_is_scaled() -> None:
 
 def test_layers_that_share_their_factors_are_scaled_once() -> None:
     model = with_adapter(pristine(tied_llama), lora("embed_tokens", "lm_head", ensure_weight_tying=True))
-    train(model)
+    move(model)
     embedding = model.get_base_model().model.embed_tokens
     delta = embedding.get_delta_weight("default").detach().clone()
     with AdapterInterpolation(model) as live:
@@ -399,7 +390,7 @@ def test_only_the_active_adapter_is_scaled() -> None:
     model = adapted(pristine(bert), lora(*LINEARS, modules_to_save=["classifier"]))
     model.add_adapter("other", lora("value"))
     model.set_adapter("other")
-    train(model)
+    move(model)
     before = state(model)
     with AdapterInterpolation(model) as live:
         live.set_alpha(0.0)
@@ -497,7 +488,7 @@ def test_one_interpolation_after_the_other_starts_from_what_was_trained() -> Non
 def test_what_is_trained_on_from_an_interpolation_is_what_was_trained() -> None:
     model = adapted(pristine(llama), lora("v_proj"))
     interpolate_weights(None, model, 0.5)
-    train(model)
+    move(model)
     again = state(model)
     with AdapterInterpolation(model) as live:
         live.set_alpha(0.0)
@@ -540,7 +531,7 @@ def test_the_report_says_how() -> None:
 def test_adapters_in_bfloat16_are_computed_in_float32_and_cast_once() -> None:
     set_seed(7)
     model = with_adapter(bert().bfloat16(), lora(*LINEARS, task_type="SEQ_CLS"), autocast_adapter_dtype=False)
-    train(model)
+    move(model)
     trained = state(model)
     with AdapterInterpolation(model) as live:
         for alpha in (0.9, 0.1, 0.3):  # one after the other
@@ -603,7 +594,7 @@ def test_a_saved_adapter_is_the_interpolation(case: str, tmp_path: Path) -> None
     pristine(make).float().save_pretrained(tmp_path / "base")
     model_class = type(pristine(make))
     model = with_adapter(model_class.from_pretrained(tmp_path / "base"), config())
-    train(model)
+    move(model)
     interpolate_weights(None, model, 0.3)
     model.save_pretrained(tmp_path / "adapter")
     again = peft.PeftModel.from_pretrained(model_class.from_pretrained(tmp_path / "base"), tmp_path / "adapter")

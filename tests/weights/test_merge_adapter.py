@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from toys import move
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -34,17 +34,9 @@ def base_dir(tmp_path: Path, tiny_model_dir: Path) -> Path:
     folder = tmp_path / "base"
     shutil.copytree(tiny_model_dir, folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    train(model)
+    move(model, 0.1)
     model.save_pretrained(folder)
     return folder
-
-
-def train(model: nn.Module) -> None:
-    set_seed(9)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 def write_adapter(base: Path, folder: Path, config: Any, **options: Any) -> Any:
@@ -52,7 +44,7 @@ def write_adapter(base: Path, folder: Path, config: Any, **options: Any) -> Any:
     set_seed(8)
     plain = AutoModelForSequenceClassification.from_pretrained(base, **options)
     model = peft.get_peft_model(plain, config).eval()
-    train(model)
+    move(model, 0.1)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     (folder / "trainer_state.json").write_text("{}")
@@ -238,7 +230,7 @@ def test_rows_for_new_tokens_are_made(tmp_path: Path, base_dir: Path) -> None:
     plain.resize_token_embeddings(len(tokenizer))
     config = peft.LoraConfig(target_modules=LINEARS, task_type="SEQ_CLS", modules_to_save=["word_embeddings"])
     model = peft.get_peft_model(plain, config).eval()
-    train(model)
+    move(model, 0.1)
     model.save_pretrained(adapter)
     tokenizer.save_pretrained(adapter)
     interpolate_adapter_checkpoint(None, adapter, tmp_path / "out", 1.0, merge=True)
