@@ -83,7 +83,7 @@ JSON = switch("--json", "print what was found as JSON")
 INIT = (
     argument("--model", metavar="NAME", help="the pretrained model M₀: a folder, or a name on the Hub"),
     argument("--domain", metavar="FILE", help="what to train on: a file, a folder, or a dataset's name on the Hub"),
-    argument("--general", metavar="FILE", help="likewise, what the model should keep"),
+    argument("--general", metavar="FILE", help="likewise, what the model should keep; `self`: it makes that itself"),
     *(
         argument(f"--{side}_{end}", metavar="FILE", help=f"of {side}: {what} (default: a part of the training file)")
         for side in ("domain", "general")

@@ -80,6 +80,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
         results = trainer.results()
         results.groups = {name: {part: groups[part][name] for part in groups} for name in groups["final"]}
         results.cut = {name: list(counts) for name, counts in data.cut.items()}
+        results.made = {name: found.text for name, found in data.made.items()}
         if is_main:
             results.model["weights"] = weights_fingerprint(folder)
             remove_interpolated(folder)

@@ -17,7 +17,7 @@ from hf_interp.selection.choice import AlphaSearch
 from hf_interp.tasks.loading import load_corpus
 from hf_interp.tasks.models import label_names_of
 from hf_interp.tasks.parsing import parse_recipe
-from hf_interp.tasks.recipe import CorpusConfig, Recipe
+from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe
 from hf_interp.tasks.runs import load_run_recipe
 from hf_interp.tasks.task import get_task
 from hf_interp.utils.files import read_text
@@ -183,7 +183,7 @@ def _recipe_examples(recipe: Recipe) -> list[Example]:
             (name, group[name]) for group in (recipe.eval_corpora, recipe.validation_corpora) if name in group
         ]
         candidates += [(other, corpus) for other, corpus in recipe.corpora.items() if side in (corpus.side, other)]
-        own = [(other, corpus) for other, corpus in candidates if corpus.objective is None]
+        own = [(other, corpus) for other, corpus in candidates if corpus.objective is None and corpus.path != SELF]
         try:
             found += _load_examples(recipe, *own[0], side) if own else []
         except (ValueError, OSError) as error:

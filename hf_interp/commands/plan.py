@@ -25,6 +25,7 @@ from hf_interp.tasks.media import describe
 from hf_interp.tasks.methods import format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.self_corpus import Made
 from hf_interp.tasks.splits import format_shared
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
 from hf_interp.utils.console import format_counts, format_table
@@ -107,6 +108,8 @@ class Preview(NamedTuple):
     """How many examples of each training corpus have a label, by its name, where they have one each."""
     samples: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Of each training corpus some examples as the model will see them."""
+    made: Sequence[str] = ()
+    """Lines on what M₀ makes, or has made."""
     method: Sequence[str] = ()
     """A line on what the recipe's `method` sets, if it has one."""
 
@@ -142,7 +145,10 @@ def plan_recipe(
 
         distance.check_both_sides([corpus.side or "" for corpus in recipe.corpora.values()])
     saved = None if resume is None else _read_checkpoint(resume)
-    data = load_data(recipe, task)
+    data = load_data(recipe, task, makes=False)
+    unmade = [name for name, found in data.made.items() if not found.is_there]
+    if unmade and distance_examples is not None:
+        raise ValueError(f"The distance is that of data, and M₀ has not made `{unmade[0]}` yet. Train first.")
     plan = plan_data(data, args, num_processes or (saved or {}).get("num_processes"))
     resumed = None
     if saved is not None:
@@ -162,9 +168,12 @@ def plan_recipe(
         data.cut,
         data.shared,
         {corpus.name: counts for corpus in data.corpora if (counts := count_labels(corpus, recipe))},
-        {corpus.name: sample_texts(corpus, data.tokenizer, recipe, num_samples) for corpus in data.corpora}
-        if num_samples
-        else {},
+        {
+            corpus.name: sample_texts(corpus, data.tokenizer, recipe, num_samples)
+            for corpus in data.corpora
+            if num_samples and f"corpora.{corpus.name}" not in unmade
+        },
+        format_made(data.made),
         format_method(given),
     )
 
@@ -177,6 +186,14 @@ def count_labels(corpus: Corpus, recipe: Recipe) -> dict[str, int]:
     labels = np.asarray(corpus.dataset.select_columns(["labels"]).with_format("arrow")[:]["labels"].combine_chunks())
     is_one = np.issubdtype(labels.dtype, np.integer)
     return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True)) if is_one else {}
+
+
+def format_made(made: Mapping[str, Made]) -> list[str]:
+    """Return a line on each file that M₀ makes, with the corpora that read it."""
+    readers: dict[Made, list[str]] = {}
+    for name, found in made.items():
+        readers.setdefault(found, []).append(name)
+    return [f"M₀ makes {', '.join(names)}: {found.text} ({found.place})" for found, names in readers.items()]
 
 
 def sample_texts(corpus: Corpus, tokenizer: Any, recipe: Recipe, count: int) -> list[str]:
@@ -224,6 +241,8 @@ def summarise(preview: Preview) -> dict[str, Any]:
         summary["labels"] = preview.labels
     if preview.method:
         summary["method"] = preview.method[0]
+    if preview.made:
+        summary["made"] = list(preview.made)
     for name in ("cut", "shared", "samples"):
         if found := getattr(preview, name):
             summary[name] = {key: list(value) for key, value in found.items()}
@@ -268,7 +287,8 @@ def format_plan(summary: Mapping[str, Any]) -> str:
             [_corpus_row(corpus) for corpus in summary["corpora"]],
         ),
     ]
-    lines += [""] * ("labels" in summary)
+    lines += [""] * ("labels" in summary or "made" in summary)
+    lines += summary.get("made", [])
     lines += [f"labels of {name}: {format_counts(counts)}" for name, counts in summary.get("labels", {}).items()]
     warnings = [*summary["warnings"], *format_cut(summary.get("cut", {})), *format_shared(summary.get("shared", {}))]
     lines += ["", *(f"Warning: {warning}" for warning in warnings)] if warnings else []

@@ -207,6 +207,8 @@ class _Facts:
         paths = entry.get("path")
         if not paths:
             return "not told"
+        if (made := self.results.made.get(f"{group}.{name}")) is not None:
+            return f"synthetic: {made}"
         paths = [paths] if isinstance(paths, str) else list(paths)
         if len(paths) == 1 and self.is_on_hub(paths[0]):
             more = [str(entry[key]) for key in ("config_name", "revision") if entry.get(key)]
@@ -220,7 +222,7 @@ class _Facts:
         for name in self.recipe.get("corpora") or {}:
             path = self.place("corpora", name).get("path")
             path = path[0] if isinstance(path, list) and len(path) == 1 else path
-            if isinstance(path, str) and self.is_on_hub(path):
+            if isinstance(path, str) and self.is_on_hub(path) and f"corpora.{name}" not in self.results.made:
                 found.append(path)
         return list(dict.fromkeys(found))
 
@@ -420,7 +422,7 @@ def _interpolated_results(facts: _Facts, curve: AlphaCurve | None) -> Iterator[E
 def _eval_result(facts: _Facts, group: str, name: str, metric: str, value: Any, part: str | None = None) -> EvalResult:
     entry, shown = facts.place(group, name), facts.plain(name) or UNNAMED_SET
     path = entry.get("path")
-    is_hub = isinstance(path, str) and facts.is_on_hub(path)
+    is_hub = isinstance(path, str) and facts.is_on_hub(path) and f"{group}.{name}" not in facts.results.made
     split = str(entry.get("split", "train")) if is_hub else None
     config = entry.get("config_name") if is_hub else None
     return EvalResult(

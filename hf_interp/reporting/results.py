@@ -53,6 +53,7 @@ class RunResults:
         model: the model's `class`, its `parameters` and `trained_parameters`, whether it `is_adapter` and of which
             `peft_type`; `weights`, the fingerprint of what the run saved.
         cut: how many rows were longer than `max_length`, of how many, by corpora.domain, eval_corpora.general, ...
+        made: what M₀ made before training, in words, likewise.
         groups: evaluation set → column → an account by group of M₀ (`base`) and of the trained model (`final`).
         audit: what `hf-interp audit` found of the trained model, by α.
         local_paths: what in recipe, settings and model was a path where the run was, and no name on the Hub.
@@ -74,6 +75,7 @@ class RunResults:
     working_dir: str = field(default_factory=os.getcwd)
     emissions: dict[str, Any] = field(default_factory=dict)
     cut: dict[str, list[int]] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
     local_paths: list[str] = field(default_factory=list)

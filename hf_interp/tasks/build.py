@@ -35,7 +35,8 @@ from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.media import check_media
 from hf_interp.tasks.models import label_names_of, load_model
 from hf_interp.tasks.presets import adapt, adapter_callbacks, check_adapter
-from hf_interp.tasks.recipe import GROUP, CorpusConfig, Recipe
+from hf_interp.tasks.recipe import GROUP, SELF, CorpusConfig, Recipe
+from hf_interp.tasks.self_corpus import Made, check_self, place_self, promised
 from hf_interp.tasks.splits import Keys, content_keys, count_shared
 from hf_interp.tasks.task import TASKS, Task, check_task, get_task
 from hf_interp.tasks.tokenizers import load_processor
@@ -84,6 +85,8 @@ class RecipeData:
     """How many rows are cut, of how many, by group and name, such as corpora.domain; where there are any."""
     shared: dict[str, tuple[int, int]] = field(default_factory=dict)
     """How many rows of an evaluation set are trained on, of how many, likewise."""
+    made: dict[str, Made] = field(default_factory=dict)
+    """What M₀ makes, or has made, and where, likewise."""
 
     def by_field(self) -> dict[str, Any]:
         """Return all corpora and sets by the fields of the recipe that name them, such as corpora.domain."""
@@ -116,6 +119,7 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
         if corpus.objective == DISTILL:
             raise ValueError(f"The set {name!r} cannot have the objective {DISTILL!r}, which is for training corpora.")
     _check_groups(recipe)
+    check_self(recipe)
     if trains and recipe.peft is not None:
         steps, is_interpolated = max(args.max_steps, 0), recipe.alpha_search is not None
         check_adapter(recipe.peft, task.info.peft_type, max_steps=steps, is_interpolated=is_interpolated)
@@ -211,12 +215,14 @@ def _check_controller(recipe: Recipe, args: InterpolationConfig) -> None:
         )
 
 
-def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
+def load_data(recipe: Recipe, task: Task, *, trains: bool = True, makes: bool = True) -> RecipeData:
     """Load and tokenise the corpora and evaluation sets of a recipe.
 
-    If nothing `trains`, the corpora are not read, nor the evaluation sets where there are validation sets.
+    If nothing `trains`, the corpora are not read, nor the evaluation sets where there are validation sets. Corpora that
+    M₀ is to make are made, unless nothing `makes` them: then rows stand for them that can only be counted.
     """
     quiet_bars()
+    recipe, made = place_self(recipe, makes=makes)
     tokenizer = load_processor(recipe)
     cut: dict[str, tuple[int, int]] = {}
     keys: dict[str, Keys] = {}
@@ -224,7 +230,9 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
 
     def tokenised(group: str) -> dict[str, Any]:
         found = {
-            name: tokenise(
+            name: promised(config, recipe)
+            if config.path == SELF
+            else tokenise(
                 name, config, recipe.for_objective(config.objective), tokenizer, group=group, cut=cut, keys=keys
             )
             for name, config in getattr(recipe, group).items()
@@ -255,6 +263,7 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True) -> RecipeData:
         validation_sets=validation_sets,
         groups=groups,
         cut=cut,
+        made=made,
         shared={
             name: (count_shared(found, trained), len(found))
             for name, found in keys.items()
@@ -441,7 +450,8 @@ def prepare_model(recipe: Recipe, task: Task, model: Any, tokenizer: PreTrainedT
 def _settle_new_head(args: InterpolationConfig, recipe: Recipe, new_names: Sequence[str]) -> None:
     """Leave a head that the pretrained model lacks out of what is compared with it; refuse to ask its predictions."""
     distills = any(corpus.objective == DISTILL for corpus in recipe.corpora.values())
-    asked = {"objective: distill": distills, "anchor: distill": args.anchor == "distill"}
+    makes = any(corpus.path == SELF for corpus in recipe.corpora.values())
+    asked = {"path: self": makes, "objective: distill": distills, "anchor: distill": args.anchor == "distill"}
     asking = next((text for text, is_so in {**asked, "log_loss_gap: true": args.log_loss_gap}.items() if is_so), None)
     if new_names and asking:
         raise ValueError(

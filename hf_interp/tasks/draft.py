@@ -31,7 +31,8 @@ from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.methods import lay_method
 from hf_interp.tasks.models import label_names_of
 from hf_interp.tasks.parsing import parse_recipe
-from hf_interp.tasks.recipe import CorpusConfig, Recipe
+from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe
+from hf_interp.tasks.self_corpus import MAKERS, ROWS
 from hf_interp.tasks.splits import content_keys, count_shared, in_part
 from hf_interp.tasks.task import get_task
 from hf_interp.tasks.tokenizers import prepare_tokenizer
@@ -46,6 +47,7 @@ GROUPS = {"corpora": "", "validation_corpora": "_validation", "eval_corpora": "_
 GROUPS_FOR = {"corpora": "trained on", "validation_corpora": "choose α of the weights", "eval_corpora": "measured"}
 HUB_SPLITS = {"validation_corpora": ("validation", "valid", "dev"), "eval_corpora": ("test",)}
 SAMPLE = 1000  # rows whose lengths are measured
+MOST_MADE = 5000  # texts that M₀ makes
 MOST_MEASURED = 1000  # rows of a set that is measured again and again
 FEW_ROWS = 200
 SHORTEST, LONGEST = 16, 512  # tokens
@@ -139,9 +141,12 @@ def draft_recipe(model: str, paths: Mapping[str, str], given: Mapping[str, Any])
     draft = Draft({key: value for key, value in given.items() if key not in (*CORPUS_FIELDS, "corpora")})
     settings = {"revision": given.get("model_revision"), "trust_remote_code": given.get("trust_remote_code")}
     found = look_at_model(model, **{key: value for key, value in settings.items() if value is not None})
-    settled: dict[str, Fields] = {
-        side: {**of_corpora, **(given.get("corpora") or {}).get(side, {})} for side in SIDES if side in paths
-    }
+    own_fields = given.get("corpora") or {}
+    makes, wanted = paths.get("general") == SELF, paths
+    if makes and (other := next((name for name in paths if name.startswith("general_")), None)):
+        raise ValueError(f"--{other} does not go with --general {SELF}. Write it into the recipe's sets yourself.")
+    paths = {name: path for name, path in paths.items() if path != SELF}
+    settled: dict[str, Fields] = {side: {**of_corpora, **own_fields.get(side, {})} for side in SIDES if side in paths}
     facts = {name: look_at(name, CorpusConfig(path=path, **settled[_side(name)])) for name, path in paths.items()}
     settled = {side: _present(side, fields, of_corpora, facts) for side, fields in settled.items()}
     task = draft.fields.get("task") or (found.task if found.labels else None)
@@ -155,8 +160,9 @@ def draft_recipe(model: str, paths: Mapping[str, str], given: Mapping[str, Any])
         entries[side] = _entry(facts[side], {**fields, **columns})
         draft.notes.append(_describe(paths[side], facts[side], columns))
     _decide_labels(draft, facts, entries, found)
-    _decide_data(draft, facts, entries, found)
-    _decide_training(draft, found, paths)
+    made = _made_sets(draft, found, facts["domain"].rows, own_fields.get("general", {})) if makes else {}
+    _decide_data(draft, facts, entries, found, made)
+    _decide_training(draft, found, wanted)
     return draft
 
 
@@ -268,16 +274,45 @@ def _sorted(labels: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
-def _decide_data(draft: Draft, facts: Mapping[str, Facts], entries: Mapping[str, Any], model: ModelFacts) -> None:
+def _made_sets(draft: Draft, model: ModelFacts, domain_rows: int, given: Fields) -> dict[str, dict[str, Any]]:
+    """Return the sets of a general side that M₀ makes: of what it draws, parts measure and choose α, too."""
+    task = draft.fields["task"]
+    entry = {"path": SELF, "max_examples": min(max(ROWS, domain_rows), MOST_MADE), **given}
+    if (answer := TASK_INFOS[task].answer) not in MAKERS and model.task != task:
+        raise ValueError(
+            f"--general {SELF} needs a model with a trained head for {task}, which "
+            f"{draft.fields['model_name_or_path']!r} has not. Give one that has, or a file to --general."
+        )
+    if answer != "continuation":
+        draft.notes.append(
+            f"{SELF}: M₀'s own predictions are trained, on the domain's inputs unless made_from says others"
+        )
+        return {"corpora": entry}
+    draft.notes.append(
+        f"{SELF}: M₀ makes {entry['max_examples']:,} rows before training; parts of them measure it, too"
+    )
+    parts = _parts([group for group in GROUPS if group != "corpora"], entry["max_examples"])
+    return {group: {**entry, "part": part} for group, part in parts.items()}
+
+
+def _decide_data(
+    draft: Draft,
+    facts: Mapping[str, Facts],
+    entries: Mapping[str, Any],
+    model: ModelFacts,
+    made: Mapping[str, dict[str, Any]],
+) -> None:
     """Decide what is trained on, what chooses α and what is measured, and how long inputs may be."""
     recipe, _ = parse_recipe({**draft.fields, "corpora": entries})
     if model.tokenizer is not None:
         prepare_tokenizer(model.tokenizer, recipe)
-    divided = {side: _divide(side, entry, facts, recipe, draft.notes) for side, entry in entries.items()}
+    groups = [group for group in GROUPS if group in made or group != "validation_corpora" or "general" in facts]
+    divided = {side: _divide(side, entry, facts, recipe, groups, draft.notes) for side, entry in entries.items()}
     for group in divided["domain"]:
         reason = GROUPS_FOR[group]
         counts = ", ".join(f"{side} {parts[group].size:,} rows" for side, parts in divided.items())
-        draft.decide(group, {side: parts[group].entry for side, parts in divided.items()}, f"{reason}: {counts}")
+        sets = {side: parts[group].entry for side, parts in divided.items()}
+        draft.decide(group, sets | ({"general": made[group]} if group in made else {}), f"{reason}: {counts}")
     draft.examples = {side: parts["corpora"].size for side, parts in divided.items()}
     if model.tokenizer is not None:
         _measure(draft, divided, recipe, model)
@@ -300,7 +335,12 @@ def _measure(draft: Draft, divided: Mapping[str, Mapping[str, Part]], recipe: Re
 
 
 def _divide(
-    side: str, entry: Mapping[str, Any], facts: Mapping[str, Facts], recipe: Recipe, notes: list[str]
+    side: str,
+    entry: Mapping[str, Any],
+    facts: Mapping[str, Facts],
+    recipe: Recipe,
+    groups: Sequence[str],
+    notes: list[str],
 ) -> dict[str, Part]:
     """Return the sets of a side: those that are given, and for those that are not parts of the training file."""
     flags = {group: f"{side}{end}" for group, end in GROUPS.items()}
@@ -313,8 +353,7 @@ def _divide(
     inputs = next(iter(get_task(recipe.task).columns(recipe, CorpusConfig(**entry))))
     keys = {group: content_keys(found[inputs]) for group, found in rows.items()}
     notes += [_compare(group, flags[group], sets, keys) for group in sets if group != "corpora"]
-    wanted = [group for group in GROUPS if group != "validation_corpora" or "general" in facts]
-    missing = [group for group in wanted if group not in sets]
+    missing = [group for group in groups if group not in sets]
     for group, part in _parts(missing, len(keys["corpora"])).items():
         inside = np.flatnonzero(in_part(keys["corpora"], part))
         if not len(inside):

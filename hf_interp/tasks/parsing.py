@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from hf_interp.mixture.apportionment import SIDES
+from hf_interp.mixture.collators import DISTILL
 from hf_interp.mixture.paths import check_points
 from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.tasks.methods import lay_method, without_fields
-from hf_interp.tasks.recipe import CorpusConfig, ObjectiveConfig, Recipe, gone_with
+from hf_interp.tasks.recipe import SELF, CorpusConfig, ObjectiveConfig, Recipe, gone_with
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.utils.errors import check_known, did_you_mean
 from hf_interp.utils.yaml_values import load_yaml, with_numbers
@@ -192,6 +193,8 @@ def _corpora(group: str, entries: Any, path: Sequence[Mapping[str, Any]]) -> dic
             corpus.side = name
         elif corpus.side is None and ends:
             corpus.side = SIDES[ends[1] > ends[0]]
+        if corpus.path == SELF and group == "corpora" and corpus.side == "general":
+            corpus.objective = corpus.objective or DISTILL
         if group == "corpora" and corpus.side not in SIDES:
             raise ValueError(f"`{group}.{name}.side` must be general or domain, got {corpus.side!r}.")
     return corpora

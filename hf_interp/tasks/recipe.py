@@ -9,6 +9,9 @@ from hf_interp.mixture.apportionment import Side
 from hf_interp.mixture.collators import DISTILL
 from hf_interp.selection.choice import AlphaSearch
 
+SELF = "self"
+"""The path of a corpus that M₀ makes."""
+
 GROUP = "group "
 """Begins the name of a column of groups beside those of the task, whose names it might have."""
 
@@ -19,8 +22,13 @@ class CorpusConfig:
 
     Args:
         path: a dataset's name on the Hub, a local file or list of files (.json, .jsonl, .ndjson, .csv, .tsv, .parquet,
-            .arrow, .conll, .txt, each also as .gz, .bz2 or .xz), a pattern of files such as `texts/*.txt`, or a local
-            folder.
+            .arrow, .conll, .txt, each also as .gz, .bz2 or .xz), a pattern of files such as `texts/*.txt`, a local
+            folder, or `self` for a corpus that M₀ makes before training: `max_examples` rows (1,000 by default) with
+            `sample_seed`.
+        made_from: of `path: self`, a file or the name of another corpus, of which M₀ makes its own. A causal language
+            model needs none: it draws texts, or dialogues. Prompts (`prompt_column`) it answers; answers
+            (`target_column`, `messages_column`) it gives in its own words; texts it goes on from. A masked language
+            model fills gaps in texts, by default the domain's; of classifiers and taggers these are the inputs.
         format: json, csv, tsv, parquet, arrow, conll or text, where the files' names do not tell.
         encoding: of text, CSV, TSV, JSON and CoNLL files.
         delimiter: character between the cells of CSV and TSV files, by default a comma or a tab.
@@ -76,6 +84,7 @@ class CorpusConfig:
     """
 
     path: str | list[str]
+    made_from: str | None = None
     format: str | None = None
     encoding: str = "utf-8"
     delimiter: str | None = None

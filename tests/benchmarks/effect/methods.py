@@ -29,6 +29,7 @@ class Method:
         fields: fields of the recipe; or a function of (general examples, domain examples, steps) to them.
         rate_factor: of the pair's grid of learning rates; adapters need more.
         distills: whether the general corpus trains M₀'s predictions in place of its labels.
+        is_self: whether M₀ makes the general corpus (`path: self`), which then trains its predictions, too.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Method:
     fields: Mapping[str, Any] | Callable[[int, int, int], Mapping[str, Any]] = field(default_factory=dict)
     rate_factor: float = 1.0
     distills: bool = False
+    is_self: bool = False
 
     def recipe_fields(self, num_general: int, num_domain: int, steps: int) -> dict[str, Any]:
         """What is laid over a recipe."""
@@ -191,6 +193,15 @@ _OF_M0 = [
         distills=True,
     ),
 ]
-METHODS: dict[str, Method] = {method.key: method for method in (*_FIRST, *_SECOND, *_THIRD, *_OF_M0)}
+_SELF = [
+    Method(key="self-0.5", title="constant 0.5, general side made by M₀", fields=constant(0.5), is_self=True),
+    Method(
+        key="self-0.25-mean",
+        title="constant 0.25, general side made by M₀, mean of the weights",
+        fields={**constant(0.25), **MEAN},
+        is_self=True,
+    ),
+]
+METHODS: dict[str, Method] = {method.key: method for method in (*_FIRST, *_SECOND, *_THIRD, *_OF_M0, *_SELF)}
 """By key. The linear rise from 0 to 1, the cosine, the three phases, the fall and the sequence have a mean α of a half:
 their control is constant 0.5."""

@@ -30,6 +30,8 @@ from hf_interp.tasks.task import get_task
 from hf_interp.utils.environment import describe_machine
 
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
+SELF_ROWS = 2000
+"""Texts that M₀ draws, or inputs of the domain whose labels it predicts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,16 @@ def open_pair(name: str, folder: Path, device: str) -> Setup:
     )
 
 
+@cache
+def self_corpus(name: str, folder: Path, device: str) -> Corpus:
+    """Return the general corpus that M₀ makes: texts that it draws or, for a classifier, the domain without labels."""
+    setup = open_pair(name, folder, device)
+    general = {"path": "self", "max_examples": SELF_ROWS}
+    corpora = {**setup.recipe["corpora"], "general": general}
+    parsed, args = parse_recipe({**setup.recipe, "corpora": corpora, "output_dir": "unused"})
+    return next(each for each in load_data(parsed, check_recipe(parsed, args)).corpora if each.side == "general")
+
+
 def multiplies_bf16(device: str) -> bool:
     """Whether matrices of bfloat16 are multiplied by the hardware; without, they take ten times as long as float32."""
     if device == "cpu":
@@ -130,10 +142,10 @@ def do_run(run: Run, folder: Path, device: str = "cpu") -> dict[str, Any]:
         device: "cpu", or anything else for the accelerator that torch finds.
     """
     with tempfile.TemporaryDirectory() as place, quiet_bar(0, shown=False):
-        setup = open_pair(run.pair, folder, device)
+        opened = run.pair, folder, device
         if run.method == BASE:
-            return _evaluate_base(setup, place)
-        return _train(run, setup, place)
+            return _evaluate_base(open_pair(*opened), place)
+        return _train(run, opened, place)
 
 
 def _evaluate_base(setup: Setup, place: str) -> dict[str, Any]:
@@ -156,12 +168,17 @@ def _evaluate_base(setup: Setup, place: str) -> dict[str, Any]:
     }
 
 
-def _train(run: Run, setup: Setup, place: str) -> dict[str, Any]:
+def _train(run: Run, opened: tuple[str, Path, str], place: str) -> dict[str, Any]:
+    setup = open_pair(*opened)
     corpora = [
         replace(corpus, dataset=pick(corpus.dataset, run.size, run.seed)) if corpus.side == "domain" else corpus
         for corpus in setup.data.corpora
     ]
-    found = train_method(setup, METHODS[run.method], corpora, run.learning_rate, run.seed, place)
+    method = METHODS[run.method]
+    if method.is_self:
+        made = self_corpus(*opened)
+        corpora = [made if corpus.side == "general" else corpus for corpus in corpora]
+    found = train_method(setup, method, corpora, run.learning_rate, run.seed, place)
     return {**asdict(run), **found}
 
 
