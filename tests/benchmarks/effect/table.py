@@ -29,6 +29,7 @@ from hf_interp.utils.console import format_table
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 *MIXTURES, PLAIN = CONSTANTS
+MADE = "self-0.5"
 AMOUNTS = [
     (size, method) for size in sorted(SIZES, key=lambda size: (size == FULL, size)) for method in (*MIXTURES, "linear")
 ]
@@ -181,6 +182,32 @@ def _kinds(found: Sequence[tuple[Cell, Interval]]) -> list[str]:
     return [*columns, f"{above}–{len(found) - above - below}–{below}" if found else ""]
 
 
+def self_table(cells: Sequence[Cell]) -> str:
+    """What a general side made by M₀ keeps, beside real general data, distillation on the domain alone, and nothing."""
+    chosen = [cell for cell in cells if (MADE, False) in cell.rows]
+    rows = []
+    for method in (PLAIN, "distill", "constant-0.5", MADE, "kl-0.25-mean", "self-0.25-mean"):
+        row = [METHODS[method].title]
+        for is_loss in (False, True):
+            group = [cell for cell in chosen if (PAIRS[cell.pair].metric == "loss") == is_loss]
+            known = bool(group) and all((method, False) in cell.rows for cell in group)
+            for side, reference, sign in ((DOMAIN, PLAIN, 1), (GENERAL, BASE, -1)):
+                gains = [sign * _seeded_gain(cell, method, reference, side) for cell in group] if known else []
+                row.append("" if not gains else f"{fmean(gains):+.3f}" if is_loss else f"{100 * fmean(gains):+.1f}")
+        both = [cell for cell in chosen if (method, False) in cell.rows]
+        counts = [_counts(verdicts(both, (method, False), (key, False))) for key in (PLAIN, "distill")]
+        rows.append([*row, *counts])
+    header = [f"{name}, {unit}" for unit in ("points", "nats") for name in ("domain gain", "general lost")]
+    against = [f"against {METHODS[key].title}" for key in (PLAIN, "distill")]
+    return format_table(["method", *header, *against], rows) if chosen else NOTHING_YET
+
+
+def _seeded_gain(cell: Cell, method: str, reference: str, side: str) -> float:
+    """Return the gain of a method by the seeds that the general side made by M₀ has."""
+    ours, other = (cell.rows[key, False].of_seeds(cell.rows[MADE, False].seeds) for key in (method, reference))
+    return cell.sign * (ours.value(side) - other.value(side))
+
+
 def cell_table(cell: Cell) -> str:
     """All methods in a cell; differences are turned so that above 0 is better."""
     base = cell.rows[BASE, False]
@@ -254,6 +281,7 @@ TABLES: dict[str, tuple[str, Callable[[Results, Sequence[Cell]], str]]] = {
         "The same on pairs on which no choice was made",
         lambda results, cells: trade_off_table([cell for cell in cells_of(results) if cell.pair in UNSEEN]),
     ),
+    "self": ("Can M₀ make the general side?", lambda results, cells: self_table(cells)),
     "order": ("Does the order matter?", lambda results, cells: order_table(cells)),
     "rates": (
         "Does the order matter at equal learning rates? (Standard errors over pairs in brackets)",
