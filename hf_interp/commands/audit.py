@@ -99,12 +99,12 @@ def _choose_corpus(recipe: Recipe, corpus: str | None) -> str:
     fitting = [
         name
         for name, one in recipe.corpora.items()
-        if (one.side == "domain" or name == corpus) and one.objective is None and not one.streaming
+        if (one.side == "domain" or name == corpus) and not (one.objective or one.streaming or one.balance_by)
     ]
     if not fitting or corpus not in (None, *fitting):
         raise ValueError(
-            f"`corpus` must be a training corpus of the task and no stream ({', '.join(fitting) or 'there is none'}), "
-            f"got {corpus!r}." + did_you_mean(str(corpus), recipe.corpora)
+            "`corpus` must be a training corpus of the task, no stream, without `balance_by` "
+            f"({', '.join(fitting) or 'there is none'}), got {corpus!r}." + did_you_mean(str(corpus), recipe.corpora)
         )
     return corpus or fitting[0]
 

@@ -27,6 +27,7 @@ from hf_interp.mixture.packing import pack
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.streams import check_stream_ends
 from hf_interp.reporting.results import greater_is_better
+from hf_interp.tasks.balance import balance, check_balance
 from hf_interp.tasks.columns import Kind
 from hf_interp.tasks.corpus_files import quiet_bars
 from hf_interp.tasks.fitness import check_inputs
@@ -120,6 +121,7 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
             raise ValueError(f"The set {name!r} cannot have the objective {DISTILL!r}, which is for training corpora.")
     _check_groups(recipe)
     check_self(recipe)
+    check_balance(recipe)
     if trains and recipe.peft is not None:
         steps, is_interpolated = max(args.max_steps, 0), recipe.alpha_search is not None
         check_adapter(recipe.peft, task.info.peft_type, max_steps=steps, is_interpolated=is_interpolated)
@@ -229,7 +231,7 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True, makes: bool = 
     groups: dict[str, dict[str, Groups]] = {}
 
     def tokenised(group: str) -> dict[str, Any]:
-        found = {
+        return {
             name: promised(config, recipe)
             if config.path == SELF
             else tokenise(
@@ -237,6 +239,9 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True, makes: bool = 
             )
             for name, config in getattr(recipe, group).items()
         }
+
+    def measured(group: str) -> dict[str, Any]:
+        found = tokenised(group)
         groups[group] = {name: _take_groups(found, group, name) for name in found if _group_columns(found[name])}
         return found
 
@@ -253,8 +258,9 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True, makes: bool = 
         for name, dataset in (tokenised("corpora") if trains else {}).items()
         for config in [recipe.corpora[name]]
     ]
-    eval_sets = tokenised("eval_corpora") if trains or not recipe.validation_corpora else {}
-    validation_sets = tokenised("validation_corpora")
+    corpora = balance(corpora, {name: config.balance_by for name, config in recipe.corpora.items()})
+    eval_sets = measured("eval_corpora") if trains or not recipe.validation_corpora else {}
+    validation_sets = measured("validation_corpora")
     trained = [found for name, found in keys.items() if name.startswith("corpora.")]
     return RecipeData(
         tokenizer=tokenizer,
@@ -313,7 +319,8 @@ def tokenise(
         config = replace(config, document="file")
     unread = [column for column, kind in columns.items() if config.objective == DISTILL and kind in ("class", "tags")]
     read: dict[str, Kind] = {column: kind for column, kind in columns.items() if column not in unread}
-    read |= {f"{GROUP}{column}": "anything" for column in config.group_columns or []}
+    kept = [*(config.group_columns or []), *([config.balance_by] if config.balance_by else [])]
+    read |= {f"{GROUP}{column}": "anything" for column in kept}
     raw = load_corpus(name, config, read, label_names_of(recipe))
     for column in unread:  # the first label stands wherever a prediction is wanted
         raw = raw.map(lambda row, column=column: {column: [0] * len(row["tokens"]) if column == "tags" else 0})

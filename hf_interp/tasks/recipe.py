@@ -69,6 +69,7 @@ class CorpusConfig:
             `distill` for M₀'s predictions in place of labels, which are then not read.
         group_columns: of an evaluation set of a classifier, columns by whose groups its metric is told apart: a name, a
             list of names, or true and false in each cell.
+        balance_by: of a training corpus, a column whose values are read equally often, each as a corpus of its own.
         where: keep the rows whose column has the given value, or one of the given values: `{lang: [en, no]}`. Texts are
             compared as they are written.
         max_examples: keep at most this many rows, drawn with `sample_seed`.
@@ -114,6 +115,7 @@ class CorpusConfig:
     label_map: dict[Any, Any] | None = None
     objective: str | None = None
     group_columns: list[str] | None = None
+    balance_by: str | None = None
     where: dict[str, Any] | None = None
     max_examples: int | None = None
     sample_seed: int = 0
