@@ -23,8 +23,8 @@ def check_balance(recipe: Recipe) -> None:
             is_packed = task.is_packed and own.packing and "text" in task.columns(own, corpus)
             if corpus.balance_by and (group != "corpora" or corpus.streaming or is_packed or corpus.path == SELF):
                 raise ValueError(
-                    f"`{group}.{name}.balance_by` must be of a training corpus, and of no stream, no packed texts and nothing that M₀ makes. "
-                    "Leave it out."
+                    f"`{group}.{name}.balance_by` must be of a training corpus, and of no stream, no packed texts and "
+                    "nothing that M₀ makes. Leave it out."
                 )
 
 
