@@ -4,6 +4,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_interp.mixture.collators import PackedCollator as PackedCollator
     from hf_interp.mixture.controllers import AlphaController as AlphaController
     from hf_interp.mixture.corpus import Corpus as Corpus
     from hf_interp.mixture.dataset import InterpolatedDataset as InterpolatedDataset
@@ -40,6 +41,7 @@ _HOMES = {
     "MergeMethod": "weights.methods",
     "MixturePlan": "mixture.plan",
     "Objective": "training.heads",
+    "PackedCollator": "mixture.collators",
     "get_alpha_schedule": "mixture.schedules",
     "interpolate_checkpoints": "weights.merge",
     "interpolate_weights": "weights.interpolate",

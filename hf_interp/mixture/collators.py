@@ -18,6 +18,8 @@ from transformers import (
     default_data_collator,
 )
 
+from hf_interp.mixture.packing import NO_LABEL
+
 PLAIN_COLLATORS = (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
@@ -121,6 +123,30 @@ class MaskingCollator:
         return [int(not first <= place <= last) for place in range(len(special))]
 
 
+class PackedCollator:
+    """Lays packed examples in rows, without an attention mask: position ids that begin anew tell what belongs together.
+
+    Padding is made of sequences of its own. Examples that are not packed are sequences, too.
+
+    Args:
+        tokenizer: with a token for padding, by default that of the end.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.fillers = {"input_ids": pad or 0, "labels": NO_LABEL, "position_ids": 0}
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Collate examples of `pack`."""
+        shape = len(examples), max(len(each["input_ids"]) for each in examples)
+        found = {name: np.full(shape, filler, np.int64) for name, filler in self.fillers.items()}
+        for row, example in enumerate(examples):
+            whole = {"position_ids": range(len(example["input_ids"])), **example}
+            for name, values in found.items():
+                values[row, : len(whole[name])] = whole[name]
+        return {name: torch.from_numpy(values) for name, values in found.items()}
+
+
 class ObjectiveCollator:
     """Sorts the examples of a batch by what they train, and collates each kind by itself.
 
@@ -162,7 +188,7 @@ def collate(
 
 def may_draw_numbers(collator: Any) -> bool:
     """Whether a collator may draw random numbers, as one that masks does."""
-    return type(collator) not in PLAIN_COLLATORS and collator is not default_data_collator
+    return type(collator) not in (*PLAIN_COLLATORS, PackedCollator) and collator is not default_data_collator
 
 
 @contextmanager

@@ -24,6 +24,9 @@ CORPUS_KEY = "corpus_index"
 ORDER_KEY = "order_hash"
 """Under this key a batch holds the hash of what was read for it, as two halves of 32 bits."""
 
+TOKENS_KEY = "num_tokens"
+"""Under this key a batch holds the number of tokens of each of its examples, where a mixture counts them."""
+
 STREAMS_KEY = "stream_states"
 """Under this key a batch holds the states of the streams after it, as JSON; absent without streams."""
 
@@ -51,16 +54,22 @@ class BatchShard:
         """Readers over all processes; each reads its own part of a stream."""
         return self.num_processes * max(self.num_workers, 1)
 
+    @property
+    def own_readers(self) -> range:
+        """Readers of this process."""
+        workers = max(self.num_workers, 1)
+        return range(self.process_index * workers, (self.process_index + 1) * workers)
+
     def first_slot(self, batch: int) -> int:
         """Return the first slot of micro-batch number `batch` of this process."""
         return (batch * self.num_processes + self.process_index) * self.batch_size
 
     def reader_of(self, first_slot: int) -> int:
         """Return the reader, 0 … num_readers − 1, of the micro-batch of this process that begins at `first_slot`."""
-        workers = max(self.num_workers, 1)
+        readers = self.own_readers
         # by the number of the batch, not by the worker that happens to read it, which is another one after a restart
         batch = first_slot // (self.batch_size * self.num_processes)
-        return self.process_index * workers + batch % workers
+        return readers[batch % len(readers)]
 
 
 class SlotRequest(NamedTuple):
@@ -213,8 +222,8 @@ class SlotCollator:
     each example of its own (see `hf_interp.mixture.collators`).
     """
 
-    def __init__(self, collator: Any, seed: int, *, may_draw: bool = True) -> None:
-        self.collator, self.seed, self.may_draw = collator, seed, may_draw
+    def __init__(self, collator: Any, seed: int, *, may_draw: bool = True, counts_tokens: bool = False) -> None:
+        self.collator, self.seed, self.may_draw, self.counts_tokens = collator, seed, may_draw, counts_tokens
 
     def __call__(self, batch: Any) -> Any:
         """Collate a `SlotBatch`."""
@@ -227,9 +236,17 @@ class SlotCollator:
             collated = dict(collated) if isinstance(collated, Mapping) else {BATCH_KEY: collated}
         collated[CORPUS_KEY] = torch.from_numpy(batch.corpus.copy())
         collated[ORDER_KEY] = _halves(batch.order_hash)
+        if self.counts_tokens:
+            collated[TOKENS_KEY] = torch.tensor([_num_tokens(example) for example in batch])
         if batch.streams is not None:
             collated[STREAMS_KEY] = batch.streams
         return collated
+
+
+def _num_tokens(example: Any) -> int:
+    """Return how many tokens an example has, without those that its own mask hides."""
+    mask = example.get("attention_mask") if isinstance(example, Mapping) else None
+    return int(np.sum(mask)) if mask is not None else len(example["input_ids"])
 
 
 def _halves(order_hash: int) -> torch.Tensor:

@@ -314,8 +314,9 @@ def tokenise(
     name = name if group == "corpora" else key
     task = get_task(recipe.task)
     columns = dict(task.columns(recipe, config))
-    is_packed = task.is_packed and recipe.packing and "text" in columns
-    if config.document is None and is_packed and task.info.answer == "continuation":
+    is_joined = task.is_packed and recipe.packing and "text" in columns  # not cut, but packed
+    fits = recipe.packing == "bfd" and group == "corpora"  # rows of other sets are evaluated one by one
+    if config.document is None and is_joined and task.info.answer == "continuation":
         config = replace(config, document="file")
     unread = [column for column, kind in columns.items() if config.objective == DISTILL and kind in ("class", "tags")]
     read: dict[str, Kind] = {column: kind for column, kind in columns.items() if column not in unread}
@@ -330,14 +331,15 @@ def tokenise(
     if group != "corpora" and task.split is not None:
         raw = encode_corpus(name, raw, config, task.split(tokenizer, recipe), list(columns))
     encoded = encode_corpus(name, raw, config, task.encode(tokenizer, recipe), list(columns))
-    if not is_packed:
+    if not is_joined:
         limits = {"input_ids": recipe.max_length, **({"labels": recipe.max_target_length} if task.generates else {})}
         whole = replace(recipe, max_length=UNLIMITED, max_target_length=UNLIMITED)
         count = count_cut(raw, encoded, task.encode(tokenizer, whole), limits)
         if count and cut is not None:
             cut[key] = (count, len(encoded))
+    if not is_joined and not fits:
         return encoded
-    packed = pack(encoded, recipe.max_length)
+    packed = pack(encoded, recipe.max_length, strategy="bfd" if recipe.packing == "bfd" else "wrapped")
     if isinstance(packed, datasets.Dataset) and len(packed) == 0:
         raise ValueError(
             f"Corpus {name!r} has fewer than `max_length` ({recipe.max_length}) tokens, so that nothing is left of it "

@@ -155,7 +155,7 @@ class ObjectiveConfig:
     label_names: list[str] | None = None
     problem_type: str | None = None
     max_length: int | None = None
-    packing: bool | None = None
+    packing: bool | str | None = None
     mlm_probability: float | None = None
     whole_word_mask: bool | None = None
 
@@ -186,7 +186,8 @@ class Recipe:
         source_prefix: a text put before every input of sequence to sequence, such as "summarize: ".
         source_lang: language of the inputs, by the name that a multilingual tokenizer has for it, such as en_XX.
         target_lang: language of the outputs, likewise.
-        packing: pack the texts of a language model into examples of `max_length` tokens.
+        packing: pack the texts of a language model into examples of `max_length` tokens; with `bfd`, for causal-lm,
+            whole texts or dialogues of training share an example and do not see each other.
         mlm_probability: share of the tokens that masked language modelling masks.
         whole_word_mask: mask whole words.
         chat_template: "chatml", or a file with a Jinja template, for a tokenizer that has none.
@@ -217,7 +218,7 @@ class Recipe:
     source_prefix: str = ""
     source_lang: str | None = None
     target_lang: str | None = None
-    packing: bool = True
+    packing: bool | str = True
     mlm_probability: float = 0.15
     whole_word_mask: bool = False
     chat_template: str | None = None

@@ -50,7 +50,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_interp.mixture.collators import MaskingCollator
+from hf_interp.mixture.collators import MaskingCollator, PackedCollator
 from hf_interp.tasks.columns import Kind, check_tag_set
 from hf_interp.tasks.encoding import (
     Encode,
@@ -235,7 +235,9 @@ TASKS = TaskTable(
             info=TASK_INFOS["causal-lm"],
             columns=_causal_columns,
             encode=encode_causal,
-            collator=lambda tokenizer, recipe: DataCollatorForSeq2Seq(tokenizer),
+            collator=lambda tokenizer, recipe: (
+                PackedCollator(tokenizer) if recipe.packing == "bfd" else DataCollatorForSeq2Seq(tokenizer)
+            ),
             metrics=lambda tokenizer, recipe: _metrics().language_model_metrics,
             preprocess_logits=lambda: _metrics().score_shifted_tokens,
             is_packed=True,
@@ -270,6 +272,11 @@ def check_task(recipe: Recipe) -> Task:
         twice = [label for label in recipe.label_names if recipe.label_names.count(label) > 1]
         if twice:
             raise ValueError(f"`label_names` must be different labels, got {twice[0]!r} twice.")
+    if not isinstance(recipe.packing, bool) and (recipe.packing != "bfd" or task.info.answer != "continuation"):
+        raise ValueError(
+            f"`packing` must be true or false, or bfd for causal language models, got {recipe.packing!r} for "
+            f"{recipe.task}."
+        )
     task.check(recipe)
     if task.num_labels(recipe) == 0:
         raise ValueError(f"A recipe for {recipe.task} must list `label_names`, in the order of the label ids.")

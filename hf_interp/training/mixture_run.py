@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerState, TrainingArguments
 
 from hf_interp.mixture.apportionment import SIDES, check_corpora
-from hf_interp.mixture.collators import DISTILL, OBJECTIVES_KEY, TASK
+from hf_interp.mixture.collators import DISTILL, TASK
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.mixture.corpus import Corpus
@@ -27,7 +27,16 @@ from hf_interp.mixture.epochs import Epochs, EpochSide, steps_of_epochs
 from hf_interp.mixture.order import DEFAULT_WINDOW, Order, Sampling
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule, default_schedule
-from hf_interp.mixture.slots import BATCH_KEY, CORPUS_KEY, ORDER_KEY, STREAMS_KEY, BatchShard, SlotDataset, whole_hash
+from hf_interp.mixture.slots import (
+    BATCH_KEY,
+    CORPUS_KEY,
+    ORDER_KEY,
+    STREAMS_KEY,
+    TOKENS_KEY,
+    BatchShard,
+    SlotDataset,
+    whole_hash,
+)
 from hf_interp.mixture.streams import check_stream_ends, stream_warnings
 from hf_interp.training.checkpoints import SavedRun
 from hf_interp.training.config import InterpolationConfig
@@ -54,6 +63,7 @@ class MixtureRun:
     plan: MixturePlan = field(init=False)  # once the run has begun
     epochs: Epochs = field(init=False)
     shard: BatchShard = field(init=False)  # the part of a global batch that this process reads
+    is_counted: bool = field(init=False)  # whether what this process reads is
     meters: CorpusMeters = field(init=False)
     guard: LossGuard = field(init=False)
     adaptive: AdaptiveAlpha | None = field(init=False, default=None)  # the controller at work, if α adapts
@@ -77,6 +87,8 @@ class MixtureRun:
         `batch_size` the global batch.
         """
         is_first, self.shard = not hasattr(self, "plan"), shard
+        # the other processes of the model replica read the same
+        self.is_counted = self.args.process_index % (self.args.world_size // shard.num_processes) == 0
         names = [corpus.name for corpus in self.corpora]
         objectives = [TASK, DISTILL] if self.distills else self.objectives if self.mixes_objectives else ()
         self.meters = CorpusMeters(names, self.args.device, objectives)
@@ -159,23 +171,13 @@ class MixtureRun:
         if corpus is None:
             return None, inputs
         halves, streams = inputs.pop(ORDER_KEY), inputs.pop(STREAMS_KEY, None)
-        if self.args.process_index % (self.args.world_size // self.shard.num_processes) == 0:
-            self.meters.add_order(halves)  # the other processes of the model replica read the same
+        if self.is_counted:
+            self.meters.add_order(halves)
         if streams is not None:
             self.stream_states.update(json.loads(streams))
-        if self.plan.unit == "tokens":
-            self._note_tokens(corpus, inputs)
+        if (tokens := inputs.pop(TOKENS_KEY, None)) is not None:
+            self.meters.add_tokens(corpus, tokens)
         return corpus, inputs.pop(BATCH_KEY, inputs)
-
-    def _note_tokens(self, corpus: torch.Tensor, inputs: Mapping[str, Any]) -> None:
-        parts = inputs.get(OBJECTIVES_KEY) or {TASK: inputs}
-        for name, part in parts.items():
-            chosen = self.of_objective(corpus, name) if len(parts) > 1 else corpus
-            mask, ids = part.get("attention_mask"), part.get("input_ids")
-            if mask is not None:
-                self.meters.add_tokens(chosen, mask.sum(-1))
-            elif ids is not None and len(ids) == len(chosen):  # and not all in one row, as without padding
-                self.meters.add_tokens(chosen, torch.full_like(chosen, ids.shape[-1]))
 
     def note_losses(self, corpus: torch.Tensor, losses: torch.Tensor | None) -> None:
         """Note the loss of every example of a batch, if it is to be logged or decided by."""

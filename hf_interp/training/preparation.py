@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import datasets
+import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from hf_interp.losses.anchor import Anchor, check_anchor
-from hf_interp.mixture.collators import DISTILL, SlotwiseCollator, may_draw_numbers
+from hf_interp.mixture.collators import DISTILL, PackedCollator, SlotwiseCollator, may_draw_numbers
 from hf_interp.mixture.controllers import AlphaController
 from hf_interp.mixture.corpus import Corpus, check_columns, check_labels
 from hf_interp.mixture.schedules import AlphaSchedule
@@ -30,6 +31,9 @@ LABEL_COLUMNS = ("label", "labels", "label_ids")
 
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
 """Ends of the names of models that give an input one of their labels."""
+
+SHOWN = 64
+"""Rows of a corpus that are looked at to see whether it is packed."""
 
 
 def prepare_heads(trainer: Trainer, heads: ObjectiveHeads, traits: TrainerTraits) -> None:
@@ -119,6 +123,7 @@ def prepare_corpora(
 ) -> list[Corpus]:
     """Drop the columns that the model does not take, as `Trainer` does, and check that the corpora fit together."""
     heads.check_corpora(corpora)
+    _check_apart(trainer, corpora)
     prepared = [
         replace(corpus, dataset=trainer._remove_unused_columns(corpus.dataset, description=corpus.name))
         if isinstance(corpus.dataset, datasets.Dataset) and not traits.keeps_columns
@@ -139,6 +144,42 @@ def prepare_corpora(
             '`anchor="l2sp"`, which ties the weights.'
         )
     return prepared
+
+
+def _check_apart(trainer: Trainer, corpora: Sequence[Corpus]) -> None:
+    """Refuse packed examples whose sequences would see each other."""
+    if isinstance(trainer.data_collator, PackedCollator):
+        if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled and not _keeps_apart(trainer):
+            attention = getattr(getattr(trainer.model, "config", None), "_attn_implementation", None)
+            raise ValueError(
+                f"{type(trainer.model).__name__} with {attention!r} does not keep packed sequences apart: one "
+                "of them has other logits than alone. Flash attention needs batches of one example for training and "
+                'evaluation; for other models set `packing: true` (in Python `strategy="wrapped"`).'
+            )
+        return
+    for name, data in ((each.name, each.dataset) for each in corpora if isinstance(each.dataset, datasets.Dataset)):
+        if "position_ids" in data.column_names and any(row.count(0) > 1 for row in data[:SHOWN]["position_ids"]):
+            raise ValueError(
+                f"Corpus {name!r} is packed with `position_ids`, which need a `PackedCollator` as `data_collator`."
+            )
+
+
+def _keeps_apart(trainer: Trainer) -> bool:
+    """Whether a model gives a packed sequence the logits that it has alone."""
+    args, model = trainer.args, trainer.model
+    rows = min(max(args.train_batch_size, args.eval_batch_size), 2)  # for some attention is otherwise with one
+    ids, places = torch.tensor([[[2, 2, 1, 2, 1]] * rows, [[0, 1, 0, 1, 2]] * rows], device=args.device)
+    mode = model.training
+    with torch.no_grad(), trainer.accelerator.autocast():
+        try:
+            alone = model.eval()(input_ids=ids[:1, 2:]).logits[0].float()
+            packed = model(input_ids=ids, position_ids=places).logits[0, 2:].float()
+        except TypeError:  # it takes no position ids
+            return False
+        finally:
+            model.train(mode)
+    noise = max(0.01, 12 * torch.finfo(model.dtype).eps)
+    return bool((packed - alone).abs().max() <= noise * alone.std())
 
 
 def _with_placeholders(corpora: Sequence[Corpus]) -> list[Corpus]:
@@ -172,12 +213,12 @@ def make_loader(
 
 def make_collator(trainer: Trainer, run: MixtureRun, heads: ObjectiveHeads, traits: TrainerTraits) -> SlotCollator:
     """Return the collator of a mixture, around that of the trainer."""
-    collator, seed = trainer.data_collator, run.plan.seed
+    collator, seed, counts_tokens = trainer.data_collator, run.plan.seed, run.plan.unit == "tokens"
     if run.mixes_objectives:
-        return SlotCollator(heads.collator(collator, run.corpora), seed)
+        return SlotCollator(heads.collator(collator, run.corpora), seed, counts_tokens=counts_tokens)
     may_draw = may_draw_numbers(collator)
     is_removed = all(isinstance(corpus.dataset, datasets.Dataset) for corpus in run.corpora)
     if not is_removed and not traits.keeps_columns and not isinstance(collator, SlotwiseCollator):
         # Other datasets still have the columns that the model does not take.
         collator = trainer._get_collator_with_removed_columns(collator, description="training")
-    return SlotCollator(collator, seed, may_draw=may_draw)
+    return SlotCollator(collator, seed, may_draw=may_draw, counts_tokens=counts_tokens)

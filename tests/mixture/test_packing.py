@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_interp.mixture.packing import mean_tokens, pack
+from hf_interp.mixture.packing import best_fit, mean_tokens, pack
 
 
 def rows(ids: list[list[int]], **columns: Any) -> datasets.Dataset:
@@ -186,3 +186,52 @@ def test_all_examples_of_a_packed_corpus_are_equally_long() -> None:
     assert mean_tokens(packed) == 16.0
     joined = [token for ids in ids_of(dataset) for token in ids]
     assert [token for ids in ids_of(packed) for token in ids] == joined[: len(joined) // 16 * 16]
+
+
+# Packing whole sequences.
+
+
+def test_the_largest_goes_first_into_the_fullest_bin_with_room() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        sizes, room = rng.integers(1, 13, 40).tolist(), 12
+        bins: list[list[int]] = []
+        for item in np.argsort(-np.array(sizes), kind="stable").tolist():
+            fitting = [each for each in bins if sum(sizes[i] for i in each) + sizes[item] <= room]
+            if not fitting:
+                bins.append(fitting := [])
+                fitting = [fitting]
+            fullest = max(sum(sizes[i] for i in each) for each in fitting)
+            next(each for each in fitting if sum(sizes[i] for i in each) == fullest).append(item)
+        found = best_fit(sizes, room)
+        assert sorted(item for each in found for item in each) == list(range(40))
+        assert sorted(sum(sizes[i] for i in each) for each in found) == sorted(sum(sizes[i] for i in b) for b in bins)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_sequences_stay_whole_and_apart(streaming: bool) -> None:
+    rng = np.random.default_rng(0)
+    texts = [[100 * row + place for place in range(rng.integers(0, 30))] for row in range(200)]
+    dataset = rows(texts, labels=[[-token for token in text] for text in texts], attention_mask=texts, text=["a"] * 200)
+    found = list(pack(dataset.to_iterable_dataset() if streaming else dataset, 16, strategy="bfd"))
+    seen = []
+    for row in found:
+        assert set(row) == {"input_ids", "labels", "position_ids"}
+        assert len(row["input_ids"]) == len(row["labels"]) == len(row["position_ids"]) <= 16
+        starts = [place for place, position in enumerate(row["position_ids"]) if position == 0]
+        for begin, end in zip(starts, [*starts[1:], len(row["input_ids"])], strict=True):
+            seen.append(row["input_ids"][begin:end])
+            assert row["position_ids"][begin:end] == list(range(end - begin))
+            assert row["labels"][begin:end] == [-100, *(-token for token in seen[-1][1:])]
+    pieces = [text[begin : begin + 16] for text in texts for begin in (0, 16)]
+    assert sorted(seen) == sorted(piece for piece in pieces if len(piece) > 1)
+    assert sum(map(len, seen)) > 0.97 * 16 * len(found)
+
+
+def test_groups_of_rows_are_packed_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_interp.mixture.packing.ROWS", 2)
+    found = pack(rows([[1, 2], [3, 4, 5], [6, 7], [8, 9, 10]]), 5, strategy="bfd")
+    assert ids_of(found) == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+    assert found["labels"][:] == [[-100, 2, -100, 4, 5], [-100, 7, -100, 9, 10]]
+    with pytest.raises(ValueError, match="`strategy` must be wrapped or bfd, got 'ffd'"):
+        pack(rows(IDS), 4, strategy="ffd")  # type: ignore[arg-type]

@@ -20,7 +20,9 @@ from hf_interp.mixture.slots import (
     CORPUS_KEY,
     ORDER_KEY,
     STREAMS_KEY,
+    TOKENS_KEY,
     BatchShard,
+    SlotBatch,
     SlotCollator,
     SlotDataset,
     SlotRequest,
@@ -262,6 +264,12 @@ def test_the_collator_adds_the_corpus_and_the_order_and_nothing_else() -> None:
     assert collated[CORPUS_KEY].tolist() == batch.corpus.tolist()
     assert whole_hash(collated[ORDER_KEY].tolist()) == batch.order_hash == dataset.plan.read_hash(3, 4)
     assert SlotCollator(tuple, seed=0)(batch)[BATCH_KEY] == tuple(batch)
+
+
+def test_the_collator_counts_the_tokens_that_no_mask_hides() -> None:
+    rows = [{"input_ids": [5] * 3, "attention_mask": [1, 1, 0]}, {"input_ids": [5]}]
+    batch = SlotBatch(rows, 0, np.array([0, 1]), 0, None)
+    assert SlotCollator(tuple, seed=0, counts_tokens=True)(batch)[TOKENS_KEY].tolist() == [2, 1]
 
 
 def test_the_collator_adds_the_states_of_streams() -> None:

@@ -201,8 +201,8 @@ def test_words_dates_and_codes_are_texts_as_they_are_written(write_recipe: Calla
     assert recipe.corpora["domain"].where == {"lang": ["no", "ON", "01"]}
     assert recipe.corpora["general"].where == {"day": "2020-01-01", "lang": "no", "keep": True, "n": 1}
     assert recipe.label_names == ["no", "yes", "2020-01-01", "1:30"]
-    with pytest.raises(ValueError, match=r"`packing` in the recipe must be bool, got 'no'\. Write true or false\."):
-        parse_recipe(load_recipe(path, ["--packing=no"]))
+    with pytest.raises(ValueError, match=r"`whole_word_mask` in the recipe must be bool, got 'no'\. Write true or f"):
+        parse_recipe(load_recipe(path, ["--whole_word_mask=no"]))
 
 
 # Files.

@@ -211,6 +211,9 @@ def test_a_corpus_too_short_to_pack_is_refused(tmp_path: Path, headless_dir: Pat
         ({"task": "token-classification", "label_names": ["O", "B-Y", "I-X"]}, "has 'I-X' without 'B-X'"),
         ({"task": "masked-lm", "mlm_probability": 0.0}, r"`mlm_probability` must lie in \(0, 1\], got 0\.0"),
         ({"task": "causal-lm"}, None),
+        ({"task": "causal-lm", "packing": "bfd"}, None),
+        ({"task": "causal-lm", "packing": "no"}, "`packing` must be true or false, or bfd for causal .*, got 'no'"),
+        ({"task": "masked-lm", "packing": "bfd"}, "or bfd for causal language models, got 'bfd' for masked-lm"),
         ({"problem_type": "regression"}, None),
     ],
 )
@@ -293,10 +296,10 @@ def test_tasks_that_generate(tmp_path: Path, model_dirs: dict[str, Path], task: 
 
 @pytest.mark.parametrize(
     ("kind", "packing", "count"),
-    [("llama", True, 7), ("gpt2", False, 20)],  # 20 texts of 2 words and their end are 60 tokens, in pieces of 8
+    [("llama", True, 7), ("gpt2", False, 20), ("gpt2", "bfd", 10)],  # 20 texts of 2 words and their end, in 8 tokens
 )
 def test_causal_language_models(
-    tmp_path: Path, model_dirs: dict[str, Path], kind: str, packing: bool, count: int
+    tmp_path: Path, model_dirs: dict[str, Path], kind: str, packing: bool | str, count: int
 ) -> None:
     rows = [{"text": f"w{row} w9"} for row in range(4, 24)] + [{"text": " "}]
     results = run(tmp_path, model_dirs[kind], "causal-lm", rows, packing=packing, **SEARCH)
@@ -318,7 +321,8 @@ def test_a_language_model_learns_what_the_assistant_says(tmp_path: Path, model_d
     )
     names = {"messages_column": "said", "role_key": "by", "content_key": "text", "roles": {"human": "user"}}
     fields = {**SEARCH, "learning_rate": 0.03, "max_steps": 25, "chat_template": str(template), "corpus": names}
-    results = run(tmp_path, model_dirs["llama"], "causal-lm", rows, **fields)
+    results = run(tmp_path, model_dirs["llama"], "causal-lm", rows, packing="bfd", max_length=24, **fields)
+    assert [corpus["num_examples"] for corpus in results.plan["corpora"]] == [7, 7]  # three dialogues in each
     assert results.base_metrics["domain"]["token_accuracy"] < 0.5
     assert results.final_metrics["domain"]["token_accuracy"] == 1.0  # of w7, w8 and </s>, whatever is asked
     check_search(tmp_path / "out", AutoModelForCausalLM)

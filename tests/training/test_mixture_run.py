@@ -8,15 +8,36 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from toys import DOMAIN_FIRST, NotingTrainer, config, corpus, mixture, same_weights, tiny_model, weights
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from toy_recipes import toy_decoder
+from toys import (
+    DOMAIN_FIRST,
+    NotingTrainer,
+    config,
+    corpus,
+    logged,
+    mixture,
+    number_tokenizer,
+    same_weights,
+    tiny_model,
+    weights,
+)
+from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from hf_interp import AlphaCallback, Corpus, InterpolatedDataset, InterpolationConfig, MixturePlan
+from hf_interp import (
+    AlphaCallback,
+    Corpus,
+    InterpolatedDataset,
+    InterpolationConfig,
+    InterpolationTrainer,
+    MixturePlan,
+    PackedCollator,
+    pack,
+)
 from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.collators import OBJECTIVES_KEY
 from hf_interp.mixture.corpus import as_corpora
 from hf_interp.mixture.schedules import linear
-from hf_interp.mixture.slots import CORPUS_KEY, ORDER_KEY, STREAMS_KEY, SlotDataset
+from hf_interp.mixture.slots import CORPUS_KEY, ORDER_KEY, STREAMS_KEY, TOKENS_KEY, SlotDataset
 from hf_interp.training.checkpoints import SavedRun
 from hf_interp.training.mixture_run import MixtureRun, order_of, plan_mixture, shard_batch
 
@@ -134,7 +155,7 @@ def test_what_a_batch_tells_is_noted_and_taken_out_of_it(tmp_path: Path) -> None
 def test_tokens_are_counted_where_the_mixture_counts_them(tmp_path: Path) -> None:
     run, _ = make_run(tmp_path, mixture_unit="tokens")
     begin(run)
-    run.note_batch(batch([0, 0, 0, 1], attention_mask=torch.tensor([[1, 0, 0]] * 3 + [[1, 1, 1]])))
+    run.note_batch(batch([0, 0, 0, 1], **{TOKENS_KEY: torch.tensor([1, 1, 1, 3])}))
     assert run.meters.take_log(alone) == {"token_share_general": 0.5, "token_share_domain": 0.5}
 
 
@@ -399,3 +420,88 @@ def test_a_strategy_that_ends_the_run_needs_an_alpha_that_stays(tmp_path: Path) 
         plan_mixture(as_corpora(mixture()), args, batch_size=4)
     with pytest.raises(ValueError, match="needs a constant α"):
         plan_mixture(as_corpora(mixture()), args, linear(), batch_size=4)
+
+
+# Packed sequences.
+
+TEXTS = {"general": varied(0, 60), "domain": varied(DOMAIN_FIRST, 40)}
+
+
+def packed(**settings: Any) -> dict[str, datasets.Dataset]:
+    return {name: pack(data.select_columns("input_ids"), 25, **settings) for name, data in TEXTS.items()}
+
+
+def decoder(attention: str = "sdpa") -> Any:
+    torch.manual_seed(5)
+    model = toy_decoder(2000)
+    model.set_attn_implementation(attention)
+    return model
+
+
+def trainer_over(folder: Path, data: Any, model: Any = None, **settings: Any) -> InterpolationTrainer:
+    collator = settings.pop("data_collator", PackedCollator(number_tokenizer()))
+    return InterpolationTrainer(
+        model or decoder(), config(folder, **settings), train_dataset=data, data_collator=collator
+    )
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_packed_batch_costs_what_its_sequences_cost_alone(tmp_path: Path, attention: str) -> None:
+    trainer = trainer_over(tmp_path, packed(strategy="bfd"), decoder(attention).double())
+    by_length = sorted(trainer.corpora[1].dataset, key=lambda row: len(row["input_ids"]))
+    examples = [*by_length[:2], *by_length[-2:]]
+    assert len({len(each["input_ids"]) for each in examples}) > 1  # so that there is padding
+    total, count = 0.0, 0
+    for example in examples:
+        starts = [place for place, position in enumerate(example["position_ids"]) if position == 0]
+        for begin, end in zip(starts, [*starts[1:], None], strict=True):
+            ids = torch.tensor([list(example["input_ids"][begin:end])])
+            with torch.no_grad():
+                logits = trainer.model(input_ids=ids).logits[0, :-1]
+            total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+            count += ids.shape[1] - 1
+    batch = trainer.data_collator(examples)
+    with torch.no_grad():
+        loss = trainer.model(**batch).loss
+        masked = trainer.model(**batch, attention_mask=torch.ones_like(batch["input_ids"])).loss
+    assert float(loss) == pytest.approx(total / count, rel=1e-6)  # of a loss in float32
+    assert float(masked) != pytest.approx(total / count, rel=1e-3)  # where they see each other
+
+
+def test_a_packed_run_resumes_to_the_bit_and_tells_its_tokens(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 4, "mixture_unit": "tokens"}
+    data = packed(strategy="bfd")
+    whole = trainer_over(tmp_path, data, **settings)
+    whole.train()
+    resumed = trainer_over(tmp_path, data, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert same_weights(weights(resumed), weights(whole))
+    before = [0, 0]
+    for step in range(8):
+        draw = whole.plan.locate(range(4 * step, 4 * step + 4))
+        read = [0, 0]
+        for index, row in zip(draw.corpus.tolist(), draw.example.tolist(), strict=True):
+            read[index] += len(data[("general", "domain")[index]][row]["input_ids"])
+        assert logged(whole, "token_share_domain")[step] == pytest.approx(read[1] / sum(read))
+        before = [old + new for old, new in zip(before, read, strict=True)]
+        asked = sum(whole.plan.alpha(each) for each in range(step + 1)) / (step + 1)
+        assert before[1] / sum(before) == pytest.approx(asked, abs=1.5 * 25 / sum(before))
+
+
+def test_packed_examples_are_the_same_for_any_readers() -> None:
+    corpora = packed(strategy="bfd")
+    settings: dict[str, Any] = {"batch_size": 8, "max_steps": 6}
+    alone = list(InterpolatedDataset(corpora, **settings))
+    split = [list(InterpolatedDataset(corpora, **settings, num_processes=8, process_index=rank)) for rank in range(8)]
+    assert [example for step in zip(*split, strict=True) for example in step] == alone
+
+
+def test_a_model_that_lets_packed_sequences_see_each_other_is_refused(tmp_path: Path) -> None:
+    opt = OPTForCausalLM(
+        OPTConfig(vocab_size=2000, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    with pytest.raises(ValueError, match="OPTForCausalLM with 'sdpa' does not keep packed sequences apart"):
+        trainer_over(tmp_path, packed(strategy="bfd"), opt)
+    with pytest.raises(ValueError, match="Corpus 'general' is packed with `position_ids`, which need a `PackedColl"):
+        trainer_over(tmp_path, packed(strategy="bfd"), data_collator=padded)
+    assert trainer_over(tmp_path, packed(), data_collator=padded).plan is not None
