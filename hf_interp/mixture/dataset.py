@@ -275,9 +275,7 @@ class InterpolatedDataset(IterableDataset[Any]):
 
     def _note_streams(self, shard: BatchShard) -> None:
         if self.slots.has_streams:
-            workers = max(shard.num_workers, 1)
-            readers = range(shard.process_index * workers, (shard.process_index + 1) * workers)
-            self._streams = {str(reader): self.slots.stream_states(reader) for reader in readers}
+            self._streams = {str(reader): self.slots.stream_states(reader) for reader in shard.own_readers}
 
 
 def reading_order(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 from datasets.distributed import split_dataset_by_node
@@ -17,6 +17,27 @@ MOST_READ = 10_000
 """Examples that are read of a stream to see whether it has them; a stream that must have more is not looked at."""
 
 _END = object()
+SHARD_BY_SHARD = ("RebatchedArrow", "SelectColumns", "Mapped", "Filtered", "Formatted")
+"""Beginnings of the names of what `datasets` puts around a stream and what does not look beyond a shard."""
+
+
+class Part(NamedTuple):
+    """What one reader reads in a pass at a stretch: a shard or several, and of their examples those of one turn."""
+
+    in_pass: int
+    """Number of the pass, from 1 on."""
+    num_shards: int
+    """Into so many the stream is divided, by its shards."""
+    shard: int
+    """Which of these this is."""
+    num_turns: int
+    """So many readers take turns in it."""
+    turn: int
+    """Which of these this is."""
+    num_read: int = 0
+    """Examples of it that have been read."""
+    state: Any = None
+    """The state of the stream after them, if it keeps one."""
 
 
 class StreamReader:
@@ -28,7 +49,7 @@ class StreamReader:
     Args:
         corpus: the corpus.
         reader, num_readers: which of how many readers this is.
-        state: where to begin, from `state_dict` of the same reader.
+        state: where to begin, from `state_dict` of the same reader, or from `divide_anew`.
 
     Attributes:
         num_read (`int`): examples read so far, over all passes.
@@ -39,25 +60,28 @@ class StreamReader:
     ) -> None:
         self.corpus, self.reader, self.num_readers = corpus, reader, num_readers
         self.num_read, self._passes, self._in_pass = 0, 0, 0
-        self._source = _part(corpus.dataset, reader, num_readers)
+        self._parts: list[Part] = []  # what is left of the pass, the one that is being read first
+        self._is_left = False  # whether they are what other readers have left
+        self._done = self._in_part = 0  # parts of the pass that are done, and examples of the one in hand
+        self._source: Any = None
         self._iterator: Iterator[Any] = iter(())
         self._loaded = state  # until something is read, as a stream that has not begun cannot tell its place
         if state is not None:
             self.num_read, self._passes, self._in_pass = state["num_read"], state["passes"], state["in_pass"]
-            if self._passes:
-                self._iterator = self._open(state["stream"])
+            self._parts, self._is_left = parts_left(corpus.dataset, reader, num_readers, state), "left" in state
+            self._done = state.get("part", 0)
+            self._open()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place after the last example read, as plain values."""
         if self._loaded is not None:
             return dict(self._loaded)
-        keeps_state = hasattr(self._source, "state_dict") and self._passes
-        return {
-            "num_read": self.num_read,
-            "passes": self._passes,
-            "in_pass": self._in_pass,
-            "stream": self._source.state_dict() if keeps_state else None,
-        }
+        kept = self._source.state_dict() if hasattr(self._source, "state_dict") else None
+        place = {"num_read": self.num_read, "passes": self._passes, "in_pass": self._in_pass, "stream": kept}
+        if self._is_left:
+            first = self._parts[0]._replace(num_read=self._in_part, state=kept)
+            return {**place, "stream": None, "left": [list(first), *map(list, self._parts[1:])]}
+        return {**place, "part": self._done} if self._done + len(self._parts) > 1 else place
 
     def read(self, count: int) -> list[Any]:
         """Return the next examples."""
@@ -74,17 +98,25 @@ class StreamReader:
                     "as there are readers (processes times workers)."
                 )
             found.append(example)
-            self.num_read, self._in_pass, self._loaded = self.num_read + 1, self._in_pass + 1, None
+            self.num_read, self._in_pass, self._in_part = self.num_read + 1, self._in_pass + 1, self._in_part + 1
+            self._loaded = None
         return found
 
     def _next(self) -> Any:
-        try:
-            return next(self._iterator, _END)
-        except Exception as error:
-            raise ReadError(
-                f"The stream of corpus {self.corpus.name!r} failed after {self._in_pass} examples of pass "
-                f"{self._passes} (reader {self.reader + 1} of {self.num_readers}): {type(error).__name__}: {error}"
-            ) from error
+        """Return the next example of the parts in hand, or `_END`."""
+        while True:
+            try:
+                example = next(self._iterator, _END)
+            except Exception as error:
+                raise ReadError(
+                    f"The stream of corpus {self.corpus.name!r} failed after {self._in_pass} examples of pass "
+                    f"{self._passes} (reader {self.reader + 1} of {self.num_readers}): {type(error).__name__}: {error}"
+                ) from error
+            if example is not _END or len(self._parts) < 2:
+                return example
+            del self._parts[0]
+            self._done += 1
+            self._open()
 
     def _begin_pass(self) -> None:
         limit = self.corpus.max_passes
@@ -93,24 +125,93 @@ class StreamReader:
                 f"Corpus {self.corpus.name!r} has ended after {self._passes} passes and its `max_passes` is {limit:g}. "
                 "Take fewer steps, lower its share, or raise `max_passes`."
             )
-        self._passes, self._in_pass = self._passes + 1, 0
-        self._iterator = self._open(None)
+        self._passes, self._in_pass, self._done, self._is_left = self._passes + 1, 0, 0, False
+        self._parts = parts_of_pass(self.corpus.dataset, self.reader, self.num_readers, self._passes)
+        self._open()
 
-    def _open(self, state: Any) -> Iterator[Any]:
-        """Iterate over the pass in progress, from its beginning or from a saved state."""
-        source = self._source
+    def _open(self) -> None:
+        """Iterate over the first of the parts in hand, from its beginning or from where it was left."""
+        if not self._parts:
+            return
+        part = self._parts[0]
+        source, self._in_part = _divided(self.corpus.dataset, part), part.num_read
+        self._source = source
         if isinstance(source, datasets.IterableDataset):
-            source.set_epoch(self._passes - 1)  # a stream with a shuffle buffer gets a new order
-        if state is not None:
-            source.load_state_dict(state)
+            source.set_epoch(part.in_pass - 1)  # a stream with a shuffle buffer gets a new order
+        if part.state is not None:
+            source.load_state_dict(part.state)
         if isinstance(source, datasets.IterableDataset):
             # Not `iter(source)`, which in a worker process would divide the shards once more.
-            return ({key: values[0] for key, values in batch.items()} for batch in source.iter(batch_size=1))
-        if state is not None and self._in_pass:
-            skip = self.num_readers - 1  # the turns of the others
+            self._iterator = ({key: values[0] for key, values in batch.items()} for batch in source.iter(batch_size=1))
+            return
+        if part.state is not None and part.num_read:
+            skip = part.num_turns - 1  # the turns of the others
         else:  # without a state of its own the stream is read again up to its place
-            skip = self.reader + self._in_pass * self.num_readers
-        return islice(iter(source), skip, None, self.num_readers)
+            skip = part.turn + part.num_read * part.num_turns
+        self._iterator = islice(iter(source), skip, None, part.num_turns)
+
+
+def parts_of_pass(stream: Any, reader: int, num_readers: int, in_pass: int) -> list[Part]:
+    """Return what a reader reads in a pass."""
+    if not isinstance(stream, datasets.IterableDataset):
+        return [Part(in_pass, 1, 0, num_readers, reader)]
+    shards = stream.num_shards
+    if num_readers >= shards:
+        shard = reader % shards
+        sharing = range(shard, num_readers, shards)  # the readers of this shard
+        return [Part(in_pass, shards, shard, len(sharing), sharing.index(reader))]
+    if not _reads_shards_in_turn(getattr(stream, "_ex_iterable", None)):
+        return [Part(in_pass, num_readers, reader, 1, 0)]
+    return [Part(in_pass, shards, shard, 1, 0) for shard in range(reader, shards, num_readers)]
+
+
+def parts_left(stream: Any, reader: int, num_readers: int, state: Mapping[str, Any]) -> list[Part]:
+    """Return what a reader has left of the pass in progress in a state of its own."""
+    if "left" in state:
+        return [Part(*each) for each in state["left"]]
+    if not state["passes"]:
+        return []
+    first, *others = parts_of_pass(stream, reader, num_readers, state["passes"])[state.get("part", 0) :]
+    if others and "part" not in state:
+        raise ValueError("The checkpoint keeps a stream as an earlier version read it. Start a run from its weights.")
+    return [first._replace(num_read=state["in_pass"], state=state["stream"]), *others]
+
+
+def divide_anew(
+    stream: Any, states: Mapping[int, Mapping[str, Any]], num_before: int, num_readers: int
+) -> list[dict[str, Any]]:
+    """Return the states with which other readers go on in a stream where `num_before` readers have left it.
+
+    What is left of the passes that have begun is dealt out, the parts that were being read first, each from its place.
+    A reader that gets none, or is through with its own, begins the next pass.
+    """
+    fresh: dict[str, Any] = {"num_read": 0, "passes": 0, "in_pass": 0, "stream": None}
+    before = [states.get(reader, fresh) for reader in range(num_before)]
+    latest = max(state["passes"] for state in before)
+    left = [part for reader, state in enumerate(before) for part in parts_left(stream, reader, num_before, state)]
+    for reader, state in enumerate(before):
+        for in_pass in range(state["passes"] + 1, latest + 1):
+            left += parts_of_pass(stream, reader, num_before, in_pass)
+    left.sort(key=lambda part: (part.in_pass, not part.num_read, part.shard))
+    # examples are numbered by it, each with a number that it alone has
+    num_read = -(-max(state["num_read"] for state in before) * num_before // num_readers)
+    return [
+        {**fresh, "num_read": num_read, "passes": latest, "left": [list(part) for part in left[reader::num_readers]]}
+        for reader in range(num_readers)
+    ]
+
+
+def divide_streams(
+    corpora: Sequence[Corpus], states: Mapping[str, Mapping[str, Any]], num_before: int, num_readers: int
+) -> dict[str, dict[str, Any]]:
+    """Return states by reader and name of a corpus for other readers than those that `states` are of."""
+    found: dict[str, dict[str, Any]] = {str(reader): {} for reader in range(num_readers)}
+    for corpus in corpora:
+        own = {int(reader): each[corpus.name] for reader, each in states.items() if corpus.name in each}
+        if own:
+            for reader, state in enumerate(divide_anew(corpus.dataset, own, num_before, num_readers)):
+                found[str(reader)][corpus.name] = state
+    return found
 
 
 def stream_warnings(corpora: Sequence[Corpus], num_readers: int) -> list[str]:
@@ -153,18 +254,22 @@ def _has_shuffle_buffer(node: Any) -> bool:
     )
 
 
-def _part(stream: Any, reader: int, num_readers: int) -> Any:
-    """Return what of a stream belongs to a reader."""
+def _reads_shards_in_turn(node: Any) -> bool:
+    """Whether a stream reads its shards one after the other, and from each what it reads from it alone."""
+    while type(node).__name__.removesuffix("ExamplesIterable").removesuffix("Iterable") in SHARD_BY_SHARD:
+        node = node.ex_iterable
+    return type(node).__name__ in ("ExamplesIterable", "ArrowExamplesIterable")
+
+
+def _divided(stream: Any, part: Part) -> Any:
+    """Return what of a stream belongs to a part."""
     if not isinstance(stream, datasets.IterableDataset):
         return stream
     # A fork of the process shares the stream's epoch with the others; what `shard` returns has its own.
-    num_shards = min(stream.num_shards, num_readers)
-    shard = reader % num_shards
-    part = stream.shard(num_shards=num_shards, index=shard, contiguous=False)
-    sharing = range(shard, num_readers, num_shards)  # the readers of this shard
-    if len(sharing) > 1:
-        part = split_dataset_by_node(part, rank=sharing.index(reader), world_size=len(sharing))
-    return part
+    found = stream.shard(num_shards=part.num_shards, index=part.shard, contiguous=False)
+    if part.num_turns > 1:
+        found = split_dataset_by_node(found, rank=part.turn, world_size=part.num_turns)
+    return found
 
 
 def check_stream_ends(corpora: Sequence[Corpus], plan: MixturePlan, num_readers: int = 1) -> None:

@@ -198,6 +198,10 @@ class SavedRun:
     rank_states: Sequence[Mapping[str, Any]] = ()
     """Left by the processes of the saved run for this one."""
 
+    def all_rank_states(self) -> list[Any]:
+        """Return what all processes of the saved run have left."""
+        return [read_json(rank_file(self.folder, rank)) for rank in range((self.mixture or {}).get("num_processes", 0))]
+
 
 def find_saved_run(
     resume_from_checkpoint: str | bool | None, args: "TrainingArguments", warn: Callable[[str], None]

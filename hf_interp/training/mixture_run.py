@@ -37,7 +37,7 @@ from hf_interp.mixture.slots import (
     SlotDataset,
     whole_hash,
 )
-from hf_interp.mixture.streams import check_stream_ends, stream_warnings
+from hf_interp.mixture.streams import check_stream_ends, divide_streams, stream_warnings
 from hf_interp.training.checkpoints import SavedRun
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.dataloader import check_loader_arguments
@@ -142,23 +142,25 @@ class MixtureRun:
 
     def _restore(self, saved: SavedRun, mixture: Mapping[str, Any]) -> None:
         """Take up the sums of a checkpoint, its controller and the states of this process' streams."""
-        self._check_readers(mixture)
         if self.adaptive is not None and mixture.get("controller"):
             self.adaptive.load_state_dict(mixture["controller"], saved.global_step)
         self.eval_metrics = dict(mixture.get("eval_metrics", {}))
         self.meters.load_state_dicts([state["tally"] for state in saved.rank_states])
-        for state in saved.rank_states:
-            self.stream_states |= state["streams"]
+        if any(corpus.is_stream for corpus in self.corpora):
+            self.stream_states = self._streams_of_readers(saved, mixture)
 
-    def _check_readers(self, mixture: Mapping[str, Any]) -> None:
-        before = mixture.get("num_processes", 0), mixture.get("num_workers", 0)
-        now = self.args.world_size, self.shard.num_workers
-        if any(corpus.is_stream for corpus in self.corpora) and before != now:
-            raise ValueError(
-                f"The checkpoint was written by {before[0]} processes with {before[1]} loader workers each, and now "
-                f"there are {now[0]} with {now[1]}. Each of them reads its own part of a stream, so its place cannot "
-                "be carried over. Resume with as many, or use corpora with a length."
+    def _streams_of_readers(self, saved: SavedRun, mixture: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the states of the streams for the readers of this process, divided anew if they were others."""
+        shard = self.shard
+        before = mixture.get("num_readers") or mixture.get("num_processes", 0) * max(mixture.get("num_workers", 0), 1)
+        states = {reader: each for rank in saved.all_rank_states() for reader, each in rank["streams"].items()}
+        if before and before != shard.num_readers:
+            self.warn(
+                f"Streams were divided among {before} readers (processes times workers) and are now divided anew among "
+                f"{shard.num_readers}, by their shards: each goes on where its shards were left."
             )
+            states = divide_streams(self.corpora, states, before, shard.num_readers)
+        return {reader: states[reader] for reader in map(str, shard.own_readers) if reader in states}
 
     # Step by step.
 
@@ -253,6 +255,7 @@ class MixtureRun:
         return {
             "num_processes": self.args.world_size,
             "num_workers": self.shard.num_workers,
+            "num_readers": self.shard.num_readers,
             "eval_metrics": self.eval_metrics,
             "controller": self.adaptive.state_dict() if self.adaptive is not None else None,
         }

@@ -2,7 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -12,7 +15,7 @@ from toy_streams import Failing, KeptNumbers, Numbers, number_of, rows
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import constant
-from hf_interp.mixture.streams import MOST_READ, StreamReader, check_stream_ends, stream_warnings
+from hf_interp.mixture.streams import MOST_READ, StreamReader, check_stream_ends, divide_anew, stream_warnings
 
 
 def stream(dataset: Any, reader: int = 0, num_readers: int = 1, **kwargs: Any) -> StreamReader:
@@ -190,6 +193,81 @@ def test_a_shuffle_buffer_keeps_the_pace_when_it_goes_on() -> None:
     again = stream(rows(30).shuffle(seed=3, buffer_size=4), state=state)
     assert again.num_read == 20
     assert set(read(again, 5)) <= set(range(16, 30))
+
+
+# Other readers.
+
+
+def files(folder: Path, rows: Sequence[int]) -> datasets.IterableDataset:
+    """A stream of JSON files of so many rows each; the numbers go on from file to file."""
+    for index, count in enumerate(rows):
+        numbers = range(sum(rows[:index]), sum(rows[:index]) + count)
+        (folder / f"{index:02}.jsonl").write_text("".join(json.dumps({"a": number}) + "\n" for number in numbers))
+    paths = [str(folder / f"{index:02}.jsonl") for index in range(len(rows))]
+    return datasets.load_dataset("json", data_files=paths, split="train", streaming=True)
+
+
+def read_by(make: Callable[[], Any], states: list[Any], turns: int) -> tuple[list[tuple[int, int]], list[Any]]:
+    """Return pass and number of what readers in turns read from their states on, and their states after that."""
+    readers = [stream(make(), each, len(states), state=state) for each, state in enumerate(states)]
+    found = []
+    for _ in range(turns):
+        for reader in readers:
+            number, state = *read(reader, 1), reader.state_dict()
+            found.append((state["left"][0][0] if "left" in state else state["passes"], number))
+    return found, json.loads(json.dumps([reader.state_dict() for reader in readers]))
+
+
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "files": lambda folder: files(folder, [3, 5, 0, 4, 7, 1, 2, 8]),
+    "mapped": lambda folder: files(folder, [9, 9, 9, 3]).map(lambda row: row, batched=True, batch_size=2),
+    "joined": lambda folder: datasets.concatenate_datasets(
+        [files(folder, [5] * 3), rows(15, 3).map(lambda row: {"a": row["a"] + 15})]
+    ),
+    "1 shard": lambda folder: rows(30),
+    "torch": lambda folder: Numbers(30),
+    "torch with a state": lambda folder: KeptNumbers(30),
+}
+
+
+@pytest.mark.parametrize("turns", [(7, 5, 4, 60), (40, 11, 1, 90), (2, 1, 13, 70)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_readers_go_on_with_every_row_once_a_pass(tmp_path: Path, kind: str, turns: Sequence[int]) -> None:
+    make = partial(KINDS[kind], tmp_path)
+    states: list[Any] = [None]
+    found: list[tuple[int, int]] = []
+    for num_readers, count in zip((1, 2, 4, 1), turns, strict=True):
+        if found:
+            states = divide_anew(make(), dict(enumerate(states)), len(states), num_readers)
+            assert len({state["num_read"] * num_readers >= len(found) for state in states}) == 1
+        more, states = read_by(make, states, count)
+        found += more
+    reads = Counter(found)
+    assert set(reads.values()) == {1}
+    last = found[-1][0]  # of the one reader at the end
+    numbers = {number for _, number in found}
+    assert len(numbers) in (30, 39)
+    for in_pass in range(1, last):
+        assert {number for each, number in found if each == in_pass} == numbers
+
+
+def test_what_is_left_is_divided_by_shards(tmp_path: Path) -> None:
+    source = files(tmp_path, [3, 3, 3, 3])
+    found, states = read_by(lambda: source, [None], 4)
+    assert [number for _, number in found] == [0, 1, 2, 3]
+    two = divide_anew(source, dict(enumerate(states)), 1, 2)
+    found, states = read_by(lambda: source, two, 5)
+    assert [number for _, number in found[::2]] == [4, 5, 9, 10, 11]  # goes on in the second file, then has the last
+    assert found[1::2] == [(1, 6), (1, 7), (1, 8), (2, 3), (2, 4)]  # has the third, and begins the next pass
+    found, _ = read_by(lambda: source, divide_anew(source, dict(enumerate(states)), 2, 1), 11)
+    assert found == [(2, number) for number in (5, 0, 1, 2, 6, 7, 8, 9, 10, 11)] + [(3, 0)]
+    assert divide_anew(source, {}, 3, 1) == [{"num_read": 0, "passes": 0, "in_pass": 0, "stream": None, "left": []}]
+
+
+def test_a_stream_that_an_earlier_version_kept_is_refused() -> None:
+    state = {"num_read": 3, "passes": 1, "in_pass": 3, "stream": {}}
+    with pytest.raises(ValueError, match="The checkpoint keeps a stream as an earlier version read it"):
+        stream(rows(8, 4), state=state)
 
 
 # Warnings.

@@ -1,5 +1,6 @@
 """The mixture of a run by itself, without a trainer: the plan, notes of batches, logs and what is saved."""
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -420,6 +421,28 @@ def test_a_strategy_that_ends_the_run_needs_an_alpha_that_stays(tmp_path: Path) 
         plan_mixture(as_corpora(mixture()), args, batch_size=4)
     with pytest.raises(ValueError, match="needs a constant α"):
         plan_mixture(as_corpora(mixture()), args, linear(), batch_size=4)
+
+
+# Streams.
+
+
+def test_a_stream_goes_on_with_other_readers(tmp_path: Path) -> None:
+    for index in range(8):
+        ids = range(DOMAIN_FIRST + 4 * index, DOMAIN_FIRST + 4 * index + 4)
+        lines = [json.dumps({"input_ids": [number, 2], "labels": number % 2}) + "\n" for number in ids]
+        (tmp_path / f"{index}.jsonl").write_text("".join(lines))
+    paths = sorted(str(path) for path in tmp_path.glob("*.jsonl"))
+    seen: list[int] = []
+    for workers, resume in ((0, None), (2, tmp_path / "checkpoint-8")):
+        stream = datasets.load_dataset("json", data_files=paths, split="train", streaming=True)
+        settings: dict[str, Any] = {"alpha_start": 0.5, "alpha_end": 0.5, "save_strategy": "steps", "save_steps": 8}
+        args = config(tmp_path, max_steps=16, dataloader_num_workers=workers, **settings)
+        data = {"general": varied(0, 25), "domain": stream}
+        trainer = NotingTrainer(tiny_model(), args, train_dataset=data, data_collator=padded)
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        steps = range(8) if resume is None else range(8, 16)
+        seen += [number for step in steps for number in trainer.seen[step] if number >= DOMAIN_FIRST]
+    assert sorted(seen) == list(range(DOMAIN_FIRST, DOMAIN_FIRST + 32))
 
 
 # Packed sequences.
