@@ -28,13 +28,17 @@ class Epochs:
         self.plan, self.side = plan, side
         size = examples_of_epoch(plan.corpora, side)
         self.num_examples = size if size and self._drawn(plan.max_steps) else None
+        self._last = 0, 0  # the step that was asked about, and what had been drawn
 
     def passed(self, step: int) -> tuple[float, bool]:
         """Return how many epochs lie before a step, and whether one (or the run) ends there: then they are whole."""
         is_last = step >= self.plan.max_steps
         if self.num_examples is None:
             return step / self.plan.max_steps, is_last
-        drawn, before = self._drawn(step), self._drawn(max(step - 1, 0))
+        drawn, last, before = self._drawn(step), *self._last
+        self._last = step, drawn
+        if last != step - 1:
+            before = self._drawn(max(step - 1, 0))
         if drawn // self.num_examples > before // self.num_examples:
             return float(drawn // self.num_examples), True
         return drawn / self.num_examples, is_last

@@ -542,8 +542,8 @@ class MixturePlan:
         if self._path is not None or self._draws is not None:
             counts = self._drawn_since_start(steps)
             return {side: counts[:, self._side(side)].sum(axis=1) for side in SIDES}
-        units = self._alphas.sums_before(steps) - self._alphas.sums_before(np.array([self.start_step]))
-        domain = domain_slots(units, self.batch_size)
+        sums = self._alphas.sums_before(np.append(steps, self.start_step))
+        domain = domain_slots(sums[:-1] - sums[-1], self.batch_size)
         return {"general": (steps - self.start_step) * self.batch_size - domain, "domain": domain}
 
     def _drawn_since_start(self, steps: IntArray) -> IntArray:

@@ -14,7 +14,7 @@ from hf_interp.mixture.permutations import IntArray
 from hf_interp.utils.errors import ReadError
 
 HELD_IN_MEMORY = 32 * 2**20  # bytes of corpora that share a reader, at the most
-HELD_AFTER = 1024  # rows; a short look at a corpus does not copy it
+HELD_AFTER = 128  # rows; a short look at a corpus does not copy it
 
 
 class MapReader:

@@ -103,7 +103,9 @@ class BatchLoss:
     ) -> tuple[torch.Tensor, Any]:
         labels, shifted = inputs.get("labels"), inputs.get("shift_labels")  # now, as `Trainer` may take them out
         counts = self._count(inputs) if self._totals is not None and model.training else None
-        is_general = None if corpus is None or self.run is None else self.run.is_general(corpus)
+        is_general = None
+        if self.anchor is not None and corpus is not None and self.run is not None:
+            is_general = self.run.is_general(corpus)
         ref_logits, step = None, self.trainer.state.global_step
         if self.anchor is not None and model.training:
             autocast = self.trainer.accelerator.autocast()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_interp.losses.per_example import count_labels
+from hf_interp.losses.per_example import IGNORE_INDEX, count_labels
 
 SECOND_LABELS = {"next_sentence_label": "seq_relationship_logits", "sentence_order_label": "sop_logits"}
 """Labels of examples beside those of tokens, and the outputs that predict them."""
@@ -53,8 +53,11 @@ def count_batch(inputs: Mapping[str, Any], *, shift_labels: bool, config: Any) -
         return None
     targets, shifts = (labels, shift_labels) if shifted is None else (shifted, False)
     ignored = getattr(config, "semantic_loss_ignore_index", None) if targets.dim() > 2 else None
-    found = count_labels(targets, shift_labels=shifts, ignored=ignored).sum()
-    return torch.stack([found.long(), torch.full_like(found, len(labels), dtype=torch.long)])
+    if targets.is_floating_point() or ignored is not None:
+        found = count_labels(targets, shift_labels=shifts, ignored=ignored).sum().long()
+    else:
+        found = (targets[:, 1:] if shifts and targets.dim() == 2 else targets).ne(IGNORE_INDEX).sum()
+    return torch.stack([found, torch.full_like(found, len(labels))])
 
 
 def mean_over_examples(inputs: Mapping[str, Any], outputs: Any, model: nn.Module) -> torch.Tensor | None:
