@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from effect import noise, noise_table, run, table
 from effect.store import Store, key_of
 
@@ -135,3 +136,22 @@ def run_python(*arguments: str, cwd: Path, python: str | Path = sys.executable) 
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [python, *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_program_for_a_card_runs_on_a_processor(tmp_path: Path, commands: Path) -> None:
+    def started(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_python(str(BENCHMARKS / "gpu.py"), *arguments, cwd=tmp_path, python=commands / "python")
+
+    done = started("--tiny")
+    assert done.returncode == 0, done.stderr
+    header, *found = rows(done.stdout)
+    assert header == ["what", "measured"]
+    assert len(found) == 10
+    for what, measured in found:
+        assert any(char.isdigit() for char in measured), what
+    late = started("--tiny", "--seconds", "0")
+    assert [row[1] for row in rows(late.stdout)[1:]] == ["left out: the time was over"] * 10
+    if not torch.cuda.is_available():
+        refused = started()
+        assert (refused.returncode, refused.stderr.count("There is no card here. Say --tiny")) == (2, 1)
