@@ -349,6 +349,8 @@ def test_what_is_no_recipe_is_refused_in_one_line(
         (["tune", "--space", "alpha_end"], "`space` must be such as alpha_end=0.5..1.0"),
         (["tune", "--space", "alpha_edn=1"], "Did you mean 'alpha_end'?"),
         (["tune", "--alpha_search.objective", "knee"], "must not be 'knee' here"),
+        (["plan", "--distance_examples", "50"], "--distance_examples belongs to --distance"),
+        (["plan", "--distance", "--distance_examples", "5"], "at least 10 examples of each side, got 5"),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(
@@ -358,7 +360,7 @@ def test_bad_flags_are_refused_in_one_line(
     flags: list[str],
     message: str,
 ) -> None:
-    command, *given = flags if flags[0] == "tune" else ["train", *flags]
+    command, *given = flags if flags[0] in ("tune", "plan") else ["train", *flags]
     assert cli.main([command, str(write_recipe(toy_recipe)), *given]) == 2
     assert message in error_line(capfd)
     assert not Path(toy_recipe["output_dir"]).exists()

@@ -70,10 +70,8 @@ def head_shifts_labels(model: nn.Module) -> bool:
     """Whether position i of a model predicts label i + 1, as in causal language models."""
     if type(model).__name__ in SHIFTING_HEADS:
         return True
-    from transformers.loss.loss_utils import (
-        LOSS_MAPPING,
-        ForCausalLMLoss,
-    )  # which loads scipy, and a plan is to be fast
+    # loads scipy, and a plan is to be fast
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
     is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss and not is_encoder_decoder

@@ -344,13 +344,7 @@ class MixturePlan:
         return {
             **path,
             "corpora": [
-                {
-                    "name": corpus.name,
-                    "side": corpus.side,
-                    "num_examples": corpus.num_examples,
-                    "share": share,
-                    "content": corpus.content,
-                }
+                {**_as_planned(corpus, share), "content": corpus.content}
                 for corpus, share in zip(self.corpora, self._shares_of_sides(), strict=True)
             ],
             "unit": self.unit,
@@ -438,26 +432,17 @@ class MixturePlan:
             count / sides[corpus.side] if share is None else share
             for share, count, corpus in zip(self._shares_of_sides(), drawn, self.corpora, strict=True)
         ]
+        counts = self._start_drawn.tolist(), self.drawn_before(end).tolist(), self.passes(end)
         corpora = [
             {
-                "name": corpus.name,
-                "side": corpus.side,
-                "num_examples": corpus.num_examples,
-                "share": share,
+                **_as_planned(corpus, share),
                 "drawn_at_start": at_start,
                 "drawn": count,
                 "passes": passes,
                 "exhausted_at": self.exhausted_at(index),
             }
             for index, (corpus, share, at_start, count, passes) in enumerate(
-                zip(
-                    self.corpora,
-                    shares,
-                    self._start_drawn.tolist(),
-                    self.drawn_before(end).tolist(),
-                    self.passes(end),
-                    strict=True,
-                )
+                zip(self.corpora, shares, *counts, strict=True)
             )
         ]
         domain = self._side_totals(np.array([end]))["domain"][0]
@@ -725,3 +710,7 @@ def hash_of_reads(slots: IntArray, name_keys: npt.NDArray[np.uint64], examples: 
     or when.
     """
     return int(splitmix64(slots, splitmix64(examples, name_keys)).sum(dtype=np.uint64))
+
+
+def _as_planned(corpus: CorpusSpec, share: float | None) -> dict[str, Any]:
+    return {"name": corpus.name, "side": corpus.side, "num_examples": corpus.num_examples, "share": share}

@@ -391,24 +391,6 @@ def test_the_lines_say_what_the_numbers_are() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--distance_examples", "50"], "--distance_examples belongs to --distance"),
-        (["--distance", "--distance_examples", "5"], "at least 10 examples of each side, got 5"),
-    ],
-)
-def test_bad_flags_are_refused_in_one_line(
-    toy_recipe: dict[str, Any],
-    write_recipe: Callable[..., Path],
-    capfd: pytest.CaptureFixture[str],
-    flags: list[str],
-    message: str,
-) -> None:
-    assert cli.main(["plan", str(write_recipe(toy_recipe)), *flags]) == 2
-    assert message in capfd.readouterr().err
-
-
 def test_a_distance_needs_both_sides(
     toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:

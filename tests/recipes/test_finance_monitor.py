@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toys import bert_shape, word_tokenizer
-from transformers import BertForSequenceClassification, BertModel, set_seed
+from toys import word_tokenizer, write_bert
 
 from hf_interp.tasks.parsing import load_recipe
 from hf_interp.train import run_recipe
@@ -55,12 +54,7 @@ ENTRY = "<entry><id>{0}</id><title>{1}</title><updated>2024-05-0{2}T08:00:00Z</u
 
 def write_classifier(folder: Path, *, head: bool = True) -> Path:
     """An untrained BERT of three labels over `WORDS`; its weights are so large that its labels differ."""
-    tokenizer = word_tokenizer(WORDS)
-    tokenizer.save_pretrained(folder)
-    config = bert_shape(len(tokenizer), 16, LABELS, initializer_range=1.0)
-    set_seed(3)
-    (BertForSequenceClassification if head else BertModel)(config).save_pretrained(folder)
-    return folder
+    return write_bert(folder, word_tokenizer(WORDS), 16, LABELS, head=head, initializer_range=1.0)
 
 
 @pytest.fixture(scope="module")

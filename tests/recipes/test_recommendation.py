@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import bert_shape, word_tokenizer
-from transformers import BertForSequenceClassification, BertModel, set_seed
+from toys import word_tokenizer, write_bert
 
 from hf_interp.tasks.parsing import load_recipe
 from hf_interp.train import run_recipe
@@ -30,12 +29,7 @@ INPUT = (
 
 def write_ranker(folder: Path, *, head: bool = True, labels: tuple[str, ...] = ("dislike", "like")) -> Path:
     """An untrained BERT over `WORDS` that tells a history from a candidate; its weights are large."""
-    tokenizer = word_tokenizer(WORDS, marks_pairs=True)
-    tokenizer.save_pretrained(folder)
-    config = bert_shape(len(tokenizer), 24, labels, initializer_range=1.0)
-    set_seed(5)
-    (BertForSequenceClassification if head else BertModel)(config).save_pretrained(folder)
-    return folder
+    return write_bert(folder, word_tokenizer(WORDS, marks_pairs=True), 24, labels, head=head, initializer_range=1.0)
 
 
 @pytest.fixture(scope="module")

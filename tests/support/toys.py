@@ -11,6 +11,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertModel,
     PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
@@ -79,6 +80,17 @@ def word_tokenizer(words: Iterable[str], *, marks_pairs: bool = False, **fields:
         tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
         fields["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **fields)
+
+
+def write_bert(
+    folder: Path, tokenizer: Any, length: int, labels: Sequence[str] = (), *, head: bool = True, **fields: Any
+) -> Path:
+    """Write an untrained BERT of one layer, a classifier or without a head, with its tokenizer."""
+    tokenizer.save_pretrained(folder)
+    set_seed(3)
+    kind = BertForSequenceClassification if head else BertModel
+    kind(bert_shape(len(tokenizer), length, labels, **fields)).save_pretrained(folder)
+    return folder
 
 
 def number_tokenizer() -> PreTrainedTokenizerFast:

@@ -13,6 +13,7 @@ import yaml
 from architectures import make_model, make_tokenizer
 from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
+from toys import SHORT
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -116,23 +117,13 @@ def run(folder: Path, model: Path, task: str, rows: list[dict[str, Any]], **fiel
     """Two steps on the same rows for both sides."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"path": str(folder / "rows.jsonl"), **fields.pop("corpus", {})}
-    return run_recipe(
-        {
-            "model_name_or_path": str(model),
-            "task": task,
-            "corpora": {"general": dict(given), "domain": dict(given)},
-            "eval_corpora": {"general": dict(given), "domain": dict(given)},
-            "output_dir": str(folder / "out"),
-            "max_steps": 2,
-            "max_length": 8,
-            "per_device_train_batch_size": 4,
-            "use_cpu": True,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "report_to": "none",
-            **fields,
-        }
-    )
+    return run_recipe(short_recipe(model, task, given, output_dir=str(folder / "out"), **fields))
+
+
+def short_recipe(model: Path, task: str, given: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    corpora = {"general": given, "domain": given}
+    names = {"model_name_or_path": str(model), "task": task, "corpora": corpora, "eval_corpora": corpora}
+    return {**names, "max_steps": 2, "max_length": 8, **SHORT, **fields}
 
 
 @pytest.fixture(scope="module")
@@ -456,21 +447,7 @@ def test_the_task_of_ones_own_that_the_docstring_shows(
         {"stem": text, "choices": ["word1", "word2 word3", "good0"], "key": row % 3} for row, text in enumerate(TEXTS)
     ]
     given = {"path": "rows.jsonl", "columns": {"question": "stem", "answer": "key"}}
-    recipe = {
-        "model_name_or_path": str(headless_dir),
-        "task": "multiple-choice",
-        "corpora": {"general": given, "domain": given},
-        "eval_corpora": {"general": given, "domain": given},
-        "output_dir": "out",
-        "max_steps": 2,
-        "max_length": 8,
-        "per_device_train_batch_size": 4,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "report_to": "none",
-        **SEARCH,
-    }
+    recipe = short_recipe(headless_dir, "multiple-choice", given, output_dir="out", **SEARCH)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.chdir(tmp_path)
