@@ -140,7 +140,7 @@ def check_processes(args: InterpolationConfig) -> None:
 
 
 def read_resume(value: str | None) -> str | bool | None:
-    """Return `resume_from_checkpoint` as `Trainer` wants it: a folder, or True for the last of `output_dir`."""
+    """Return `resume_from_checkpoint` as the trainer wants it: a folder, True for the last, "auto" for that or none."""
     return {"true": True, "false": None}.get(value.lower(), value) if isinstance(value, str) else value
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 
+from hf_interp.training.machines import gather, savers, share_files
 from hf_interp.utils.files import read_json, write_json
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 
@@ -209,15 +209,24 @@ def find_saved_run(
     """Return what the checkpoint to resume from has for this process; `None` for a new run.
 
     If as many processes have written it, each takes up its own state; else the first takes up all, which is right for
-    sums. From a checkpoint that another trainer has written, there is none. `resume_from_checkpoint` is a folder, or
-    `True` for the last whole checkpoint of `args.output_dir`; `warn` tells the user what was passed over.
+    sums. From a checkpoint that another trainer has written, there is none. `resume_from_checkpoint` is a folder,
+    `True` for the last whole checkpoint of `args.output_dir`, or "auto" for that if there is one; `warn` tells the user
+    what was passed over.
     """
     if not resume_from_checkpoint:
         return None
-    if resume_from_checkpoint is True:
-        folder = _last_checkpoint(args, warn)
+    if resume_from_checkpoint is True or resume_from_checkpoint == "auto":
+        last = _last_checkpoint(args, warn, is_needed=resume_from_checkpoint is True)
+        if last is None:
+            return None
+        folder, source = last
     else:
-        folder = _given_checkpoint(Path(resume_from_checkpoint), args)
+        folder, source = _given_checkpoint(Path(resume_from_checkpoint), args)
+    if args.save_on_each_node:
+        marks = gather(_mark(folder))
+        if args.should_save and marks[args.process_index] != marks[source]:
+            shutil.rmtree(folder, ignore_errors=True)
+        share_files(folder, source, args)
     mixture = read_mixture(folder)
     num_before = (mixture or read_json(rank_file(folder, 0)) or {}).get("num_processes", 0)
     if num_before == args.world_size:
@@ -228,31 +237,44 @@ def find_saved_run(
     return SavedRun(folder, global_step, mixture, [read_json(rank_file(folder, rank)) for rank in ranks])
 
 
-def _last_checkpoint(args: "TrainingArguments", warn: Callable[[str], None]) -> Path:
-    """Return the last whole checkpoint of a run: the first process looks, and the others are told."""
+def _last_checkpoint(
+    args: "TrainingArguments", warn: Callable[[str], None], *, is_needed: bool
+) -> tuple[Path, int] | None:
+    """Return the last whole checkpoint of a run and a process that has it; those that save have looked."""
     output_dir = args.output_dir or "."
-    is_first = args.process_index == 0
-    found: list[Any] = [find_checkpoint(output_dir, weights_only=args.save_only_model) if is_first else None]
-    broadcast_object_list(found)
-    path, skipped = found[0]
+    looked = find_checkpoint(output_dir, weights_only=args.save_only_model) if args.should_save else Found(None, [])
+    found = gather(looked)
+    steps = [-1 if path is None else int(path.name.rpartition("-")[2]) for path, _ in found]
+    source = steps.index(max(steps))
+    path, skipped = found[source]
+    if path is None and not is_needed:
+        return None
     if path is None:
         faults = f" There are only parts of some: {', '.join(skipped)}." if skipped else ""
         raise ValueError(f"No valid checkpoint found in output directory ({output_dir}).{faults} Start a new run.")
     if skipped:
         warn(f"Passed over what is not a whole checkpoint: {', '.join(skipped)}. Going on from {path.name}.")
-    return Path(path)
+    return Path(output_dir, path.name), source
 
 
-def _given_checkpoint(folder: Path, args: "TrainingArguments") -> Path:
-    """Return a folder that is a whole checkpoint."""
-    fault = find_fault(folder, weights_only=True)
-    if fault is None:
-        return folder
+def _given_checkpoint(folder: Path, args: "TrainingArguments") -> tuple[Path, int]:
+    """Return a folder that is a whole checkpoint, and a process that has it."""
+    faults = gather(find_fault(folder, weights_only=True))
+    has_it = [fault is None for fault in faults]
+    if all(has_it) or (args.save_on_each_node and any(has_it)):
+        return folder, has_it.index(True)
     last = find_checkpoint(folder.parent, weights_only=args.save_only_model).path
     raise ValueError(
-        f"The checkpoint {str(folder)!r} cannot be resumed: {fault}. "
+        f"The checkpoint {str(folder)!r} cannot be resumed: {next(filter(None, faults))}. "
         + (f"The last whole one beside it is {str(last)!r}." if last else "There is no whole one beside it.")
     )
+
+
+def _mark(folder: Path) -> Any:
+    """Return what tells a whole checkpoint from one with other weights or another state of the optimizer."""
+    written = read_json(folder / CHECKSUMS_NAME) or {}
+    names = sorted(name for name in written if name.endswith((".safetensors", ".bin", "optimizer.pt")))
+    return find_fault(folder, weights_only=True), [(name, written[name]) for name in names]
 
 
 @contextmanager
@@ -277,6 +299,9 @@ def writing_checkpoint(
         write_json(rank_file(folder, args.process_index), own)
         accelerator.wait_for_everyone()
         yield folder
+        if args.save_on_each_node:  # each machine is to be able to go on alone; and transformers leaves out weights
+            for rank in savers(args):
+                share_files(folder, rank, args)
         if args.should_save:
             files = sorted(path for path in folder.iterdir() if path.is_file())
             write_json(folder / CHECKSUMS_NAME, {path.name: checksum(path) for path in files})

@@ -31,7 +31,7 @@ from hf_interp.training.dataloader import report_dead_workers
 from hf_interp.training.epoch_loop import EpochLoop, with_epochs_of
 from hf_interp.training.heads import Objective
 from hf_interp.training.integrations import ConstructorCall, check_settings, later_call, traits_of
-from hf_interp.training.mixture_run import MixtureRun, shard_batch
+from hf_interp.training.mixture_run import MixtureRun
 from hf_interp.training.model_info import collect_results
 from hf_interp.training.objectives import ObjectiveHeads
 from hf_interp.training.pushing import prepare_pushing, push_trained_run, write_card
@@ -160,9 +160,7 @@ class InterpolationMixin(_Base):
             self._set_mixture(call.corpora or as_corpora(self.train_dataset), call.plan)
 
     def _begin(self, run: MixtureRun) -> None:
-        batch_size = self.get_total_train_batch_size(self.args)
-        shard = shard_batch(self.args, run.corpora, micro_batch_size=self._train_batch_size, batch_size=batch_size)
-        self.train_dataset = self._taken = run.begin(shard, batch_size, self._saved)
+        self.train_dataset = self._taken = preparation.begin(self, run, self._saved)
 
     @property
     def plan(self) -> MixturePlan | None:

@@ -13,16 +13,18 @@ from transformers import Trainer
 from hf_interp.losses.anchor import Anchor, check_anchor
 from hf_interp.mixture.collators import DISTILL, PackedCollator, SlotwiseCollator, may_draw_numbers
 from hf_interp.mixture.controllers import AlphaController
-from hf_interp.mixture.corpus import Corpus, check_columns, check_labels
+from hf_interp.mixture.corpus import Corpus, check_columns, check_labels, content_fingerprint
+from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule
-from hf_interp.mixture.slots import SlotCollator, SlotSampler
+from hf_interp.mixture.slots import SlotCollator, SlotDataset, SlotSampler
 from hf_interp.training.callbacks import add_first
 from hf_interp.training.checkpoints import SavedRun
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.dataloader import slot_loader
 from hf_interp.training.heads import HasHeads
 from hf_interp.training.integrations import ConstructorCall, TrainerTraits
-from hf_interp.training.mixture_run import MixtureRun
+from hf_interp.training.machines import check_alike
+from hf_interp.training.mixture_run import MixtureRun, shard_batch
 from hf_interp.training.objectives import ObjectiveHeads
 from hf_interp.weights.model_folder import load_renamed
 
@@ -198,6 +200,27 @@ def _with_placeholders(corpora: Sequence[Corpus]) -> list[Corpus]:
                 data = data.map(lambda row, column=column: {column: 0})
         found.append(replace(corpus, dataset=data))
     return found
+
+
+def begin(trainer: Trainer, run: MixtureRun, saved: SavedRun | None) -> SlotDataset:
+    """Begin a run, and return what this process is to read; all processes must have been given the same."""
+    args, batch_size = trainer.args, trainer.get_total_train_batch_size(trainer.args)
+    shard = shard_batch(args, run.corpora, micro_batch_size=trainer._train_batch_size, batch_size=batch_size)
+    found = run.begin(shard, batch_size, saved)
+    if args.world_size > 1:
+        check_alike(args, _facts(run.plan, trainer.eval_dataset))
+    return found
+
+
+def _facts(plan: MixturePlan, eval_sets: Any) -> dict[str, Any]:
+    """Return what decides a run beside arguments, under names for the user; of sets a hash of some rows."""
+    facts: dict[str, Any] = {}
+    for corpus in plan.corpora:
+        facts[f"number of examples of corpus {corpus.name!r}"] = corpus.num_examples
+        facts[f"content or order of corpus {corpus.name!r} (hash)"] = corpus.content
+    for name, data in eval_sets.items() if isinstance(eval_sets, dict) else [("eval", eval_sets)]:
+        facts[f"content of evaluation set {name!r} (hash)"] = content_fingerprint(data)
+    return {**facts, "order of reading (hash)": plan.fingerprint()}
 
 
 def make_loader(

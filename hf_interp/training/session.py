@@ -13,6 +13,7 @@ from safetensors import safe_open
 from transformers import TrainingArguments
 
 from hf_interp.training.checkpoints import checkpoints_of, find_checkpoint, find_fault
+from hf_interp.training.machines import check_folders
 from hf_interp.utils.errors import ReadError
 from hf_interp.utils.run_folder import LOCK_NAME
 
@@ -58,6 +59,7 @@ def running(trainer: "Trainer", *, resumes: bool) -> Iterator[None]:
     """
     args, folder = trainer.args, trainer.args.output_dir or "."
     with alone_in(folder) if args.process_index == 0 else nullcontext():
+        check_folders(args)
         last = max(checkpoints_of(folder), default=None)
         if not resumes and last is not None and args.process_index == 0:
             logger.warning(

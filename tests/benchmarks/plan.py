@@ -1,20 +1,34 @@
 """Cost of a plan: building, reaching any step, memory.
 
     python tests/benchmarks/plan.py
+    python tests/benchmarks/plan.py --ranks 1000
 
 16 corpora, global batch 256, a cosine schedule; in the last rows along a path of three mixtures of them all. α of all
 steps is worked out when a plan is first asked, here for its last step. Seeks go to random steps, each for a whole
 global batch; medians.
+
+With `--ranks`, what a run of so many processes costs one of them, the middle one, which alone is there: opening two
+corpora of 200,000 rows of 64 ids on disk, the plan of 100,000 steps, and reading its own micro-batches of eight.
 """
 
+import argparse
 import random
 import statistics
+import tempfile
 import time
 import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
 
 from hf_interp.mixture.apportionment import CorpusSpec
+from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import cosine
+from hf_interp.mixture.slots import BatchShard, SlotDataset, SlotSampler
 from hf_interp.utils.console import format_table
 
 BATCH_SIZE = 256
@@ -70,7 +84,58 @@ def measure(max_steps: int, has_path: bool) -> list[str]:
     ]
 
 
+def write_corpora(folder: Path, rows: int) -> None:
+    draw = np.random.default_rng(0)
+    for side in ("general", "domain"):
+        ids = list(draw.integers(0, 30_000, (rows, 64), dtype=np.int32))
+        datasets.Dataset.from_dict({"input_ids": ids}).save_to_disk(str(folder / side))
+
+
+def open_corpora(folder: Path) -> list[Corpus]:
+    return [Corpus(side, datasets.load_from_disk(str(folder / side)), side) for side in ("general", "domain")]
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What a piece of work gives, and its milliseconds."""
+    begin = time.perf_counter()
+    found = work()
+    return found, (time.perf_counter() - begin) * 1e3
+
+
+def be_rank(ranks: int, folder: Path, count: int) -> list[float]:
+    """Milliseconds of opening, hashing, planning, and of each of the first micro-batches of the middle rank."""
+    corpora, opening = timed(lambda: open_corpora(folder))
+    specs, hashing = timed(lambda: [corpus.spec() for corpus in corpora])
+    settings: dict[str, Any] = {"alpha_schedule": cosine(), "batch_size": 8 * ranks, "max_steps": 100_000}
+    plan, building = timed(lambda: MixturePlan(specs, **settings))
+    shard = BatchShard(8, ranks, ranks // 2)
+    data, requests = SlotDataset(plan, corpora, shard), iter(SlotSampler(plan, shard))
+    return [opening, hashing, building, *(timed(lambda: data.__getitems__(next(requests)))[1] for _ in range(count))]
+
+
+def measure_rank(ranks: int, folder: Path, count: int = 500) -> list[str]:
+    opening, hashing, building, first, *later = be_rank(ranks, folder, count)
+    tracemalloc.start()
+    be_rank(ranks, folder, count)
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    figures = [opening, hashing, building, first, statistics.median(later), max(later), peak]
+    return [f"{ranks:,}", f"{8 * ranks * 100_000:,}", *(f"{figure:.2f}" for figure in figures)]
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, help="measure one rank of a run of so many, and of a run of one")
+    parser.add_argument("--rows", type=int, default=200_000, help="of each corpus that a rank opens")
+    args = parser.parse_args()
+    if args.ranks is not None:
+        header = ["ranks", "slots", "open, ms", "hash rows, ms", "plan, ms", "first batch, ms", "batch, ms (median)"]
+        header += ["batch, ms (worst)", "peak, MiB"]
+        with tempfile.TemporaryDirectory() as folder:
+            write_corpora(Path(folder), args.rows)
+            measure_rank(1, Path(folder), 10)  # what is loaded once
+            print(format_table(header, [measure_rank(ranks, Path(folder)) for ranks in (1, args.ranks)]))
+        return
     header = ["steps", "slots", "build, ms", "first step, ms"]
     header += ["seek, ms (median)", "seek, ms (worst)", "held, MiB", "peak, MiB"]
     lengths = [10**power for power in range(3, 10)]

@@ -42,24 +42,26 @@ class CommandServer:
         folder: where the commands are written; its path is short, as it holds a socket.
         environment: of the process.
         imports: the modules that it imports.
+        within: a command that runs the process somewhere else, such as in a network of its own.
     """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], *imports: str) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], *imports: str, within: Sequence[str] = ()) -> None:
         address = folder / "socket"
         for name in ("hf-interp", "python"):
             (folder / name).write_text(COMMAND.format(python=sys.executable, address=str(address)), encoding="utf-8")
             (folder / name).chmod(0o755)
         command = [
+            *within,
             sys.executable,
             __file__,
             str(address),
             *(imports or ("hf_interp.commands.curve", "hf_interp.train")),
         ]
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
 
     def __enter__(self) -> "CommandServer":
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -135,8 +137,8 @@ def _run(task: Mapping[str, object], files: list[int]) -> None:
 
 
 def _run_python(words: Sequence[str]) -> None:
-    """Be `python` with these words: a program, `-m` with a module or `-c` with code, and before them only `-W`."""
-    words = words[2:] if words[0] == "-W" else words
+    """Be `python` with these words: a program, `-m` with a module or `-c` with code; before them only `-W` or `-u`."""
+    words = words[{"-W": 2, "-u": 1}.get(words[0], 0) :]
     is_program = not words[0].startswith("-")
     what, sys.argv = (words[0], [*words]) if is_program else (words[1], [*words[:1], *words[2:]])
     places = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
