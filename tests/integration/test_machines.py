@@ -26,7 +26,7 @@ import torch
 import yaml
 from command_server import CommandServer
 from safetensors.torch import load_file
-from toys import NotingTrainer, config, corpus, mixture, same_weights, tiny_model
+from toys import NotingTrainer, Stop, config, corpus, mixture, same_weights, tiny_model
 from transformers import TrainerCallback
 
 from hf_interp.mixture.corpus import Corpus
@@ -41,23 +41,21 @@ STEPS, EVERY = 12, 2
 HOSTS = ("10.77.21.1", "10.77.21.2")
 
 
-class Stop(TrainerCallback):
-    """Ends a life after a step; the steps before a machine is to die are slow."""
-
-    def __init__(self, step: int, pause: float) -> None:
-        self.step, self.pause = step, pause
+class Pause(TrainerCallback):
+    """Makes steps slow, so that a machine dies before the end."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = state.global_step >= self.step
-        time.sleep(self.pause)
+        time.sleep(0.2)
 
 
-def live(folder: str, name: str, stop: int, pause: float, settings: dict[str, Any]) -> None:
+def live(folder: str, name: str, stop: int, settings: dict[str, Any]) -> None:
     """One life of a run in one process: from the last whole checkpoint that a machine has, if any has one."""
     settings = {"save_strategy": "steps", "save_steps": EVERY, "max_steps": STEPS, "optim": "sgd", **settings}
     resume = settings.pop("resume", False)
     trainer = NotingTrainer(tiny_model(0.0), config(folder, learning_rate=0.1, **settings), train_dataset=mixture())
-    trainer.add_callback(Stop(stop, pause))
+    trainer.add_callback(Stop(stop))
+    if name == "both":
+        trainer.add_callback(Pause())
     trainer.train(resume_from_checkpoint=resume)
     rank = trainer.args.process_index
     prints = [entry["order_fingerprint"] for entry in trainer.state.log_history if "order_fingerprint" in entry]
@@ -191,11 +189,11 @@ def test_a_machine_dies_the_other_goes_on_alone_and_then_both(
     for folder in (whole, *folders):
         folder.mkdir(exist_ok=True)
     settings = {"save_on_each_node": not is_shared}
-    processes.run(tmp_path / "log", live, str(whole), "one", STEPS, 0, {"per_device_train_batch_size": 8})
+    processes.run(tmp_path / "log", live, str(whole), "one", STEPS, {"per_device_train_batch_size": 8})
     (one,) = read([whole], "one")
     assert [len(numbers) for numbers in sequence([one])] == [8] * STEPS
     # On both machines, until the one that the first process is on dies.
-    both = machines.live(folders, "both", STEPS, 0.2, per_device_train_batch_size=2, **settings)
+    both = machines.live(folders, "both", STEPS, per_device_train_batch_size=2, **settings)
     while not (folders[1] / f"checkpoint-{2 * EVERY}" / "checksums.json").exists():
         assert all(process.poll() is None for process in both), machines.log()
         time.sleep(0.01)
@@ -205,13 +203,11 @@ def test_a_machine_dies_the_other_goes_on_alone_and_then_both(
     step = int(find_checkpoint(folders[1]).path.name.removeprefix("checkpoint-"))
     assert step >= 2 * EVERY
     # On the other alone.
-    machines.end(
-        machines.live([None, folders[1]], "alone", 8, 0, resume=True, per_device_train_batch_size=4, **settings)
-    )
+    machines.end(machines.live([None, folders[1]], "alone", 8, resume=True, per_device_train_batch_size=4, **settings))
     alone = read([folders[1]], "alone")
     assert sequence(alone) == sequence([one])[step:8]
     # On both again.
-    machines.end(machines.live(folders, "again", STEPS, 0, resume=True, per_device_train_batch_size=2, **settings))
+    machines.end(machines.live(folders, "again", STEPS, resume=True, per_device_train_batch_size=2, **settings))
     again = read(dict.fromkeys(folders), "again")
     assert len(again) == 4
     assert sequence(again) == sequence([one])[8:]
@@ -319,7 +315,7 @@ def live_apart(folder: str) -> None:
     def train(place: str, step: int, resume: str | bool, **settings: Any) -> NotingTrainer:
         settings |= {"save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4}
         trainer = NotingTrainer(tiny_model(0.3), config(Path(folder, place), **settings), train_dataset=mixture())
-        trainer.add_callback(Stop(step, 0))
+        trainer.add_callback(Stop(step))
         try:
             trainer.train(resume_from_checkpoint=resume)
         except ValueError as error:
