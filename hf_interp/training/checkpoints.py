@@ -216,12 +216,12 @@ def find_saved_run(
     if not resume_from_checkpoint:
         return None
     if resume_from_checkpoint is True or resume_from_checkpoint == "auto":
-        last = _last_checkpoint(args, warn, is_needed=resume_from_checkpoint is True)
-        if last is None:
-            return None
-        folder, source = last
+        found = _last_checkpoint(args, warn, is_needed=resume_from_checkpoint is True)
     else:
-        folder, source = _given_checkpoint(Path(resume_from_checkpoint), args)
+        found = _given_checkpoint(Path(resume_from_checkpoint), args)
+    if found is None:
+        return None
+    folder, source = found
     if args.save_on_each_node:
         marks = gather(_mark(folder))
         if args.should_save and marks[args.process_index] != marks[source]:

@@ -47,21 +47,19 @@ def check_alike(args: "TrainingArguments", facts: Mapping[str, Any]) -> None:
 
     If they agree, all that is sent is a hash. The last of `facts` is named if nothing else tells the difference.
     """
-    given = {name: value for name, value in args.to_dict().items() if name not in OWN}
-    texts = {name: json.dumps(value, default=str) for name, value in {**given, **facts}.items()}
+    texts = {name: json.dumps(value, default=str) for name, value in {**args.to_dict(), **facts}.items()}
+    texts = {name: text for name, text in texts.items() if name not in OWN}
     if len(set(gather(hashlib.sha256(repr(sorted(texts.items())).encode()).digest()))) == 1:
         return
-    first, *others = gather({**texts, "": socket.gethostname()})
-    for rank, other in enumerate(others, 1):
-        names = [name for name in {**first, **other} if name and first.get(name) != other.get(name)]
-        if names:
-            names = [name for name in names if name not in list(facts)[-1:]] or names
-            named = "; ".join(f"{name}: {other.get(name)}, not {first.get(name)}" for name in names[:MOST_NAMED])
-            more = f"; and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-            raise ValueError(
-                f"Process {rank} (on {other['']}) differs from process 0 (on {first['']}) in {named}{more}. Give all "
-                "processes the same files, recipe and flags."
-            )
+    (host, first), *others = gather((socket.gethostname(), texts))
+    rank, (place, other) = next((rank, each) for rank, each in enumerate(others, 1) if each[1] != first)
+    names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+    names = [name for name in names if name not in list(facts)[-1:]] or names
+    named = "; ".join(f"{name}: {other.get(name)}, not {first.get(name)}" for name in names[:MOST_NAMED])
+    raise ValueError(
+        f"Process {rank} (on {place}) differs from process 0 (on {host}) in {named}. Give all processes the same "
+        "files, recipe and flags."
+    )
 
 
 def check_folders(args: "TrainingArguments") -> None:

@@ -214,13 +214,14 @@ def begin(trainer: Trainer, run: MixtureRun, saved: SavedRun | None) -> SlotData
 
 def _facts(plan: MixturePlan, eval_sets: Any) -> dict[str, Any]:
     """Return what decides a run beside arguments, under names for the user; of sets a hash of some rows."""
-    facts: dict[str, Any] = {}
-    for corpus in plan.corpora:
-        facts[f"number of examples of corpus {corpus.name!r}"] = corpus.num_examples
-        facts[f"content or order of corpus {corpus.name!r} (hash)"] = corpus.content
-    for name, data in eval_sets.items() if isinstance(eval_sets, dict) else [("eval", eval_sets)]:
-        facts[f"content of evaluation set {name!r} (hash)"] = content_fingerprint(data)
-    return {**facts, "order of reading (hash)": plan.fingerprint()}
+    sets = eval_sets if isinstance(eval_sets, dict) else {"eval": eval_sets}
+    return {
+        **{
+            f"corpus {each.name!r} (examples, hash of rows)": (each.num_examples, each.content) for each in plan.corpora
+        },
+        **{f"evaluation set {name!r} (hash of rows)": content_fingerprint(data) for name, data in sets.items()},
+        "order of reading (hash)": plan.fingerprint(),
+    }
 
 
 def make_loader(

@@ -238,8 +238,8 @@ def test_machines_with_other_files_stop_in_one_line(
     assert [process.wait(60) != 0 for process in started] == [True, True]
     host, count = socket.gethostname(), len(given)
     line = (
-        f"hf-interp: error: Process 1 (on {host}) differs from process 0 (on {host}) in number of examples of corpus "
-        f"'domain': {count - 1}, not {count}; content or order of corpus 'domain' (hash): "
+        f"hf-interp: error: Process 1 (on {host}) differs from process 0 (on {host}) in corpus 'domain' (examples, "
+        f'hash of rows): [{count - 1}, "'
     )
     assert all((tmp_path / f"log{index}").read_text().count(line) == 1 for index in (0, 1)), machines.log()
     assert not any(Path(toy_recipe["output_dir"]).iterdir())
@@ -267,10 +267,10 @@ def with_other(rank: int, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 OTHERS = {
     "none": "",
-    "domain": "in content or order of corpus 'domain' (hash): ",
-    "order": "in content or order of corpus 'domain' (hash): ",
-    "length": "in number of examples of corpus 'general': 39, not 40; content or order of corpus 'general' (hash): ",
-    "eval": "in content of evaluation set 'eval' (hash): ",
+    "domain": "in corpus 'domain' (examples, hash of rows): [12, ",
+    "order": "in corpus 'domain' (examples, hash of rows): [12, ",
+    "length": "in corpus 'general' (examples, hash of rows): [39, ",
+    "eval": "in evaluation set 'eval' (hash of rows): ",
     "seed": "in seed: 5, not 1. Give all",
     "learning_rate": "in learning_rate: 5, not 0.01. Give all",
     "max_steps": "in max_steps: 5, not 8. Give all",
