@@ -350,21 +350,32 @@ def _tune(args: argparse.Namespace, flags: Flags) -> None:
 @command(
     RUN,
     switch("--save_model", "write M_α into the folder interpolated of the run"),
+    argument(
+        "--eval_harness",
+        nargs="*",
+        metavar="TASK",
+        help="measure M_α at every α by these tasks of lm-eval too (default: those of the recipe)",
+    ),
     JSON,
-    examples=["curve runs/mine --save_model", "curve runs/mine --alpha_search.objective constrained"],
+    examples=["curve runs/mine --save_model", "curve runs/mine --eval_harness hellaswag --eval_harness.limit 200"],
     note=f"{FIELDS}, such as --alpha_search.objective constrained.",
 )
 def _curve(args: argparse.Namespace, flags: Flags) -> None:
     """Evaluate a trained run at every α between M₀ and M_θ, and choose."""
     from hf_interp.commands.curve import curve_run
-    from hf_interp.reporting.audits import format_gaps
+    from hf_interp.reporting.audits import format_gaps, format_harness
     from hf_interp.reporting.curve import format_curve
+    from hf_interp.reporting.results import load_run_results
 
-    curve, folder = curve_run(args.run, flags, save_model=args.save_model)
+    asked = args.eval_harness is not None
+    if args.eval_harness:
+        flags = [f"--eval_harness.tasks={json.dumps(args.eval_harness)}", *flags]
+    curve, folder = curve_run(args.run, flags, save_model=args.save_model, with_harness=asked)
     saved = f"\nM_α is in {folder / INTERPOLATED_NAME}." if args.save_model else ""
     if (folder / INTERPOLATED_NAME).is_dir() and "interpolated" not in curve.weights:
         saved = f"\n{folder / INTERPOLATED_NAME} holds M_α at another α. --save_model writes it anew."
-    found = "\n".join([format_curve(curve), *format_gaps(None, curve)])
+    entries = load_run_results(folder / RESULTS_NAME).harness if asked else []
+    found = "\n".join([format_curve(curve), *format_gaps(None, curve), *format_harness(entries)])
     text = f"{found}\n{CURVE_NAME} and {CURVE_PLOT_NAME} are in {folder}.{saved}"
     _print_found(args, folder / CURVE_NAME, text)
 

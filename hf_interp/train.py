@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from hf_interp.reporting.audits import format_gaps
+from hf_interp.reporting.audits import format_gaps, format_harness, save_harness
 from hf_interp.reporting.card import save_card
 from hf_interp.reporting.curve import find_curve, format_curve
 from hf_interp.reporting.hub import check_name, make_repo, push_run, render_card
@@ -22,6 +22,7 @@ from hf_interp.reporting.results import RunResults, save_results
 from hf_interp.selection.groups import check_gap, measure_groups
 from hf_interp.selection.scoring import check_whole_weights
 from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, format_cut, load_data, plan_data
+from hf_interp.tasks.harness import Harness
 from hf_interp.tasks.methods import format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.runs import check_metric, save_curve, scored_groups, scored_sets, search_run
@@ -56,6 +57,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     check_processes(args)
     task = check_recipe(parsed, args)
     with args.main_process_first(desc="loading and tokenising the corpora"):
+        harness = Harness(parsed)
         data = load_data(parsed, task)
     plan_data(data, args)  # now, so that bad input leaves nothing behind
     for warning in format_shared(data.shared) if args.process_index == 0 else []:
@@ -67,20 +69,24 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
         trainer.recipe, trainer.keeps_results = without_tokens(recipe), False  # they are written with the model
         if parsed.peft is not None and is_main:
             print(count_parameters(trainer.model))
-        if parsed.alpha_search is not None:
+        if parsed.alpha_search is not None or parsed.eval_harness is not None:
             check_whole_weights(trainer)
+        if parsed.alpha_search is not None:
             check_metric(trainer, parsed.alpha_search, scored_sets(data))
             check_gap(parsed.alpha_search, scored_groups(data))
         grouped = (trainer, data.eval_sets, data.groups.get("eval_corpora", {}), parsed.alpha_search)
         groups = {"base": measure_groups(*grouped)}
+        harness.measure(trainer, 0.0)
         trainer.train(resume_from_checkpoint=read_resume(args.resume_from_checkpoint))
         trainer.save_model()
         evaluate_at_end(trainer)
         groups["final"] = measure_groups(*grouped)
+        harness.measure(trainer, 1.0)
         results = trainer.results()
         results.groups = {name: {part: groups[part][name] for part in groups} for name in groups["final"]}
         results.cut = {name: list(counts) for name, counts in data.cut.items()}
         results.made = {name: found.text for name, found in data.made.items()}
+        results.harness = harness.entries
         if is_main:
             results.model["weights"] = weights_fingerprint(folder)
             remove_interpolated(folder)
@@ -89,9 +95,12 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
         if parsed.alpha_search is not None:
             curve = search_run(trainer, parsed, data, apply=True)
             trainer.save_model(str(folder / INTERPOLATED_NAME))
+            harness.measure(trainer, curve.alpha)
             if is_main:
                 save_curve(curve, folder, saved=True)
                 add_picture(trainer, "alpha_curve", folder / CURVE_PLOT_NAME)
+        if is_main and results.harness:
+            save_harness(results, folder)
         if is_main:
             save_card(render_card(folder, repo_id=args.hub_model_id), folder)
             if push is not None:
@@ -164,6 +173,7 @@ def train_and_report(path: str, flags: Sequence[str] = ()) -> RunResults:
     folder = results.config["output_dir"]
     if PartialState().is_main_process:
         print("\n".join([format_results(results), *format_cut(results.cut), *format_gaps(results)]))
+        print("".join(f"{line}\n" for line in format_harness(results.harness)), end="")
         print(f"The model, {RESULTS_NAME} and {RUN_PLOT_NAME} are in {folder}.")
         if curve := find_curve(folder):
             print("\n".join(["", format_curve(curve), *format_gaps(None, curve)]))

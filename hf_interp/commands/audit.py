@@ -16,12 +16,11 @@ from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.scoring import TrainerScorer, Units, evaluating, predict, summarise, wilson_interval
 from hf_interp.tasks.build import tokenise
 from hf_interp.tasks.recipe import Recipe
-from hf_interp.tasks.runs import find_base, load_run_recipe, open_run, parse_run
+from hf_interp.tasks.runs import load_run_recipe, open_run, over_alpha, parse_run
 from hf_interp.tasks.splits import Keys
 from hf_interp.tasks.task import get_task
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.run_folder import RESULTS_NAME
-from hf_interp.weights.interpolate import open_interpolation
 
 MIN_ROWS = 10
 """Rows of each kind without which a bootstrap of them says nothing."""
@@ -114,15 +113,10 @@ def _over_alpha(
 ) -> list[dict[str, Any]]:
     """Return for every α the metric on the other rows and how well both attacks find the members."""
     trainer = scorer.trainer
-    base, new_names = find_base(trainer, recipe)
     points: list[dict[str, Any]] = []
     first: list[Units] = []
-    with (
-        open_interpolation(base, trainer.model, finetuned_only=new_names, extrapolate=search.extrapolate) as live,
-        evaluating(trainer, search.domain),
-    ):
-        for alpha in dict.fromkeys((0.0, *search.grid(), 1.0)):  # M₀ comes first: it is the reference
-            live.set_alpha(alpha)
+    with evaluating(trainer, search.domain):
+        for alpha in over_alpha(trainer, recipe):  # M₀ comes first: it is the reference
             found = [predict(trainer, rows) for rows in (members, others)]
             losses = [one.losses / np.maximum(one.counts, 1) for one in found]
             first = first or losses

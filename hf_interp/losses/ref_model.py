@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_interp.losses.per_example import head_shifts_labels
 from hf_interp.weights.adapter_kinds import KEEPING_INITS, is_peft_model
+from hf_interp.weights.live import evaluation_mode
 
 if TYPE_CHECKING:  # a plan trains nothing
     from transformers import Trainer
@@ -55,15 +56,12 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 @contextmanager
 def adapters_off(model: Any) -> Iterator[None]:
     """Turn a `PeftModel` into its base model in evaluation mode, and back into exactly what it was."""
-    modes = [(module, module.training) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        model.eval()
-        with model.disable_adapter():  # which sets `requires_grad` of whatever belongs to an adapter
+        # the latter sets `requires_grad` of whatever belongs to an adapter
+        with evaluation_mode(model), model.disable_adapter():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, is_trained in trained:
             parameter.requires_grad_(is_trained)
 

@@ -1,17 +1,19 @@
-"""What is told of a model by group of people, and of what it tells of its training rows: tables, and charts over α.
+"""What is told of a model by group of people, of its training rows, and by lm-eval: tables, and charts over α.
 
 No torch. An account is what `hf_interp.selection.groups` finds of one column: the metric of every group with enough
 rows, the worst first, the gap between the worst and the best, and which groups were too small.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from hf_interp.reporting.charts import Chart, Series
+from hf_interp.reporting.charts import Chart, Series, draw_panels, save_figure
 from hf_interp.reporting.colours import DOMAIN, other_style
-from hf_interp.reporting.curve import AlphaCurve, number, short_alpha
-from hf_interp.reporting.results import RunResults
+from hf_interp.reporting.curve import AlphaCurve, number, short_alpha, with_error
+from hf_interp.reporting.results import RunResults, save_results
 from hf_interp.utils.console import format_table
+from hf_interp.utils.run_folder import RESULTS_NAME
 
 DETAILS = {
     "selection_rate": "predicted",
@@ -25,13 +27,15 @@ PARITIES = {"gap": "gap", "equalised_odds": "equalised odds", "demographic_parit
 DASH = "–"
 SHOWN = 6  # groups with too few rows that are listed
 
-AUDIT_PLOT_NAME = "audit.png"
+AUDIT_PLOT_NAME, HARNESS_PLOT_NAME = "audit.png", "harness.png"
 ATTACKS = {"loss": "loss", "calibrated": "loss against M₀'s"}
 TITLES = {"auc": "AUC", "tpr_at_1_percent": "TPR at 1% FPR", "tpr_at_0.1_percent": "TPR at 0.1% FPR"}
 
 Account = Mapping[str, Any]
 Rows = list[list[str]]
 """Of a table; the first is the header."""
+Entries = Sequence[Mapping[str, Any]]
+"""Every task and metric of lm-eval, with its score at every α."""
 
 
 def accounts(results: RunResults | None, curve: AlphaCurve | None = None) -> dict[tuple[str, str], dict[str, Account]]:
@@ -173,3 +177,52 @@ def leak_charts(audit: Mapping[str, Any]) -> list[Chart]:
     against.notes = [(path[0], "M₀"), (path[-1], "M_θ")]
     against.spare_notes = [(place, short_alpha(point["alpha"])) for place, point in zip(path, points, strict=True)]
     return [over, against]
+
+
+def name_task(entry: Mapping[str, Any]) -> str:
+    """Return a task with the number of its worked examples."""
+    return f"{entry['task']} ({entry['num_fewshot']}-shot)"
+
+
+def harness_table(entries: Entries) -> Rows:
+    """Return the scores of every task by α, ± one standard error where it is known."""
+    alphas = [
+        {0.0: "0 (M₀)", 1.0: "1 (M_θ)"}.get(point["alpha"], short_alpha(point["alpha"]))
+        for point in entries[0]["points"]
+    ]
+    rows = [["task", "metric", "examples", *(f"α = {alpha}" for alpha in alphas)]]
+    for entry in entries:
+        cells = [with_error(point["value"], point["std_error"]) for point in entry["points"]]
+        rows.append([name_task(entry), entry["metric"], str(entry["num_examples"]), *cells])
+    return rows
+
+
+def format_harness(entries: Entries) -> list[str]:
+    """Return the table as lines of a text; none where nothing was measured."""
+    header, *rows = harness_table(entries) if entries else [[]]
+    return ["", format_table(header, rows), "By lm-eval, ± its standard error over examples."] if rows else []
+
+
+def save_harness(results: RunResults, folder: Path) -> None:
+    """Write the results of a run once more, with what lm-eval has found, and a picture of that over α."""
+    save_results(results, folder / RESULTS_NAME)
+    save_figure(draw_panels(harness_charts(results.harness)), folder / HARNESS_PLOT_NAME)
+
+
+def harness_charts(entries: Entries) -> list[Chart]:
+    """Return a chart of every metric over α, with a line for each task."""
+    charts: dict[str, Chart] = {}
+    for entry in entries:
+        metric, points = entry["metric"], [point for point in entry["points"] if point["value"] is not None]
+        chart = charts.setdefault(metric, Chart(title=f"{metric} of lm-eval over α", x_name="α", y_name=metric))
+        halves = [1.96 * (point["std_error"] or 0) for point in points]
+        series = Series(
+            label=name_task(entry),
+            points=[(point["alpha"], point["value"]) for point in points],
+            style=other_style(len(chart.series)),
+            low=[point["value"] - half for point, half in zip(points, halves, strict=True)],
+            high=[point["value"] + half for point, half in zip(points, halves, strict=True)],
+        )
+        chart.series.append(series)
+        chart.remark = "The band is 1.96 standard errors to both sides, where they are known."
+    return list(charts.values())

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_interp.reporting.audits import accounts, describe_audit, gap_table, group_table, leak_table
+from hf_interp.reporting.audits import accounts, describe_audit, gap_table, group_table, harness_table, leak_table
 from hf_interp.reporting.curve import AlphaCurve, count_examples, curve_table, number, short_alpha
 from hf_interp.reporting.results import Comparison, RunResults, spread
 from hf_interp.utils.console import format_table
@@ -247,7 +247,7 @@ def _render(context: Mapping[str, Any], facts: _Facts) -> str:
         return Markdown(repr(facts.plain(value)))
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, finalize=facts.say, trim_blocks=True)
-    tables = (table, curve_table, count_examples, describe_audit, gap_table, group_table, leak_table)
+    tables = (table, curve_table, count_examples, describe_audit, gap_table, group_table, harness_table, leak_table)
     environment.globals |= {function.__name__: function for function in tables}
     environment.filters |= {"literal": literal, "number": number, "short_alpha": short_alpha}
     text = resources.files("hf_interp.reporting").joinpath("model_card.md").read_text(encoding="utf-8")
@@ -371,6 +371,7 @@ def _card_data(
     facts: _Facts, curve: AlphaCurve | None, metadata: CardMetadata, *, name: str, interpolated: bool
 ) -> ModelCardData:
     found = list(_interpolated_results(facts, curve) if interpolated else _final_results(facts))
+    found += _harness_results(facts, (curve.alpha if curve else None) if interpolated else 1.0)
     tags = [*TAGS, *(["interpolated"] if interpolated else [])]
     if facts.is_adapter:  # by which PEFT's own cards are found
         kind = facts.results.model.get("peft_type")
@@ -417,6 +418,15 @@ def _interpolated_results(facts: _Facts, curve: AlphaCurve | None) -> Iterator[E
             if value is not None and math.isfinite(value):
                 name = str(curve.settings.get(side, side))
                 yield _eval_result(facts, group, name, metric, value, part="half not used to choose α")
+
+
+def _harness_results(facts: _Facts, alpha: float | None) -> Iterator[EvalResult]:
+    """Give what lm-eval has found at an α."""
+    for entry in facts.results.harness:
+        for point in entry["points"]:
+            if point["alpha"] == alpha and number(point["value"]):
+                shots = f"{entry['num_fewshot']}-shot"
+                yield _eval_result(facts, "lm-eval", entry["task"], entry["metric"], point["value"], part=shots)
 
 
 def _eval_result(facts: _Facts, group: str, name: str, metric: str, value: Any, part: str | None = None) -> EvalResult:

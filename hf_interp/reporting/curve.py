@@ -156,7 +156,7 @@ def curve_table(curve: AlphaCurve) -> tuple[list[str], list[list[str]]]:
         found = [curve.report[dataset][metric] for dataset, metric in columns]
         names = [name for end, name in ((0, "M₀"), (1, "M_θ"), (curve.alpha, "chosen")) if alpha == end]
         label = f"{short_alpha(alpha)} ({', '.join(names)})" if names else short_alpha(alpha)
-        rows.append([label, *(_cell(entry["values"][index], entry["std_errors"][index]) for entry in found)])
+        rows.append([label, *(with_error(entry["values"][index], entry["std_errors"][index]) for entry in found)])
     return ["α", *(f"{dataset} {metric}" for dataset, metric in columns)], rows
 
 
@@ -200,7 +200,8 @@ def number(value: Any) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 
-def _cell(value: float | None, error: float | None) -> str:
+def with_error(value: float | None, error: float | None) -> str:
+    """Return a metric ± its standard error, where that is known, as tables show it."""
     if value is None or error is None:
         return number(value)
     return f"{number(value)} ± {error:.{4 if abs(value) < 10 else 2}f}"

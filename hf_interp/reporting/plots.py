@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.reporting.audits import gaps_over_alpha, leak_charts
+from hf_interp.reporting.audits import gaps_over_alpha, harness_charts, leak_charts
 from hf_interp.reporting.charts import Chart, Point, Series, draw_panels, save_figure, spread_over
 from hf_interp.reporting.colours import ALPHA, DOMAIN, NEUTRAL, OTHERS, other_style, set_style, side_style
 from hf_interp.reporting.curve import AlphaCurve, pareto_front, short_alpha
@@ -96,8 +96,9 @@ def side_by_side(methods: Sequence[Method]) -> list[Chart]:
 def of_one(method: Method) -> list[Chart]:
     """Return the charts of one recipe: what was read, losses, metrics."""
     runs = method.runs
-    leaks = [chart for run in runs if run.results.audit for chart in leak_charts(run.results.audit)]
-    return [mixture(method), corpus_losses(runs), objective_losses(runs), *metrics_over_steps(method), *leaks]
+    more = [chart for run in runs if run.results.audit for chart in leak_charts(run.results.audit)]
+    more += [chart for run in runs if run.results.harness for chart in harness_charts(run.results.harness)]
+    return [mixture(method), corpus_losses(runs), objective_losses(runs), *metrics_over_steps(method), *more]
 
 
 def of_curves(runs: Sequence[Run]) -> list[Chart]:

@@ -56,6 +56,7 @@ class RunResults:
         made: what M₀ made before training, in words, likewise.
         groups: evaluation set → column → an account by group of M₀ (`base`) and of the trained model (`final`).
         audit: what `hf-interp audit` found of the trained model, by α.
+        harness: what lm-eval found of M₀, M_α and M_θ: of every task and metric the score by α.
         local_paths: what in recipe, settings and model was a path where the run was, and no name on the Hub.
         working_dir: the folder that the recipe's relative paths are relative to.
         emissions: what codecarbon measured of the training, if it was on (see `read_emissions`).
@@ -78,6 +79,7 @@ class RunResults:
     made: dict[str, str] = field(default_factory=dict)
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
+    harness: list[dict[str, Any]] = field(default_factory=list)
     local_paths: list[str] = field(default_factory=list)
 
     @classmethod

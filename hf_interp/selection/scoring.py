@@ -301,7 +301,8 @@ def check_whole_weights(trainer: Trainer) -> None:
     if trainer.is_fsdp_enabled or (trainer.is_deepspeed_enabled and is_deepspeed_zero3_enabled()):
         raise ValueError(
             "A search over α needs the whole model in every process, which FSDP and DeepSpeed's ZeRO-3 divide. Train "
-            "without `alpha_search`, and search in one process afterwards: hf-interp curve RUN --save_model."
+            "without `alpha_search` and `eval_harness`, and search in one process afterwards: hf-interp curve RUN "
+            "--save_model."
         )
 
 

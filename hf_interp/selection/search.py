@@ -20,7 +20,7 @@ from hf_interp.selection.scoring import ScoreHalves, Scores, TrainerScorer, Unit
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.weights.adapter_kinds import is_peft_model
 from hf_interp.weights.interpolate import open_interpolation
-from hf_interp.weights.live import Interpolation
+from hf_interp.weights.live import Interpolation, evaluation_mode
 from hf_interp.weights.matching import some_of
 from hf_interp.weights.model_folder import open_base
 from hf_interp.weights.tensors import Weights
@@ -87,16 +87,10 @@ def search_alpha(
     live = open_interpolation(
         base, model, finetuned_only=finetuned_only, extrapolate=search.extrapolate, recalibrate=recalibrate
     )
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluation_mode(model), live:
         run = AlphaSearchRun(live, score, search, by_group)
         curve = run.curve(run.choose())
         curve.base, curve.finetuned = _name_ends(base_model, model)
-    finally:
-        live.restore()
-        for module, mode in modes.items():
-            module.training = mode
     if apply:
         live.set_alpha(curve.alpha)
     for warning in curve.warnings:

@@ -31,6 +31,7 @@ from hf_interp.tasks.balance import balance, check_balance
 from hf_interp.tasks.columns import Kind
 from hf_interp.tasks.corpus_files import quiet_bars
 from hf_interp.tasks.fitness import check_inputs
+from hf_interp.tasks.harness import check_harness
 from hf_interp.tasks.lengths import UNLIMITED, count_cut
 from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.media import check_media
@@ -129,6 +130,7 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
         check_output(args.output_dir)
         _check_compiler(args)
         _check_folder(recipe, args)
+        check_harness(recipe)
     check_search(recipe)
     _check_columns(recipe)
     _check_controller(recipe, args)

@@ -19,7 +19,7 @@ from hf_interp.mixture.paths import check_points
 from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.tasks.methods import lay_method, without_fields
-from hf_interp.tasks.recipe import SELF, CorpusConfig, ObjectiveConfig, Recipe, gone_with
+from hf_interp.tasks.recipe import SELF, CorpusConfig, HarnessConfig, ObjectiveConfig, Recipe, gone_with
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.utils.errors import check_known, did_you_mean
 from hf_interp.utils.yaml_values import load_yaml, with_numbers
@@ -89,6 +89,10 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
         own["alpha_search"] = AlphaSearch() if search else None
     elif search is not None:
         raise ValueError(f"`alpha_search` must be true or a mapping of settings, got {search!r}.")
+    harness = own.get("eval_harness")
+    if harness is not None:
+        given = harness if isinstance(harness, Mapping) else {"tasks": harness}
+        own["eval_harness"] = _build(HarnessConfig, given, "`eval_harness`")
     parsed: Recipe = _build(Recipe, own, "the recipe")
     if not parsed.corpora:
         raise ValueError("`corpora` must name at least one corpus, got none.")
@@ -267,6 +271,8 @@ def _set(recipe: dict[str, Any], key: str, value: Any) -> None:
         inner = place.setdefault(step, {})
         if inner is True and step == "alpha_search":  # which means all of its defaults
             inner = place[step] = {}
+        if isinstance(inner, list) and step == "eval_harness":
+            inner = place[step] = {"tasks": inner}
         if not isinstance(inner, dict):
             raise ValueError(f"--{key} reaches into {step!r}, which is {_kind(inner)} in the recipe.")
         place = inner

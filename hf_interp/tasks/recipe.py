@@ -161,6 +161,26 @@ class ObjectiveConfig:
 
 
 @dataclass(kw_only=True)
+class HarnessConfig:
+    """Tasks of EleutherAI's lm-eval that measure M₀, M_α and M_θ of a causal language model, and how.
+
+    Args:
+        tasks: names of its tasks, groups or tags (`lm-eval ls tasks` lists them), or YAML files in its format.
+        num_fewshot: worked examples before each question, where a task's file does not set them to 0; by default as
+            many as it says.
+        limit: at most so many examples of each task, or this share of them if below 1.
+        include_path: a folder with tasks of your own in lm-eval's format, beside lm-eval's.
+        apply_chat_template: ask by the tokenizer's chat template. By default it is so where corpora are dialogues.
+    """
+
+    tasks: list[str]
+    num_fewshot: int | None = None
+    limit: float | None = None
+    include_path: str | None = None
+    apply_chat_template: bool | None = None
+
+
+@dataclass(kw_only=True)
 class Recipe:
     """The fields of a recipe beside those of `InterpolationConfig`.
 
@@ -170,6 +190,8 @@ class Recipe:
         eval_corpora: evaluation sets by name. Metrics are called `eval_<name>_<metric>`.
         validation_corpora: sets by name on which the α of the weights is chosen. Without them `eval_corpora` are used.
         alpha_search: search for the α of the interpolated weights after training: `true`, or a mapping of settings.
+        eval_harness: tasks of lm-eval by which `train` measures M₀, M_θ and M_α: a list of them, or a mapping of
+            settings.
         method: keep, balanced or domain, by the side that counts most. It stands for fields that the evidence
             recommends, where the recipe does not set them; `plan` and `train` print them.
         task: sequence-classification, token-classification, translation, summarization, seq2seq (the last three differ
@@ -207,6 +229,7 @@ class Recipe:
     eval_corpora: dict[str, CorpusConfig] = field(default_factory=dict)
     validation_corpora: dict[str, CorpusConfig] = field(default_factory=dict)
     alpha_search: AlphaSearch | None = None
+    eval_harness: HarnessConfig | None = None
     method: str | None = None
     task: str = "sequence-classification"
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
@@ -241,6 +264,11 @@ class Recipe:
         return dataclasses.replace(
             self, **{"label_names": None, "problem_type": None, **given}, peft=None, objectives={}
         )
+
+    def applies_chat_template(self) -> bool:
+        """Return whether lm-eval is to ask by the tokenizer's chat template."""
+        said = self.eval_harness.apply_chat_template if self.eval_harness else False
+        return any(corpus.is_dialogue for corpus in self.corpora.values()) if said is None else said
 
     def objective_names(self) -> list[str]:
         """List the objectives with heads of their own that corpora or sets choose, in order of appearance."""

@@ -1,6 +1,6 @@
 """Trained runs: opened again, and the search for their α."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from hf_interp.utils.run_folder import (
 )
 from hf_interp.weights.adapter_kinds import is_peft_model
 from hf_interp.weights.adapters import scaled_parameters
+from hf_interp.weights.interpolate import open_interpolation
 from hf_interp.weights.model_folder import find_lacking, open_base
 
 FEW_EXAMPLES = 16
@@ -72,6 +73,17 @@ def search_run(trainer: Trainer, recipe: Recipe, data: RecipeData, *, apply: boo
     )
     curve.base, curve.finetuned = recipe.model_name_or_path, trainer.args.output_dir
     return curve
+
+
+def over_alpha(trainer: Trainer, recipe: Recipe) -> Iterator[float]:
+    """Bring a trainer's model to M_α for one α after the other: M₀, those of the search, M_θ; at the end it is M_θ."""
+    search, (base, new_names) = recipe.alpha_search or AlphaSearch(), find_base(trainer, recipe)
+    with open_interpolation(
+        base, trainer.model, finetuned_only=new_names, extrapolate=search.extrapolate
+    ) as interpolation:
+        for alpha in dict.fromkeys((0.0, *search.grid(), 1.0)):
+            interpolation.set_alpha(alpha)
+            yield alpha
 
 
 def find_base(trainer: Trainer, recipe: Recipe) -> tuple[Any, list[str]]:

@@ -42,7 +42,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Non
         tokenizer.pad_token = tokenizer.eos_token
     _set_languages(tokenizer, recipe)
     corpora = [*recipe.corpora.values(), *recipe.eval_corpora.values(), *recipe.validation_corpora.values()]
-    if any(corpus.is_dialogue for corpus in corpora):
+    if recipe.applies_chat_template() or any(corpus.is_dialogue for corpus in corpora):
         set_chat_template(tokenizer, recipe.chat_template)
     names = {recipe.for_objective(corpus.objective).task for corpus in corpora}
     if any(TASK_INFOS[name].answer == "tags" for name in names):

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 PATH_KEYS = {
     *("_name_or_path", "name_or_path", "base", "base_model", "base_model_name_or_path", "model_name_or_path"),
+    *("eval_harness", "include_path", "tasks"),
     *("chat_template", "config_file", "deepspeed", "finetuned", "fsdp_config", "logging_dir", "output_dir", "path"),
     *("resume_from_checkpoint", "run_name", "storage", "tokenizer_file", "vocab_file", "working_dir"),
 }

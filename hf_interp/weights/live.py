@@ -158,15 +158,24 @@ def _batch_norms(model: nn.Module) -> list[Any]:
 @contextmanager
 def _measuring(model: nn.Module, norms: Sequence[Any]) -> Iterator[None]:
     """Put a model into evaluation mode but for its batch norms, which take plain means over batches, and back."""
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.training, norm.momentum = True, None
+    with evaluation_mode(model):
+        for norm in norms:
+            norm.training, norm.momentum = True, None
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every module of it back into its own at the end."""
+    modes = {module: module.training for module in model.modules()}
     try:
+        model.eval()
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum

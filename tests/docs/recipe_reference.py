@@ -15,7 +15,7 @@ from typing import Any
 from transformers import Seq2SeqTrainingArguments
 
 from hf_interp.selection.choice import AlphaSearch
-from hf_interp.tasks.recipe import CorpusConfig, ObjectiveConfig, Recipe
+from hf_interp.tasks.recipe import CorpusConfig, HarnessConfig, ObjectiveConfig, Recipe
 from hf_interp.training.config import InterpolationConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipe.md"
@@ -77,6 +77,7 @@ SECTIONS: dict[str, tuple[type, str]] = {
         AlphaSearch,
         "The settings of `alpha_search`. M_α = α·M_θ + (1 − α)·M₀ lies between M₀ and the trained model M_θ.",
     ),
+    "Tasks of lm-eval": (HarnessConfig, "The settings of `eval_harness`; a list stands for `tasks` alone."),
     "α of the data, and the anchor": (
         InterpolationConfig,
         "Further fields of the top level. A field that only some anchors look at is refused with another.",
