@@ -486,3 +486,9 @@ def _decide_steps(draft: Draft, batch: int) -> None:
     in_step = batch * float(lay_method(draft.fields)[0].get("alpha") or 0.5)  # of a schedule about half
     steps = max(LEAST_STEPS, min(MOST_STEPS, math.ceil(MANY_PASSES * count / in_step)))
     draft.decide("max_steps", steps, f"{steps * in_step / count:.1f} passes over {count:,} domain examples")
+    steps, general = draft.fields["max_steps"], draft.examples.get("general", 0)
+    if general and (passes := steps * (batch - in_step) / general) > 2 * MANY_PASSES:
+        draft.notes.append(
+            f"general: its {general:,} examples are read {passes:.0f} times; beyond about {MANY_PASSES:g} passes a "
+            "model gains little. Bring more, or raise --alpha"
+        )

@@ -154,6 +154,15 @@ def test_dialogues_need_a_template_and_are_long_enough_for_every_answer(
     assert all(any(label != -100 for label in row) for found in data.by_field().values() for row in found["labels"])
 
 
+def test_a_general_side_that_is_read_too_often_is_told(models: dict[str, Path], tmp_path: Path) -> None:
+    paths = {"domain": write(tmp_path / "mine.jsonl", 300), "general": write(tmp_path / "other.jsonl", 40, 1)}
+    draft = draft_recipe(str(models["encoder"]), paths, {})
+    passes = draft.fields["max_steps"] * 8 / draft.examples["general"]
+    assert draft.notes[-1].startswith(f"general: its {draft.examples['general']} examples are read {passes:.0f} times")
+    paths["general"] = write(tmp_path / "more.jsonl", 300, 1)
+    assert "are read" not in draft_recipe(str(models["encoder"]), paths, {}).notes[-1]
+
+
 def test_a_recipe_is_not_written_over(tmp_path: Path, models: dict[str, Path]) -> None:
     draft = draft_recipe(str(models["encoder"]), {"domain": write(tmp_path / "a.jsonl", 60)}, {})
     write_recipe(draft, tmp_path / "recipe.yaml")
