@@ -21,10 +21,10 @@ TEMPLATES = {
     "sequence-classification (pairs)": '{"text": "a man sleeps", "text_pair": "he is awake", "label": "no"}',
     "token-classification": '{"tokens": ["in", "Rome"], "ner_tags": ["O", "B-LOC"]}, or a CoNLL file',
     "translation, summarization, seq2seq": '{"source": "good day", "target": "bonjour"}',
-    "causal-lm (text)": '{"text": "..."}, a .txt file, or a folder of them',
-    "causal-lm (dialogue)": '{"messages": [{"role": "user", "content": "Hi"}, ...]}, ShareGPT\'s "conversations", or '
+    "causal-lm": '{"text": "..."}, a .txt file, or a folder of them',
+    "chat": '{"messages": [{"role": "user", "content": "Hi"}, ...]}, ShareGPT\'s "conversations", or '
     '{"prompt": "Hi", "completion": "Hello"}',
-    "masked-lm": "as for causal-lm (text)",
+    "masked-lm": "as for causal-lm",
     "image-classification": '{"image": "cats/1.png", "label": "cat"}, or a folder of images for each label',
     "audio-classification": '{"audio": "speech/1.wav", "label": "yes"}',
 }

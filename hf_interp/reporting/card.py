@@ -26,6 +26,8 @@ from hf_interp.utils.task_info import TASK_INFOS, InputKind, TaskInfo, task_of_c
 CARD_NAME, SPARE_CARD_NAME = "README.md", "MODEL_CARD.md"
 MARK = "rendered from the run's results by `hf-interp card`"
 """In every card of ours."""
+UNFILLED = "# Model Card for Model ID"
+"""In the form that PEFT leaves beside an adapter."""
 FINETUNED_REVISION = "finetuned"
 """The branch that holds M_θ where the default branch holds M_α."""
 TAGS = ("hf_interp", "domain-adaptation")
@@ -133,7 +135,8 @@ def save_card(card: ModelCard | str, place: str | Path) -> Path:
     path = Path(place)
     if path.is_dir():
         path = path / CARD_NAME
-        if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else MARK
+        if MARK not in text and UNFILLED not in text:
             path = path.with_name(SPARE_CARD_NAME)
     with new_file(path) as file:
         file.write(str(card))

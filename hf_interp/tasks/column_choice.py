@@ -16,7 +16,14 @@ PROMPTS = (
     *(("question", "answer"), ("query", "response"), ("input", "output")),
 )
 SOURCES = (("source", "target"), ("document", "summary"), ("article", "highlights"), ("src", "tgt"), ("text", "target"))
-USERS, ASSISTANTS = ("user", "human", "customer", "prompter"), ("assistant", "gpt", "bot", "chatbot", "model", "agent")
+MESSAGES = ("messages", "conversations", "conversation", "turns", "dialogue", "dialog")
+ASSISTANTS = ("assistant", "gpt", "bot", "chatbot", "model", "agent")
+SPEAKERS = {
+    "user": ("user", "human", "customer", "prompter"),
+    "assistant": ASSISTANTS,
+    "tool": ("tool", "function", "observation", "ipython"),
+}
+"""What speakers are called, by role."""
 TASKS_OF_MEDIA = {"image-classification": "image", "audio-classification": "audio"}
 TASKS_OF_TEXTS = {"decoder": "causal-lm", "encoder": "masked-lm", None: "causal-lm or masked-lm"}
 
@@ -77,15 +84,18 @@ def _dialogue(facts: Facts, given: Given, task: str | None, family: str | None) 
     named = {field: given[field] for field in ("messages_column", "prompt_column", "text_column") if field in given}
     if "text_column" in named or family == "encoder":
         return None
-    column = None if "prompt_column" in named else _find(facts, given, "messages_column", facts.of_kind("turns"))
+    turns = [name for name in facts.of_kind("turns") if name != "tools"]
+    column = None if "prompt_column" in named else _find(facts, given, "messages_column", turns, MESSAGES)
     if column is not None:
-        return Choice("causal-lm", {"messages_column": column, **_speakers(facts.columns[column], given)}, {})
+        has_tools = "tools" in facts.columns and facts.columns["tools"].kind != "empty"
+        columns = {"messages_column": column, **({"tools_column": "tools"} if has_tools else {})}
+        return Choice(task or "chat", {**columns, **_speakers(facts.columns[column], given)}, {})
     pair = (given.get("prompt_column"), given.get("target_column", "target"))
     found = pair if pair[0] else _named_pair(facts, PROMPTS) if family != "encoder-decoder" else None
     if found is None:
         return None
     columns = {"prompt_column": found[0], "text_pair_column": _input(facts, given, found), "target_column": found[1]}
-    return Choice("causal-lm", {field: name for field, name in columns.items() if name is not None}, {})
+    return Choice(task or "chat", {field: name for field, name in columns.items() if name is not None}, {})
 
 
 def _input(facts: Facts, given: Given, pair: Collection[Any]) -> str | None:
@@ -101,12 +111,16 @@ def _speakers(column: Column, given: Given) -> dict[str, Any]:
     turns = [turn for value in column.values for turn in value]
     texts = {key: [turn[key] for turn in turns if isinstance(turn.get(key), str)] for key in turns[0]}
     known = {key: values for key, values in texts.items() if len(values) == len(turns)}
-    if len(known) < 2:
+    said = {
+        key: values
+        for key, values in texts.items()
+        if len(values) == sum(not (turn.get("tool_calls") and turn.get(key) is None) for turn in turns)
+    }
+    role = given.get("role_key") or min(known, key=lambda key: len(set(known[key])), default=None)
+    others = [key for key in said if key != role]
+    if role is None or not others:
         raise ValueError(f"The turns of {column.name!r} have {list(turns[0])}, not a speaker and a text each.")
-    role = given.get("role_key") or min(known, key=lambda key: len(set(known[key])))
-    content = given.get("content_key") or max(
-        (key for key in known if key != role), key=lambda key: len("".join(known[key]))
-    )
+    content = given.get("content_key") or max(others, key=lambda key: len("".join(said[key])))
     speakers = {name: _role(name, set(known[role])) for name in dict.fromkeys(known[role])}
     unknown = [name for name, who in speakers.items() if who is None and name not in (given.get("roles") or {})]
     if unknown:
@@ -124,7 +138,7 @@ def _role(speaker: str, speakers: Collection[str]) -> str | None:
     name = speaker.lower()
     if name == "system":
         return "system" if any(other.lower() in ASSISTANTS for other in speakers) else "assistant"
-    return "user" if name in USERS else "assistant" if name in ASSISTANTS else None
+    return next((role for role, names in SPEAKERS.items() if name in names), None)
 
 
 def _tags(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
@@ -199,7 +213,7 @@ CHOICES = {
 }
 """By what a corpus holds, in the order in which they are tried."""
 KINDS = {
-    "causal-lm": ("dialogue", "text"),
+    **dict.fromkeys(("causal-lm", "chat"), ("dialogue", "text")),
     "masked-lm": ("text",),
     **dict.fromkeys(TASKS_OF_MEDIA, ("media",)),
     **dict.fromkeys(("translation", "summarization"), ("seq2seq",)),

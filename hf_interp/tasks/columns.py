@@ -1,5 +1,6 @@
 """Columns of a corpus: the kinds that tasks want, and how a value that a file holds becomes one."""
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,20 +9,32 @@ from typing import Any, Literal
 
 import datasets
 
-from hf_interp.tasks.dialogues import read_turns
+from hf_interp.tasks.dialogues import pack_turn, read_json, read_turns, without_null
 from hf_interp.tasks.labels import BadValueError, LabelResolver
 from hf_interp.tasks.media import read_file
 from hf_interp.tasks.recipe import CorpusConfig
 
 Kind = Literal[
-    "text", "any text", "prose", "words", "class", "classes", "number", "tags", "turns", "image", "audio", "anything"
+    "text",
+    "any text",
+    "prose",
+    "words",
+    "class",
+    "classes",
+    "number",
+    "tags",
+    "turns",
+    "tools",
+    "image",
+    "audio",
+    "anything",
 ]
 """The kinds of columns.
 
 - text: a text that is not blank; "any text" may be; of "prose" rows, those that are blank are dropped.
 - words: a list of texts; tags: a label for each of them.
 - class: a label; classes: a list of labels; number.
-- turns: a dialogue, as a list of mappings.
+- turns: a dialogue, as a list of mappings; tools: what its assistant may call, likewise, or as JSON.
 - image, audio: a file of one, as bytes or a path.
 - anything: whatever the file has.
 """
@@ -57,9 +70,8 @@ def converter(
         paths = [config.path] if isinstance(config.path, str) else config.path
         folders = [Path(path).expanduser().parent for path in paths]
         return lambda value: read_file(value, kind, folders)
-    return {"text": _text, "any text": _any_text, "prose": _any_text, "words": _words, "number": _number}.get(
-        kind, lambda value: value
-    )
+    makers = {"text": _text, "any text": _any_text, "prose": _any_text, "words": _words, "number": _number}
+    return {**makers, "tools": _tools}.get(kind, lambda value: value)
 
 
 def class_names(feature: Any) -> list[str] | None:
@@ -183,8 +195,16 @@ def _tagger(resolve: Callable[[Any], int | None], label_names: list[str]) -> Con
     return tags
 
 
+def _tools(value: Any) -> str:
+    """Return the tools of a row as JSON, since their mappings have keys of their own in every row."""
+    found = without_null(read_json(value or []))
+    is_list = isinstance(found, list) and all(isinstance(tool, Mapping) for tool in found)
+    _expect("a list of tools, or one as JSON,", value, is_list)
+    return json.dumps(found, ensure_ascii=False)
+
+
 def _turns(value: Any, config: CorpusConfig) -> list[Mapping[str, str]]:
     try:
-        return read_turns(value, config.role_key, config.content_key, config.roles or {})
+        return [pack_turn(turn) for turn in read_turns(value, config.role_key, config.content_key, config.roles or {})]
     except ValueError as error:
         raise BadValueError(str(error), _OTHER_COLUMN) from None

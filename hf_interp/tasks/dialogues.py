@@ -1,6 +1,8 @@
 """Dialogues: turns, chat templates, and the tokens that the assistant is to learn to say."""
 
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hf_interp.losses.per_example import IGNORE_INDEX
-from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.errors import did_you_mean, import_extra
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+CARRIED = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
+"""Keys of a turn beside the speaker and the text that chat templates know."""
 
 CHATML = (
     "{% for message in messages %}"
@@ -21,13 +25,13 @@ CHATML = (
 )
 """The template that is called chatml."""
 
-Turn = Mapping[str, str]
+Turn = Mapping[str, Any]
 
 
 def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, str]) -> list[Turn]:
-    """Return the turns of a dialogue as chat templates want them: mappings with `role` and `content`.
+    """Return the turns of a dialogue as chat templates want them: mappings with `role`, `content`, and some `CARRIED`.
 
-    `roles` maps speakers to system, user or assistant.
+    `roles` maps speakers to system, user, assistant or tool. A turn that calls tools needs no text.
 
     Raises:
         ValueError: saying what the value has that is not so; without an assistant turn there is nothing to learn.
@@ -40,7 +44,7 @@ def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, 
         raise ValueError(f"{value!r:.80} where a list of turns belongs")
     turns: list[Turn] = []
     for place, turn in enumerate(value):
-        if not isinstance(turn, Mapping) or not isinstance(turn.get(content_key), str) or turn.get(role_key) is None:
+        if not isinstance(turn, Mapping) or not _has_words(turn, content_key) or turn.get(role_key) is None:
             raise ValueError(
                 f"{turn!r:.80} as turn {place}, where a mapping with {role_key!r} and {content_key!r} belongs"
             )
@@ -51,46 +55,138 @@ def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, 
             mapped = f"whom `roles` maps to {role!r}, which is {known}"
             what = mapped if speaker in roles else f"who is {known} (`roles` maps others to these)"
             raise ValueError(f"the speaker {speaker!r} in turn {place}, {what}{did_you_mean(role, ROLES)}")
-        turns.append({"role": role, "content": turn[content_key]})
+        turns.append({"role": role, "content": turn.get(content_key) or "", **_carried(turn)})
     if not any(turn["role"] == "assistant" for turn in turns):
         raise ValueError("a dialogue without an assistant turn")
     return turns
 
 
+def _has_words(turn: Turn, content_key: str) -> bool:
+    content = turn.get(content_key)
+    return isinstance(content, str) or (content is None and bool(turn.get("tool_calls")))
+
+
+def _carried(turn: Turn) -> dict[str, Any]:
+    """Return what a template may know of a turn beside its text; arguments of calls that are JSON become mappings."""
+    found = {key: without_null(turn[key]) for key in CARRIED if turn.get(key)}
+    for call in found.get("tool_calls", []):
+        function = call.get("function", call) if isinstance(call, Mapping) else {}
+        arguments = read_json(function.get("arguments") or {})
+        if not isinstance(function.get("name"), str) or not isinstance(arguments, Mapping):
+            raise ValueError(f"{call!r:.80} among its tool_calls, where a mapping with a name and arguments belongs")
+        function["arguments"] = arguments
+    return found
+
+
+def read_json(value: Any) -> Any:
+    """Return what a text holds that is JSON, and anything else as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def without_null(value: Any) -> Any:
+    """Return a value without keys that have none, which columnar files give to every mapping of a column.
+
+    >>> without_null([{"city": "Oslo", "a": None}])
+    [{'city': 'Oslo'}]
+    """
+    if isinstance(value, Mapping):
+        return {key: without_null(each) for key, each in value.items() if each is not None}
+    return [without_null(each) for each in value] if isinstance(value, list) else value
+
+
+def pack_turn(turn: Turn) -> dict[str, str]:
+    """Return a turn whose keys are the same as of any other, for a column: what is not in all of them is JSON."""
+    more = {key: value for key, value in turn.items() if key not in ("role", "content")}
+    return {"role": turn["role"], "content": turn["content"], "more": json.dumps(more) if more else ""}
+
+
+def unpack_turn(turn: Turn) -> Turn:
+    """Return a turn as it was before `pack_turn`."""
+    more = json.loads(turn.get("more") or "{}")
+    return {"role": turn["role"], "content": turn["content"], **more}
+
+
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
-    """Give a tokenizer a chat template: "chatml", a file, or its own for `None`."""
-    if chat_template is None:
+    """Give a tokenizer a chat template: "chatml", a file, or its own for `None` and "trl"."""
+    if chat_template in (None, "trl"):
         if not tokenizer.chat_template:
             raise ValueError(
                 "The tokenizer has no chat template, which dialogues need. Set `chat_template: chatml` "
                 "(--chat_template chatml), or to a file with a Jinja template."
             )
+        training_template(tokenizer, chat_template)
     elif chat_template == "chatml":
         tokenizer.chat_template = CHATML
     elif os.path.isfile(chat_template):
         tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
     else:
         raise FileNotFoundError(
-            f"`chat_template` must be 'chatml' or a file, got {chat_template!r:.200}, which is neither."
+            f"`chat_template` must be 'chatml', 'trl' or a file, got {chat_template!r:.200}, which is none of them."
         )
 
 
-def encode_dialogue(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], max_length: int) -> dict[str, list[int]]:
-    """Encode a dialogue by the tokenizer's chat template, with labels on what the assistant says.
+def has_marks(template: str) -> bool:
+    """Whether a chat template marks what the assistant says.
+
+    >>> has_marks("{%- generation %}{{ content }}{% endgeneration %}"), has_marks("{{ content }}")
+    (True, False)
+    """
+    return re.search(r"\{%-?\s*generation\b", template) is not None
+
+
+def training_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
+    """Return the template to train with, if it is not the tokenizer's own: for "trl" TRL's variant, which has marks.
+
+    Raises:
+        ImportError: if TRL is needed and not installed.
+        ValueError: if TRL has no variant of the tokenizer's template.
+    """
+    if chat_template != "trl":
+        return None
+    utilities = import_extra("trl.chat_template_utils", "`chat_template: trl` needs TRL", "trl")
+    try:
+        return utilities.get_training_chat_template(tokenizer)  # type: ignore[no-any-return]
+    except ValueError:
+        raise ValueError(
+            "TRL has no variant for training of the tokenizer's chat template (`chat_template: trl`). Leave "
+            "`chat_template` out, or name a file with {% generation %} marks."
+        ) from None
+
+
+def encode_dialogue(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    max_length: int,
+    *,
+    template: str | None = None,
+    tools: Sequence[Any] | None = None,
+) -> dict[str, list[int]]:
+    """Encode a dialogue by a chat template, with labels on what the assistant says.
 
     A template that marks that itself, with `{% generation %}`, is taken at its word. Of any other the text up to an
     assistant's turn is compared with the text that includes it.
 
+    Args:
+        tokenizer: with a chat template.
+        turns: as from `read_turns`.
+        max_length: in tokens.
+        template: another chat template, such as `training_template`'s.
+        tools: JSON schemas of the functions that the assistant may call.
+
     Returns:
         input_ids, attention_mask and labels, each (length,), cut to `max_length`; labels are −100 but for the
-        assistant's tokens and the mark that ends its turn.
+        assistant's tokens, its calls of tools, and the mark that ends its turn.
 
     Raises:
         ValueError: if the template refuses the turns, or changes earlier turns when later ones come, or no assistant's
             token is left.
     """
     try:
-        ids, is_said = _tokenize(tokenizer, turns)
+        options = {"chat_template": tokenizer.get_chat_template(template, tools or None), "tools": tools or None}
+        ids, is_said = _tokenize(tokenizer, turns, options)
     except TemplateError as error:
         raise ValueError(f"turns that the chat template refuses ({error})") from error
     labels = [token if said else IGNORE_INDEX for token, said in zip(ids, is_said, strict=True)][:max_length]
@@ -100,14 +196,16 @@ def encode_dialogue(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], m
     return {"input_ids": list(ids), "attention_mask": [1] * len(ids), "labels": labels}
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tuple[list[int], Sequence[bool | int]]:
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], options: Mapping[str, Any]
+) -> tuple[list[int], Sequence[bool | int]]:
     """Return the tokens of a dialogue, and whether the assistant says them."""
-    if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
+    if has_marks(options["chat_template"]):
         encoded = tokenizer.apply_chat_template(
-            list(turns), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            list(turns), tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **options
         )
         return encoded["input_ids"], encoded["assistant_masks"]
-    text, spans = _spans(tokenizer, turns)
+    text, spans = _spans(tokenizer, turns, options)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     # Tokenizers of bytes trim white space off the places of tokens: of " " alone only the end remains.
     places = [(a if a < b else a - 1, b) for a, b in encoded["offset_mapping"]]
@@ -115,12 +213,14 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tupl
     return encoded["input_ids"], [any(a < end and begin < b for begin, end in spans) for a, b in places]
 
 
-def _spans(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
+def _spans(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], options: Mapping[str, Any]
+) -> tuple[str, list[tuple[int, int]]]:
     """Return the text of a dialogue, and from where to where the assistant speaks in it."""
 
     def render(count: int, *, opens: bool = False) -> str:
-        text = tokenizer.apply_chat_template(list(turns[:count]), tokenize=False, add_generation_prompt=opens)
-        return str(text)
+        shown = list(turns[:count])
+        return str(tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=opens, **options))
 
     whole = render(len(turns))
     spans = []
@@ -136,7 +236,7 @@ def _spans(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tuple[s
         if not (whole.startswith(before) and whole.startswith(after) and len(before) < len(after)):
             raise ValueError(
                 "a chat template that changes earlier turns when later ones come, so that the assistant's words cannot "
-                "be told; use a template with {% generation %} marks"
+                "be told; use a template with {% generation %} marks, such as `chat_template: trl` of hf_interp[trl]"
             )
         said, stripped = after[len(before) :], after.rstrip()
         # White space after the mark that ends a turn is not learnt; where nothing else ends it, it is the mark.

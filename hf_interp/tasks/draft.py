@@ -25,6 +25,7 @@ from hf_interp.losses.per_example import IGNORE_INDEX
 from hf_interp.mixture.apportionment import SIDES
 from hf_interp.mixture.plan import MANY_PASSES
 from hf_interp.tasks.column_choice import TASKS_OF_MEDIA, choose_columns
+from hf_interp.tasks.dialogues import has_marks, training_template
 from hf_interp.tasks.file_facts import Facts, look_at
 from hf_interp.tasks.lengths import UNLIMITED
 from hf_interp.tasks.loading import encode_corpus, load_corpus
@@ -160,6 +161,8 @@ def draft_recipe(model: str, paths: Mapping[str, str], given: Mapping[str, Any])
         entries[side] = _entry(facts[side], {**fields, **columns})
         draft.notes.append(_describe(paths[side], facts[side], columns))
     _decide_labels(draft, facts, entries, found)
+    if any(CorpusConfig(**entry).is_dialogue for entry in entries.values()):
+        _decide_template(draft, found)
     made = _made_sets(draft, found, facts["domain"].rows, own_fields.get("general", {})) if makes else {}
     _decide_data(draft, facts, entries, found, made)
     _decide_training(draft, found, wanted)
@@ -272,6 +275,17 @@ def _sorted(labels: Iterable[str]) -> list[str]:
         found |= {f"B-{label[2:]}" for label in found if label.startswith("I-")}
         return sorted(found, key=lambda label: (label != "O", label[2:], label))
     return sorted(found)
+
+
+def _decide_template(draft: Draft, model: ModelFacts) -> None:
+    """Decide on TRL's variant of the model's template, where that marks nothing and TRL is there and has one."""
+    tokenizer = model.tokenizer
+    if tokenizer.chat_template and not has_marks(tokenizer.get_chat_template()):
+        try:
+            training_template(tokenizer, "trl")
+        except (ImportError, ValueError):
+            return
+        draft.decide("chat_template", "trl", "the model's own, with TRL's marks of what the assistant says")
 
 
 def _made_sets(draft: Draft, model: ModelFacts, domain_rows: int, given: Fields) -> dict[str, dict[str, Any]]:
@@ -457,8 +471,10 @@ def _decide_training(draft: Draft, model: ModelFacts, paths: Mapping[str, str]) 
         draft.decide("method", "balanced", "or keep, or domain, where one side counts more; plan prints what it sets")
     else:
         draft.decide("alpha", 1.0, "without general data (--general) what is forgotten is neither held nor measured")
-    if model.parameters > ADAPTED_FROM and find_spec("peft"):
-        draft.decide("peft", "lora", f"more than {ADAPTED_FROM / 1e6:.0f} million parameters")
+    is_chat = draft.fields["task"] == "chat"
+    if (is_chat or model.parameters > ADAPTED_FROM) and find_spec("peft"):
+        size = f"more than {ADAPTED_FROM / 1e6:.0f} million parameters"
+        draft.decide("peft", "lora", "on every linear layer; null trains all weights" if is_chat else size)
     is_few = draft.examples["domain"] < 4 * BATCH
     batch = FEW_BATCH if is_few else BATCH
     on_device = max(1, min(batch, BATCH * 256 // draft.fields.get("max_length", 256)))

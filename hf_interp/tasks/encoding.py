@@ -4,6 +4,7 @@ Each takes (tokenizer, recipe) and gives a function from a batch of columns to a
 `Dataset.map`; it raises `RowError` for a row that cannot be trained on.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hf_interp.losses.per_example import IGNORE_INDEX
-from hf_interp.tasks.dialogues import encode_dialogue
+from hf_interp.tasks.dialogues import encode_dialogue, training_template, unpack_turn
 from hf_interp.tasks.loading import RowError
 from hf_interp.tasks.recipe import Recipe
 
@@ -104,21 +105,15 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
 
 
 def encode_causal(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
-    """text, messages, or prompt and target → input_ids, attention_mask, labels: (length,).
+    """text, messages (and tools), or prompt and target → input_ids, attention_mask, labels: (length,).
 
     They are cut to `max_length` if not packed later. Of a text every token is a label, and the end-of-text token is put
     behind it; of a dialogue, what the assistant says.
     """
 
     def encode(batch: Batch) -> Batch:
-        if "messages" in batch:
-            return _encode_dialogues(tokenizer, batch["messages"], recipe.max_length)
-        if "prompt" in batch:
-            pairs = zip(batch["prompt"], batch["target"], strict=True)
-            said = [
-                [{"role": role, "content": text} for role, text in zip(SPEAKERS, pair, strict=True)] for pair in pairs
-            ]
-            return _encode_dialogues(tokenizer, said, recipe.max_length, "prompt")
+        if "messages" in batch or "prompt" in batch:
+            return _encode_dialogues(tokenizer, batch, recipe)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         encoded = tokenizer(batch["text"], return_token_type_ids=False, verbose=False)["input_ids"]
         ids = [tokens if tokens[-1:] == end else tokens + end for tokens in encoded]
@@ -159,19 +154,29 @@ def encode_masked(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
     return encode
 
 
-def _encode_dialogues(
-    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Any], max_length: int, column: str = "messages"
-) -> Batch:
+def _encode_dialogues(tokenizer: PreTrainedTokenizerBase, batch: Batch, recipe: Recipe) -> Batch:
     _check_fast(tokenizer, "Training on dialogues")
-    encoded = []
-    for row, turns in enumerate(dialogues):
+    column, encoded = "messages" if "messages" in batch else "prompt", []
+    template = training_template(tokenizer, recipe.chat_template)
+    tools = batch.get("tools") or ["[]"] * len(batch[column])
+    for row, (turns, schemas) in enumerate(zip(_dialogues(batch), tools, strict=True)):
         try:
-            encoded.append(encode_dialogue(tokenizer, turns, max_length))
+            encoded.append(
+                encode_dialogue(tokenizer, turns, recipe.max_length, template=template, tools=json.loads(schemas))
+            )
         except ValueError as error:
             raise RowError(
                 row, column, str(error), "Raise `max_length`, change `chat_template`, or remove such rows."
             ) from error
     return {name: [one[name] for one in encoded] for name in ("input_ids", "attention_mask", "labels")}
+
+
+def _dialogues(batch: Batch) -> list[Any]:
+    """Return the turns of every row of a batch."""
+    if "messages" in batch:
+        return [[unpack_turn(turn) for turn in turns] for turns in batch["messages"]]
+    pairs = zip(batch["prompt"], batch["target"], strict=True)
+    return [[{"role": role, "content": text} for role, text in zip(SPEAKERS, pair, strict=True)] for pair in pairs]
 
 
 def _check_fast(tokenizer: PreTrainedTokenizerBase, what: str) -> None:

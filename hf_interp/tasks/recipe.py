@@ -56,12 +56,14 @@ class CorpusConfig:
         target_column: column of the output, for sequence to sequence.
         messages_column: column of the turns of a dialogue, for a causal language model. Without it, and without
             `prompt_column`, the corpus is plain text.
+        tools_column: column of the tools that the assistant of a dialogue may call: a list of JSON schemas, or that as
+            JSON. Its calls are in the `tool_calls` of its turns.
         prompt_column: column of what a user says, for a causal language model; `target_column` is what the assistant
             answers.
         role_key: key of the speaker in a turn.
         content_key: key of the text in a turn.
-        roles: speakers as system, user or assistant, such as `{human: user, gpt: assistant}`. Those names themselves
-            need no entry.
+        roles: speakers as system, user, assistant or tool, such as `{human: user, gpt: assistant}`. Those names
+            themselves need no entry.
         columns: columns of a task of your own: from the task's name of a column to the file's.
         label_map: from values found in `label_column` (or single tags in `tags_column`) to the recipe's `label_names`;
             `null` drops the rows. Label names themselves need no entry, nor do ids if there is no map.
@@ -107,6 +109,7 @@ class CorpusConfig:
     tags_column: str = "ner_tags"
     target_column: str = "target"
     messages_column: str | None = None
+    tools_column: str | None = None
     prompt_column: str | None = None
     role_key: str = "role"
     content_key: str = "content"
@@ -195,7 +198,8 @@ class Recipe:
         method: keep, balanced or domain, by the side that counts most. It stands for fields that the evidence
             recommends, where the recipe does not set them; `plan` and `train` print them.
         task: sequence-classification, token-classification, translation, summarization, seq2seq (the last three differ
-            in their metrics), causal-lm, masked-lm, image-classification, audio-classification, or a task of your own.
+            in their metrics), causal-lm, chat (causal-lm of dialogues), masked-lm, image-classification,
+            audio-classification, or a task of your own.
         objectives: objectives that corpora may train beside the task, by name; a corpus or evaluation set chooses one
             by its `objective`. A task that needs no settings of its own, such as masked-lm, can be chosen without an
             entry.
@@ -212,7 +216,8 @@ class Recipe:
             whole texts or dialogues of training share an example and do not see each other.
         mlm_probability: share of the tokens that masked language modelling masks.
         whole_word_mask: mask whole words.
-        chat_template: "chatml", or a file with a Jinja template, for a tokenizer that has none.
+        chat_template: "chatml", or a file with a Jinja template, for a tokenizer that has none. "trl" trains with the
+            variant of the tokenizer's own that TRL has, which marks what the assistant says; the model keeps its own.
         augmentation: what is done to the images of training, at random: `shift` (up to this share of the width and
             height), `rotate` (up to so many degrees), `zoom` (up to this share), `flip` (the probability of mirroring),
             such as `{shift: 0.1, rotate: 10}`. It depends on the seed and the place in the run alone.

@@ -39,7 +39,7 @@ run_recipe(load_recipe("recipe.yaml"))  # task: multiple-choice; of a corpus, co
 import importlib
 from collections import UserDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import (
@@ -127,13 +127,23 @@ def _classification_columns(recipe: Recipe, corpus: CorpusConfig) -> Mapping[str
 def _causal_columns(recipe: Recipe, corpus: CorpusConfig) -> Mapping[str, Kind]:
     if corpus.prompt_column:
         return {"prompt": "text", "target": "text"}
-    return {"messages": "turns"} if corpus.messages_column else {"text": "prose"}
+    if corpus.messages_column:
+        return {"messages": "turns", **({"tools": "tools"} if corpus.tools_column else {})}
+    return {"text": "prose"}
 
 
 def _check_problem_type(recipe: Recipe) -> None:
     check_choice("problem_type", _problem_type(recipe), PROBLEM_TYPES)
     if _problem_type(recipe) == "regression" and recipe.label_names:
         raise ValueError(f"A regression has no `label_names`, got {recipe.label_names}. Leave them out.")
+
+
+def _check_dialogues(recipe: Recipe) -> None:
+    if not any(corpus.is_dialogue for corpus in recipe.corpora.values()):
+        raise ValueError(
+            "`task: chat` needs a corpus of dialogues: name its `messages_column`, or its `prompt_column` and "
+            "`target_column`. Of plain texts alone, use `causal-lm`."
+        )
 
 
 def _check_masking(recipe: Recipe) -> None:
@@ -196,6 +206,18 @@ class TaskTable(UserDict[str, Task]):
         del TASK_INFOS[name]
 
 
+_CAUSAL = Task(
+    info=TASK_INFOS["causal-lm"],
+    columns=_causal_columns,
+    encode=encode_causal,
+    collator=lambda tokenizer, recipe: (
+        PackedCollator(tokenizer) if recipe.packing == "bfd" else DataCollatorForSeq2Seq(tokenizer)
+    ),
+    metrics=lambda tokenizer, recipe: _metrics().language_model_metrics,
+    preprocess_logits=lambda: _metrics().score_shifted_tokens,
+    is_packed=True,
+)
+
 TASKS = TaskTable(
     {
         "sequence-classification": _classification(
@@ -231,17 +253,8 @@ TASKS = TaskTable(
         "translation": _seq2seq("translation", "Translation"),
         "summarization": _seq2seq("summarization", "Summary"),
         "seq2seq": _seq2seq("seq2seq", "Summary", "Translation"),
-        "causal-lm": Task(
-            info=TASK_INFOS["causal-lm"],
-            columns=_causal_columns,
-            encode=encode_causal,
-            collator=lambda tokenizer, recipe: (
-                PackedCollator(tokenizer) if recipe.packing == "bfd" else DataCollatorForSeq2Seq(tokenizer)
-            ),
-            metrics=lambda tokenizer, recipe: _metrics().language_model_metrics,
-            preprocess_logits=lambda: _metrics().score_shifted_tokens,
-            is_packed=True,
-        ),
+        "causal-lm": _CAUSAL,
+        "chat": replace(_CAUSAL, info=TASK_INFOS["chat"], check=_check_dialogues),
         "masked-lm": Task(
             info=TASK_INFOS["masked-lm"],
             columns=lambda recipe, corpus: {"text": "prose"},

@@ -130,6 +130,13 @@ TASK_INFOS: dict[str, TaskInfo] = {
             "The patient was given",
         ),
     ),
+    "chat": TaskInfo(
+        auto_class="AutoModelForCausalLM",
+        pipeline_tag="text-generation",
+        peft_type="CAUSAL_LM",
+        answer="continuation",
+        examples=("What can you help me with?", "Explain in two sentences what interest is."),
+    ),
     "masked-lm": TaskInfo(
         auto_class="AutoModelForMaskedLM",
         pipeline_tag="fill-mask",

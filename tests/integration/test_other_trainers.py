@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import itertools
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from token_toys import byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 from toys import SHORT, logged, losses, same_weights, weights
@@ -22,6 +24,9 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, P
 from hf_interp import Corpus, InterpolatedDataset, InterpolationConfig, InterpolationMixin
 from hf_interp.mixture.schedules import constant, linear
 from hf_interp.mixture.slots import CORPUS_KEY
+from hf_interp.tasks.build import tokenise
+from hf_interp.tasks.parsing import parse_recipe
+from hf_interp.tasks.tokenizers import prepare_tokenizer
 
 # TRL turns gradient checkpointing on under the name that transformers has given up.
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
@@ -82,6 +87,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 SETTINGS = {**SHORT, "max_steps": 8, "dataloader_pin_memory": False}
+
+
+SMALL = {
+    **{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2},
+    "intermediate_size": 16,
+}
+"""Of a Llama."""
 
 
 class Noting:
@@ -159,12 +171,8 @@ def tiny_llama() -> LlamaForCausalLM:
     set_seed(7)
     return LlamaForCausalLM(
         LlamaConfig(
+            **SMALL,
             vocab_size=len(WORDS),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            intermediate_size=16,
             max_position_embeddings=32,
             attention_dropout=0.1,
             pad_token_id=0,
@@ -430,6 +438,74 @@ def test_dpo_reads_what_the_plan_says(trl: ModuleType, tmp_path: Path) -> None:
     assert {step: seen[:4] for step, seen in trainer.seen.items()} == planned_words(trainer)
     assert logged(trainer, "share_domain") == [count / 4 for count in DOMAIN_COUNTS]
     assert all("rewards/margins" in entry for entry in trainer.state.log_history if "loss" in entry)
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Tromsø", "days": 2}}}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+
+
+def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"role": role, "content": text} if isinstance(text, str) else {"role": role, "content": "", **text}
+        for role, text in turns
+    ]
+
+
+SAID: list[dict[str, Any]] = [
+    {"messages": said(("system", "Be  brief."), ("user", "Hi é"), ("assistant", "Hello 😀"), ("user", " 2? "))},
+    {"messages": said(("user", "\na\n"), ("assistant", "b\n\nc"), ("user", "d"), ("assistant", "e"))},
+    {"messages": said(("user", "What? <|im_end|>"), ("assistant", "if a:\n    b"))},
+]
+CALLED: list[dict[str, Any]] = [
+    {
+        "messages": said(
+            *[("user", "Weather?"), ("assistant", {"tool_calls": [CALL]}), ("tool", '{"rain": true}')],
+            *[("assistant", "Rain."), ("user", "Thanks"), ("assistant", "Welcome")],
+        ),
+        "tools": TOOLS,
+    },
+    {"messages": said(("user", "Hi"), ("assistant", "Hello")), "tools": []},
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "found"),
+    [
+        ("qwen2_5", "trl", SAID + CALLED),
+        ("qwen3", "trl", SAID + CALLED),
+        ("llama3", "trl", SAID),
+        ("llama3", None, SAID),
+    ],
+)
+def test_the_task_chat_has_the_tokens_and_labels_of_sft(
+    family: str, template: str | None, found: list[dict[str, Any]], trl: ModuleType, tmp_path: Path
+) -> None:
+    words = byte_tokenizer(trims=False)
+    words.add_special_tokens({"eos_token": "<|eot_id|>", "bos_token": "<|begin_of_text|>", "pad_token": "<pad>"})
+    own = (Path(trl.__file__).parent / "chat_templates" / f"{family}.jinja").read_text("utf-8")
+    words.chat_template = own
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found), "utf-8")
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, vocab_size=len(words), pad_token_id=words.pad_token_id))
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=trl.SFTConfig(str(tmp_path), assistant_only_loss=True, max_length=None, **SETTINGS),
+        train_dataset=datasets.load_dataset("json", data_files=str(tmp_path / "said.jsonl"), split="train"),
+        processing_class=words,
+    )
+    corpus = {"path": str(tmp_path / "said.jsonl"), "messages_column": "messages"}
+    corpus |= {"tools_column": "tools"} if "tools" in found[-1] else {}
+    fields = {"task": "chat", "model_name_or_path": "m", "chat_template": template, "max_length": 4096}
+    recipe, _ = parse_recipe({**fields, "corpora": {"domain": corpus}})
+    prepare_tokenizer(words, recipe)
+    ours = tokenise("domain", recipe.corpora["domain"], recipe, words)
+    for name in ("input_ids", "labels"):
+        assert [list(row) for row in ours[name]] == [list(row) for row in trainer.train_dataset[name]]
+    assert words.chat_template == own
+    learnt = [words.decode([label for label in row if label != -100]) for row in ours["labels"]]
+    assert "Hello 😀" in learnt[0]
+    assert "2?" not in learnt[0]
+    assert len(found) == len(SAID) or '"arguments": {"city": "Tromsø", "days": 2}' in learnt[len(SAID)]
+    assert 0 < sum(label != -100 for label in ours["labels"][1]) < len(ours["labels"][1])
 
 
 # sentence-transformers

@@ -4,7 +4,10 @@ import csv
 import json
 import os
 import random
+import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,6 +105,18 @@ def write_messages(folder: Path, side: str) -> Path:
     return write_rows(folder / f"{side}.jsonl", [{"id": f"d{n}", "messages": each} for n, each in enumerate(found)])
 
 
+def write_calls(folder: Path, side: str) -> Path:
+    """Dialogues in which the assistant calls tools of its own, some with their arguments as OpenAI has them."""
+    rows: list[dict[str, Any]] = []
+    for number, (user, argument, result, answer) in enumerate(said(side)):
+        arguments: Any = {"place" if number % 2 else "when": argument}
+        call = {"name": "look", "arguments": json.dumps(arguments) if number % 3 else arguments}
+        turns = [{"role": "user", "content": user}, {"role": "tool", "content": result, "name": "look"}]
+        turns[1:1] = [{"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": call}]}]
+        rows.append({"messages": [*turns, {"role": "assistant", "content": answer}], "tools": [{"name": "look"}]})
+    return write_rows(folder / f"{side}.jsonl", rows)
+
+
 def write_sharegpt(folder: Path, side: str) -> Path:
     found = dialogues(side, "from", "value", ("human", "gpt"))
     return write_rows(folder / f"{side}.jsonl", [{"conversations": each} for each in found])
@@ -140,9 +155,10 @@ def write_recordings(folder: Path, side: str) -> Path:
 JOURNEYS: dict[str, tuple[Write, str, str, dict[str, Any]]] = {
     "csv": (write_csv, "encoder", "sequence-classification", {"delimiter": ";", "text_column": "Was gesagt wurde"}),
     "tsv": (write_tsv, "encoder", "sequence-classification", {"header": False}),
-    "messages": (write_messages, "decoder", "causal-lm", {"messages_column": "messages"}),
-    "sharegpt": (write_sharegpt, "decoder", "causal-lm", {"roles": {"human": "user", "gpt": "assistant"}}),
-    "prompts": (write_prompts, "decoder", "causal-lm", {"prompt_column": "prompt", "target_column": "completion"}),
+    "messages": (write_messages, "decoder", "chat", {"messages_column": "messages"}),
+    "calls": (write_calls, "decoder", "chat", {"messages_column": "messages", "tools_column": "tools"}),
+    "sharegpt": (write_sharegpt, "decoder", "chat", {"roles": {"human": "user", "gpt": "assistant"}}),
+    "prompts": (write_prompts, "decoder", "chat", {"prompt_column": "prompt", "target_column": "completion"}),
     "conll": (write_conll, "encoder", "token-classification", {"format": "conll"}),
     "folder": (write_folder, "decoder", "causal-lm", {"document": "file"}),
     "images": (write_images, "places", "image-classification", {"where": None}),
@@ -166,15 +182,44 @@ def test_a_file_becomes_a_model_with_a_card_in_one_command(
     assert recipe["task"] == task
     assert {key: recipe["corpora"]["domain"].get(key) for key in fields} == fields
     run = tmp_path / "runs" / "domain"
-    for name in ("README.md", "report.html", "curve.png", "interpolated/model.safetensors", "model.safetensors"):
+    weights = "adapter_model.safetensors" if task == "chat" else "model.safetensors"
+    for name in ("README.md", "report.html", "curve.png", f"interpolated/{weights}", weights):
         assert (run / name).is_file(), name
     results = json.loads((run / "results.json").read_text("utf-8"))
     assert {*results["final_metrics"]} == {"general", "domain"}
-    assert "M_α" in (run / "README.md").read_text("utf-8")
+    card = (run / "README.md").read_text("utf-8")
+    assert "M_α" in card
     if shape == "csv":  # the same recipe is a run of its own
         type_words("plan", "recipe.yaml", "--samples", 1)
         type_words("curve", "runs/domain", "--save_model")
         assert "exists" in type_words("adapt", "--model", models / model, *data, *SHORT, status=2)
+    if shape == "calls":  # what the card says is typed
+        assert recipe["peft"] == "lora"
+        snippet = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0].replace("your/base-model", str(models / model))
+        answered = subprocess.run(
+            [sys.executable, "-c", snippet], cwd=run.parent, capture_output=True, text=True, timeout=300, check=True
+        )
+        assert "'role': 'assistant'" in answered.stdout
+
+
+def test_what_no_chat_can_be_made_of_is_refused_in_one_line(
+    type_words: Callable[..., str], models: Path, tmp_path: Path
+) -> None:
+    write_calls(tmp_path, "domain")
+    bare = AutoTokenizer.from_pretrained(models / "decoder")
+    bare.chat_template = None
+    model = shutil.copytree(models / "decoder", tmp_path / "bare")
+    (model / "chat_template.jinja").unlink()
+    bare.save_pretrained(model)
+    said = type_words("init", "--model", "bare", "--domain", "domain.jsonl", status=2)
+    assert "Set `chat_template: chatml`" in said
+    assert said.count("\n") == 1
+    flags = ("--chat_template", "trl", "--output", "b.yaml")
+    said = type_words("init", "--model", models / "decoder", "--domain", "domain.jsonl", *flags, status=2)
+    assert "TRL has no variant" in said
+    write_tsv(tmp_path, "texts")
+    flags = ("--task", "chat", "--output", "c.yaml")
+    assert "messages_column" in type_words("init", "--model", "bare", "--domain", "texts.tsv", *flags, status=2)
 
 
 def test_without_general_data_the_domain_is_trained_alone(

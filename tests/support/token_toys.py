@@ -1,10 +1,12 @@
 """What M₀ is compared on: tokens with labels here and there, and a small model of every kind."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from toys import DOMAIN_FIRST, move, tiny_model
 from transformers import (
     BertConfig,
@@ -12,12 +14,25 @@ from transformers import (
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
     set_seed,
 )
 
 from hf_interp import InterpolationTrainer
+from hf_interp.tasks.dialogues import CHATML
+
+
+def byte_tokenizer(*, trims: bool, merges: Sequence[tuple[str, str]] = ()) -> Any:
+    """Every byte is a token, and so are the marks of the template; places are told with or without white space."""
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    model = Tokenizer(models.BPE(vocab={each: index for index, each in enumerate(letters)}, merges=list(merges)))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.post_processor = processors.ByteLevel(trim_offsets=trims)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=model, chat_template=CHATML)
 
 
 def moved(model: Any) -> Any:

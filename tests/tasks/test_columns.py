@@ -30,7 +30,10 @@ def convert(kind: Any, value: Any, names: list[str] | None = None, feature: Any 
         ("number", 3, 3.0),
         ("number", -0.5, -0.5),
         ("anything", {"a": 1}, {"a": 1}),
-        ("turns", [{"role": "assistant", "content": "Hi"}], [{"role": "assistant", "content": "Hi"}]),
+        ("turns", [{"role": "assistant", "content": "Hi"}], [{"role": "assistant", "content": "Hi", "more": ""}]),
+        ("tools", None, "[]"),
+        ("tools", '[{"name": "add"}]', '[{"name": "add"}]'),
+        ("tools", [{"name": "add", "parameters": None}], '[{"name": "add"}]'),
     ],
 )
 def test_values_of_every_kind(kind: str, value: Any, expected: Any) -> None:

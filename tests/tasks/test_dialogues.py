@@ -1,14 +1,21 @@
 """Dialogues: their turns, their template, and the tokens that are learnt."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from token_toys import byte_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_interp.tasks.dialogues import CHATML, encode_dialogue, read_turns, set_chat_template
+from hf_interp.tasks.dialogues import (
+    CHATML,
+    encode_dialogue,
+    pack_turn,
+    read_turns,
+    set_chat_template,
+    unpack_turn,
+)
 
 USER, ASSISTANT = {"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}
 
@@ -57,6 +64,42 @@ def test_what_is_no_dialogue_is_refused(rows: Any, message: str) -> None:
         read_turns(rows, "role", "content", {"gpt": "asistant"})
 
 
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": None}}}
+
+
+def test_calls_of_tools_are_read_whoever_wrote_them() -> None:
+    as_text = {"function": {"name": "add", "arguments": '{"a": 1}'}, "id": None}
+    rows = [
+        {**USER, "tool_calls": None, "name": ""},
+        {"role": "assistant", "content": None, "tool_calls": [CALL, as_text]},
+        {"role": "tool", "content": "2", "tool_call_id": "x", "name": "add", "seconds": 3},
+    ]
+    found = read_turns(rows, "role", "content", {})
+    calls = found[1]["tool_calls"]
+    assert found[0] == USER
+    assert (found[1]["content"], [call["function"]["arguments"] for call in calls]) == ("", [{"a": 1}, {"a": 1}])
+    assert found[2] == {"role": "tool", "content": "2", "tool_call_id": "x", "name": "add"}
+    assert [unpack_turn(pack_turn(turn)) for turn in found] == found
+    assert {len(pack_turn(turn)) for turn in found} == {3}
+    for bad in ("add", {"function": {"arguments": {}}}, {"name": "add", "arguments": "{"}):
+        with pytest.raises(ValueError, match="among its tool_calls, where a mapping with a name and"):
+            read_turns([{"role": "assistant", "content": "", "tool_calls": [bad]}], "role", "content", {})
+
+
+def test_calls_are_learnt_and_their_results_are_not() -> None:
+    words = byte_tokenizer(trims=False)
+    words.chat_template = (
+        "{% for tool in tools or [] %}{{ tool.name + ';' }}{% endfor %}{% for m in messages %}{{ m.role + ': ' }}"
+        "{% for call in m.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %}"
+        "{{ m.content + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    rows = [USER, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "2"}, ASSISTANT]
+    turns = read_turns(rows, "role", "content", {})
+    found = encode_dialogue(words, turns, 999, tools=[{"name": "add"}])
+    assert words.decode(found["input_ids"]).startswith("add;user: a b<|im_end|>assistant: ")
+    assert words.decode([label for label in found["labels"] if label != -100]) == '{"a": 1}<|im_end|>c d<|im_end|>'
+
+
 def test_templates(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no chat template.*Set `chat_template: chatml`"):
         set_chat_template(tokenizer(None), None)
@@ -68,7 +111,7 @@ def test_templates(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text("{{ messages[0]['content'] }}")
     set_chat_template(own, str(tmp_path / "mine.jinja"))
     assert own.chat_template == "{{ messages[0]['content'] }}"
-    with pytest.raises(FileNotFoundError, match=r"must be 'chatml' or a file, got 'chatm', which is neither"):
+    with pytest.raises(FileNotFoundError, match=r"must be 'chatml', 'trl' or a file, got 'chatm', which is none"):
         set_chat_template(own, "chatm")
 
 
@@ -125,17 +168,6 @@ def test_long_dialogues_are_cut() -> None:
     assert cut == {name: values[: first + 1] for name, values in whole.items()}
     with pytest.raises(ValueError, match=f"no assistant's token within its first {first} tokens"):
         encode_dialogue(words, [USER, ASSISTANT], first)
-
-
-def byte_tokenizer(*, trims: bool, merges: Sequence[tuple[str, str]] = ()) -> Any:
-    """Every byte is a token, and so are the marks of the template; places are told with or without white space."""
-    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
-    model = Tokenizer(models.BPE(vocab={each: index for index, each in enumerate(letters)}, merges=list(merges)))
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.post_processor = processors.ByteLevel(trim_offsets=trims)
-    model.decoder = decoders.ByteLevel()
-    model.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    return PreTrainedTokenizerFast(tokenizer_object=model, chat_template=CHATML)
 
 
 @pytest.mark.parametrize("trims", [True, False])

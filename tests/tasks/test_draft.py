@@ -150,6 +150,7 @@ def test_dialogues_need_a_template_and_are_long_enough_for_every_answer(
     with pytest.raises(ValueError, match=r"\(--chat_template chatml\)"):
         draft_recipe(str(models["decoder"]), paths, {})
     draft = draft_recipe(str(models["decoder"]), paths, {"chat_template": "chatml"})
+    assert (draft.fields["task"], draft.fields["peft"], draft.fields["learning_rate"]) == ("chat", "lora", 2e-4)
     _, _, data = reading(tmp_path / "recipe.yaml", format_recipe(draft))
     assert all(any(label != -100 for label in row) for found in data.by_field().values() for row in found["labels"])
 

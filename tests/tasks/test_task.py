@@ -67,7 +67,11 @@ def test_every_task_names_parts_that_exist() -> None:
     for task in TASKS.values():
         assert hasattr(transformers, task.info.auto_class)
         assert task.columns(recipe(label_names=["a"]), CorpusConfig(path="rows.jsonl"))
-        assert task.check(recipe(label_names=["O", "B-A", "I-A"])) is None
+        given = recipe(label_names=["O", "B-A", "I-A"])
+        given.corpora["domain"].messages_column = "messages"
+        assert task.check(given) is None
+    with pytest.raises(ValueError, match="`task: chat` needs a corpus of dialogues"):
+        check_task(recipe(task="chat"))
 
 
 def test_the_collator_pads_to_the_longest(tiny_model_dir: Path) -> None:
