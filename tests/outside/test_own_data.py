@@ -217,9 +217,9 @@ def test_what_no_chat_can_be_made_of_is_refused_in_one_line(
     flags = ("--chat_template", "trl", "--output", "b.yaml")
     said = type_words("init", "--model", models / "decoder", "--domain", "domain.jsonl", *flags, status=2)
     assert "TRL has no variant" in said
-    write_tsv(tmp_path, "texts")
+    texts = write_tsv(tmp_path, "general").name
     flags = ("--task", "chat", "--output", "c.yaml")
-    assert "messages_column" in type_words("init", "--model", "bare", "--domain", "texts.tsv", *flags, status=2)
+    assert "messages_column" in type_words("init", "--model", "bare", "--domain", texts, *flags, status=2)
 
 
 def test_without_general_data_the_domain_is_trained_alone(

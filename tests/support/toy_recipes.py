@@ -2,7 +2,9 @@
 
 import json
 import random
+import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,9 @@ def write_toy_models(folder: Path) -> dict[str, Path]:
         model.save_pretrained(place)
         tokenizer.save_pretrained(place)
         folders[kind] = place
+    if (trl := find_spec("trl")) is not None and trl.origin is not None:  # which has the templates of real models
+        folders["chat"] = shutil.copytree(folders["decoder"], folder / "chat")
+        shutil.copy(Path(trl.origin).parent / "chat_templates" / "qwen2_5.jinja", folders["chat"] / "chat_template.jinja")
     digits = [str(digit) for digit in range(10)]
     return {
         **folders,
@@ -87,6 +92,8 @@ def write_toy_models(folder: Path) -> dict[str, Path]:
 
 
 def model_kind(task: str) -> str:
+    if task == "chat":
+        return task
     kinds = {"AutoModelForCausalLM": "decoder", "AutoModelForSeq2SeqLM": "encoder-decoder"}
     info = TASKS[task].info
     return kinds.get(info.auto_class, "encoder") if info.takes == "text" else info.takes
@@ -152,7 +159,7 @@ def toy_sizes(recipe: Mapping[str, Any], toy_models: Mapping[str, Path]) -> dict
     parsed, _ = parse_recipe(recipe)
     return {
         "model_name_or_path": str(toy_models[model_kind(parsed.task)]),
-        "max_length": LENGTH * (4 if any(corpus.messages_column for corpus in parsed.corpora.values()) else 1),
+        "max_length": LENGTH * (6 if any(corpus.messages_column for corpus in parsed.corpora.values()) else 1),
         "max_target_length": 8,
         "generation_max_length": 8,
         "per_device_train_batch_size": 4,

@@ -139,7 +139,7 @@ SAID = [[{"from": "human", "value": f"hi {number}"}, {"from": "gpt", "value": "h
         (
             lambda n: {"conversations": SAID[n]},
             "decoder",
-            "causal-lm",
+            "chat",
             {
                 "messages_column": "conversations",
                 "role_key": "from",
@@ -150,7 +150,7 @@ SAID = [[{"from": "human", "value": f"hi {number}"}, {"from": "gpt", "value": "h
         (
             lambda n: {"Instruction": f"do it {n}", "output": f"it is done {n}"},
             "decoder",
-            "causal-lm",
+            "chat",
             {"prompt_column": "Instruction", "target_column": "output"},
         ),
         (
