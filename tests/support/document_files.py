@@ -63,6 +63,15 @@ def lay_two_files(folder: Path) -> None:
     _write_untrained_model(folder / "toy-models" / "classifier", SHIFT)
 
 
+def lay_two_chats(folder: Path) -> None:
+    """my_dialogues.jsonl and other.jsonl, and `toy-models/chat`, an M₀."""
+    write_toy_models(folder / "toy-models")
+    for name in ("my_dialogues", "other"):
+        draw, roles = random.Random(name), ("user", "assistant") * 2
+        said = [[{"role": role, "content": _words(draw)} for role in roles] for _ in range(40)]
+        write_lines(folder / f"{name}.jsonl", [{"messages": turns} for turns in said])
+
+
 def lay_run(folder: Path) -> None:
     """recipe.yaml, a recipe on the two files, and `runs/mine`, what eight steps of it have left."""
     shutil.copytree(made(_make_run), folder, dirs_exist_ok=True)
@@ -203,6 +212,7 @@ DATA_ROWS: dict[str, Callable[[random.Random, int], dict[str, Any]]] = {
 
 LAYS: dict[str, Callable[[Path], None]] = {
     "two files": lay_two_files,
+    "two chats": lay_two_chats,
     "a run": lay_run,
     "programs": lay_programs,
     "toy recipes": lay_toy_recipes,

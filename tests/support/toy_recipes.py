@@ -82,7 +82,9 @@ def write_toy_models(folder: Path) -> dict[str, Path]:
         folders[kind] = place
     if (trl := find_spec("trl")) is not None and trl.origin is not None:  # which has the templates of real models
         folders["chat"] = shutil.copytree(folders["decoder"], folder / "chat")
-        shutil.copy(Path(trl.origin).parent / "chat_templates" / "qwen2_5.jinja", folders["chat"] / "chat_template.jinja")
+        shutil.copy(
+            Path(trl.origin).parent / "chat_templates" / "qwen2_5.jinja", folders["chat"] / "chat_template.jinja"
+        )
     digits = [str(digit) for digit in range(10)]
     return {
         **folders,
