@@ -8,7 +8,7 @@ trains a toy model on toy data. With `--model`, `--general` and `--domain` it ta
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from toy import load, toy_sentences, write_toy_model
+from toy import Sources, load, toy_sentences, write_toy_model
 from transformers import HfArgumentParser
 
 from hf_interp import InterpolationConfig, InterpolationMixin
@@ -33,19 +33,6 @@ class InterpolationSentenceTransformerTrainer(InterpolationMixin, SentenceTransf
 @dataclass
 class InterpolationEmbeddingArguments(SentenceTransformerTrainingArguments, InterpolationConfig):
     """The settings of sentence-transformers, with its defaults, and those of α."""
-
-
-@dataclass
-class Sources:
-    """What is trained, on what."""
-
-    model: str | None = field(default=None, metadata={"help": "An embedding model or an encoder; a toy by default."})
-    general: str | None = field(default=None, metadata={"help": "A file with the columns `anchor` and `positive`."})
-    domain: str | None = field(default=None, metadata={"help": "The same for the domain; a toy without these two."})
-
-    def __post_init__(self) -> None:
-        if (self.general is None) != (self.domain is None):
-            raise ValueError("Give both `--general` and `--domain`, or neither for toy data.")
 
 
 def toy_corpora(split: str) -> dict[str, datasets.Dataset]:

@@ -8,12 +8,12 @@ trains a toy model on toy data. With `--model`, `--general` and `--domain` it ta
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from toy import load, toy_sentences, write_toy_model
+from toy import Sources, load, toy_sentences, write_toy_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from trl import SFTConfig, SFTTrainer
 
@@ -27,21 +27,6 @@ class InterpolationSFTTrainer(InterpolationMixin, SFTTrainer):
 @dataclass
 class InterpolationSFTConfig(SFTConfig, InterpolationConfig):
     """TRL's settings, with its defaults, and those of α."""
-
-
-@dataclass
-class Sources:
-    """What is trained, on what."""
-
-    model: str | None = field(default=None, metadata={"help": "A causal language model; a toy by default."})
-    general: str | None = field(
-        default=None, metadata={"help": "A file with a column `text`, `messages`, or `prompt` and `completion`."}
-    )
-    domain: str | None = field(default=None, metadata={"help": "The same for the domain; a toy without these two."})
-
-    def __post_init__(self) -> None:
-        if (self.general is None) != (self.domain is None):
-            raise ValueError("Give both `--general` and `--domain`, or neither for toy data.")
 
 
 def toy_corpora(split: str) -> dict[str, datasets.Dataset]:

@@ -1,6 +1,7 @@
 """Toy corpora and untrained models for the examples of this folder, which need no network for them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from hf_interp.commands.demo import ToyShift
+
+
+@dataclass
+class Sources:
+    """What is trained, on what."""
+
+    model: str | None = field(default=None, metadata={"help": "A model of the kind that is trained; a toy by default."})
+    general: str | None = field(default=None, metadata={"help": "A file with the columns that the trainer takes."})
+    domain: str | None = field(default=None, metadata={"help": "The same for the domain; a toy without these two."})
+
+    def __post_init__(self) -> None:
+        if (self.general is None) != (self.domain is None):
+            raise ValueError("Give both `--general` and `--domain`, or neither for toy data.")
+
 
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
 SIZES = {"general": 400, "domain": 100}

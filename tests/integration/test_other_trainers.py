@@ -28,8 +28,8 @@ from hf_interp.tasks.build import tokenise
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.tokenizers import prepare_tokenizer
 
-# TRL turns gradient checkpointing on under the name that transformers has given up.
-pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+# TRL turns gradient checkpointing on, and off, under the names that transformers has given up.
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing(_disable)?` is deprecated:FutureWarning")
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "other_trainers"
 GENERAL, DOMAIN = 40, 12
@@ -726,11 +726,7 @@ def test_embeddings_take_plans(embed: Callable[..., Any], tmp_path: Path) -> Non
 # The examples
 
 
-@pytest.mark.parametrize(("name", "package"), [("sft", "trl"), ("embeddings", "sentence_transformers")])
-def test_the_examples_run(
-    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip(package, reason=f"{package} is not installed")
+def load_example(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(RECIPES))
     spec = importlib.util.spec_from_file_location(f"example_{name}", RECIPES / f"{name}.py")
     assert spec is not None
@@ -738,6 +734,38 @@ def test_the_examples_run(
     example = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, example)  # where its settings are pickled from
     spec.loader.exec_module(example)
+    return example
+
+
+def test_grpo_answers_prompts_of_both_sides_by_alpha(
+    trl: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example, rewarded = load_example("grpo", monkeypatch), []
+
+    def answered(completions: Any, side: Any, **columns: Any) -> list[float]:
+        rewarded.append(list(side))
+        return [float("positive" in text) for text in completions]
+
+    monkeypatch.setattr(example, "answered", answered)
+    flags = ["--output_dir", str(tmp_path), "--max_steps", "3", "--num_generations", "2", "--use_cpu", "true"]
+    flags += ["--per_device_train_batch_size", "8", "--max_completion_length", "2", "--report_to", "none"]
+    trainer = example.main([*flags, "--bf16", "false", "--disable_tqdm", "true", "--logging_steps", "1"])
+    # Of four prompts a step, each answered twice, with α at 0, a half and 1.
+    assert [sides.count("domain") for sides in rewarded] == [0, 4, 8]
+    assert all(sides[::2] == sides[1::2] for sides in rewarded)
+    prompts = trainer.train_dataset["prompt"]
+    corpora = {side: set(rows["prompt"]) for side, rows in example.toy_corpora("train").items()}
+    assert [prompt in corpora["domain"] for prompt in prompts[:4] + prompts[8:]] == [False] * 4 + [True] * 4
+    assert len({*prompts}) == 12
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("name", "package"), [("sft", "trl"), ("dpo", "trl"), ("embeddings", "sentence_transformers")])
+def test_the_examples_run(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    example = load_example(name, monkeypatch)
     flags = ["--output_dir", str(tmp_path), "--max_steps", "2", "--use_cpu", "true", "--report_to", "none"]
     flags += ["--disable_tqdm", "true", "--dataloader_pin_memory", "false"]
     metrics = example.main([*flags, "--alpha_start", "1.0"])

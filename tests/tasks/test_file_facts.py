@@ -156,7 +156,7 @@ SAID = [[{"from": "human", "value": f"hi {number}"}, {"from": "gpt", "value": "h
         (
             lambda n: {"instruction": "Do it.", "input": f"this {n}" if n % 2 else "", "output": f"it is done {n}"},
             "decoder",
-            "causal-lm",
+            "chat",
             {"prompt_column": "instruction", "text_pair_column": "input", "target_column": "output"},
         ),
         (
