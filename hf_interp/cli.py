@@ -247,11 +247,12 @@ def _train(args: argparse.Namespace, flags: Flags) -> None:
     argument("--resume", metavar="CHECKPOINT", help="go on from this checkpoint, or from the last one of this folder"),
     argument("--num_processes", type=int, help="plan for so many processes (default: the checkpoint's, or 1)"),
     argument("--samples", type=int, default=0, metavar="N", help="show N examples of each corpus as the model will"),
+    switch("--memory", "estimate the memory that training needs; no weights are loaded"),
     switch("--distance", "measure how far apart the sides are for the pretrained model"),
     argument("--distance_examples", type=int, metavar="N", help="of --distance: examples of each side (default: 500)"),
     examples=[
         "plan recipe.yaml --plot plan.png",
-        "plan recipe.yaml --distance --samples 3",
+        "plan recipe.yaml --memory --distance --samples 3",
         "plan recipe.yaml --resume runs/mine --num_processes 8",
     ],
     note=f"{FIELDS}.",
@@ -267,7 +268,9 @@ def _plan(args: argparse.Namespace, flags: Flags) -> None:
         from hf_interp.commands.distance import NUM_EXAMPLES
 
         num_examples = NUM_EXAMPLES
-    found = plan.plan_recipe(args.recipe, flags, args.resume, args.num_processes, num_examples, args.samples)
+    found = plan.plan_recipe(
+        args.recipe, flags, args.resume, args.num_processes, num_examples, args.samples, args.memory
+    )
     summary = plan.summarise(found)
     _print_found(args, summary, plan.format_plan(summary))
     if args.plot:

@@ -18,9 +18,9 @@ from hf_interp.mixture.collators import DISTILL
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.epochs import Epochs
-from hf_interp.mixture.packing import mean_tokens
+from hf_interp.mixture.packing import mean_tokens, token_lengths
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.tasks.build import check_recipe, format_cut, load_data, plan_data
+from hf_interp.tasks.build import RecipeData, check_recipe, format_cut, load_data, plan_data
 from hf_interp.tasks.media import describe
 from hf_interp.tasks.methods import format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
@@ -28,6 +28,7 @@ from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.self_corpus import Made
 from hf_interp.tasks.splits import format_shared
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
+from hf_interp.training.config import InterpolationConfig
 from hf_interp.utils.console import format_counts, format_table
 
 if TYPE_CHECKING:  # it evaluates a model, which a plan need not wait for
@@ -112,6 +113,8 @@ class Preview(NamedTuple):
     """Lines on what M₀ makes, or has made."""
     method: Sequence[str] = ()
     """A line on what the recipe's `method` sets, if it has one."""
+    memory: Mapping[str, int] = MappingProxyType({})
+    """In bytes, what a process needs, if it was estimated."""
 
 
 def plan_recipe(
@@ -121,6 +124,7 @@ def plan_recipe(
     num_processes: int | None = None,
     distance_examples: int | None = None,
     num_samples: int = 0,
+    estimates_memory: bool = False,
 ) -> Preview:
     """Plan a recipe, and return also what is known of its examples and of its learning rate.
 
@@ -130,9 +134,10 @@ def plan_recipe(
         num_processes: processes to plan for; those of the checkpoint by default, or 1.
         distance_examples: of each side, by which their distance for M₀ is measured; by default it is not.
         num_samples: examples of each corpus to show.
+        estimates_memory: whether to estimate the memory of a process.
 
     Raises:
-        ValueError, OSError: as training would raise, or if the distance cannot be measured.
+        ValueError, OSError: as training would raise, or if the distance cannot be measured or the memory told.
     """
     for name, count, least in (("num_processes", num_processes, 1), ("samples", num_samples, 0)):
         if count is not None and count < least:
@@ -175,7 +180,20 @@ def plan_recipe(
         },
         format_made(data.made),
         format_method(given),
+        _memory(recipe, args, data) if estimates_memory else {},
     )
+
+
+def _memory(recipe: Recipe, args: InterpolationConfig, data: RecipeData) -> dict[str, int]:
+    """Return what training needs in memory, by the longest rows that there are."""
+    from hf_interp.commands.memory import estimate_memory
+
+    rows = [corpus.dataset for corpus in data.corpora if isinstance(corpus.dataset, datasets.Dataset)]
+    longest = (
+        recipe.max_length if len(rows) < len(data.corpora) else max(int(token_lengths(each).max()) for each in rows)
+    )
+    distills = any(corpus.objective == DISTILL for corpus in data.corpora)
+    return estimate_memory(recipe, args, longest, distills=distills)
 
 
 def count_labels(corpus: Corpus, recipe: Recipe) -> dict[str, int]:
@@ -241,6 +259,8 @@ def summarise(preview: Preview) -> dict[str, Any]:
         summary["labels"] = preview.labels
     if preview.method:
         summary["method"] = preview.method[0]
+    if preview.memory:
+        summary["memory"] = dict(preview.memory)
     if preview.made:
         summary["made"] = list(preview.made)
     for name in ("cut", "shared", "samples"):
@@ -294,6 +314,10 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     lines += ["", *(f"Warning: {warning}" for warning in warnings)] if warnings else []
     for name, samples in summary.get("samples", {}).items():
         lines += ["", f"{name}, as the model will see it:", *(f"- {sample}" for sample in samples)]
+    if "memory" in summary:
+        from hf_interp.commands.memory import format_memory
+
+        lines += ["", format_memory(summary["memory"])]
     if "distance" in summary:
         from hf_interp.commands.distance import format_distance
 

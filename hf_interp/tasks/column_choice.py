@@ -88,8 +88,9 @@ def _dialogue(facts: Facts, given: Given, task: str | None, family: str | None) 
     column = None if "prompt_column" in named else _find(facts, given, "messages_column", turns, MESSAGES)
     if column is not None:
         has_tools = "tools" in facts.columns and facts.columns["tools"].kind != "empty"
-        columns = {"messages_column": column, **({"tools_column": "tools"} if has_tools else {})}
-        return Choice(task or "chat", {**columns, **_speakers(facts.columns[column], given)}, {})
+        tools = {"tools_column": "tools"} if has_tools else {}
+        speakers = _speakers(facts.columns[column], given)
+        return Choice(task or "chat", {"messages_column": column, **tools, **speakers}, {})
     pair = (given.get("prompt_column"), given.get("target_column", "target"))
     found = pair if pair[0] else _named_pair(facts, PROMPTS) if family != "encoder-decoder" else None
     if found is None:

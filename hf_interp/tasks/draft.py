@@ -280,7 +280,7 @@ def _sorted(labels: Iterable[str]) -> list[str]:
 def _decide_template(draft: Draft, model: ModelFacts) -> None:
     """Decide on TRL's variant of the model's template, where that marks nothing and TRL is there and has one."""
     tokenizer = model.tokenizer
-    if tokenizer.chat_template and not has_marks(tokenizer.get_chat_template()):
+    if tokenizer is not None and tokenizer.chat_template and not has_marks(tokenizer.get_chat_template()):
         try:
             training_template(tokenizer, "trl")
         except (ImportError, ValueError):

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from token_toys import byte_tokenizer
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from hf_interp import InterpolationTrainer, cli
 from hf_interp.commands.plan import format_plan, plan_recipe, summarise
@@ -160,6 +163,81 @@ def test_a_number_below_the_least_is_refused(
 ) -> None:
     assert cli.main(["plan", str(write_recipe(toy_recipe)), f"{flag}={least - 1}"]) == 2
     assert f"`{flag[2:]}` must be at least {least}, got {least - 1}." in capsys.readouterr().err
+
+
+class Measuring(TrainerCallback):
+    """Measures the bytes that the third step holds at the most: what was there, and what torch's profiler saw come."""
+
+    peak = 0
+
+    def __init__(self) -> None:
+        self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step != 2:
+            return
+        model, moments = kwargs["model"], kwargs["optimizer"].state.values()
+        held = [*model.parameters(), *model.buffers(), *(each for state in moments for each in state.values())]
+        storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in held}
+        self.held = sum(storages.values())
+        self.profiler.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            self.profiler.__exit__(None, None, None)
+            found = self.profiler.profiler.kineto_results.events()
+            changes = sorted((event.start_ns(), event.nbytes()) for event in found if event.name() == "[memory]")
+            self.peak = self.held + max(accumulate(change for _, change in changes))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gradient_accumulation_steps": 2, "bf16": True},
+        {"gradient_checkpointing": True},
+        {"peft": "lora", "average_from": 0.5, "corpora.general.objective": "distill"},
+    ],
+    ids=["full", "accumulation", "checkpoints", "lora"],
+)
+def test_memory_is_estimated_within_15_percent_of_the_peak(changes: dict[str, Any], tmp_path: Path) -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
+    words = byte_tokenizer(trims=False)
+    words.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<pad>"})
+    words.save_pretrained(tmp_path / "model")
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=512, num_key_value_heads=2)).save_pretrained(tmp_path / "model")
+    for side in ("general", "domain"):
+        (tmp_path / f"{side}.txt").write_text(f"{side} " * 2000, "utf-8")
+    recipe = {
+        "task": "causal-lm",
+        "model_name_or_path": str(tmp_path / "model"),
+        "max_length": 128,
+        "corpora": {side: {"path": str(tmp_path / f"{side}.txt")} for side in ("general", "domain")},
+        **{"output_dir": str(tmp_path / "run"), "max_steps": 4, "per_device_train_batch_size": 4, "use_cpu": True},
+        **{"report_to": "none", "save_strategy": "no", "disable_tqdm": True},
+    }
+    if "corpora.general.objective" in changes:
+        recipe["corpora"]["general"]["objective"] = changes["corpora.general.objective"]
+    recipe |= {name: value for name, value in changes.items() if "." not in name}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), "utf-8")
+    preview = plan_recipe(str(tmp_path / "recipe.yaml"), estimates_memory=True)
+    assert "memory of a process, about: " in format_plan(summarise(preview))
+    trainer, measuring = trainer_of(recipe), Measuring()
+    trainer.add_callback(measuring)
+    trainer.train()
+    weights = sum(each.numel() * each.element_size() for each in trainer.model.parameters())
+    assert preview.memory["parameters"] == pytest.approx(weights, rel=1e-3)  # and some buffers
+    assert preview.memory["peak"] == pytest.approx(measuring.peak, rel=0.15)
+
+
+def test_memory_of_a_classifier_is_estimated(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    memory = plan_recipe(str(write_recipe(toy_recipe)), estimates_memory=True).memory
+    model = trainer_of(toy_recipe).model
+    trained = sum(each.numel() * 4 for each in model.parameters())
+    assert (memory["gradients"], memory["optimizer"]) == (trained, 2 * trained)
+    assert memory["peak"] > 3 * trained
 
 
 def test_a_plan_makes_no_folder(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:

@@ -29,7 +29,9 @@ from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.tokenizers import prepare_tokenizer
 
 # TRL turns gradient checkpointing on, and off, under the names that transformers has given up.
-pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing(_disable)?` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`(is_)?gradient_checkpointing(_enable|_disable)?` is deprecated:FutureWarning"
+)
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "other_trainers"
 GENERAL, DOMAIN = 40, 12
