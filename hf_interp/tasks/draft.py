@@ -35,7 +35,7 @@ from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe
 from hf_interp.tasks.self_corpus import MAKERS, ROWS
 from hf_interp.tasks.splits import content_keys, count_shared, in_part
-from hf_interp.tasks.task import get_task
+from hf_interp.tasks.task import check_task, get_task
 from hf_interp.tasks.tokenizers import prepare_tokenizer
 from hf_interp.utils.console import format_counts
 from hf_interp.utils.errors import reading
@@ -318,6 +318,7 @@ def _decide_data(
 ) -> None:
     """Decide what is trained on, what chooses α and what is measured, and how long inputs may be."""
     recipe, _ = parse_recipe({**draft.fields, "corpora": entries})
+    check_task(recipe)
     if model.tokenizer is not None:
         prepare_tokenizer(model.tokenizer, recipe)
     groups = [group for group in GROUPS if group in made or group != "validation_corpora" or "general" in facts]

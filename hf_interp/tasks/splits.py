@@ -17,11 +17,13 @@ def content_key(value: Any, turn_key: str = "content") -> int:
 
     >>> content_key("So  Good ") == content_key(["so", "good"]) != content_key("so bad")
     True
+    >>> content_key([{"content": None}, {"content": "a"}]) == content_key([{"content": ""}, {"content": "b"}])
+    True
     """
     if isinstance(value, bytes):
         return int.from_bytes(blake2b(value, digest_size=8).digest(), "big")
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-        value = [turn.get(turn_key) for turn in (value[:-1] or value)]
+        value = [turn.get(turn_key) or "" for turn in (value[:-1] or value)]
     text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     plain = " ".join(text.split()).casefold().encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(plain, digest_size=8).digest(), "big")

@@ -214,6 +214,7 @@ def test_what_no_chat_can_be_made_of_is_refused_in_one_line(
     said = type_words("init", "--model", "bare", "--domain", "domain.jsonl", status=2)
     assert "Set `chat_template: chatml`" in said
     assert said.count("\n") == 1
+    pytest.importorskip("trl", reason="trl is not installed: pip install hf_interp[trl]")
     flags = ("--chat_template", "trl", "--output", "b.yaml")
     said = type_words("init", "--model", models / "decoder", "--domain", "domain.jsonl", *flags, status=2)
     assert "TRL has no variant" in said
