@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hf_interp.weights.alpha_spec import AlphaByDepth as AlphaByDepth
     from hf_interp.weights.interpolate import interpolate_weights as interpolate_weights
     from hf_interp.weights.merge import interpolate_checkpoints as interpolate_checkpoints
-    from hf_interp.weights.methods import MergeMethod as MergeMethod
+    from hf_interp.weights.merge_methods import MergeMethod as MergeMethod
 
 __version__ = metadata.version("hf_interp")
 
@@ -38,7 +38,7 @@ _HOMES = {
     "InterpolationMixin": "training.mixin",
     "InterpolationSeq2SeqTrainer": "training.trainer",
     "InterpolationTrainer": "training.trainer",
-    "MergeMethod": "weights.methods",
+    "MergeMethod": "weights.merge_methods",
     "MixturePlan": "mixture.plan",
     "Objective": "training.heads",
     "PackedCollator": "mixture.collators",

@@ -22,7 +22,7 @@ from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, parse_alpha
 from hf_interp.weights.matching import InterpolationReport
 from hf_interp.weights.merge import interpolate_checkpoints
 from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
-from hf_interp.weights.methods import METHODS, MergeMethod
+from hf_interp.weights.merge_methods import METHODS, MergeMethod
 from hf_interp.weights.soups import greedy_soup, write_soup
 
 

@@ -38,7 +38,7 @@ from hf_interp.weights.matching import (
     match_names,
 )
 from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
-from hf_interp.weights.methods import MergeMethod, TensorMethod
+from hf_interp.weights.merge_methods import MergeMethod, TensorMethod
 from hf_interp.weights.model_folder import (
     check_output,
     copy_small_files,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from hf_interp.weights.matching import TensorDecision, is_float
-from hf_interp.weights.methods import TensorMethod, merged_blocks
+from hf_interp.weights.merge_methods import TensorMethod, merged_blocks
 from hf_interp.weights.tensor_files import Stored, read_piece, run_in_threads, write_piece
 from hf_interp.weights.tensors import is_finite, lerp, mean_of, refuse_diverged, write_one
 

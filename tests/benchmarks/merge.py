@@ -1,13 +1,17 @@
-"""Time and memory of interpolating two checkpoints on disk: ours, plain safetensors, and mergekit.
+"""Time and memory of merging checkpoints on disk, ours beside mergekit's; and whether the results are the same.
 
     python -m venv /tmp/mergekit && /tmp/mergekit/bin/pip install torch==2.13.0 mergekit
     python tests/benchmarks/merge.py --mergekit /tmp/mergekit/bin/python
+    python tests/benchmarks/merge.py --mergekit /tmp/mergekit/bin/python --check
 
-Two checkpoints of a Llama-like model with random bfloat16 weights, in shards, α = 0.3. Every contestant runs in fresh
-processes, in turns, with the inputs in the page cache, free memory and nothing left to be written back. Medians with
-ranges. "Merge" is the call alone, without imports. Memory is the most that is anonymous at a time, sampled every two
-milliseconds: mapped files do not count. The result of the plain way is compared with ours bit by bit, mergekit's up to
-rounding.
+Checkpoints of a Llama-like model with random bfloat16 weights, in shards: M₀, and two models near it, of which linear
+and slerp take one. Both compute in float32 and write bfloat16. Every contestant runs in fresh processes, in turns, with
+the inputs in the page cache, free memory and nothing left to be written back. Medians with ranges. "Merge" is the call
+alone, without imports. Memory is the most that is anonymous at a time, sampled every two milliseconds: mapped files do
+not count. Results are compared with ours number by number. For linear the plain way with safetensors runs too.
+
+--check merges small float32 models by every method, with weights, densities and factors that go by name and depth, and
+fails where a number differs by more than 1e-6. What DARE keeps depends on the generator, so there it keeps all.
 """
 
 import argparse
@@ -22,9 +26,29 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 ALPHA = 0.3
-PLAIN, OURS = "safetensors: load_file, lerp, save_file", "hf_interp: interpolate_checkpoints"
-MERGEKIT = "mergekit linear"
+PLAIN, OURS, MERGEKIT = "safetensors alone", "hf_interp", "mergekit"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "slerp": {"t": ALPHA},
+    "task_arithmetic": {"weight": 0.4},
+    "ties": {"weight": 0.4, "density": 0.2},
+    "dare_linear": {"weight": 0.4, "density": 0.2},
+    "dare_ties": {"weight": 0.4, "density": 0.2},
+    "breadcrumbs": {"weight": 0.4, "density": 0.2, "gamma": 0.01},
+    "breadcrumbs_ties": {"weight": 0.4, "density": 0.2, "gamma": 0.01},
+}
+"""What each method is timed with."""
+VARIED: dict[str, Any] = {
+    "t": [{"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]}, {"value": 0.5}],
+    "weight": [{"filter": "mlp", "value": [0.1, 0.8, 0.3]}, {"value": 0.4}],
+    "density": [0.2, 0.9],
+    "gamma": [0.02, 0.1],
+    "lambda": 0.9,
+}
+"""What they are checked with."""
 
 
 class Run(NamedTuple):
@@ -36,21 +60,39 @@ class Run(NamedTuple):
     """Anonymous memory when the merge begins."""
 
 
-def child_ours(base: Path, finetuned: Path, out: Path) -> list[float]:
+def configuration(method: str, folders: list[Path], parameters: dict[str, Any], **types: str) -> dict[str, Any]:
+    """A configuration of mergekit: of M₀ and one model for a mean and an arc, or of M₀ and all."""
+    base, *models = map(str, folders)
+    entries: list[dict[str, Any]] = [{"model": model} for model in models]
+    if method == "linear":
+        entries = [
+            {"model": base, "parameters": {"weight": 1 - ALPHA}},
+            {**entries[0], "parameters": {"weight": ALPHA}},
+        ]
+        return {"merge_method": method, "models": entries, **types}
+    entries = entries[:1] if method == "slerp" else entries
+    return {"merge_method": method, "base_model": base, "models": entries, "parameters": parameters, **types}
+
+
+def child_ours(config: dict[str, Any], path: Path, out: Path) -> list[float]:
+    from hf_interp.commands.merge import read_mergekit
     from hf_interp.weights.merge import interpolate_checkpoints
 
     begin, imports = time.perf_counter(), anonymous(os.getpid())
-    interpolate_checkpoints(base, finetuned, out, ALPHA)
+    if config["merge_method"] == "linear":
+        interpolate_checkpoints(*(entry["model"] for entry in config["models"]), out, ALPHA)
+    else:
+        interpolate_checkpoints(**read_mergekit(path), output_dir=out, extrapolate=True)
     return [time.perf_counter() - begin, imports]
 
 
-def child_plain(base: Path, finetuned: Path, out: Path) -> list[float]:
+def child_plain(config: dict[str, Any], path: Path, out: Path) -> list[float]:
     import torch
     from safetensors.torch import load_file, save_file
 
     begin, imports = time.perf_counter(), anonymous(os.getpid())
     tensors = []
-    for folder in (base, finetuned):
+    for folder in (Path(entry["model"]) for entry in config["models"]):
         paths = sorted(folder.glob("*.safetensors"))
         tensors.append({name: tensor for path in paths for name, tensor in load_file(path).items()})
     merged = {name: torch.lerp(tensor, tensors[1][name], ALPHA) for name, tensor in tensors[0].items()}
@@ -59,20 +101,13 @@ def child_plain(base: Path, finetuned: Path, out: Path) -> list[float]:
     return [time.perf_counter() - begin, imports]
 
 
-def child_mergekit(base: Path, finetuned: Path, out: Path) -> list[float]:
+def child_mergekit(config: dict[str, Any], path: Path, out: Path) -> list[float]:
     from mergekit.config import MergeConfiguration
     from mergekit.merge import MergeOptions, run_merge
 
-    models = [(base, 1 - ALPHA), (finetuned, ALPHA)]
-    config = MergeConfiguration.model_validate(
-        {
-            "merge_method": "linear",
-            "dtype": "bfloat16",
-            "models": [{"model": str(folder), "parameters": {"weight": weight}} for folder, weight in models],
-        }
-    )
     begin, imports = time.perf_counter(), anonymous(os.getpid())
-    run_merge(config, str(out), MergeOptions(copy_tokenizer=False, quiet=True))
+    options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
+    run_merge(MergeConfiguration.model_validate(config), str(out), options)
     return [time.perf_counter() - begin, imports]
 
 
@@ -96,19 +131,21 @@ def touch_memory(path: Path, size: int) -> None:
     path.unlink()
 
 
-def run(python: str, name: str, folders: tuple[Path, Path, Path]) -> Run:
+def run(python: str, way: str, config: dict[str, Any], out: Path) -> Run:
     """Run a contestant in a fresh process."""
-    shutil.rmtree(folders[2], ignore_errors=True)
-    for folder in folders[:2]:
-        for path in folder.iterdir():
-            with path.open("rb") as file:
-                while file.read(1 << 24):
-                    pass
-    touch_memory(folders[2].parent / "scratch", 3 * sum(path.stat().st_size for path in folders[0].iterdir()))
+    shutil.rmtree(out, ignore_errors=True)
+    folders = {Path(config.get("base_model", out)), *(Path(entry["model"]) for entry in config["models"])} - {out}
+    for path in (path for folder in folders for path in folder.iterdir()):
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+    touch_memory(out.parent / "scratch", 3 * sum(path.stat().st_size for path in folders.pop().iterdir()))
     os.sync()
+    place = out.with_suffix(".yml")
+    place.write_text(yaml.safe_dump(config), encoding="utf-8")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     peak = 0.0
-    command = [python, __file__, "--child", name, *map(str, folders)]
+    command = [python, __file__, "--child", way, str(place), str(out)]
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
         while process.poll() is None:
@@ -119,101 +156,123 @@ def run(python: str, name: str, folders: tuple[Path, Path, Path]) -> Run:
         process.stdout.close()
         if process.returncode:
             errors.seek(0)
-            raise RuntimeError(f"{name} failed:\n{errors.read()[-2000:]}")
+            raise RuntimeError(f"{way} failed:\n{errors.read()[-2000:]}")
     times = json.loads(lines[-1])
     return Run(times[0], peak, times[1])
 
 
-def make_checkpoint(folder: Path, seed: int, gib: float) -> None:
+def make_models(folder: Path, gib: float, dtype: str) -> list[Path]:
+    """Write M₀ and two models near it."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=max(1, round(10.4 * gib - 1.4)),
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        tie_word_embeddings=False,
-    )
+    size = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": max(1, round(10.4 * gib - 1.4))}
+    if not gib:
+        size = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 4, "tie_word_embeddings": False}
+    config = LlamaConfig(vocab_size=32_000 if gib else 300, **size, **heads)
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).bfloat16()
+        model = LlamaForCausalLM(config).to(getattr(torch, dtype))
     model = model.to_empty(device="cpu")
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            for piece in parameter.view(-1).split(1 << 22):
-                piece.copy_(torch.randn(piece.numel()).mul_(0.02))
-    model.save_pretrained(folder, max_shard_size="300MB")
+    torch.manual_seed(0)
+    folders = [folder / name for name in ("base", "first", "second")]
+    for index, path in enumerate(folders):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                for piece in parameter.view(-1).split(1 << 22):
+                    step = torch.randn(piece.numel()).mul_(0.005 if index else 0.02)
+                    piece.copy_(piece + step if index else step)
+        model.save_pretrained(path, max_shard_size="300MB" if gib else "100KB")
+    return folders
 
 
-def compare(ours: Path, other: Path, inputs: tuple[Path, Path]) -> str:
-    """How two results differ, in words; the unit is the distance of neighbouring bfloat16 numbers."""
-    import torch
-
+def differences(ours: Path, other: Path) -> tuple[float, float]:
+    """The share of numbers that are equal, and the largest difference; infinite where tensors are missing."""
     from hf_interp.weights.tensor_files import find_tensors, read_piece
 
-    found = [find_tensors(folder, "folder") for folder in (ours, other, *inputs)]
+    found = [find_tensors(folder, "folder") for folder in (ours, other)]
     if found[0].keys() != found[1].keys():
-        return "other tensors"
-    num_equal, total, most = 0, 0, 0.0
+        return 0.0, float("inf")
+    equal, total, most = 0, 0, 0.0
     for name in found[0]:
-        one, two, base, tuned = (read_piece(part[name]).float() for part in found)
-        num_equal += int((one == two).sum())
-        total += one.numel()
-        scale = torch.maximum(base.abs(), tuned.abs()).clamp_min(1e-30) * 2**-8
-        most = max(most, float(((one - two).abs() / scale).max()))
-    if num_equal == total:
-        return "bit for bit ours"
-    return f"{num_equal / total:.2%} equal, at most {most:.1f} units of the larger input off"
+        one, two = (read_piece(part[name]).float() for part in found)
+        equal, total = equal + int((one == two).sum()), total + one.numel()
+        most = max(most, float((one - two).abs().max()))
+    return equal / total, most
 
 
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
-def table(args: argparse.Namespace, folder: Path) -> str:
-    from hf_interp.utils.console import format_table
-
-    inputs = (folder / "base", folder / "tuned")
-    for seed, path in enumerate(inputs):
-        make_checkpoint(path, seed, args.gib)
-    size = sum(path.stat().st_size for path in inputs[0].glob("*.safetensors"))
-    pythons = {OURS: sys.executable, PLAIN: sys.executable, **({MERGEKIT: args.mergekit} if args.mergekit else {})}
-    runs: dict[str, list[Run]] = {name: [] for name in pythons}
-    results: dict[str, str] = {}
+def compare(method: str, args: argparse.Namespace, folder: Path, models: list[Path]) -> list[list[str]]:
+    """Time a method; rows of the table."""
+    config = configuration(method, models, SETTINGS[method], dtype="float32", out_dtype="bfloat16")
+    ways = [OURS, *([MERGEKIT] if args.mergekit else []), *([PLAIN] if method == "linear" else [])]
+    pythons = {OURS: sys.executable, PLAIN: sys.executable, MERGEKIT: args.mergekit}
+    runs: dict[str, list[Run]] = {way: [] for way in ways}
     for round_ in range(args.rounds):
-        order = list(pythons) if round_ % 2 == 0 else list(reversed(pythons))
-        for name in order:
-            out = folder / name.partition(":")[0].replace(" ", "_").replace(",", "")
-            runs[name].append(run(pythons[name], name, (*inputs, out)))
-            if round_ < args.rounds - 1:
-                shutil.rmtree(out)
-            results[name] = str(out)
+        for way in ways if round_ % 2 == 0 else ways[::-1]:
+            runs[way].append(run(pythons[way], way, config, folder / way.replace(" ", "_")))
     rows = []
-    for name, found in runs.items():
-        merge, peak, imports = ([*values] for values in zip(*found, strict=True))
-        outcome = "" if name == OURS else compare(Path(results[OURS]), Path(results[name]), inputs)
-        memory = [f"{statistics.median(values):.0f}" for values in (peak, imports)]
-        rows.append([name, spread(merge), *memory, outcome])
-    header = ["way", "merge, s", "anonymous, MiB", "of it imports", "result"]
-    return f"{size / 2**30:.2f} GiB each, {args.rounds} rounds\n\n" + format_table(header, rows)
+    first = [statistics.median(getattr(one, field) for one in runs[OURS]) for field in ("merge", "peak", "imports")]
+    for way, found in runs.items():
+        seconds, peak, imports = ([*values] for values in zip(*found, strict=True))
+        row = [method if way == OURS else "", way, spread(seconds), f"{statistics.median(peak):.0f}"]
+        if way == OURS:
+            rows.append([*row, "", "", ""])
+            continue
+        more = (statistics.median(peak) - statistics.median(imports)) / max(first[1] - first[2], 1)
+        share, most = differences(folder / OURS, folder / way.replace(" ", "_"))
+        times = [
+            f"{statistics.median(seconds) / first[0]:.1f}×",
+            f"{statistics.median(peak) / first[1]:.1f}× ({more:.0f}×)",
+        ]
+        rows.append([*row, *times, f"{share:.2%} equal, the others {most:.1e} off at most"])
+    return rows
+
+
+def check(args: argparse.Namespace, folder: Path) -> bool:
+    """Compare small merges with mergekit's, and print what differs most."""
+    models, fine = make_models(folder, 0, "float32"), True
+    for method in SETTINGS:
+        own = {"slerp": ["t"], "linear": []}.get(method, [*SETTINGS[method], "lambda"])
+        parameters = {name: 1.0 if (method[:4], name) == ("dare", "density") else VARIED[name] for name in own}
+        config = configuration(method, models, parameters, dtype="float32")
+        outs = [folder / OURS, folder / MERGEKIT]
+        for python, way, out in zip((sys.executable, args.mergekit), (OURS, MERGEKIT), outs, strict=True):
+            run(python, way, config, out)
+        share, most = differences(*outs)
+        print(f"{method}: {share:.2%} of the numbers equal, the others {most:.1e} off at most")
+        fine = fine and most <= 1e-6
+    return fine
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mergekit", metavar="PYTHON", help="the interpreter of an environment that has mergekit")
+    parser.add_argument("--methods", nargs="+", default=[*SETTINGS], choices=[*SETTINGS])
     parser.add_argument("--gib", type=float, default=1.0, help="size of each checkpoint (default: 1)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--child", nargs=4, metavar=("NAME", "BASE", "FINETUNED", "OUT"), help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--check", action="store_true", help="compare the results of small models, and time nothing")
+    parser.add_argument("--child", nargs=3, metavar=("WAY", "CONFIG", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        name, *folders = args.child
-        print(json.dumps(CHILDREN[name](*map(Path, folders))), flush=True)
+        way, path, out = args.child
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        print(json.dumps(CHILDREN[way](config, Path(path), Path(out))), flush=True)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        print(table(args, Path(folder)), flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        if args.check:
+            sys.exit(0 if check(args, Path(name)) else 1)
+        from hf_interp.utils.console import format_table
+
+        models = make_models(Path(name), args.gib, "bfloat16")
+        size = sum(path.stat().st_size for path in models[0].glob("*.safetensors"))
+        print(f"{size / 2**30:.2f} GiB each, {args.rounds} rounds; beside mergekit's seconds and memory, times ours\n")
+        rows = [row for method in args.methods for row in compare(method, args, Path(name), models)]
+        header = ["method", "way", "merge, s", "anonymous, MiB", "time", "memory (beyond imports)", "result"]
+        print(format_table(header, rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from hf_interp.commands.merge import read_mergekit
 from hf_interp.weights import streaming
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth
 from hf_interp.weights.merge import interpolate_checkpoints
-from hf_interp.weights.methods import METHODS, MergeMethod
+from hf_interp.weights.merge_methods import METHODS, MergeMethod
 
 Array = np.ndarray
 Tensors = dict[str, torch.Tensor]
