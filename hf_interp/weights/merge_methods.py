@@ -8,7 +8,7 @@ rescaled (Yu et al. 2023, arXiv 2311.03099), `breadcrumbs` neither the smallest 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hf_interp.utils.errors import did_you_mean
-from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, plain_alpha, resolve_alpha
+from hf_interp.weights.alpha_spec import Alpha, plain_alpha, resolve_alpha
 
 
 class _Kind(NamedTuple):
@@ -99,13 +99,15 @@ class MergeMethod:
         if self.name not in METHODS:
             known = f"must be one of {', '.join(METHODS)}, got {self.name!r}."
             raise ValueError(f"`method` {known}{did_you_mean(self.name, METHODS)}")
-        for name in self.given().keys() - {"name"} - {*METHODS[self.name]}:
+        for name in sorted(self.given().keys() - {"name", *METHODS[self.name]}):
             has = f", which has {', '.join(METHODS[self.name])}" if METHODS[self.name] else ""
             raise ValueError(f"`{name}` is not a setting of {self.name}{has}.")
         if self.name == "slerp" and num_models > 1:
             raise ValueError(f"`method` slerp takes one model beside M₀, got {num_models}.")
         if "density" in METHODS[self.name] and self.density is None:
             raise ValueError(f"`density` must be given for {self.name}: the share of numbers to keep, such as 0.2.")
+        if (self.seed or 0) < 0:
+            raise ValueError(f"`seed` must be 0 or more, got {self.seed}.")
         for name in ("weights", "density", "gamma"):
             _spread(name, getattr(self, name), num_models)
 
@@ -283,11 +285,10 @@ def _step(histogram: Any, count: int) -> tuple[int, int]:
 
 def _spread(name: str, value: Setting | None, num_models: int) -> list[Alpha]:
     """Return a setting for every model."""
-    if value is None or isinstance(value, (float, int, Mapping, AlphaByDepth)) or not isinstance(value, Sequence):
-        return [value] * num_models  # type: ignore[list-item]
-    if len(value) not in (1, num_models):
-        raise ValueError(f"`{name}` must be one for all models or one for each of the {num_models}, got {len(value)}.")
-    return list(value) * (num_models if len(value) == 1 else 1)
+    values: list[Any] = [*value] if isinstance(value, (list, tuple)) else [value]
+    if len(values) not in (1, num_models):
+        raise ValueError(f"`{name}` must be one for all models or one for each of the {num_models}, got {len(values)}.")
+    return values * (num_models // len(values))
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,11 @@ not count. Results are compared with ours number by number. For linear the plain
 
 --check merges small float32 models by every method, with weights, densities and factors that go by name and depth, and
 fails where a number differs by more than 1e-6. What DARE keeps depends on the generator, so there it keeps all.
+
+    hf-interp demo && python tests/benchmarks/merge.py --effect demo
+
+trains the demo's model on domain data alone with three seeds, merges the three, and measures both sides on their test
+sets; and says how alike M₀ and the models are.
 """
 
 import argparse
@@ -80,7 +85,8 @@ def child_ours(config: dict[str, Any], path: Path, out: Path) -> list[float]:
 
     begin, imports = time.perf_counter(), anonymous(os.getpid())
     if config["merge_method"] == "linear":
-        interpolate_checkpoints(*(entry["model"] for entry in config["models"]), out, ALPHA)
+        base, model = (entry["model"] for entry in config["models"])
+        interpolate_checkpoints(base, model, out, ALPHA)
     else:
         interpolate_checkpoints(**read_mergekit(path), output_dir=out, extrapolate=True)
     return [time.perf_counter() - begin, imports]
@@ -248,6 +254,58 @@ def check(args: argparse.Namespace, folder: Path) -> bool:
     return fine
 
 
+def accuracy(model: Path, examples: Path) -> float:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    rows = [json.loads(line) for line in examples.read_text(encoding="utf-8").splitlines()]
+    classifier, tokenizer = (one.from_pretrained(model) for one in (AutoModelForSequenceClassification, AutoTokenizer))
+    with torch.no_grad():
+        inputs = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+        found = classifier.eval()(**inputs).logits.argmax(-1)
+    names = [classifier.config.id2label[int(index)] for index in found]
+    return sum(name == row["label"] for name, row in zip(names, rows, strict=True)) / len(rows)
+
+
+def effect(demo: Path, folder: Path) -> str:
+    """Accuracy on both sides of M₀, the models and their merges, as a table; and cosines."""
+    import torch
+
+    from hf_interp.utils.console import format_table
+    from hf_interp.weights.merge import interpolate_checkpoints
+    from hf_interp.weights.merge_methods import METHODS, MergeMethod
+    from hf_interp.weights.tensor_files import find_tensors, read_piece
+
+    base, runs = demo / "base", [folder / f"seed {seed}" for seed in range(3)]
+    for seed, out in enumerate(runs):
+        recipe = [str(demo / "recipe.yaml"), "--output_dir", str(out)]
+        flags = ["--seed", str(seed), "--alpha_schedule_type", "constant", "--alpha", "1", "--alpha_search", "false"]
+        command = [sys.executable, "-m", "hf_interp.cli", "train", *recipe, *flags, "--report_to", "none"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=demo.parent)
+    tensors = [find_tensors(place, "folder") for place in (base, *runs)]
+    cosines = [
+        float(torch.cosine_similarity(read_piece(tensors[0][name]), read_piece(run[name]), dim=0))
+        for run in tensors[1:]
+        for name in tensors[0]
+    ]
+    near = sum(cosine > 0.9995 for cosine in cosines) / len(cosines)
+    subjects = {("M₀", ""): base, **{(f"M_θ, seed {seed}", ""): run for seed, run in enumerate(runs)}}
+    for name in METHODS:
+        for alpha in (0.25, 0.5, 0.75, 1.0):
+            out, thins = folder / f"{name} {alpha}", "density" in METHODS[name]
+            method = MergeMethod(name=name, density=0.2 if thins else None)
+            interpolate_checkpoints(base, runs[:1] if name == "slerp" else runs, out, alpha, method=method)
+            subjects[name, f"{alpha:g}"] = out
+    rows = [
+        [*subject, *(f"{accuracy(place, demo / f'{side}_test.jsonl'):.3f}" for side in ("general", "domain"))]
+        for subject, place in subjects.items()
+    ]
+    text = (
+        f"{near:.0%} of {len(cosines)} tensors have a cosine above 0.9995 with M₀'s; the least is {min(cosines):.4f}."
+    )
+    return f"{text}\n\n{format_table(['method', 'α', 'general', 'domain'], rows)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mergekit", metavar="PYTHON", help="the interpreter of an environment that has mergekit")
@@ -255,6 +313,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=1.0, help="size of each checkpoint (default: 1)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--check", action="store_true", help="compare the results of small models, and time nothing")
+    parser.add_argument("--effect", metavar="DEMO", type=Path, help="measure merges of three runs in the demo's folder")
     parser.add_argument("--child", nargs=3, metavar=("WAY", "CONFIG", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -263,6 +322,9 @@ def main() -> None:
         print(json.dumps(CHILDREN[way](config, Path(path), Path(out))), flush=True)
         return
     with tempfile.TemporaryDirectory() as name:
+        if args.effect:
+            print(effect(args.effect.resolve(), Path(name)))
+            return
         if args.check:
             sys.exit(0 if check(args, Path(name)) else 1)
         from hf_interp.utils.console import format_table
@@ -270,7 +332,10 @@ def main() -> None:
         models = make_models(Path(name), args.gib, "bfloat16")
         size = sum(path.stat().st_size for path in models[0].glob("*.safetensors"))
         print(f"{size / 2**30:.2f} GiB each, {args.rounds} rounds; beside mergekit's seconds and memory, times ours\n")
-        rows = [row for method in args.methods for row in compare(method, args, Path(name), models)]
+        rows = []
+        for method in args.methods:
+            rows += compare(method, args, Path(name), models)
+            print(rows[-1], file=sys.stderr, flush=True)
         header = ["method", "way", "merge, s", "anonymous, MiB", "time", "memory (beyond imports)", "result"]
         print(format_table(header, rows), flush=True)
 

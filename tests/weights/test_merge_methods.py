@@ -215,6 +215,7 @@ def test_nan_that_a_method_would_leave_out_is_refused(tmp_path: Path) -> None:
         (MergeMethod(density=0.5), "`density` is not a setting of linear, which has weights"),
         (MergeMethod(name="slerp", seed=1), "`seed` is not a setting of slerp"),
         (MergeMethod(name="ties", density=1.5), r"`density` must lie in \[0, 1\], got 1.5.$"),
+        (MergeMethod(name="dare", density=0.5, seed=-1), "`seed` must be 0 or more, got -1"),
         (MergeMethod(name="dare", density=0), r"`density` must lie in \(0, 1\], got 0"),
         (MergeMethod(name="dare", density=[0.1, 0.2, 0.3]), "`density` must be one .* for each of the 2, got 3"),
         (MergeMethod(weights=[1, -1]), "`weights` must not sum to 0"),
@@ -228,6 +229,15 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         merge(tmp_path, [{"w": draw(seed)} for seed in range(3)], method)
     assert not (tmp_path / "0" / "out").exists()
+
+
+def test_adapters_are_to_be_written_as_whole_models_first(tmp_path: Path) -> None:
+    base, adapter = (save(tmp_path / name, {"w": draw(0)}) for name in ("base", "adapter"))
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"`method` ties takes whole models\. Write the adapter as one: `merge_adapter`"
+    ):
+        interpolate_checkpoints(base, adapter, tmp_path / "out", 1.0, method=MergeMethod(name="ties", density=0.5))
 
 
 def write(tmp_path: Path, config: Mapping[str, Any]) -> Path:
