@@ -22,12 +22,7 @@ NAMES = ("M₀, pretrained", "M_α", "M_θ, fine-tuned")
 
 
 class AnswerView:
-    """Components that show the answers of three models; they are put where they are made, in a page under way.
-
-    Args:
-        gradio: the module.
-        slider: the models.
-    """
+    """Components that show the answers of three models; they are put where they are made, in a page under way."""
 
     def __init__(self, gradio: Any, slider: AlphaSlider) -> None:
         self._gradio, self._slider = gradio, slider
@@ -102,12 +97,7 @@ def _text(outcome: Outcome) -> str:
 
 
 class CurveView:
-    """A chart of the metric of both sides over α, with a line at the slider's α.
-
-    Args:
-        gradio: the module.
-        curve: of the run; without a curve, or without values, there is no component.
-    """
+    """A chart of the metric of both sides over α, with a line at the slider's α; nothing without values of it."""
 
     def __init__(self, gradio: Any, curve: AlphaCurve | None) -> None:
         self._gradio = gradio

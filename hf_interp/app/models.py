@@ -210,11 +210,7 @@ def open_slider(
 
 
 def describe_pair(base: str, finetuned: str | Path, *, task: str | None = None, **fields: Any) -> Recipe:
-    """Return a recipe for a pair of models that has none; fields that are `None` are left out.
-
-    Raises:
-        ValueError: for a task that is not known, or, without one, that M_θ's class or adapter does not tell.
-    """
+    """Return a recipe for a pair of models that has none; fields that are `None` are left out."""
     task = find_task(find_folder(finetuned, "finetuned")) if task is None else task
     check_task_name(task)
     given = {name: value for name, value in fields.items() if value is not None}

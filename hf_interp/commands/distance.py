@@ -72,11 +72,7 @@ class DomainDistance:
 
 
 def check_both_sides(sides: Sequence[str]) -> None:
-    """Refuse to measure the distance of a side from nothing.
-
-    Raises:
-        ValueError: unless both sides are among those of the corpora.
-    """
+    """Refuse to measure the distance of a side from nothing."""
     missing = [side for side in SIDES if side not in sides]
     if missing:
         raise ValueError(
@@ -103,9 +99,6 @@ def measure_distance(
         num_examples: to draw of each side, from its corpora by their shares; of streams the first are read. The side
             that has fewer limits both.
         seed: decides which are drawn, and the folds.
-
-    Raises:
-        ValueError: if a side is missing or has fewer than 10 examples, or the model has no features of tokens.
     """
     check_both_sides([corpus.side for corpus in data.corpora])
     begin = time.perf_counter()
@@ -188,9 +181,6 @@ def pooled_features(backbone: Any, rows: Rows, batch_size: int = 32) -> Array:
         backbone: a model without a head, in evaluation mode.
         rows: with `input_ids`, and with `attention_mask` and `token_type_ids` if the model is to see them.
         batch_size: rows at a time, padded on the right, where padding moves no token.
-
-    Raises:
-        ValueError: for rows without tokens, or a model without hidden states.
     """
     if any(len(row.get("input_ids", ())) == 0 for row in rows):
         raise ValueError("A distance needs examples with `input_ids`, got one without. Leave out --distance.")

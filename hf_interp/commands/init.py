@@ -63,11 +63,7 @@ def format_draft(draft: Draft, output: str) -> str:
 
 
 def check_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a file is: its format, columns, task, labels, lengths, and what is wrong with it.
-
-    Raises:
-        ValueError, OSError: for what cannot be read.
-    """
+    """Return what a file is: its format, columns, task, labels, lengths, and what is wrong with it."""
     facts = look_at("file", CorpusConfig(path=path, **given))
     found: dict[str, Any] = {"path": path, "format": facts.form, "rows": facts.rows}
     found["reading"] = {

@@ -57,11 +57,7 @@ def rate_weighted_alpha(plan: MixturePlan, args: TrainingArguments) -> float | N
 
 
 def learning_rate_factors(args: TrainingArguments, steps: list[int], max_steps: int) -> list[float] | None:
-    """Return by what the learning rate is multiplied at some steps; `None` if that depends on training.
-
-    Raises:
-        ValueError: for `lr_scheduler_kwargs` that the schedule does not take.
-    """
+    """Return by what the learning rate is multiplied at some steps; `None` if that depends on training."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     kwargs = dict(args.lr_scheduler_kwargs or {})
     try:

@@ -86,9 +86,6 @@ class Space:
 
         A constant schedule has one value, which both ends get, and no phases. α, and shares of the run, are rounded to
         three decimals, learning rates to three digits.
-
-        Raises:
-            ValueError: if what was drawn from lists does not go together.
         """
         kind = trial.suggest_categorical("alpha_schedule_type", self.alpha_schedule_type)
         if kind == "constant":
@@ -141,9 +138,6 @@ def make_space(
         learning_rate: search the learning rate too, from a quarter of this to four times as much, unless restricted.
         falling: allow α to start above its end.
 
-    Raises:
-        ValueError: for an unknown field or schedule, a value out of range, or ranges that do not go together.
-
     >>> make_space({"alpha_end": (0.5, 1.0), "alpha_schedule_type": "linear"}).alpha_end
     Range(low=0.5, high=1.0, log=False)
     """
@@ -162,9 +156,6 @@ def make_space(
 
 def read_space(texts: Sequence[str]) -> dict[str, Any]:
     """Read restrictions from texts: a range `field=low..high`, a list `field=a,b,c`, or `field=value`.
-
-    Raises:
-        ValueError: if a text cannot be read, or a field comes twice.
 
     >>> read_space(["alpha_end=0.5..1", "alpha_schedule_type=linear,cosine", "alpha_start=0"])
     {'alpha_end': (0.5, 1.0), 'alpha_schedule_type': ['linear', 'cosine'], 'alpha_start': [0.0]}

@@ -54,9 +54,6 @@ class Goal:
         search: objective, `max_forgetting`, `domain_weight` and the names of the sets.
         metric: the metric that is compared.
         base: M₀'s metrics by set.
-
-    Raises:
-        ValueError: if a set lacks the metric, or the objective cannot be computed from such a metric.
     """
 
     search: AlphaSearch
@@ -242,11 +239,7 @@ def tune_recipe(
 
 
 def choose_search(recipe: Recipe) -> AlphaSearch:
-    """Return the goal that a recipe sets: its `alpha_search`, or what suits its sets.
-
-    Raises:
-        ValueError: if the domain's set is missing, for a limit on the gap, or for the objective "knee".
-    """
+    """Return the goal that a recipe sets: its `alpha_search`, or what suits its sets."""
     group = "validation_corpora" if recipe.validation_corpora else "eval_corpora"
     names = list(getattr(recipe, group))
     search = recipe.alpha_search or AlphaSearch(objective="constrained" if "general" in names else "domain")

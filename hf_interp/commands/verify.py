@@ -68,10 +68,6 @@ def load_order(path: str | Path) -> RunOrder:
 
     Args:
         path: the folder of a run, one of its checkpoints, or its `results.json`.
-
-    Raises:
-        FileNotFoundError: if there is nothing there.
-        ValueError: if what is there does not tell the order.
     """
     path = Path(path)
     if not path.exists():
@@ -101,11 +97,7 @@ def load_order(path: str | Path) -> RunOrder:
 
 
 def compare_runs(first: RunOrder, second: RunOrder) -> Verdict:
-    """Compare whether two runs read the same examples in the same order, as far as both have records.
-
-    Raises:
-        ValueError: if they have no step on record in common.
-    """
+    """Compare whether two runs read the same examples in the same order, as far as both have records."""
     common = sorted(set(first.fingerprints) & set(second.fingerprints))
     if not common:
         steps = (
@@ -130,11 +122,7 @@ def compare_runs(first: RunOrder, second: RunOrder) -> Verdict:
 
 
 def check_run(run: RunOrder) -> Verdict:
-    """Check whether a run read what its plan says, at every step on record.
-
-    Raises:
-        ValueError: for a run over streams, whose examples no plan can tell.
-    """
+    """Check whether a run read what its plan says, at every step on record."""
     if run.has_streams:
         raise ValueError(
             f"{run.source} read streams, whose examples its plan does not know. Compare it with a second run."

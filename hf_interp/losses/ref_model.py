@@ -98,12 +98,7 @@ def logits_of(outputs: Any) -> torch.Tensor:
 
 
 def check_adapters_off(model: Any) -> None:
-    """Refuse a `PeftModel` that with its adapters off is not, or does not stay, the pretrained model.
-
-    Raises:
-        ValueError: if training or the adapter's initialisation changes pretrained weights, or tokens are put before
-            the input.
-    """
+    """Refuse a `PeftModel` that with its adapters off is not, or does not stay, the pretrained model."""
     remedy = "pass the pretrained model as `ref_model`"
     for config in model.peft_config.values():
         init = getattr(config, "init_lora_weights", True)

@@ -102,7 +102,7 @@ class MaskingCollator:
             own = {name: value for name, value in example.items() if name != "labels"}
             with random_state_of_slot(seed, number):
                 one = self._mask([own])
-                if not one["labels"].ne(-100).any():
+                if not one["labels"].ne(NO_LABEL).any():
                     one = self._mask_all([{**own, "special_tokens_mask": self._all_but_one(own)}])
             masked.append({name: values[0].tolist() for name, values in one.items()})
         return dict(self._pad(masked))

@@ -154,11 +154,7 @@ class AdaptiveAlpha:
         return global_step + self.lag >= self.plan.num_committed < self.plan.max_steps
 
     def decide(self, global_step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """Ask the controller and fix α of the next steps.
-
-        Raises:
-            ValueError: for an α that is not a number in [0, 1], or not one for each step.
-        """
+        """Ask the controller and fix α of the next steps."""
         first = self.plan.num_committed
         steps = range(first, min(first + self.update_steps, self.plan.max_steps))
         found, reason = self.controller.decide(steps, metrics, self.plan.scheduled_alpha)

@@ -291,11 +291,7 @@ def reading_order(
 def share_out(
     corpora: Sequence[Corpus], probabilities: Sequence[float], order: Order, alpha_schedule: AlphaSchedule | None
 ) -> tuple[list[Corpus], Order, AlphaSchedule]:
-    """Return the corpora with the shares of their sides, the order, and α, that give each corpus its probability.
-
-    Raises:
-        ValueError: for probabilities that are none, or beside an α or shares of the corpora.
-    """
+    """Return the corpora with the shares of their sides, the order, and α, that give each corpus its probability."""
     if len(probabilities) != len(corpora) or min(probabilities) < 0 or abs(sum(probabilities) - 1) > 1e-8:
         raise ValueError(
             f"`probabilities` must be one for each corpus ({[corpus.name for corpus in corpora]}), in [0, 1], and sum "

@@ -97,11 +97,7 @@ def chances_at(alpha: float, corpora: Sequence[CorpusSpec]) -> tuple[float, ...]
 def steps_until(
     order: Order, corpora: Sequence[CorpusSpec], schedule: AlphaSchedule, *, batch_size: int, seed: int, unit: Unit
 ) -> int:
-    """Return after how many whole steps the stopping strategy of an order ends a run.
-
-    Raises:
-        ValueError: for an α that moves or counts tokens, a stream, or an end that is not reached or comes at once.
-    """
+    """Return after how many whole steps the stopping strategy of an order ends a run."""
     strategy, corpora = order.stopping_strategy or "", check_corpora(corpora, unit)
     if not isinstance(schedule, Constant) or unit == "tokens":
         raise ValueError(

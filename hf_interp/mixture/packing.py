@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from hf_interp.mixture.permutations import IntArray
+from hf_interp.utils.errors import check_choice
 
 SAMPLE = 1000  # examples whose lengths are averaged where they must be read one by one
 NO_LABEL = -100  # at which no loss is computed
@@ -39,9 +40,6 @@ def mean_tokens(dataset: Any) -> float | None:
 
 def token_lengths(dataset: Any) -> IntArray:
     """Return the length of `input_ids` of every example; those of a `datasets.Dataset` are not read one by one.
-
-    Raises:
-        ValueError: if examples have none, or for a stream.
 
     >>> token_lengths([{"input_ids": [1, 2, 3]}, {"input_ids": [1]}]).tolist()
     [3, 1]
@@ -92,8 +90,7 @@ def pack(
     """
     if length < 1:
         raise ValueError(f"`length` must be at least 1, got {length}.")
-    if strategy not in ("wrapped", "bfd"):
-        raise ValueError(f"`strategy` must be wrapped or bfd, got {strategy!r}.")
+    check_choice("strategy", strategy, ("wrapped", "bfd"))
     columns = list(dataset.column_names or next(iter(dataset), {}))
     if "input_ids" not in columns:
         raise ValueError(f"Packing needs a column 'input_ids', got {columns}. Tokenise the corpus first.")

@@ -59,11 +59,7 @@ class MixturePath:
 def path_of(
     corpora: Sequence[CorpusSpec], points: Sequence[Mapping[str, Any]] | None, unit: Unit
 ) -> MixturePath | None:
-    """Return the path that some points or shares on both sides describe; `None` where every corpus has one side.
-
-    Raises:
-        ValueError: for points out of order, shares that do not sum to 1, a corpus that is unknown or in no point.
-    """
+    """Return the path that some points or shares on both sides describe; `None` where every corpus has one side."""
     if points is None and not any(isinstance(corpus.share, Mapping) for corpus in corpora):
         return None
     found = _of_sides(corpora, unit) if points is None else _of_points(corpora, points)

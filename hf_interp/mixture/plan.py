@@ -264,11 +264,7 @@ class MixturePlan:
         return {side: before[side] + int(totals[side][0]) for side in SIDES}
 
     def locate(self, slots: range | Sequence[int] | IntArray) -> Draw:
-        """Return what the given slots hold.
-
-        Raises:
-            IndexError: for slots outside the plan, or of steps whose α is not fixed yet.
-        """
+        """Return what the given slots hold."""
         if isinstance(slots, range) and slots.step == 1 and len(slots):  # the usual case, a batch of one step
             self._check_slots(slots[0], slots[-1])
             block, offset = divmod(slots[0] - self._first_slot, self._block_steps * self.batch_size)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from hf_interp.reporting.results import greater_is_better, load_results
 from hf_interp.utils.console import format_table
 from hf_interp.utils.environment import describe_machine, installed_versions
+from hf_interp.utils.errors import check_choice
 from hf_interp.utils.run_folder import CURVE_NAME
 
 FloatArray = npt.NDArray[np.float64]
@@ -86,10 +87,8 @@ class AlphaCurve:
         near = [index for index, known in enumerate(self.alphas) if math.isclose(known, alpha, abs_tol=SLACK)]
         if not near:
             raise ValueError(f"`alpha` must be one of those evaluated ({list_alphas(self.alphas)}), got {alpha}.")
-        if dataset not in self.report:
-            raise ValueError(f"`dataset` must be one of {', '.join(self.report)}, got {dataset!r}.")
-        if metric not in self.report[dataset]:
-            raise ValueError(f"`metric` must be one of {', '.join(self.report[dataset])}, got {metric!r}.")
+        check_choice("dataset", dataset, self.report)
+        check_choice("metric", metric, self.report[dataset])
         return self.report[dataset][metric]["values"][near[0]]
 
 

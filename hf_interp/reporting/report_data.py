@@ -150,10 +150,6 @@ def load_studies(folders: Sequence[str | os.PathLike[str]]) -> list[Study]:
     """Read folders: every comparison is a study of its own, and all runs are one, seeds of one recipe together.
 
     A folder that is given twice counts once.
-
-    Raises:
-        FileNotFoundError: if a folder is missing, or has no `results.json`.
-        ValueError: if that file is of another kind, or cannot be read.
     """
     if not folders:
         raise ValueError("`folders` must name at least one folder of a run or comparison, got none.")

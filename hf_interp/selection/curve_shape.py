@@ -101,9 +101,6 @@ def loss_barrier(alphas: npt.ArrayLike, losses: npt.ArrayLike) -> tuple[float, f
         alphas: the evaluated α, in any order, with 0 and 1; those outside [0, 1] are left out.
         losses: shape (num_alphas,); less is better.
 
-    Raises:
-        ValueError: if 0 or 1 is missing, for shapes that do not fit, repeated α, or values that are not finite.
-
     >>> loss_barrier([0.0, 0.5, 1.0], [1.0, 2.5, 2.0])
     (1.0, 0.5)
     >>> loss_barrier([0.0, 0.5, 1.0], [1.0, 1.25, 2.0])

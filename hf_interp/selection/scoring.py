@@ -216,10 +216,6 @@ def ratio_units(sums: Units, counts: Units) -> Units:
 def jackknife_units(value: Callable[[npt.NDArray[np.intp]], float], rows: npt.NDArray[np.intp]) -> Units:
     """Return pseudo-values of any metric, leaving out one group of rows after the other (Quenouille 1956, Tukey 1958).
 
-    Args:
-        value: the metric on some rows.
-        rows: all rows; the groups take them in turns.
-
     Returns:
         one unit a group; their mean is the metric itself, without the correction of its bias.
 

@@ -48,9 +48,6 @@ class AdaLoraCallback(TrainerCallback):
     that is resumed ends with the ranks and weights of an uninterrupted one. The adapter is saved at its first rank,
     with zeros where ranks were taken away: these may come back before the last decision, and PEFT cannot go on from
     an adapter that was saved without them.
-
-    Raises:
-        ValueError: when training begins, if the schedule is not that of the run, or gradients are not in their scale.
     """
 
     def __init__(self) -> None:

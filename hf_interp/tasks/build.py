@@ -45,7 +45,7 @@ from hf_interp.tasks.tokenizers import load_processor
 from hf_interp.training.checkpoints import PREFIX_CHECKPOINT_DIR
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.mixture_run import plan_mixture
-from hf_interp.utils.errors import check_known, did_you_mean
+from hf_interp.utils.errors import check_choice, check_known, did_you_mean
 from hf_interp.utils.files import check_output
 from hf_interp.utils.model_files import WEIGHT_FILES, matches
 from hf_interp.utils.run_folder import RESULTS_NAME
@@ -151,10 +151,7 @@ def _check_compiler(args: InterpolationConfig) -> None:
 
         known["torch_compile_mode"] = list(list_mode_options())
     for name, options in known.items():
-        if (found := getattr(args, name).lower()) not in options:
-            raise ValueError(
-                f"`{name}` must be one of {', '.join(options)}, got {found!r}.{did_you_mean(found, options)}"
-            )
+        check_choice(name, getattr(args, name).lower(), options)
 
 
 def _check_folder(recipe: Recipe, args: InterpolationConfig) -> None:

@@ -53,10 +53,6 @@ def load_rows(name: str, config: CorpusConfig, as_text: Sequence[str]) -> Any:
         name: what the corpus is called in errors.
         config: where it is.
         as_text: columns of CSV and TSV files whose cells are kept as they are written; those of others are guessed.
-
-    Raises:
-        FileNotFoundError: for a local path that does not exist.
-        ValueError: for files that cannot be read, naming corpus and file.
     """
     given = [config.path] if isinstance(config.path, str) else config.path
     paths = [path for pattern in given for path in _matching(pattern)]

@@ -36,14 +36,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
 
 
 def check_weights(model: nn.Module, found: Mapping[str, Collection[Any]], name: str, labels: Sequence[str]) -> None:
-    """Refuse weights that do not fit the model of their config.json, but for a head that they lack, or hold NaN.
-
-    Args:
-        model: as it was loaded.
-        found: what `from_pretrained` says of it with `output_loading_info`.
-        name: of the folder, or on the Hub.
-        labels: of the task.
-    """
+    """Refuse weights that do not fit the model of their config.json, but for a head that they lack, or hold NaN."""
     tensors = dict(model.named_parameters(remove_duplicate=False))
     heads = {id(tensors[head]) for head in head_names(model)}
     backbone = [key for key, tensor in tensors.items() if id(tensor) not in heads and "pool" not in key]

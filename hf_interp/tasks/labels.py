@@ -71,11 +71,7 @@ class LabelResolver:
         return next(iter(readings.values()))
 
     def decide(self, values: Iterable[Any]) -> None:
-        """Settle whether the labels of a corpus are names or ids.
-
-        Raises:
-            BadValueError: if they may be either and differ by it, or are partly this and partly that.
-        """
+        """Settle whether the labels of a corpus are names or ids."""
         plain = [value for value in values if not isinstance(value, (list, Mapping)) and not _is_null(value)]
         known = [value for value in plain if self._map_key(value) is None]
         found = [self._readings(value) for value in known]

@@ -33,10 +33,6 @@ def load_corpus(
     """Load one corpus of a recipe with the columns of a task, each of its kind.
 
     Labels come out as indices into `label_names`; rows are dropped and limited as `config` says.
-
-    Raises:
-        FileNotFoundError: for a local path that does not exist.
-        ValueError: for a column that is not there or a value that is not of its kind, naming corpus, column and row.
     """
     sources = {column: config.source(column) for column in columns}
     matter = [config.text_pair_column] if config.text_pair_column and "prompt" in columns else []

@@ -23,17 +23,7 @@ class Loaded(NamedTuple):
 
 
 def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -> Loaded:
-    """Load a pretrained model with the head of a recipe's task; heads that the checkpoint lacks are new.
-
-    Args:
-        recipe: the task, its labels, and the model.
-        name_or_path: another place to load from.
-        kwargs: passed to `from_pretrained`.
-
-    Raises:
-        ValueError: if the checkpoint has a head for another number of labels, or for the same labels in another order,
-            or lacks more than a head.
-    """
+    """Load a pretrained model with the head of a recipe's task; heads that the checkpoint lacks are new."""
     name_or_path = name_or_path or recipe.model_name_or_path
     task = get_task(recipe.task)
     kwargs = {"trust_remote_code": recipe.trust_remote_code, **kwargs}

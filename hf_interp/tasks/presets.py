@@ -67,13 +67,7 @@ _HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 def check_adapter(
     adapter: str | Mapping[str, Any], task_type: str | None, *, max_steps: int, is_interpolated: bool = False
 ) -> None:
-    """Refuse what is no adapter, before there is a model; for the arguments see `adapt`.
-
-    Raises:
-        ImportError: if PEFT is needed and not installed.
-        ValueError: for an unknown preset, type or field (the nearest is named); or if the adapter `is_interpolated`
-            after training and cannot be.
-    """
+    """Refuse what is no adapter, before there is a model; for the arguments see `adapt`."""
     name, fields = _resolve(adapter)
     if name in PARTS:
         return

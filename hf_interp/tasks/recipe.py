@@ -257,11 +257,7 @@ class Recipe:
     trust_remote_code: bool = False
 
     def for_objective(self, name: str | None) -> "Recipe":
-        """Return the recipe as one objective sees it; `None` stands for the task itself.
-
-        Raises:
-            ValueError: for a name that stands for no objective (the nearest is named) when it is looked up as a task.
-        """
+        """Return the recipe as one objective sees it; `None` stands for the task itself."""
         if name in (None, DISTILL):
             return self
         own = self.objectives.get(name) or ObjectiveConfig(task=name)

@@ -96,11 +96,7 @@ def find_base(trainer: Trainer, recipe: Recipe) -> tuple[Any, list[str]]:
 
 
 def check_metric(trainer: Trainer, search: AlphaSearch, sets: Mapping[str, Any]) -> None:
-    """Refuse a metric for a search that no evaluation brings: of a few examples, or of all where they lack it.
-
-    Raises:
-        ValueError: naming those that both sides have, or if it is not known which way the one that is taken counts.
-    """
+    """Refuse a metric for a search that no evaluation brings: of a few examples, or of all where they lack it."""
     names: list[str] = []
     for few in (FEW_EXAMPLES, None):
         sides = (search.domain, search.general)

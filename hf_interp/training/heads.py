@@ -102,10 +102,6 @@ def attach_heads(model: PreTrainedModel, heads: Mapping[str, PreTrainedModel]) -
     """Give a model, or a `PeftModel`, further heads; its class, not its place, changes.
 
     `heads` has models with the same kind of backbone, which they lose, by the name of the objective.
-
-    Raises:
-        ValueError: for a model whose backbone is not apart from its head, another kind of backbone, or an adapter that
-            puts tokens before the input.
     """
     if isinstance(model, HasHeads):
         raise ValueError("The model has further heads already. Give the trainer a model without, or no `objectives`.")

@@ -85,14 +85,7 @@ def check_loading(trainer: type, mixin: type) -> None:
 
 
 class ConstructorCall:
-    """The arguments of a trainer's constructor, with something of the trainer's own in place of a mixture.
-
-    Args:
-        trainer: the class of the trainer.
-        mixin: the class among its bases that replaces the loader.
-        constructor: that of the bases behind the mixin.
-        args, kwargs: what it is to be called with.
-    """
+    """The arguments of a trainer's constructor, with something of the trainer's own in place of a mixture."""
 
     corpora: list[Corpus]
     """The corpora, where the trainer prepares them or a plan has been made of them."""

@@ -39,9 +39,6 @@ for _kind, _form in {
 def load_yaml(text: str) -> Any:
     """Return what a YAML document says, by safe loading.
 
-    Raises:
-        ValueError: for what is no YAML, has a key twice, or repeats itself by aliases beyond `MAX_VALUES` values.
-
     >>> load_yaml("{lang: no, date: 2020-01-01, code: 01, bf16: true, rate: 0.1}")
     {'lang': 'no', 'date': '2020-01-01', 'code': '01', 'bf16': True, 'rate': 0.1}
     """

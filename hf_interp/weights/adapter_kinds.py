@@ -52,12 +52,7 @@ def is_peft_model(model: Any) -> bool:
 
 
 def adapter_capabilities(model: Any) -> AdapterCapabilities:
-    """Return what can be done with the active adapter of a PEFT model.
-
-    Raises:
-        TypeError: if it is no `PeftModel`.
-        ValueError: if its adapter changes no weights, is merged, disabled or not the only active one.
-    """
+    """Return what can be done with the active adapter of a PEFT model."""
     _check_model(model)
     config = model.active_peft_config
     kind = config.peft_type.value

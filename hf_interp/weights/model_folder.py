@@ -182,10 +182,6 @@ def open_base(
 
     M_θ is a model of transformers, with or without an adapter. Tensors in another layout than the model's, such as
     experts one by one, are loaded.
-
-    Raises:
-        TypeError: for a model that is not of transformers.
-        ValueError: if there is no such checkpoint, or it is not whole.
     """
     peft_model: Any = model
     inner: Any = peft_model.get_base_model() if is_peft_model(model) else model

@@ -50,12 +50,7 @@ class Tensors(NamedTuple):
 
 
 def named_tensors(weights: Weights | None) -> Tensors:
-    """Return parameters and persistent buffers, detached, each storage once.
-
-    Raises:
-        TypeError: if there are none.
-        ValueError: for weights that are packed inside a tensor of their own kind, as torchao's and bitsandbytes' are.
-    """
+    """Return parameters and persistent buffers, detached, each storage once."""
     if weights is None:
         raise TypeError("`base` must be given: only for a `PeftModel` M₀ is the model without its adapter.")
     named = weights.state_dict() if isinstance(weights, nn.Module) else weights
@@ -89,9 +84,6 @@ def decide_tensors(
     """Run `decide` for tensors in memory, whose values can be looked at.
 
     With `keeps_statistics`, those of batch norms are copied, because they will be measured anew.
-
-    Raises:
-        ValueError: as `decide` does; for M_θ tied where M₀ is not, NaN, and statistics of batch norms that differ.
     """
     names = match_names(base.first, finetuned.first)
     for name, first in finetuned.first.items():

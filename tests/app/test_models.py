@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +206,8 @@ def test_threads_get_the_answers_of_their_own_alpha(pair: Callable[[str], tuple[
             if not np.array_equal(probabilities, wanted[text, alpha]):
                 wrong.append((text, alpha))
 
-    threads = [threading.Thread(target=ask, args=(alpha,)) for alpha in alphas]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(alphas)) as pool:
+        list(pool.map(ask, alphas))
     assert wrong == []
     assert len({probabilities.tobytes() for probabilities in wanted.values()}) == len(wanted)  # else nothing is shown
 

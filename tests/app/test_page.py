@@ -7,10 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -354,17 +354,12 @@ def test_it_can_be_read(browsers: Callable[[int], Any], served: Served, width: i
 
 def test_programs_ask_at_once_and_get_their_own_answers(served: Served) -> None:
     alphas = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    found: dict[float, list[Any]] = {alpha: [] for alpha in alphas}
 
-    def ask_often(alpha: float) -> None:
-        for _ in range(5):
-            found[alpha].append(ask(served.address, "w4 w5", alpha))
+    def ask_often(alpha: float) -> list[Any]:
+        return [ask(served.address, "w4 w5", alpha) for _ in range(5)]
 
-    threads = [threading.Thread(target=ask_often, args=(alpha,)) for alpha in alphas]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(alphas)) as pool:
+        found = dict(zip(alphas, pool.map(ask_often, alphas), strict=True))
     for alpha, answers in found.items():
         assert [answer["alpha"] for answer in answers] == [alpha] * 5
         outcomes = served.slider.compare("w4 w5", alpha)[1:]

@@ -14,9 +14,10 @@ os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # 
 import argparse
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -116,19 +117,12 @@ def requests(slider: object, source: object, texts: Sequence[str], alphas: Seque
 
 def two_users(slider: object, texts: Sequence[str], alphas: Sequence[float]) -> list[float]:
     """Milliseconds of moves of two who move at once, each at α of their own."""
-    found: list[float] = []
 
-    def move(text: str, order: Sequence[float]) -> None:
-        for alpha in order:
-            found.append(timed(lambda: slider.compare(text, alpha)))  # type: ignore[attr-defined]  # noqa: B023
+    def move(text: str, order: Sequence[float]) -> list[float]:
+        return [timed(lambda at=at: slider.compare(text, at)) for at in order]  # type: ignore[attr-defined, misc]
 
-    turns = [(texts[0], alphas), (texts[-1], alphas[::-1])]
-    users = [threading.Thread(target=move, args=turn) for turn in turns]
-    for user in users:
-        user.start()
-    for user in users:
-        user.join()
-    return found
+    with ThreadPoolExecutor(2) as pool:
+        return list(chain.from_iterable(pool.map(move, (texts[0], texts[-1]), (alphas, alphas[::-1]))))
 
 
 if __name__ == "__main__":

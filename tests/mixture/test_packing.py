@@ -233,5 +233,5 @@ def test_groups_of_rows_are_packed_by_themselves(monkeypatch: pytest.MonkeyPatch
     found = pack(rows([[1, 2], [3, 4, 5], [6, 7], [8, 9, 10]]), 5, strategy="bfd")
     assert ids_of(found) == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
     assert found["labels"][:] == [[-100, 2, -100, 4, 5], [-100, 7, -100, 9, 10]]
-    with pytest.raises(ValueError, match="`strategy` must be wrapped or bfd, got 'ffd'"):
+    with pytest.raises(ValueError, match="`strategy` must be one of wrapped, bfd, got 'ffd'"):
         pack(rows(IDS), 4, strategy="ffd")  # type: ignore[arg-type]

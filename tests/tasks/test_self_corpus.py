@@ -1,8 +1,8 @@
 """Corpora that M₀ makes: of models whose every next word is known beforehand."""
 
 import json
-import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -261,12 +261,8 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path, cache: Path) -> None:
 
 def test_two_at_once_make_one_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = write_speaker(tmp_path / "model", {"<end>": WORDS[4:], **dict.fromkeys(WORDS[4:], WORDS[4:])})
-    recipe, found = recipe_of(model, max_examples=40), []
-    threads = [threading.Thread(target=lambda: found.append(made_by(recipe))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(made_by, [recipe_of(model, max_examples=40)] * 2))
     assert len(found[0]) == 40
     assert found[0] == found[1]
     assert capfd.readouterr().err.count("40/40") == 1
