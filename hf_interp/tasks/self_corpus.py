@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,11 +113,13 @@ def place_self(recipe: Recipe, *, makes: bool = True) -> tuple[Recipe, dict[str,
     """
     groups: dict[str, Any] = {group: dict(getattr(recipe, group)) for group in GROUPS}
     made: dict[str, Made] = {}
+    fingerprint = cache(lambda: _fingerprint(recipe))  # of gigabytes, but only where something is made
     for group, corpora in groups.items():
         for name, corpus in corpora.items():
             if corpus.path == SELF:
                 key = f"{group}.{name}"
-                corpora[name], made[key] = _placed(name if group == "corpora" else key, corpus, recipe, makes)
+                own = name if group == "corpora" else key
+                corpora[name], made[key] = _placed(own, corpus, recipe, fingerprint, makes)
     return replace(recipe, **groups) if made else recipe, made
 
 
@@ -127,13 +130,15 @@ def promised(config: CorpusConfig, recipe: Recipe) -> datasets.Dataset:
     return datasets.Dataset.from_dict(dict.fromkeys(("input_ids", "attention_mask", "labels"), [tokens] * count))
 
 
-def _placed(name: str, config: CorpusConfig, recipe: Recipe, makes: bool) -> tuple[CorpusConfig, Made]:
+def _placed(
+    name: str, config: CorpusConfig, recipe: Recipe, fingerprint: Callable[[], list[Any]], makes: bool
+) -> tuple[CorpusConfig, Made]:
     source, kept = _source(f"`{name}", config, recipe), {field: getattr(config, field) for field in KEPT}
     if source is not None and get_task(recipe.task).info.answer not in MAKERS:
         kept |= {"max_examples": config.max_examples or source.max_examples, "part": config.part or source.part}
         return replace(source, **kept), Made(PREDICTED, str(source.path))
     job = _job(name, config, source, recipe)
-    folder = Path(datasets.config.HF_CACHE_HOME) / "hf_interp" / "self" / _digest(job)
+    folder = Path(datasets.config.HF_CACHE_HOME) / "hf_interp" / "self" / _digest(job, fingerprint())
     about = read_json(folder / ABOUT_NAME)
     if about is None and makes:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -192,18 +197,20 @@ def _turns(*said: str) -> list[Turn]:
     return [{"role": role, "content": text} for role, text in zip(("user", "assistant"), said, strict=False)]
 
 
-def _digest(job: Job) -> str:
-    """Return a hash of all that decides what is made."""
-    recipe, tokenizer = job.recipe, load_processor(job.recipe)
-    name, folder = recipe.model_name_or_path, Path(recipe.model_name_or_path)
-    if folder.is_dir():
-        weights = weights_fingerprint(folder) or [path.stat().st_mtime_ns for path in sorted(folder.glob("*.bin"))]
-    else:
+def _fingerprint(recipe: Recipe) -> list[Any]:
+    """Return what tells M₀ from others: its weights, by their content or the commit on the Hub, and its tokenizer."""
+    name, folder, tokenizer = recipe.model_name_or_path, Path(recipe.model_name_or_path), load_processor(recipe)
+    weights: Any = weights_fingerprint(folder) or [path.stat().st_mtime_ns for path in sorted(folder.glob("*.bin"))]
+    if not folder.is_dir():
         with reading(f"The model {name!r}"):
             kwargs = {"revision": recipe.model_revision, "trust_remote_code": recipe.trust_remote_code}
             weights = AutoConfig.from_pretrained(name, **kwargs)._commit_hash
-    words = [sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, tokenizer.chat_template]
-    found = [1, weights, words, recipe.task, recipe.max_length, recipe.mlm_probability, *job[2:]]
+    return [weights, sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, tokenizer.chat_template]
+
+
+def _digest(job: Job, fingerprint: Sequence[Any]) -> str:
+    """Return a hash of all that decides what is made."""
+    found = [1, *fingerprint, job.recipe.task, job.recipe.max_length, job.recipe.mlm_probability, *job[2:]]
     return hashlib.sha256(json.dumps(found, default=str).encode()).hexdigest()[:16]
 
 
@@ -221,7 +228,7 @@ def _make(job: Job, folder: Path) -> dict[str, Any]:
     model = model.to(PartialState().device).eval()
     speaker = Speaker(model, load_processor(recipe), min(recipe.max_length, positions), positions)
     bar = tqdm(desc=f"M₀ makes {job.name}", total=job.wanted, mininterval=0.5 if sys.stderr.isatty() else 60)
-    with torch.random.fork_rng(), torch.inference_mode(), bar:
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), torch.inference_mode(), bar:
         torch.manual_seed(job.seed)
         rows, left_out = _fit(maker(job, speaker), job, bar)
     if not rows:
