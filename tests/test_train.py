@@ -2,17 +2,20 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer, pipeline
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from hf_interp import train
 from hf_interp.commands.plan import plan_recipe
@@ -405,3 +408,33 @@ def test_under_accelerate_launch(toy_recipe: dict[str, Any], write_recipe: Calla
     failed = subprocess.run([*launch, path, "--alpha_end", "2"], capture_output=True, text=True, check=False)
     assert "hf-interp: error: `alpha_end` must be an α in [0, 1], got 2.0." in failed.stderr
     assert failed.returncode != 0
+
+
+# A trained model where it is to run: as docs/training.md exports it to ONNX.
+
+
+TRAINING_PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_classifier_gives_the_same_logits_in_onnx(
+    tmp_path: Path, make_recipe: Callable[[Path], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    run_recipe({**make_recipe(tmp_path / "run"), "alpha_search": {"alphas": 2}})
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = (
+        block for block in re.findall(r"```python\n(.*?)```", TRAINING_PAGE, flags=re.DOTALL) if "onnx" in block
+    )
+    for folder in (tmp_path / "run", tmp_path / "run" / "interpolated"):
+        exec(snippet, {"folder": str(folder)})
+        session = onnxruntime.InferenceSession("model.onnx")
+        texts = ["good0 word1", "bad1 word2 word3 word4 good2", "word0"]  # another shape than the export has seen
+        inputs = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+        (found,) = session.run(None, {each.name: inputs[each.name].numpy() for each in session.get_inputs()})
+        with torch.no_grad():
+            expected = AutoModelForSequenceClassification.from_pretrained(folder).eval()(**inputs).logits.numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from curves import alpha_curve
+from toys import alpha_curve
 
 from hf_interp.app.answers import MOST_LABELS, MOST_PLACES, AnswerView, CurveView
 from hf_interp.app.models import Answers

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 from architectures import make_model, make_tokenizer
 from browser import MEASURE, chromium, requested, set_screen
-from curves import alpha_curve
-from toys import move
+from toys import alpha_curve, move
 
 from hf_interp import cli
 from hf_interp.app.models import MAX_CHARACTERS, AlphaSlider, describe_pair, open_slider

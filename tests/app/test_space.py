@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-from curves import alpha_curve
 from huggingface_hub import SpaceCard
+from toys import alpha_curve
 
 from hf_interp.app import page
 from hf_interp.app.examples import Example, Source

@@ -15,8 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
-from toy_streams import NUMBERS, STREAMS, Numbers, number_of, rows
-from toys import DOMAIN_FIRST, corpus, mixture
+from toys import DOMAIN_FIRST, NUMBERS, STREAMS, Numbers, corpus, mixture, number_of, rows
 
 from hf_interp import Corpus, InterpolatedDataset
 from hf_interp.mixture.schedules import constant, linear

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from toy_streams import NUMBERS, STREAMS, Failing, Numbers, number_of
-from toys import DOMAIN_FIRST, mixture
+from toys import DOMAIN_FIRST, NUMBERS, STREAMS, Failing, Numbers, mixture, number_of
 
 from hf_interp import Corpus, MixturePlan
 from hf_interp.mixture.collators import random_state_of_slot

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 import pytest
-from toy_streams import Failing, KeptNumbers, Numbers, number_of, rows
+from toys import Failing, KeptNumbers, Numbers, number_of, rows
 
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.plan import MixturePlan

@@ -11,9 +11,9 @@ import peft
 import pytest
 import yaml
 from architectures import make_model, make_tokenizer
-from curves import alpha_curve, measured
 from hub_server import HubServer, Refused, check_metadata
 from huggingface_hub import ModelCard, ModelCardData
+from toys import alpha_curve, measured
 
 from hf_interp.reporting.card import CardMetadata, clean, escape, is_hub_id, model_card
 from hf_interp.reporting.curve import AlphaCurve

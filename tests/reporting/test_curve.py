@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curves import alpha_curve, measured
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import alpha_curve, measured
 
 from hf_interp.reporting.curve import AlphaCurve, format_curve, load_curve, pareto_front
 from hf_interp.reporting.results import save_results

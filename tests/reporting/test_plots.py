@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from curves import alpha_curve, measured
 from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 from matplotlib.figure import Figure
+from toys import alpha_curve, measured
 
 from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.plan import MixturePlan

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from browser import MEASURE, chromium, set_screen
-from curves import alpha_curve, measured
+from toys import alpha_curve, measured
 
 from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.plan import MixturePlan

@@ -1,12 +1,13 @@
-"""Small things that several test files build: integer corpora, a tiny model, a trainer that notes what it reads."""
+"""Small things that several test files build: corpora and streams of numbers, tiny models, curves, noting trainers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.utils.data import IterableDataset
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from hf_interp import InterpolationConfig, InterpolationTrainer
+from hf_interp.reporting.curve import AlphaCurve
 
 DOMAIN_FIRST = 1000  # ids from here on belong to the domain
 
@@ -175,3 +177,105 @@ def losses(trainer: Trainer) -> list[float]:
 def logged(trainer: Trainer, key: str) -> list[Any]:
     """What the training logs say, `None` where they say nothing of it."""
     return [entry.get(key) for entry in trainer.state.log_history if "loss" in entry]
+
+
+# Curves over α.
+
+
+def measured(values: Sequence[float | None], errors: Sequence[float | None] | float | None = None) -> dict[str, Any]:
+    """A metric over α; one error is that of every α."""
+    given = list(errors) if isinstance(errors, Sequence) else [errors] * len(values)
+    return {"values": list(values), "std_errors": given}
+
+
+def alpha_curve(
+    domain: Mapping[str, Any], general: Mapping[str, Any], alphas: Sequence[float] = (0.0, 0.5, 1.0), **changes: Any
+) -> AlphaCurve:
+    """A curve with its metrics, as `measured` or as plain values, on both sides; the middle α is chosen."""
+    report = {
+        side: {name: found if isinstance(found, dict) else measured(found) for name, found in metrics.items()}
+        for side, metrics in (("domain", domain), ("general", general))
+    }
+    given: dict[str, Any] = {
+        "alphas": list(alphas),
+        "selection": report,
+        "report": report,
+        "metric": next(iter(domain)),
+        "objective": "best",
+        "method": "grid",
+        "alpha": alphas[len(alphas) // 2],
+        "best_alpha": alphas[len(alphas) // 2],
+        "reason": "It is the best.",
+    }
+    return AlphaCurve(**given | changes)
+
+
+# Streams of numbers: plain ones, ones that know their place, one that breaks, and those of datasets.
+
+
+NUMBERS = {"general": list(range(40)), "domain": list(range(DOMAIN_FIRST, DOMAIN_FIRST + 12))}
+
+
+class Numbers(IterableDataset[int]):
+    """Counts up, and notes how often it has been begun and how far it has been read."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.begun = 0
+        self.given = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.begun += 1
+        for number in range(self.count):
+            self.given += 1
+            yield number
+
+
+class KeptNumbers(Numbers):
+    """Counts up, and can tell where it is."""
+
+    place = 0
+    loaded = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.begun += 1
+        first, self.loaded = self.loaded, 0
+        for number in range(first, self.count):
+            self.given += 1
+            self.place = number + 1
+            yield number
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.loaded = state["place"]
+
+
+class Failing(IterableDataset[int]):
+    """Counts up to 7, where it breaks."""
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(7)
+        raise OSError("connection lost")
+
+
+def rows(count: int, num_shards: int = 1) -> datasets.IterableDataset:
+    """Row i of a stream has the number i."""
+    return datasets.Dataset.from_dict({"a": list(range(count))}).to_iterable_dataset(num_shards=num_shards)
+
+
+def number_of(example: Any) -> int:
+    return int(example["a"] if isinstance(example, dict) else example)
+
+
+STREAMS: dict[str, Callable[[], Any]] = {
+    "torch": lambda: Numbers(400),
+    "torch with a state": lambda: KeptNumbers(400),
+    "1 shard": lambda: rows(400),
+    "2 shards": lambda: rows(400, 2),
+    "7 shards": lambda: rows(400, 7),
+    "mapped": lambda: rows(400, 2).map(lambda row: {"a": row["a"]}),
+    "short": lambda: rows(9, 3),
+}
+"""Streams of the numbers 0 … 399, of which no reader comes to an end, and one that is passed through often."""

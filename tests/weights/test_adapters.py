@@ -16,7 +16,7 @@ from torch import nn
 from toys import move, same_weights
 from transformers import MixtralConfig, MixtralForCausalLM, set_seed
 
-from hf_interp.weights.adapter_kinds import adapter_capabilities, is_peft_model
+from hf_interp.weights.adapter_kinds import FACTORS, KEEPING_INITS, adapter_capabilities, is_peft_model, refuse_prompts
 from hf_interp.weights.adapters import AdapterInterpolation, interpolate_adapter, merge_adapter, scaled_parameters
 from hf_interp.weights.alpha_spec import AlphaByDepth
 from hf_interp.weights.interpolate import interpolate_weights, open_interpolation
@@ -599,3 +599,54 @@ def test_a_saved_adapter_is_the_interpolation(case: str, tmp_path: Path) -> None
     model.save_pretrained(tmp_path / "adapter")
     again = peft.PeftModel.from_pretrained(model_class.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
     assert distance(outputs(again.eval()), outputs(model)) < 1e-6
+
+
+# Which adapters can be scaled, and which leave M₀ in the model.
+
+
+def on_llama(config: Any) -> Any:
+    return peft.get_peft_model(make_model("llama", "CAUSAL_LM"), config)
+
+
+def lora_on_values(**options: Any) -> Any:
+    return peft.LoraConfig(target_modules=["v_proj"], r=2, **options)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (lora_on_values(), ("LORA", True, True)),
+        (lora_on_values(bias="lora_only"), ("LORA", True, False)),
+        (lora_on_values(use_dora=True), ("DoRA", False, True)),
+        (lora_on_values(use_dora=True, bias="all"), ("DoRA", False, False)),
+        (lora_on_values(init_lora_weights="pissa"), ("LORA with init_lora_weights='pissa'", False, False)),
+        (peft.IA3Config(target_modules=["v_proj"], feedforward_modules=[]), ("IA3", True, True)),
+        (peft.OFTConfig(target_modules=["v_proj"], oft_block_size=4, r=0), ("OFT", False, True)),
+        (peft.HRAConfig(target_modules=["v_proj"], r=2), ("HRA", False, False)),
+    ],
+)
+def test_capabilities_go_by_kind_beginning_and_biases(config: Any, expected: tuple[str, bool, bool]) -> None:
+    assert tuple(adapter_capabilities(on_llama(config))) == expected
+
+
+@pytest.mark.parametrize("init", [init for init in KEEPING_INITS if isinstance(init, bool | str) and init != "eva"])
+def test_beginnings_that_keep_the_base_leave_it_as_it_was(init: Any) -> None:
+    before = make_model("llama", "CAUSAL_LM").model.layers[0].self_attn.v_proj.weight
+    model = on_llama(lora_on_values(init_lora_weights=init))
+    after = model.get_base_model().model.layers[0].self_attn.v_proj.base_layer.weight
+    assert before.equal(after)
+    assert adapter_capabilities(model).is_scalable
+
+
+def test_every_kind_that_is_scaled_is_one_of_peft() -> None:
+    assert FACTORS.keys() <= {kind.value for kind in peft.PeftType}
+
+
+def test_plain_models_and_prompts_are_told_apart() -> None:
+    assert not is_peft_model(nn.Linear(1, 1))
+    assert is_peft_model(on_llama(lora_on_values()))
+    with pytest.raises(TypeError, match="must be a PeftModel, got Linear"):
+        adapter_capabilities(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="must change weights, got PREFIX_TUNING"):
+        refuse_prompts(peft.PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
