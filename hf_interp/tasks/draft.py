@@ -299,7 +299,8 @@ def _made_sets(draft: Draft, model: ModelFacts, domain_rows: int, given: Fields)
         )
     if answer != "continuation":
         draft.notes.append(
-            f"{SELF}: M₀'s own predictions are trained, on the domain's inputs unless made_from says others"
+            f"{SELF}: M₀'s predictions are trained, on the domain's inputs unless made_from says others; for "
+            "classifiers that helped little (docs/evidence.md)"
         )
         return {"corpora": entry}
     draft.notes.append(
