@@ -179,7 +179,7 @@ def collate(
     For any other collator than a `SlotwiseCollator` the generators are set from the first number, which takes some
     0.1 ms, unless it surely draws none: `may_draw` says so, by default the collator's class.
     """
-    if isinstance(collator, SlotwiseCollator):
+    if may_draw is not False and isinstance(collator, SlotwiseCollator):  # a look at a protocol takes its time
         return collator.collate(examples, numbers, seed)
     draws = may_draw_numbers(collator) if may_draw is None else may_draw
     with random_state_of_slot(seed, numbers[0]) if draws else nullcontext():

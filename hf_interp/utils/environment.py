@@ -2,6 +2,7 @@
 
 import os
 import platform
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ PACKAGES = ("hf_interp", "transformers", "accelerate", "datasets", "evaluate", "
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide numbers; those not installed are left out."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    found = ((package, _version(package)) for package in PACKAGES)
+    return {"python": platform.python_version(), **{package: version for package, version in found if version}}
+
+
+@cache  # some milliseconds each
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def describe_machine() -> dict[str, Any]:

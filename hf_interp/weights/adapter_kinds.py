@@ -4,6 +4,7 @@ PEFT has more kinds of adapters than are known here, and more with every version
 is taken for granted.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -47,8 +48,14 @@ class AdapterCapabilities(NamedTuple):
 
 def is_peft_model(model: Any) -> bool:
     """Whether it is a PEFT model; without importing PEFT where it has not been."""
+    kind: Any = type(model)
+    return _is_of_peft(kind)
+
+
+@cache  # asked several times a step
+def _is_of_peft(kind: type) -> bool:
     names = ("PeftModel", "PeftMixedModel")
-    return any(cls.__module__.startswith("peft.") and cls.__name__ in names for cls in type(model).__mro__)
+    return any(cls.__module__.startswith("peft.") and cls.__name__ in names for cls in kind.__mro__)
 
 
 def adapter_capabilities(model: Any) -> AdapterCapabilities:
