@@ -50,7 +50,7 @@ class Mixture(NamedTuple):
 
 def small_gpt2() -> PreTrainedModel:
     set_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=30_522, n_positions=512, n_embd=256, n_layer=4, n_head=4))
+    return GPT2LMHeadModel(GPT2Config(vocab_size=30_522, n_positions=512, n_embd=128, n_layer=4, n_head=4))
 
 
 MIXTURES = (
@@ -135,12 +135,13 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--steps", type=int, default=10, help="of a run, and of its window")
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--only", default="", help="of the mixtures, those whose corpora have this in their names")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
     tokenizer.pad_token = tokenizer.pad_token or "[PAD]"
     shares, speeds = [], []
-    for mixture in MIXTURES:
+    for mixture in (each for each in MIXTURES if args.only in each.general + each.domain):
         parts = {
             side: encode(args.data / name / "train.jsonl.gz", tokenizer, mixture)
             for side, name in (("general", mixture.general), ("domain", mixture.domain))
@@ -166,6 +167,7 @@ def main() -> None:
             shares.append([f"{name} × {cut}", *(f"{100 * share:.0f}%" for share in found), *["–"] * (not size)])
         if args.speed:
             speeds.append([name, *compare_speeds(mixture, parts, tokenizer, args)])
+            print(*speeds[-1], sep=" | ", flush=True)
     print("Padding, by the steps of a window; a step is so many micro-batches:\n")
     print(format_table(["mixture", "(no lengths)", *map(str, WINDOWS[1:]), "packed"], shares))
     if speeds:
