@@ -59,11 +59,11 @@ def load_rows(name: str, config: CorpusConfig, as_text: Sequence[str]) -> Any:
     if not paths:
         found = f"{config.path!r}, which none matches" if given else "an empty list"
         raise ValueError(f"`path` of corpus {name!r} must name at least one file, got {found}.")
-    files = [Path(path).expanduser() for path in paths]
-    options: dict[str, Any] = {"path": os.path.expanduser(paths[0]), "name": config.config_name}
-    if len(paths) > 1 or config.format or file_format(paths[0]) or files[0].is_file():
+    files = [os.path.expanduser(path) for path in paths]
+    options: dict[str, Any] = {"path": files[0], "name": config.config_name}
+    if len(paths) > 1 or config.format or file_format(paths[0]) or is_url(paths[0]) or os.path.isfile(files[0]):
         options = _file_options(name, config, paths, as_text)
-    elif paths[0].startswith((".", "/", "~")) and not files[0].exists():
+    elif paths[0].startswith((".", "/", "~")) and not os.path.exists(files[0]):
         raise FileNotFoundError(f"There is no {paths[0]!r} (corpus {name!r}).")
     try:
         _refuse_null(options)
@@ -80,15 +80,20 @@ def load_rows(name: str, config: CorpusConfig, as_text: Sequence[str]) -> Any:
         raise ValueError(f"Corpus {name!r} ({config.path}) has no rows.") from None
     except (datasets.exceptions.DatasetsError, ValueError, EOFError, OSError, ImportError) as error:
         raise ValueError(_explain(name, config, options, error.__cause__ or error)) from error
-    if options["path"] == "csv" and not config.streaming:
+    if options["path"] == "csv" and not config.streaming and not any(map(is_url, files)):
         _warn_of_lost_lines(name, config, files, dataset)
     return dataset
 
 
 def _matching(path: str) -> list[str]:
     """Return the files of a pattern, in the order of their names; a file's name stands for itself."""
-    is_pattern = "*" in path and "://" not in path and not os.path.exists(path)
+    is_pattern = "*" in path and not is_url(path) and not os.path.exists(path)
     return sorted(glob.glob(os.path.expanduser(path), recursive=True)) if is_pattern else [path]
+
+
+def is_url(path: str) -> bool:
+    """Whether a file, or a pattern of files, lies elsewhere, where fsspec finds it."""
+    return "://" in path
 
 
 def file_format(path: str) -> str | None:
@@ -110,7 +115,7 @@ def has_cells(config: CorpusConfig) -> bool:
 def _file_options(name: str, config: CorpusConfig, paths: Sequence[str], as_text: Sequence[str]) -> dict[str, Any]:
     """Return what `datasets.load_dataset` is to be told of files."""
     for path in paths:
-        if not Path(path).expanduser().is_file():
+        if not is_url(path) and not os.path.isfile(os.path.expanduser(path)):
             raise FileNotFoundError(f"There is no file {path!r} (corpus {name!r}).")
     kinds = {path: config.format or file_format(path) for path in paths}
     try:
@@ -132,7 +137,7 @@ def _file_options(name: str, config: CorpusConfig, paths: Sequence[str], as_text
     if len(set(kinds.values())) > 1:
         raise ValueError(f"The files of corpus {name!r} must be of one kind ({', '.join(FORMATS)}), got {list(paths)}.")
     kind = str(kinds[paths[0]])
-    files = [str(Path(path).expanduser()) for path in paths]
+    files = [os.path.expanduser(path) for path in paths]
     options = {**FORMATS[kind], "data_files": {config.split.partition("[")[0]: files}}
     given = {field: getattr(config, field) for field in ("delimiter", "quote_char", "column_names")}
     if options["path"] not in ("csv", "conll") and any(value is not None for value in given.values()):
@@ -178,7 +183,7 @@ def _csv_options(name: str, config: CorpusConfig, as_text: Sequence[str], defaul
 
 def _conll_columns(config: CorpusConfig, file: str) -> list[str]:
     """Return names for the columns of a CoNLL file: the words come first, the tags last."""
-    with open_file(Path(file)) as lines:
+    with open_file(file) as lines:
         text = next((line for line in lines if line.strip() and not line.startswith(b"-DOCSTART-")), b"")
     between = range(1, len(text.decode(config.encoding).split(config.delimiter)) - 1)
     return [config.tokens_column, *(f"column_{number}" for number in between), config.tags_column]
@@ -186,22 +191,25 @@ def _conll_columns(config: CorpusConfig, file: str) -> list[str]:
 
 def _refuse_null(options: dict[str, Any]) -> None:
     """Refuse JSON that begins with null, on which pyarrow ends the process."""
-    for file in [Path(file) for group in options.get("data_files", {}).values() for file in group]:
+    files = [file for group in options.get("data_files", {}).values() for file in group if "*" not in file]
+    for file in files if options["path"] == "json" else []:
         with open_file(file) as opened:
-            if options["path"] == "json" and opened.read(100).strip().startswith(b"null"):
-                raise ValueError(f"{str(file)!r} begins with null where a row belongs. Remove it")
+            if opened.read(100).strip().startswith(b"null"):
+                raise ValueError(f"{file!r} begins with null where a row belongs. Remove it")
 
 
-def open_file(file: Path) -> Any:
+def open_file(file: str) -> Any:
     """Open a file to read its bytes, whatever it is compressed with."""
-    return fsspec.open(str(file), "rb", compression=COMPRESSIONS.get(file.suffix.lower())).open()
+    return fsspec.open(file, "rb", compression=COMPRESSIONS.get(Path(file).suffix.lower())).open()
 
 
 def _explain(name: str, config: CorpusConfig, options: dict[str, Any], cause: BaseException) -> str:
     """Return what keeps files from being read, in one line."""
-    files = [Path(file) for group in options.get("data_files", {}).values() for file in group]
+    files = [file for group in options.get("data_files", {}).values() for file in group if not is_url(file)]
     what = " ".join(str(cause).split()) or type(cause).__name__
-    if isinstance(cause, UnicodeDecodeError) or "UTF8" in what:
+    if isinstance(cause, FileNotFoundError) and " " not in what:
+        what = f"there is no {what}"
+    elif isinstance(cause, UnicodeDecodeError) or "UTF8" in what:
         for file in files:
             what = _undecodable(file, config.encoding) or what
     elif isinstance(cause, datasets.table.CastError) and len(files) > 1:
@@ -211,7 +219,7 @@ def _explain(name: str, config: CorpusConfig, options: dict[str, Any], cause: Ba
     return f"Corpus {name!r} ({config.path}) cannot be loaded: {what}"
 
 
-def _undecodable(file: Path, encoding: str) -> str | None:
+def _undecodable(file: str, encoding: str) -> str | None:
     """Return the first line of a file that is not in the encoding."""
     with open_file(file) as lines:
         for number, line in enumerate(lines, 1):
@@ -219,13 +227,13 @@ def _undecodable(file: Path, encoding: str) -> str | None:
                 line.decode(encoding)
             except UnicodeDecodeError as error:
                 return (
-                    f"{str(file)!r} is not {encoding}: it has the byte 0x{line[error.start]:02x} in line {number}. Say "
+                    f"{file!r} is not {encoding}: it has the byte 0x{line[error.start]:02x} in line {number}. Say "
                     "its `encoding`, such as latin-1, or mend the file."
                 )
     return None
 
 
-def _no_json(file: Path) -> str | None:
+def _no_json(file: str) -> str | None:
     """Return the first line of a file of JSON lines that is none."""
     with open_file(file) as lines:
         is_array = lines.read(1) == b"["
@@ -235,25 +243,23 @@ def _no_json(file: Path) -> str | None:
                 json.loads(line.strip() or "{}")
             except ValueError as error:
                 shown = line.decode(errors="replace").strip()
-                return (
-                    f"line {number} of {str(file)!r} is no JSON ({error}): {shown[:60]!r}. Mend the line, or remove it."
-                )
+                return f"line {number} of {file!r} is no JSON ({error}): {shown[:60]!r}. Mend the line, or remove it."
     return None
 
 
-def _differing_columns(options: dict[str, Any], files: Sequence[Path]) -> str | None:
+def _differing_columns(options: dict[str, Any], files: Sequence[str]) -> str | None:
     """Return how files differ in their columns, on which a stream would break off in the middle of a run."""
     first: list[str] = []
     for file in files:
-        stream = datasets.load_dataset(**{**options, "data_files": str(file)}, split="train", streaming=True)
+        stream = datasets.load_dataset(**{**options, "data_files": file}, split="train", streaming=True)
         columns = list(next(iter(stream), {}))
         first = first or columns
         if columns and set(columns) != set(first):
-            return f"{str(file)!r} has the columns {columns}, but {str(files[0])!r} has {first}. Give all the same"
+            return f"{file!r} has the columns {columns}, but {files[0]!r} has {first}. Give all the same"
     return None
 
 
-def _warn_of_lost_lines(name: str, config: CorpusConfig, files: Sequence[Path], dataset: Any) -> None:
+def _warn_of_lost_lines(name: str, config: CorpusConfig, files: Sequence[str], dataset: Any) -> None:
     """Warn of fewer rows than lines: a quote that is not closed swallows the lines up to the next."""
     lines = 0
     for file in files:

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from hf_interp.tasks.columns import class_names
-from hf_interp.tasks.corpus_files import file_format, load_rows, open_file, quiet_bars
+from hf_interp.tasks.corpus_files import file_format, is_url, load_rows, open_file, quiet_bars
 from hf_interp.tasks.loading import first_rows, undecoded
 from hf_interp.tasks.recipe import CorpusConfig
 
@@ -156,18 +157,19 @@ def _kind(values: list[Any]) -> ColumnKind:
 
 def _completed(config: CorpusConfig) -> tuple[CorpusConfig, Sequence[str]]:
     """Return a corpus with what its first lines show of how it is to be read, and the columns of a table."""
-    path = Path(str(config.path)).expanduser()
-    if path.is_dir():
-        has_texts = any(path.rglob("*.txt"))  # of which each is a document
+    path = os.path.expanduser(str(config.path))
+    if os.path.isdir(path):
+        has_texts = any(Path(path).rglob("*.txt"))  # of which each is a document
         return replace(config, path=f"{config.path}/**/*.txt", document="file") if has_texts else config, []
-    if not path.is_file() or (config.format or file_format(str(path))) in ("parquet", "arrow"):
+    if not os.path.isfile(path) and (not is_url(path) or "*" in path):
+        return config, []
+    if (form := config.format or file_format(path)) in ("parquet", "arrow"):
         return config, []
     with open_file(path) as file:
         head = file.read(HEAD_BYTES)
     config = replace(config, encoding=_encoding(head)) if config.encoding == "utf-8" else config
     text = head.decode(config.encoding, errors="ignore")
     lines = [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
-    form = config.format or file_format(str(path))
     if form in (None, "text") and (guess := _guess_format(lines)):
         return replace(config, format=guess), []
     if form in ("csv", "tsv"):

@@ -23,8 +23,8 @@ class CorpusConfig:
     Args:
         path: a dataset's name on the Hub, a local file or list of files (.json, .jsonl, .ndjson, .csv, .tsv, .parquet,
             .arrow, .conll, .txt, each also as .gz, .bz2 or .xz), a pattern of files such as `texts/*.txt`, a local
-            folder, or `self` for a corpus that M₀ makes before training: `max_examples` rows (1,000 by default) with
-            `sample_seed`.
+            folder, a URL that fsspec opens such as `hf://buckets/jane/box/*.parquet`, or `self` for a corpus that M₀
+            makes before training: `max_examples` rows (1,000 by default) with `sample_seed`.
         made_from: of `path: self`, a file or the name of another corpus, of which M₀ makes its own. A causal language
             model needs none: it draws texts, or dialogues. Prompts (`prompt_column`) it answers; answers
             (`target_column`, `messages_column`) it gives in its own words; texts it goes on from. A masked language

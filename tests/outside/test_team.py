@@ -1,5 +1,6 @@
 """A team: two processes, a run that is killed and goes on, proof that nothing was read twice, a merge, a push."""
 
+import json
 import os
 import signal
 import sys
@@ -8,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from document_files import lay_two_files
 from hub_server import HubServer
 from safetensors.torch import load_file
@@ -86,3 +90,32 @@ def test_a_killed_run_of_two_goes_on_and_is_merged_and_pushed(
     assert repo.files("finetuned")["model.safetensors"] == (tmp_path / "runs/two/model.safetensors").read_bytes()
     assert not any("checkpoint" in name or name == "training_args.bin" for name in repo.files())
     assert b"hf_writer" not in local_hub.sent()
+
+
+def test_corpora_are_read_from_the_web_the_hub_and_its_buckets(
+    quick_user: Callable[..., Any], local_hub: HubServer, tmp_path: Path
+) -> None:
+    lay_two_files(tmp_path)
+    lines = (tmp_path / "domain.jsonl").read_text("utf-8").splitlines()
+    rows = [*{row["text"]: row for row in map(json.loads, lines)}.values()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    content = (tmp_path / "rows.parquet").read_bytes()
+    local_hub.add_repo("jane/data").files()["rows.parquet"] = content
+    headless = "".join(f"{row['text']}\t{row['label']}\n" for row in rows).encode()
+    local_hub.buckets["jane/box"] = {"a.parquet": content, "deep/b.parquet": content, "bare.tsv": headless}
+    jane = quick_user(**local_hub.environment(tmp_path))
+    places = {
+        f"{local_hub.url}/jane/data/resolve/main/rows.parquet": len(rows),
+        "hf://jane/data/rows.parquet": len(rows),
+        "hf://buckets/jane/box/**/*.parquet": 2 * len(rows),
+    }
+    for place, count in places.items():
+        (found,) = jane.ask("check", place, status=int(count > len(rows)))["files"]
+        assert (found["rows"], found["format"], found["task"]) == (count, "parquet", "sequence-classification")
+    found = jane.type("check", "hf://buckets/jane/box/lost.parquet", status=2)
+    assert "cannot be loaded: Unable to find 'hf://buckets/jane/box/lost.parquet'" in found
+    data = ["--domain", "hf://buckets/jane/box/bare.tsv", "--general", "hf://buckets/jane/box/a.parquet"]
+    jane.type("adapt", "--model", "toy-models/classifier", *data, "--max_steps", 2, "--use_cpu", "true")
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text("utf-8"))
+    assert recipe["corpora"]["domain"]["header"] is False
+    assert (tmp_path / recipe["output_dir"] / "README.md").is_file()

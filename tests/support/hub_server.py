@@ -29,6 +29,7 @@ from command_server import CommandServer
 
 LFS_PATTERNS = ("*.safetensors", "*.bin", "*.png", "*.model", "*.spm")
 LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "openrail", "other")
+DATE = "2026-01-01T00:00:00.000Z"
 NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}", re.ASCII)
 TOKEN = "hf_" + "writerWRITERwriterWRITERwriterWRIT"
 READ_TOKEN = "hf_" + "readerREADERreaderREADERreaderREAD"
@@ -48,6 +49,9 @@ ROUTES = (
     ("batch", "POST", r"/(?P<repo>.+)\.git/info/lfs/objects/batch"),
     ("verify", "POST", r"/(?P<repo>.+)\.git/info/lfs/verify"),
     ("put", "PUT", r"/lfs-storage/(?P<oid>[0-9a-f]{64})"),
+    ("bucket", "GET", r"/api/buckets/(?P<bucket>[^/]+/[^/]+)"),
+    ("objects", "GET", r"/api/buckets/(?P<bucket>[^/]+/[^/]+)/tree/?(?P<path>.*)"),
+    ("object", "GET", r"/buckets/(?P<bucket>[^/]+/[^/]+)/resolve/(?P<path>.+)"),
     ("resolve", "HEAD", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"),
     ("resolve", "GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"),
 )
@@ -129,6 +133,7 @@ class HubServer:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
+        self.buckets: dict[str, dict[str, bytes]] = {}
         self.requests: list[Request] = []
         self.failures: list[Failure] = []
         self.faults: list[str] = []
@@ -182,6 +187,7 @@ class HubServer:
         self.forget()
         self.repos.clear()
         self.objects.clear()
+        self.buckets.clear()
 
     def forget(self) -> None:
         """Forget requests and failures; repositories stay."""
@@ -221,6 +227,13 @@ class HubServer:
             "tree": lambda: self._tree(repo, revision, groups["path"]),
             "paths": lambda: self._paths(repo, revision, parse_qs(request.body.decode())["paths"]),
             "info": lambda: self._info(groups["repo"], repo, revision),
+            "bucket": lambda: {"id": groups["bucket"], "private": False, "createdAt": DATE, "size": 1, "totalFiles": 1},
+            "objects": lambda: [
+                {"type": "file", "path": path, "size": len(content), "xetHash": _oid(path, content), "mtime": DATE}
+                for path, content in self.buckets[groups["bucket"]].items()
+                if path.startswith(unquote(groups["path"]))
+            ],
+            "object": lambda: self.buckets[groups["bucket"]][unquote(groups["path"])],
         }
         if request.kind == "resolve":
             return self._resolve(repo, revision, unquote(groups["path"]))

@@ -2,13 +2,18 @@
 
 import bz2
 import gzip
+import io
 import json
 import logging
 import lzma
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from toy_recipes import toy_tokenizer
 
@@ -41,6 +46,32 @@ def test_a_tsv_file_has_no_quotes_and_words_for_nothing_are_words(tmp_path: Path
     fields: dict[str, Any] = {"format": "tsv", "header": False, "column_names": ["text", "label"]}
     assert load(headless, **fields, streaming=streaming) == EXPECTED
     assert load(write(tmp_path / "rows.jsonl", PLAIN), streaming=streaming) == EXPECTED
+
+
+@pytest.fixture
+def box() -> Iterator[str]:
+    """A place in fsspec's memory with two files of Parquet, a headless table and one in JSON."""
+    files = fsspec.filesystem("memory")
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{"text": text, "label": NAMES[label]} for text, label in ROWS]), table)
+    lines = "".join(f"{text}\t{NAMES[label]}\n" for text, label in ROWS).encode()
+    contents = {"1.parquet": table.getvalue(), "2.parquet": table.getvalue(), "bare.tsv": lines, "rows.jsonl": PLAIN}
+    for name, content in contents.items():
+        files.pipe(f"/box/{name}", content)
+    yield "memory://box"
+    files.rm("/box", recursive=True)
+
+
+def test_files_elsewhere_are_found_by_fsspec(box: str, tmp_path: Path) -> None:
+    assert load(f"{box}/1.parquet", streaming=True) == EXPECTED
+    assert load(f"{box}/*.parquet", streaming=True) == load([f"{box}/1.parquet", f"{box}/2.parquet"], streaming=True)
+    assert load(f"{box}/rows.jsonl", streaming=True) == EXPECTED
+    local = write(tmp_path / "rows.parquet", fsspec.filesystem("memory").cat("/box/1.parquet"))
+    assert load(f"file://{local}") == EXPECTED
+    with pytest.raises(ValueError, match=r"Corpus 'law' .* cannot be loaded: there is no .*lost\.parquet"):
+        load(f"{box}/lost.parquet", streaming=True)
+    with pytest.raises(ValueError, match=r"The format of 'memory://box/rows' .* is unknown. Say its `format`"):
+        load(f"{box}/rows", streaming=True)
 
 
 @pytest.mark.parametrize(
