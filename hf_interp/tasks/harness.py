@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from hf_interp.mixture.collators import random_state_of_slot
 from hf_interp.tasks.recipe import HarnessConfig, Recipe
+from hf_interp.tasks.task import get_task
 from hf_interp.utils.errors import did_you_mean, import_extra, reading
 from hf_interp.weights.live import evaluation_mode
 
@@ -84,10 +85,10 @@ def check_harness(recipe: Recipe) -> None:
     settings = recipe.eval_harness
     if settings is None:
         return
-    if recipe.task != "causal-lm":
+    if get_task(recipe.task).info.auto_class != "AutoModelForCausalLM":
         raise ValueError(
-            f"`eval_harness` needs the task causal-lm, because lm-eval measures language models, got {recipe.task}. "
-            "Leave it out."
+            f"`eval_harness` needs the task causal-lm or chat, because lm-eval measures language models, got "
+            f"{recipe.task}. Leave it out."
         )
     if not settings.tasks:
         raise ValueError("`eval_harness` must name at least one task, such as hellaswag, got none.")

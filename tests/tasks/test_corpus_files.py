@@ -68,8 +68,10 @@ def test_files_elsewhere_are_found_by_fsspec(box: str, tmp_path: Path) -> None:
     assert load(f"{box}/rows.jsonl", streaming=True) == EXPECTED
     local = write(tmp_path / "rows.parquet", fsspec.filesystem("memory").cat("/box/1.parquet"))
     assert load(f"file://{local}") == EXPECTED
-    with pytest.raises(ValueError, match=r"Corpus 'law' .* cannot be loaded: there is no .*lost\.parquet"):
+    with pytest.raises(ValueError, match=r"Corpus 'law' .* cannot be loaded: Unable to find .*lost\.parquet"):
         load(f"{box}/lost.parquet", streaming=True)
+    with pytest.raises(ValueError, match=r"Corpus 'law' .* cannot be loaded: there is no .*lost\.jsonl"):
+        load(f"{box}/lost.jsonl", streaming=True)
     with pytest.raises(ValueError, match=r"The format of 'memory://box/rows' .* is unknown. Say its `format`"):
         load(f"{box}/rows", streaming=True)
 

@@ -221,7 +221,7 @@ def test_a_chat_model_is_asked_by_its_template(folder: Path, recipe: dict[str, A
     dialogues = {"domain": {"path": "x.jsonl", "messages_column": "messages"}}
     assert parse_recipe({**recipe, "corpora": dialogues})[0].applies_chat_template()
     model = AutoModelForCausalLM.from_pretrained(folder / "decoder")
-    found, _ = measured({**recipe, "corpora": dialogues}, model, template)
+    found, _ = measured({**recipe, "task": "chat", "corpora": dialogues}, model, template)
     accuracy, brier = by_hand(folder, model, template)
     assert found["acc"][0.5][0] == pytest.approx(accuracy)
     assert found["brier_score"][0.5][0] == pytest.approx(brier, rel=1e-5)
@@ -238,7 +238,10 @@ def test_a_chat_model_is_asked_by_its_template(folder: Path, recipe: dict[str, A
         ({"eval_harness": {"tasks": ["hellaswag"], "num_fewshot": -1}}, "a `num_fewshot` of at least 0"),
         ({"eval_harness": ["lost.yaml"]}, "There is no 'lost.yaml' (`eval_harness`)."),
         ({"eval_harness": {"tasks": ["a"], "include_path": "lost"}}, "There is no 'lost' (`eval_harness`)."),
-        ({"task": "masked-lm"}, "needs the task causal-lm, because lm-eval measures language models, got masked-lm."),
+        (
+            {"task": "masked-lm"},
+            "needs the task causal-lm or chat, because lm-eval measures language models, got masked-lm.",
+        ),
     ],
 )
 def test_bad_input_is_refused(changes: dict[str, Any], message: str, recipe: dict[str, Any]) -> None:
