@@ -241,6 +241,19 @@ def _train(args: argparse.Namespace, flags: Flags) -> None:
 
 
 @command(
+    argument("folder", metavar="RUN", help="the output_dir of a run, at work or ended"),
+    switch("--once", "print once and leave"),
+    argument("--every", type=float, default=2.0, metavar="SECONDS", help="look so often (default: %(default)s)"),
+    examples=["watch runs/mine", "watch runs/mine --once"],
+)
+def _watch(args: argparse.Namespace, flags: Flags) -> None:
+    """Follow a run from another terminal: steps, α, losses, evaluations, time left."""
+    from hf_interp.commands.watch import watch
+
+    watch(args.folder, once=args.once, seconds=args.every)
+
+
+@command(
     RECIPE,
     argument("--plot", metavar="FILE", help="draw the plan into this file (.png, .svg, .pdf)"),
     JSON,

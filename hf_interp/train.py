@@ -29,6 +29,7 @@ from hf_interp.tasks.runs import check_metric, save_curve, scored_groups, scored
 from hf_interp.tasks.splits import format_shared
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.model_info import count_parameters
+from hf_interp.training.progress import ProgressLine, show_by
 from hf_interp.training.pushing import check_strategy
 from hf_interp.training.session import alone_in
 from hf_interp.training.trackers import add_picture
@@ -47,13 +48,14 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
 
     Args:
         recipe: a recipe as a plain mapping (see `hf_interp.tasks.parsing.load_recipe`).
-        show_progress: show `Trainer`'s progress bars, unless the recipe sets `disable_tqdm`.
+        show_progress: tell on stderr how far the run is: on a terminal in one line that is renewed, unless the recipe
+            sets `disable_tqdm`.
 
     Raises:
         ValueError, OSError: for bad input, before anything is trained.
     """
     parsed, args = parse_recipe(recipe)
-    args.disable_tqdm = bool(args.disable_tqdm or not show_progress)
+    renewed, args.disable_tqdm = sys.stderr.isatty() and not args.disable_tqdm, True  # the bars of transformers
     check_processes(args)
     task = check_recipe(parsed, args)
     with args.main_process_first(desc="loading and tokenising the corpora"):
@@ -65,6 +67,8 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     push = prepare_push(args)
     folder, is_main = Path(args.output_dir or "."), args.process_index == 0
     trainer = build_trainer(parsed, task, args, data)
+    progress = ProgressLine(folder, shown=show_progress, renewed=renewed)
+    show_by(trainer, progress)
     with alone_in(folder) if is_main else nullcontext():
         trainer.recipe, trainer.keeps_results = without_tokens(recipe), False  # they are written with the model
         if parsed.peft is not None and is_main:
@@ -93,6 +97,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
             save_results(results, folder / RESULTS_NAME)
             plot_run(results, folder / RUN_PLOT_NAME)
         if parsed.alpha_search is not None:
+            progress.note(trainer.state, "choosing α of the weights")
             curve = search_run(trainer, parsed, data, apply=True)
             trainer.save_model(str(folder / INTERPOLATED_NAME))
             harness.measure(trainer, curve.alpha)
@@ -105,6 +110,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
             save_card(render_card(folder, repo_id=args.hub_model_id), folder)
             if push is not None:
                 print(push(folder))
+            progress.path.unlink(missing_ok=True)
     return results
 
 
@@ -169,7 +175,7 @@ def train_and_report(path: str, flags: Sequence[str] = ()) -> RunResults:
     recipe = load_recipe(path, flags)
     if PartialState().is_main_process:
         print("".join(f"{line}\n" for line in format_method(recipe)), end="")
-    results = run_recipe(recipe, show_progress=sys.stderr.isatty())
+    results = run_recipe(recipe)
     folder = results.config["output_dir"]
     if PartialState().is_main_process:
         print("\n".join([format_results(results), *format_cut(results.cut), *format_gaps(results)]))

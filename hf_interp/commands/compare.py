@@ -10,14 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from hf_interp.reporting.plots import plot_comparison
@@ -29,6 +22,7 @@ from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import with_alpha
 from hf_interp.tasks.runs import save_curve, search_run
 from hf_interp.tasks.task import get_task
+from hf_interp.training.progress import show_by
 from hf_interp.training.trainer import InterpolationTrainer
 from hf_interp.utils.console import format_table
 from hf_interp.utils.errors import did_you_mean
@@ -169,12 +163,9 @@ def train_quietly(
 def quiet_trainer(recipe: Mapping[str, Any], data: RecipeData, bar: Any) -> InterpolationTrainer:
     """Return a trainer of a recipe on data that is loaded already, which says nothing but moves a bar."""
     parsed, args = parse_recipe({**recipe, **SILENT_ARGS})
-    trainer: InterpolationTrainer = build_trainer(
-        parsed, get_task(parsed.task), args, data, callbacks=[CountSteps(bar)]
-    )
+    trainer: InterpolationTrainer = build_trainer(parsed, get_task(parsed.task), args, data)
     trainer.recipe = without_tokens(recipe)
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
+    show_by(trainer, CountSteps(bar))
     return trainer
 
 

@@ -243,6 +243,21 @@ def evaluations(log_history: Iterable[Mapping[str, Any]]) -> dict[str, dict[str,
     return found
 
 
+def losses_by_side(logs: Mapping[str, Any], sides: Mapping[str, str]) -> dict[str, float]:
+    """Return the mean training loss of each side in a log, by the sides of the corpora; without them that of all.
+
+    >>> logs = {"loss_a": 1.0, "share_a": 0.2, "loss_b": 3.0, "share_b": 0.2, "loss_c": 2.5, "share_c": 0.6}
+    >>> losses_by_side(logs, {"a": "general", "b": "general", "c": "domain"})
+    {'general': 2.0, 'domain': 2.5}
+    """
+    drawn = [name for name in sides if logs.get(f"share_{name}") and f"loss_{name}" in logs]
+    found = {}
+    for side in dict.fromkeys(sides[name] for name in drawn):
+        shares = {name: logs[f"share_{name}"] for name in drawn if sides[name] == side}
+        found[side] = sum(share * logs[f"loss_{name}"] for name, share in shares.items()) / sum(shares.values())
+    return found or {"": logs["loss"]}
+
+
 def save_results(results: Any, path: str | os.PathLike[str]) -> None:
     """Write a results dataclass as JSON: whole or not at all."""
     write_json(path, _without_nan(asdict(results)), indent=2)

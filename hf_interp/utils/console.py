@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from hf_interp.utils.redaction import find_secrets, redact_secrets
@@ -39,6 +40,37 @@ def format_counts(counts: Mapping[str, int], most: int = 8) -> str:
     ranked = sorted(counts.items(), key=lambda item: -item[1])
     shown = [f"{name} {count:,} ({count / total:.0%})" for name, count in ranked[:most]]
     return ", ".join([*shown, *([f"{len(ranked) - most} others"] if len(ranked) > most else [])])
+
+
+def format_evaluation(name: str, found: Mapping[str, Any]) -> str:
+    """Return the metrics of an evaluation set, and the step after which they were measured, in one line.
+
+    >>> format_evaluation("domain", {"step": 50, "loss": 0.61234, "accuracy": 0.5})
+    'step 50, domain: loss 0.6123, accuracy 0.5000'
+    """
+    metrics = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items() if isinstance(value, float))
+    return f"step {found['step']:,}, {name or 'evaluation'}: {metrics}"
+
+
+def format_progress(facts: Mapping[str, Any]) -> str:
+    """Return how far a run is, in one line of what is known of it.
+
+    >>> format_progress({"step": 40, "max_steps": 100, "alpha": 0.5, "losses": {"domain": 1.25}, "left": 75.2})
+    'step 40 of 100 (40%) | α 0.500 | loss domain 1.2500 | 0:01:15 left'
+    """
+    step, steps = facts["step"], facts["max_steps"]
+    parts = [f"step {step:,} of {steps:,} ({step / steps:.0%})"]
+    if facts.get("alpha") is not None:
+        parts.append(f"α {facts['alpha']:.3f}")
+    if losses := facts.get("losses"):
+        parts.append("loss " + ", ".join(f"{side} {loss:.4f}".strip() for side, loss in losses.items()))
+    if "rate" in facts:
+        parts.append(f"{facts['rate']:.3g} steps/s")
+    if facts.get("left"):
+        parts.append(f"{timedelta(seconds=round(facts['left']))} left")
+    if "memory" in facts:
+        parts.append(f"{facts['memory'] / 1e9:.2f} GB")
+    return " | ".join([*([facts["phase"]] if facts.get("phase", "training") != "training" else []), *parts])
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,6 +5,9 @@ ADAPTER_NAME, ADAPTER_CONFIG_NAME = "adapter_model", "adapter_config.json"
 LOCK_NAME = ".hf_interp.lock"
 """The file that a run holds while it is at work in its folder."""
 
+PROGRESS_NAME = "progress.json"
+"""How far a run is, as long as it is at work."""
+
 INTERPOLATION_NAME = "interpolation.json"
 """The report on how an interpolated checkpoint came about, in its folder."""
 

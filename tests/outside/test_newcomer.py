@@ -46,6 +46,7 @@ def commands_in_order() -> list[tuple[object, ...]]:
         ("adapt", "--model", BASE, "--domain", DATA, "--output", "alone.yaml", "--max_steps", 4),
         ("plan", RECIPE, "--distance", "--distance_examples", 20, "--samples", 1, "--plot", "plan.png"),
         ("train", RECIPE, "--output_dir", RUN, *SHORT),
+        ("watch", RUN, "--once"),
         ("verify", RUN),
         ("compare", RECIPE, "--output_dir", "runs/comparison", "--seeds", 0, "--methods", "constant 0.5", *SHORT),
         ("tune", RECIPE, "--output_dir", "runs/tuned", "--trials", 2, *SHORT),
