@@ -313,6 +313,8 @@ def _verify(args: argparse.Namespace, flags: Flags) -> int:
     RECIPE,
     SEEDS,
     argument("--methods", nargs="+", help="some of the methods (default: all)"),
+    switch("--resume", "train nothing again that is done with the same settings, data and M₀"),
+    switch("--keep", "keep the models of all runs in their folders"),
     JSON,
     examples=["compare recipe.yaml --seeds 0 1 2 3 4", "compare recipe.yaml --methods 'domain only' 'constant 0.5'"],
     note=f"{FIELDS}.",
@@ -323,7 +325,7 @@ def _compare(args: argparse.Namespace, flags: Flags) -> None:
     from hf_interp.tasks.parsing import load_recipe
 
     recipe = load_recipe(args.recipe, flags)
-    comparison = compare(recipe, seeds=args.seeds, methods=args.methods)
+    comparison = compare(recipe, seeds=args.seeds, methods=args.methods, resume=args.resume, keep=args.keep)
     folder = _folder_of(recipe)
     text = f"{format_comparison(comparison)}\n{RESULTS_NAME} and {PLOT_NAME} are in {folder}."
     _print_found(args, folder / RESULTS_NAME, text)
@@ -345,6 +347,7 @@ def _compare(args: argparse.Namespace, flags: Flags) -> None:
     switch("--falling", "let α also start above its end"),
     argument("--storage", metavar="URL", help="a database (default: tuning.db in the output_dir)"),
     argument("--study_name", default="tuning", help="name of the study in it (default: %(default)s)"),
+    switch("--keep", "keep the best trial's model in the folder best of the output_dir"),
     JSON,
     examples=["tune recipe.yaml --trials 20", "tune recipe.yaml --search_space alpha_end=0.5..1.0"],
     note=f"{FIELDS}, such as --alpha_search.objective constrained.",
@@ -356,7 +359,7 @@ def _tune(args: argparse.Namespace, flags: Flags) -> None:
     from hf_interp.tasks.parsing import load_recipe
 
     recipe = load_recipe(args.recipe, flags)
-    names = ("trials", "tune_learning_rate", "falling", "storage", "study_name")
+    names = ("trials", "tune_learning_rate", "falling", "storage", "study_name", "keep")
     tuning = tune.tune_recipe(recipe, space=read_space(args.search_space), **{name: vars(args)[name] for name in names})
     folder = _folder_of(recipe)
     text = f"{tune.format_tuning(tuning)}\n{tune.advise(tuning, folder)}"

@@ -110,7 +110,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
             save_card(render_card(folder, repo_id=args.hub_model_id), folder)
             if push is not None:
                 print(push(folder))
-            progress.path.unlink(missing_ok=True)
+            progress.write(phase="ended")
     return results
 
 

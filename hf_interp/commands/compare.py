@@ -1,33 +1,49 @@
 """Compare ways of moving a model into a domain, at equal steps, over several seeds."""
 
+import json
 import logging
 import re
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import datasets
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from hf_interp.mixture.corpus import content_fingerprint
 from hf_interp.reporting.plots import plot_comparison
-from hf_interp.reporting.results import Comparison, RunResults, evaluations, forgetting, save_results, spread
+from hf_interp.reporting.results import (
+    Comparison,
+    RunResults,
+    evaluations,
+    forgetting,
+    main_metric,
+    save_results,
+    spread,
+)
 from hf_interp.selection.choice import AlphaSearch, check_no_gap
 from hf_interp.selection.scoring import halves
 from hf_interp.tasks.build import RecipeData, build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
 from hf_interp.tasks.parsing import parse_recipe
-from hf_interp.tasks.recipe import with_alpha
+from hf_interp.tasks.recipe import Recipe, with_alpha
 from hf_interp.tasks.runs import save_curve, search_run
 from hf_interp.tasks.task import get_task
 from hf_interp.training.progress import show_by
 from hf_interp.training.trainer import InterpolationTrainer
 from hf_interp.utils.console import format_table
 from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.files import read_json, write_json
+from hf_interp.utils.model_files import weights_fingerprint
 from hf_interp.utils.redaction import without_tokens
-from hf_interp.utils.run_folder import RESULTS_NAME
+from hf_interp.utils.run_folder import CELL_NAME, INTERPOLATED_NAME, RESULTS_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +69,12 @@ PLOT_NAME = "comparison.png"
 
 
 def compare(
-    recipe: Mapping[str, Any], *, seeds: Sequence[int] = (0, 1), methods: Sequence[str] | None = None
+    recipe: Mapping[str, Any],
+    *,
+    seeds: Sequence[int] = (0, 1),
+    methods: Sequence[str] | None = None,
+    resume: bool = False,
+    keep: bool = False,
 ) -> Comparison:
     """Run every method with every seed; `results.json` and a picture go to `output_dir`, the runs into folders below.
 
@@ -65,6 +86,8 @@ def compare(
         recipe: a recipe with evaluation sets `general` and `domain`.
         seeds: seeds of the runs: order of the data, dropout, and a new head if the model needs one.
         methods: some of `METHODS`; all by default.
+        resume: train nothing again that an earlier call has finished with the same settings, data and M₀.
+        keep: keep the model of every run in its folder, and M_α inside.
 
     Returns:
         the metrics of M₀ and of every method, by seed.
@@ -101,22 +124,26 @@ def compare(
     folder = Path(args.output_dir or ".")
     rows: list[dict[str, Any]] = []
     base: dict[int, dict[str, dict[str, float]]] = {}  # M₀'s metrics by seed: with the same seed all runs begin alike
-    with quiet_bar(len(chosen) * len(seeds) * args.max_steps, shown=not args.disable_tqdm) as bar:
-        for method, seed in product(chosen, seeds):
-            bar.set_description(f"{method}, seed {seed}")
+    cells = list(product(chosen, seeds))
+    known = {"data": contents(data), "base": weights_fingerprint(Path(parsed.model_name_or_path)), "keep": keep}
+    with quiet_bar(len(cells) * args.max_steps, shown=not args.disable_tqdm) as bar:
+        tell = CountCells(bar, len(cells))
+        for method, seed in cells:
             place = folder / re.sub(r"\W+", "-", method) / f"seed-{seed}"
-            own = {"seed": seed, "output_dir": str(place)}
-            trainer = train_quietly(
-                with_alpha(recipe, {**METHODS[method], **own}), data, bar, evaluate_base=seed not in base
-            )
-            base.setdefault(seed, trainer.results().base_metrics)
-            rows.append(_trained_row(method, seed, trainer.results(), base[seed]))
-            bar.set_description(f"{method}, seed {seed}: searching for α of the weights")
-            curve = search_run(trainer, parsed, data, apply=True)
-            save_curve(curve, place)
-            metrics = evaluations([trainer.evaluate()])
-            name = f"{method}{INTERPOLATED_SUFFIX}"
-            rows.append(_row(name, seed, metrics, base[seed], curve=[], alpha=curve.alpha))
+            own = with_alpha(recipe, {**METHODS[method], "seed": seed, "output_dir": str(place)})
+            asked = json.loads(json.dumps({"recipe": without_tokens(own), **known}, default=str))
+            cell = read_json(place / CELL_NAME) if resume else None
+            is_new = not isinstance(cell, dict) or cell.get("asked") != asked
+            if is_new:
+                (place / CELL_NAME).unlink(missing_ok=True)
+                bar.set_description(f"{method}, seed {seed}")
+                cell = {"asked": asked, **_run_cell(method, own, parsed, data, bar, base.get(seed), keep=keep)}
+                write_json(place / CELL_NAME, cell)
+            else:
+                bar.update(args.max_steps)
+            base.setdefault(seed, cell["base"])
+            rows += cell["rows"]
+            tell.done(f"{method}, seed {seed}: {_sides(cell['rows'])}", is_new=is_new)
     settings = {
         "recipe": without_tokens(recipe),
         "seeds": list(seeds),
@@ -147,6 +174,68 @@ def format_comparison(comparison: Comparison) -> str:
         rows.append([row["method"], cell(spread(alphas), 2), *cells])
     sides = [f"{side} {comparison.metric(side)}" for side in ("domain", "general")]
     return format_table(["method", "α of weights", *sides, "forgetting"], rows)
+
+
+def _run_cell(
+    method: str,
+    recipe: Mapping[str, Any],
+    parsed: Recipe,
+    data: RecipeData,
+    bar: Any,
+    base: dict[str, dict[str, float]] | None,
+    *,
+    keep: bool,
+) -> dict[str, Any]:
+    """Train a method with a seed, and return M₀'s metrics, known already or not, and the rows of M_θ and M_α."""
+    trainer = train_quietly(recipe, data, bar, evaluate_base=base is None)
+    place, seed = Path(recipe["output_dir"]), recipe["seed"]
+    base = base or trainer.results().base_metrics
+    rows = [_trained_row(method, seed, trainer.results(), base)]
+    if keep:
+        trainer.save_model()
+    bar.set_description(f"{method}, seed {seed}: searching for α of the weights")
+    curve = search_run(trainer, parsed, data, apply=True)
+    if keep:
+        trainer.save_model(str(place / INTERPOLATED_NAME))
+    save_curve(curve, place, saved=keep)
+    metrics = evaluations([trainer.evaluate()])
+    rows.append(_row(f"{method}{INTERPOLATED_SUFFIX}", seed, metrics, base, curve=[], alpha=curve.alpha))
+    return {"base": base, "rows": rows}
+
+
+def _sides(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the main metric of both sides, of M_θ and of M_α."""
+    texts = []
+    for row in rows:
+        metric = main_metric(row["metrics"]) or "loss"
+        found = ", ".join(f"{side} {row['metrics'][side][metric]:.3f}" for side in ("domain", "general"))
+        texts.append(f"M_α at {row['alpha']:g} {found}" if "alpha" in row else f"{metric} {found}")
+    return "; ".join(texts)
+
+
+def contents(data: RecipeData) -> dict[str, Any]:
+    """Return by what the data of a recipe is known again: lengths, and some rows."""
+    return {
+        name: [len(dataset), content_fingerprint(dataset)] if isinstance(dataset, datasets.Dataset) else None
+        for name, dataset in data.by_field().items()
+    }
+
+
+class CountCells:
+    """The parts of a comparison or a search that are done: a line for each, above the bar of their steps."""
+
+    def __init__(self, bar: Any, total: int, count: int = 0) -> None:
+        self.bar, self.total, self.count = bar, total, count
+        self.began, self.trained = time.monotonic(), 0
+
+    def done(self, text: str, *, is_new: bool = True) -> None:
+        """Print what came of the next part, and the time that is left at the pace of those that are new."""
+        self.count += 1
+        self.trained += is_new
+        seconds = (time.monotonic() - self.began) / max(self.trained, 1) * (self.total - self.count)
+        left = f" | {timedelta(seconds=round(seconds))} left" if self.trained and self.count < self.total else ""
+        earlier = "" if is_new else " (from before)"
+        self.bar.write(f"{self.count} of {self.total}: {text}{earlier}{left}", file=sys.stderr)
 
 
 def train_quietly(

@@ -145,7 +145,8 @@ def write_demo(folder: str | os.PathLike[str], *, max_steps: int = 300, label_no
     folder = Path(folder)
     shift = ToyShift(label_noise=label_noise)
     recipe = _write_data(folder, shift)
-    _write_untrained_model(folder / "untrained", shift)
+    with quiet_bar(0, shown=False):
+        _write_untrained_model(folder / "untrained", shift)
     _train_base_model(folder, recipe, max_steps)
     recipe |= {
         "model_name_or_path": str(folder / "base"),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hf_interp.commands.compare import quiet_bar, quiet_trainer, train_quietly
+from hf_interp.commands.compare import CountCells, quiet_bar, quiet_trainer, train_quietly
 from hf_interp.commands.search_space import ALPHA_FIELDS, Space, make_space
 from hf_interp.reporting.plots import plot_tuning
 from hf_interp.reporting.results import evaluations, forgetting, less_is_better, main_metric, save_results
@@ -27,12 +27,15 @@ from hf_interp.utils.environment import describe_machine, installed_versions
 from hf_interp.utils.errors import import_extra
 from hf_interp.utils.files import new_file
 from hf_interp.utils.redaction import without_tokens
+from hf_interp.utils.run_folder import RESULTS_NAME
 
 DATABASE_NAME = "tuning.db"
 TUNING_NAME = "tuning.json"
 PLOT_NAME = "tuning.png"
 TUNED_NAME = "tuned.yaml"
 """The recipe with the best settings."""
+BEST_NAME = "best"
+"""The folder of the best trial's model."""
 
 TRIAL = {"eval_strategy": "no", "load_best_model_at_end": False}
 """Fields that every trial sets over the recipe's: it is judged by the model at its end."""
@@ -140,6 +143,7 @@ def tune_recipe(
     falling: bool = False,
     storage: str | None = None,
     study_name: str = "tuning",
+    keep: bool = False,
 ) -> Tuning:
     """Search for the settings of α that are best for a recipe, on its validation sets.
 
@@ -162,6 +166,7 @@ def tune_recipe(
         falling: allow α to start above its end.
         storage: URL of a database, as optuna takes it; by default `tuning.db` in `output_dir`.
         study_name: name of the study in it.
+        keep: keep the best trial's model in the folder `best` of `output_dir`, where this call has trained it.
 
     Returns:
         all complete trials.
@@ -218,10 +223,11 @@ def tune_recipe(
                 own["learning_rate"] = args.learning_rate
             draws = _Draws(study, restricted, own, args.seed)
             _write(tuning, folder)
+            tell = CountCells(bar, trials, len(rows))
             while len(rows) < trials:
                 trial, settings = draws.next(run, data)
                 bar.set_description(f"trial {trial.number}")
-                began = time.monotonic()
+                began, trainer = time.monotonic(), None
                 try:
                     trainer = train_quietly(with_alpha(run, settings), data, bar, evaluate_base=False)
                     metrics = trainer.results().final_metrics
@@ -233,6 +239,12 @@ def tune_recipe(
                 study.tell(trial, goal.score(metrics)[0])
                 rows.append(row)
                 _write(tuning, folder)
+                is_best = tuning.ranked()[0] is row
+                objective = "no number" if row["objective"] is None else f"{row['objective']:.4f}"
+                tell.done(f"{describe(settings)}: {search.objective} {objective}{', the best so far' * is_best}")
+                if keep and is_best and trainer is not None:
+                    trainer.save_model(str(folder / BEST_NAME))
+                    save_results(trainer.results(), folder / BEST_NAME / RESULTS_NAME)
     base_of_sides = [base.get(name, {}).get(goal.metric) for name in (search.domain, search.general)]
     plot_tuning(rows, folder / PLOT_NAME, best=tuning.ranked()[0], base=base_of_sides, metric=goal.metric)
     return tuning

@@ -96,7 +96,7 @@ class ProgressLine(TrainerCallback):
         self.facts["phase"] = phase
         self._printed = self._written = -math.inf
         self.tell(state)
-        if self.renewed and state.is_world_process_zero:
+        if self.renewed and phase != "training" and state.is_world_process_zero:
             self._put("\n")
 
     def tell(self, state: TrainerState) -> None:
@@ -106,12 +106,17 @@ class ProgressLine(TrainerCallback):
             return
         if now - self._written >= FILE_SECONDS:
             self._written = now
-            write_json(self.path, {**self.facts, "time": time.time()})
+            self.write()
         if now - self._printed >= (FRAME_SECONDS if self.renewed else LINE_SECONDS):
             self._printed = now
             line = format_progress(self.facts)
             width = shutil.get_terminal_size().columns - 1
             self._put(f"\r{line[:width]}\x1b[K" if self.renewed else f"{line}\n")
+
+    def write(self, **facts: Any) -> None:
+        """Write the file, with what else is known now."""
+        self.facts |= facts
+        write_json(self.path, {**self.facts, "time": time.time()})
 
     def print(self, state: TrainerState, line: str) -> None:
         """Print a line that stays."""

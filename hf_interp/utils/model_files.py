@@ -7,7 +7,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from hf_interp.utils.files import read_json
-from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME, INTERPOLATED_NAME, INTERPOLATION_NAME, RESULTS_NAME
+from hf_interp.utils.run_folder import (
+    ADAPTER_CONFIG_NAME,
+    CELL_NAME,
+    INTERPOLATED_NAME,
+    INTERPOLATION_NAME,
+    PROGRESS_NAME,
+    RESULTS_NAME,
+)
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 MODEL_FILES = (
@@ -33,6 +40,8 @@ LEFT_BEHIND = (
     ADAPTER_CONFIG_NAME,
     RESULTS_NAME,
     INTERPOLATION_NAME,
+    PROGRESS_NAME,
+    CELL_NAME,
 )
 """Files that are true of one run or its weights alone; so is a model card."""
 

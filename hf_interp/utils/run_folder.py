@@ -6,7 +6,10 @@ LOCK_NAME = ".hf_interp.lock"
 """The file that a run holds while it is at work in its folder."""
 
 PROGRESS_NAME = "progress.json"
-"""How far a run is, as long as it is at work."""
+"""How far a run is, or how far it came."""
+
+CELL_NAME = "cell.json"
+"""What came of one method with one seed of a comparison, in the folder of its run."""
 
 INTERPOLATION_NAME = "interpolation.json"
 """The report on how an interpolated checkpoint came about, in its folder."""

@@ -1,6 +1,7 @@
 """A comparison against the runs it is made of."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,6 +9,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from hf_interp import cli
 from hf_interp.commands.compare import METHODS, compare, format_comparison
@@ -195,6 +198,44 @@ def test_the_command_prints_the_table(
     out = capsys.readouterr().out
     assert out.startswith(format_comparison(found))
     assert out.splitlines()[-1] == f"results.json and comparison.png are in {tmp_path / 'out'}."
+
+
+@pytest.mark.slow
+def test_a_comparison_goes_on_and_keeps_its_models(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general = Path(shutil.copy(settings["corpora"]["general"]["path"], tmp_path / "general.jsonl"))
+    corpora = {**settings["corpora"], "general": {"path": str(general)}}
+    recipe = {**settings, "corpora": corpora, "output_dir": str(tmp_path / "out"), "alpha_search": {"alphas": 3}}
+    methods = ["domain only"]
+
+    def told() -> list[str]:
+        return [line.split(":")[0] + line[-15:] * line.endswith("(from before)") for line in errors().splitlines()]
+
+    def errors() -> str:
+        return capsys.readouterr().err
+
+    first = compare(recipe, seeds=[5], methods=methods, keep=True)
+    line = errors()
+    trained, moved = (row["metrics"]["domain"]["accuracy"] for row in first.rows[1:])
+    assert line.startswith(f"1 of 1: domain only, seed 5: accuracy domain {trained:.3f}, general ")
+    assert f"; M_α at {first.rows[2]['alpha']:g} domain {moved:.3f}, general " in line
+    place = tmp_path / "out" / "domain-only" / "seed-5"
+    base, tuned, kept = (
+        load_file(folder / "model.safetensors")
+        for folder in (Path(recipe["model_name_or_path"]), place, place / "interpolated")
+    )
+    alpha = first.rows[2]["alpha"]
+    for name, tensor in kept.items():
+        torch.testing.assert_close(tensor, alpha * tuned[name] + (1 - alpha) * base[name])
+    both = compare(recipe, seeds=[5, 6], methods=methods, keep=True, resume=True)
+    assert told() == ["1 of 2 (from before)", "2 of 2"]
+    assert [row for row in both.rows if row["seed"] == 5] == first.rows
+    assert both == replace(compare(recipe, seeds=[5, 6], methods=methods), settings=both.settings)
+    assert told() == ["1 of 2", "2 of 2"]
+    general.write_text("".join(reversed(general.read_text("utf-8").splitlines(keepends=True))), "utf-8")
+    compare(recipe, seeds=[5], methods=methods, resume=True)
+    assert told() == ["1 of 1"], "other data is trained on anew"
 
 
 def test_an_unknown_method_is_refused(toy_recipe: dict[str, Any]) -> None:

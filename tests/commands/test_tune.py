@@ -552,9 +552,17 @@ def test_the_command_tunes_and_its_recipe_trains(
     path, folder = str(write_recipe(toy_recipe)), Path(toy_recipe["output_dir"])
     argv = ["tune", path, "--trials", "2", "--space", "alpha_schedule_type=cosine", "--space", "alpha_end=0.5..0.6"]
     argv += ["--alpha_search.objective", "mean", "--max_steps", "3"]
-    assert cli.main(argv) == 0
+    assert cli.main([*argv, "--keep"]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    trials = json.loads((folder / "tuning.json").read_text())["trials"]
+    best = [True, trials[1]["objective"] > trials[0]["objective"]]
+    assert [line.split(" | ")[0] for line in err.splitlines()] == [
+        f"{number} of 2: {describe(trial['settings'])}: mean {trial['objective']:.4f}" + ", the best so far" * is_best
+        for number, (trial, is_best) in enumerate(zip(trials, best, strict=True), 1)
+    ]
+    kept = json.loads((folder / "best" / "results.json").read_text())
+    assert kept["final_metrics"] == trials[best[1]]["metrics"]
+    assert (folder / "best" / "model.safetensors").is_file()
     assert out.splitlines()[0].startswith("| settings of α ")
     assert "| cosine 0" in out
     assert "--seeds 43 44 45\n" in out

@@ -52,7 +52,7 @@ def evaluation_lines(results: dict[str, Any], step: int) -> list[str]:
 
 
 def test_a_run_tells_its_steps_and_evaluations_in_lines(told: tuple[Path, list[str], dict[str, Any]]) -> None:
-    folder, lines, results = told
+    _, lines, results = told
     assert not [line for line in lines if "{" in line], "no raw dictionaries"
     for step in (0, 2, 4):
         assert [line for line in lines if line.startswith(f"step {step}, ")] == evaluation_lines(results, step)
@@ -64,22 +64,16 @@ def test_a_run_tells_its_steps_and_evaluations_in_lines(told: tuple[Path, list[s
         rf"{line}\S+ steps/s \| \d\.\d\d GB", next(line for line in lines if line.startswith("trained"))
     )
     assert any(line.startswith("choosing α of the weights | step 4 of 4") for line in lines)
-    assert not (folder / "progress.json").exists()
 
 
-def test_an_ended_run_and_a_lone_checkpoint_are_told_alike(
+def test_an_ended_run_is_told_as_it_was_last(
     told: tuple[Path, list[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, _, results = told
+    folder, lines, results = told
     title, line, *more = watched(folder, capsys)
-    assert title == f"{folder} has ended."
-    assert line.startswith("step 4 of 4 (100%) | α ")
-    chosen = json.loads((folder / "curve.json").read_text("utf-8"))["alpha"]
-    assert more == [*evaluation_lines(results, 4), f"α of the weights: {chosen:g}"]
-    (folder / "results.json").unlink()
-    title, same, *_ = watched(folder, capsys)
-    assert title == f"{folder} has a checkpoint, and no progress.json of a run at work."
-    assert same == line
+    assert title.startswith(f"{folder} has ended, 0:00:")
+    assert line == next(each for each in lines if each.startswith("trained")).replace("trained", "ended")
+    assert more == evaluation_lines(results, 4)
 
 
 def test_a_run_at_work_and_one_that_was_killed_are_told_apart(
@@ -108,7 +102,7 @@ def test_a_run_at_work_and_one_that_was_killed_are_told_apart(
 
 def test_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for argv, words in (
-        ([str(tmp_path / "absent")], "absent' is no folder of a run: it has no progress.json"),
+        ([str(tmp_path / "absent")], "absent' has no progress.json, which a run of a recipe keeps"),
         ([str(tmp_path), "--every", "0"], "`every` must be at least 0.1 seconds, got 0.0."),
     ):
         assert cli.main(["watch", *argv]) == 2
