@@ -261,11 +261,12 @@ def _watch(args: argparse.Namespace, flags: Flags) -> None:
     argument("--num_processes", type=int, help="plan for so many processes (default: the checkpoint's, or 1)"),
     argument("--samples", type=int, default=0, metavar="N", help="show N examples of each corpus as the model will"),
     switch("--memory", "estimate the memory that training needs; no weights are loaded"),
+    switch("--measure", "take three steps, and say what time and memory a run takes; nothing is kept"),
     switch("--distance", "measure how far apart the sides are for the pretrained model"),
     argument("--distance_examples", type=int, metavar="N", help="of --distance: examples of each side (default: 500)"),
     examples=[
         "plan recipe.yaml --plot plan.png",
-        "plan recipe.yaml --memory --distance --samples 3",
+        "plan recipe.yaml --memory --measure --distance --samples 3",
         "plan recipe.yaml --resume runs/mine --num_processes 8",
     ],
     note=f"{FIELDS}.",
@@ -282,7 +283,7 @@ def _plan(args: argparse.Namespace, flags: Flags) -> None:
 
         num_examples = NUM_EXAMPLES
     found = plan.plan_recipe(
-        args.recipe, flags, args.resume, args.num_processes, num_examples, args.samples, args.memory
+        args.recipe, flags, args.resume, args.num_processes, num_examples, args.samples, args.memory, args.measure
     )
     summary = plan.summarise(found)
     _print_found(args, summary, plan.format_plan(summary))

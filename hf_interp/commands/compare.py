@@ -125,14 +125,14 @@ def compare(
     rows: list[dict[str, Any]] = []
     base: dict[int, dict[str, dict[str, float]]] = {}  # M₀'s metrics by seed: with the same seed all runs begin alike
     cells = list(product(chosen, seeds))
-    known = {"data": contents(data), "base": weights_fingerprint(Path(parsed.model_name_or_path)), "keep": keep}
+    facts = {"data": contents(data), "base": weights_fingerprint(Path(parsed.model_name_or_path)), "keep": keep}
     with quiet_bar(len(cells) * args.max_steps, shown=not args.disable_tqdm) as bar:
         tell = CountCells(bar, len(cells))
         for method, seed in cells:
             place = folder / re.sub(r"\W+", "-", method) / f"seed-{seed}"
             own = with_alpha(recipe, {**METHODS[method], "seed": seed, "output_dir": str(place)})
-            asked = json.loads(json.dumps({"recipe": without_tokens(own), **known}, default=str))
-            cell = read_json(place / CELL_NAME) if resume else None
+            asked = json.loads(json.dumps({"recipe": without_tokens(own), **facts}, default=str))
+            cell: Any = read_json(place / CELL_NAME) if resume else None
             is_new = not isinstance(cell, dict) or cell.get("asked") != asked
             if is_new:
                 (place / CELL_NAME).unlink(missing_ok=True)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
 from hf_interp.losses.per_example import IGNORE_INDEX
-from hf_interp.mixture.collators import DISTILL
+from hf_interp.mixture.collators import DISTILL, MaskingCollator
 from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.epochs import Epochs
@@ -27,6 +28,7 @@ from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.self_corpus import Made
 from hf_interp.tasks.splits import format_shared
+from hf_interp.tasks.task import get_task
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.utils.console import format_counts, format_table
@@ -111,6 +113,8 @@ class Preview(NamedTuple):
     """A line on what the recipe's `method` sets, if it has one."""
     memory: Mapping[str, int] = MappingProxyType({})
     """In bytes, what a process needs, if it was estimated."""
+    measured: Mapping[str, Any] = MappingProxyType({})
+    """What a step takes, if that was measured."""
 
 
 def plan_recipe(
@@ -121,6 +125,7 @@ def plan_recipe(
     distance_examples: int | None = None,
     num_samples: int = 0,
     estimates_memory: bool = False,
+    measure: bool = False,
 ) -> Preview:
     """Plan a recipe, and return also what is known of its examples and of its learning rate.
 
@@ -131,6 +136,7 @@ def plan_recipe(
         distance_examples: of each side, by which their distance for M₀ is measured; by default it is not.
         num_samples: examples of each corpus to show.
         estimates_memory: whether to estimate the memory of a process.
+        measure: take a few steps, and say how long they last and what memory they need.
 
     Raises:
         ValueError, OSError: as training would raise, or if the distance cannot be measured or the memory told.
@@ -148,16 +154,17 @@ def plan_recipe(
     saved = None if resume is None else _read_checkpoint(resume)
     data = load_data(recipe, task, makes=False)
     unmade = [name for name, found in data.made.items() if not found.is_there]
-    if unmade and distance_examples is not None:
-        raise ValueError(f"The distance is that of data, and M₀ has not made `{unmade[0]}` yet. Train first.")
+    if unmade and (measure or distance_examples is not None):
+        what = "time" if measure else "distance"
+        raise ValueError(f"The {what} is that of data, and M₀ has not made `{unmade[0]}` yet. Train first.")
     plan = plan_data(data, args, num_processes or (saved or {}).get("num_processes"))
     resumed = None
     if saved is not None:
         plan, changes = continue_plan(plan, saved["plan"], saved["global_step"])
         resumed = Resumed(saved["global_step"], changes)
-    measured = None
+    apart = None
     if distance_examples is not None:
-        measured = distance.measure_distance(recipe, args, data, num_examples=distance_examples)
+        apart = distance.measure_distance(recipe, args, data, num_examples=distance_examples)
     lengths = {corpus.name: mean_tokens(corpus.dataset) for corpus in data.corpora}
     return Preview(
         plan,
@@ -165,7 +172,7 @@ def plan_recipe(
         resumed,
         rate_weighted_alpha(plan, args),
         Epochs(plan, args.mixture_epoch),
-        measured,
+        apart,
         data.cut,
         data.shared,
         {corpus.name: counts for corpus in data.corpora if (counts := count_labels(corpus, recipe))},
@@ -177,6 +184,7 @@ def plan_recipe(
         format_made(data.made),
         format_method(given),
         _memory(recipe, args, data) if estimates_memory else {},
+        _measure(given, data) if measure else {},
     )
 
 
@@ -193,12 +201,14 @@ def _memory(recipe: Recipe, args: InterpolationConfig, data: RecipeData) -> dict
 
 
 def count_labels(corpus: Corpus, recipe: Recipe) -> dict[str, int]:
-    """Return how many examples of a corpus have each label, where every example has one; else nothing."""
+    """Return how many examples of a corpus have each label, or how many of its words; else nothing."""
     names = recipe.for_objective(corpus.objective).label_names
     if not names or corpus.objective == DISTILL or not isinstance(corpus.dataset, datasets.Dataset):
         return {}
-    labels = np.asarray(corpus.dataset.select_columns(["labels"]).with_format("arrow")[:]["labels"].combine_chunks())
+    column = corpus.dataset.select_columns(["labels"]).with_format("arrow")[:]["labels"].combine_chunks()
+    labels = np.asarray(column.flatten() if pa.types.is_list(column.type) else column)
     is_one = np.issubdtype(labels.dtype, np.integer)
+    labels = labels[labels != IGNORE_INDEX]
     return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True)) if is_one else {}
 
 
@@ -212,9 +222,13 @@ def format_made(made: Mapping[str, Made]) -> list[str]:
 
 def sample_texts(corpus: Corpus, tokenizer: Any, recipe: Recipe, count: int) -> list[str]:
     """Return the first examples of a corpus as the model sees them: their tokens as a text, and their labels."""
-    names = recipe.for_objective(corpus.objective).label_names or []
+    own = recipe.for_objective(corpus.objective)
+    names = own.label_names or []
+    collate = get_task(own.task).collator(tokenizer, own)
     texts = []
     for example in islice(corpus.dataset, count):
+        if isinstance(collate, MaskingCollator):  # the text with a draw of its masks, and what stood there
+            example = {name: row[0].tolist() for name, row in collate([example]).items()}
         ids, labels = example.get("input_ids"), example.get("labels")
         if ids is None:
             texts.append(f"{describe(example)}{_label_text(labels, (), names, tokenizer)}")
@@ -259,6 +273,8 @@ def summarise(preview: Preview) -> dict[str, Any]:
         summary["memory"] = dict(preview.memory)
     if preview.made:
         summary["made"] = list(preview.made)
+    if preview.measured:
+        summary["measured"] = dict(preview.measured)
     for name in ("cut", "shared", "samples"):
         if found := getattr(preview, name):
             summary[name] = {key: list(value) for key, value in found.items()}
@@ -303,6 +319,10 @@ def format_plan(summary: Mapping[str, Any]) -> str:
             [_corpus_row(corpus) for corpus in summary["corpora"]],
         ),
     ]
+    if "measured" in summary:
+        from hf_interp.commands.measure import format_measured
+
+        lines += ["", format_measured(summary["measured"], summary["max_steps"] - summary["start_step"])]
     lines += [""] * ("labels" in summary or "made" in summary)
     lines += summary.get("made", [])
     lines += [f"labels of {name}: {format_counts(counts)}" for name, counts in summary.get("labels", {}).items()]
@@ -342,6 +362,12 @@ def _corpus_row(corpus: Mapping[str, Any]) -> list[str]:
         cell(corpus["passes"], ".2f"),
         cell(corpus["exhausted_at"], absent="never"),
     ]
+
+
+def _measure(recipe: Mapping[str, Any], data: RecipeData) -> dict[str, Any]:
+    from hf_interp.commands.measure import measure_steps
+
+    return measure_steps(recipe, data)
 
 
 def _read_checkpoint(path: str) -> dict[str, Any]:

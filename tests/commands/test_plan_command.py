@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,27 @@ def test_labels_and_rows_that_are_trained_on_are_told(
     same = summarise(plan_recipe(str(write_recipe({**toy_recipe, "corpora": both}))))
     assert same["shared"]["eval_corpora.domain"] == [count, count]
     assert f"Warning: {count} of {count} rows of `eval_corpora.domain` (100.0%)" in format_plan(same)
+
+
+def test_a_measured_plan_tells_time_and_memory_and_keeps_nothing(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = Path(toy_recipe["model_name_or_path"])
+    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    path = str(write_recipe({**toy_recipe, "max_steps": 90_000, "eval_strategy": "steps", "save_steps": 1}))
+    found = plan_recipe(path, measure=True)
+    assert capsys.readouterr() == ("", "")
+    assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
+    assert not Path(toy_recipe["output_dir"]).exists()
+    summary = summarise(found)
+    seconds, peak = summary["measured"]["seconds"], summary["measured"]["peak_memory"]
+    assert summary["measured"]["steps"] == 3
+    assert 0 < seconds < 60
+    assert 1e8 < peak < 1e11
+    whole = timedelta(seconds=round(90_000 * seconds))
+    text = f"measured on 3 steps: {seconds:.3g} s a step, so about {whole} for 90,000 steps"
+    assert f"{text}, evaluations not counted; peak memory {peak / 1e9:.2f} GB" in format_plan(summary)
+    assert found.plan.fingerprint() == plan_recipe(path).plan.fingerprint()
 
 
 def read_rows(entry: dict[str, Any]) -> list[dict[str, Any]]:

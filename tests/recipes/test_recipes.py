@@ -14,6 +14,7 @@ from toy_recipes import ENGLISH, FRENCH, GROUPS, REVIEWS, on_toy_files, toy_toke
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_interp.commands.curve import curve_run
+from hf_interp.commands.plan import plan_recipe
 from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.results import RunResults
 from hf_interp.tasks.build import check_recipe
@@ -125,6 +126,28 @@ def test_a_recipe_runs_on_toy_files(path: Path, toy_models: dict[str, Path], tmp
     for side in ("general", "domain"):
         for metric, found in curve.report[side].items():
             assert found["values"] == pytest.approx(before.report[side][metric]["values"], abs=1e-5)
+
+
+ONE_OF_EACH_TASK = {load_recipe(path)["task"]: path for path in RECIPES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ONE_OF_EACH_TASK)
+def test_a_plan_measures_and_shows_every_task(task: str, toy_models: dict[str, Path], tmp_path: Path) -> None:
+    recipe = on_toy_files(ONE_OF_EACH_TASK[task], toy_models, tmp_path, ["--max_steps", "2", *RISE])
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    found = plan_recipe(str(tmp_path / "toy.yaml"), num_samples=3, measure=True)
+    assert (found.measured["steps"], found.measured["seconds"] > 0) == (1, True)
+    assert not (tmp_path / "out").exists()
+    for name, samples in found.samples.items():
+        assert len(samples) == 3
+        if task == "masked-lm":
+            shown, hidden = zip(*(text.split(" → ") for text in samples), strict=True)
+            assert "[MASK]" in "".join(shown)  # though some of what is hidden is replaced by other words, or kept
+            assert all(hidden)
+        if task == "token-classification":
+            rows = [json.loads(line) for line in Path(recipe["corpora"][name]["path"]).read_text("utf-8").splitlines()]
+            assert sum(found.labels[name].values()) == sum(len(row["tokens"]) for row in rows)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
