@@ -2,6 +2,7 @@
 
     python tests/benchmarks/plan.py
     python tests/benchmarks/plan.py --ranks 1000
+    python tests/benchmarks/plan.py --recipe hf_interp_demo/recipe.yaml --checkouts . ../before
 
 16 corpora, global batch 256, a cosine schedule; in the last rows along a path of three mixtures of them all. α of all
 steps is worked out when a plan is first asked, here for its last step. Seeks go to random steps, each for a whole
@@ -9,11 +10,17 @@ global batch; medians.
 
 With `--ranks`, what a run of so many processes costs one of them, the middle one, which alone is there: opening two
 corpora of 200,000 rows of 64 ids on disk, the plan of 100,000 steps, and reading its own micro-batches of eight.
+
+With `--recipe`, the command `hf-interp plan` from its start to its end, by turns from each checkout, in fresh processes.
 """
 
 import argparse
+import os
 import random
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -123,11 +130,42 @@ def measure_rank(ranks: int, folder: Path, count: int = 500) -> list[str]:
     return [f"{ranks:,}", f"{8 * ranks * 100_000:,}", *(f"{figure:.2f}" for figure in figures)]
 
 
+def command(checkout: str, recipe: str) -> tuple[float, float]:
+    """The seconds of a plan, by the clock and of the processor."""
+    script = "import sys; from hf_interp.cli import main; sys.exit(main(sys.argv[1:]))"
+    begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "PYTHONPATH": checkout}
+    subprocess.run(
+        [sys.executable, "-c", script, "plan", recipe], env=environment, stdout=subprocess.DEVNULL, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - begin, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def compare_commands(checkouts: list[str], recipe: str, rounds: int) -> str:
+    for checkout in checkouts:
+        command(checkout, recipe)  # fills the caches
+    found = [[command(checkout, recipe) for checkout in checkouts] for _ in range(rounds)]
+    rows = []
+    for checkout, times in zip(checkouts, zip(*found, strict=True), strict=True):
+        cells = [
+            f"{statistics.median(each):.2f} ({min(each):.2f}–{max(each):.2f})" for each in zip(*times, strict=True)
+        ]
+        rows.append([checkout, *cells])
+    return format_table(["checkout", "s", "processor, s"], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, help="measure one rank of a run of so many, and of a run of one")
     parser.add_argument("--rows", type=int, default=200_000, help="of each corpus that a rank opens")
+    parser.add_argument("--recipe", help="time the command on this recipe")
+    parser.add_argument("--checkouts", nargs="+", default=["."], help="of hf_interp")
+    parser.add_argument("--rounds", type=int, default=5, help="of the command")
     args = parser.parse_args()
+    if args.recipe is not None:
+        print(compare_commands(args.checkouts, args.recipe, args.rounds))
+        return
     if args.ranks is not None:
         header = ["ranks", "slots", "open, ms", "hash rows, ms", "plan, ms", "first batch, ms", "batch, ms (median)"]
         header += ["batch, ms (worst)", "peak, MiB"]
