@@ -9,15 +9,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from transformers import Trainer
+from typing import TYPE_CHECKING, Any
 
 from hf_interp.mixture.collators import random_state_of_slot
 from hf_interp.tasks.recipe import HarnessConfig, Recipe
 from hf_interp.tasks.task import get_task
 from hf_interp.utils.errors import did_you_mean, import_extra, reading
 from hf_interp.weights.live import evaluation_mode
+
+if TYPE_CHECKING:  # a plan trains nothing
+    from transformers import Trainer
 
 SEED = 1234  # lm-eval's own, by which it draws worked examples
 GROUP = re.compile(r"^group:", re.MULTILINE)
@@ -46,7 +47,7 @@ class Harness:
         """Every task and metric with its scores, for results."""
         return list(self._found.values())
 
-    def measure(self, trainer: Trainer, alpha: float) -> None:
+    def measure(self, trainer: "Trainer", alpha: float) -> None:
         """Measure the model of a trainer, which is M_α now, if it has not been; of several processes the first does."""
         if self.settings is None or trainer.args.process_index or alpha in self._alphas:
             return
@@ -55,7 +56,7 @@ class Harness:
             known = self._found.setdefault((entry["task"], entry["metric"]), {**entry, "points": []})
             known["points"] = sorted([*known["points"], {"alpha": alpha, **point}], key=lambda each: each["alpha"])
 
-    def _evaluate(self, trainer: Trainer, settings: HarnessConfig) -> Mapping[str, Any]:
+    def _evaluate(self, trainer: "Trainer", settings: HarnessConfig) -> Mapping[str, Any]:
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 

@@ -11,7 +11,7 @@ global batch; medians.
 With `--ranks`, what a run of so many processes costs one of them, the middle one, which alone is there: opening two
 corpora of 200,000 rows of 64 ids on disk, the plan of 100,000 steps, and reading its own micro-batches of eight.
 
-With `--recipe`, the command `hf-interp plan` from its start to its end, by turns from each checkout, in fresh processes.
+With `--recipe`, the command `hf-interp plan` from start to end, by turns from each checkout, in fresh processes.
 """
 
 import argparse
