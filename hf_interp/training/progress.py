@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ class ProgressLine(TrainerCallback):
     def write(self, **facts: Any) -> None:
         """Write the file, with what else is known now."""
         self.facts |= facts
-        write_json(self.path, {**self.facts, "time": time.time()})
+        with suppress(OSError):  # a full disk is told by what the run needs, not by this
+            write_json(self.path, {**self.facts, "time": time.time()})
 
     def print(self, state: TrainerState, line: str) -> None:
         """Print a line that stays."""
