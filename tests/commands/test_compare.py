@@ -210,7 +210,7 @@ def test_a_comparison_goes_on_and_keeps_its_models(
     methods = ["domain only"]
 
     def told() -> list[str]:
-        return [line.split(":")[0] + line[-15:] * line.endswith("(from before)") for line in errors().splitlines()]
+        return [line.split(":")[0] + line[-14:] * line.endswith("(from before)") for line in errors().splitlines()]
 
     def errors() -> str:
         return capsys.readouterr().err
