@@ -231,7 +231,11 @@ def test_a_comparison_goes_on_and_keeps_its_models(
     both = compare(recipe, seeds=[5, 6], methods=methods, keep=True, resume=True)
     assert told() == ["1 of 2 (from before)", "2 of 2"]
     assert [row for row in both.rows if row["seed"] == 5] == first.rows
-    assert both == replace(compare(recipe, seeds=[5, 6], methods=methods), settings=both.settings)
+    fresh = compare(recipe, seeds=[5, 6], methods=methods)
+    for found in (both, fresh):
+        for row in found.rows:
+            del row["curve"]  # which also has the seconds of evaluations
+    assert both.rows == fresh.rows
     assert told() == ["1 of 2", "2 of 2"]
     general.write_text("".join(reversed(general.read_text("utf-8").splitlines(keepends=True))), "utf-8")
     compare(recipe, seeds=[5], methods=methods, resume=True)
