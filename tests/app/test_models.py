@@ -31,6 +31,7 @@ TASK_MODELS = {
     "token-classification": ("distilbert", "TOKEN_CLS"),
     "masked-lm": ("bert", None),
     "causal-lm": ("gpt2", "CAUSAL_LM"),
+    "chat": ("gpt2", "CAUSAL_LM"),
     "translation": ("t5", "SEQ_2_SEQ_LM"),
     "summarization": ("bart", "SEQ_2_SEQ_LM"),
     "seq2seq": ("t5", "SEQ_2_SEQ_LM"),
@@ -83,20 +84,21 @@ def expected(folder: str, task: str, slider: AlphaSlider) -> Outcome:
     model = getattr(transformers, TASKS[task].info.auto_class).from_pretrained(folder).eval()
     tokenizer = task_tokenizer()
     ids = tokenizer(text_of(task).replace(MASK, "w59"), return_tensors="pt")
-    if task == "causal-lm":
+    goes_on = TASK_INFOS[task].answer == "continuation"
+    if goes_on:
         ids = {name: tensor[:, :-1] for name, tensor in ids.items()}  # without the end of the text
     ids.pop("token_type_ids", None)
     text = None
     if TASK_INFOS[task].answer in ("continuation", "text"):
         written = model.generate(**ids, max_new_tokens=32, do_sample=False, pad_token_id=0)[0]
-        begin = ids["input_ids"].shape[1] if task == "causal-lm" else 0
+        begin = ids["input_ids"].shape[1] if goes_on else 0
         text = tokenizer.decode(written[begin:], skip_special_tokens=True)
     if task in ("translation", "summarization", "seq2seq"):
         return Outcome(probabilities=np.zeros((0, 0), np.float32), text=text)
     with torch.no_grad():
         logits = model(**ids).logits
     if task != "sequence-classification":
-        logits = logits[0, {"token-classification": [0, 1, 2, 3], "masked-lm": [1, 3], "causal-lm": [-1]}[task]]
+        logits = logits[0, {"token-classification": [0, 1, 2, 3], "masked-lm": [1, 3]}.get(task, [-1])]
     return Outcome(probabilities=logits.softmax(-1).numpy(), text=text)
 
 
@@ -346,7 +348,7 @@ def test_the_page_answers_and_says_what_is_wrong(
 
 @pytest.mark.parametrize("task", TASK_MODELS)
 def test_a_model_says_its_task(task: str, pair: Callable[[str], tuple[str, str]]) -> None:
-    wanted = "seq2seq" if task in ("translation", "summarization") else task
+    wanted = {"translation": "seq2seq", "summarization": "seq2seq", "chat": "causal-lm"}.get(task, task)
     assert find_task(Path(pair(task)[1])) == wanted
 
 

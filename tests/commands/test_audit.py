@@ -117,7 +117,7 @@ def test_only_rows_that_were_read_are_members() -> None:
     [
         (
             ["--corpus", "domian"],
-            "must be a training corpus of the task and no stream (domain), got 'domian'.",
+            "must be a training corpus of the task, no stream, without `balance_by` (domain), got 'domian'.",
         ),
         (["--corpus", "general"], "at least 10 rows of 'general' that were read"),
         (["--examples", "5"], "An audit needs at least 10 rows of 'domain'"),
