@@ -56,6 +56,7 @@ def test_a_run_leaves_model_tokenizer_results_and_picture(trained: dict[str, Any
         "tokenizer_config.json",
         "training_args.bin",
         "results.json",
+        "progress.json",
         "run.png",
         "README.md",
         "checkpoint-2",

@@ -165,7 +165,7 @@ def test_both_models_are_pushed_and_load_back_bit_for_bit(
     assert "**main (this card)**" in alpha.files["README.md"].decode()
     assert "**finetuned (this card)**" in theta.files["README.md"].decode()
     junk = {name.split("/")[0] for name in JUNK}
-    assert set(report["left_out"]) == junk | {"training_args.bin"}
+    assert set(report["left_out"]) == junk | {"training_args.bin", "progress.json"}
     assert contents(run) == before
     # as a user loads it, from the hub alone
     script = """
