@@ -41,7 +41,6 @@ from hf_interp.losses.ref_model import (
     unwrap_peft,
 )
 from hf_interp.mixture.schedules import AlphaSchedule, progress_of
-from hf_interp.utils.types import Reduce
 from hf_interp.weights.adapter_kinds import is_peft_model
 
 SUM, COUNT = range(2)  # rows of what is summed up between logs
@@ -252,7 +251,7 @@ class Anchor(TrainerCallback):
         if self.args.device.type != "mps":  # which has no float64
             self.sums = self.sums.to(self.args.device)
 
-    def take_log(self, step: int, reduce: Reduce) -> dict[str, float]:
+    def take_log(self, step: int, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """Return what to log after a step: the weight, and the means since the last log of what there was."""
         found = {} if self.args.anchor is None else {"anchor_weight": self.weight(step)}
         sums = reduce(self.sums).tolist()

@@ -1,11 +1,9 @@
 """Sums of what one process has read and what it cost, added up over processes when they are asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-
-from hf_interp.utils.types import Reduce
 
 LOSS, EXAMPLES, TOKENS = range(3)  # rows of the sums, whose columns are corpora
 
@@ -44,7 +42,7 @@ class CorpusMeters:
         """Add the number of tokens of every example of a batch."""
         self.since_log[TOKENS].index_add_(0, corpus, tokens.to(self.since_log.dtype))
 
-    def take_log(self, reduce: Reduce) -> dict[str, float]:
+    def take_log(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """Return `loss_<corpus>`, `objective_loss_<objective>` and, if tokens were counted, `token_share_<corpus>`.
 
         The loss of an objective is the mean over its labels; the model's own is called task. What was not drawn is left
@@ -63,7 +61,9 @@ class CorpusMeters:
             found |= {f"token_share_{name}": count / total for name, count in tokens}
         return found
 
-    def take_decision(self, reduce: Reduce, sides: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    def take_decision(
+        self, reduce: Callable[[torch.Tensor], torch.Tensor], sides: Mapping[str, Sequence[int]]
+    ) -> dict[str, float]:
         """Return `<side>_loss`, the mean loss of each side since the last decision; what was not drawn is left out."""
         sums = reduce(self.since_decision).tolist()
         self.since_decision.zero_()

@@ -43,7 +43,6 @@ from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.dataloader import check_loader_arguments
 from hf_interp.training.meters import CorpusMeters
 from hf_interp.training.session import LossGuard
-from hf_interp.utils.types import Reduce
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class MixtureRun:
 
     corpora: list[Corpus]
     args: TrainingArguments  # which may change between one `begin` and the next
-    reduce: Reduce  # sums a tensor over all processes
+    reduce: Callable[[torch.Tensor], torch.Tensor]  # sums a tensor over all processes
     warn: Callable[[str], None]
     given_plan: MixturePlan | None = None  # as all that is given, it wins over what `args` describe
     alpha_schedule: AlphaSchedule | None = None

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,39 @@ def test_the_example_is_a_recipe() -> None:
     recipe, args = parse_recipe(yaml.safe_load(reference.EXAMPLE))
     assert recipe.corpora["domain"].max_examples == 300
     assert (args.alpha_schedule_type, args.alpha_end, args.learning_rate) == ("constant", 0.5, 2e-5)
+
+
+# The notebook runs from top to bottom, offline, in a kernel of this Python.
+
+NOTEBOOK = ROOT / "recipes" / "notebooks" / "quickstart.ipynb"
+
+
+def test_the_notebook_is_valid_and_kept_without_outputs() -> None:
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: pip install nbformat")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install nbclient")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed: pip install ipykernel")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    notebook = pytest.importorskip("nbformat").read(NOTEBOOK, as_version=4)
+    client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
+    # a kernel of this Python, whatever kernels the machine knows
+    client.create_kernel_manager()
+    client.km.kernel_cmd = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    client.execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    said = [each for each in outputs if each.get("name") != "stderr"]
+    text = "\n".join(each.get("text") or each.get("data", {}).get("text/plain", "") for each in said)
+    assert "domain only + M_α" in text
+    assert "step  60: α = 1.00" in text
+    assert "'label': 'positive'" in text
+    assert sum("image/png" in each.get("data", {}) for each in outputs) == 2
+    assert (tmp_path / "quickstart" / "interpolated" / "model.safetensors").is_file()
