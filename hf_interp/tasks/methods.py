@@ -24,6 +24,8 @@ OTHERS: dict[str, Any] = {"alpha": 0.5}
 def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a recipe with the fields of its `method` where it has none of its own, and those fields.
 
+    A field that is null or false is one of its own: so a part of a method is turned off.
+
     >>> lay_method({"method": "keep", "task": "masked-lm", "alpha_schedule_type": "linear"})[1]
     {'lr_scheduler_type': 'constant_with_warmup', 'average_from': 0.5}
     """
@@ -32,7 +34,7 @@ def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         return dict(recipe), {}
     check_choice("method", name, METHODS)
     own = {key for key, value in recipe.items() if value is not None}
-    left_out = {*own, *gone_with(own)}
+    left_out = {*recipe, *gone_with(own)}
     if own & {"alpha_start", "alpha_end", "alpha_controller", "mixture_path"}:
         left_out.add("alpha")
     if recipe.get("load_best_model_at_end"):
@@ -45,7 +47,8 @@ def lay_method(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     changed = {**recipe, **laid}
     corpora = recipe.get("corpora")
     if isinstance(corpora, Mapping) and _distills(recipe, corpora):
-        general = [corpus for corpus, entry in corpora.items() if entry.get("side", corpus) == "general"]
+        sides = {corpus: entry.get("side") or corpus for corpus, entry in corpora.items() if "objective" not in entry}
+        general = [corpus for corpus, side in sides.items() if side == "general"]
         laid |= {f"corpora.{corpus}.objective": DISTILL for corpus in general}
         changed["corpora"] = {**corpora, **{corpus: {**corpora[corpus], "objective": DISTILL} for corpus in general}}
     return changed, laid
@@ -71,9 +74,9 @@ def format_method(recipe: Mapping[str, Any]) -> list[str]:
 
 def _search(recipe: Mapping[str, Any], domain_weight: float) -> dict[str, Any] | None:
     """Return a method's search for M_α; `None` where a recipe has its own, wants none or cannot measure both sides."""
-    given = recipe.get("alpha_search")
+    given = recipe.get("alpha_search", True)
     own = given if isinstance(given, Mapping) else {}
-    if given is False or "objective" in own or not _has_both_sides(recipe):
+    if given is None or given is False or "objective" in own or not _has_both_sides(recipe):
         return None
     # A mean of perplexities would be that of the side that is harder to predict.
     metric = {"metric": "loss"} if recipe.get("task") in ("causal-lm", "chat", "masked-lm") else {}

@@ -196,7 +196,7 @@ class Recipe:
         eval_harness: tasks of lm-eval by which `train` measures M₀, M_θ and M_α: a list of them, or a mapping of
             settings.
         method: keep, balanced or domain, by the side that counts most. It stands for fields that the evidence
-            recommends, where the recipe does not set them; `plan` and `train` print them.
+            recommends, where the recipe does not set them, be it to null; `plan` and `train` print them.
         task: sequence-classification, token-classification, translation, summarization, seq2seq (the last three differ
             in their metrics), causal-lm, chat (causal-lm of dialogues), masked-lm, image-classification,
             audio-classification, or a task of your own.

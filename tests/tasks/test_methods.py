@@ -33,6 +33,7 @@ def test_a_method_stands_for_its_fields(method: str, weight: float, task: str, a
         ({"eval_corpora": {"domain": {"path": "d"}}, "validation_corpora": CORPORA}, True),
         ({"eval_corpora": CORPORA, "validation_corpora": {"domain": {"path": "d"}}}, False),
         ({"eval_corpora": CORPORA, "alpha_search": False}, False),
+        ({"eval_corpora": CORPORA, "alpha_search": None}, False),
     ],
 )
 def test_weights_are_interpolated_where_both_sides_can_be_measured(sets: dict[str, Any], searches: bool) -> None:
@@ -49,7 +50,9 @@ def test_weights_are_interpolated_where_both_sides_can_be_measured(sets: dict[st
         ({"alpha_controller": "guard"}, MEAN),
         ({"lr_scheduler_type": "cosine"}, {"alpha": 0.25, "average_from": 0.5}),
         ({"load_best_model_at_end": True}, {"alpha": 0.25}),
-        ({"alpha": None}, {"alpha": 0.25, **MEAN}),
+        ({"alpha": None}, MEAN),  # which leaves the schedule of a recipe that says nothing
+        ({"average_from": None}, {"alpha": 0.25, "lr_scheduler_type": "constant_with_warmup"}),
+        ({"alpha_schedule_type": None, "load_best_model_at_end": None}, {"alpha": 0.25, **MEAN}),
     ],
 )
 def test_what_a_recipe_sets_itself_stays(own: dict[str, Any], laid: dict[str, Any]) -> None:
@@ -100,6 +103,19 @@ def test_of_language_models_the_general_side_trains_predictions_of_m0() -> None:
         "Method balanced: alpha 0.25, lr_scheduler_type constant_with_warmup, average_from 0.5, "
         "corpora.web.objective distill, corpora.general.objective distill."
     ]
+
+
+@pytest.mark.parametrize("flags_first", [True, False])
+def test_null_as_a_flag_turns_a_part_of_a_method_off(flags_first: bool) -> None:
+    file = {**RECIPE, "task": "causal-lm", "eval_corpora": CORPORA}
+    given = ["--average_from", "null", "--alpha_search", "null", "--corpora.general.objective", "null"]
+    method = ["--method", "domain"]
+    corpora = {name: dict(entry) for name, entry in CORPORA.items()}
+    flags = [*given, *method] if flags_first else [*method, *given]
+    changed = lay_flags({**file, "corpora": corpora}, flags)
+    assert lay_method(changed)[1] == {"alpha": 0.25, "lr_scheduler_type": "constant_with_warmup"}
+    recipe, args = parse_recipe(changed)
+    assert (args.average_from, recipe.alpha_search, recipe.corpora["general"].objective) == (None, None, None)
 
 
 @pytest.mark.parametrize(
