@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,18 @@ def test_the_report_sets_the_model_beside_the_pretrained(
         assert rows[f"{side} accuracy"] == [f"{base['accuracy']:.4f}", f"{final['accuracy']:.4f}"]
     assert rows["forgetting (general accuracy)"] == ["", f"{results.forgetting['accuracy']:.4f}"]
     assert len(rows) == 15
+
+
+def test_a_run_whose_reader_leaves_ends_with_all_that_it_saves(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]
+) -> None:
+    path = str(write_recipe(toy_recipe))
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "w") as closed, redirect_stdout(closed), redirect_stderr(closed):
+        assert train.main([path]) == 0
+    saved = {file.name for file in Path(toy_recipe["output_dir"]).iterdir()}
+    assert {"model.safetensors", "results.json", "README.md"} <= saved
 
 
 def test_a_run_says_where_it_failed_and_returns_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ def watch(folder: str | os.PathLike[str], *, once: bool = False, seconds: float 
             print(f"\x1b[{len(before)}F\x1b[J", end="")
         if lines != before or sys.stdout.isatty():
             print("\n".join(lines), flush=True)
-        if once or not is_alive:
+        if once or not is_alive or getattr(sys.stdout, "is_lost", False):  # nobody reads on
             return
         before = lines
         time.sleep(seconds)

@@ -1,9 +1,11 @@
 """Output on the terminal: tables, and errors in one line."""
 
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from typing import Any
+from typing import Any, TextIO
 
 from hf_interp.utils.redaction import find_secrets, redact_secrets
 
@@ -14,8 +16,13 @@ EXPECTED = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 def run_command(command: Callable[[], Any], *, traceback: bool = False) -> int:
     """Run a command and return its exit status: the number that it returns, or 0.
 
-    It is 2, with one line on stderr, for bad input, and 130 when interrupted.
+    It is 2, with one line on stderr, for bad input, and 130 when interrupted. A closed pipe ends no command.
     """
+    with _lasting_streams():
+        return _run_command(command, traceback)
+
+
+def _run_command(command: Callable[[], Any], traceback: bool) -> int:
     try:
         status = command()
         return status if isinstance(status, int) else 0
@@ -28,6 +35,49 @@ def run_command(command: Callable[[], Any], *, traceback: bool = False) -> int:
         message = redact_secrets(" ".join(str(error).split()), find_secrets()) or type(error).__name__
         print(f"hf-interp: error: {message}", file=sys.stderr)
         return 2
+
+
+class LastingStream:
+    """An output stream that goes on to nowhere once its reader has left, since what is told is not worth a run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.is_lost = stream, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, if anybody reads."""
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            self._lose()
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is held back, if anybody reads."""
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self._lose()
+
+    def _lose(self) -> None:
+        """Point the file of the stream to nowhere, for what the stream still holds and for others that write to it."""
+        self.is_lost = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def _lasting_streams() -> Iterator[None]:
+    streams: Any = LastingStream(sys.stdout), LastingStream(sys.stderr)
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        try:
+            yield
+        finally:
+            for stream in streams:  # or Python does at its end, and says so
+                stream.flush()
 
 
 def format_counts(counts: Mapping[str, int], most: int = 8) -> str:

@@ -4,8 +4,10 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -98,6 +100,16 @@ def test_a_run_at_work_and_one_that_was_killed_are_told_apart(
     ):
         (folder / "progress.json").write_text(json.dumps({**state, **change}), "utf-8")
         assert watched(folder, capsys)[0].startswith(f"{folder} {words}")
+
+
+def test_a_run_is_not_watched_when_nobody_reads(tmp_path: Path) -> None:
+    facts = {"step": 1, "max_steps": 4, "phase": "training", "evaluations": {}, "time": time.time()}
+    state = {**facts, "pid": os.getpid(), "host": socket.gethostname()}  # at work, and without an end
+    (tmp_path / "progress.json").write_text(json.dumps(state), "utf-8")
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "w") as closed, redirect_stdout(closed):
+        assert cli.main(["watch", str(tmp_path)]) == 0
 
 
 def test_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

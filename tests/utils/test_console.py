@@ -1,6 +1,11 @@
 """The terminal: exit statuses, errors in one line, tables."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +52,37 @@ def test_the_traceback_is_kept_when_asked_for(error: Exception, capsys: pytest.C
 def test_an_interrupted_command_has_status_130(traceback: bool, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: fail_with(KeyboardInterrupt()), traceback=traceback) == 130
     assert capsys.readouterr() == ("", "hf-interp: interrupted\n")
+
+
+COMMAND = """
+import pathlib, sys
+from hf_interp.utils.console import run_command
+
+def work():
+    for number in range(20_000):
+        print(number)
+        print("how far", number, file=sys.stderr, flush=True)
+    pathlib.Path("saved").write_text("all")
+    print("done")
+    return 3
+
+sys.exit(run_command(work))
+"""
+
+
+@pytest.mark.parametrize("closed", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_a_command_goes_on_when_nobody_reads_what_it_prints(closed: tuple[str, ...], tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | dict.fromkeys(closed, theirs)
+    done = subprocess.run([sys.executable, "-c", COMMAND], cwd=tmp_path, text=True, check=False, **streams)
+    os.close(theirs)
+    assert done.returncode == 3
+    assert (tmp_path / "saved").read_text() == "all"
+    if "stdout" not in closed:
+        assert done.stdout.splitlines() == [*map(str, range(20_000)), "done"]
+    if "stderr" not in closed:
+        assert done.stderr.splitlines() == [f"how far {number}" for number in range(20_000)]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), KeyError("ours"), AssertionError("ours"), SystemExit("ours")])
