@@ -11,7 +11,7 @@ import datasets
 
 from hf_interp.tasks.dialogues import pack_turn, read_json, read_turns, without_null
 from hf_interp.tasks.labels import BadValueError, LabelResolver
-from hf_interp.tasks.media import read_file
+from hf_interp.tasks.media import file_bytes, read_file
 from hf_interp.tasks.recipe import CorpusConfig
 
 Kind = Literal[
@@ -67,11 +67,22 @@ def converter(
     if kind == "turns":
         return lambda value: _turns(value, config)
     if kind in FILES:
-        paths = [config.path] if isinstance(config.path, str) else config.path
-        folders = [Path(path).expanduser().parent for path in paths]
+        folders = _folders(config)
         return lambda value: read_file(value, kind, folders)
     makers = {"text": _text, "any text": _any_text, "prose": _any_text, "words": _words, "number": _number}
     return {**makers, "tools": _tools}.get(kind, lambda value: value)
+
+
+def content_reader(kind: Kind, config: CorpusConfig) -> Convert:
+    """Return a function from a value as the file has it to what tells it from others: of a file its bytes alone."""
+    folders = _folders(config)
+    return (lambda value: file_bytes(value, kind, folders)) if kind in FILES else lambda value: value
+
+
+def _folders(config: CorpusConfig) -> list[Path]:
+    """Return the folders of a corpus' files, to which paths in them are relative."""
+    paths = [config.path] if isinstance(config.path, str) else config.path
+    return [Path(path).expanduser().parent for path in paths]
 
 
 def class_names(feature: Any) -> list[str] | None:

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pyarrow.compute as pc
 
-from hf_interp.tasks.columns import CELLS, FILES, Kind, class_names, converter, is_wanted
+from hf_interp.tasks.columns import CELLS, FILES, Kind, class_names, content_reader, converter, is_wanted
 from hf_interp.tasks.corpus_files import HEAD, has_cells, load_rows
 from hf_interp.tasks.labels import BadValueError, LabelResolver
 from hf_interp.tasks.recipe import CorpusConfig
@@ -54,7 +54,9 @@ def load_corpus(
         sources["prompt"] = "_prompt"
     dataset = _pick(dataset, sources)
     if config.part is not None:
-        dataset = keep_part(name, dataset, config.part, next(iter(columns)), config.content_key)
+        column, kind = next(iter(columns.items()))
+        read = partial(_read, content_reader(kind, config), name, config, column)
+        dataset = keep_part(name, dataset, config.part, column, config.content_key, read)
     if config.max_examples is not None:
         dataset = first_rows(dataset.shuffle(seed=config.sample_seed), config.max_examples)
     _check_rows(name, dataset, config)
@@ -154,18 +156,21 @@ def _convert(
         raise _fault(name, config, error, column, None) from None
 
     def convert_rows(values: list[Any], indices: list[int]) -> dict[str, list[Any]]:
-        found = []
-        for value, index in zip(values, indices, strict=True):
-            try:
-                found.append(convert(value))
-            except BadValueError as error:
-                raise _fault(name, config, error, column, index) from error
-        return {f"_{column}": found}
+        pairs = zip(values, indices, strict=True)
+        return {f"_{column}": [_read(convert, name, config, column, value, index) for value, index in pairs]}
 
     # A column of the same name keeps its old type, so the new one is made beside it.
     options: dict[str, Any] = {"remove_columns": column, "batch_size": _rows_at_once(column)}
     dataset = dataset.map(convert_rows, batched=True, with_indices=True, input_columns=column, **options)
     return dataset.rename_column(f"_{column}", column)
+
+
+def _read(convert: Callable[[Any], Any], name: str, config: CorpusConfig, column: str, value: Any, index: int) -> Any:
+    """Convert a value; what is wrong with it gets the names of corpus, column and row."""
+    try:
+        return convert(value)
+    except BadValueError as error:
+        raise _fault(name, config, error, column, index) from error
 
 
 def _rows_at_once(*columns: str) -> int:

@@ -33,8 +33,8 @@ EXTRAS = {
 Media = dict[str, torch.Tensor]
 
 
-def read_file(value: Any, kind: str, folders: Sequence[Path]) -> bytes:
-    """Return the bytes of a file, which a row holds or names, and make sure that they can be decoded.
+def file_bytes(value: Any, kind: str, folders: Sequence[Path]) -> bytes:
+    """Return the bytes of a file, which a row holds or names.
 
     Args:
         value: bytes, a path, or a mapping with `bytes` and `path`, as `datasets` has it.
@@ -46,6 +46,12 @@ def read_file(value: Any, kind: str, folders: Sequence[Path]) -> bytes:
         found = _read_path(found, kind, folders)
     if not isinstance(found, bytes) or not found:
         raise BadValueError(f"{value!r:.80} where the file of an {kind} belongs", "Remove such rows, or mend the file.")
+    return found
+
+
+def read_file(value: Any, kind: str, folders: Sequence[Path]) -> bytes:
+    """Return the bytes of a file as `file_bytes` does, and make sure that they can be decoded."""
+    found = file_bytes(value, kind, folders)
     try:
         DECODERS[kind](found)
     except Exception as error:  # of each library another

@@ -1,6 +1,6 @@
 """Inputs told apart by their content: parts of a corpus that share none, and rows of a set that were trained on."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -40,14 +40,23 @@ def in_part(keys: Keys, part: Sequence[float]) -> npt.NDArray[np.bool_]:
     return np.asarray((part[0] <= places) & (places < part[1]))
 
 
-def keep_part(name: str, dataset: Any, part: Sequence[float], column: str, turn_key: str) -> Any:
-    """Keep the rows of a dataset whose input lies in a part of [0, 1)."""
+def keep_part(
+    name: str, dataset: Any, part: Sequence[float], column: str, turn_key: str, read: Callable[[Any, int], Any]
+) -> Any:
+    """Keep the rows of a dataset whose input lies in a part of [0, 1).
+
+    `read` returns what tells an input from others, of what a row has in the column and its number.
+    """
     is_part = len(part) == 2 and all(isinstance(end, (int, float)) for end in part) and 0 <= part[0] < part[1] <= 1
     if not is_part:
         raise ValueError(
             f"`part` of corpus {name!r} must be two rising numbers in [0, 1], such as [0, 0.8], got {part}."
         )
-    return dataset.filter(lambda value: bool(in_part(content_keys([value], turn_key), part)[0]), input_columns=column)
+    return dataset.filter(
+        lambda value, index: bool(in_part(content_keys([read(value, index)], turn_key), part)[0]),
+        with_indices=True,
+        input_columns=column,
+    )
 
 
 def count_shared(keys: Keys, others: Sequence[Keys]) -> int:

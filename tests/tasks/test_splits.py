@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_media import toy_png, toy_wav, write_folder, write_parquet, write_sounds, write_table
 from toy_recipes import ENGLISH, toy_tokenizer
 from transformers import AutoTokenizer
 
@@ -62,6 +63,42 @@ def test_prompts_with_other_answers_stay_together(tmp_path: Path) -> None:
     part = load_corpus("law", CorpusConfig(path=path, part=[0, 0.5], **shape), {"messages": "turns"})
     prompts = [row["messages"][0]["content"] for row in part]
     assert prompts == [text for text in TEXTS for _ in "ab" if place(text) < 0.5]
+
+
+def file_place(content: bytes) -> float:
+    return int(hashlib.blake2b(content, digest_size=8).hexdigest(), 16) / 2**64
+
+
+@pytest.mark.parametrize("form", ["table", "folder", "parquet", "stream", "sound"])
+def test_a_file_lies_in_a_part_by_its_bytes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """Wherever it lies, and however a row names it."""
+    kind: Any = "audio" if form == "sound" else "image"
+    numbers = range(24)  # of sounds some are copies
+    write, make = {
+        "table": (write_table, toy_png),
+        "folder": (write_folder, toy_png),
+        "sound": (write_sounds, toy_wav),
+    }.get(form, (write_parquet, toy_png))
+    name = {"parquet": "rows.parquet", "stream": "rows.parquet", "folder": "rows"}.get(form, "rows.jsonl")
+    found = []
+    for place_of in ("one", "moved/far"):
+        folder = tmp_path / place_of
+        folder.mkdir(parents=True)
+        write(folder / name, numbers)
+        monkeypatch.chdir(folder)
+        config = CorpusConfig(path=name if form != "folder" else "./rows", part=[0, 0.5], streaming=form == "stream")
+        found.append([row[kind] for row in load_corpus("law", config, {kind: kind})])
+    files = [make(number) for number in numbers]
+    wanted = [content for content in files if file_place(content) < 0.5]
+    assert 0 < len(wanted) < len(files)
+    assert [sorted(rows) for rows in found] == [sorted(wanted)] * 2
+
+
+def test_a_file_of_a_part_that_is_not_there_is_named_by_its_row(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "rows.jsonl", range(4))
+    (tmp_path / "images" / "general_2.png").unlink()
+    with pytest.raises(ValueError, match=r"Corpus 'law' has the image 'images/general_2.png', .*'image', row 2 of"):
+        load_corpus("law", CorpusConfig(path=str(path), part=[0, 0.5]), {"image": "image"})
 
 
 def test_rows_that_are_trained_on_are_counted_by_set(tmp_path: Path) -> None:
