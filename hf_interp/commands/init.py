@@ -10,6 +10,7 @@ from hf_interp.tasks.column_choice import choose_columns
 from hf_interp.tasks.columns import first_fault, is_iob2
 from hf_interp.tasks.draft import Draft, draft_recipe
 from hf_interp.tasks.file_facts import Column, look_at
+from hf_interp.tasks.labels import by_meaning
 from hf_interp.tasks.parsing import lay_flags
 from hf_interp.tasks.recipe import CorpusConfig
 from hf_interp.tasks.recipe_text import format_recipe, write_recipe
@@ -81,6 +82,11 @@ def check_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
     answer = used.get("tags") or used.get("label")
     labels = dict(answer.counts()) if answer is not None and answer.kind in ("label", "list") else {}
     wrong = [*_faults(used, facts.rows, columns.get("content_key", "content")), *_tag_faults(used)]
+    wrong += [
+        f"labels that differ in case or white space alone: {', '.join(map(repr, spellings))}"
+        for spellings in by_meaning(labels).values()
+        if len(spellings) > 1
+    ]
     return {**found, "task": task, "uses": {name: used[name].name for name in used}, "labels": labels, "wrong": wrong}
 
 

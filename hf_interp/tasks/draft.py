@@ -27,6 +27,7 @@ from hf_interp.mixture.plan import MANY_PASSES
 from hf_interp.tasks.column_choice import TASKS_OF_MEDIA, choose_columns
 from hf_interp.tasks.dialogues import has_marks, training_template
 from hf_interp.tasks.file_facts import Facts, look_at
+from hf_interp.tasks.labels import by_meaning
 from hf_interp.tasks.lengths import UNLIMITED
 from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.methods import lay_method
@@ -202,22 +203,20 @@ def _describe(path: str, facts: Facts, columns: Mapping[str, Any]) -> str:
 
 
 def match_labels(found: Iterable[str], names: Sequence[str]) -> dict[str, str] | None:
-    """Return the name of every label, whatever its case, or of which it is an unmistakable beginning; `None` if one has
-    none.
+    """Return the name of every label, whatever its case and white space, or of which it is an unmistakable beginning;
+    `None` if one has none.
 
     >>> match_labels(["POS", "negative"], ["negative", "positive"])
     {'POS': 'positive', 'negative': 'negative'}
     """
-    matched = {}
-    for label in found:
-        plain = label.strip().casefold()
-        near = [name for name in names if name.casefold() == plain] or [
-            name for name in names if len(plain) > 2 and name.casefold().startswith(plain)
-        ]
-        exact = [label] if label in names else near
-        if len(exact) != 1:
-            return None
-        matched[label] = exact[0]
+    matched, spelt = {}, by_meaning(names)
+    for plain, labels in by_meaning(found).items():
+        near = spelt.get(plain) or [name for name in names if len(plain) > 2 and name.casefold().startswith(plain)]
+        for label in labels:
+            exact = [label] if label in names else near
+            if len(exact) != 1:
+                return None
+            matched[label] = exact[0]
     return matched
 
 
@@ -233,13 +232,18 @@ def _decide_labels(draft: Draft, facts: Mapping[str, Facts], entries: dict[str, 
         source = found.columns.get(CorpusConfig(**entries[side]).source(column.removesuffix("_column")))
         counts[side] += source.counts() if source is not None else Counter()
     mapped = {side: entry.get("label_map") or {} for side, entry in entries.items()}
-    labels = {side: [label for label in counts[side] if label not in mapped[side]] for side in entries}
+    labels = {side: [label for label, _ in counts[side].most_common() if label not in mapped[side]] for side in entries}
     names = _choose_names(draft.fields.get("label_names"), labels, model)
     draft.decide("label_names", names, "in the order of their ids")
     draft.notes += [f"labels of {side}: {format_counts(found)}" for side, found in counts.items()]
     is_shifted = any(name.isdigit() and names[int(name) : int(name) + 1] != [name] for name in names)
     for side, entry in entries.items():
         matched = match_labels(labels[side], names) or {}
+        draft.notes += [
+            f"labels of {side}: {label!r} is read as {name!r}; if they are two, list both in --label_names"
+            for label, name in matched.items()
+            if label != name and name in labels[side]
+        ]
         label_map: dict[Any, Any] = {label: name for label, name in matched.items() if label != name or is_shifted}
         if facts[side].columns[CorpusConfig(**entry).source(column.removesuffix("_column"))].blank:
             label_map[None] = None
@@ -251,8 +255,10 @@ def _decide_labels(draft: Draft, facts: Mapping[str, Facts], entries: dict[str, 
 def _choose_names(given: list[str] | None, labels: Mapping[str, list[str]], model: ModelFacts) -> list[str]:
     """Return names that all labels match: the model's, those of one side, or of both sides if they share some."""
     is_named = not all(re.fullmatch(r"LABEL_\d+", label) for label in model.labels)
-    everything, shared = {*itertools.chain(*labels.values())}, set.intersection(*map(set, labels.values()))
-    options = [model.labels if is_named else [], *map(_sorted, labels.values()), _sorted(everything) if shared else []]
+    everything, shared = [*itertools.chain(*labels.values())], set.intersection(*map(set, labels.values()))
+    sets = [*labels.values(), *([everything] if shared else [])]
+    own = [_sorted(spellings[0] for spellings in by_meaning(found).values()) for found in sets]  # the most usual
+    options = [model.labels if is_named else [], *own]
     for names in [given] if given else options:
         fits = len(names) == len(model.labels) or not model.labels
         if names and fits and all(match_labels(found, names) for found in labels.values()):

@@ -21,6 +21,18 @@ class BadValueError(ValueError):
         self.remedy = remedy
 
 
+def by_meaning(labels: Iterable[str]) -> dict[str, list[str]]:
+    """Return the spellings of every label, which differ in case and white space alone, in their order.
+
+    >>> by_meaning(["Very good", "bad", "very  good "])
+    {'very good': ['Very good', 'very  good '], 'bad': ['bad']}
+    """
+    found: dict[str, list[str]] = {}
+    for label in labels:
+        found.setdefault(" ".join(label.split()).casefold(), []).append(label)
+    return found
+
+
 class LabelResolver:
     """A function from a label of a file to its index in `label_names`; `None` if its rows are to be dropped.
 

@@ -32,6 +32,15 @@ def test_check_says_what_a_file_is_and_what_is_wrong(tmp_path: Path, capsys: pyt
     assert capsys.readouterr().out.endswith("nothing wrong was found\n")
 
 
+def test_check_finds_labels_that_are_spelt_in_two_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.csv"
+    labels = ["Billing", "Tech", "billing ", "Billing", "Tech", "billing "]
+    path.write_text("text,mood\n" + "".join(f"row {n} of it,{label}\n" for n, label in enumerate(labels)), "utf-8")
+    assert cli.main(["check", str(path)]) == 1
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong")]
+    assert wrong == ["wrong: labels that differ in case or white space alone: 'Billing', 'billing '"]
+
+
 def test_check_counts_tags_that_no_task_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.conll"
     path.write_text("in O\nRome I-LOC\n\nat O\nhome O\n\nin O\nOslo B-LOC\n", "utf-8")

@@ -105,6 +105,22 @@ def test_labels_are_matched_whatever_their_case_and_by_their_beginning() -> None
     assert match_labels(["other"], ["negative"]) is None
 
 
+def test_spellings_of_one_label_are_one_class(models: dict[str, Path], tmp_path: Path) -> None:
+    names = ["Billing", "Tech", "Billing", "Tech", "billing ", " tech", "TECH"]
+    paths = {"domain": write(tmp_path / "a.jsonl", 140, names=names)}
+    draft = draft_recipe(str(models["encoder"]), paths, {})
+    assert draft.fields["label_names"] == ["Billing", "Tech"]
+    wanted = {"billing ": "Billing", " tech": "Tech", "TECH": "Tech"}
+    assert draft.fields["corpora"]["domain"]["label_map"] == wanted
+    for label, name in wanted.items():
+        assert f"labels of domain: {label!r} is read as {name!r}; if they are two, " in "\n".join(draft.notes)
+    _, _, data = reading(tmp_path / "recipe.yaml", format_recipe(draft))
+    read = [label for found in data.by_field().values() for label in found["labels"]]
+    assert [read.count(label) for label in (0, 1)] == [60, 80]
+    both = draft_recipe(str(models["encoder"]), paths, {"label_names": sorted({*names})})  # they are five
+    assert "label_map" not in both.fields["corpora"]["domain"]
+
+
 def test_texts_are_packed_into_blocks_that_the_smallest_set_fills(models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\n".join(texts(100)), "utf-8")
     draft = draft_recipe(str(models["decoder"]), {"domain": str(tmp_path / "a.txt")}, {})
