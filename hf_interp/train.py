@@ -23,7 +23,7 @@ from hf_interp.selection.groups import check_gap, measure_groups
 from hf_interp.selection.scoring import check_whole_weights
 from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, format_cut, load_data, plan_data
 from hf_interp.tasks.harness import Harness
-from hf_interp.tasks.methods import format_method
+from hf_interp.tasks.methods import describe_method, format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.runs import check_metric, save_curve, scored_groups, scored_sets, search_run
 from hf_interp.tasks.splits import format_shared
@@ -89,6 +89,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
         results = trainer.results()
         results.groups = {name: {part: groups[part][name] for part in groups} for name in groups["final"]}
         results.cut = {name: list(counts) for name, counts in data.cut.items()}
+        results.method, results.packed = describe_method(recipe), data.packed
         results.made = {name: found.text for name, found in data.made.items()}
         results.harness = harness.entries
         if is_main:

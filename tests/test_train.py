@@ -258,6 +258,12 @@ def test_a_recipe_distills_a_corpus_whose_labels_it_does_not_read(
         general["path"] = str(tmp_path / "texts.jsonl")
     general["objective"] = "distill"
     results = run_recipe({**toy_recipe, "average_from": 0.5})
+    assert [corpus.get("objective") for corpus in results.plan["corpora"]] == ["distill", None]
+    text = (Path(toy_recipe["output_dir"]) / "README.md").read_text("utf-8").partition("## Training\n\n")[2]
+    assert text.startswith(
+        "The predictions of M₀ were the targets of general (objective distill).\n"
+        "M_θ is the mean of the weights after each step from 50% of the run on (average_from).\n\n| setting"
+    )
     first = next(entry for entry in results.log_history if "loss" in entry)
     assert 0 < first["objective_loss_distill"] < 1e-3  # of dropout alone
     end = [entry for entry in results.log_history if "loss" in entry][-1]

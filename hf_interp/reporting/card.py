@@ -119,6 +119,7 @@ def model_card(
         "corpora": _corpora(facts),
         "sets": _sets(facts),
         "training": _training(facts),
+        "ways": _ways(facts),
         "groups": accounts(results, curve),
     }
     data = _card_data(facts, curve, metadata, name=name, interpolated=interpolated)
@@ -322,7 +323,7 @@ def _corpora(facts: _Facts) -> list[list[Any]]:
             corpus["name"],
             corpus["side"],
             facts.source("corpora", corpus["name"]),
-            "a stream" if corpus.get("num_examples") is None else f"{corpus['num_examples']:,}",
+            _count_rows(corpus, facts.results.packed),
             f"{corpus['drawn']:,}",
             "" if corpus.get("passes") is None else f"{corpus['passes']:.2f}",
             facts.place("corpora", corpus["name"]).get("license") or "unknown",
@@ -331,12 +332,34 @@ def _corpora(facts: _Facts) -> list[list[Any]]:
     ]
 
 
+def _count_rows(corpus: Mapping[str, Any], packed: Mapping[str, int]) -> str:
+    """Say how many examples a corpus has, and of how many rows they are packed."""
+    if corpus.get("num_examples") is None:
+        return "a stream"
+    rows = packed.get(corpus["name"])
+    return f"{corpus['num_examples']:,}" + ("" if rows is None else f", packed of {rows:,} rows")
+
+
 def _sets(facts: _Facts) -> list[list[Any]]:
     return [
         [name, use, facts.source(group, name), facts.place(group, name).get("license") or "unknown"]
         for use, group in (("test", "eval_corpora"), ("choice of α", "validation_corpora"))
         for name in facts.recipe.get(group) or {}
     ]
+
+
+def _ways(facts: _Facts) -> list[str]:
+    """Say in a few sentences what the recipe's method was, and what else is not told by a setting's name."""
+    method, begin = facts.results.method, facts.results.config.get("average_from")
+    corpora = facts.results.plan.get("corpora", [])
+    distilled = [corpus["name"] for corpus in corpora if corpus.get("objective") == "distill"]
+    fields = ", ".join(f"{name} {value}" for name, value in method.get("sets", {}).items())
+    found = [f"The recipe's method is {method['name']}, which sets {fields or 'nothing more'}."] if method else []
+    if distilled:
+        found.append(f"The predictions of M₀ were the targets of {', '.join(distilled)} (objective distill).")
+    if begin is not None:
+        found.append(f"M_θ is the mean of the weights after each step from {begin:.0%} of the run on (average_from).")
+    return found
 
 
 def _training(facts: _Facts) -> list[tuple[str, Any]]:

@@ -52,6 +52,8 @@ class RunResults:
         recipe: the recipe that the run followed, if any.
         model: the model's `class`, its `parameters` and `trained_parameters`, whether it `is_adapter` and of which
             `peft_type`; `weights`, the fingerprint of what the run saved.
+        method: the `name` of the recipe's method, and the fields that it `sets`; nothing where there is none.
+        packed: of how many rows the examples of a corpus were packed, by its name.
         cut: how many rows were longer than `max_length`, of how many, by corpora.domain, eval_corpora.general, ...
         made: what M₀ made before training, in words, likewise.
         groups: evaluation set → column → an account by group of M₀ (`base`) and of the trained model (`final`).
@@ -75,6 +77,8 @@ class RunResults:
     model: dict[str, Any] = field(default_factory=dict)
     working_dir: str = field(default_factory=os.getcwd)
     emissions: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    packed: dict[str, int] = field(default_factory=dict)
     cut: dict[str, list[int]] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)

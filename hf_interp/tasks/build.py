@@ -85,6 +85,8 @@ class RecipeData:
     """Groups of the rows by group of sets, such as eval_corpora, and by name; of those that have `group_columns`."""
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     """How many rows are cut, of how many, by group and name, such as corpora.domain; where there are any."""
+    packed: dict[str, int] = field(default_factory=dict)
+    """Of how many rows the examples of a training corpus are packed, by its name."""
     shared: dict[str, tuple[int, int]] = field(default_factory=dict)
     """How many rows of an evaluation set are trained on, of how many, likewise."""
     made: dict[str, Made] = field(default_factory=dict)
@@ -226,6 +228,7 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True, makes: bool = 
     recipe, made = place_self(recipe, makes=makes)
     tokenizer = load_processor(recipe)
     cut: dict[str, tuple[int, int]] = {}
+    packed: dict[str, int] = {}
     keys: dict[str, Keys] = {}
     groups: dict[str, dict[str, Groups]] = {}
 
@@ -234,7 +237,14 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True, makes: bool = 
             name: promised(config, recipe)
             if config.path == SELF
             else tokenise(
-                name, config, recipe.for_objective(config.objective), tokenizer, group=group, cut=cut, keys=keys
+                name,
+                config,
+                recipe.for_objective(config.objective),
+                tokenizer,
+                group=group,
+                cut=cut,
+                packed=packed,
+                keys=keys,
             )
             for name, config in getattr(recipe, group).items()
         }
@@ -268,6 +278,7 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True, makes: bool = 
         validation_sets=validation_sets,
         groups=groups,
         cut=cut,
+        packed=packed,
         made=made,
         shared={
             name: (count_shared(found, trained), len(found))
@@ -302,12 +313,13 @@ def tokenise(
     *,
     group: str = "corpora",
     cut: dict[str, tuple[int, int]] | None = None,
+    packed: dict[str, int] | None = None,
     keys: dict[str, Keys] | None = None,
 ) -> Any:
     """Load a corpus and turn it into model inputs, packed if the recipe says so; errors name corpus, column and row.
 
-    Long rows of an evaluation set become several where the task can split them. How many are cut is put into `cut`, and
-    what tells its inputs from others into `keys`.
+    Long rows of an evaluation set become several where the task can split them. How many are cut is put into `cut`, of
+    how many the examples of a training corpus are packed into `packed`, what tells its inputs from others into `keys`.
     """
     key = f"{group}.{name}"
     name = name if group == "corpora" else key
@@ -338,13 +350,15 @@ def tokenise(
             cut[key] = (count, len(encoded))
     if not is_joined and not fits:
         return encoded
-    packed = pack(encoded, recipe.max_length, strategy="bfd" if recipe.packing == "bfd" else "wrapped")
-    if isinstance(packed, datasets.Dataset) and len(packed) == 0:
+    examples = pack(encoded, recipe.max_length, strategy="bfd" if recipe.packing == "bfd" else "wrapped")
+    if isinstance(examples, datasets.Dataset) and len(examples) == 0:
         raise ValueError(
             f"Corpus {name!r} has fewer than `max_length` ({recipe.max_length}) tokens, so that nothing is left of it "
             "when packed. Lower `max_length`, or set `packing: false`."
         )
-    return packed
+    if packed is not None and group == "corpora" and isinstance(raw, datasets.Dataset):
+        packed[name] = len(raw)
+    return examples
 
 
 def format_cut(cut: Mapping[str, Sequence[int]]) -> list[str]:

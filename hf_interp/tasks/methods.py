@@ -63,12 +63,17 @@ def without_fields(recipe: dict[str, Any]) -> None:
         recipe["alpha_search"] = {name: value for name, value in search.items() if name not in decided}
 
 
+def describe_method(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `name` of a recipe's method and the fields that it `sets`; nothing where it has none."""
+    name = recipe.get("method")
+    return {} if name is None else {"name": name, "sets": lay_method(recipe)[1]}
+
+
 def format_method(recipe: Mapping[str, Any]) -> list[str]:
     """Say in a line what the `method` of a recipe sets; nothing where it has none."""
-    laid = lay_method(recipe)[1]
-    if recipe.get("method") is None:
+    if not (found := describe_method(recipe)):
         return []
-    shown = ", ".join(f"{key} {value}" for key, value in laid.items())
+    shown = ", ".join(f"{key} {value}" for key, value in found["sets"].items())
     return [f"Method {recipe['method']}: {shown or 'all of its fields are set by the recipe itself'}."]
 
 

@@ -361,7 +361,7 @@ class InterpolationMixin(_Base):
         """Return what the run was told, what it planned to read, and every metric it logged."""
         if self._run is None:
             raise ValueError("Results describe a run over a mixture; this trainer has an ordinary `train_dataset`.")
-        return collect_results(self, plan=self._run.plan.summary(), order=self._run.order(), recipe=self.recipe)
+        return collect_results(self, plan=self._run.summary(), order=self._run.order(), recipe=self.recipe)
 
     def save_results(self) -> None:
         """Write `results.json` into `args.output_dir`, on the main process."""

@@ -245,6 +245,13 @@ class MixtureRun:
         if entry is own:
             state.log_history.append(entry)
 
+    def summary(self) -> dict[str, Any]:
+        """Return the plan in numbers, and of each corpus the `objective` that it has of its own."""
+        found = self.plan.summary()
+        for entry, corpus in zip(found["corpora"], self.corpora, strict=True):
+            entry |= {} if corpus.objective is None else {"objective": corpus.objective}
+        return found
+
     def order(self) -> dict[str, Any]:
         """Return the plan and all decisions on α, as plain values."""
         return {"plan": self.plan.to_dict(), "decisions": self.adaptive.decisions if self.adaptive else []}

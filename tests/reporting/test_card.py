@@ -180,6 +180,19 @@ def test_a_card_tells_what_the_results_hold() -> None:
     assert "- plan: 0123456789abcdef\n- read: fedcba9876543210\n- versions: python 3.11.7, hf_interp 0.1.0\n" in check
 
 
+def test_a_card_tells_what_a_method_set_and_which_examples_are_packed() -> None:
+    plan = run_results().plan
+    distilled = [{**CORPORA[0], "objective": "distill"}, CORPORA[1]]
+    method = {"name": "keep", "sets": {"alpha": 0.25, "corpora.general.objective": "distill"}}
+    results = run_results(plan={**plan, "corpora": distilled}, method=method, packed={"general": 9500, "law": 20})
+    card = model_card(results, name="law-bert")
+    assert section(card, "Training").startswith(
+        "The recipe's method is keep, which sets alpha 0.25, corpora.general.objective distill.\n"
+        "The predictions of M₀ were the targets of general (objective distill).\n\n| setting"
+    )
+    assert [row[3] for row in table(section(card, "Corpora"))[1:]] == ["4,000, packed of 9,500 rows", "a stream"]
+
+
 def test_metadata_of_the_fine_tuned_model() -> None:
     card = model_card(
         run_results(),

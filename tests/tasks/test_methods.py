@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hf_interp.tasks.methods import format_method, lay_method
+from hf_interp.tasks.methods import describe_method, format_method, lay_method
 from hf_interp.tasks.parsing import lay_flags, parse_recipe
 
 CORPORA: dict[str, Any] = {"general": {"path": "general.txt"}, "domain": {"path": "domain.txt"}}
@@ -103,6 +103,8 @@ def test_of_language_models_the_general_side_trains_predictions_of_m0() -> None:
         "Method balanced: alpha 0.25, lr_scheduler_type constant_with_warmup, average_from 0.5, "
         "corpora.web.objective distill, corpora.general.objective distill."
     ]
+    sets = {"alpha": 0.25, **MEAN, "corpora.web.objective": "distill", "corpora.general.objective": "distill"}
+    assert describe_method(given) == {"name": "balanced", "sets": sets}
 
 
 @pytest.mark.parametrize("flags_first", [True, False])
@@ -138,4 +140,4 @@ def test_an_unknown_method_is_refused() -> None:
 
 def test_nothing_is_laid_or_said_without_a_method() -> None:
     assert lay_method(RECIPE) == (RECIPE, {})
-    assert format_method(RECIPE) == []
+    assert (format_method(RECIPE), describe_method(RECIPE)) == ([], {})

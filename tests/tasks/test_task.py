@@ -298,6 +298,7 @@ def test_causal_language_models(
 ) -> None:
     rows = [{"text": f"w{row} w9"} for row in range(4, 24)] + [{"text": " "}]
     results = run(tmp_path, model_dirs[kind], "causal-lm", rows, packing=packing, **SEARCH)
+    assert results.packed == ({} if packing is False else {"general": 20, "domain": 20})  # without the blank one
     found = results.final_metrics["domain"]
     assert set(found) == {"loss", "perplexity", "token_accuracy"}
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]), rel=1e-4)
@@ -318,6 +319,7 @@ def test_a_language_model_learns_what_the_assistant_says(tmp_path: Path, model_d
     fields = {**SEARCH, "learning_rate": 0.03, "max_steps": 25, "chat_template": str(template), "corpus": names}
     results = run(tmp_path, model_dirs["llama"], "causal-lm", rows, packing="bfd", max_length=24, **fields)
     assert [corpus["num_examples"] for corpus in results.plan["corpora"]] == [7, 7]  # three dialogues in each
+    assert results.packed == {"general": 20, "domain": 20}
     assert results.base_metrics["domain"]["token_accuracy"] < 0.5
     assert results.final_metrics["domain"]["token_accuracy"] == 1.0  # of w7, w8 and </s>, whatever is asked
     check_search(tmp_path / "out", AutoModelForCausalLM)
