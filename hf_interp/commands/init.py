@@ -77,6 +77,10 @@ def check_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
         task, columns, _ = choose_columns(facts, given)
     except ValueError as error:
         return {**found, "task": None, "wrong": [str(error)]}
+    lists = {
+        name.removesuffix("_column"): " + ".join(column) for name, column in columns.items() if isinstance(column, list)
+    }
+    columns = {name: column[0] if isinstance(column, list) else column for name, column in columns.items()}
     named = {name.removesuffix("_column"): str(column) for name, column in columns.items()}
     used = {name: facts.columns[column] for name, column in named.items() if column in facts.columns}
     answer = used.get("tags") or used.get("label")
@@ -87,7 +91,13 @@ def check_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
         for spellings in by_meaning(labels).values()
         if len(spellings) > 1
     ]
-    return {**found, "task": task, "uses": {name: used[name].name for name in used}, "labels": labels, "wrong": wrong}
+    return {
+        **found,
+        "task": task,
+        "uses": {name: used[name].name for name in used} | lists,
+        "labels": labels,
+        "wrong": wrong,
+    }
 
 
 def _describe(column: Column) -> dict[str, Any]:

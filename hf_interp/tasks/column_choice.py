@@ -1,5 +1,6 @@
 """Which task a corpus is for, and which of its columns are which; what can be read in two ways is refused."""
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -85,14 +86,18 @@ def _dialogue(facts: Facts, given: Given, task: str | None, family: str | None) 
     if "text_column" in named or family == "encoder":
         return None
     turns = [name for name in facts.of_kind("turns") if name != "tools"]
+    pair = _named_pair(facts, PROMPTS)
+    if not named and pair is not None and {*pair} <= {*turns}:  # as TRL has them
+        both = Column("", "turns", [value for name in pair for value in facts.columns[name].values], 0)
+        return Choice(task or "chat", {"messages_column": list(pair), **_speakers(both, given)}, {})
     column = None if "prompt_column" in named else _find(facts, given, "messages_column", turns, MESSAGES)
     if column is not None:
         has_tools = "tools" in facts.columns and facts.columns["tools"].kind != "empty"
         tools = {"tools_column": "tools"} if has_tools else {}
         speakers = _speakers(facts.columns[column], given)
         return Choice(task or "chat", {"messages_column": column, **tools, **speakers}, {})
-    pair = (given.get("prompt_column"), given.get("target_column", "target"))
-    found = pair if pair[0] else _named_pair(facts, PROMPTS) if family != "encoder-decoder" else None
+    settled = (given.get("prompt_column"), given.get("target_column", "target"))
+    found = settled if settled[0] else pair if family != "encoder-decoder" else None
     if found is None:
         return None
     columns = {"prompt_column": found[0], "text_pair_column": _input(facts, given, found), "target_column": found[1]}
@@ -265,6 +270,6 @@ def _find(
         shown = ", ".join(map(repr, candidates))
         raise ValueError(
             f"{facts.config.path!r} has {len(candidates)} columns that may be its `{field}`: {shown}. Say which, such "
-            f"as --{field} {candidates[0]}."
+            f"as --{field} {shlex.quote(candidates[0])}."
         )
     return next(iter(usual or candidates), None)

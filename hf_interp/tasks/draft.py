@@ -197,7 +197,8 @@ def _shown(columns: Mapping[str, Any]) -> str:
 
 
 def _describe(path: str, facts: Facts, columns: Mapping[str, Any]) -> str:
-    unread = [name for name, column in facts.columns.items() if name not in columns.values() and column.kind != "empty"]
+    read = [name for named in columns.values() for name in (named if isinstance(named, list) else [named])]
+    unread = [name for name, column in facts.columns.items() if name not in read and column.kind != "empty"]
     rest = f"; not read: {', '.join(unread)}" if unread else ""
     return f"{path}: {facts.rows:,} rows ({facts.form}), {_shown(columns)}{rest}"
 

@@ -32,6 +32,8 @@ SUFFIXES_OF: dict[ColumnKind, tuple[str, ...]] = {
 SOUND = re.compile(rb"RIFF....WAVE|fLaC|OggS|ID3|\xff[\xe3\xf2\xf3\xfa\xfb]", re.DOTALL)
 """How files of sound begin."""
 DATE = re.compile(r"(\d{4}-\d\d?-\d\d?|\d\d?[./]\d\d?[./]\d{4}|\d{4}/\d\d?/\d\d?)([T ]\d\d?:\d\d.*)?")
+WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af]|[^\s\u2e80-\u9fff\uac00-\ud7af]+")
+LEAST_TEXT = 6  # words of a cell that is a text, and no name
 TAG = re.compile(r"O|[BIESLU]-\S+")
 
 
@@ -226,14 +228,25 @@ def _with_table(config: CorpusConfig, form: str, lines: Sequence[str]) -> tuple[
     return config, config.column_names or (rows[0] if rows else [])
 
 
+def _is_like(cell: str, texts: Sequence[str]) -> bool:
+    """Whether a cell is a text as those below it are, by its words, or its characters where they are Chinese."""
+    words = len(WORD.findall(cell))
+    mean = sum(len(WORD.findall(text)) for text in texts) / max(1, len(texts))
+    return words >= LEAST_TEXT and mean / 2 <= words <= 2 * mean
+
+
 def _is_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns: no cell is a number, blank, long, or found again below it.
+    """Whether the first row names the columns: no cell is a number, blank, long, found again or like a text below it.
 
     >>> _is_header([["text", "label"], ["so good", "pos"]]), _is_header([["good", "pos"], ["bad one", "pos"]])
     (True, False)
     """
     return all(
-        cell.strip() and len(cell) <= LONGEST_LABEL and not NUMBER.fullmatch(cell) and cell not in below
+        cell.strip()
+        and len(cell) <= LONGEST_LABEL
+        and not NUMBER.fullmatch(cell)
+        and cell not in below
+        and not _is_like(cell, [text for text in below if text])
         for cell, *below in itertools.zip_longest(*rows)
         if cell is not None
     )

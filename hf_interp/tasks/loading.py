@@ -36,10 +36,11 @@ def load_corpus(
     """
     sources = {column: config.source(column) for column in columns}
     matter = [config.text_pair_column] if config.text_pair_column and "prompt" in columns else []
+    turns = config.messages_column if isinstance(config.messages_column, list) and "messages" in columns else []
     as_text = [sources[column] for column, kind in columns.items() if kind in CELLS]
     dataset = undecoded(load_rows(name, config, [*as_text, *matter, *(config.where or {})]))
     present = column_names(dataset)
-    _check_present(name, present, [*sources.values(), *matter, *(config.where or {})])
+    _check_present(name, present, [*sources.values(), *matter, *turns, *(config.where or {})])
     if config.where:
         dataset = _filter(name, dataset, config)
     features = {column: _reach(dataset.features or {}, source) for column, source in sources.items()}
@@ -52,6 +53,11 @@ def load_corpus(
     if matter:
         dataset = dataset.map(partial(_join, source=sources["prompt"], matter=matter[0]))
         sources["prompt"] = "_prompt"
+    if turns:
+        dataset = dataset.map(
+            lambda row: {"_messages": [turn for column in turns for turn in _reach(row, column) or []]}
+        )
+        sources["messages"] = "_messages"
     dataset = _pick(dataset, sources)
     if config.part is not None:
         column, kind = next(iter(columns.items()))

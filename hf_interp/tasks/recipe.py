@@ -54,8 +54,9 @@ class CorpusConfig:
         tokens_column: column of the words, for token classification.
         tags_column: column of the tags of the words, for token classification.
         target_column: column of the output, for sequence to sequence.
-        messages_column: column of the turns of a dialogue, for a causal language model. Without it, and without
-            `prompt_column`, the corpus is plain text.
+        messages_column: column of the turns of a dialogue, for a causal language model; or a list of columns whose
+            turns follow each other, such as `[prompt, completion]`. Without it, and without `prompt_column`, the corpus
+            is plain text.
         tools_column: column of the tools that the assistant of a dialogue may call: a list of JSON schemas, or that as
             JSON. Its calls are in the `tool_calls` of its turns.
         prompt_column: column of what a user says, for a causal language model; `target_column` is what the assistant
@@ -108,7 +109,7 @@ class CorpusConfig:
     tokens_column: str = "tokens"
     tags_column: str = "ner_tags"
     target_column: str = "target"
-    messages_column: str | None = None
+    messages_column: str | list[str] | None = None
     tools_column: str | None = None
     prompt_column: str | None = None
     role_key: str = "role"
@@ -137,7 +138,8 @@ class CorpusConfig:
         """Return the file's name of a column of the task."""
         if column.startswith(GROUP):
             return column.removeprefix(GROUP)
-        return (self.columns or {}).get(column) or getattr(self, f"{column}_column", None) or column
+        found = (self.columns or {}).get(column) or getattr(self, f"{column}_column", None) or column
+        return str(found[0] if isinstance(found, list) else found)
 
 
 @dataclass(kw_only=True)

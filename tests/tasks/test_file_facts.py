@@ -46,6 +46,31 @@ def test_tables_are_read_with_their_delimiter_and_header(
 
 
 @pytest.mark.parametrize(
+    ("lines", "has_header"),
+    [
+        (
+            [
+                "how long has he had these symptoms?\tdepuis quand a-t-il ces symptômes ?",
+                "yes\toui",
+                "since monday morning, i think, or so\tdepuis",
+            ],
+            False,
+        ),
+        (["这家店的东西很好吃\t1", "送来的时候都已经凉了\t0", "包装不错味道一般\t1"], False),
+        (["评论内容\t标签", "送来的时候都已经凉了\t0", "包装不错味道一般\t1"], True),
+        (["how satisfied are you with the service?\twho", "very\tann", "not much\tbob"], True),
+        (
+            ["the english sentence\tthe french one", "how long has he had these symptoms?\tdepuis quand", "yes\toui"],
+            True,
+        ),
+    ],
+)
+def test_a_first_line_of_texts_is_no_header(tmp_path: Path, lines: list[str], has_header: bool) -> None:
+    found = look(tmp_path / "a.tsv", "".join(f"{line}\n" for line in lines))
+    assert (found.config.header, found.rows) == (has_header, len(lines) - has_header)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
         ("a.txt", "one line\nand another\n", {"document": "line"}),
@@ -164,6 +189,15 @@ SAID = [[{"from": "human", "value": f"hi {number}"}, {"from": "gpt", "value": "h
             "encoder",
             "sequence-classification",
             {"text_column": "text", "label_column": "mood"},
+        ),
+        (
+            lambda n: {
+                "prompt": [{"role": "user", "content": f"do it {n}"}],
+                "completion": [{"role": "assistant", "content": f"it is done {n}"}],
+            },
+            "decoder",
+            "chat",
+            {"messages_column": ["prompt", "completion"]},
         ),
         (lambda n: {"text": f"a text {n}"}, "decoder", "causal-lm", {"text_column": "text"}),
         (lambda n: {"text": f"a text {n}"}, "encoder", "masked-lm", {"text_column": "text"}),

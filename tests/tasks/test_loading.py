@@ -458,6 +458,21 @@ def test_what_a_prompt_is_about_follows_it(tmp_path: Path, name: str, streaming:
         load_corpus("law", replace(config, text_pair_column="off"), {"prompt": "text", "target": "text"})
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_turns_of_several_columns_follow_each_other(tmp_path: Path, streaming: bool) -> None:
+    said = [[{"role": "user", "content": f"Hi {n}"}] for n in range(3)]
+    rows = [{"prompt": turns, "completion": [{"role": "assistant", "content": "Hello"}]} for turns in said]
+    config = CorpusConfig(
+        path=write(tmp_path / "a.jsonl", rows), messages_column=["prompt", "completion"], streaming=streaming
+    )
+    found = [row["messages"] for row in load_corpus("law", config, {"messages": "turns"})]
+    assert [[(turn["role"], turn["content"]) for turn in turns] for turns in found] == [
+        [("user", f"Hi {n}"), ("assistant", "Hello")] for n in range(3)
+    ]
+    with pytest.raises(ValueError, match="has no column 'answer'"):
+        load_corpus("law", replace(config, messages_column=["prompt", "answer"]), {"messages": "turns"})
+
+
 def test_rows_of_one_prompt_are_parted_by_what_it_is_about(tmp_path: Path) -> None:
     rows = [{"ask": "Add.", "on": f"{number}", "target": "3"} for number in range(200)]
     config = CorpusConfig(path=write(tmp_path / "a.jsonl", rows), prompt_column="ask", text_pair_column="on")
