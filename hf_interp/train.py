@@ -69,7 +69,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     trainer = build_trainer(parsed, task, args, data)
     progress = ProgressLine(folder, shown=show_progress, renewed=renewed)
     show_by(trainer, progress)
-    with alone_in(folder) if is_main else nullcontext():
+    with alone_in(folder) if is_main else nullcontext(), progress.kept() if is_main else nullcontext():
         trainer.recipe, trainer.keeps_results = without_tokens(recipe), False  # they are written with the model
         if parsed.peft is not None and is_main:
             print(count_parameters(trainer.model))

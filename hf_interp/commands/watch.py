@@ -61,6 +61,8 @@ def _state(facts: Mapping[str, Any]) -> tuple[str, bool]:
     ago = f"{timedelta(seconds=round(seconds))} ago"
     if facts["phase"] == "ended":
         return f"has ended, {ago}", False
+    if facts["phase"] == "interrupted":
+        return f"was interrupted, {ago}", False
     if host != socket.gethostname() and seconds > SILENCE:
         return f"may be gone: it runs on {host} and last wrote {ago}", False
     if host == socket.gethostname() and not _is_process(facts["pid"]):

@@ -8,7 +8,8 @@ import socket
 import sys
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,16 @@ class ProgressLine(TrainerCallback):
         self.facts |= facts
         with suppress(OSError):  # a full disk is told by what the run needs, not by this
             write_json(self.path, {**self.facts, "time": time.time()})
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Write the file once more if a run is cut short, for the steps since it was last due."""
+        try:
+            yield
+        except BaseException as error:
+            if "step" in self.facts:
+                self.write(**({"phase": "interrupted"} if isinstance(error, KeyboardInterrupt) else {}))
+            raise
 
     def print(self, state: TrainerState, line: str) -> None:
         """Print a line that stays."""

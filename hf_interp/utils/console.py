@@ -1,7 +1,9 @@
 """Output on the terminal: tables, and errors in one line."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
@@ -16,9 +18,10 @@ EXPECTED = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 def run_command(command: Callable[[], Any], *, traceback: bool = False) -> int:
     """Run a command and return its exit status: the number that it returns, or 0.
 
-    It is 2, with one line on stderr, for bad input, and 130 when interrupted. A closed pipe ends no command.
+    It is 2, with one line on stderr, for bad input, and 130 when interrupted, be it by Ctrl-C or SIGTERM. A closed pipe
+    ends no command.
     """
-    with _lasting_streams():
+    with _lasting_streams(), _terminated_as_interrupted():
         return _run_command(command, traceback)
 
 
@@ -78,6 +81,34 @@ def _lasting_streams() -> Iterator[None]:
         finally:
             for stream in streams:  # or Python does at its end, and says so
                 stream.flush()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, by which clusters end programs, end a command as Ctrl-C does: in order, and with a word.
+
+    Not a process of several: their launcher ends those that may wait for one that is gone, which hear nothing.
+    """
+    is_one_of_many = os.environ.get("WORLD_SIZE", "1") != "1"
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_one_of_many or not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def interrupt(number: int, frame: Any) -> None:
+        if os.getpid() != process:  # a fork, which is ended as ever
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        signal.signal(number, signal.SIG_IGN)  # some send it twice, and the end in order is under way
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def format_counts(counts: Mapping[str, int], most: int = 8) -> str:

@@ -4,9 +4,11 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -15,8 +17,10 @@ from typing import Any
 
 import pytest
 
-from hf_interp import cli
+from hf_interp import cli, train
 from hf_interp.train import run_recipe
+from hf_interp.utils.files import read_json
+from hf_interp.utils.run_folder import LOCK_NAME
 
 FIELDS = {"disable_tqdm": False, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 1e-3}
 
@@ -100,6 +104,35 @@ def test_a_run_at_work_and_one_that_was_killed_are_told_apart(
     ):
         (folder / "progress.json").write_text(json.dumps({**state, **change}), "utf-8")
         assert watched(folder, capsys)[0].startswith(f"{folder} {words}")
+
+
+def test_a_run_that_sigterm_ends_is_told_to_its_last_step(
+    toy_recipe: dict[str, Any],
+    write_recipe: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = Path(toy_recipe["output_dir"])
+
+    path = str(write_recipe({**toy_recipe, **FIELDS, "max_steps": 100_000, "eval_strategy": "no"}))
+    ended = threading.Thread(target=terminate_at_work, args=(folder / "progress.json",))
+    ended.start()
+    assert train.main([path]) == 130
+    ended.join()
+    assert not (folder / LOCK_NAME).exists()
+    (step,) = re.findall(r"The run was interrupted after step (\d+)\. There is no checkpoint", caplog.text)
+    capsys.readouterr()
+    title, line, *_ = watched(folder, capsys)
+    assert title.startswith(f"{folder} was interrupted, 0:00:0")
+    assert line.startswith(f"interrupted | step {int(step):,} of 100,000 ")
+
+
+def terminate_at_work(progress: Path) -> None:
+    """Send SIGTERM to this process once a run of it has taken a step."""
+    until = time.monotonic() + 60
+    while not (progress.is_file() and (read_json(progress) or {}).get("step")) and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_run_is_not_watched_when_nobody_reads(tmp_path: Path) -> None:

@@ -85,6 +85,51 @@ def test_a_command_goes_on_when_nobody_reads_what_it_prints(closed: tuple[str, .
         assert done.stderr.splitlines() == [f"how far {number}" for number in range(20_000)]
 
 
+WAITING = """
+import os, signal, sys, time
+from hf_interp.utils.console import run_command
+
+def work():
+    ours, theirs = os.pipe()
+    fork = os.fork()
+    if fork == 0:
+        os.write(theirs, b"!")
+        time.sleep(20)
+        os._exit(0)
+    os.read(ours, 1)
+    os.kill(fork, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
+    try:
+        time.sleep(20)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)  # once more
+        print("in order")
+
+status = run_command(work)
+print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("processes", "status", "out", "err"),
+    [("1", 130, "-15\nin order\nTrue\n", "hf-interp: interrupted\n"), ("2", -15, "-15\n", "")],
+)
+def test_sigterm_ends_a_command_in_order_unless_a_launcher_ends_several(
+    processes: str, status: int, out: str, err: str
+) -> None:
+    environment = {**os.environ, "WORLD_SIZE": processes}
+    command = [sys.executable, "-c", WAITING]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.terminate()
+        rest, error = process.communicate(timeout=30)
+    assert (process.returncode, first + rest, error) == (status, out, err)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("ours"), KeyError("ours"), AssertionError("ours"), SystemExit("ours")])
 def test_a_fault_of_ours_is_not_hidden(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(type(error), match="ours"):
