@@ -1,20 +1,21 @@
 """`hf-interp init`, `adapt` and `check`: from files to a recipe, to a run, and what a file is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hf_interp.tasks.column_choice import choose_columns
-from hf_interp.tasks.columns import first_fault, is_iob2
+from hf_interp.tasks.columns import FILES, Kind, converter, first_fault, is_iob2
 from hf_interp.tasks.draft import Draft, draft_recipe
-from hf_interp.tasks.file_facts import Column, look_at
-from hf_interp.tasks.labels import by_meaning
+from hf_interp.tasks.file_facts import Column, look_at, raw_values
+from hf_interp.tasks.labels import BadValueError, by_meaning
 from hf_interp.tasks.parsing import lay_flags
 from hf_interp.tasks.recipe import CorpusConfig
 from hf_interp.tasks.recipe_text import format_recipe, write_recipe
-from hf_interp.tasks.splits import content_keys
+from hf_interp.tasks.splits import content_key, content_keys
 from hf_interp.utils.console import format_counts, format_table
 
 TEMPLATES = {
@@ -85,7 +86,7 @@ def check_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
     used = {name: facts.columns[column] for name, column in named.items() if column in facts.columns}
     answer = used.get("tags") or used.get("label")
     labels = dict(answer.counts()) if answer is not None and answer.kind in ("label", "list") else {}
-    wrong = [*_faults(used, facts.rows, columns.get("content_key", "content")), *_tag_faults(used)]
+    wrong = [*_take_whole(used, replace(facts.config, **columns)), *_faults(used, facts.rows), *_tag_faults(used)]
     wrong += [
         f"labels that differ in case or white space alone: {', '.join(map(repr, spellings))}"
         for spellings in by_meaning(labels).values()
@@ -111,12 +112,40 @@ def _describe(column: Column) -> dict[str, Any]:
     }
 
 
-def _faults(used: Mapping[str, Column], rows: int, turn_key: str) -> list[str]:
+def _take_whole(used: dict[str, Column], config: CorpusConfig) -> list[str]:
+    """Put hashes for dialogues, images and sound, and return how many of them a run would refuse, and why."""
+    kinds: dict[str, Kind] = {"messages": "turns", **{kind: kind for kind in FILES}}
+    found = []
+    for name in kinds.keys() & used.keys():
+        keys, refused = _read_whole(name, raw_values(used[name], config), converter(kinds[name], config, None))
+        used[name] = used[name]._replace(values=keys)
+        found += [f"{len(refused):,} rows cannot be read, such as {refused[0]}"] if refused else []
+    return found
+
+
+def _read_whole(name: str, values: Iterable[Any], read: Callable[[Any], Any]) -> tuple[list[int], list[str]]:
+    """Return hashes of values, and of those that cannot be read where they are and why."""
+    keys, refused = [], []
+    for row, value in enumerate(values):
+        try:
+            keys.append(content_key(read(value)))
+        except BadValueError as error:
+            refused.append(f"{_named(value) or f'row {row} of those that have {name}'}: {error.what}")
+    return keys, refused
+
+
+def _named(value: Any) -> str | None:
+    """Return the name of a file that a row has."""
+    path = value.get("path") if isinstance(value, Mapping) else value
+    return path if isinstance(path, str) else None
+
+
+def _faults(used: Mapping[str, Column], rows: int) -> list[str]:
     """Return what is wrong with the columns of a task."""
     needed = {name: column for name, column in used.items() if column.blank and name != "text_pair"}
     found = [f"{column.blank:,} rows have no {name} ({column.name!r})" for name, column in needed.items()]
     first, matter = next(iter(used.values())), used.get("text_pair") if "prompt" in used else None
-    inputs = content_keys(zip(first.values, matter.values, strict=False) if matter else first.values, turn_key)
+    inputs = content_keys(zip(first.values, matter.values, strict=False) if matter else first.values)
     repeated = len(inputs) - len(np.unique(inputs))
     if repeated and (matter is None or matter.blank == 0):  # else which rows belong together is not known
         found.append(

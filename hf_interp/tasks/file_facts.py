@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -92,6 +92,14 @@ def look_at(name: str, config: CorpusConfig) -> Facts:
         for key, values in _parts(column, list(head[column])):
             columns[key] = _column(key, [_named(value, names) for value in values] if names else values)
     return Facts(config, form, len(dataset), columns)
+
+
+def raw_values(column: Column, config: CorpusConfig) -> Iterable[Any]:
+    """Return the values of a column that are not blank; images and sound, which are not kept, are read again."""
+    if column.kind not in SUFFIXES_OF:
+        return column.values
+    rows = undecoded(first_rows(load_rows("file", config, []), MOST_ROWS)).select_columns(column.name)
+    return (row[column.name] for row in rows if row[column.name] is not None)
 
 
 def _rows_within(dataset: Any) -> str | None:

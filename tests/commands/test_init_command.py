@@ -2,8 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
+from toy_media import write_folder, write_parquet, write_table
 from toy_recipes import write_toy_models
 
 from hf_interp import cli
@@ -39,6 +42,48 @@ def test_check_finds_labels_that_are_spelt_in_two_ways(tmp_path: Path, capsys: p
     assert cli.main(["check", str(path)]) == 1
     wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong")]
     assert wrong == ["wrong: labels that differ in case or white space alone: 'Billing', 'billing '"]
+
+
+def test_check_finds_dialogues_that_a_run_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*speakers: str, about: int) -> str:
+        return json.dumps({"messages": [{"role": role, "content": f"hello {about}"} for role in speakers]}) + "\n"
+
+    whole = [said("user", "assistant", about=number) for number in range(4)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join([*whole, said("user", about=7), said("user", "assistant", about=0)]), "utf-8")
+    assert cli.main(["check", str(path)]) == 1
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong")]
+    assert wrong == [
+        "wrong: 1 rows cannot be read, such as row 4 of those that have messages: a dialogue without an assistant turn",
+        "wrong: 1 of 6 rows (16.7%) have the messages of another row",
+    ]
+    path.write_text("".join(whole), "utf-8")
+    assert cli.main(["check", str(path)]) == 0
+
+
+@pytest.mark.parametrize("write", [write_folder, write_table, write_parquet])
+def test_check_opens_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], write: Any) -> None:
+    path = tmp_path / {write_table: "rows.jsonl", write_parquet: "rows.parquet"}.get(write, "photos")
+    write(path, range(8))
+    assert cli.main(["check", str(path)]) == 0
+    capsys.readouterr()
+    if write == write_parquet:
+        rows = datasets.Dataset.from_parquet(str(path)).cast_column("image", datasets.Image(decode=False)).to_list()
+        rows[5]["image"]["bytes"], rows[6]["image"]["bytes"] = b"no image!!", rows[0]["image"]["bytes"]
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / "other.parquet")
+        path, name = tmp_path / "other.parquet", "row 5 of those that have image"
+    else:
+        broken, first, copy = (next(tmp_path.rglob(f"*{number}.png")) for number in (5, 0, 6))
+        broken.write_bytes(b"no image!!")
+        copy.write_bytes(first.read_bytes())
+        name = str(broken) if write == write_folder else f"images/{broken.name}"
+    assert cli.main(["check", str(path)]) == 1
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong")]
+    what = "an image of 10 bytes that cannot be decoded (cannot identify image file)"
+    assert wrong == [
+        f"wrong: 1 rows cannot be read, such as {name}: {what}",
+        "wrong: 1 of 8 rows (12.5%) have the image of another row",
+    ]
 
 
 def test_check_counts_tags_that_no_task_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
