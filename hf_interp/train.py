@@ -13,6 +13,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hf_interp.mixture.collators import DISTILL
 from hf_interp.reporting.audits import format_gaps, format_harness, save_harness
 from hf_interp.reporting.card import save_card
 from hf_interp.reporting.curve import find_curve, format_curve
@@ -67,7 +68,9 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     push = prepare_push(args)
     folder, is_main = Path(args.output_dir or "."), args.process_index == 0
     trainer = build_trainer(parsed, task, args, data)
-    progress = ProgressLine(folder, shown=show_progress, renewed=renewed)
+    distilled = [corpus.name for corpus in data.corpora if corpus.objective == DISTILL]
+    average = trainer.weight_average
+    progress = ProgressLine(folder, shown=show_progress, renewed=renewed, average=average, distilled=distilled)
     show_by(trainer, progress)
     with alone_in(folder) if is_main else nullcontext(), progress.kept() if is_main else nullcontext():
         trainer.recipe, trainer.keeps_results = without_tokens(recipe), False  # they are written with the model

@@ -28,12 +28,14 @@ class WeightAverage(TrainerCallback):
 
     Attributes:
         count (`int`): steps that the mean is over.
+        is_in (`bool`): whether the model has the mean now.
         checkpoint (`Path` or `None`): what the run that begins next goes on from.
     """
 
     def __init__(self, begin: float) -> None:
         self.begin = begin
         self.count = 0
+        self.is_in = False
         self.checkpoint: Path | None = None
         self._weights: dict[str, torch.Tensor] = {}
         self._means: dict[str, torch.Tensor] = {}
@@ -42,7 +44,7 @@ class WeightAverage(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin with nothing, or with what the checkpoint holds."""
-        self.count = 0
+        self.count, self.is_in = 0, False
         self._weights = dict(_averaged(kwargs["model"]))
         self._means = {name: torch.zeros_like(weight, dtype=_dtype(weight)) for name, weight in self._weights.items()}
         if self.checkpoint is not None and state.global_step > self.begin * state.max_steps:
@@ -58,6 +60,7 @@ class WeightAverage(TrainerCallback):
 
     def put_in(self) -> None:
         """Put the mean into the model, and keep the last weights in its place; called again, the reverse."""
+        self.is_in = not self.is_in
         for name, mean in self._means.items():
             weight = self._weights[name].data
             last = weight.to(mean.dtype, copy=True)

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import TrainingArguments as Arguments
 
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.reporting.results import evaluations, losses_by_side
+from hf_interp.training.averaging import WeightAverage
 from hf_interp.utils.console import format_evaluation, format_progress
 from hf_interp.utils.files import write_json
 from hf_interp.utils.run_folder import PROGRESS_NAME
@@ -38,9 +39,20 @@ class ProgressLine(TrainerCallback):
         folder: that of the run.
         shown: whether anything is printed, to stderr.
         renewed: whether the line is renewed in its place.
+        average: the mean of the run's weights, if it keeps one: then evaluations say of which weights they are.
+        distilled: corpora that train M₀'s predictions, whose loss is a divergence.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, shown: bool = True, renewed: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        shown: bool = True,
+        renewed: bool = False,
+        average: WeightAverage | None = None,
+        distilled: Collection[str] = (),
+    ) -> None:
+        self.average, self.distilled = average, distilled
         self.path, self.shown, self.renewed = Path(folder) / PROGRESS_NAME, shown, renewed
         self.facts: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "evaluations": {}}
         self.plan: MixturePlan | None = None
@@ -72,7 +84,7 @@ class ProgressLine(TrainerCallback):
         """Note the losses."""
         logs = kwargs.get("logs") or {}
         if "loss" in logs:
-            self.facts["losses"] = losses_by_side(logs, self._sides)
+            self.facts |= {"losses": losses_by_side(logs, self._sides), "divergences": self._divergences()}
             self.tell(state)
 
     def on_prediction_step(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -83,7 +95,10 @@ class ProgressLine(TrainerCallback):
     def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Print what has been measured; it does not count as time of a step."""
         found = evaluations([kwargs.get("metrics") or {}])
-        self.facts["evaluations"] |= {name: {"step": state.global_step, **each} for name, each in found.items()}
+        where: dict[str, Any] = {"step": state.global_step}
+        if self.average is not None and self.average.count:
+            where["weights"] = "mean of the weights" if self.average.is_in else "last weights"
+        self.facts["evaluations"] |= {name: {**where, **each} for name, each in found.items()}
         for name, each in self.facts["evaluations"].items():
             if name in found:
                 self.print(state, format_evaluation(name, each))
@@ -135,6 +150,12 @@ class ProgressLine(TrainerCallback):
         """Print a line that stays."""
         if state.is_world_process_zero:
             self._put(f"\r{line}\x1b[K\n" if self.renewed else f"{line}\n")
+
+    def _divergences(self) -> dict[str, str]:
+        """Name the loss of the sides that M₀'s predictions are targets of, wholly or in part."""
+        corpora = {side: [name for name, own in self._sides.items() if own == side] for side in self._sides.values()}
+        counts = {side: sum(name in self.distilled for name in names) for side, names in corpora.items()}
+        return {side: "KL" if count == len(corpora[side]) else "partly KL" for side, count in counts.items() if count}
 
     def _put(self, text: str) -> None:
         if self.shown:

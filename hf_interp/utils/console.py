@@ -128,9 +128,12 @@ def format_evaluation(name: str, found: Mapping[str, Any]) -> str:
 
     >>> format_evaluation("domain", {"step": 50, "loss": 0.61234, "accuracy": 0.5})
     'step 50, domain: loss 0.6123, accuracy 0.5000'
+    >>> format_evaluation("domain", {"step": 50, "weights": "last weights", "loss": 0.61234})
+    'step 50, domain (last weights): loss 0.6123'
     """
     metrics = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items() if isinstance(value, float))
-    return f"step {found['step']:,}, {name or 'evaluation'}: {metrics}"
+    weights = f" ({found['weights']})" if "weights" in found else ""
+    return f"step {found['step']:,}, {name or 'evaluation'}{weights}: {metrics}"
 
 
 def format_progress(facts: Mapping[str, Any]) -> str:
@@ -144,7 +147,9 @@ def format_progress(facts: Mapping[str, Any]) -> str:
     if facts.get("alpha") is not None:
         parts.append(f"α {facts['alpha']:.3f}")
     if losses := facts.get("losses"):
-        parts.append("loss " + ", ".join(f"{side} {loss:.4f}".strip() for side, loss in losses.items()))
+        kinds = {side: f" ({kind})" for side, kind in facts.get("divergences", {}).items()}
+        shown = [f"{side} {loss:.4f}{kinds.get(side, '')}".strip() for side, loss in losses.items()]
+        parts.append(f"loss {', '.join(shown)}")
     if "rate" in facts:
         parts.append(f"{facts['rate']:.3g} steps/s")
     if facts.get("left"):

@@ -19,6 +19,7 @@ import pytest
 
 from hf_interp import cli, train
 from hf_interp.train import run_recipe
+from hf_interp.training.progress import ProgressLine
 from hf_interp.utils.files import read_json
 from hf_interp.utils.run_folder import LOCK_NAME
 
@@ -70,6 +71,36 @@ def test_a_run_tells_its_steps_and_evaluations_in_lines(told: tuple[Path, list[s
         rf"{line}\S+ steps/s \| \d\.\d\d GB", next(line for line in lines if line.startswith("trained"))
     )
     assert any(line.startswith("choosing α of the weights | step 4 of 4") for line in lines)
+
+
+def test_what_is_a_divergence_or_of_averaged_weights_is_called_so(
+    toy_recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy_recipe["corpora"]["general"]["objective"] = "distill"
+    results = run_recipe({**toy_recipe, **FIELDS, "average_from": 0.5})
+    lines = capsys.readouterr().err.splitlines()
+    named = [line.partition(": ")[0] for line in lines if re.match(r"step \d, ", line)]
+    sides = ("general", "domain")
+    weights = {"last weights": 4, "mean of the weights": 4}
+    assert named == [
+        *(f"step {step}, {side}" for step in (0, 2) for side in sides),
+        *(f"step {step}, {side} ({which})" for which, step in weights.items() for side in sides),
+    ]
+    last, mean = [entry["eval_domain_loss"] for entry in results.log_history if "eval_domain_loss" in entry][-2:]
+    assert last != mean
+    for which, loss in (("last weights", last), ("mean of the weights", mean)):
+        assert any(line.startswith(f"step 4, domain ({which}): loss {loss:.4f}, ") for line in lines)
+    end = next(entry for entry in reversed(results.log_history) if "loss" in entry)
+    losses = f"loss general {end['loss_general']:.4f} (KL), domain {end['loss_domain']:.4f} | "
+    _, line, *more = watched(Path(toy_recipe["output_dir"]), capsys)
+    assert losses in line
+    assert [each for each in lines if each.startswith("step 4, ")][-2:] == more
+
+
+def test_a_side_that_is_distilled_in_part_is_called_so(tmp_path: Path) -> None:
+    progress = ProgressLine(tmp_path, distilled=["web"])
+    progress._sides = {"web": "general", "books": "general", "law": "domain"}
+    assert progress._divergences() == {"general": "partly KL"}
 
 
 def test_an_ended_run_is_told_as_it_was_last(
