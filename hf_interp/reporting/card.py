@@ -95,7 +95,7 @@ def model_card(
     """
     metadata = metadata or CardMetadata()
     facts = _Facts(results, curve, metadata.base_model)
-    place = repr(facts.plain(repo_id or name))
+    place = repr(clean(repo_id) if repo_id else facts.plain(name))  # a folder from here tells nothing of others
     if both and not interpolated:
         place += f", revision={FINETUNED_REVISION!r}"
     maker, sample = MAKERS[facts.task_info.takes]

@@ -183,7 +183,7 @@ def format_curve(curve: AlphaCurve) -> str:
     if curve.num_examples:
         lines.append(
             f"Chosen on {count_examples(curve, 'selection')} examples ({curve.method}, {curve.num_evaluations} "
-            f"evaluations); the table is of {count_examples(curve, 'report')} others."
+            f"evaluations); the table is of {count_examples(curve, 'report')} others, ± one standard error."
         )
     return "\n".join([*lines, *(f"Warning: {warning}" for warning in curve.warnings)])
 

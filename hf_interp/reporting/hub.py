@@ -267,12 +267,21 @@ def render_card(
             find_curve(folder),
             None if comparison is None else load_comparison(comparison),
             name=name,
-            repo_id=repo_id or (f"{name}/{INTERPOLATED_NAME}" if interpolated else name),
+            repo_id=repo_id or _place(folder / INTERPOLATED_NAME if interpolated else folder),
             interpolated=interpolated,
             both=has_both,
             pictures=[picture for picture in (RUN_PLOT_NAME, CURVE_PLOT_NAME) if (folder / picture).is_file()],
             metadata=metadata,
         )
+
+
+def _place(folder: Path) -> str:
+    """Return a folder as it is found from here; of one elsewhere only the end, since a path tells of people."""
+    found = folder.resolve()
+    here = Path.cwd().resolve()
+    if found != here and found.is_relative_to(here):
+        return found.relative_to(here).as_posix()
+    return "/".join(found.parts[-2:] if found.name == INTERPOLATED_NAME else found.parts[-1:])
 
 
 def check_run(folder: Path) -> None:

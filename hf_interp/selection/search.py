@@ -232,6 +232,10 @@ class AlphaSearchRun:
         if not is_unimodal(self.alphas, units):
             self.method = "grid, because the loss is not unimodal in α"
             list(map(self.evaluate, grid))
+        elif search.alphas != AlphaSearch.alphas:
+            logger.warning(
+                "`alphas` is for a grid, and this is golden section. Set `alpha_search.method: grid` for it."
+            )
 
     def _greatest_gap(self, alpha: float) -> float:
         return max(found.gap for found in self.groups[alpha].values() if found.gap is not None)

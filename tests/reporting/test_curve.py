@@ -116,7 +116,7 @@ def test_a_table_of_all_that_was_found() -> None:
         "Loss barrier between M₀ and M_θ: domain 0.125 at α = 0.5, general none.",
         "Knee: α = 0.5.",
         "Chosen on 10 domain and 10 general examples (grid, 3 evaluations); the table is of 12 domain and 12 general "
-        "others.",
+        "others, ± one standard error.",
         "Warning: It is noisy.",
     ):
         assert line in text.split("\n")

@@ -17,8 +17,8 @@ from safetensors.torch import load
 
 from hf_interp.reporting import hub as hub_module
 from hf_interp.reporting.curve import load_curve
-from hf_interp.reporting.hub import check_name, check_run, left_out, stage_run
-from hf_interp.reporting.results import load_run_results
+from hf_interp.reporting.hub import check_name, check_run, left_out, render_card, stage_run
+from hf_interp.reporting.results import load_run_results, save_results
 from hf_interp.tasks.runs import save_curve
 from hf_interp.train import run_recipe
 from hf_interp.utils.model_files import model_files
@@ -701,6 +701,25 @@ def test_unknown_metrics_are_told_as_such(hub: HubServer, home: Path, run: Path)
 
 
 # The commands.
+
+
+def test_the_snippet_of_a_card_finds_the_model_from_here(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / "runs" / "law")
+    results = load_run_results(run / "results.json")
+    assert results.recipe is not None
+    results.recipe["output_dir"] = results.config["output_dir"] = "runs/law"  # a path, as a recipe has it
+    save_results(results, tmp_path / "runs" / "law" / "results.json")
+    monkeypatch.chdir(tmp_path)
+    for given in ("runs/law", tmp_path / "runs" / "law"):
+        (place,) = re.findall("model='(.+?)'", render_card(given).text)
+        assert place == "runs/law/interpolated"
+        assert fingerprint(Path(place)) == fingerprint(run / "interpolated") != fingerprint(run)
+    monkeypatch.chdir(tmp_path / "runs" / "law")
+    assert "model='interpolated'" in render_card(".").text
+    monkeypatch.chdir(run)  # from elsewhere a path would tell whose it is
+    assert "model='law/interpolated'" in render_card(tmp_path / "runs" / "law").text
 
 
 def test_the_card_command(hub: HubServer, home: Path, run: Path) -> None:

@@ -188,6 +188,16 @@ def test_the_harmonic_mean_and_what_it_refuses() -> None:
         search(by_alpha(lambda alpha: alpha, lambda alpha: alpha), objective="harmonic")
 
 
+def test_alphas_that_golden_section_does_not_take_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    dip = by_alpha(lambda alpha: (alpha - 0.3) ** 2, lambda alpha: alpha, "loss")
+    line = "`alphas` is for a grid, and this is golden section. Set `alpha_search.method: grid` for it."
+    assert search(dip).method == "golden section"
+    assert search(dip, alphas=3, method="grid").alphas == [0.0, 0.5, 1.0]
+    assert line not in caplog.text
+    assert search(dip, alphas=3).method == "golden section"
+    assert caplog.messages.count(line) == 1
+
+
 def test_golden_section_goes_beyond_the_ends_where_it_may() -> None:
     evaluate = by_alpha(lambda alpha: (alpha - 1.3) ** 2, lambda alpha: alpha)
     curve = search(evaluate, extrapolate=True, alphas=[0.0, 1.5])
