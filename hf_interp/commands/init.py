@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from hf_interp.tasks.column_choice import choose_columns
 from hf_interp.tasks.columns import FILES, Kind, converter, first_fault, is_iob2
 from hf_interp.tasks.draft import Draft, draft_recipe
-from hf_interp.tasks.file_facts import Column, look_at, raw_values
+from hf_interp.tasks.file_facts import Column, Facts, look_at, raw_values
 from hf_interp.tasks.labels import BadValueError, by_meaning
 from hf_interp.tasks.parsing import lay_flags
 from hf_interp.tasks.recipe import CorpusConfig
@@ -78,12 +79,7 @@ def check_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
         task, columns, _ = choose_columns(facts, given)
     except ValueError as error:
         return {**found, "task": None, "wrong": [str(error)]}
-    lists = {
-        name.removesuffix("_column"): " + ".join(column) for name, column in columns.items() if isinstance(column, list)
-    }
-    columns = {name: column[0] if isinstance(column, list) else column for name, column in columns.items()}
-    named = {name.removesuffix("_column"): str(column) for name, column in columns.items()}
-    used = {name: facts.columns[column] for name, column in named.items() if column in facts.columns}
+    used = _used(facts, columns)
     answer = used.get("tags") or used.get("label")
     labels = dict(answer.counts()) if answer is not None and answer.kind in ("label", "list") else {}
     wrong = [*_take_whole(used, replace(facts.config, **columns)), *_faults(used, facts.rows), *_tag_faults(used)]
@@ -92,13 +88,22 @@ def check_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
         for spellings in by_meaning(labels).values()
         if len(spellings) > 1
     ]
-    return {
-        **found,
-        "task": task,
-        "uses": {name: used[name].name for name in used} | lists,
-        "labels": labels,
-        "wrong": wrong,
-    }
+    return {**found, "task": task, "uses": {name: used[name].name for name in used}, "labels": labels, "wrong": wrong}
+
+
+def _used(facts: Facts, columns: Mapping[str, Any]) -> dict[str, Column]:
+    """Return the columns of a task by its names for them; two that hold one dialogue become one."""
+    found = {}
+    for field, column in columns.items():
+        name = field.removesuffix("_column")
+        if isinstance(column, list):
+            parts = [facts.columns[part] for part in column]
+            blank = max(part.blank for part in parts)  # then which turns belong together is not known
+            turns = [] if blank else [list(chain(*row)) for row in zip(*(part.values for part in parts), strict=True)]
+            found[name] = Column(" + ".join(column), "turns", turns, blank)
+        elif str(column) in facts.columns:
+            found[name] = facts.columns[str(column)]
+    return found
 
 
 def _describe(column: Column) -> dict[str, Any]:

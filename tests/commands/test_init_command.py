@@ -61,6 +61,23 @@ def test_check_finds_dialogues_that_a_run_refuses(tmp_path: Path, capsys: pytest
     assert cli.main(["check", str(path)]) == 0
 
 
+def test_check_puts_the_turns_of_two_columns_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [[{"role": "user", "content": f"hello {number}"}] for number in (0, 1, 2, 0)]
+    said = [[{"role": speaker, "content": "good day"}] for speaker in ("assistant", "assistant", "user", "assistant")]
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in zip(asked, said, strict=True)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]), "utf-8")
+    assert cli.main(["check", str(path)]) == 0
+    assert "(messages 'prompt + completion')" in capsys.readouterr().out
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    assert cli.main(["check", str(path)]) == 1
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong")]
+    assert wrong == [
+        "wrong: 1 rows cannot be read, such as row 2 of those that have messages: a dialogue without an assistant turn",
+        "wrong: 1 of 4 rows (25.0%) have the messages of another row",
+    ]
+
+
 @pytest.mark.parametrize("write", [write_folder, write_table, write_parquet])
 def test_check_opens_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], write: Any) -> None:
     path = tmp_path / {write_table: "rows.jsonl", write_parquet: "rows.parquet"}.get(write, "photos")
