@@ -6,7 +6,9 @@ In every preset of a classifier the head is trained in full, as is whatever else
 import inspect
 import os
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -111,18 +113,28 @@ def adapt(
     import peft
 
     head = set(head_names(model)) if task_type in _HEADED else set()
-    adapted = peft.get_peft_model(model, config)
+    with _no_former_names():
+        adapted = peft.get_peft_model(model, config)
     _check_head(adapted, head, name or config.peft_type.value)
     if config.peft_type.value == "ADALORA":
         prepare_adalora(adapted)
     return adapted
 
 
+@contextmanager
+def _no_former_names() -> Iterator[None]:
+    """Keep quiet that peft asks a model by a name that transformers has given up: no user can change it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
+
+
 def load_adapter(model: "PreTrainedModel", folder: str | os.PathLike[str]) -> Any:
     """Load a trained adapter on its model, as `PeftModel.from_pretrained`, whose AdaLoRA cannot take labels."""
     import peft
 
-    loaded = peft.PeftModel.from_pretrained(model, folder)
+    with _no_former_names():
+        loaded = peft.PeftModel.from_pretrained(model, folder)
     if loaded.active_peft_config.peft_type.value == "ADALORA":
         loaded.base_model.trainable_adapter_name = loaded.active_adapter  # its penalty is looked up by this
         prepare_adalora(loaded)

@@ -79,6 +79,12 @@ def read(folder: Path, kind: str, task: str | None, preset: str) -> Any:
     return load_adapter(make_model(kind, task), folder)
 
 
+@pytest.mark.filterwarnings("error:`is_gradient_checkpointing`:FutureWarning")
+def test_names_that_peft_has_of_former_transformers_are_not_told(tmp_path: Path) -> None:
+    adapt(make_model("bert", "SEQ_CLS"), "lora", task_type="SEQ_CLS", max_steps=1).save_pretrained(tmp_path)
+    load_adapter(make_model("bert", "SEQ_CLS"), tmp_path)
+
+
 @pytest.mark.parametrize(("kind", "task", "preset"), combinations())
 def test_a_preset_trains_is_saved_and_leaves_the_rest_as_it_was(
     kind: str, task: str | None, preset: str, tmp_path: Path
