@@ -98,8 +98,9 @@ def work():
         os._exit(0)
     os.read(ours, 1)
     os.kill(fork, signal.SIGTERM)
-    print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
+    code = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
     try:
+        print(code, flush=True)
         time.sleep(20)
     finally:
         os.kill(os.getpid(), signal.SIGTERM)  # once more
