@@ -197,7 +197,7 @@ def test_a_file_becomes_a_model_with_a_card_in_one_command(
         assert recipe["peft"] == "lora"
         snippet = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0].replace("your/base-model", str(models / model))
         answered = subprocess.run(
-            [sys.executable, "-c", snippet], cwd=run.parent, capture_output=True, text=True, timeout=300, check=True
+            [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
         )
         assert "'role': 'assistant'" in answered.stdout
 
