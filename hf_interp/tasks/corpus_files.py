@@ -3,6 +3,7 @@
 import codecs
 import csv
 import glob
+import io
 import json
 import logging
 import os
@@ -81,7 +82,7 @@ def load_rows(name: str, config: CorpusConfig, as_text: Sequence[str]) -> Any:
     except (datasets.exceptions.DatasetsError, ValueError, EOFError, OSError, ImportError) as error:
         raise ValueError(_explain(name, config, options, error.__cause__ or error)) from error
     if options["path"] == "csv" and not config.streaming and not any(map(is_url, files)):
-        _warn_of_lost_lines(name, config, files, dataset)
+        _warn_of_open_quotes(name, config, files, options, dataset)
     return dataset
 
 
@@ -259,15 +260,28 @@ def _differing_columns(options: dict[str, Any], files: Sequence[str]) -> str | N
     return None
 
 
-def _warn_of_lost_lines(name: str, config: CorpusConfig, files: Sequence[str], dataset: Any) -> None:
-    """Warn of fewer rows than lines: a quote that is not closed swallows the lines up to the next."""
+def _warn_of_open_quotes(name: str, config: CorpusConfig, files: Sequence[str], options: Any, dataset: Any) -> None:
+    """Warn of a quote that is not closed: it swallows the lines up to the next, so that rows are fewer."""
     lines = 0
     for file in files:
         with open_file(file) as opened:
             lines += sum(1 for line in opened if line.strip()) - config.header
     split = (dataset.info.splits or {}).get(config.split.partition("[")[0])
-    if split is not None and split.num_examples < lines:
+    if split is not None and split.num_examples < lines and any(_has_open_quote(file, options) for file in files):
         logger.warning(
-            f"Corpus {name!r} ({config.path}) has {split.num_examples:,} rows in {lines:,} lines. If its texts do not "
-            'hold line breaks, a quote is not closed: set `quote_char: ""` to read quotes as they are.'
+            f"Corpus {name!r} ({config.path}) has {split.num_examples:,} rows in {lines:,} lines, and a quote seems "
+            'not to be closed. Close it, or set `quote_char: ""` to read quotes as they are.'
         )
+
+
+def _has_open_quote(file: str, options: Any) -> bool:
+    """Whether quotes are out of step, or a line within a cell ends as a row does: in a value of the last column."""
+    last, broken = set(), []
+    try:
+        with io.TextIOWrapper(open_file(file), options["encoding"], newline="") as lines:
+            for row in csv.reader(lines, delimiter=options["delimiter"], quotechar=options["quotechar"], strict=True):
+                last.update(row[-1:])
+                broken += [line for cell in row for line in cell.splitlines()[:-1]]
+    except csv.Error:
+        return True
+    return any(found and end in last for _, found, end in (line.rpartition(options["delimiter"]) for line in broken))
