@@ -5,9 +5,9 @@
         --python torchdata=ENVS/torchdata/bin/python --python streaming=ENVS/streaming/bin/python \\
         --python litdata=ENVS/litdata/bin/python --python grain=ENVS/grain/bin/python
 
-Any subset will do. This program needs the standard library only; a contestant is
-`peers/run_<name>.py`, which runs in the interpreter given for it. `taskset` keeps all on one core; leave it out where
-there is none. The environments (Python 3.11, torch first so that it is the CPU's where the registry has such a build):
+Any subset will do. This program needs the standard library only; a contestant is a class of `contestants.py`, which is
+run by the interpreter given for it. `taskset` keeps all on one core; leave it out where there is none. The environments
+(Python 3.11, torch first so that it is the CPU's where the registry has such a build):
 
     for name in hf_interp datasets torchdata streaming litdata grain; do
         python -m venv ENVS/$name && ENVS/$name/bin/pip install torch==2.13.0
@@ -33,7 +33,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent / "peers"
+PROGRAM = Path(__file__).resolve().with_name("contestants.py")
 CONTESTANTS = ("hf_interp", "datasets", "torchdata", "streaming", "litdata", "grain")
 LIMIT = 120  # seconds of a measured call; making data and states may take longer
 
@@ -54,7 +54,7 @@ class Peers:
         name, variant = entry
         text = json.dumps({"folder": str(self.folder), "variant": variant, **task})
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        command = [self.pythons[name], "-W", "ignore", str(HERE / f"run_{name}.py"), text]
+        command = [self.pythons[name], "-W", "ignore", str(PROGRAM), name, text]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
         except subprocess.TimeoutExpired:

@@ -13,7 +13,6 @@ from effect import (
     cells,
     figures,
     methods,
-    order,
     pairs,
     run,
     schedule,
@@ -23,9 +22,8 @@ from effect import (
     table,
     training,
 )
-from effect.outcomes import Outcomes, counts_of, outcomes_of, pack, unpack
 from effect.stats import Interval
-from effect.store import Store
+from effect.store import Outcomes, Store, counts_of, outcomes_of, pack, unpack
 from matplotlib.figure import Figure
 from transformers import EvalPrediction
 
@@ -205,7 +203,7 @@ def test_every_method_is_a_recipe(key: str) -> None:
     assert args.lr_scheduler_type.value in ("linear", "cosine", "warmup_stable_decay", "constant_with_warmup")
 
 
-@pytest.mark.parametrize(("method", "control"), order.CONTROLS.items())
+@pytest.mark.parametrize(("method", "control"), summary.CONTROLS.items())
 def test_a_control_reads_as_many_domain_examples(method: str, control: str) -> None:
     found, wanted = (
         methods.mean_alpha(methods.METHODS[key].recipe_fields(900, 100, 200), 200) for key in (control, method)
@@ -459,12 +457,12 @@ def test_order_is_compared_at_equal_rates_and_seeds(tmp_path: Path) -> None:
     for pair in ("sentiment-finance", "sentiment-airlines"):
         fake_results(tmp_path / "effect.tsv", pair)
     results = Store(tmp_path / "effect.tsv").load()
-    found = order.equal_rate_gains(results, "linear", "domain", is_loss=False)
+    found = summary.equal_rate_gains(results, "linear", "domain", is_loss=False)
     assert found is not None
-    assert found["domain"] == order.Gain(0.0, 0.0, 2, 12)  # 2 pairs × 3 rates × 2 seeds
-    assert found["general"] == order.Gain(0.25, 0.0, 2, 12)
-    assert order.equal_rate_gains(results, "linear", "domain", is_loss=True) is None
-    assert order.equal_rate_gains(results, "linear", "falling", is_loss=False) is None
+    assert found["domain"] == summary.Gain(0.0, 0.0, 2, 12)  # 2 pairs × 3 rates × 2 seeds
+    assert found["general"] == summary.Gain(0.25, 0.0, 2, 12)
+    assert summary.equal_rate_gains(results, "linear", "domain", is_loss=True) is None
+    assert summary.equal_rate_gains(results, "linear", "falling", is_loss=False) is None
 
 
 def test_the_tables_are_printed_in_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from effect import noise, noise_table, pairs, run, training
-from effect.outcomes import Outcomes, pack
-from effect.store import Entry, Store
+from effect import noise, pairs, run, training
+from effect.store import Entry, Outcomes, Store, pack
 
 from hf_interp.tasks.parsing import parse_recipe
 
@@ -76,7 +75,7 @@ def test_runs_under_noise_from_data_to_tables(
     assert sum(one != other for one, other in zip(noisy[1], clean[1], strict=True)) == 4
     found = Store(table).load()
     assert sorted(entry["flipped"] for entry in found["toy"] if entry["method"] != "base") == [0, 4, 4]
-    levels = noise_table.levels_of(found["toy"])
+    levels = noise.levels_of(found["toy"])
     assert list(levels) == [0.0, 0.4]
     assert list(levels[0.4].rows) == [
         ("base", False),
@@ -85,8 +84,8 @@ def test_runs_under_noise_from_data_to_tables(
         ("domain-smooth", False),
         ("domain-smooth", True),
     ]
-    monkeypatch.setattr(noise_table, "NOISE_PAIRS", ("toy",))
-    assert noise_table.main(["--results", str(table)]) == 0
+    monkeypatch.setattr(noise, "PAIRS", ("toy",))
+    assert noise.main(["--table", "--results", str(table)]) == 0
     page = capsys.readouterr().out
     assert "| domain only, label smoothing 0.1 + M_α |" in page
 
@@ -125,32 +124,32 @@ def cells_in(text: str) -> list[list[str]]:
 
 
 def test_gains_are_shown_by_share_and_over_all(tmp_path: Path) -> None:
-    levels = noise_table.levels_of(fake_noise(tmp_path).load()["sentiment-finance"])
+    levels = noise.levels_of(fake_noise(tmp_path).load()["sentiment-finance"])
     assert levels[0.4].rows["domain", False].seeds == (0, 1)
-    gains = {row[0]: row[1:] for row in cells_in(noise_table.gain_table(levels, "domain"))}
+    gains = {row[0]: row[1:] for row in cells_in(noise.gain_table(levels, "domain"))}
     robust, plain = "domain only, generalised cross entropy", "domain only"
     assert plain not in gains  # which the others are held against
     assert gains[robust][0] == "+0.000 (+0.000 to +0.000)"
     assert gains[robust][1].startswith("**+0.450 (")
     assert gains[f"{robust} + M_α"][1].startswith("**+0.450 (")
     assert gains[f"{plain} + M_α"] == ["+0.000 (+0.000 to +0.000)"] * 2
-    rows = cells_in(noise_table.summary_table({"sentiment-finance": levels}))
+    rows = cells_in(noise.summary_table({"sentiment-finance": levels}))
     assert [robust, "+45.0", "+0.0", "1–0–0–0"] in rows
     assert [plain, "", "", ""] in rows
 
 
 def test_the_rise_is_held_against_the_constant_mixture(tmp_path: Path) -> None:
     store = fake_noise(tmp_path)
-    levels = noise_table.levels_of(store.load()["sentiment-finance"])
-    assert noise_table.order_table(levels) == "One of both has not been run yet."
+    levels = noise.levels_of(store.load()["sentiment-finance"])
+    assert noise.order_table(levels) == "One of both has not been run yet."
     for method, hits in {"linear": 30, "constant-0.5": 20}.items():
         for seed in (0, 1):
             entry = one_of(store, "domain", 0.4, seed)
             entry["method"] = method
             entry["test"]["domain"] = pack("accuracy", Outcomes((np.arange(40) < hits).astype(float), np.ones(40)))
             store.add(entry)
-    levels = noise_table.levels_of(store.load()["sentiment-finance"])
-    rows = cells_in(noise_table.order_table(levels))
+    levels = noise.levels_of(store.load()["sentiment-finance"])
+    rows = cells_in(noise.order_table(levels))
     assert rows[0] == ["side", "40%"]  # 0% has neither
     assert rows[2][0] == "domain"
     assert rows[2][1].startswith("**+0.250 (")
@@ -162,7 +161,7 @@ def test_m0_is_held_against_all_seeds(tmp_path: Path) -> None:
     entry = one_of(store, "domain", 0.4, 1)
     entry["test"]["domain"] = pack("accuracy", Outcomes((np.arange(40) < 10).astype(float), np.ones(40)))
     store.add(entry)
-    cell = noise_table.levels_of(store.load()["sentiment-finance"])[0.4]
+    cell = noise.levels_of(store.load()["sentiment-finance"])[0.4]
     base, plain = cell.rows["base", False], cell.rows["domain", False]
     for row, other, sign in ((base, plain, 1), (plain, base, -1)):
         gain = cell.gain(row, other, "domain")

@@ -4,6 +4,6 @@
     python tests/benchmarks/effect/table.py                           # what there is so far, as tables and figures
     python tests/benchmarks/effect/noise.py                           # where labels of the domain are wrong
 
-`pairs` says what is trained on what, `methods` how. `training` does one run. `outcomes` and `store` keep what it found,
-example by example. `stats` tells differences from noise. `order` takes out the amount of domain data.
+`pairs` says what is trained on what, `methods` how. `training` does one run. `store` keeps what it found, example by
+example. `stats` tells differences from noise. `summary` compares methods, also without the amount of domain data.
 """

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from effect.methods import BASE, METHODS
-from effect.outcomes import unpack
 from effect.pairs import PAIRS, SIDES
 from effect.schedule import RATE_SEED, Search, grid, search, validation_score
 from effect.stats import Array, Interval, Resamples, draw, interval, resampled, seed_stretch
+from effect.store import unpack
 from hf_interp.commands.compare import BASE as BASE_TITLE
 from hf_interp.commands.compare import INTERPOLATED_SUFFIX
 from hf_interp.reporting.results import less_is_better
@@ -192,7 +192,7 @@ def row_of(
         method: its key.
         is_interpolated: whether it is to be M_α's.
         entries: the results.
-        counts: of every test example, by side (see `outcomes.counts_of`).
+        counts: of every test example, by side (see `store.counts_of`).
         key: where the entries have the row's outcomes; where they have none there, those of M_θ are taken.
     """
     metric = PAIRS[entries[0]["pair"]].metric

@@ -19,12 +19,11 @@ if not __package__:
 from effect import side_weights
 from effect.cells import Cell, cells_of
 from effect.methods import BASE, CONSTANTS, METHODS, REFERENCES
-from effect.order import CONTROLS, Gain, equal_rate_gains
 from effect.pairs import DOMAIN, FULL, GENERAL, PAIRS, SIDES, SIZES, UNSEEN, size_text
 from effect.run import RESULTS
 from effect.stats import Interval, signed, span
 from effect.store import Store
-from effect.summary import VERDICTS, summarise, verdicts
+from effect.summary import CONTROLS, VERDICTS, Gain, equal_rate_gains, summarise, verdicts
 from hf_interp.utils.console import format_table
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
