@@ -10,9 +10,11 @@ import numpy as np
 
 from hf_interp.tasks.column_choice import choose_columns
 from hf_interp.tasks.columns import FILES, Kind, converter, first_fault, is_iob2
+from hf_interp.tasks.corpus_files import list_places
 from hf_interp.tasks.draft import Draft, draft_recipe
 from hf_interp.tasks.file_facts import Column, Facts, look_at, raw_values
 from hf_interp.tasks.labels import BadValueError, by_meaning
+from hf_interp.tasks.media import file_of
 from hf_interp.tasks.parsing import lay_flags
 from hf_interp.tasks.recipe import CorpusConfig
 from hf_interp.tasks.recipe_text import format_recipe, write_recipe
@@ -82,7 +84,7 @@ def check_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
     used = _used(facts, columns)
     answer = used.get("tags") or used.get("label")
     labels = dict(answer.counts()) if answer is not None and answer.kind in ("label", "list") else {}
-    wrong = [*_take_whole(used, replace(facts.config, **columns)), *_faults(used, facts.rows), *_tag_faults(used)]
+    wrong = [*_take_whole(used, replace(facts.config, **columns)), *_faults(used, facts), *_tag_faults(used)]
     wrong += [
         f"labels that differ in case or white space alone: {', '.join(map(repr, spellings))}"
         for spellings in by_meaning(labels).values()
@@ -100,7 +102,7 @@ def _used(facts: Facts, columns: Mapping[str, Any]) -> dict[str, Column]:
             parts = [facts.columns[part] for part in column]
             blank = max(part.blank for part in parts)  # then which turns belong together is not known
             turns = [] if blank else [list(chain(*row)) for row in zip(*(part.values for part in parts), strict=True)]
-            found[name] = Column(" + ".join(column), "turns", turns, blank)
+            found[name] = Column(" + ".join(column), "turns", turns, blank, parts[0].rows if turns else ())
         elif str(column) in facts.columns:
             found[name] = facts.columns[str(column)]
     return found
@@ -122,33 +124,37 @@ def _take_whole(used: dict[str, Column], config: CorpusConfig) -> list[str]:
     kinds: dict[str, Kind] = {"messages": "turns", **{kind: kind for kind in FILES}}
     found = []
     for name in kinds.keys() & used.keys():
-        keys, refused = _read_whole(name, raw_values(used[name], config), converter(kinds[name], config, None))
+        keys, refused = _read_whole(raw_values(used[name], config), converter(kinds[name], config, None))
         used[name] = used[name]._replace(values=keys)
-        found += [f"{len(refused):,} rows cannot be read, such as {refused[0]}"] if refused else []
+        if refused:
+            (row, (file, what)), *others = refused.items()
+            more = f"; others: {list_places(config, [*refused][1:])}" if others else ""
+            where = file or list_places(config, [row])
+            found.append(f"{len(refused):,} rows cannot be read, such as {where}: {what}{more}")
     return found
 
 
-def _read_whole(name: str, values: Iterable[Any], read: Callable[[Any], Any]) -> tuple[list[int], list[str]]:
-    """Return hashes of values, and of those that cannot be read where they are and why."""
-    keys, refused = [], []
-    for row, value in enumerate(values):
+def _read_whole(
+    values: Iterable[tuple[int, Any]], read: Callable[[Any], Any]
+) -> tuple[list[int], dict[int, tuple[str | None, str]]]:
+    """Return hashes of values, and by the row of those that cannot be read the name of their file and why."""
+    keys, refused = [], {}
+    for row, value in values:
         try:
             keys.append(content_key(read(value)))
         except BadValueError as error:
-            refused.append(f"{_named(value) or f'row {row} of those that have {name}'}: {error.what}")
+            refused[row] = file_of(value), error.what
     return keys, refused
 
 
-def _named(value: Any) -> str | None:
-    """Return the name of a file that a row has."""
-    path = value.get("path") if isinstance(value, Mapping) else value
-    return path if isinstance(path, str) else None
-
-
-def _faults(used: Mapping[str, Column], rows: int) -> list[str]:
+def _faults(used: Mapping[str, Column], facts: Facts) -> list[str]:
     """Return what is wrong with the columns of a task."""
+    rows = facts.rows
     needed = {name: column for name, column in used.items() if column.blank and name != "text_pair"}
-    found = [f"{column.blank:,} rows have no {name} ({column.name!r})" for name, column in needed.items()]
+    found = [
+        f"{column.blank:,} rows have no {name} ({column.name!r}){_blank_places(column, facts.config)}"
+        for name, column in needed.items()
+    ]
     first, matter = next(iter(used.values())), used.get("text_pair") if "prompt" in used else None
     inputs = content_keys(zip(first.values, matter.values, strict=False) if matter else first.values)
     repeated = len(inputs) - len(np.unique(inputs))
@@ -159,6 +165,12 @@ def _faults(used: Mapping[str, Column], rows: int) -> list[str]:
     label = used.get("label")
     rare = [name for name, count in label.counts().items() if count == 1] if label and label.kind == "label" else []
     return [*found, *([f"labels with one row: {', '.join(rare[:5])}"] if rare else [])]
+
+
+def _blank_places(column: Column, config: CorpusConfig) -> str:
+    """Return where the rows of a column stand that have no value, where that is known."""
+    blank = sorted({*range(len(column.rows) + column.blank)} - {*column.rows})
+    return f": {list_places(config, blank)}" if column.rows else ""
 
 
 def _tag_faults(used: Mapping[str, Column]) -> list[str]:

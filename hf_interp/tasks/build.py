@@ -33,7 +33,7 @@ from hf_interp.tasks.corpus_files import quiet_bars
 from hf_interp.tasks.fitness import check_inputs
 from hf_interp.tasks.harness import check_harness
 from hf_interp.tasks.lengths import UNLIMITED, count_cut
-from hf_interp.tasks.loading import encode_corpus, load_corpus
+from hf_interp.tasks.loading import encode_corpus, load_corpus, without_faulty
 from hf_interp.tasks.media import check_media
 from hf_interp.tasks.models import label_names_of, load_model
 from hf_interp.tasks.presets import adapt, adapter_callbacks, check_adapter
@@ -333,9 +333,10 @@ def tokenise(
     read: dict[str, Kind] = {column: kind for column, kind in columns.items() if column not in unread}
     kept = [*(config.group_columns or []), *([config.balance_by] if config.balance_by else [])]
     read |= {f"{GROUP}{column}": "anything" for column in kept}
-    raw = load_corpus(name, config, read, label_names_of(recipe))
+    raw = load_corpus(name, config, read, label_names_of(recipe), numbered=True)
     for column in unread:  # the first label stands wherever a prediction is wanted
         raw = raw.map(lambda row, column=column: {column: [0] * len(row["tokens"]) if column == "tags" else 0})
+    raw = without_faulty(name, raw, config, task.encode(tokenizer, recipe))
     if keys is not None and isinstance(raw, datasets.Dataset):
         rows = raw.select_columns(column := next(iter(columns))).iter(1000)  # rows one by one take four times as long
         keys[key] = content_keys(value for batch in rows for value in batch[column])

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hf_interp.utils.errors import did_you_mean
 logger = logging.getLogger(__name__)
 
 HEAD = 100  # rows of a stream that are read before a run begins
+SHOWN = 5  # rows whose places are told, at the most
 
 FORMATS: dict[str, dict[str, Any]] = {
     "json": {"path": "json"},
@@ -105,6 +107,75 @@ def file_format(path: str) -> str | None:
     """
     name = Path(path.lower())
     return SUFFIXES.get(Path(name.stem).suffix if name.suffix in COMPRESSIONS else name.suffix)
+
+
+def list_places(config: CorpusConfig, rows: Sequence[int]) -> str:
+    """Return where rows of a corpus stand, of many the first; see `find_places`."""
+    places = find_places(config, rows[:SHOWN])
+    more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
+    return ", ".join(places) + more + " (counted from 1)" * places[0].startswith("row")
+
+
+def find_places(config: CorpusConfig, rows: Sequence[int]) -> list[str]:
+    """Return where rows of a corpus, which are counted from 0 as they are read, stand in its files.
+
+    That is a line, or a file of which each is a row; where neither is known, the number of the row, counted from 1.
+    """
+    given = [config.path] if isinstance(config.path, str) else config.path
+    files = [os.path.expanduser(path) for pattern in given for path in _matching(pattern)]
+    is_whole = "[" not in config.split and all(map(os.path.isfile, files))
+    kind = (config.format or file_format(files[0])) if is_whole and not (config.streaming and len(files) > 1) else None
+    found: dict[int, str] = {}
+    with suppress(csv.Error, UnicodeDecodeError):
+        lines = ((file, line) for file in files if kind for line in _first_lines(kind, file, config))
+        for row, (file, line) in zip(range(max(rows) + 1), lines, strict=False):
+            if row in rows:
+                where = [f"line {line}"] * bool(line) + [file] * (len(files) > 1 or not line)
+                found[row] = " of ".join(where)
+    return [found.get(row, f"row {row + 1}") for row in rows]
+
+
+def _first_lines(kind: str, file: str, config: CorpusConfig) -> Iterator[int]:
+    """Yield the line in which each row of a file begins, or 0 for a file that is one; nothing where rows have none."""
+    if kind == "text" and config.document == "file":
+        yield 0
+        return
+    with io.TextIOWrapper(
+        open_file(file), encoding=config.encoding, newline="" if kind in ("csv", "tsv") else None
+    ) as text:
+        if kind in ("csv", "tsv"):
+            yield from _records(text, config, kind)
+        elif kind == "text" and config.document in (None, "line"):
+            yield from (number for number, _ in enumerate(text, 1))
+        elif kind == "conll":
+            yield from _sentences(text)
+        elif kind == "json" and not text.readline().lstrip("\ufeff").startswith("["):
+            text.seek(0)
+            yield from (number for number, line in enumerate(text, 1) if line.strip())
+
+
+def _records(text: Any, config: CorpusConfig, kind: str) -> Iterator[int]:
+    """Yield the first line of each row of a table, whose cells may hold line breaks."""
+    options = _csv_options("", config, [], FORMATS[kind])
+    reader = csv.reader(
+        text, **{name: options[name] for name in ("delimiter", "quotechar", "quoting") if name in options}
+    )
+    before, skipped = 0, not config.header
+    for cells in reader:
+        start, before = before + 1, reader.line_num
+        if any(cells) or len(cells) > 1:
+            if skipped:
+                yield start
+            skipped = True
+
+
+def _sentences(text: Any) -> Iterator[int]:
+    """Yield the first line of each sentence of a CoNLL file."""
+    is_inside = False
+    for number, line in enumerate(text, 1):
+        if line.strip() and not is_inside and not line.startswith("-DOCSTART-"):
+            yield number
+        is_inside = bool(line.strip()) and (is_inside or not line.startswith("-DOCSTART-"))
 
 
 def has_cells(config: CorpusConfig) -> bool:

@@ -347,10 +347,13 @@ def _measure(draft: Draft, divided: Mapping[str, Mapping[str, Part]], recipe: Re
     encode = task.encode(model.tokenizer, replace(recipe, max_length=UNLIMITED, max_target_length=UNLIMITED))
     measured = []
     for side, parts in divided.items():
-        found = datasets.concatenate_datasets([part.rows for part in parts.values()])
-        step = 1 if recipe.corpora[side].is_dialogue else max(1, len(found) // SAMPLE)  # each needs room for an answer
-        rows = found.select(range(0, len(found), step))
-        measured.append(encode_corpus(side, rows, recipe.corpora[side], encode, rows.column_names))
+        count = sum(len(part.rows) for part in parts.values())
+        step = 1 if recipe.corpora[side].is_dialogue else max(1, count // SAMPLE)  # each needs room for an answer
+        found = []
+        for part in parts.values():
+            rows, config = part.rows.select(range(0, len(part.rows), step)), CorpusConfig(**part.entry)
+            found.append(encode_corpus(side, rows, config, encode, rows.column_names))
+        measured.append(datasets.concatenate_datasets(found))
     if task.is_packed and recipe.packing and not any(each.is_dialogue for each in recipe.corpora.values()):
         _decide_blocks(draft, measured, divided, model)
     else:
@@ -427,7 +430,8 @@ def _hub_splits(facts: Facts) -> dict[str, str]:
 
 
 def _load(name: str, config: CorpusConfig, recipe: Recipe) -> datasets.Dataset:
-    return load_corpus(name, config, get_task(recipe.task).columns(recipe, config), label_names_of(recipe))
+    columns = get_task(recipe.task).columns(recipe, config)
+    return load_corpus(name, config, columns, label_names_of(recipe), numbered=True)
 
 
 def _decide_blocks(

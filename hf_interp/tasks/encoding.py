@@ -72,13 +72,16 @@ def split_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
     def split(batch: Batch) -> Batch:
         _check_tags(batch)
         encoded = tokenizer(batch["tokens"], is_split_into_words=True, add_special_tokens=False, verbose=False)
-        rows: Batch = {"tokens": [], "tags": []}
+        rows: Batch = {column: [] for column in batch}
+        others = [column for column in batch if column not in ("tokens", "tags")]
         for row, (words, tags) in enumerate(zip(batch["tokens"], batch["tags"], strict=True)):
             pieces = Counter(encoded.word_ids(row))
             goes_on = [names[tag].startswith("I-") for tag in tags]
             for part in _parts([pieces[word] for word in range(len(words))], goes_on, room):
                 rows["tokens"].append(words[part])
                 rows["tags"].append(tags[part])
+                for column in others:
+                    rows[column].append(batch[column][row])
         return rows
 
     return split

@@ -44,6 +44,8 @@ class Column(NamedTuple):
     kind: ColumnKind
     values: list[Any]
     blank: int
+    rows: Sequence[int] = ()
+    """Of the values, counted from 0 as the corpus is read."""
 
     def counts(self) -> Counter[str]:
         """Count the different values; of lists, those in them."""
@@ -94,12 +96,12 @@ def look_at(name: str, config: CorpusConfig) -> Facts:
     return Facts(config, form, len(dataset), columns)
 
 
-def raw_values(column: Column, config: CorpusConfig) -> Iterable[Any]:
-    """Return the values of a column that are not blank; images and sound, which are not kept, are read again."""
+def raw_values(column: Column, config: CorpusConfig) -> Iterable[tuple[int, Any]]:
+    """Return the values of a column that are not blank, with their rows; of images and sound they are read again."""
     if column.kind not in SUFFIXES_OF:
-        return column.values
+        return zip(column.rows, column.values, strict=True)
     rows = undecoded(first_rows(load_rows("file", config, []), MOST_ROWS)).select_columns(column.name)
-    return (row[column.name] for row in rows if row[column.name] is not None)
+    return ((row, found[column.name]) for row, found in enumerate(rows) if found[column.name] is not None)
 
 
 def _rows_within(dataset: Any) -> str | None:
@@ -143,8 +145,9 @@ def _named(value: Any, names: Sequence[str]) -> Any:
 
 
 def _column(name: str, values: list[Any]) -> Column:
-    filled = [value for value in values if value not in (None, []) and str(value).strip()]
-    return Column(name, _kind(filled), filled, len(values) - len(filled))
+    rows = [row for row, value in enumerate(values) if value not in (None, []) and str(value).strip()]
+    filled = [values[row] for row in rows]
+    return Column(name, _kind(filled), filled, len(values) - len(filled), rows)
 
 
 def _kind(values: list[Any]) -> ColumnKind:

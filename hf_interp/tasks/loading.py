@@ -1,39 +1,61 @@
 """Loading corpora: from files or the Hub to the columns of a task, every value checked, faults named by row."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow.compute as pc
 
 from hf_interp.tasks.columns import CELLS, FILES, Kind, class_names, content_reader, converter, is_wanted
-from hf_interp.tasks.corpus_files import HEAD, has_cells, load_rows
+from hf_interp.tasks.corpus_files import HEAD, has_cells, list_places, load_rows
 from hf_interp.tasks.labels import BadValueError, LabelResolver
+from hf_interp.tasks.media import file_of
 from hf_interp.tasks.recipe import CorpusConfig
 from hf_interp.tasks.splits import keep_part
 from hf_interp.utils.errors import did_you_mean
 
 logger = logging.getLogger(__name__)
 
+ROW = "row of the corpus"
+"""The column that numbers the rows as they are read, before any is dropped."""
+
+Batch = dict[str, list[Any]]
+
 
 class RowError(ValueError):
-    """Says of a row of a batch, by its number and the task's name of the column, what it has and what to do."""
+    """Says of a row of a batch, by its number and the task's name of the column, what it has and what to do.
 
-    def __init__(self, row: int, column: str, what: str, remedy: str) -> None:
+    A row that stands for a file, such as an image, may have the name of that, too.
+    """
+
+    def __init__(self, row: int, column: str, what: str, remedy: str, file: str | None = None) -> None:
         super().__init__(what)
-        self.row, self.column, self.what, self.remedy = row, column, what, remedy
+        self.row, self.column, self.what, self.remedy, self.file = row, column, what, remedy, file
+
+
+class RefusedError(ValueError):
+    """Says of a corpus which rows are refused, and why."""
 
 
 def load_corpus(
-    name: str, config: CorpusConfig, columns: Mapping[str, Kind], label_names: Sequence[str] | None = None
+    name: str,
+    config: CorpusConfig,
+    columns: Mapping[str, Kind],
+    label_names: Sequence[str] | None = None,
+    *,
+    numbered: bool = False,
 ) -> Any:
     """Load one corpus of a recipe with the columns of a task, each of its kind.
 
-    Labels come out as indices into `label_names`; rows are dropped and limited as `config` says.
+    Labels come out as indices into `label_names`; rows are dropped and limited as `config` says. If they are to be
+    `numbered`, a column more, `ROW`, tells faults that are found later where in the files they stand.
     """
+    if config.drop_faulty and config.streaming:
+        raise ValueError(f"`drop_faulty` of corpus {name!r} needs all rows at hand. Leave out `streaming`.")
     sources = {column: config.source(column) for column in columns}
     matter = [config.text_pair_column] if config.text_pair_column and "prompt" in columns else []
     turns = config.messages_column if isinstance(config.messages_column, list) and "messages" in columns else []
@@ -41,6 +63,7 @@ def load_corpus(
     dataset = undecoded(load_rows(name, config, [*as_text, *matter, *(config.where or {})]))
     present = column_names(dataset)
     _check_present(name, present, [*sources.values(), *matter, *turns, *(config.where or {})])
+    dataset = _numbered(dataset)
     if config.where:
         dataset = _filter(name, dataset, config)
     features = {column: _reach(dataset.features or {}, source) for column, source in sources.items()}
@@ -58,11 +81,11 @@ def load_corpus(
             lambda row: {"_messages": [turn for column in turns for turn in _reach(row, column) or []]}
         )
         sources["messages"] = "_messages"
-    dataset = _pick(dataset, sources)
+    dataset = _pick(dataset, {**sources, ROW: ROW})
     if config.part is not None:
         column, kind = next(iter(columns.items()))
-        read = partial(_read, content_reader(kind, config), name, config, column)
-        dataset = keep_part(name, dataset, config.part, column, config.content_key, read)
+        keep = partial(_keep_part, name, config, column)
+        dataset = _apply(name, dataset, config, _reading(column, content_reader(kind, config)), keep)
     if config.max_examples is not None:
         dataset = first_rows(dataset.shuffle(seed=config.sample_seed), config.max_examples)
     _check_rows(name, dataset, config)
@@ -71,28 +94,40 @@ def load_corpus(
             make = partial(converter, kind, config, label_names, features[column])
             values = _distinct(dataset, column) if kind in ("classes", "tags") else []
             dataset = _convert(name, dataset, column, config, partial(make, values))
-    return dataset
+    return dataset if numbered else dataset.remove_columns(ROW)
 
 
 def encode_corpus(
-    name: str,
-    dataset: Any,
-    config: CorpusConfig,
-    encode: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
-    columns: Sequence[str],
+    name: str, dataset: Any, config: CorpusConfig, encode: Callable[[Batch], Batch], columns: Sequence[str]
 ) -> Any:
-    """Turn the columns of a task into what the model takes; a `RowError` gets the names of corpus, column and row."""
+    """Turn the columns of a task into what the model takes; a `RowError` gets the names of corpus, column and row.
 
-    def encode_rows(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        try:
-            return encode(batch)
-        except RowError as error:
-            raise _fault(name, config, error, error.column, indices[error.row]) from error
-
-    options: dict[str, Any] = {"remove_columns": list(columns), "batch_size": _rows_at_once(*columns)}
-    encoded = dataset.map(encode_rows, batched=True, with_indices=True, **options)
+    Rows that are not numbered are counted as they come.
+    """
+    dataset = dataset if ROW in column_names(dataset) else _numbered(dataset)
+    options: dict[str, Any] = {"remove_columns": [*{*columns, ROW}], "batch_size": _rows_at_once(*columns)}
+    try:
+        encoded = dataset.map(_naming(name, config, encode), batched=True, **options)
+    except RefusedError:
+        raise _refused_all(name, dataset, config, encode) from None
     _check_rows(name, list(encoded.take(HEAD)) if config.streaming else encoded, config)  # faults before the run
     return encoded
+
+
+def without_faulty(name: str, dataset: Any, config: CorpusConfig, work: Callable[[Batch], Any]) -> Any:
+    """Return the rows of which a function of batches refuses none, and warn of the others, if `config` says so."""
+    if not config.drop_faulty:
+        return dataset
+    faults = dict(_find_faults(dataset, work))
+    if faults:
+        what = next(iter(faults.values())).what
+        logger.warning(
+            f"Corpus {name!r} ({config.path}) leaves out {len(faults):,} of {len(dataset):,} rows, of which the first "
+            f"has {what}: {list_places(config, [*faults])}."
+        )
+    kept = dataset.filter(lambda row: row not in faults, input_columns=ROW) if faults else dataset
+    _check_rows(name, kept, config)
+    return kept
 
 
 def first_rows(dataset: Any, count: int) -> Any:
@@ -105,12 +140,88 @@ def column_names(dataset: Any) -> list[str]:
     return list(dataset.column_names or next(iter(dataset), {}))
 
 
-def _fault(
-    name: str, config: CorpusConfig, error: BadValueError | RowError, column: str, row: int | None
-) -> ValueError:
-    where = f"column {config.source(column)!r}" + ("" if row is None else f", row {row} of what is kept")
-    return ValueError(
-        f"Corpus {name!r} has {error.what}: {where} ({config.path}, split {config.split!r}). {error.remedy}"
+def _numbered(dataset: Any) -> Any:
+    """Return rows with their numbers; those of a stream begin anew with each of its readers."""
+    if isinstance(dataset, datasets.Dataset):
+        return dataset.add_column(ROW, np.arange(len(dataset)))
+    known = dataset.features and datasets.Features({**dataset.features, ROW: datasets.Value("int64")})
+    return dataset.map(lambda row, index: {ROW: index}, with_indices=True, features=known)
+
+
+def _apply(
+    name: str,
+    dataset: Any,
+    config: CorpusConfig,
+    work: Callable[[Batch], list[Any]],
+    step: Callable[[Any, Callable[[Batch], list[Any]]], Any],
+) -> Any:
+    """Return what a step makes of a dataset by a function of batches, where none or all rows that it refuses are told.
+
+    The step takes the dataset, and the function with faults that have the names of corpus, column and row.
+    """
+    dataset = without_faulty(name, dataset, config, work)
+    try:
+        return step(dataset, _naming(name, config, work))
+    except RefusedError:
+        raise _refused_all(name, dataset, config, work) from None
+
+
+def _reading(column: str, read: Callable[[Any], Any], *, source: str | None = None) -> Callable[[Batch], list[Any]]:
+    """Return a function of batches that reads the values of a column, which its faults call as the task does."""
+
+    def read_all(batch: Batch) -> list[Any]:
+        found = []
+        for place, value in enumerate(batch[source or column]):
+            try:
+                found.append(read(value))
+            except BadValueError as error:
+                file = file_of(value) if column in FILES else None
+                shown = None if str(file) in error.what else file
+                raise RowError(place, column, error.what, error.remedy, shown) from None
+        return found
+
+    return read_all
+
+
+def _naming(name: str, config: CorpusConfig, work: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
+    """Return a function of batches whose faults have the names of corpus, column and row."""
+
+    def named(batch: Batch) -> Any:
+        try:
+            return work(batch)
+        except RowError as error:
+            raise _refused(name, config, {batch[ROW][error.row]: error}) from None
+
+    return named
+
+
+def _find_faults(dataset: Any, work: Callable[[Batch], Any]) -> Iterator[tuple[int, RowError]]:
+    """Yield the numbers of the rows that a function of batches refuses, and why."""
+    for batch in dataset.iter(_rows_at_once(*column_names(dataset))):
+        try:
+            work(batch)
+        except RowError:
+            for place, row in enumerate(batch[ROW]):
+                try:
+                    work({column: values[place : place + 1] for column, values in batch.items()})
+                except RowError as error:
+                    yield row, error
+
+
+def _refused_all(name: str, dataset: Any, config: CorpusConfig, work: Callable[[Batch], Any]) -> RefusedError:
+    return _refused(name, config, dict(_find_faults(dataset, work)))
+
+
+def _refused(name: str, config: CorpusConfig, faults: Mapping[int, RowError]) -> RefusedError:
+    """Return an error that says what the first of some rows is not, and where all are."""
+    (row, error), *others = faults.items()
+    where = f"column {config.source(error.column)!r}, {list_places(config, [row])}" + (
+        f", {error.file}" if error.file else ""
+    )
+    more = f" In all {len(faults):,} rows are refused: {list_places(config, [*faults])}." if others else ""
+    drop = "" if config.streaming else " `drop_faulty: true` leaves such rows out."
+    return RefusedError(
+        f"Corpus {name!r} has {error.what}: {where} ({config.path}, split {config.split!r}).{more} {error.remedy}{drop}"
     )
 
 
@@ -159,24 +270,32 @@ def _convert(
     try:
         convert = make()
     except BadValueError as error:
-        raise _fault(name, config, error, column, None) from None
-
-    def convert_rows(values: list[Any], indices: list[int]) -> dict[str, list[Any]]:
-        pairs = zip(values, indices, strict=True)
-        return {f"_{column}": [_read(convert, name, config, column, value, index) for value, index in pairs]}
-
+        raise _fault(name, config, error, column) from None
     # A column of the same name keeps its old type, so the new one is made beside it.
     options: dict[str, Any] = {"remove_columns": column, "batch_size": _rows_at_once(column)}
-    dataset = dataset.map(convert_rows, batched=True, with_indices=True, input_columns=column, **options)
-    return dataset.rename_column(f"_{column}", column)
+
+    def step(rows: Any, read: Callable[[Batch], list[Any]]) -> Any:
+        def convert_all(values: list[Any], numbers: list[int]) -> Batch:
+            return {f"_{column}": read({column: values, ROW: numbers})}
+
+        return rows.map(convert_all, batched=True, input_columns=[column, ROW], **options)
+
+    return _apply(name, dataset, config, _reading(column, convert), step).rename_column(f"_{column}", column)
 
 
-def _read(convert: Callable[[Any], Any], name: str, config: CorpusConfig, column: str, value: Any, index: int) -> Any:
-    """Convert a value; what is wrong with it gets the names of corpus, column and row."""
-    try:
-        return convert(value)
-    except BadValueError as error:
-        raise _fault(name, config, error, column, index) from error
+def _fault(name: str, config: CorpusConfig, error: BadValueError, column: str) -> ValueError:
+    """Return an error of a whole column."""
+    where = f"column {config.source(column)!r} ({config.path}, split {config.split!r})"
+    return ValueError(f"Corpus {name!r} has {error.what}: {where}. {error.remedy}")
+
+
+def _keep_part(name: str, config: CorpusConfig, column: str, dataset: Any, read: Callable[[Batch], list[Any]]) -> Any:
+    """Keep the rows whose input lies in the `part` of a corpus."""
+
+    def content(value: Any, row: int) -> Any:
+        return read({column: [value], ROW: [row]})[0]
+
+    return keep_part(name, dataset, config.part or [], [column, ROW], config.content_key, content)
 
 
 def _rows_at_once(*columns: str) -> int:
@@ -192,15 +311,17 @@ def _map_labels(name: str, dataset: Any, config: CorpusConfig, column: str, labe
     try:
         of_value.decide(_distinct(dataset, source))
     except BadValueError as error:
-        raise _fault(name, config, error, column, None) from None
+        raise _fault(name, config, error, column) from None
+    inside = source if source in column_names(dataset) else source.partition(".")[0]
 
-    def resolve(row: Mapping[str, Any], index: int) -> int | None:
-        try:
-            return of_value(_reach(row, source))
-        except BadValueError as error:
-            raise _fault(name, config, error, column, index) from None
+    def step(rows: Any, resolve: Callable[[Batch], list[Any]]) -> Any:
+        def has_label(values: list[Any], numbers: list[int]) -> list[bool]:
+            return [index is not None for index in resolve({inside: values, ROW: numbers})]
 
-    dataset = dataset.filter(lambda row, index: resolve(row, index) is not None, with_indices=True)
+        return rows.filter(has_label, batched=True, input_columns=[inside, ROW])
+
+    read = _reading(column, lambda value: of_value(_reach({inside: value}, source)), source=inside)
+    dataset = _apply(name, dataset, config, read, step)
     _check_rows(name, dataset, config)
     return dataset.map(lambda row: {f"_{column}": of_value(_reach(row, source))})
 

@@ -62,6 +62,12 @@ def read_file(value: Any, kind: str, folders: Sequence[Path]) -> bytes:
     return found
 
 
+def file_of(value: Any) -> str | None:
+    """Return the name of the file that a row has, if it has one."""
+    path = value.get("path") if isinstance(value, Mapping) else value
+    return path if isinstance(path, str) else None
+
+
 def _read_path(path: str, kind: str, folders: Sequence[Path]) -> bytes:
     places = [path] if "://" in path else [str(folder / Path(path).expanduser()) for folder in folders]
     for place in places:

@@ -75,6 +75,7 @@ class CorpusConfig:
         balance_by: of a training corpus, a column whose values are read equally often, each as a corpus of its own.
         where: keep the rows whose column has the given value, or one of the given values: `{lang: [en, no]}`. Texts are
             compared as they are written.
+        drop_faulty: leave rows out that would be refused, such as those without a text, with a warning of how many.
         max_examples: keep at most this many rows, drawn with `sample_seed`.
         sample_seed: seed of that draw.
         share: share of its side, in [0, 1]. Give it for all corpora of a side or for none; the shares of a side sum
@@ -121,6 +122,7 @@ class CorpusConfig:
     group_columns: list[str] | None = None
     balance_by: str | None = None
     where: dict[str, Any] | None = None
+    drop_faulty: bool = False
     max_examples: int | None = None
     sample_seed: int = 0
     share: float | dict[str, float] | None = None

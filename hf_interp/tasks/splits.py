@@ -41,11 +41,11 @@ def in_part(keys: Keys, part: Sequence[float]) -> npt.NDArray[np.bool_]:
 
 
 def keep_part(
-    name: str, dataset: Any, part: Sequence[float], column: str, turn_key: str, read: Callable[[Any, int], Any]
+    name: str, dataset: Any, part: Sequence[float], columns: list[str], turn_key: str, read: Callable[[Any, int], Any]
 ) -> Any:
     """Keep the rows of a dataset whose input lies in a part of [0, 1).
 
-    `read` returns what tells an input from others, of what a row has in the column and its number.
+    `read` returns what tells an input from others, of what a row has in the columns: its input, and its number.
     """
     is_part = len(part) == 2 and all(isinstance(end, (int, float)) for end in part) and 0 <= part[0] < part[1] <= 1
     if not is_part:
@@ -54,8 +54,7 @@ def keep_part(
         )
     return dataset.filter(
         lambda value, index: bool(in_part(content_keys([read(value, index)], turn_key), part)[0]),
-        with_indices=True,
-        input_columns=column,
+        input_columns=columns,
     )
 
 

@@ -54,7 +54,7 @@ def test_check_finds_dialogues_that_a_run_refuses(tmp_path: Path, capsys: pytest
     assert cli.main(["check", str(path)]) == 1
     wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong")]
     assert wrong == [
-        "wrong: 1 rows cannot be read, such as row 4 of those that have messages: a dialogue without an assistant turn",
+        "wrong: 1 rows cannot be read, such as line 5: a dialogue without an assistant turn",
         "wrong: 1 of 6 rows (16.7%) have the messages of another row",
     ]
     path.write_text("".join(whole), "utf-8")
@@ -73,7 +73,7 @@ def test_check_puts_the_turns_of_two_columns_together(tmp_path: Path, capsys: py
     assert cli.main(["check", str(path)]) == 1
     wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong")]
     assert wrong == [
-        "wrong: 1 rows cannot be read, such as row 2 of those that have messages: a dialogue without an assistant turn",
+        "wrong: 1 rows cannot be read, such as line 3: a dialogue without an assistant turn",
         "wrong: 1 of 4 rows (25.0%) have the messages of another row",
     ]
 
@@ -88,7 +88,7 @@ def test_check_opens_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         rows = datasets.Dataset.from_parquet(str(path)).cast_column("image", datasets.Image(decode=False)).to_list()
         rows[5]["image"]["bytes"], rows[6]["image"]["bytes"] = b"no image!!", rows[0]["image"]["bytes"]
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / "other.parquet")
-        path, name = tmp_path / "other.parquet", "row 5 of those that have image"
+        path, name = tmp_path / "other.parquet", "row 6 (counted from 1)"
     else:
         broken, first, copy = (next(tmp_path.rglob(f"*{number}.png")) for number in (5, 0, 6))
         broken.write_bytes(b"no image!!")

@@ -242,8 +242,6 @@ def test_lists_of_labels_are_decided_together(tmp_path: Path, streaming: bool) -
 def test_a_blank_cell_is_named_with_its_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\na,1\nb,\nc,0\n")
-    message = (
-        r"^Corpus 'law' has null or a blank cell where a label belongs: column 'label', row 1 of what is kept \(.*rows"
-    )
+    message = r"^Corpus 'law' has null or a blank cell where a label belongs: column 'label', line 3 \(.*rows"
     with pytest.raises(ValueError, match=message):
         load_corpus("law", CorpusConfig(path=str(path)), {"text": "text", "label": "class"}, ["x", "y"])

@@ -7,6 +7,7 @@ import json
 import logging
 import lzma
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,75 @@ def test_files_that_break_off_or_differ_are_named(tmp_path: Path, streaming: boo
         load(write(tmp_path / "empty.jsonl", ""), streaming=streaming)
 
 
+COUNTED = "row 2 (counted from 1)"
+SLICED = {"split": "train[1:]"}
+HEADLESS = {"header": False, "column_names": ["text", "n"]}
+PLACES: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
+    "rows.jsonl": (
+        '{"text": "one"}\n\n{"text": " "}\n{"text": "two"}\n\n{"text": ""}\n',
+        {},
+        ["line 3", "line 6"],
+        ["one", "two"],
+    ),
+    "rows.csv": ('text,n\n"a\nb",1\n\n"",2\nc,3\n" ",4\n', {}, ["line 5", "line 7"], ["a\nb", "c"]),
+    "headless.csv": ("text,1\n,2\n", HEADLESS, ["line 2"], ["text"]),
+    "rows.tsv": ('text\tn\n"one\tx\n\t"y\n', {}, ["line 3"], ['"one']),
+    "rows.txt": ("one\n\ntwo\n \n", {}, ["line 2", "line 4"], ["one", "two"]),
+    "paragraphs.txt": ("one\n\n \n\ntwo", {"document": "paragraph"}, [COUNTED], ["one", "two"]),
+    "rows.json": ('[{"text": "one"}, {"text": ""}]', {}, [COUNTED], ["one"]),
+    "sliced.jsonl": ('{"text": "0"}\n{"text": "1"}\n{"text": ""}\n', SLICED, [COUNTED], ["1"]),
+    "where.jsonl": (
+        '{"text": "", "n": 1}\n{"text": "", "n": 2}\n{"text": "a", "n": 2}',
+        {"where": {"n": 2}},
+        ["line 2"],
+        ["a"],
+    ),
+}
+"""By name a file, how it is read, where its blank texts stand, and its other texts."""
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_faulty_rows_are_told_by_their_lines_or_left_out(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    text, fields, places, kept = PLACES[name]
+    config = CorpusConfig(path=write(tmp_path / name, text), **fields)
+    fault = "None where a text belongs" if name.endswith((".csv", ".tsv")) else "an empty text"
+    with pytest.raises(ValueError, match=f"Corpus 'law' has {fault}: column 'text', ") as caught:
+        load_corpus("law", config, {"text": "text"})
+    where = str(caught.value).partition("column 'text', ")[2]
+    assert where.startswith(f"{places[0]} ({config.path}")
+    assert (f" In all 2 rows are refused: {', '.join(places)}." in where) == (len(places) == 2)
+    assert "`drop_faulty: true` leaves such rows out." in where
+    left = load_corpus("law", replace(config, drop_faulty=True), {"text": "text"})
+    assert left["text"][:] == kept
+    what = f"{len(places)} of {len(places) + len(kept)} rows, of which the first has {fault}: {', '.join(places)}."
+    assert f"Corpus 'law' ({config.path}) leaves out {what}" in caplog.text
+
+
+def test_a_row_of_several_files_is_told_with_its_file(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{name}.jsonl", '{"text": "one"}\n' * 2 + '{"text": ""}\n' * 4) for name in "ab"]
+    with pytest.raises(ValueError, match="In all 8 rows are refused: ") as caught:
+        load_corpus("law", CorpusConfig(path=files), {"text": "text"})
+    places = [*(f"line {line} of {files[0]}" for line in range(3, 7)), f"line 3 of {files[1]} and 3 more."]
+    assert ", ".join(places) in str(caught.value)
+    texts = [write(tmp_path / f"{name}.txt", text) for name, text in (("c", "one"), ("d", " \n"))]
+    with pytest.raises(ValueError, match=rf"has an empty text: column 'text', {texts[1]} \("):
+        load_corpus("law", CorpusConfig(path=texts, document="file"), {"text": "text"})
+
+
+def test_a_sentence_is_told_by_its_first_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.conll", "-DOCSTART- O\n\nin O\nRome B-LOC\n\n\nat O\nhome I-LOC\n\nOslo I-LOC\n")
+    with pytest.raises(ValueError, match=r"'ner_tags', line 7 \(.*In all 2 rows are refused: line 7, line 10\."):
+        load_corpus("law", CorpusConfig(path=path), {"tokens": "words", "tags": "tags"}, ["O", "B-LOC", "I-LOC"])
+
+
+def test_faulty_rows_of_a_stream_are_not_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": ""}\n')
+    with pytest.raises(ValueError, match="`drop_faulty` of corpus 'law' needs all rows at hand"):
+        load_corpus("law", CorpusConfig(path=path, streaming=True, drop_faulty=True), {"text": "text"})
+
+
 @pytest.mark.parametrize("name", ["bad.jsonl", "bad.jsonl.gz"])
 def test_a_line_that_is_no_json_is_told_by_its_number(tmp_path: Path, name: str) -> None:
     text = b'{"text": "a", "label": "pos"}\n\n' * 3 + b'{"text": "broken\n' + b'{"text": "b", "label": "neg"}\n'
@@ -214,9 +284,7 @@ def test_the_first_rows_of_a_stream_are_read_before_a_run(tmp_path: Path) -> Non
     path = write(tmp_path / "late.jsonl", good * 50 + '{"text": " ", "label": "pos"}\n')
     config = CorpusConfig(path=path, streaming=True)
     loaded = load_corpus("law", config, {"text": "text", "label": "class"}, NAMES)
-    with pytest.raises(
-        ValueError, match=r"Corpus 'law' has an empty text: column 'text', row 50 of what is kept \(.*late"
-    ):
+    with pytest.raises(ValueError, match=r"Corpus 'law' has an empty text: column 'text', line 51 \(.*late"):
         encode_corpus("law", loaded, config, lambda batch: {"length": [len(text) for text in batch["text"]]}, ["text"])
     gone = CorpusConfig(path=path, streaming=True, where={"label": "neg"})
     loaded = load_corpus("law", gone, {"text": "text"})

@@ -180,7 +180,7 @@ def test_a_resumed_run_of_wav2vec2_has_the_same_weights(wav2vec2: Path, tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("none.wav", None, "has the audio 'none.wav', which is not there: column 'audio', row 0"),
+        ("none.wav", None, "has the audio 'none.wav', which is not there: column 'audio', line 1 "),
         ("broken.wav", b"no sound!", "has an audio of 9 bytes that cannot be decoded"),
         ("silent.wav", toy_wav(0)[:40] + struct.pack("<I", 0), "cannot be decoded (it has no samples)"),
         ("empty.wav", b"", "where the file of an audio belongs"),

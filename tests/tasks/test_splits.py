@@ -97,7 +97,7 @@ def test_a_file_lies_in_a_part_by_its_bytes_alone(tmp_path: Path, monkeypatch: p
 def test_a_file_of_a_part_that_is_not_there_is_named_by_its_row(tmp_path: Path) -> None:
     path = write_table(tmp_path / "rows.jsonl", range(4))
     (tmp_path / "images" / "general_2.png").unlink()
-    with pytest.raises(ValueError, match=r"Corpus 'law' has the image 'images/general_2.png', .*'image', row 2 of"):
+    with pytest.raises(ValueError, match=r"Corpus 'law' has the image 'images/general_2.png', .*'image', line 3 "):
         load_corpus("law", CorpusConfig(path=str(path), part=[0, 0.5]), {"image": "image"})
 
 
