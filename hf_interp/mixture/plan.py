@@ -45,8 +45,7 @@ from hf_interp.mixture.apportionment import (
     share_units,
     weigher,
 )
-from hf_interp.mixture.draws import RandomDraws
-from hf_interp.mixture.order import Order, chances_at, in_sequence, share_out_by_length, steps_until
+from hf_interp.mixture.order import Order, RandomDraws, chances_at, in_sequence, share_out_by_length, steps_until
 from hf_interp.mixture.paths import FULL, MixturePath, PathCounts, path_of
 from hf_interp.mixture.permutations import IntArray, batch_orders, derive_key, permute, splitmix64
 from hf_interp.mixture.schedules import AlphaSchedule, Constant

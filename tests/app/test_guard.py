@@ -15,7 +15,7 @@ import pytest
 from architectures import make_model, make_tokenizer
 from toys import move
 
-from hf_interp.app import guard
+from hf_interp.app import page as server
 from hf_interp.app.examples import Source
 from hf_interp.app.models import MAX_CHARACTERS, NUM_KEPT, AlphaSlider, describe_pair, open_slider
 from hf_interp.app.page import build_page, check_place, launch_page
@@ -60,7 +60,7 @@ def address(slider: AlphaSlider) -> Iterator[str]:
 @pytest.fixture
 def ask(address: str, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """A function that sends a request and gives its status and body; no request before counts for the rate."""
-    monkeypatch.setattr(guard, "WINDOW", 0.0)
+    monkeypatch.setattr(server, "WINDOW", 0.0)
 
     def send(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(address, timeout=30)
@@ -142,19 +142,19 @@ def test_names_that_are_not_this_machines_are_refused(ask: Ask, host: str, statu
 def test_long_texts_and_requests_are_refused(ask: Ask) -> None:
     assert "at most 20,000 characters, got 20,001" in str(answer(ask, "w" * (MAX_CHARACTERS + 1)))
     assert answer(ask, "\N{GRINNING FACE}" * MAX_CHARACTERS)[0]["alpha"] == 0.5  # of the greatest length in bytes
-    assert ask("POST", "/gradio_api/call/predict", b" " * (guard.MAX_BYTES + 1))[0] == 413
+    assert ask("POST", "/gradio_api/call/predict", b" " * (server.MAX_BYTES + 1))[0] == 413
     assert ask("POST", "/gradio_api/call/predict", iter([b"{}"]))[0] == 413  # without a length
 
 
 def test_questions_come_at_a_bounded_rate(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "WINDOW", 1000.0)
-    monkeypatch.setattr(guard, "MAX_QUESTIONS", 20)
+    monkeypatch.setattr(server, "WINDOW", 1000.0)
+    monkeypatch.setattr(server, "MAX_QUESTIONS", 20)
     body = json.dumps({"data": ["w4", 0.5, ""]}).encode()
     found = [ask("POST", "/gradio_api/call/predict", body)[0] for _ in range(40)]
     assert sorted(set(found)) == [200, 429]
     assert found.index(429) <= 20
     assert ask("GET", "/")[0] == 200  # the page can be read all the same
-    monkeypatch.setattr(guard, "WINDOW", 0.0)
+    monkeypatch.setattr(server, "WINDOW", 0.0)
     assert ask("POST", "/gradio_api/call/predict", body)[0] == 200
 
 

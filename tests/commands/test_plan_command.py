@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from token_toys import byte_tokenizer
 from torch.profiler import ProfilerActivity, profile
+from toys import byte_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from hf_interp import InterpolationTrainer, cli

@@ -15,10 +15,9 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from token_toys import byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
-from toys import SHORT, logged, losses, same_weights, weights
+from toys import SHORT, byte_tokenizer, logged, losses, same_weights, weights
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from hf_interp import Corpus, InterpolatedDataset, InterpolationConfig, InterpolationMixin

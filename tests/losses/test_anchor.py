@@ -12,18 +12,25 @@ import peft
 import processes
 import pytest
 import torch
-from token_toys import (
+from torch.nn import functional
+from toys import (
+    DOMAIN_FIRST,
     batch_read_by,
     causal_model,
+    config,
+    corpus,
+    losses,
     masked_tokens_model,
+    mixture,
     moved,
+    same_weights,
     seq2seq_model,
+    tiny_model,
     token_corpus,
     token_mixture,
     tokens_model,
+    weights,
 )
-from torch.nn import functional
-from toys import DOMAIN_FIRST, config, corpus, losses, mixture, same_weights, tiny_model, weights
 from transformers import (
     BertConfig,
     BertForQuestionAnswering,

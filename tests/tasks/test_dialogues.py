@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from token_toys import byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
+from toys import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from hf_interp.tasks.dialogues import (

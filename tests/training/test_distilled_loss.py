@@ -9,17 +9,24 @@ import peft
 import processes
 import pytest
 import torch
-from token_toys import (
+from torch.nn import functional
+from toys import (
+    DOMAIN_FIRST,
+    Stop,
     batch_read_by,
     causal_model,
+    config,
+    corpus,
+    losses,
     masked_tokens_model,
     moved,
+    same_weights,
     seq2seq_model,
+    tiny_model,
     token_mixture,
     tokens_model,
+    weights,
 )
-from torch.nn import functional
-from toys import DOMAIN_FIRST, Stop, config, corpus, losses, same_weights, tiny_model, weights
 from transformers import TrainingArguments, set_seed
 
 from hf_interp import Corpus, InterpolationTrainer
