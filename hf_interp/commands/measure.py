@@ -13,6 +13,7 @@ from hf_interp.tasks.build import RecipeData, build_trainer
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.task import get_task
 from hf_interp.training.progress import peak_memory, show_by
+from hf_interp.utils.console import format_size
 
 NUM_STEPS = 3
 """That are timed, after a first one, which also allocates and compiles."""
@@ -65,5 +66,5 @@ def format_measured(found: Mapping[str, Any], steps: int) -> str:
     whole = timedelta(seconds=round(found["seconds"] * steps))
     return (
         f"measured on {found['steps']} steps: {found['seconds']:.3g} s a step, so about {whole} for {steps:,} steps, "
-        f"evaluations not counted; peak memory {found['peak_memory'] / 1e9:.2f} GB"
+        f"evaluations not counted; peak memory {format_size(found['peak_memory'])}"
     )

@@ -25,6 +25,7 @@ from hf_interp.tasks.presets import adapt
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.task import get_task
 from hf_interp.training.config import InterpolationConfig
+from hf_interp.utils.console import format_size
 
 MOMENTS = {"sgd": 0, "adafactor": 0, "lion_32bit": 1, "adamw_bnb_8bit": 0.5, "adamw_8bit": 0.5, "lion_8bit": 0.25}
 """What an optimizer keeps, as a multiple of what is trained in float32; Adam and all others 2."""
@@ -134,15 +135,5 @@ def _size(tensors: Iterable[torch.Tensor | nn.Parameter]) -> int:
 
 def format_memory(memory: dict[str, int]) -> str:
     """Return the estimate in a line."""
-    parts = ", ".join(f"{name} {_shown(size)}" for name, size in memory.items() if size and name != "peak")
-    return f"memory of a process, about: {_shown(memory['peak'])} ({parts})"
-
-
-def _shown(size: int) -> str:
-    """Return a size in words.
-
-    >>> _shown(3 * 2**29), _shown(2**20)
-    ('1.5 GiB', '1.0 MiB')
-    """
-    unit, name = (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
-    return f"{size / unit:.1f} {name}"
+    parts = ", ".join(f"{name} {format_size(size)}" for name, size in memory.items() if size and name != "peak")
+    return f"memory of a process, about: {format_size(memory['peak'])} ({parts})"

@@ -23,7 +23,7 @@ from hf_interp.weights.matching import InterpolationReport
 from hf_interp.weights.merge import interpolate_checkpoints
 from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
 from hf_interp.weights.merge_methods import METHODS, MergeMethod
-from hf_interp.weights.soups import greedy_soup, write_soup
+from hf_interp.weights.soups import Trial, greedy_soup, write_soup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class Merged:
         report: what was interpolated, and what was not and why.
         num_given: how many runs there were to take.
         method: how they were taken.
+        tried: of a greedy soup a line on each run: whether it is in, and by how much it changed the metric.
     """
 
     members: list[str]
@@ -45,6 +46,7 @@ class Merged:
     report: InterpolationReport
     num_given: int
     method: MergeMethod
+    tried: Sequence[str] = ()
 
 
 def merge_runs(
@@ -90,13 +92,13 @@ def merge_runs(
     if recipe is None and (alpha is None or soup == "greedy"):
         what = "`alpha`" if alpha is None else "`soup` greedy"
         raise ValueError(f"{what} needs a recipe, whose validation sets decide. Give `recipe`, or the other settings.")
-    members, curve = list(runs), None
+    members, tried, curve = list(runs), list[str](), None
     if merge_adapter and len(runs) > 1:
         raise ValueError(f"`merge_adapter` takes one adapter, got {len(runs)} models.")
     if recipe is not None:
         parsed, args = parse_run(recipe)
         trainer, data = open_run(parsed, args, Path(runs[0]))
-        members = _mix(trainer, parsed, data, members, soup)
+        members, tried = _mix(trainer, parsed, data, members, soup)
         if alpha is None:
             curve = search_run(trainer, replace(parsed, model_name_or_path=base), data)
             curve.finetuned = ", ".join(members)
@@ -108,7 +110,9 @@ def merge_runs(
         report = interpolate_checkpoints(base, members, output_dir, alpha, method=method, **settings)
     if curve is not None:
         save_curve(curve, output_dir)
-    return Merged(members=members, alpha=alpha, curve=curve, report=report, num_given=len(runs), method=method)
+    return Merged(
+        members=members, alpha=alpha, curve=curve, report=report, num_given=len(runs), method=method, tried=tried
+    )
 
 
 def format_merged(merged: Merged, soup: str) -> str:
@@ -116,7 +120,7 @@ def format_merged(merged: Merged, soup: str) -> str:
     curve = [] if merged.curve is None else [format_curve(merged.curve)]
     kind = f"{soup} soup" if merged.method.is_plain_mean else merged.method.name
     members = [f"{kind} of {', '.join(merged.members)}"] if merged.num_given > 1 else []
-    return "\n".join([*curve, *members, str(merged.report)])
+    return "\n".join([*curve, *merged.tried, *members, str(merged.report)])
 
 
 def parse_dtype(name: str | None) -> torch.dtype | None:
@@ -250,21 +254,38 @@ def _switches(name: str, shared: Mapping[str, Any]) -> dict[str, bool]:
     return {key: value for key, value in found.items() if key in METHODS[name] or value != (name == "linear")}
 
 
-def _mix(trainer: Trainer, recipe: Recipe, data: RecipeData, runs: list[str], soup: str) -> list[str]:
-    """Bring the mean of the runs, or of the best of them, into the trainer's model; return which."""
+def _mix(trainer: Trainer, recipe: Recipe, data: RecipeData, runs: list[str], soup: str) -> tuple[list[str], list[str]]:
+    """Bring the mean of the runs, or of the best of them, into the trainer's model; return which, and lines on each."""
     if len(runs) == 1:
-        return runs
+        return runs, []
     search = recipe.alpha_search or AlphaSearch()
     model = trainer.model
     if soup == "uniform":
         write_soup({f"run {index}": run for index, run in enumerate(runs)}, model)
-        return runs
+        return runs, []
     sets = {"domain": scored_sets(data)[search.domain]}
     scorer = TrainerScorer(trainer, sets, None, search.metric, search.seed)
 
-    def score() -> float:
-        metric = str(scorer.metric or "loss")
-        value = float(scorer().selection["domain"][metric].mean())
-        return -value if less_is_better(metric, search.greater_is_better) else value
+    def sign() -> int:
+        return -1 if less_is_better(str(scorer.metric or "loss"), search.greater_is_better) else 1
 
-    return greedy_soup(dict(zip(runs, runs, strict=True)), model, score).members
+    def score() -> float:
+        found = scorer().selection["domain"]
+        return sign() * float(found[str(scorer.metric or "loss")].mean())
+
+    found = greedy_soup(dict(zip(runs, runs, strict=True)), model, score)
+    return found.members, _format_trials(found.trials, f"domain {scorer.metric or 'loss'}", sign())
+
+
+def _format_trials(trials: Sequence[Trial], metric: str, sign: int) -> list[str]:
+    """Return a line on each run that was tried in a soup.
+
+    >>> _format_trials([Trial("a", -0.5, 0.0, True), Trial("b", -0.75, -0.25, False)], "loss", -1)
+    ['soup with a: loss 0.5000, the best alone', 'soup with b: loss 0.7500 (+0.2500), left out']
+    """
+    first, *others = trials
+    return [f"soup with {first.run}: {metric} {sign * first.score:.4f}, the best alone"] + [
+        f"soup with {each.run}: {metric} {sign * each.score:.4f} ({sign * each.gain:+.4f}), "
+        f"{'kept' if each.is_kept else 'left out'}"
+        for each in others
+    ]

@@ -155,8 +155,18 @@ def format_progress(facts: Mapping[str, Any]) -> str:
     if facts.get("left"):
         parts.append(f"{timedelta(seconds=round(facts['left']))} left")
     if "memory" in facts:
-        parts.append(f"{facts['memory'] / 1e9:.2f} GB")
+        parts.append(f"memory {format_size(facts['memory'])}")
     return " | ".join([*([facts["phase"]] if facts.get("phase", "training") != "training" else []), *parts])
+
+
+def format_size(size: float) -> str:
+    """Return a number of bytes in words.
+
+    >>> format_size(3 * 2**29), format_size(2**20)
+    ('1.50 GiB', '1.00 MiB')
+    """
+    unit, name = (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
+    return f"{size / unit:.2f} {name}"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 
+from hf_interp.utils.console import format_size
 from hf_interp.utils.files import new_folder, read_json, unfinished_folders
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha, plain_alpha
@@ -333,7 +334,7 @@ def _merge_in_memory(
     sizes = [sum(num_bytes(stored.info) for stored in tensors.values()) for tensors in (base, runs[0])]
     logger.warning(
         "M₀ and M_θ are stored in different layouts (such as fused and single experts), so both are loaded, which "
-        f"takes {sum(sizes) / 1e9:.1f} GB of memory. Load and save one with the transformers that saved the other."
+        f"takes {format_size(sum(sizes))} of memory. Load and save one with the transformers that saved the other."
     )
     _check_space(request, sizes[1])
     options = {"dtype": "auto", "local_files_only": True, "trust_remote_code": request.trust_remote_code}

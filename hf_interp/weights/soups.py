@@ -20,6 +20,17 @@ States = Mapping[str, Mapping[str, torch.Tensor]]
 """Run → its tensors, of tied ones the first, by the same names in all runs."""
 
 
+class Trial(NamedTuple):
+    """A run that was tried in a soup."""
+
+    run: str
+    score: float
+    """The score of the mean with it."""
+    gain: float
+    """By how much that is more than without it; 0 of the first."""
+    is_kept: bool
+
+
 class Soup(NamedTuple):
     """The outcome of `greedy_soup`."""
 
@@ -29,6 +40,8 @@ class Soup(NamedTuple):
     """The score of each run alone."""
     score: float
     """The score of the soup."""
+    trials: list[Trial]
+    """All runs, in the order in which they were tried."""
 
 
 def write_soup(candidates: Mapping[str, Run], model: nn.Module) -> None:
@@ -63,12 +76,14 @@ def greedy_soup(candidates: Mapping[str, Run], model: nn.Module, score: Callable
     scores = {name: score_mean([name]) for name in runs}
     first, *others = sorted(scores, key=lambda name: -scores[name])
     members, best = [first], scores[first]
+    trials = [Trial(first, best, 0.0, is_kept=True)]
     for name in others:
         found = score_mean([*members, name])
+        trials.append(Trial(name, found, found - best, is_kept=found >= best))
         if found >= best:
             members, best = [*members, name], found
     _write(model, {name: runs[name] for name in members}, copied)
-    return Soup(members, scores, best)
+    return Soup(members, scores, best, trials)
 
 
 def _open_all(candidates: Mapping[str, Run], model: nn.Module) -> tuple[States, set[str]]:

@@ -313,7 +313,13 @@ def test_a_soup_is_mixed_and_its_alpha_chosen(
     mean = torch.stack([weights(run)["classifier.weight"] for run in members]).mean(0)
     expected = torch.lerp(weights(base)["classifier.weight"], mean, curve.alpha)
     assert torch.allclose(weights(out)["classifier.weight"], expected, atol=1e-7)
-    assert f"{soup} soup of {', '.join(members)}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{soup} soup of {', '.join(members)}" in printed
+    told = [line.partition(": ") for line in printed.splitlines() if line.startswith("soup with ")]
+    assert {line[0].removeprefix("soup with ") for line in told} == (set(runs) if soup == "greedy" else set())
+    assert all(line[2].startswith("domain loss ") for line in told)
+    kept = [line[0].removeprefix("soup with ") for line in told if not line[2].endswith("left out")]
+    assert soup == "uniform" or kept == members
 
 
 def test_a_uniform_soup_needs_no_recipe(runs: list[str], tmp_path: Path) -> None:

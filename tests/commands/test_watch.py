@@ -68,7 +68,7 @@ def test_a_run_tells_its_steps_and_evaluations_in_lines(told: tuple[Path, list[s
     losses = [f"{side} {last[f'loss_{side}']:.4f}" for side in ("general", "domain") if last[f"share_{side}"]]
     line = rf"trained \| step 4 of 4 \(100%\) \| α {last['alpha']:.3f} \| loss {', '.join(losses)} \| "
     assert re.fullmatch(
-        rf"{line}\S+ steps/s \| \d\.\d\d GB", next(line for line in lines if line.startswith("trained"))
+        rf"{line}\S+ steps/s \| memory \d+\.\d\d [MG]iB", next(line for line in lines if line.startswith("trained"))
     )
     assert any(line.startswith("choosing α of the weights | step 4 of 4") for line in lines)
 

@@ -102,6 +102,13 @@ def test_a_greedy_soup_takes_what_makes_it_no_worse(values: list[float], target:
     assert float(model.weight.detach()[0, 0]) == pytest.approx(mean)
     assert soup.score == pytest.approx(score())
     assert soup.scores == {name: pytest.approx(-abs(values[int(name)] - target)) for name in candidates}
+    assert [trial.run for trial in soup.trials if trial.is_kept] == members
+    assert sorted(trial.run for trial in soup.trials) == sorted(candidates)
+    for place, trial in enumerate(soup.trials[1:], 1):  # the mean with it against that of those kept before it
+        before = [values[int(each.run)] for each in soup.trials[:place] if each.is_kept]
+        after = [*before, values[int(trial.run)]]
+        worth = [-abs(sum(each) / len(each) - target) for each in (before, after)]
+        assert (trial.score, trial.gain) == (pytest.approx(worth[1]), pytest.approx(worth[1] - worth[0]))
 
 
 def test_folders_are_mapped_and_their_soup_is_the_mean(tmp_path: Path) -> None:
