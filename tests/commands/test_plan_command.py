@@ -302,10 +302,8 @@ def test_a_measured_plan_tells_time_and_memory_and_keeps_nothing(
     assert 1e8 < peak < 1e11
     whole = timedelta(seconds=round(90_000 * seconds))
     text = f"measured on 3 steps: {seconds:.3g} s a step, so about {whole} for 90,000 steps"
-    assert (
-        f"{text}, evaluations not counted; peak memory {peak / (2**30 if peak >= 2**30 else 2**20):.2f} {'GiB' if peak >= 2**30 else 'MiB'}"
-        in format_plan(summary)
-    )
+    size = f"{peak / 2**30:.2f} GiB" if peak >= 2**30 else f"{peak / 2**20:.2f} MiB"
+    assert f"{text}, evaluations not counted; peak memory {size}" in format_plan(summary)
     assert found.plan.fingerprint() == plan_recipe(path).plan.fingerprint()
 
 
