@@ -32,6 +32,7 @@ TEMPLATES = {
     "masked-lm": "as for causal-lm",
     "image-classification": '{"image": "cats/1.png", "label": "cat"}, or a folder of images for each label',
     "audio-classification": '{"audio": "speech/1.wav", "label": "yes"}',
+    "automatic-speech-recognition": '{"audio": "speech/1.wav", "text": "yes of course"}',
 }
 """What a line of a file looks like, by task. Columns of other names are found, or named by flags."""
 

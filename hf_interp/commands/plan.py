@@ -27,6 +27,7 @@ from hf_interp.tasks.methods import format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.self_corpus import Made
+from hf_interp.tasks.speech import is_ctc, transcribe
 from hf_interp.tasks.splits import format_shared
 from hf_interp.tasks.task import get_task
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
@@ -231,7 +232,9 @@ def sample_texts(corpus: Corpus, tokenizer: Any, recipe: Recipe, count: int) -> 
             example = {name: row[0].tolist() for name, row in collate([example]).items()}
         ids, labels = example.get("input_ids"), example.get("labels")
         if ids is None:
-            texts.append(f"{describe(example)}{_label_text(labels, (), names, tokenizer)}")
+            said = get_task(own.task).info.answer == "text" and labels is not None
+            answer = f" → {transcribe(tokenizer, labels, of_ctc=is_ctc(own))}" if said else None
+            texts.append(f"{describe(example)}{answer or _label_text(labels, (), names, tokenizer)}")
             continue
         rows = ids if ids and isinstance(ids[0], list) else [ids]
         shown = " | ".join(tokenizer.decode(row) for row in rows)

@@ -30,7 +30,7 @@ from hf_interp.losses.l2sp import (
     pull,
     square_distance,
 )
-from hf_interp.losses.per_example import IGNORE_INDEX, per_example_loss
+from hf_interp.losses.per_example import IGNORE_INDEX, is_ctc, per_example_loss
 from hf_interp.losses.ref_model import (
     check_adapters_off,
     fingerprint,
@@ -365,6 +365,11 @@ def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: 
                 f'anchor="{kind}" cannot pull the averages of a schedule-free optimizer. Use another `optim`.'
             )
     if kind == "distill" or has_gap or distills:
+        if is_ctc(unwrap_peft(model)):
+            raise ValueError(
+                "distill and `log_loss_gap` compare a prediction for each label, which CTC has not. Use "
+                "`anchor: l2sp`, or labels in place of `objective: distill`."
+            )
         if ref_model is None and is_peft_model(model):
             check_adapters_off(model)
         if ref_model is not None and unwrap_peft(model).get_output_embeddings() is None:  # no language model

@@ -66,6 +66,11 @@ def _float_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     return None
 
 
+def is_ctc(model: nn.Module) -> bool:
+    """Whether a model is trained by CTC, so that none of its predictions belongs to one label."""
+    return type(model).__name__.endswith("ForCTC")
+
+
 def head_shifts_labels(model: nn.Module) -> bool:
     """Whether position i of a model predicts label i + 1, as in causal language models."""
     if type(model).__name__ in SHIFTING_HEADS:

@@ -99,6 +99,9 @@ def model_card(
     if both and not interpolated:
         place += f", revision={FINETUNED_REVISION!r}"
     maker, sample = MAKERS[facts.task_info.takes]
+    given = f"{maker}={maker}"
+    if facts.task_info.processor == "AutoProcessor":
+        maker, given = "processor", f"tokenizer=processor.tokenizer, {maker}=processor.{maker}"
     context = {
         "name": name,
         "interpolated": interpolated,
@@ -106,7 +109,7 @@ def model_card(
         "pictures": pictures,
         "alpha": f"α = {short_alpha(curve.alpha)}" if curve else "an α that the run does not tell",
         "place": Markdown(place),
-        "model_given": Markdown(f"model, {maker}={maker}" if facts.is_adapter else place),
+        "model_given": Markdown(f"model, {given}" if facts.is_adapter else place),
         "maker": maker,
         "sample": Markdown(repr(sample)),
         "head": Markdown(_label_arguments(facts)),
@@ -192,6 +195,8 @@ class _Facts:
             "sequence-classification" if self.recipe else task_of_class(str(results.model.get("class", "")))
         )
         self.task_info = TASK_INFOS.get(self.task or "", TaskInfo(auto_class="AutoModel"))
+        has_decoder = not str(results.model.get("class", "")).endswith("ForCTC")
+        self.auto_class = self.task_info.class_of(has_decoder=has_decoder)
         corpora = (self.recipe.get("corpora") or {}).values()
         columns = ("messages_column", "prompt_column")
         self.is_chat = any(isinstance(corpus, Mapping) and any(map(corpus.get, columns)) for corpus in corpora)

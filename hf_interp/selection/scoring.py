@@ -21,8 +21,8 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import denumpify_detensorize
 
-from hf_interp.losses.per_example import count_labels, per_example_loss
-from hf_interp.losses.ref_model import shifts_labels
+from hf_interp.losses.per_example import count_labels, is_ctc, per_example_loss
+from hf_interp.losses.ref_model import shifts_labels, unwrap_peft
 from hf_interp.reporting.results import main_metric
 from hf_interp.training.mixin import InterpolationMixin
 from hf_interp.utils.overrides import overrides
@@ -158,7 +158,8 @@ def predict(trainer: Trainer, dataset: Any) -> Predictions:
         return {}
 
     def keep(outputs: Any, labels: Any) -> Any:
-        losses, counts = _losses(outputs, labels, shifts_labels(trainer))
+        aligned = None if is_ctc(unwrap_peft(trainer.model)) else labels
+        losses, counts = _losses(outputs, aligned, shifts_labels(trainer))
         if not keeps_outputs:
             return losses, counts
         return losses, counts, outputs if reduce is None else reduce(outputs, labels)

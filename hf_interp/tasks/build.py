@@ -337,6 +337,7 @@ def tokenise(
     for column in unread:  # the first label stands wherever a prediction is wanted
         raw = raw.map(lambda row, column=column: {column: [0] * len(row["tokens"]) if column == "tags" else 0})
     raw = without_faulty(name, raw, config, task.encode(tokenizer, recipe))
+    task.check_rows(name, raw, tokenizer, recipe)
     if keys is not None and isinstance(raw, datasets.Dataset):
         rows = raw.select_columns(column := next(iter(columns))).iter(1000)  # rows one by one take four times as long
         keys[key] = content_keys(value for batch in rows for value in batch[column])
@@ -404,7 +405,7 @@ def build_trainer(
         args.dataloader_pin_memory = False  # there is nothing to pin for, and torch would warn at every loader
     model = build_model(recipe, task, args)
     prepare_model(recipe, task, model, data.tokenizer)
-    parts = task_parts(recipe, task, args, data.tokenizer, has_metrics=bool(data.eval_sets))
+    parts = task_parts(recipe, task, args, data.tokenizer, model, has_metrics=bool(data.eval_sets))
     if task.info.takes == "text":
         target_length = args.generation_max_length if task.generates else None
         check_inputs(model, data.tokenizer, data.by_field(), target_length=target_length)
@@ -429,10 +430,16 @@ def trainer_class(task: Task) -> type[Any]:
 
 
 def task_parts(
-    recipe: Recipe, task: Task, args: InterpolationConfig, tokenizer: PreTrainedTokenizerBase, *, has_metrics: bool
+    recipe: Recipe,
+    task: Task,
+    args: InterpolationConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    *,
+    has_metrics: bool,
 ) -> dict[str, Any]:
     """Return what a trainer must be given for a task and its objectives; `args` are set for generation."""
-    if task.generates:
+    if task.generates and unwrap_peft(model).can_generate():
         args.predict_with_generate = True
         if args.generation_max_length is None:
             args.generation_max_length = recipe.max_target_length

@@ -8,6 +8,7 @@ from hf_interp.tasks.file_facts import Column, Facts
 from hf_interp.utils.errors import did_you_mean
 
 TEXTS = ("text", "sentence", "review", "content", "tweet", "comment", "utterance", "body", "document")
+TRANSCRIPTS = (*("text", "transcript", "transcription", "sentence"), "normalized_text", "raw_transcription")
 LABELS = ("label", "labels", "label_name", "class", "category", "sentiment", "intent", "topic")
 TAGS = ("ner_tags", "tags", "labels")
 PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text_a", "text_b"))
@@ -25,7 +26,11 @@ SPEAKERS = {
     "tool": ("tool", "function", "observation", "ipython"),
 }
 """What speakers are called, by role."""
-TASKS_OF_MEDIA = {"image-classification": "image", "audio-classification": "audio"}
+TASKS_OF_MEDIA = {
+    "automatic-speech-recognition": "audio",
+    "image-classification": "image",
+    "audio-classification": "audio",
+}
 TASKS_OF_TEXTS = {"decoder": "causal-lm", "encoder": "masked-lm", None: "causal-lm or masked-lm"}
 
 Given = Mapping[str, Any]
@@ -76,9 +81,22 @@ def _media(facts: Facts, given: Given, task: str | None, family: str | None) -> 
         column = _find(facts, given, f"{kind}_column", files)
         if column is None or name != (task or name) or kind != (family or kind):
             continue
+        if name == "automatic-speech-recognition":
+            text = _transcript(facts, given, task)
+            if text is not None:
+                return Choice(name, {"audio_column": column, "text_column": text}, {})
+            continue
         labels, problem = _answers(facts, given)
         return None if labels is None else Choice(name, {f"{kind}_column": column, "label_column": labels}, problem)
     return None
+
+
+def _transcript(facts: Facts, given: Given, task: str | None) -> str | None:
+    """Return the column of transcripts; where no task says that there is one, one that is called so, and no label."""
+    is_settled = task is not None or "text_column" in given
+    texts = facts.of_kind("text", "label", "id") if is_settled else facts.of_kind("text")
+    texts = texts if is_settled else [name for name in texts if name.lower() in TRANSCRIPTS]
+    return None if "label_column" in given else _find(facts, given, "text_column", texts, TRANSCRIPTS)
 
 
 def _dialogue(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:

@@ -17,8 +17,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CTC_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
 )
 
 from hf_interp.losses.per_example import IGNORE_INDEX
@@ -42,6 +44,11 @@ from hf_interp.utils.console import format_counts
 from hf_interp.utils.errors import reading
 from hf_interp.utils.task_info import TASK_INFOS, task_of_class
 
+SPEECH_MAPPINGS = (
+    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
+    MODEL_FOR_CTC_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+)
 Fields = Mapping[str, Any]
 CORPUS_FIELDS = CorpusConfig.__dataclass_fields__
 GROUPS = {"corpora": "", "validation_corpora": "_validation", "eval_corpora": "_test"}
@@ -119,7 +126,7 @@ def look_at_model(name: str, **settings: Any) -> ModelFacts:
 def _family(config: Any) -> str:
     for kind, mapping in (
         ("image", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
-        ("audio", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING),
+        *(("audio", mapping) for mapping in SPEECH_MAPPINGS),
     ):
         if type(config) in mapping:
             return kind
@@ -151,7 +158,8 @@ def draft_recipe(model: str, paths: Mapping[str, str], given: Mapping[str, Any])
     settled: dict[str, Fields] = {side: {**of_corpora, **own_fields.get(side, {})} for side in SIDES if side in paths}
     facts = {name: look_at(name, CorpusConfig(path=path, **settled[_side(name)])) for name, path in paths.items()}
     settled = {side: _present(side, fields, of_corpora, facts) for side, fields in settled.items()}
-    task = draft.fields.get("task") or (found.task if found.labels else None)
+    is_of_files = found.task is not None and TASK_INFOS[found.task].takes != "text"
+    task = draft.fields.get("task") or (found.task if found.labels or is_of_files else None)
     task, columns, own = choose_columns(facts["domain"], settled["domain"], task=task, family=found.family)
     draft.decide("task", task, f"{_shown(columns)} of {paths['domain']}")
     draft.decide("model_name_or_path", model, f"{found.parameters:,} parameters, {found.family}")

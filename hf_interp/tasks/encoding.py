@@ -93,18 +93,25 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
     def encode(batch: Batch) -> Batch:
         sources = [recipe.source_prefix + text for text in batch["text"]]
         encoded = tokenizer(sources, truncation=True, max_length=recipe.max_length)
-        limit = recipe.max_target_length
-        labels = tokenizer(text_target=batch["target"])["input_ids"]
-        cut = tokenizer(text_target=batch["target"], truncation=True, max_length=limit)["input_ids"]
-        long = [row for row, label in enumerate(labels) if len(label) > limit and not recipe.truncate_target]
-        if long:
-            what = f"a target of {len(labels[long[0]])} tokens, more than `max_target_length` ({limit})"
-            raise RowError(long[0], "target", what, "Raise `max_target_length`, or set `truncate_target: true`.")
         _check_not_empty(encoded["input_ids"], "text")
-        _check_not_empty(cut, "target")
-        return {**encoded, "labels": cut}
+        return {**encoded, "labels": encode_targets(tokenizer, batch["target"], recipe, "target")}
 
     return encode
+
+
+def encode_targets(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], recipe: Recipe, column: str
+) -> list[list[int]]:
+    """Return the tokens of texts that a model is to write, cut to `max_target_length` if the recipe allows that."""
+    limit = recipe.max_target_length
+    labels = tokenizer(text_target=texts)["input_ids"]
+    cut: list[list[int]] = tokenizer(text_target=texts, truncation=True, max_length=limit)["input_ids"]
+    long = [row for row, label in enumerate(labels) if len(label) > limit and not recipe.truncate_target]
+    if long:
+        what = f"a target of {len(labels[long[0]])} tokens, more than `max_target_length` ({limit})"
+        raise RowError(long[0], column, what, "Raise `max_target_length`, or set `truncate_target: true`.")
+    _check_not_empty(cut, column)
+    return cut
 
 
 def encode_causal(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:

@@ -16,7 +16,9 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
+from hf_interp.losses.per_example import IGNORE_INDEX
 from hf_interp.tasks.labels import BadValueError
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.utils.errors import check_known, import_extra
@@ -214,8 +216,13 @@ class SoundCollator:
 
 
 def labels_of(examples: Sequence[Mapping[str, Any]]) -> Media:
-    """Return the labels of examples as a tensor, if they have any."""
-    return {"labels": torch.tensor([each["labels"] for each in examples])} if "labels" in examples[0] else {}
+    """Return the labels of examples as a tensor, if they have any; lists of them are filled up with −100."""
+    labels = [torch.tensor(each["labels"]) for each in examples if "labels" in each]
+    if not labels:
+        return {}
+    if not labels[0].dim():
+        return {"labels": torch.stack(labels)}
+    return {"labels": nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)}
 
 
 def describe(example: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from hf_interp.losses.per_example import IGNORE_INDEX
+from hf_interp.tasks.speech import transcribe
 from hf_interp.utils.errors import import_extra
 
 
@@ -143,6 +144,20 @@ class Summary(_Metric):
         return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in scorer.rouge_types}
 
 
+class Transcripts(_Metric):
+    """Word and character error rates over all transcripts: edits by their words or characters, 0 at best.
+
+    jiwer counts: https://github.com/jitsi/jiwer
+    """
+
+    _predictions = _references = datasets.Value("string")
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        jiwer = import_extra("jiwer", "Error rates of transcripts need jiwer", "audio")
+        pair = list(references), list(predictions)
+        return {"wer": float(jiwer.wer(*pair)), "cer": float(jiwer.cer(*pair))}
+
+
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 
@@ -207,6 +222,25 @@ def generation_metrics(tokenizer: PreTrainedTokenizerBase, kinds: Sequence[type[
         return {**found, "generated_tokens": float(is_token.sum(axis=1).mean())}
 
     return compute_metrics
+
+
+def transcription_metrics(processor: Any, *, of_ctc: bool) -> ComputeMetrics:
+    """Return a `compute_metrics` of transcripts: of CTC's likeliest tokens of every frame, or of generated tokens."""
+    tokenizer = processor.tokenizer
+
+    def texts(tokens: Any, *, of_frames: bool) -> list[str]:
+        rows = np.where(tokens < 0, tokenizer.pad_token_id, tokens).tolist()
+        return [transcribe(processor, row, of_ctc=of_ctc, of_frames=of_frames) for row in rows]
+
+    return _computing(
+        [Transcripts], lambda found, labels: (texts(found, of_frames=of_ctc), texts(labels, of_frames=False))
+    )
+
+
+def likeliest_tokens(logits: Any, labels: Any) -> Any:
+    """Keep the tokens of logits (batch, frames, vocabulary) (`preprocess_logits_for_metrics`); tokens stay tokens."""
+    logits = logits[0] if isinstance(logits, (tuple, list)) else logits
+    return logits.argmax(dim=-1) if logits.is_floating_point() else logits
 
 
 def language_model_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -8,6 +8,7 @@ from transformers import AutoConfig
 
 from hf_interp.tasks.fitness import check_weights
 from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.speech import is_ctc
 from hf_interp.tasks.task import get_task
 from hf_interp.utils.errors import reading
 
@@ -45,8 +46,9 @@ def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -
             "id2label": dict(enumerate(label_names)),
             "label2id": {label: index for index, label in enumerate(label_names)},
         }
+    has_decoder = task.info.encoder_class is None or not is_ctc(recipe)
     with reading(f"The model {name_or_path!r}"):
-        model, found = getattr(transformers, task.info.auto_class).from_pretrained(
+        model, found = getattr(transformers, task.info.class_of(has_decoder=has_decoder)).from_pretrained(
             name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
     check_weights(model, found, name_or_path, list(label_names or []))

@@ -203,7 +203,7 @@ class Recipe:
             recommends, where the recipe does not set them, be it to null; `plan` and `train` print them.
         task: sequence-classification, token-classification, translation, summarization, seq2seq (the last three differ
             in their metrics), causal-lm, chat (causal-lm of dialogues), masked-lm, image-classification,
-            audio-classification, or a task of your own.
+            audio-classification, automatic-speech-recognition, or a task of your own.
         objectives: objectives that corpora may train beside the task, by name; a corpus or evaluation set chooses one
             by its `objective`. A task that needs no settings of its own, such as masked-lm, can be chosen without an
             entry.
@@ -225,7 +225,7 @@ class Recipe:
         augmentation: what is done to the images of training, at random: `shift` (up to this share of the width and
             height), `rotate` (up to so many degrees), `zoom` (up to this share), `flip` (the probability of mirroring),
             such as `{shift: 0.1, rotate: 10}`. It depends on the seed and the place in the run alone.
-        max_seconds: recordings are cut to so many seconds; by default they are not.
+        max_seconds: recordings to classify are cut to so many seconds; by default they are not.
         peft: an adapter: the name of a preset (lora, rslora, dora, adalora, ia3, prompt_tuning, bitfit, last_layers,
             head); a mapping with `preset` and the fields to change; or a PEFT configuration as a mapping with
             `peft_type`.

@@ -179,7 +179,7 @@ def open_run(recipe: Recipe, args: InterpolationConfig, folder: Path) -> tuple[T
     else:
         model = load_model(recipe, str(folder)).model
     prepare_model(recipe, task, model, data.tokenizer)
-    parts = task_parts(recipe, task, args, data.tokenizer, has_metrics=True)
+    parts = task_parts(recipe, task, args, data.tokenizer, model, has_metrics=True)
     trainer: Trainer = trainer_class(task)(model=model, args=args, processing_class=data.tokenizer, **parts)
     if parts["objectives"]:
         load_heads(model, folder)

@@ -64,6 +64,7 @@ from hf_interp.tasks.encoding import (
 )
 from hf_interp.tasks.media import ImageCollator, SoundCollator, check_images, check_sound
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
+from hf_interp.tasks.speech import check_speech, check_transcripts, encode_speech, is_ctc, prepare_speech
 from hf_interp.tasks.tokenizers import language_token
 from hf_interp.utils.errors import check_choice
 from hf_interp.utils.task_info import TASK_INFOS, TaskInfo
@@ -87,7 +88,8 @@ class Task:
         columns: (recipe, corpus) → the kinds of the columns that the corpus must have (see `hf_interp.tasks.columns`).
             What the file calls them is in the recipe: `text_column: review`, or `columns: {question: stem}`.
         encode: (tokenizer, recipe) → a function from a batch of columns to model inputs, for `Dataset.map`. Here and
-            below the tokenizer is an image processor where `info` says that the task takes images.
+            below the tokenizer is an image processor where `info` says that the task takes images, and so on.
+        check_rows: (name of the corpus, its rows, tokenizer, recipe) → raises `ValueError` for what only all rows tell.
         split: (tokenizer, recipe) → a function from a batch of columns to one in which long rows are several, so that
             an evaluation sees all of them; or `None`.
         collator: (tokenizer, recipe) → data collator.
@@ -96,7 +98,7 @@ class Task:
         num_labels: recipe → how many labels the head has; `None` where it has none. With a number, but for regression,
             the recipe must list `label_names`.
         is_packed: whether texts become examples of `max_length` tokens if the recipe says `packing`.
-        generates: whether evaluation generates, with `Seq2SeqTrainer`.
+        generates: whether evaluation generates, with `Seq2SeqTrainer`, if the model can.
         check: recipe → raises `ValueError` for what can be seen before anything is loaded.
         prepare: (tokenizer, model, recipe) → sets what generation needs of both.
     """
@@ -112,6 +114,7 @@ class Task:
     is_packed: bool = False
     generates: bool = False
     check: Callable[[Recipe], None] = lambda recipe: None
+    check_rows: Callable[[str, Any, Any, Recipe], None] = lambda name, rows, tokenizer, recipe: None
     prepare: Callable[[PreTrainedTokenizerBase, Any, Recipe], None] = lambda tokenizer, model, recipe: None
 
 
@@ -239,6 +242,18 @@ TASKS = TaskTable(
             encode=lambda tokenizer, recipe: encode_files("audio"),
             collator=lambda tokenizer, recipe: SoundCollator(tokenizer, recipe.max_seconds),
             check=check_sound,
+        ),
+        "automatic-speech-recognition": Task(
+            info=TASK_INFOS["automatic-speech-recognition"],
+            columns=lambda recipe, corpus: {"audio": "audio", "text": "text"},
+            encode=encode_speech,
+            collator=lambda processor, recipe: SoundCollator(processor.feature_extractor),
+            metrics=lambda processor, recipe: _metrics().transcription_metrics(processor, of_ctc=is_ctc(recipe)),
+            preprocess_logits=lambda: _metrics().likeliest_tokens,
+            generates=True,
+            check=check_speech,
+            check_rows=check_transcripts,
+            prepare=prepare_speech,
         ),
         "token-classification": Task(
             info=TASK_INFOS["token-classification"],

@@ -11,6 +11,7 @@ from hf_interp.tasks.dialogues import set_chat_template
 from hf_interp.tasks.fitness import check_tokenizer
 from hf_interp.tasks.media import EXTRAS
 from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.speech import set_language
 from hf_interp.utils.errors import import_extra, reading
 from hf_interp.utils.task_info import TASK_INFOS
 
@@ -21,13 +22,16 @@ def load_processor(recipe: Recipe) -> Any:
     if (takes := TASK_INFOS[recipe.task].takes) != "text":
         import_extra(*EXTRAS[takes])  # now, with the reason, and not by a processor that lacks it
     missing = "" if os.path.isdir(name) else " (there is no such folder)"
-    with reading(f"The model {name!r}{missing} (`model_name_or_path`)"):
+    both = "feature extractor and the tokenizer of the " if takes == "audio" and kind == "AutoProcessor" else ""
+    with reading(f"The {both}model {name!r}{missing} (`model_name_or_path`)"):
         found = getattr(transformers, kind).from_pretrained(
             name, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
         )
     if takes == "text":
         check_tokenizer(found, recipe)
         prepare_tokenizer(found, recipe)
+    elif both:
+        set_language(found, recipe)
     return found
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Trainer
 
 from hf_interp.losses.anchor import Anchor
-from hf_interp.losses.per_example import per_example_loss
+from hf_interp.losses.per_example import is_ctc, per_example_loss
 from hf_interp.losses.ref_model import shifts_labels, unwrap_peft
 from hf_interp.mixture.collators import OBJECTIVES_KEY
 from hf_interp.training.distilled_loss import DistilledLoss
@@ -116,7 +116,8 @@ class BatchLoss:
             added = None if smooths else mean_over_examples(inputs, outputs, unwrap_peft(self.trainer.model))
             loss = part_of_batch(loss, counts, self._totals, added) * self._factor
             num_items = self._totals[0].clamp(min=1)
-        if corpus is not None and self.run is not None and isinstance(labels, torch.Tensor):
+        aligned = not is_ctc(unwrap_peft(self.trainer.model))
+        if corpus is not None and self.run is not None and isinstance(labels, torch.Tensor) and aligned:
             self.run.note_losses(corpus, per_example_loss(outputs, labels, shift_labels=self.shifts_labels))
         if self.anchor is not None and ref_logits is not None:
             targets = labels if shifted is None else shifted

@@ -4,7 +4,7 @@
 Many heads do not keep to that (huggingface/transformers#47688), and the loss would depend on how a global batch is
 split into micro-batches. So no head is told of the global batch here: each returns the mean over the labels of its
 micro-batch, which is weighted with their share of all labels. What a head adds that is a mean over examples is weighted
-with the share of the examples: the second label of BERT's pretraining, and what balances the load of experts.
+with the share of the examples: the second label of BERT's pretraining, what balances the load of experts, and CTC.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_interp.losses.per_example import IGNORE_INDEX, count_labels
+from hf_interp.losses.per_example import IGNORE_INDEX, count_labels, is_ctc
 
 SECOND_LABELS = {"next_sentence_label": "seq_relationship_logits", "sentence_order_label": "sop_logits"}
 """Labels of examples beside those of tokens, and the outputs that predict them."""
@@ -64,6 +64,8 @@ def mean_over_examples(inputs: Mapping[str, Any], outputs: Any, model: nn.Module
     """Return what of a model's loss is a mean over examples and not over labels; `None` if nothing is."""
     if not isinstance(outputs, Mapping):
         return None
+    if is_ctc(model):  # each example's mean over its labels, and the mean of those
+        return outputs["loss"]  # type: ignore[no-any-return]
     found = [
         nn.functional.cross_entropy(outputs[logits].flatten(0, -2), inputs[label].flatten())
         for label, logits in SECOND_LABELS.items()

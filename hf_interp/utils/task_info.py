@@ -26,6 +26,8 @@ class TaskInfo:
 
     auto_class: str
     """Name of the transformers auto class."""
+    encoder_class: str | None = None
+    """That of models without a decoder, if the task has models with one and without."""
     pipeline_tag: str | None = None
     """The Hub's name for the task, if it has one."""
     peft_type: str | None = None
@@ -49,8 +51,12 @@ class TaskInfo:
 
     @property
     def processor(self) -> str:
-        """Name of the transformers auto class of its tokenizer, image processor or feature extractor."""
-        return PROCESSORS[self.takes]
+        """Name of the transformers auto class of its tokenizer, image processor or feature extractor, or of two."""
+        return "AutoProcessor" if self.takes != "text" and self.answer == "text" else PROCESSORS[self.takes]
+
+    def class_of(self, *, has_decoder: bool) -> str:
+        """Return the name of the auto class of a model."""
+        return self.auto_class if has_decoder else self.encoder_class or self.auto_class
 
 
 SPEECH_ENCODERS = (
@@ -164,6 +170,20 @@ TASK_INFOS: dict[str, TaskInfo] = {
         class_endings=("ForAudioClassification", *(f"{kind}ForSequenceClassification" for kind in SPEECH_ENCODERS)),
         takes="audio",
         answer="label",
+    ),
+    "automatic-speech-recognition": TaskInfo(
+        auto_class="AutoModelForSpeechSeq2Seq",
+        encoder_class="AutoModelForCTC",
+        pipeline_tag="automatic-speech-recognition",
+        class_endings=(
+            *("ForCTC", "ForSpeechToText", "SpeechEncoderDecoderModel"),
+            *(
+                f"{kind}ForConditionalGeneration"
+                for kind in ("Whisper", "Speech2Text", "Moonshine", "MoonshineStreaming")
+            ),
+        ),
+        takes="audio",
+        answer="text",
     ),
 }
 """By task. seq2seq has no name of its own on the Hub."""

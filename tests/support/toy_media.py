@@ -16,8 +16,16 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
     Wav2Vec2ForSequenceClassification,
+    Wav2Vec2Processor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
     set_seed,
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -83,6 +91,7 @@ def write_toy_vit(folder: Path, labels: Sequence[str] = (), size: int = 8) -> Pa
 
 TONES = ["low", "high"]
 RATE = 8000
+HEADS = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
@@ -104,18 +113,20 @@ def toy_wav(number: int, rate: int = RATE, channels: int = 1) -> bytes:
     return file.getvalue()
 
 
-def write_sounds(path: Path, numbers: Sequence[int], rate: int = RATE) -> Path:
-    """Write JSON lines with paths of sounds beside them."""
+def write_sounds(path: Path, numbers: Sequence[int], rate: int = RATE, answer: str = "label") -> Path:
+    """Write JSON lines with paths of sounds beside them, and what they are."""
     files = {f"sounds/{rate}_{number}.wav": toy_wav(number, rate) for number in numbers}
-    return _write_paths(path, "audio", files, [TONES[number % 2] for number in numbers])
+    return _write_paths(path, "audio", files, [TONES[number % 2] for number in numbers], answer)
 
 
-def _write_paths(path: Path, column: str, files: Mapping[str, bytes], labels: Sequence[str]) -> Path:
+def _write_paths(
+    path: Path, column: str, files: Mapping[str, bytes], labels: Sequence[str], answer: str = "label"
+) -> Path:
     """Write files, and beside them JSON lines with their paths and labels."""
     for name, content in files.items():
         (path.parent / name).parent.mkdir(parents=True, exist_ok=True)
         (path.parent / name).write_bytes(content)
-    rows = [{column: name, "label": label} for name, label in zip(files, labels, strict=True)]
+    rows = [{column: name, answer: label} for name, label in zip(files, labels, strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
 
@@ -131,14 +142,54 @@ def write_toy_ast(folder: Path, labels: Sequence[str]) -> Path:
     return folder
 
 
+def _toy_wav2vec2_config(**more: Any) -> Wav2Vec2Config:
+    layers = {"conv_dim": [8, 8], "conv_kernel": [10, 8], "conv_stride": [5, 8], "feat_extract_norm": "layer"}
+    sizes = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8}
+    dropouts = [f"{place}_dropout" for place in ("hidden", "attention", "feat_proj", "activation", "final")]
+    quiet = dict.fromkeys([*dropouts, "layerdrop", "mask_time_prob"], 0.0)
+    return Wav2Vec2Config(apply_spec_augment=False, **layers, **sizes, **quiet, **SIZES, **{"vocab_size": 20, **more})
+
+
 def write_toy_wav2vec2(folder: Path, labels: Sequence[str]) -> Path:
     """Write an untrained wav2vec2 with layer norms, which is told of padding, with its feature extractor."""
     set_seed(5)
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
-    layers = {"conv_dim": [8, 8], "conv_kernel": [10, 8], "conv_stride": [5, 8], "feat_extract_norm": "layer"}
-    more = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8}
-    quiet = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "mask_time_prob"), 0.0)
-    config = Wav2Vec2Config(vocab_size=20, apply_spec_augment=False, **layers, **more, **quiet, **SIZES, **names)
-    Wav2Vec2ForSequenceClassification(config).save_pretrained(folder)
+    Wav2Vec2ForSequenceClassification(_toy_wav2vec2_config(**names)).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True).save_pretrained(folder)
+    return folder
+
+
+MARKS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"eghilnoruwx"]
+"""Of the toy vocabulary of CTC: "low" and "high" and more can be written."""
+
+
+def write_toy_ctc(folder: Path) -> Path:
+    """Write an untrained wav2vec2 for CTC, with a vocabulary of single characters, which is told of padding."""
+    set_seed(5)
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = folder / "vocab.json"
+    vocabulary.write_text(json.dumps({mark: number for number, mark in enumerate(MARKS)}), "utf-8")
+    sizes = {"vocab_size": len(MARKS), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    Wav2Vec2ForCTC(_toy_wav2vec2_config(**sizes)).save_pretrained(folder)
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True)
+    Wav2Vec2Processor(extractor, Wav2Vec2CTCTokenizer(str(vocabulary))).save_pretrained(folder)
+    return folder
+
+
+def write_toy_whisper(folder: Path) -> Path:
+    """Write an untrained Whisper of one layer, which hears a second and writes single characters."""
+    set_seed(5)
+    ends = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    vocabulary = {mark: number for number, mark in enumerate([*ends, *map(chr, range(97, 123)), "\u0120"])}
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), ends[0])
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[], **special)
+    tokenizer.add_special_tokens({"additional_special_tokens": ends[1:]})
+    heads = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in HEADS.items()}
+    shape = {"d_model": 16, "num_mel_bins": 8, "max_source_positions": 50, "max_target_positions": 24}
+    tokens = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
+    model = WhisperForConditionalGeneration(WhisperConfig(vocab_size=len(tokenizer), **shape, **heads, **tokens))
+    model.generation_config.no_timestamps_token_id = 2
+    model.save_pretrained(folder)
+    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1)
+    WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
     return folder

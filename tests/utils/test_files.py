@@ -142,10 +142,17 @@ def test_mappings_and_numbers() -> None:
             parse_mapping("kwargs", text)
 
 
+SPEECH_WRITERS = ("moonshine", "moonshine_streaming", "speech-encoder-decoder", "speech_to_text", "speecht5", "whisper")
+"""Of those that write speech, the models that hear it alone: others are told in words what to do."""
+
 # The table of tasks agrees with the classes that transformers and PEFT have.
 
 
 CLASSES = {
+    "automatic-speech-recognition": {
+        **modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES,
+        **{kind: modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[kind] for kind in SPEECH_WRITERS},
+    },
     "audio-classification": modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "token-classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
@@ -169,7 +176,8 @@ def test_every_class_of_transformers_is_of_its_task() -> None:
 
 @pytest.mark.parametrize("name", TASK_INFOS)
 def test_the_class_of_a_task_exists(name: str) -> None:
-    assert hasattr(transformers, TASK_INFOS[name].auto_class)
+    for has_decoder in (True, False):
+        assert hasattr(transformers, TASK_INFOS[name].class_of(has_decoder=has_decoder))
 
 
 def test_adapters_name_their_task_and_its_class() -> None:
