@@ -27,7 +27,7 @@ from hf_interp.tasks.harness import Harness
 from hf_interp.tasks.methods import describe_method, format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.runs import check_metric, save_curve, scored_groups, scored_sets, search_run
-from hf_interp.tasks.splits import format_shared
+from hf_interp.tasks.splits import format_few, format_shared
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.model_info import count_parameters
 from hf_interp.training.progress import ProgressLine, show_by
@@ -63,7 +63,8 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
         harness = Harness(parsed)
         data = load_data(parsed, task)
     plan_data(data, args)  # now, so that bad input leaves nothing behind
-    for warning in format_shared(data.shared) if args.process_index == 0 else []:
+    few = format_few(data.measured_rows(), task.info.answer)
+    for warning in [*format_shared(data.shared), *few] if args.process_index == 0 else []:
         logger.warning(warning)
     push = prepare_push(args)
     folder, is_main = Path(args.output_dir or "."), args.process_index == 0

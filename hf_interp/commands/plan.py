@@ -28,7 +28,7 @@ from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.self_corpus import Made
 from hf_interp.tasks.speech import is_ctc, transcribe
-from hf_interp.tasks.splits import format_shared
+from hf_interp.tasks.splits import format_few, format_shared
 from hf_interp.tasks.task import get_task
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
 from hf_interp.training.config import InterpolationConfig
@@ -108,6 +108,8 @@ class Preview(NamedTuple):
     """How many examples of each training corpus have a label, by its name, where they have one each."""
     samples: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Of each training corpus some examples as the model will see them."""
+    few: Sequence[str] = ()
+    """A line on sets with too few rows to measure by, if there are any."""
     made: Sequence[str] = ()
     """Lines on what M₀ makes, or has made."""
     method: Sequence[str] = ()
@@ -182,6 +184,7 @@ def plan_recipe(
             for corpus in data.corpora
             if num_samples and f"corpora.{corpus.name}" not in unmade
         },
+        format_few(data.measured_rows(), task.info.answer),
         format_made(data.made),
         format_method(given),
         _memory(recipe, args, data) if estimates_memory else {},
@@ -274,6 +277,8 @@ def summarise(preview: Preview) -> dict[str, Any]:
         summary["method"] = preview.method[0]
     if preview.memory:
         summary["memory"] = dict(preview.memory)
+    if preview.few:
+        summary["few"] = list(preview.few)
     if preview.made:
         summary["made"] = list(preview.made)
     if preview.measured:
@@ -330,6 +335,7 @@ def format_plan(summary: Mapping[str, Any]) -> str:
     lines += summary.get("made", [])
     lines += [f"labels of {name}: {format_counts(counts)}" for name, counts in summary.get("labels", {}).items()]
     warnings = [*summary["warnings"], *format_cut(summary.get("cut", {})), *format_shared(summary.get("shared", {}))]
+    warnings += summary.get("few", [])
     lines += ["", *(f"Warning: {warning}" for warning in warnings)] if warnings else []
     for name, samples in summary.get("samples", {}).items():
         lines += ["", f"{name}, as the model will see it:", *(f"- {sample}" for sample in samples)]

@@ -92,6 +92,16 @@ class RecipeData:
     made: dict[str, Made] = field(default_factory=dict)
     """What M₀ makes, or has made, and where, likewise."""
 
+    def measured_rows(self) -> dict[str, int]:
+        """Return how many rows the sets that measure or choose have, by group and name, where that is known."""
+        groups = {"eval_corpora": self.eval_sets, "validation_corpora": self.validation_sets}
+        return {
+            f"{group}.{name}": len(found)
+            for group, sets in groups.items()
+            for name, found in sets.items()
+            if isinstance(found, datasets.Dataset)
+        }
+
     def by_field(self) -> dict[str, Any]:
         """Return all corpora and sets by the fields of the recipe that name them, such as corpora.domain."""
         groups = {"eval_corpora": self.eval_sets, "validation_corpora": self.validation_sets}

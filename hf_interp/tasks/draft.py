@@ -37,7 +37,7 @@ from hf_interp.tasks.models import label_names_of
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe
 from hf_interp.tasks.self_corpus import MAKERS, ROWS
-from hf_interp.tasks.splits import content_keys, count_shared, in_part
+from hf_interp.tasks.splits import content_keys, count_shared, format_few, in_part
 from hf_interp.tasks.task import check_task, get_task
 from hf_interp.tasks.tokenizers import prepare_tokenizer
 from hf_interp.utils.console import format_counts
@@ -345,6 +345,8 @@ def _decide_data(
         sets = {side: parts[group].entry for side, parts in divided.items()}
         draft.decide(group, sets | ({"general": made[group]} if group in made else {}), f"{reason}: {counts}")
     draft.examples = {side: parts["corpora"].size for side, parts in divided.items()}
+    sizes = {f"{group}.{side}": parts[group].size for side, parts in divided.items() for group in list(parts)[1:]}
+    draft.notes += format_few(sizes, TASK_INFOS[recipe.task].answer)
     if model.tokenizer is not None:
         _measure(draft, divided, recipe, model)
 

@@ -1,11 +1,14 @@
 """Inputs told apart by their content: parts of a corpus that share none, and rows of a set that were trained on."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+FEW, ENOUGH, FEW_TEXTS = 100, 400, 20  # rows of a set to measure by
 
 Keys = npt.NDArray[np.uint64]
 
@@ -61,6 +64,30 @@ def keep_part(
 def count_shared(keys: Keys, others: Sequence[Keys]) -> int:
     """Return how many inputs are among others."""
     return int(np.isin(keys, np.concatenate(others)).sum()) if others else 0
+
+
+def format_few(rows: Mapping[str, int], answer: str | None = None) -> list[str]:
+    """Return a sentence on the sets that have too few rows to measure by, if there are any.
+
+    A share of n rows, such as accuracy, lies within 1.96·√(¼ ÷ n) of that of all possible rows 19 times of 20, or
+    nearer. Of metrics of tokens, which `answer` tells, each row has many, and no such number is given.
+
+    >>> print(*format_few({"domain": 4, "general": 500}))
+    Few rows to measure by: `domain` 4. Metrics may be off by 49 points by chance (95%); with 400 rows it is 5.
+    """
+    of_tokens = answer in ("tags", "masks", "continuation")
+    few = {name: count for name, count in rows.items() if 0 < count < (FEW_TEXTS if of_tokens else FEW)}
+    if not few:
+        return []
+    counts = ", ".join(f"`{name}` {count:,}" for name, count in few.items())
+    least = f"Metrics may be off by {_points(min(few.values())):.0f} points by chance (95%); with {ENOUGH} rows it is"
+    rest = "What they show may not hold for others" if of_tokens else f"{least} {_points(ENOUGH):.0f}"
+    return [f"Few rows to measure by: {counts}. {rest}."]
+
+
+def _points(rows: int) -> float:
+    """Return half the width of a 95% interval of a share, in percentage points, where it is widest."""
+    return 100 * 1.96 * math.sqrt(0.25 / rows)
 
 
 def format_shared(shared: Mapping[str, Sequence[int]]) -> list[str]:

@@ -1,6 +1,7 @@
 """The preview of a recipe against the trainer that follows it."""
 
 import json
+import math
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import accumulate
@@ -108,8 +109,9 @@ def test_the_text_tells_every_number(toy_recipe: dict[str, Any], write_recipe: C
     exhausted = [f"{plan.exhausted_at(index):,}" for index in (0, 1)]
     assert ["general", "general", "40", "100.0%", "2,000", f"{general['tokens']:,}", "50.00", exhausted[0]] in cells
     assert ["domain", "domain", "12", "100.0%", "2,000", f"{domain['tokens']:,}", "166.67", exhausted[1]] in cells
-    assert lines[-2].startswith("Warning: Corpus 'general' is read 50.0 times")
-    assert lines[-1].startswith("Warning: Corpus 'domain' is read 166.7 times")
+    assert lines[-3].startswith("Warning: Corpus 'general' is read 50.0 times")
+    assert lines[-2].startswith("Warning: Corpus 'domain' is read 166.7 times")
+    assert lines[-1].startswith("Warning: Few rows to measure by: ")
 
 
 def test_the_borders_of_epochs_are_told(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
@@ -123,6 +125,15 @@ def test_the_borders_of_epochs_are_told(toy_recipe: dict[str, Any], write_recipe
 
 
 def test_a_plan_without_warnings_has_none(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    few = format_plan(summarise(plan_recipe(str(write_recipe(toy_recipe))))).rpartition("Warning: ")[2]
+    groups = {"eval_corpora": 16, "validation_corpora": 12}
+    counts = ", ".join(f"`{group}.{side}` {count}" for group, count in groups.items() for side in ("general", "domain"))
+    off, enough = (196 * math.sqrt(0.25 / count) for count in (12, 400))
+    assert few.startswith(f"Few rows to measure by: {counts}. Metrics may be off by {off:.0f} points by chance (95%)")
+    assert few.endswith(f"with 400 rows it is {enough:.0f}.")
+    for group, count in groups.items():
+        sets = {side: {"path": [entry["path"]] * (100 // count + 1)} for side, entry in toy_recipe[group].items()}
+        toy_recipe[group] = sets
     text = format_plan(summarise(plan_recipe(str(write_recipe(toy_recipe)))))
     assert "Warning" not in text
     assert text.count("never") == 2  # neither corpus is read through
