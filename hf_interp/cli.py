@@ -411,13 +411,10 @@ def _curve(args: argparse.Namespace, flags: Flags) -> None:
 def _audit(args: argparse.Namespace, flags: Flags) -> None:
     """Measure what a trained run tells of the rows that it was trained on, at every α."""
     from hf_interp.commands.audit import audit_run
-    from hf_interp.reporting.audits import AUDIT_PLOT_NAME, describe_audit, leak_table
-    from hf_interp.utils.console import format_table
+    from hf_interp.reporting.audits import AUDIT_PLOT_NAME, format_audit
 
     audit, folder = audit_run(args.run, flags, corpus=args.corpus, num_examples=args.examples)
-    table = leak_table(audit)
-    text = f"{format_table(table[0], table[1:])}\n{describe_audit(audit)}"
-    _print_found(args, audit, f"{text}\n{RESULTS_NAME} and {AUDIT_PLOT_NAME} are in {folder}.")
+    _print_found(args, audit, f"{format_audit(audit)}\n{RESULTS_NAME} and {AUDIT_PLOT_NAME} are in {folder}.")
 
 
 @command(

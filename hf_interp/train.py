@@ -21,12 +21,13 @@ from hf_interp.reporting.hub import check_name, make_repo, push_run, render_card
 from hf_interp.reporting.plots import plot_run
 from hf_interp.reporting.results import RunResults, save_results
 from hf_interp.selection.groups import check_gap, measure_groups
+from hf_interp.selection.leaks import compare_pairs
 from hf_interp.selection.scoring import check_whole_weights
 from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, format_cut, load_data, plan_data
 from hf_interp.tasks.harness import Harness
 from hf_interp.tasks.methods import describe_method, format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
-from hf_interp.tasks.runs import check_metric, save_curve, scored_groups, scored_sets, search_run
+from hf_interp.tasks.runs import check_metric, find_members, save_curve, scored_groups, scored_sets, search_run
 from hf_interp.tasks.splits import format_few, format_shared
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.model_info import count_parameters
@@ -62,7 +63,9 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     with args.main_process_first(desc="loading and tokenising the corpora"):
         harness = Harness(parsed)
         data = load_data(parsed, task)
-    plan_data(data, args)  # now, so that bad input leaves nothing behind
+    plan = plan_data(data, args)  # now, so that bad input leaves nothing behind
+    if parsed.alpha_search is not None and parsed.alpha_search.max_leakage is not None and not plan.is_adaptive:
+        find_members(parsed, data.tokenizer, plan)
     few = format_few(data.measured_rows(), task.info.answer)
     for warning in [*format_shared(data.shared), *few] if args.process_index == 0 else []:
         logger.warning(warning)
@@ -83,15 +86,16 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
             check_metric(trainer, parsed.alpha_search, scored_sets(data))
             check_gap(parsed.alpha_search, scored_groups(data))
         grouped = (trainer, data.eval_sets, data.groups.get("eval_corpora", {}), parsed.alpha_search)
-        groups = {"base": measure_groups(*grouped)}
+        groups, pairs = {"base": measure_groups(*grouped)}, {"base": compare_pairs(trainer, data.pairs)}
         harness.measure(trainer, 0.0)
         trainer.train(resume_from_checkpoint=read_resume(args.resume_from_checkpoint))
         trainer.save_model()
         evaluate_at_end(trainer)
-        groups["final"] = measure_groups(*grouped)
+        groups["final"], pairs["final"] = measure_groups(*grouped), compare_pairs(trainer, data.pairs)
         harness.measure(trainer, 1.0)
         results = trainer.results()
         results.groups = {name: {part: groups[part][name] for part in groups} for name in groups["final"]}
+        results.pairs = {name: {part: pairs[part][name] for part in pairs} for name in data.pairs}
         results.cut = {name: list(counts) for name, counts in data.cut.items()}
         results.method, results.packed = describe_method(recipe), data.packed
         results.made = {name: found.text for name, found in data.made.items()}
@@ -103,7 +107,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
             plot_run(results, folder / RUN_PLOT_NAME)
         if parsed.alpha_search is not None:
             progress.note(trainer.state, "choosing α of the weights")
-            curve = search_run(trainer, parsed, data, apply=True)
+            curve = search_run(trainer, parsed, data, trainer.plan, apply=True)
             trainer.save_model(str(folder / INTERPOLATED_NAME))
             harness.measure(trainer, curve.alpha)
             if is_main:

@@ -29,7 +29,7 @@ from hf_interp.reporting.results import (
     save_results,
     spread,
 )
-from hf_interp.selection.choice import AlphaSearch, check_no_gap
+from hf_interp.selection.choice import AlphaSearch, check_no_limits
 from hf_interp.selection.scoring import halves
 from hf_interp.tasks.build import RecipeData, build_trainer, check_recipe, evaluate_at_end, load_data, plan_data
 from hf_interp.tasks.parsing import parse_recipe
@@ -111,7 +111,7 @@ def compare(
             "Name them under `eval_corpora`."
         )
     parsed.alpha_search = parsed.alpha_search or AlphaSearch()
-    check_no_gap(parsed.alpha_search, "a comparison")
+    check_no_limits(parsed.alpha_search, "a comparison")
     task = check_recipe(parsed, args)
     data = _with_validation(load_data(parsed, task))
     if args.max_steps < 0:  # epochs, of which other α make other numbers of steps: a comparison is at equal steps

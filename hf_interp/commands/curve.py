@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from hf_interp.commands.verify import load_order
 from hf_interp.reporting.audits import save_harness
 from hf_interp.reporting.card import save_card
 from hf_interp.reporting.curve import AlphaCurve
@@ -43,7 +44,9 @@ def curve_run(
     trainer, data = open_run(recipe, args, folder)
     for alpha in over_alpha(trainer, recipe) if with_harness else ():
         harness.measure(trainer, alpha)
-    curve = search_run(trainer, recipe, data, apply=save_model)
+    limits_leakage = recipe.alpha_search is not None and recipe.alpha_search.max_leakage is not None
+    plan = load_order(folder).plan if limits_leakage else None
+    curve = search_run(trainer, recipe, data, plan, apply=save_model)
     if save_model:
         trainer.save_model(str(folder / INTERPOLATED_NAME))
         harness.measure(trainer, curve.alpha)

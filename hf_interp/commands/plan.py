@@ -25,6 +25,7 @@ from hf_interp.tasks.build import RecipeData, check_recipe, format_cut, load_dat
 from hf_interp.tasks.media import describe
 from hf_interp.tasks.methods import format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
+from hf_interp.tasks.probes import format_canaries
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.self_corpus import Made
 from hf_interp.tasks.speech import is_ctc, transcribe
@@ -111,7 +112,7 @@ class Preview(NamedTuple):
     few: Sequence[str] = ()
     """A line on sets with too few rows to measure by, if there are any."""
     made: Sequence[str] = ()
-    """Lines on what M₀ makes, or has made."""
+    """Lines on what M₀ makes, or has made, and on what is planted."""
     method: Sequence[str] = ()
     """A line on what the recipe's `method` sets, if it has one."""
     memory: Mapping[str, int] = MappingProxyType({})
@@ -185,7 +186,7 @@ def plan_recipe(
             if num_samples and f"corpora.{corpus.name}" not in unmade
         },
         format_few(data.measured_rows(), task.info.answer),
-        format_made(data.made),
+        [*format_made(data.made), *format_canaries(recipe)],
         format_method(given),
         _memory(recipe, args, data) if estimates_memory else {},
         _measure(given, data) if measure else {},

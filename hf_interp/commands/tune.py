@@ -18,7 +18,7 @@ from hf_interp.commands.compare import CountCells, quiet_bar, quiet_trainer, tra
 from hf_interp.commands.search_space import ALPHA_FIELDS, Space, make_space
 from hf_interp.reporting.plots import plot_tuning
 from hf_interp.reporting.results import evaluations, forgetting, less_is_better, main_metric, save_results
-from hf_interp.selection.choice import AlphaSearch, check_no_gap, choose_alpha
+from hf_interp.selection.choice import AlphaSearch, check_no_limits, choose_alpha
 from hf_interp.tasks.build import RecipeData, check_recipe, load_data, plan_data
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import Recipe, with_alpha
@@ -260,7 +260,7 @@ def choose_search(recipe: Recipe) -> AlphaSearch:
             f"A search over the settings of α needs the set {search.domain!r}, but `{group}` has {names}. Name it "
             "there."
         )
-    check_no_gap(search, "a search over the settings of α")
+    check_no_limits(search, "a search over the settings of α")
     if search.objective == "knee":
         raise ValueError(
             "`alpha_search.objective` must not be 'knee' here: a knee belongs to the curve of one run. Take "

@@ -1,15 +1,16 @@
-"""What is told of a model by group of people, of its training rows, and by lm-eval: tables, and charts over α.
+"""What is told of a model by group of people, by pairs of texts, of its training rows, and by lm-eval: tables, charts.
 
 No torch. An account is what `hf_interp.selection.groups` finds of one column: the metric of every group with enough
 rows, the worst first, the gap between the worst and the best, and which groups were too small.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import log2
 from pathlib import Path
 from typing import Any
 
 from hf_interp.reporting.charts import Chart, Series, draw_panels, save_figure
-from hf_interp.reporting.colours import DOMAIN, other_style
+from hf_interp.reporting.colours import DOMAIN, NEUTRAL, other_style
 from hf_interp.reporting.curve import AlphaCurve, number, short_alpha, with_error
 from hf_interp.reporting.results import RunResults, save_results
 from hf_interp.utils.console import format_table
@@ -25,6 +26,8 @@ DETAILS = {
 }
 PARITIES = {"gap": "gap", "equalised_odds": "equalised odds", "demographic_parity": "demographic parity"}
 DASH = "–"
+LEVEL = {"color": NEUTRAL, "linestyle": ":"}
+UNLEARNED = 1.44  # bits: the mean of log2(1024) - log2(rank) over all ranks from 1 to 1024
 SHOWN = 6  # groups with too few rows that are listed
 
 AUDIT_PLOT_NAME, HARNESS_PLOT_NAME = "audit.png", "harness.png"
@@ -69,9 +72,40 @@ def gap_table(found: Mapping[tuple[str, str], Mapping[str, Account]]) -> Rows:
 
 
 def format_gaps(results: RunResults | None, curve: AlphaCurve | None = None) -> list[str]:
-    """Return the table of gaps as lines of a text; none where there are no groups."""
-    rows = gap_table(accounts(results, curve))
-    return ["", format_table(rows[0], rows[1:])] if rows[1:] else []
+    """Return the tables of gaps and of pairs as lines of a text; none where there are no groups, or no pairs."""
+    tables = gap_table(accounts(results, curve)), pair_table(results, curve)
+    return [line for rows in tables if rows[1:] for line in ("", format_table(rows[0], rows[1:]))]
+
+
+def pair_table(results: RunResults | None, curve: AlphaCurve | None = None) -> Rows:
+    """Return for every set of pairs and model in how many pairs the first text is likelier, and by how much."""
+    rows = [["set", "model", "pairs", "first text likelier", "difference of log-likelihoods, in nats"]]
+    found = {name: {"M₀": one["base"], "M_θ": one["final"]} for name, one in (results.pairs if results else {}).items()}
+    for name, places in (curve.pairs if curve else {}).items():
+        of_alpha = (
+            {short_alpha(alpha): place for alpha, place in zip(curve.alphas, places, strict=True)} if curve else {}
+        )
+        found[name] = {f"α = {alpha}": place for alpha, place in of_alpha.items()}
+    for name, models in found.items():
+        for model, account in models.items():
+            shown = [_with_interval(**account[key]) for key in ("preferred", "difference")]
+            rows.append([name, model, f"{account['num']:,}", *shown])
+    return rows
+
+
+def pairs_over_alpha(curve: AlphaCurve) -> list[Chart]:
+    """Return for every set of pairs in how many the first text is likelier, over α."""
+    charts = []
+    for name, places in curve.pairs.items():
+        found = [account["preferred"] for account in places]
+        chart = Chart(title=f"Pairs of {name} whose first text is likelier", x_name="α", y_name="share of pairs")
+        series = Series(label="first text likelier, with 95% intervals", points=[], style=other_style(0))
+        series.points = [(alpha, one["value"]) for alpha, one in zip(curve.alphas, found, strict=True)]
+        series.low, series.high = [one["low"] for one in found], [one["high"] for one in found]
+        level = Series(label="no preference", points=[(curve.alphas[0], 0.5), (curve.alphas[-1], 0.5)], style=LEVEL)
+        chart.series, chart.lines = [series, level], [("chosen", curve.alpha, "-")]
+        charts.append(chart)
+    return charts
 
 
 def group_table(account: Account, most: int | None = None) -> Rows:
@@ -141,6 +175,27 @@ def leak_table(audit: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def canary_table(audit: Mapping[str, Any]) -> Rows:
+    """Return by α the metric and the exposure of the canaries."""
+    most = f"likelier than all {audit['references']:,} others"
+    rows = [["α", f"{audit['set']} {audit['metric']}", "mean exposure, in bits", most]]
+    for point in audit["points"]:
+        exposure, utility = point["exposure"], number(point["utility"]["value"])
+        bits, first = _with_interval(**exposure["bits"]), f"{exposure['first']} of {audit['canaries']}"
+        rows.append([short_alpha(point["alpha"]), utility, bits, first])
+    return rows
+
+
+def describe_canaries(audit: Mapping[str, Any]) -> str:
+    """Return in a sentence what was planted."""
+    return (
+        f"{audit['canaries']:,} random sequences were planted in {audit['corpus']} and are ranked among "
+        f"{audit['references']:,} others that were drawn alike and never planted; a sequence that was not learned has "
+        f"an exposure of {UNLEARNED} bits on average, and one that is likelier than all others of "
+        f"{log2(audit['references'] + 1):.4g}."
+    )
+
+
 def describe_audit(audit: Mapping[str, Any]) -> str:
     """Return in a sentence which rows were told apart."""
     sizes = audit["num_examples"]
@@ -151,6 +206,13 @@ def describe_audit(audit: Mapping[str, Any]) -> str:
         f"{audit['set']} that it has not ({sizes['left_out']:,} stand in both and are left out); an AUC of 0.5 is "
         f"guessing{fewest if share else ''}."
     )
+
+
+def format_audit(audit: Mapping[str, Any]) -> str:
+    """Return the tables of an audit as a text, each with what it is of."""
+    tables = [(leak_table(audit), describe_audit(audit))]
+    tables += [(canary_table(audit), describe_canaries(audit))] if "canaries" in audit else []
+    return "\n\n".join(f"{format_table(rows[0], rows[1:])}\n{text}" for rows, text in tables)
 
 
 def leak_charts(audit: Mapping[str, Any]) -> list[Chart]:
@@ -176,7 +238,23 @@ def leak_charts(audit: Mapping[str, Any]) -> list[Chart]:
     ]
     against.notes = [(path[0], "M₀"), (path[-1], "M_θ")]
     against.spare_notes = [(place, short_alpha(point["alpha"])) for place, point in zip(path, points, strict=True)]
-    return [over, against]
+    return [over, against, *([_exposure_chart(audit)] if "canaries" in audit else [])]
+
+
+def _exposure_chart(audit: Mapping[str, Any]) -> Chart:
+    """Return the exposure of the canaries over α."""
+    chart = Chart(title="Canaries that M_α has learned", x_name="α", y_name="mean exposure, in bits")
+    alphas, found = [point["alpha"] for point in audit["points"]], [point["exposure"] for point in audit["points"]]
+    series = Series(label=f"{audit['canaries']} canaries", points=[], style=other_style(0))
+    series.points = [(alpha, one["bits"]["value"]) for alpha, one in zip(alphas, found, strict=True)]
+    if audit["canaries"] > 1:
+        series.label += ", with 95% intervals"
+        series.low, series.high = ([one["bits"][end] for one in found] for end in ("low", "high"))
+    level = Series(
+        label="never seen, on average", points=[(alphas[0], UNLEARNED), (alphas[-1], UNLEARNED)], style=LEVEL
+    )
+    chart.series = [series, level]
+    return chart
 
 
 def name_task(entry: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_interp.reporting.audits import accounts, describe_audit, gap_table, group_table, harness_table, leak_table
+from hf_interp.reporting import audits
 from hf_interp.reporting.curve import AlphaCurve, count_examples, curve_table, number, short_alpha
 from hf_interp.reporting.results import Comparison, RunResults, spread
 from hf_interp.utils.console import format_table
@@ -123,7 +123,8 @@ def model_card(
         "sets": _sets(facts),
         "training": _training(facts),
         "ways": _ways(facts),
-        "groups": accounts(results, curve),
+        "groups": audits.accounts(results, curve),
+        "pairs": audits.pair_table(results, curve),
     }
     data = _card_data(facts, curve, metadata, name=name, interpolated=interpolated)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_render(context, facts)}")
@@ -256,8 +257,8 @@ def _render(context: Mapping[str, Any], facts: _Facts) -> str:
         return Markdown(repr(facts.plain(value)))
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, finalize=facts.say, trim_blocks=True)
-    tables = (table, curve_table, count_examples, describe_audit, gap_table, group_table, harness_table, leak_table)
-    environment.globals |= {function.__name__: function for function in tables}
+    functions = (table, curve_table, count_examples)
+    environment.globals |= {"audits": audits, **{function.__name__: function for function in functions}}
     environment.filters |= {"literal": literal, "number": number, "short_alpha": short_alpha}
     text = resources.files("hf_interp.reporting").joinpath("model_card.md").read_text(encoding="utf-8")
     body = environment.from_string(text).render(context)
@@ -362,6 +363,12 @@ def _ways(facts: _Facts) -> list[str]:
     found = [f"The recipe's method is {method['name']}, which sets {fields or 'nothing more'}."] if method else []
     if distilled:
         found.append(f"The predictions of M₀ were the targets of {', '.join(distilled)} (objective distill).")
+    planted = {name: corpus.get("canaries") for name, corpus in (facts.recipe.get("corpora") or {}).items()}
+    found += [
+        f"{count:,} random sequences (canaries) were planted in {name}, to measure what is learned by heart."
+        for name, count in planted.items()
+        if count
+    ]
     if begin is not None:
         found.append(f"M_θ is the mean of the weights after each step from {begin:.0%} of the run on (average_from).")
     return found

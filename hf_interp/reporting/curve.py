@@ -46,6 +46,8 @@ class AlphaCurve:
         warnings: what a reader should know before trusting it.
         base, finetuned: names or folders of M₀ and M_θ.
         groups: set → an account by group of the report examples at every α (see `hf_interp.reporting.audits`).
+        pairs: set → at every α, how often the first text of a pair is likelier, likewise.
+        leakage: at every α, how well two attacks tell training rows from others, where `max_leakage` limits it.
         weights: fingerprints of the weights' files: of M_θ (`finetuned`), and of M_α (`interpolated`) if it is saved.
     """
 
@@ -68,6 +70,8 @@ class AlphaCurve:
     base: str | None = None
     finetuned: str | None = None
     groups: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    pairs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    leakage: list[dict[str, Any]] = field(default_factory=list)
     weights: dict[str, str | None] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())

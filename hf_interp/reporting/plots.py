@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hf_interp.mixture.plan import MixturePlan
-from hf_interp.reporting.audits import gaps_over_alpha, harness_charts, leak_charts
+from hf_interp.reporting.audits import gaps_over_alpha, harness_charts, leak_charts, pairs_over_alpha
 from hf_interp.reporting.charts import Chart, Point, Series, draw_panels, save_figure, spread_over
 from hf_interp.reporting.colours import ALPHA, DOMAIN, NEUTRAL, OTHERS, other_style, set_style, side_style
 from hf_interp.reporting.curve import AlphaCurve, pareto_front, short_alpha
@@ -57,9 +57,10 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str], metric
 def plot_curve(curve: AlphaCurve, path: str | os.PathLike[str]) -> None:
     """Write a picture of the metric over α with 95% intervals, and of the sides against each other.
 
-    Both show the examples that the choice of α has not seen, as do the gaps between groups, if there are some.
+    Both show the examples that the choice of α has not seen, as do the gaps between groups, if there are some. Of
+    pairs of texts all are shown.
     """
-    save_figure(draw_panels([metrics_over_alpha([curve]), frontier(curve), *gaps_over_alpha(curve)]), path)
+    save_figure(draw_panels([metrics_over_alpha([curve]), frontier(curve), *_beside(curve)]), path)
 
 
 def plot_tuning(
@@ -105,8 +106,13 @@ def of_curves(runs: Sequence[Run]) -> list[Chart]:
     """Return the charts of the searches over α among runs of one recipe."""
     curves = [(run.seed, run.curve) for run in runs if run.curve is not None]
     charts = [frontier(curve, f"Seed {seed}: " if len(runs) > 1 else "") for seed, curve in curves]
-    gaps = [chart for _, curve in curves for chart in gaps_over_alpha(curve)]
-    return [metrics_over_alpha([curve for _, curve in curves]), *charts, *gaps]
+    beside = [chart for _, curve in curves for chart in _beside(curve)]
+    return [metrics_over_alpha([curve for _, curve in curves]), *charts, *beside]
+
+
+def _beside(curve: AlphaCurve) -> list[Chart]:
+    """Return the charts of what is measured beside the sides."""
+    return [*gaps_over_alpha(curve), *pairs_over_alpha(curve)]
 
 
 def trade_off(methods: Sequence[Method], metrics: Mapping[str, str]) -> Chart:

@@ -16,7 +16,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hf_interp.reporting import plots
-from hf_interp.reporting.audits import accounts, gap_table, group_table, harness_table, leak_table
+from hf_interp.reporting.audits import (
+    accounts,
+    canary_table,
+    gap_table,
+    group_table,
+    harness_table,
+    leak_table,
+    pair_table,
+)
 from hf_interp.reporting.charts import FEW, Chart, Series, draw_svg
 from hf_interp.reporting.colours import NEUTRAL
 from hf_interp.reporting.curve import AlphaCurve, short_alpha
@@ -253,13 +261,17 @@ def _over_alpha(curves: Sequence[AlphaCurve]) -> Rows:
 
 
 def _by_group(run: Run) -> dict[str, Rows]:
-    """Return titled tables of what is known of a run by group, by lm-eval, and of its training rows."""
+    """Return titled tables of what is known of a run by group, by pairs, by lm-eval, and of its training rows."""
     found = accounts(run.results, run.curve)
     tables = {f"Gaps between groups ({run.name})": gap_table(found)} if found else {}
+    if len(pairs := pair_table(run.results, run.curve)) > 1:
+        tables[f"Pairs of texts ({run.name})"] = pairs
     if run.results.harness:
         tables[f"Tasks of lm-eval ({run.name})"] = harness_table(run.results.harness)
     if run.results.audit:
         tables[f"Membership inference ({run.name})"] = leak_table(run.results.audit)
+    if "canaries" in run.results.audit:
+        tables[f"Exposure of canaries ({run.name})"] = canary_table(run.results.audit)
     for (name, column), models in found.items():
         model, account = list(models.items())[-1]
         tables[f"{model} by {column} in {name} ({run.name})"] = group_table(account)

@@ -57,6 +57,7 @@ class RunResults:
         cut: how many rows were longer than `max_length`, of how many, by corpora.domain, eval_corpora.general, ...
         made: what M₀ made before training, in words, likewise.
         groups: evaluation set → column → an account by group of M₀ (`base`) and of the trained model (`final`).
+        pairs: set of pairs of texts → how often M₀ (`base`) and the trained model (`final`) prefer the first.
         audit: what `hf-interp audit` found of the trained model, by α.
         harness: what lm-eval found of M₀, M_α and M_θ: of every task and metric the score by α.
         local_paths: what in recipe, settings and model was a path where the run was, and no name on the Hub.
@@ -82,6 +83,7 @@ class RunResults:
     cut: dict[str, list[int]] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pairs: dict[str, dict[str, Any]] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
     harness: list[dict[str, Any]] = field(default_factory=list)
     local_paths: list[str] = field(default_factory=list)

@@ -18,6 +18,9 @@ METHODS = ("auto", "grid", "golden")
 SMOOTH_OBJECTIVES = ("domain", "mean")
 """Objectives that are smooth in α if the metric is a loss."""
 
+LIMITS = {"max_group_gap": "group gap", "max_leakage": "leakage"}
+"""Limits on what is measured beside the sides → its name in a reason."""
+
 MAX_ALPHAS = 1000  # each of them is an evaluation of both sides
 CHUNK = 2**22  # resampled units that are held in memory at once
 
@@ -39,6 +42,9 @@ class AlphaSearch:
         max_forgetting: by how much the general metric may be worse than M₀'s, for constrained.
         max_group_gap: how far the metric of the worst group may be from that of the best, for constrained: in every
             column of `group_columns` of the sets by which α is chosen. By default there is no such limit.
+        max_leakage: how well M_α may tell rows that it was trained on from others, for constrained: the AUC of the
+            better of the two attacks of `hf-interp audit`, where 0.5 is guessing, so in [0.5, 1]. By default there is
+            no such limit.
         domain_weight: weight of the domain in mean and harmonic, in [0, 1].
         prefer_trained: take M_θ where the examples do not tell it from the best: where the 95% interval of the best α
             holds 1, and M_θ keeps the constraint, if there is one.
@@ -60,6 +66,7 @@ class AlphaSearch:
     alphas: int | list[float] = 11
     max_forgetting: float = 0.01
     max_group_gap: float | None = None
+    max_leakage: float | None = None
     domain_weight: float = 0.5
     prefer_trained: bool = True
     one_standard_error: bool = True
@@ -75,8 +82,11 @@ class AlphaSearch:
         for name in ("max_forgetting", "max_group_gap"):
             if (limit := getattr(self, name)) is not None and not 0 <= limit < math.inf:
                 raise ValueError(f"`{name}` must be at least 0 and finite, got {limit}.")
-        if self.max_group_gap is not None and self.objective != "constrained":
-            raise ValueError(f"`max_group_gap` needs the objective 'constrained', got {self.objective!r}.")
+        if self.max_leakage is not None and not 0.5 <= self.max_leakage <= 1:
+            raise ValueError(f"`max_leakage` must lie in [0.5, 1], where 0.5 is guessing, got {self.max_leakage}.")
+        for name in LIMITS:
+            if getattr(self, name) is not None and self.objective != "constrained":
+                raise ValueError(f"`{name}` needs the objective 'constrained', got {self.objective!r}.")
         if not 0 <= self.domain_weight <= 1:
             raise ValueError(f"`domain_weight` must lie in [0, 1], got {self.domain_weight}.")
         if self.metric is not None:
@@ -144,6 +154,7 @@ def choose_alpha(
     greater_is_better: bool = True,
     metric: str = "metric",
     group_gaps: npt.ArrayLike | None = None,
+    leakage: npt.ArrayLike | None = None,
     num_examples: Mapping[str, int] | None = None,
     num_resamples: int = 1000,
 ) -> Choice:
@@ -152,8 +163,8 @@ def choose_alpha(
     With d(α) and g(α) the metrics of the two sides, turned so that more is better, the objective is
     - "domain": d;
     - "constrained": d where g ≥ g(0) − max_forgetting, which α = 0 itself always meets, and where the gap between
-      groups is at most `max_group_gap`, if given; where no α keeps both, that with the smallest gap of those that keep
-      the former;
+      groups is at most `max_group_gap`, and the leakage at most `max_leakage`, if given; where no α keeps all, that
+      which is least above these limits of those that keep the former;
     - "mean": w·d + (1 − w)·g with w = `domain_weight`;
     - "harmonic": 1 / (w/d + (1 − w)/g), and 0 where d or g is 0;
     - "knee": see `find_knee`; where there is no knee, d.
@@ -177,7 +188,7 @@ def choose_alpha(
         search: the settings.
         greater_is_better: whether more of the metric is better.
         metric: what the metric is called in the reason.
-        group_gaps: the gap between groups at each α, if `max_group_gap` limits it: (num_alphas,).
+        group_gaps, leakage: the gap between groups, and the leakage, at each α, if they are limited: (num_alphas,).
         num_examples: how many examples of each side the reason speaks of, if any.
         num_resamples: bootstrap resamples; 0 for no interval.
 
@@ -200,7 +211,11 @@ def choose_alpha(
         alphas=places[order],
         domain=sign * check_units("domain", domain, places)[order],
         general=sign * check_units("general", general, places)[order],
-        gaps=None if group_gaps is None else np.asarray(group_gaps, dtype=np.float64)[order],
+        limited=[
+            (LIMITS[name], np.asarray(values, dtype=np.float64)[order], getattr(search, name))
+            for name, values in zip(LIMITS, (group_gaps, leakage), strict=True)
+            if values is not None and getattr(search, name) is not None
+        ],
     )
     if search.objective == "constrained" and 0 not in places:
         raise ValueError(
@@ -245,15 +260,13 @@ class _Objective:
     alphas: FloatArray
     domain: FloatArray
     general: FloatArray
-    gaps: FloatArray | None = None
+    limited: Sequence[tuple[str, FloatArray, float]] = ()
+    """Names of what else is limited, its values, and the limit."""
 
-    def fair(self) -> npt.NDArray[np.bool_]:
-        """Return which α keep the limit on the gap, if there is one; where none that may be chosen does, the best."""
-        if self.gaps is None or self.search.max_group_gap is None:
-            return np.ones(len(self.alphas), dtype=bool)
-        within = self.gaps <= self.search.max_group_gap + SLACK
-        kept = self._keeps(self.general.mean(axis=1))
-        return within if (within & kept).any() else self.gaps <= self.gaps[kept].min() + SLACK
+    def within(self) -> npt.NDArray[np.bool_]:
+        """Return which α keep the other limits; where none that may be chosen does, those least above them."""
+        above = sum((np.maximum(values - most, 0) for _, values, most in self.limited), np.zeros(len(self.alphas)))
+        return np.asarray(above <= above[self._keeps(self.general.mean(axis=1))].min() + SLACK)
 
     def _keeps(self, general: FloatArray) -> npt.NDArray[np.bool_]:
         """Return whether the general metric, (..., num_alphas), is as good as it must be."""
@@ -265,7 +278,7 @@ class _Objective:
         """Return the objective from metrics of shape (..., num_alphas)."""
         weight = self.search.domain_weight
         if self.search.objective == "constrained":
-            return np.where(self._keeps(general) & self.fair(), domain, -np.inf)
+            return np.where(self._keeps(general) & self.within(), domain, -np.inf)
         if self.search.objective == "mean":
             return weight * domain + (1 - weight) * general
         if self.search.objective == "harmonic":
@@ -338,7 +351,7 @@ class _Objective:
             spread = general[:, self.alphas == 0] - general - lost
             bound = heavier * _quantile_of_worst(np.abs(spread), spread.std(axis=0), level) * spread.std(axis=0)
             excess = lost - self.search.max_forgetting - SLACK * np.abs(points[1])
-            possible, rivals = (excess <= bound) & self.fair(), (excess <= -bound) & self.fair()
+            possible, rivals = (excess <= bound) & self.within(), (excess <= -bound) & self.within()
         kept = [
             self.alphas[place]
             for point, drawn in values
@@ -400,10 +413,10 @@ def _explain(
     elif search.objective == "constrained":
         bound = f"{'falls' if sign > 0 else 'rises'} by at most {search.max_forgetting:.4g}"
         bound = f"whose general {metric} {bound} from {general[found.alphas == 0][0]:.4g} at α = 0"
-        if found.gaps is not None and search.max_group_gap is not None:
-            gap, limit = found.gaps[best], f"{search.max_group_gap:.4g}"
-            is_kept = gap <= search.max_group_gap + SLACK
-            bound += f" and whose group gap is {f'at most {limit}' if is_kept else f'least ({gap:.4g}, above {limit})'}"
+        for what, values, most in found.limited:
+            is_kept = values[best] <= most + SLACK
+            bound += f" and whose {what} is "
+            bound += f"at most {most:.4g}" if is_kept else f"least ({values[best]:.4g}, above {most:.4g})"
         num_feasible = int(np.isfinite(values).sum())
         if num_feasible == 1:
             return f"{alpha} is the only α {bound}."
@@ -419,10 +432,11 @@ def _explain(
     )
 
 
-def check_no_gap(search: AlphaSearch, where: str) -> None:
-    """Refuse a limit on the gap where nothing is measured by group."""
-    if search.max_group_gap is not None:
-        raise ValueError(f"`alpha_search.max_group_gap` is not known to {where}. Leave it out; `train` knows it.")
+def check_no_limits(search: AlphaSearch, where: str) -> None:
+    """Refuse limits on what is measured beside the sides where it is not measured."""
+    for name in LIMITS:
+        if getattr(search, name) is not None:
+            raise ValueError(f"`alpha_search.{name}` is not known to {where}. Leave it out; `train` knows it.")
 
 
 def _check_harmonic(found: _Objective, greater_is_better: bool) -> None:

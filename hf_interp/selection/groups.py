@@ -13,12 +13,11 @@ from hf_interp.selection.scoring import (
     Predictions,
     TrainerScorer,
     Units,
+    estimate,
     evaluating,
     example_hits,
     halves,
     predict,
-    summarise,
-    wilson_interval,
 )
 
 Rows = npt.NDArray[np.intp]
@@ -167,23 +166,12 @@ def compare_groups(
     groups: dict[str, dict[str, Any]] = {}
     for name in members.keys() - small.keys():
         details = {} if binary is None else _details(binary[0][rows], binary[1][rows], masks[name][rows])
-        groups[name] = {"num": len(members[name]), **_estimate(units(members[name])), **details}
+        groups[name] = {"num": len(members[name]), **estimate(units(members[name])), **details}
     order = sorted(sorted(groups), key=lambda name: float(groups[name]["value"]), reverse=is_less)
     worst, best = (order[0], order[-1]) if order else (None, None)
     found = {"metric": metric, "groups": {name: groups[name] for name in order}, "too_small": small}
     parities = {} if binary is None else _parities(groups)
     return {**found, "worst": worst, "best": best, **_gap([groups[name] for name in order]), **parities}
-
-
-def _estimate(units: Units) -> dict[str, float | None]:
-    """Return a metric with its 95% interval: Wilson's for a share, else 1.96 standard errors."""
-    value, error = summarise(units)
-    low = high = None
-    if np.isin(units, (0, 1)).all():
-        low, high = wilson_interval(value, len(units))
-    elif error is not None:
-        low, high = value - 1.96 * error, value + 1.96 * error
-    return {"value": value, "low": low, "high": high}
 
 
 def _gap(order: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -61,6 +61,11 @@ class Predictions:
         """Whether the losses are known."""
         return not bool(np.isnan(self.counts).any())
 
+    @property
+    def means(self) -> Units:
+        """The mean loss of each example over its labels."""
+        return self.losses / np.maximum(self.counts, 1)
+
 
 class TrainerScorer:
     """Scores the present weights of a trainer's model.
@@ -256,6 +261,17 @@ def wilson_interval(share: float, size: int) -> tuple[float, float]:
 
     low, high = binomtest(round(share * size), size).proportion_ci(method="wilson")
     return float(low), float(high)
+
+
+def estimate(units: Units) -> dict[str, float | None]:
+    """Return a metric with its 95% interval: Wilson's for a share, else 1.96 standard errors."""
+    value, error = summarise(units)
+    low = high = None
+    if np.isin(units, (0, 1)).all():
+        low, high = wilson_interval(value, len(units))
+    elif error is not None:
+        low, high = value - 1.96 * error, value + 1.96 * error
+    return {"value": value, "low": low, "high": high}
 
 
 def _losses(outputs: Any, labels: Any, shift_labels: bool) -> tuple[torch.Tensor, torch.Tensor]:

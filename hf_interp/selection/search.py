@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ from hf_interp.reporting.results import less_is_better, main_metric
 from hf_interp.selection.choice import SMOOTH_OBJECTIVES, AlphaSearch, Choice, choose_alpha
 from hf_interp.selection.curve_shape import find_knee, golden_section, is_unimodal, loss_barrier
 from hf_interp.selection.groups import Groups, GroupScorer, GroupScores, check_gap
+from hf_interp.selection.leaks import LeakScorer, Members, Pairs, compare_pairs
 from hf_interp.selection.scoring import ScoreHalves, Scores, TrainerScorer, Units, halves, summarise
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.weights.adapter_kinds import is_peft_model
@@ -41,6 +42,8 @@ def search_alpha(
     eval_dataset: Mapping[str, Any] | None = None,
     report_dataset: Mapping[str, Any] | None = None,
     groups: Mapping[str, Groups] | None = None,
+    pairs: Mapping[str, Pairs] | None = None,
+    members: Members | None = None,
     finetuned_only: Sequence[str] = (),
     recalibrate: Iterable[Any] | None = None,
     apply: bool = False,
@@ -62,6 +65,10 @@ def search_alpha(
         report_dataset: sets to report on; then α is chosen on all of `eval_dataset`.
         groups: groups of some of the `eval_dataset`, by name (see `hf_interp.selection.groups.read_groups`), by which
             the model is measured at every α, as `max_group_gap` needs.
+        pairs: sets of pairs of texts, encoded for the trainer's language model, of which the likelier is told at every
+            α (see `hf_interp.selection.leaks`).
+        members: rows that M_θ was trained on, and others of the domain, which are told apart at every α, as
+            `max_leakage` needs.
         finetuned_only: patterns of names to take from M_θ whole, such as a head that M₀ was given at random.
         recalibrate: batches on which the statistics of batch norms are measured anew at every α but 0 and 1.
         apply: leave M_α at the chosen α in the model.
@@ -77,18 +84,22 @@ def search_alpha(
     search = _make_search(settings)
     make = _trainer_subject if isinstance(subject, Trainer) else _function_subject
     check_gap(search, groups or {})
+    if search.max_leakage is not None and members is None:
+        raise ValueError("`max_leakage` needs `members`: rows that M_θ was trained on, and others.")
     model, score = make(subject, model, eval_dataset, report_dataset, search)
-    by_group = None
-    if groups:
+    others = _Others()
+    if groups or pairs or members:
         if not isinstance(score, TrainerScorer):
-            raise TypeError("`groups` must be left out with a function, whose rows are not known.")
-        by_group = GroupScorer(score, eval_dataset or score.trainer.eval_dataset, groups, search)
+            raise TypeError(
+                "`groups`, `pairs` and `members` must be left out with a function, whose rows are not known."
+            )
+        others = _other_scorers(score, eval_dataset or score.trainer.eval_dataset, groups, pairs, members, search)
     base = open_base(base_model, model) if isinstance(base_model, (str, os.PathLike)) else base_model
     live = open_interpolation(
         base, model, finetuned_only=finetuned_only, extrapolate=search.extrapolate, recalibrate=recalibrate
     )
     with evaluation_mode(model), live:
-        run = AlphaSearchRun(live, score, search, by_group)
+        run = AlphaSearchRun(live, score, search, others)
         curve = run.curve(run.choose())
         curve.base, curve.finetuned = _name_ends(base_model, model)
     if apply:
@@ -120,15 +131,32 @@ def _function_subject(
     return model, lambda: _halve(evaluate(model), search)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Others:
+    """What scores a model beside its sides, where that is asked for."""
+
+    groups: Callable[[], dict[str, GroupScores]] = dict
+    pairs: Callable[[], dict[str, dict[str, Any]]] = dict
+    leaks: LeakScorer | None = None
+
+
+def _other_scorers(
+    score: TrainerScorer, sets: Any, groups: Any, pairs: Any, members: Members | None, search: AlphaSearch
+) -> _Others:
+    leaks = None if members is None else LeakScorer(score.trainer, members, search.domain, search.seed)
+    by_group = GroupScorer(score, sets, groups or {}, search)
+    return _Others(groups=by_group, pairs=lambda: compare_pairs(score.trainer, pairs or {}), leaks=leaks)
+
+
 class AlphaSearchRun:
     """The evaluations of one search, each α evaluated once."""
 
-    def __init__(
-        self, live: Interpolation, score: Score, search: AlphaSearch, by_group: GroupScorer | None = None
-    ) -> None:
-        self.live, self.score, self.search, self.by_group = live, score, search, by_group
+    def __init__(self, live: Interpolation, score: Score, search: AlphaSearch, others: _Others) -> None:
+        self.live, self.score, self.search, self.others = live, score, search, others
         self.parts: dict[float, ScoreHalves] = {}
         self.groups: dict[float, dict[str, GroupScores]] = {}
+        self.pairs: dict[float, dict[str, dict[str, Any]]] = {}
+        self.losses: dict[float, tuple[Units, Units]] = {}
         names = live.report.names("finetuned")
         note = f"M₀ has no head of its own ({some_of(names, 2)}): at α = 0 its backbone is read by M_θ's head."
         self.warnings = [note] if names else []
@@ -148,7 +176,9 @@ class AlphaSearchRun:
         if alpha not in self.parts:
             self.live.set_alpha(alpha)
             self.parts[alpha] = self.score()
-            self.groups[alpha] = self.by_group() if self.by_group else {}
+            self.groups[alpha], self.pairs[alpha] = self.others.groups(), self.others.pairs()
+            if self.others.leaks is not None:
+                self.losses[alpha] = self.others.leaks()
         return self.parts[alpha]
 
     def choose(self) -> Choice:
@@ -167,6 +197,7 @@ class AlphaSearchRun:
             greater_is_better=not self.is_less,
             metric=self.metric,
             group_gaps=None if search.max_group_gap is None else [self._greatest_gap(alpha) for alpha in self.alphas],
+            leakage=None if search.max_leakage is None else self._leaks(LeakScorer.chosen_by),
             num_examples={side: sizes["selection"] for side, sizes in self._sizes().items()},
         )
 
@@ -211,6 +242,8 @@ class AlphaSearchRun:
             num_examples=self._sizes(),
             warnings=self.warnings,
             groups={name: [self.groups[alpha][name].report for alpha in self.alphas] for name in self.groups[0.0]},
+            pairs={name: [self.pairs[alpha][name] for alpha in self.alphas] for name in self.pairs[0.0]},
+            leakage=self._leaks(LeakScorer.reported),
         )
 
     def _golden(self) -> None:
@@ -239,6 +272,11 @@ class AlphaSearchRun:
 
     def _greatest_gap(self, alpha: float) -> float:
         return max(found.gap for found in self.groups[alpha].values() if found.gap is not None)
+
+    def _leaks(self, measure: Callable[[LeakScorer, Any, Any], Any]) -> list[Any]:
+        """Return what is measured at every α of the leak of training rows; nothing where it is not."""
+        leaks = self.others.leaks
+        return [] if leaks is None else [measure(leaks, self.losses[0.0], self.losses[alpha]) for alpha in self.alphas]
 
     def _metrics(self) -> list[str]:
         first = next(iter(self.parts.values())).selection

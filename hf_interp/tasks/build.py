@@ -37,6 +37,7 @@ from hf_interp.tasks.loading import encode_corpus, load_corpus, without_faulty
 from hf_interp.tasks.media import check_media
 from hf_interp.tasks.models import label_names_of, load_model
 from hf_interp.tasks.presets import adapt, adapter_callbacks, check_adapter
+from hf_interp.tasks.probes import check_probes, load_pairs, plant
 from hf_interp.tasks.recipe import GROUP, SELF, CorpusConfig, Recipe
 from hf_interp.tasks.self_corpus import Made, check_self, place_self, promised
 from hf_interp.tasks.splits import Keys, content_keys, count_shared
@@ -62,12 +63,12 @@ def check_search(recipe: Recipe) -> None:
     if search is None:
         return
     group = "validation_corpora" if recipe.validation_corpora else "eval_corpora"
-    found = getattr(recipe, group)
+    found = [name for name, corpus in getattr(recipe, group).items() if not corpus.pair_columns]
     for name in (search.domain, search.general):
         if name not in found:
             raise ValueError(
                 f"`alpha_search` needs the sets {search.domain!r} and {search.general!r}, but `{group}` has "
-                f"{list(found)}. Name them there, or say in `alpha_search` what `domain` and `general` are called."
+                f"{found}. Name them there, or say in `alpha_search` what `domain` and `general` are called."
             )
 
 
@@ -81,6 +82,8 @@ class RecipeData:
     eval_sets: dict[str, datasets.Dataset]
     validation_sets: dict[str, datasets.Dataset] = field(default_factory=dict)
     """Sets by name on which the α of the weights is chosen, if they are others."""
+    pairs: dict[str, tuple[datasets.Dataset, datasets.Dataset]] = field(default_factory=dict)
+    """The first and the second texts of the sets that have `pair_columns`, by name."""
     groups: dict[str, dict[str, "Groups"]] = field(default_factory=dict)
     """Groups of the rows by group of sets, such as eval_corpora, and by name; of those that have `group_columns`."""
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -132,6 +135,7 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
     for name, corpus in [*recipe.eval_corpora.items(), *recipe.validation_corpora.items()]:
         if corpus.objective == DISTILL:
             raise ValueError(f"The set {name!r} cannot have the objective {DISTILL!r}, which is for training corpora.")
+    check_probes(recipe)
     _check_groups(recipe)
     check_self(recipe)
     check_balance(recipe)
@@ -212,6 +216,30 @@ def _check_groups(recipe: Recipe) -> None:
             f"`alpha_search.max_group_gap` needs groups: name `group_columns` of a set in `{group}`, by which α is "
             "chosen."
         )
+    if recipe.alpha_search is not None and recipe.alpha_search.max_leakage is not None:
+        audited_corpus(recipe)
+
+
+def audited_corpus(recipe: Recipe, corpus: str | None = None) -> str:
+    """Return the name of the training corpus whose rows are looked for, by default one of the domain with canaries."""
+    if get_task(recipe.task).generates:
+        raise ValueError(f"An audit needs the loss of every example, which {recipe.task} does not tell.")
+    fitting = [
+        name
+        for name, one in recipe.corpora.items()
+        if (one.side == "domain" or name == corpus) and not (one.objective or one.streaming or one.balance_by)
+    ]
+    if not fitting and corpus is None:
+        raise ValueError(
+            "An audit, and so `alpha_search.max_leakage`, needs a domain corpus of the task that is no stream, without "
+            "`balance_by`; there is none."
+        )
+    if corpus not in (None, *fitting):
+        raise ValueError(
+            "`corpus` must be a training corpus of the task, no stream, without `balance_by` "
+            f"({', '.join(fitting) or 'there is none'}), got {corpus!r}." + did_you_mean(str(corpus), recipe.corpora)
+        )
+    return corpus or next((name for name in fitting if recipe.corpora[name].canaries), fitting[0])
 
 
 def _check_controller(recipe: Recipe, args: InterpolationConfig) -> None:
@@ -219,8 +247,9 @@ def _check_controller(recipe: Recipe, args: InterpolationConfig) -> None:
     metric = dict(args.alpha_controller_kwargs or {}).get("metric")  # type: ignore[arg-type]
     if metric is None:
         return
-    losses = [*(f"{side}_loss" for side in SIDES), *(f"eval_{name}_loss" for name in recipe.eval_corpora)]
-    own = next((name for name in recipe.eval_corpora if str(metric).startswith(f"eval_{name}_")), None)
+    sets = [name for name, corpus in recipe.eval_corpora.items() if not corpus.pair_columns]
+    losses = [*(f"{side}_loss" for side in SIDES), *(f"eval_{name}_loss" for name in sets)]
+    own = next((name for name in sets if str(metric).startswith(f"eval_{name}_")), None)
     if metric not in losses and (own is None or greater_is_better(metric.removeprefix(f"eval_{own}_")) is not False):
         raise ValueError(
             f"`alpha_controller_kwargs.metric` must be a metric of which less is better, such as {', '.join(losses)}, "
@@ -257,6 +286,7 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True, makes: bool = 
                 keys=keys,
             )
             for name, config in getattr(recipe, group).items()
+            if not config.pair_columns
         }
 
     def measured(group: str) -> dict[str, Any]:
@@ -286,6 +316,11 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True, makes: bool = 
         corpora=corpora,
         eval_sets=eval_sets,
         validation_sets=validation_sets,
+        pairs={
+            name: load_pairs(name, config, recipe, tokenizer)
+            for name, config in recipe.eval_corpora.items()
+            if config.pair_columns
+        },
         groups=groups,
         cut=cut,
         packed=packed,
@@ -348,6 +383,8 @@ def tokenise(
         raw = raw.map(lambda row, column=column: {column: [0] * len(row["tokens"]) if column == "tags" else 0})
     raw = without_faulty(name, raw, config, task.encode(tokenizer, recipe))
     task.check_rows(name, raw, tokenizer, recipe)
+    if config.canaries:
+        raw = plant(name, raw, config)
     if keys is not None and isinstance(raw, datasets.Dataset):
         rows = raw.select_columns(column := next(iter(columns))).iter(1000)  # rows one by one take four times as long
         keys[key] = content_keys(value for batch in rows for value in batch[column])

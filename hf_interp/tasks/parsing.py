@@ -115,7 +115,7 @@ def _with_best_metric(training: Mapping[str, Any], recipe: Recipe) -> Mapping[st
     metric, wanted = training.get("metric_for_best_model"), training.get("load_best_model_at_end")
     if metric is None and not wanted and training.get("save_strategy") != "best":
         return training
-    sets = list(recipe.eval_corpora)
+    sets = [name for name, corpus in recipe.eval_corpora.items() if not corpus.pair_columns]
     default = f"eval_{recipe.alpha_search.domain if recipe.alpha_search else 'domain'}_loss"
     known = [f"eval_{name}_" for name in sorted(sets, key=len, reverse=True)]
     metric = str(metric or default)

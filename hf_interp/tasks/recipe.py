@@ -73,6 +73,10 @@ class CorpusConfig:
         group_columns: of an evaluation set of a classifier, columns by whose groups its metric is told apart: a name, a
             list of names, or true and false in each cell.
         balance_by: of a training corpus, a column whose values are read equally often, each as a corpus of its own.
+        pair_columns: of an evaluation set of a language model, two columns of texts of which the model prefers the
+            likelier, such as `[stereotyped, anti_stereotyped]`; it is measured by these pairs alone.
+        canaries: of a domain corpus of a language model, how many random sequences of a known form are put among its
+            rows, by `sample_seed`; `hf-interp audit` tells whether the model has learned them by heart.
         where: keep the rows whose column has the given value, or one of the given values: `{lang: [en, no]}`. Texts are
             compared as they are written.
         drop_faulty: leave rows out that would be refused, such as those without a text, with a warning of how many.
@@ -121,6 +125,8 @@ class CorpusConfig:
     objective: str | None = None
     group_columns: list[str] | None = None
     balance_by: str | None = None
+    pair_columns: list[str] | None = None
+    canaries: int | None = None
     where: dict[str, Any] | None = None
     drop_faulty: bool = False
     max_examples: int | None = None

@@ -5,22 +5,37 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import Trainer
 
+from hf_interp.mixture.plan import MixturePlan
 from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.plots import plot_curve
 from hf_interp.reporting.results import less_is_better, main_metric, save_results
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.groups import Groups
+from hf_interp.selection.leaks import Members
 from hf_interp.selection.scoring import TrainerScorer
 from hf_interp.selection.search import search_alpha
-from hf_interp.tasks.build import RecipeData, check_recipe, load_data, prepare_model, task_parts, trainer_class
+from hf_interp.tasks.build import (
+    RecipeData,
+    audited_corpus,
+    check_recipe,
+    load_data,
+    prepare_model,
+    task_parts,
+    tokenise,
+    trainer_class,
+)
 from hf_interp.tasks.loading import first_rows
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.parsing import lay_flags, load_recipe, parse_recipe
 from hf_interp.tasks.presets import load_adapter
+from hf_interp.tasks.probes import canary_rows
 from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.splits import Keys
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.heads import load_heads
 from hf_interp.utils.errors import did_you_mean
@@ -41,6 +56,8 @@ from hf_interp.weights.interpolate import open_interpolation
 from hf_interp.weights.model_folder import find_lacking, open_base
 
 FEW_EXAMPLES = 16
+MIN_ROWS = 10
+"""Rows of each kind without which a bootstrap of them says nothing."""
 READ_IN_EVALUATION = (
     *("output_dir", "seed", "full_determinism", "disable_tqdm", "log_level", "remove_unused_columns"),
     *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_use_gather_object", "eval_do_concat_batches"),
@@ -55,10 +72,13 @@ READ_IN_EVALUATION = (
 they need, such as evaluation sets for `eval_strategy: steps`, would be to refuse runs that can be evaluated."""
 
 
-def search_run(trainer: Trainer, recipe: Recipe, data: RecipeData, *, apply: bool = False) -> AlphaCurve:
+def search_run(
+    trainer: Trainer, recipe: Recipe, data: RecipeData, plan: MixturePlan | None = None, *, apply: bool = False
+) -> AlphaCurve:
     """Search for the α of a trainer's model M_θ on its validation sets, M₀ being what its recipe began with.
 
-    `alpha_search` of the recipe says how; `apply` leaves M_α in the model.
+    `alpha_search` of the recipe says how; `apply` leaves M_α in the model. By its `plan` it is known which rows M_θ was
+    trained on, as a limit on the leakage needs.
     """
     search = recipe.alpha_search or AlphaSearch()
     base, new_names = find_base(trainer, recipe)
@@ -67,12 +87,56 @@ def search_run(trainer: Trainer, recipe: Recipe, data: RecipeData, *, apply: boo
         base,
         eval_dataset=scored_sets(data),
         groups=scored_groups(data),
+        pairs=data.pairs,
+        members=None if search.max_leakage is None or plan is None else find_members(recipe, data.tokenizer, plan)[0],
         finetuned_only=new_names,
         apply=apply,
         **asdict(search),
     )
     curve.base, curve.finetuned = recipe.model_name_or_path, trainer.args.output_dir
     return curve
+
+
+def find_members(
+    recipe: Recipe, tokenizer: Any, plan: MixturePlan, corpus: str | None = None, num_examples: int = 1000
+) -> tuple[Members, dict[str, int]]:
+    """Return rows of a training corpus that a run has read, as many of the domain's test set, and how many there are.
+
+    Rows of the test set that stand in the corpus too are left out, as are canaries: they are no rows of its kind.
+
+    Raises:
+        ValueError: for a corpus that does not fit, or too few rows.
+    """
+    search, name = recipe.alpha_search or AlphaSearch(), audited_corpus(recipe, corpus)
+    sets = {**recipe.validation_corpora, **recipe.eval_corpora}
+    keys: list[dict[str, Keys]] = [{}, {}]
+    trained = tokenise(name, recipe.corpora[name], recipe, tokenizer, keys=keys[0])
+    tested = tokenise(search.domain, sets[search.domain], recipe, tokenizer, keys=keys[1])
+    known, asked = (next(iter(found.values())) for found in keys)
+    read = rows_read(plan, name)
+    if len(known) == len(trained):  # of packed texts, whose rows are no longer those of the file, none is known
+        read = np.setdiff1d(read, canary_rows(name, recipe.corpora[name], len(known)))
+    unseen = np.flatnonzero(~np.isin(asked, known)) if len(asked) == len(tested) else np.arange(len(tested))
+    rows = [np.random.default_rng(search.seed).permutation(some)[:num_examples] for some in (read, unseen)]
+    if min(map(len, rows)) < MIN_ROWS:
+        raise ValueError(
+            f"An audit needs at least {MIN_ROWS} rows of {name!r} that were read and as many of the set "
+            f"{search.domain!r} that are not in it, got {len(rows[0])} and {len(rows[1])}. Add test rows, or audit "
+            "another `corpus`."
+        )
+    sizes = {"members": len(rows[0]), "others": len(rows[1]), "left_out": len(tested) - len(unseen)}
+    return Members(trained.select(rows[0]), tested.select(rows[1])), sizes
+
+
+def rows_read(plan: MixturePlan, name: str) -> npt.NDArray[np.int64]:
+    """Return the rows of a corpus that a run has read, rising, each once."""
+    found: set[int] = set()
+    for step in range(plan.max_steps):
+        part = plan.plan_of(step)
+        draw = part.locate(range(step * part.batch_size, (step + 1) * part.batch_size))
+        names = np.array([corpus.name for corpus in part.corpora])
+        found |= set(draw.example[names[draw.corpus] == name].tolist())
+    return np.array(sorted(found), dtype=np.int64)
 
 
 def over_alpha(trainer: Trainer, recipe: Recipe) -> Iterator[float]:

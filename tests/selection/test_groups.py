@@ -175,6 +175,29 @@ def test_the_interval_and_the_trained_model_keep_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
+    ("gap", "leak", "expected", "words"),
+    [
+        (0.2, 0.65, 1.0, "whose group gap is at most 0.2 and whose leakage is at most 0.65"),
+        (0.2, 0.55, 0.0, "only α whose general metric falls by at most 1 from 0.9 at α = 0 and whose group gap is at"),
+        (0.1, 0.6, 0.0, "whose group gap is at most 0.1 and whose leakage is at most 0.6"),
+        (0.01, 0.5, 0.0, "group gap is least (0.05, above 0.01) and whose leakage is at most 0.5"),
+        (0.1, 0.7, 0.5, "leakage is at most 0.7"),
+    ],
+)
+def test_both_limits_are_kept_together(gap: float, leak: float, expected: float, words: str) -> None:
+    choice = choose_alpha(
+        [0.0, 0.5, 1.0],
+        [0.5, 0.6, 0.7],
+        [0.9, 0.8, 0.7],
+        AlphaSearch(objective="constrained", max_forgetting=1, max_group_gap=gap, max_leakage=leak),
+        group_gaps=[0.05, 0.1, 0.2],
+        leakage=[0.5, 0.7, 0.65],
+    )
+    assert choice.alpha == expected
+    assert words in choice.reason
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"max_group_gap": 0.1}, "`max_group_gap` needs the objective 'constrained', got 'domain'"),
