@@ -413,10 +413,10 @@ def _explain(
     elif search.objective == "constrained":
         bound = f"{'falls' if sign > 0 else 'rises'} by at most {search.max_forgetting:.4g}"
         bound = f"whose general {metric} {bound} from {general[found.alphas == 0][0]:.4g} at α = 0"
-        for what, values, most in found.limited:
-            is_kept = values[best] <= most + SLACK
+        for what, measured, most in found.limited:
+            is_kept = measured[best] <= most + SLACK
             bound += f" and whose {what} is "
-            bound += f"at most {most:.4g}" if is_kept else f"least ({values[best]:.4g}, above {most:.4g})"
+            bound += f"at most {most:.4g}" if is_kept else f"least ({measured[best]:.4g}, above {most:.4g})"
         num_feasible = int(np.isfinite(values).sum())
         if num_feasible == 1:
             return f"{alpha} is the only α {bound}."
