@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -16,12 +16,76 @@ from hf_interp.utils.errors import ReadError
 HELD_IN_MEMORY = 32 * 2**20  # bytes of corpora that share a reader, at the most
 HELD_AFTER = 128  # rows; a short look at a corpus does not copy it
 
+Values = np.ndarray[Any, Any]
+
+
+class Column(NamedTuple):
+    """The numbers of some rows in one array: one a row, equally many a row, or as many as `borders` divide off."""
+
+    numbers: Values
+    borders: IntArray | None = None
+
+    def take(self, places: IntArray) -> "Column":
+        """Return some of the rows."""
+        if self.borders is None:
+            return Column(self.numbers[places])
+        begins = self.borders[places]
+        lengths = self.borders[places + 1] - begins
+        borders = np.append(0, np.cumsum(lengths))
+        return Column(self.numbers[np.repeat(begins - borders[:-1], lengths) + np.arange(borders[-1])], borders)
+
+    def values(self, form: str | None) -> Sequence[Any]:
+        """Return what a dataset of a format gives for each row."""
+        found = _to_form(self.numbers, form, is_scalar=self.borders is None and self.numbers.ndim == 1)
+        if self.borders is not None:
+            return [found[begin:end] for begin, end in pairwise(self.borders.tolist())]
+        return found  # type: ignore[no-any-return]  # its rows, when it is gone through
+
+
+class Columns(NamedTuple):
+    """Some rows, column by column; texts and what has gaps are Arrow's. It is small, and fast to send to a process."""
+
+    names: list[str]
+    columns: list[Column | pa.Array]
+    form: str | None
+
+    @classmethod
+    def of(cls, table: pa.Table, form: str | None) -> "Columns | None":
+        """Return the columns of a table in one piece; `None` where only a dataset of the format can tell its rows."""
+        found = [_column(column.chunk(0)) for column in table.columns]
+        is_told = form is None or all(isinstance(column, Column) for column in found)
+        return cls(table.column_names, found, form) if is_told else None
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        first = self.columns[0]
+        return (
+            len(first.numbers if first.borders is None else first.borders[1:])
+            if isinstance(first, Column)
+            else len(first)
+        )
+
+    def take(self, places: IntArray) -> "Columns":
+        """Return some of the rows."""
+        found = [each.take(places if isinstance(each, Column) else pa.array(places)) for each in self.columns]
+        return self._replace(columns=found)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows as a dataset gives them."""
+        columns = [each.values(self.form) if isinstance(each, Column) else each.to_pylist() for each in self.columns]
+        return [dict(zip(self.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
 
 class MapReader:
     """Reads any map-style dataset, in one call where it can read several examples at once."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
+
+    def pick(self, indices: IntArray) -> list[Any]:
+        """Return the examples at `indices`; how they are to be sent to a process is not known."""
+        return self.read(indices)
 
     def read(self, indices: IntArray) -> list[Any]:
         """Return the examples at `indices`."""
@@ -42,14 +106,14 @@ class ArrowReader:
 
     The rows are those of the datasets themselves, as Python objects, NumPy arrays or tensors, but made from whole
     columns by NumPy, where a dataset makes one object a value. Once some rows have been read, small corpora are held in
-    memory in one piece, from which Arrow picks rows several times faster. An index counts through all datasets.
+    memory in one piece, from which NumPy picks rows many times faster. An index counts through all datasets.
     """
 
     def __init__(self, *parts: datasets.Dataset) -> None:
         self.parts = parts
         self.form = parts[0].format["type"]
         self.borders = np.cumsum([0, *map(len, parts)])
-        self.held: pa.Table | None = None
+        self.held: Columns | None = None
         self._tables = [part.with_format("arrow") for part in parts]
         self._may_hold = sum(map(_size, parts)) <= HELD_IN_MEMORY
         self._num_read = 0
@@ -67,17 +131,19 @@ class ArrowReader:
 
     def read(self, indices: IntArray) -> list[dict[str, Any]]:
         """Return the rows at `indices`."""
+        return unpack([(None, self.pick(indices))])
+
+    def pick(self, indices: IntArray) -> Columns | list[dict[str, Any]]:
+        """Return the rows at `indices` in columns, or as they are where only the dataset can tell them."""
         if self.held is None and self._may_hold and self._num_read >= HELD_AFTER:
-            self.held = pa.concat_tables([table[:] for table in self._tables]).combine_chunks()
+            whole = pa.concat_tables([table[:] for table in self._tables]).combine_chunks()
+            self.held, self._may_hold = Columns.of(whole, self.form), False
         self._num_read += len(indices)
-        # in one piece, as what it is taken from
-        table = self._gather(indices) if self.held is None else self.held.take(pa.array(indices))
-        columns = [_values(column.chunk(0), self.form) for column in table.columns]
-        if any(values is None for values in columns):
-            parts = self._part_of(indices).tolist()
-            return [self.parts[part][int(row - self.borders[part])] for part, row in zip(parts, indices, strict=True)]
-        names = table.column_names
-        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+        found = Columns.of(self._gather(indices), self.form) if self.held is None else self.held.take(indices)
+        if found is not None:
+            return found
+        parts = self._part_of(indices).tolist()
+        return [self.parts[part][int(row - self.borders[part])] for part, row in zip(parts, indices, strict=True)]
 
     def _gather(self, indices: IntArray) -> pa.Table:
         part_of = self._part_of(indices)
@@ -91,6 +157,10 @@ class ArrowReader:
 
     def _part_of(self, indices: IntArray) -> IntArray:
         return np.searchsorted(self.borders, indices, side="right") - 1
+
+
+Picked = list[tuple[IntArray | None, Columns | list[Any]]]
+"""Rows of one reader after the other, with their places among all; the first may have all."""
 
 
 class CorpusReaders:
@@ -117,18 +187,34 @@ class CorpusReaders:
 
     def read(self, corpus: IntArray, example: IntArray) -> list[Any]:
         """Return example number `example[i]` of corpus number `corpus[i]`, for all i; nothing for streams."""
+        return unpack(self.pick(corpus, example))
+
+    def pick(self, corpus: IntArray, example: IntArray) -> Picked:
+        """Return the same as it is sent from process to process: in columns, as far as they are known."""
         reader_of = self._reader_of[corpus]
         position = example + self._offset[corpus]
         first = int(reader_of[0])
         if first >= 0 and (reader_of == first).all():  # the usual case
-            return self._readers[first].read(position)
-        found: list[Any] = [None] * len(corpus)
+            return [(None, self._readers[first].pick(position))]
+        found: Picked = [(None, [None] * len(corpus))]
         for reader in np.unique(reader_of).tolist():
             if reader >= 0:
                 places = np.flatnonzero(reader_of == reader)
-                for place, one in zip(places.tolist(), self._readers[reader].read(position[places]), strict=True):
-                    found[place] = one
+                found.append((places, self._readers[reader].pick(position[places])))
         return found
+
+
+def unpack(picked: Picked) -> list[Any]:
+    """Return the examples of what was picked."""
+    rows: list[Any] = []
+    for places, some in picked:
+        found = some.rows() if isinstance(some, Columns) else some
+        if places is None:
+            rows = found
+            continue
+        for place, one in zip(places.tolist(), found, strict=True):
+            rows[place] = one
+    return rows
 
 
 def open_reader(corpus: Corpus) -> MapReader | ArrowReader:
@@ -158,21 +244,20 @@ def _size(dataset: datasets.Dataset) -> float:
     return dataset.data.nbytes * len(dataset) / max(dataset.data.num_rows, 1)
 
 
-def _values(column: pa.Array, form: str | None) -> Sequence[Any] | None:
-    """Return the values of a column as a dataset of this format gives them; `None` where only the dataset can tell."""
-    if column.null_count or pa.types.is_string(column.type):
-        return column.to_pylist() if form is None else None
-    if not _is_list(column.type):
-        return _to_form(column.to_numpy(zero_copy_only=False), form, is_scalar=True)
-    offsets = column.offsets.to_numpy()
-    values = column.values[int(offsets[0]) : int(offsets[-1])]
-    if values.null_count:
-        return column.to_pylist() if form is None else None
-    lengths = np.diff(offsets)
-    if form is None and (lengths == lengths[0]).all():
-        return values.to_numpy().reshape(len(lengths), lengths[0]).tolist()
-    flat, borders = _to_form(values.to_numpy(), form), (offsets - offsets[0]).tolist()
-    return [flat[begin:end] for begin, end in pairwise(borders)]
+def _column(column: pa.Array) -> Column | pa.Array:
+    """Return a column as an array of NumPy, without a copy, or as it is where it holds texts or has gaps."""
+    is_list = _is_list(column.type)
+    values = column.flatten() if is_list else column
+    if column.null_count or values.null_count or pa.types.is_string(column.type):
+        return column
+    numbers = values.to_numpy(zero_copy_only=False)
+    if not is_list:
+        return Column(numbers)
+    borders = column.offsets.to_numpy().astype(np.int64)
+    lengths = np.diff(borders)
+    if (lengths == lengths[:1]).all():
+        return Column(numbers.reshape(len(column), *lengths[:1]))
+    return Column(numbers, borders - borders[0])
 
 
 def _to_form(values: np.ndarray[Any, Any], form: str | None, *, is_scalar: bool = False) -> Any:

@@ -1,7 +1,7 @@
 """Slots: the part of a plan that a process reads, and its examples, batches and collator."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import fsspec.asyn
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from hf_interp.mixture.collators import ObjectiveCollator, collate, random_state_of_slot
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.permutations import IntArray
 from hf_interp.mixture.plan import MixturePlan, hash_of_reads
-from hf_interp.mixture.readers import CorpusReaders, reads_plainly
+from hf_interp.mixture.readers import CorpusReaders, Picked, reads_plainly, unpack
 from hf_interp.mixture.streams import StreamReader
 
 CORPUS_KEY = "corpus_index"
@@ -140,9 +140,7 @@ class SlotDataset(Dataset[Any]):
         if self.has_streams:
             example = example.copy()  # the plan's own; what a stream gives is numbered below
         with random_state_of_slot(self.plan.seed, first_slot) if self._may_draw else nullcontext():
-            if self._readers is None:
-                self._readers = CorpusReaders(self.corpora)
-            examples = self._readers.read(corpus, example)
+            examples = self._open().read(corpus, example)
             for index in np.unique(corpus).tolist() if self.has_streams else ():
                 if not self.corpora[index].is_stream:
                     continue
@@ -153,6 +151,16 @@ class SlotDataset(Dataset[Any]):
         order_hash = hash_of_reads(numbers, self.plan.name_keys[corpus], example)
         streams = json.dumps({reader: self.stream_states(reader)}) if self.has_streams else None
         return SlotBatch(examples, first_slot, corpus, order_hash, streams)
+
+    def pick(self, request: SlotRequest) -> Picked:
+        """Return what is read for a request as it is sent from process to process; there must be no streams."""
+        with random_state_of_slot(self.plan.seed, request.first_slot) if self._may_draw else nullcontext():
+            return self._open().pick(request.corpus, request.example)
+
+    def _open(self) -> CorpusReaders:
+        if self._readers is None:
+            self._readers = CorpusReaders(self.corpora)
+        return self._readers
 
     def stream_states(self, reader: int) -> dict[str, Any]:
         """Return where the streams of a reader in this process are: corpus name → state."""
@@ -212,6 +220,29 @@ class SlotSampler(Sampler[Any]):
     def __len__(self) -> int:
         """Return the number of micro-batches of this process in the whole run."""
         return len(self.plan) // (self.shard.num_processes * self.shard.batch_size)
+
+
+def read_in_workers(slots: SlotDataset, requests: Iterable[SlotRequest], **of_workers: Any) -> Iterator[Any]:
+    """Yield the examples of requests, which worker processes read in turns and send in columns; rows are made here.
+
+    `of_workers` are arguments of a `DataLoader`. There must be no streams.
+    """
+    settings: dict[str, Any] = {"sampler": requests, "collate_fn": unchanged, "generator": torch.Generator()}
+    for picked in DataLoader(_Picks(slots), batch_size=None, **settings, **of_workers):
+        yield from unpack(picked)
+
+
+class _Picks(Dataset[Picked]):
+    def __init__(self, slots: SlotDataset) -> None:
+        self.slots = slots
+
+    def __getitem__(self, request: SlotRequest) -> Picked:
+        return self.slots.pick(request)
+
+
+def unchanged(value: Any) -> Any:
+    """Return what is given."""
+    return value
 
 
 class SlotCollator:

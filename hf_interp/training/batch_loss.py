@@ -47,6 +47,7 @@ class BatchLoss:
         self.shifts_labels = shifts_labels(trainer)  # whether position i of the model predicts label i + 1
         self._totals: torch.Tensor | None = None  # labels and examples of the global batch, if they are known
         self._counts: torch.Tensor | None = None  # the same by objective
+        self._is_whole = False  # whether one micro-batch is the global batch
 
     def set_mixture(self, run: MixtureRun | None) -> None:
         """Compute the losses of a mixture from now on; `None` for no mixture."""
@@ -102,7 +103,9 @@ class BatchLoss:
         num_items: Items,
     ) -> tuple[torch.Tensor, Any]:
         labels, shifted = inputs.get("labels"), inputs.get("shift_labels")  # now, as `Trainer` may take them out
-        counts = self._count(inputs) if self._totals is not None and model.training else None
+        counts = None
+        if self._totals is not None and model.training:
+            counts = self._totals if self._is_whole else self._count(inputs)
         is_general = None
         if self.anchor is not None and corpus is not None and self.run is not None:
             is_general = self.run.is_general(corpus)
@@ -114,7 +117,8 @@ class BatchLoss:
         if counts is not None and self._totals is not None:
             smooths = self.trainer.label_smoother is not None  # the head has no labels and adds nothing of its own
             added = None if smooths else mean_over_examples(inputs, outputs, unwrap_peft(self.trainer.model))
-            loss = part_of_batch(loss, counts, self._totals, added) * self._factor
+            loss = part_of_batch(loss, counts, self._totals, added)
+            loss = loss if self._is_whole else loss * self._factor
             num_items = self._totals[0].clamp(min=1)
         aligned = not is_ctc(unwrap_peft(self.trainer.model))
         if corpus is not None and self.run is not None and isinstance(labels, torch.Tensor) and aligned:
@@ -173,7 +177,8 @@ class BatchLoss:
             counts = [self._count(batch) for batch in batches]
             known = [each for each in counts if each is not None]
             if len(known) == len(counts):
-                self._totals = self._sum(torch.stack(known).sum(0).to(device))
+                self._is_whole = len(known) == 1 and not self._is_apart
+                self._totals = known[0] if self._is_whole else self._sum(torch.stack(known).sum(0).to(device))
 
     @property
     def is_scaled(self) -> bool:
@@ -193,9 +198,13 @@ class BatchLoss:
         return count_batch(inputs, shift_labels=self.shifts_labels, config=config)
 
     def _sum(self, counts: torch.Tensor) -> torch.Tensor:
+        return self.trainer.accelerator.reduce(counts, "sum") if self._is_apart else counts
+
+    @property
+    def _is_apart(self) -> bool:
+        """Whether other processes have labels that count."""
         args = self.trainer.args
-        is_apart = args.average_tokens_across_devices and args.world_size > 1
-        return self.trainer.accelerator.reduce(counts, "sum") if is_apart else counts
+        return bool(args.average_tokens_across_devices and args.world_size > 1)
 
     def _of_objectives(
         self, model: nn.Module, batches: Mapping[str, dict[str, Any]], corpus: torch.Tensor

@@ -153,10 +153,11 @@ class Contestant:
 
 
 class Ours(Contestant):
-    """`InterpolatedDataset` in a `DataLoader`, α rising from 0 to 1."""
+    """`InterpolatedDataset`, its own `batches` and in a `DataLoader`, α rising from 0 to 1."""
 
     package = "hf_interp"
-    variants = "InterpolatedDataset", "InterpolatedDataset, numpy rows"
+    in_loader = "InterpolatedDataset in a DataLoader"
+    variants = "InterpolatedDataset.batches", "InterpolatedDataset.batches, numpy rows", in_loader
     long_run = 400_000  # steps: a run of 12.8 million examples, to resume in
 
     def __init__(self) -> None:
@@ -166,7 +167,10 @@ class Ours(Contestant):
         self.mixture: Any = partial(InterpolatedDataset, batch_size=BATCH_SIZE, alpha_schedule=linear())
 
     def loader(self, corpora: Any, task: Task) -> Iterable[Any]:
-        return load_in_batches(self.mixture(corpora, max_steps=task["examples"] // BATCH_SIZE + 1), task["workers"])
+        dataset = self.mixture(corpora, max_steps=task["examples"] // BATCH_SIZE + 1)
+        if task["variant"] == self.in_loader:
+            return load_in_batches(dataset, task["workers"])
+        return dataset.batches(as_list, num_workers=task["workers"])
 
     def build(self, corpora: Any, task: Task) -> Any:
         return self.mixture(corpora, max_steps=self.long_run)
@@ -178,7 +182,7 @@ class Ours(Contestant):
 
     def go_on(self, mixture: Any, saved: Any) -> Iterator[Any]:
         mixture.load_state_dict(saved)
-        return iter(load_in_batches(mixture))
+        return mixture.batches(as_list)
 
 
 class Datasets(Contestant):
@@ -429,6 +433,59 @@ class Grain(Contestant):
         return iterator
 
 
+class OpusTrainer(Contestant):
+    """A `Trainer` with one stage of two corpora, 0.5 of each. It reads lines, here of the numbers, which are parsed."""
+
+    package = "opustrainer"
+    variants = ("Trainer, a stage of two corpora, lines",)
+
+    def __init__(self) -> None:
+        from opustrainer import trainer
+
+        self.trainer: Any = trainer
+
+    def write(self, task: Task) -> None:
+        (task["folder"] / "lines").mkdir(exist_ok=True)
+        for side in SIDES:
+            with (task["folder"] / "lines" / side).open("w") as file:
+                for ids, mask, label in zip(*columns(side).values(), strict=True):
+                    file.write(f"{' '.join(map(str, ids))}\t{' '.join(map(str, mask))}\t{label}\n")
+
+    def read(self, task: Task) -> Path:
+        return task["folder"] / "lines"
+
+    def build(self, corpora: Path, task: Task) -> Any:
+        stage = [*(f"{side} 0.5" for side in SIDES), f"until {SIDES[0]} inf"]
+        plan = {"datasets": {side: str(corpora / side) for side in SIDES}, "stages": ["all"], "all": stage, "seed": 0}
+        return self.trainer.Trainer(self.trainer.CurriculumLoader().load(plan), reader=self.trainer.AsyncDatasetReader)
+
+    def loader(self, corpora: Path, task: Task) -> Iterable[Any]:
+        return self.batches(self.build(corpora, task), task["workers"])
+
+    @staticmethod
+    def batches(trainer: Any, workers: int = 0) -> Iterator[list[Any]]:
+        """Rows of the lines of each batch."""
+        for lines in trainer.run(batch_size=BATCH_SIZE, processes=workers):
+            fields = (line.split("\t") for line in lines)
+            yield [
+                {
+                    "input_ids": list(map(int, ids.split(" "))),
+                    "attention_mask": list(map(int, mask.split(" "))),
+                    "labels": int(label),
+                }
+                for ids, mask, label in fields
+            ]
+
+    def state(self, corpora: Path, task: Task) -> tuple[Any, Iterator[Any]]:
+        trainer = self.build(corpora, task)
+        batches = skip(self.batches(trainer), task["consumed"] // BATCH_SIZE)
+        return trainer.state(), batches
+
+    def go_on(self, mixture: Any, saved: Any) -> Iterator[Any]:
+        mixture.restore(saved)
+        return self.batches(mixture)
+
+
 CONTESTANTS: dict[str, type[Contestant]] = {
     "hf_interp": Ours,
     "datasets": Datasets,
@@ -436,12 +493,13 @@ CONTESTANTS: dict[str, type[Contestant]] = {
     "streaming": MosaicStreaming,
     "litdata": LitData,
     "grain": Grain,
+    "opustrainer": OpusTrainer,
 }
 
 
 def main(name: str, text: str) -> None:
     """Do a task of the command line and print the answer."""
-    if name != "grain":  # which needs no torch
+    if name not in ("grain", "opustrainer"):  # which need no torch
         import torch
 
         torch.set_num_threads(1)

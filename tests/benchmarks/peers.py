@@ -3,7 +3,8 @@
     taskset -c 1 python tests/benchmarks/peers.py \\
         --python hf_interp=ENVS/hf_interp/bin/python --python datasets=ENVS/datasets/bin/python \\
         --python torchdata=ENVS/torchdata/bin/python --python streaming=ENVS/streaming/bin/python \\
-        --python litdata=ENVS/litdata/bin/python --python grain=ENVS/grain/bin/python
+        --python litdata=ENVS/litdata/bin/python --python grain=ENVS/grain/bin/python \\
+        --python opustrainer=ENVS/opustrainer/bin/python
 
 Any subset will do. This program needs the standard library only; a contestant is a class of `contestants.py`, which is
 run by the interpreter given for it. `taskset` keeps all on one core; leave it out where there is none. The environments
@@ -18,6 +19,7 @@ run by the interpreter given for it. `taskset` keeps all on one core; leave it o
     ENVS/streaming/bin/pip install torch==2.13.0 mosaicml-streaming==0.13.0
     ENVS/litdata/bin/pip install torch==2.13.0 litdata==0.2.76
     ENVS/grain/bin/pip install grain==0.2.18 datasets==5.2.0
+    python -m venv ENVS/opustrainer && ENVS/opustrainer/bin/pip install opustrainer==0.5 numpy
 
 (torch is named again for those two because their torchvision would otherwise replace it by a newer one.)
 """
@@ -34,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = Path(__file__).resolve().with_name("contestants.py")
-CONTESTANTS = ("hf_interp", "datasets", "torchdata", "streaming", "litdata", "grain")
+CONTESTANTS = ("hf_interp", "datasets", "torchdata", "streaming", "litdata", "grain", "opustrainer")
 LIMIT = 120  # seconds of a measured call; making data and states may take longer
 
 Answer = dict[str, Any]

@@ -37,6 +37,37 @@ def test_order_does_not_depend_on_workers(workers: int) -> None:
     assert torch.cat(list(loader)).tolist() == list(numbers())
 
 
+@pytest.mark.parametrize("form", [None, "numpy", "torch"])
+def test_batches_from_workers_are_the_rows_in_order(form: str | None) -> None:
+    ids = [[number] * (number % 5) for number in range(300)]  # of unequal lengths, and some with texts and gaps
+    even = datasets.Dataset.from_dict({"ids": [[number] * 3 for number in range(200)], "label": list(range(200))})
+    uneven = datasets.Dataset.from_dict({"ids": ids, "label": [None, *range(1, 300)]})
+    parts = {"general": even.with_format(form), "domain": uneven.with_format(form)}
+    data = numbers(parts, batch_size=32, max_steps=12, num_processes=2, process_index=1)
+    whole = [repr(row) for row in data]
+    for workers in (0, 2):
+        found = list(data.batches(lambda rows: list(map(repr, rows)), num_workers=workers))
+        assert [len(batch) for batch in found] == [16] * 12
+        assert [row for batch in found for row in batch] == whole
+
+
+def test_batches_from_workers_go_on_where_a_state_was_taken() -> None:
+    whole = [list(numbers())[first : first + 8] for first in range(0, 48, 8)]
+    for before, after in ((2, 0), (0, 2), (2, 1)):
+        first, second = numbers(), numbers()
+        batches = first.batches(num_workers=before)
+        assert [next(batches) for _ in range(3)] == whole[:3]
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert list(second.batches(num_workers=after)) == whole[3:]
+
+
+def test_batches_from_workers_refuse_a_stream() -> None:
+    parts = {"general": STREAMS["torch"](), "domain": NUMBERS["domain"]}
+    with pytest.raises(ValueError, match=r"worker processes \(2\).*stream"):
+        next(numbers(parts).batches(num_workers=2))
+    assert [len(batch) for batch in numbers(parts).batches()] == [8] * 6
+
+
 def test_state_resumes_at_any_point_without_reading_again() -> None:
     class Counting(list):  # type: ignore[type-arg]
         reads = 0
