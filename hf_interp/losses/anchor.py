@@ -77,6 +77,7 @@ class Anchor(TrainerCallback):
         self.without_adapters = self.is_own_model and is_peft_model(model)
         self.start_weights: dict[str, torch.Tensor] = {}
         self.targets: dict[int, Pair] = {}  # by the identity of the parameter
+        self.kept: list[torch.Tensor] | None = None  # what M₀ says, while a micro-batch is seen more than once
         self._given_schedule = alpha_schedule
         self._alpha_of: Callable[[int], float] = lambda step: 0.0  # until training begins
         self._saved_marks: list[Any] = []
@@ -140,9 +141,14 @@ class Anchor(TrainerCallback):
         self, model: nn.Module, inputs: Mapping[str, Any], autocast: AbstractContextManager[Any]
     ) -> torch.Tensor:
         """Return the logits of M₀ for inputs of the model that is trained."""
+        if self.kept:
+            return self.kept[0]
         teacher = model if self.without_adapters else self.ref_model
         assert teacher is not None
-        return predict(teacher, inputs, without_adapters=self.without_adapters, autocast=autocast)
+        found = predict(teacher, inputs, without_adapters=self.without_adapters, autocast=autocast)
+        if self.kept is not None:
+            self.kept.append(found)
+        return found
 
     def tie(
         self,
@@ -195,11 +201,8 @@ class Anchor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Settle α, put M₀ where it is needed, and find what is to be pulled."""
-        plan: Any = getattr(kwargs["train_dataloader"].dataset, "plan", None)
-        schedule = self.args.build_anchor_schedule(state.max_steps)
-        if schedule is None and plan is None:
-            schedule = self._given_schedule or self.args.build_alpha_schedule(state.max_steps)
-        self._alpha_of = plan.alpha if schedule is None else lambda step: schedule(progress_of(step, state.max_steps))
+        own = self.args.build_anchor_schedule(state.max_steps)
+        self._alpha_of = alpha_of_steps(self.args, state, kwargs["train_dataloader"], own, self._given_schedule)
         shared: list[torch.Tensor] = []  # all processes get the first one's, as those of the model that is trained
         if self.ref_model is not None:
             is_spread = len(getattr(self.ref_model, "hf_device_map", None) or {}) > 1
@@ -331,6 +334,20 @@ class Anchor(TrainerCallback):
             )
 
 
+def alpha_of_steps(
+    args: Any, state: TrainerState, loader: Any, own: AlphaSchedule | None, given: AlphaSchedule | None
+) -> Callable[[int], float]:
+    """Return α by step of what is added to a loss: by its `own` schedule, else by the plan of a mixture, else by
+    the schedule that is `given`, else by that of the settings.
+    """
+    plan: Any = getattr(loader.dataset, "plan", None)
+    if own is None and plan is not None:
+        found: Callable[[int], float] = plan.alpha
+        return found
+    schedule = own or given or args.build_alpha_schedule(state.max_steps)
+    return lambda step: schedule(progress_of(step, state.max_steps))
+
+
 def has_label_to_predict(labels: torch.Tensor, *, shift_labels: bool) -> torch.Tensor:
     """Return which positions predict a label: position i label i, or label i + 1."""
     predicted = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX) if shift_labels else labels
@@ -345,7 +362,7 @@ def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: 
         raise ValueError("`ref_model` must be another object than `model`: the one is trained, the other is not.")
     if args.anchor_on == "general" and not has_mixture:
         raise ValueError('anchor_on="general" needs a mixture as `train_dataset`, which tells what is general.')
-    _check_strategy(trainer)
+    check_strategy(trainer, "An anchor", with_deepspeed=kind != "l2sp")
     if kind == "distill" and distills:
         raise ValueError(
             'anchor="distill" and corpora with `objective="distill"` both train M₀\'s predictions. Choose one.'
@@ -376,46 +393,51 @@ def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: 
             before, now = (getattr(each.config, "num_labels", None) for each in (ref_model, model))
             if before != now:
                 raise ValueError(f"`ref_model` must have the {now} labels of the model, got {before}.")
-        if args.use_liger_kernel and (args.liger_kernel_config or {}).get("fused_linear_cross_entropy", True):
-            raise ValueError(
-                "Liger's fused cross entropy leaves no logits to compare. Set `liger_kernel_config` to "
-                '{"fused_linear_cross_entropy": false, "cross_entropy": true}.'
-            )
+        check_logits_are_kept(args)
     if kind == "distill" or distills:
-        _check_head(trainer)
+        check_head(trainer, "distill", 'Use anchor="l2sp"')
 
 
-def _check_head(trainer: Trainer) -> None:
+def check_logits_are_kept(args: TrainingArguments) -> None:
+    """Raise where a kernel leaves no logits to compare."""
+    if args.use_liger_kernel and (args.liger_kernel_config or {}).get("fused_linear_cross_entropy", True):
+        raise ValueError(
+            "Liger's fused cross entropy leaves no logits to compare. Set `liger_kernel_config` to "
+            '{"fused_linear_cross_entropy": false, "cross_entropy": true}.'
+        )
+
+
+def check_head(trainer: Trainer, what: str, remedy: str) -> None:
     """Raise unless the model predicts a distribution over classes."""
     config, name = trainer.model.config, type(unwrap_peft(trainer.model)).__name__
     problem = getattr(config, "problem_type", None)
     if name.endswith("ForSequenceClassification") and problem is None and config.num_labels == 1:
         problem = "regression"
     if problem in ("regression", "multi_label_classification"):
-        raise ValueError(f'distill needs a distribution over classes, got {problem}. Use anchor="l2sp".')
+        raise ValueError(f"{what} needs a distribution over classes, got {problem}. {remedy}.")
     if "labels" not in trainer.label_names:
         raise ValueError(
-            f'distill needs a model with `labels`, got {name} with {", ".join(trainer.label_names)}. Use anchor="l2sp".'
+            f"{what} needs a model with `labels`, got {name} with {', '.join(trainer.label_names)}. {remedy}."
         )
 
 
-def _check_strategy(trainer: Trainer) -> None:
-    """Raise unless every process has the whole model."""
+def check_strategy(trainer: Trainer, what: str, *, with_deepspeed: bool) -> None:
+    """Raise unless every process has the whole model; `what` needs it, and may get on with DeepSpeed's stage 2."""
     args = trainer.args
     if args.n_gpu > 1:
         raise ValueError(
-            f"An anchor needs one process for each GPU, got one for {args.n_gpu}. Start with `accelerate launch`."
+            f"{what} needs one process for each GPU, got one for {args.n_gpu}. Start with `accelerate launch`."
         )
     if args.fsdp or trainer.is_fsdp_enabled or getattr(trainer.model, "is_distributed_loading_by_transformers", False):
-        raise ValueError("An anchor needs the whole model in every process, which FSDP divides. Use DDP.")
+        raise ValueError(f"{what} needs the whole model in every process, which FSDP divides. Use DDP.")
     if trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size() > 1:
-        raise ValueError("An anchor needs whole sequences and weights in every process. Use DDP.")
-    if trainer.is_deepspeed_enabled and (args.anchor == "l2sp" or is_deepspeed_zero3_enabled()):
+        raise ValueError(f"{what} needs whole sequences and weights in every process. Use DDP.")
+    if trainer.is_deepspeed_enabled and (not with_deepspeed or is_deepspeed_zero3_enabled()):
         raise ValueError(
             "DeepSpeed keeps or divides the weights itself, so "
             + (
-                f'anchor="{args.anchor}" cannot reach them. Use DDP.'
-                if args.anchor == "l2sp"
-                else "M₀ cannot be run beside them at ZeRO stage 3. Use stage 2 or DDP."
+                "M₀ cannot be run beside them at ZeRO stage 3. Use stage 2 or DDP."
+                if with_deepspeed
+                else f"{what} cannot reach them. Use DDP."
             )
         )

@@ -1,22 +1,24 @@
-"""The loss of a micro-batch: of one objective or several, at the scale of the global batch, and tied to M₀."""
+"""The loss of a micro-batch: of one objective or several, at the scale of the global batch, tied to M₀, adversarial."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Trainer
 
-from hf_interp.losses.anchor import Anchor
+from hf_interp.losses.adversarial import Adversary, Perturbation, Rows, symmetric_kl
+from hf_interp.losses.anchor import Anchor, has_label_to_predict
 from hf_interp.losses.per_example import is_ctc, per_example_loss
-from hf_interp.losses.ref_model import shifts_labels, unwrap_peft
+from hf_interp.losses.ref_model import logits_of, shifts_labels, unwrap_peft
 from hf_interp.mixture.collators import OBJECTIVES_KEY
 from hf_interp.training.distilled_loss import DistilledLoss
 from hf_interp.training.integrations import TrainerTraits
 from hf_interp.training.loss_scale import count_batch, mean_over_examples, part_of_batch
 from hf_interp.training.mixture_run import MixtureRun
-from hf_interp.training.objectives import ObjectiveHeads
+from hf_interp.training.objectives import EXAMPLES, LABELS, ObjectiveHeads
 from hf_interp.utils.overrides import overrides
 
 Items = torch.Tensor | int | None
@@ -24,7 +26,7 @@ Items = torch.Tensor | int | None
 
 
 class BatchLoss:
-    """The loss that a trainer over a mixture, or with an anchor, computes in place of that of `Trainer`.
+    """The loss that a trainer over a mixture, with an anchor or an adversary, computes in place of that of `Trainer`.
 
     On the way, what each corpus and each objective contributes is noted.
     """
@@ -35,10 +37,12 @@ class BatchLoss:
         heads: ObjectiveHeads,
         traits: TrainerTraits,
         anchor: Anchor | None,
+        adversary: Adversary | None,
         *,
         computes_loss: bool,
     ) -> None:
         self.trainer, self.heads, self.traits, self.anchor = trainer, heads, traits, anchor
+        self.adversary = adversary
         self.computes_loss = computes_loss
         self.run: MixtureRun | None = None
         self.distilled: DistilledLoss | None = None  # if a corpus trains M₀'s predictions
@@ -48,6 +52,7 @@ class BatchLoss:
         self._totals: torch.Tensor | None = None  # labels and examples of the global batch, if they are known
         self._counts: torch.Tensor | None = None  # the same by objective
         self._is_whole = False  # whether one micro-batch is the global batch
+        self._micro_batch = self._num_micro_batches = 0  # of the step in progress: which comes next, and how many
 
     def set_mixture(self, run: MixtureRun | None) -> None:
         """Compute the losses of a mixture from now on; `None` for no mixture."""
@@ -62,7 +67,14 @@ class BatchLoss:
 
     def is_needed(self, model: nn.Module) -> bool:
         """Whether the micro-batch that comes next has another loss than that of `Trainer`."""
-        return self.corpus is not None or (self.anchor if model.training else self.evaluated) is not None
+        if self.corpus is not None or (model.training and self.changes_loss):
+            return True
+        return (self.anchor if model.training else self.evaluated) is not None
+
+    @property
+    def changes_loss(self) -> bool:
+        """Whether there is more in the loss than that of `Trainer`, be the data a mixture or not."""
+        return self.adversary is not None or (self.anchor is not None and self.anchor.is_tied)
 
     def compute(
         self, compute_loss: Callable[..., Any], model: nn.Module, inputs: dict[str, Any], num_items: Items
@@ -72,6 +84,18 @@ class BatchLoss:
         `compute_loss` is that of `Trainer`, `num_items` the labels in the global batch.
         """
         corpus, self.corpus = self.corpus, None
+        if self.adversary is None or not model.training:
+            return self._once(compute_loss, model, inputs, corpus, num_items)
+        return self._adversarial(self.adversary, compute_loss, model, inputs, corpus, num_items)
+
+    def _once(
+        self,
+        compute_loss: Callable[..., Any],
+        model: nn.Module,
+        inputs: dict[str, Any],
+        corpus: torch.Tensor | None,
+        num_items: Items,
+    ) -> tuple[torch.Tensor, Any]:
         if corpus is not None and OBJECTIVES_KEY in inputs:
             return self._of_objectives(model, inputs[OBJECTIVES_KEY], corpus)
         if corpus is not None and self.distilled is not None:
@@ -166,6 +190,7 @@ class BatchLoss:
     def count(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> None:
         """Count the labels and examples in the micro-batches of a step that begins, by objective if there are some."""
         self._totals = self._counts = None
+        self._micro_batch, self._num_micro_batches = 0, len(batches)
         if not batches or not isinstance(batches[0], Mapping):
             return
         if OBJECTIVES_KEY in batches[0]:
@@ -189,7 +214,7 @@ class BatchLoss:
     def _sets_scale(self) -> bool:
         """Whether the loss is brought to the scale of the global batch here, and not by who computes or declares it."""
         trainer = self.trainer
-        is_ours = self.run is not None or (self.anchor is not None and self.anchor.is_tied)
+        is_ours = self.run is not None or self.changes_loss
         is_theirs = self.computes_loss or trainer.compute_loss_func is not None
         return is_ours and not is_theirs and trainer.loss_is_scaled_for_ga is None
 
@@ -219,6 +244,156 @@ class BatchLoss:
             self.run.meters.add_objective(part.column, part.mean * part.num_labels, part.num_labels)
             self.run.note_losses(self.run.of_objective(corpus, part.name), part.by_example)
         return total * self._factor, outputs
+
+    # Inputs that are a little off.
+
+    def _adversarial(
+        self,
+        adversary: Adversary,
+        compute_loss: Callable[..., Any],
+        model: nn.Module,
+        inputs: dict[str, Any],
+        corpus: torch.Tensor | None,
+        num_items: Items,
+    ) -> tuple[torch.Tensor, Any]:
+        """Compute the loss with what inputs a little off add to it; they pass through the model without DDP around it.
+
+        DDP waits for the gradients of the pass that it sees, and all gradients flow at once.
+        """
+        trainer, number = self.trainer, self._micro_batch
+        self._micro_batch += 1
+        weight = adversary.weight(trainer.state.global_step)
+
+        def first() -> tuple[torch.Tensor, Any]:
+            return self._once(compute_loss, model, dict(inputs), corpus, num_items)
+
+        def again() -> tuple[torch.Tensor, Any]:
+            with self._unnoted():
+                return self._once(compute_loss, trainer.model, dict(inputs), corpus, num_items)
+
+        def predictions() -> Any:
+            batches = inputs.get(OBJECTIVES_KEY)
+            return trainer.model(**inputs) if batches is None else trainer.model(objectives=batches)
+
+        if weight == 0:
+            return first()
+        perturbation = Perturbation(trainer.model, list(self._rows(adversary, inputs, corpus, number)))
+        with ExitStack() as stack:
+            if self.anchor is not None:
+                stack.enter_context(overrides(self.anchor, kept=[]))
+            if trainer.args.adversarial == "r3f":
+                found = adversary.compare(
+                    perturbation,
+                    first,
+                    predictions,
+                    weight,
+                    lambda outputs, others: self._divergence(outputs, others, inputs, corpus, num_items),
+                )
+            else:
+                scaler = trainer.accelerator.scaler
+                scale = 1.0 if scaler is None else scaler.get_scale()
+                found = adversary.ascend(perturbation, first, again, weight, scale)
+        loss, outputs, added = found
+        is_share = self.is_scaled or trainer.compute_loss_func is not None
+        adversary.note(added * self._num_micro_batches if is_share else added)
+        return loss, outputs
+
+    def _rows(
+        self, adversary: Adversary, inputs: Mapping[str, Any], corpus: torch.Tensor | None, micro_batch: int
+    ) -> Iterator[Rows]:
+        """Give what the model embeds at once, in its order, with the places of the examples in the run."""
+        if corpus is None or OBJECTIVES_KEY not in inputs:
+            count = next(len(value) for value in inputs.values() if isinstance(value, torch.Tensor))
+            numbers = adversary.numbers(micro_batch, count if corpus is None else len(corpus))
+            yield Rows(inputs, numbers)
+            return
+        assert self.run is not None
+        places = torch.tensor(adversary.numbers(micro_batch, len(corpus)), device=corpus.device)
+        for name, batch in inputs[OBJECTIVES_KEY].items():
+            yield Rows(batch, places[self.run.trains(corpus, name)].tolist())
+
+    def _divergence(
+        self,
+        outputs: Any,
+        others: Any,
+        inputs: Mapping[str, Any],
+        corpus: torch.Tensor | None,
+        num_items: Items,
+    ) -> torch.Tensor:
+        """Return the symmetric divergence of the outputs of two passes, each prediction at the scale of its loss."""
+        found = torch.zeros((), device=self.trainer.args.device)
+        for name, labels, shifts, scale in self._predictions(inputs, corpus, num_items):
+            one, other = (logits_of(each if name is None else each[name]) for each in (outputs, others))
+            if one.shape[:-1] != labels.shape:
+                raise ValueError(
+                    f'adversarial="r3f" needs one prediction for each label, got logits of shape {tuple(one.shape)} '
+                    f'for labels of shape {tuple(labels.shape)}. Use `adversarial="fgm"`.'
+                )
+            rows = has_label_to_predict(labels, shift_labels=shifts).flatten().nonzero().flatten()
+            scales = scale.reshape(-1, *[1] * (labels.dim() - 1)).expand(labels.shape).flatten()[rows]
+            values = symmetric_kl(one, other, rows)
+            found = found + (values * scales.to(values.dtype)).sum()
+        return found * self._factor
+
+    def _predictions(
+        self, inputs: Mapping[str, Any], corpus: torch.Tensor | None, num_items: Items
+    ) -> Iterator[tuple[str | None, torch.Tensor, bool, torch.Tensor]]:
+        """Give for every objective its name, its labels, whether they are shifted, and by what each example counts."""
+        counts = self._counts
+        if counts is not None:
+            shares = counts[EXAMPLES] / counts[EXAMPLES].sum() / counts[LABELS].clamp(min=1)
+        if corpus is not None and OBJECTIVES_KEY in inputs:
+            for name, batch in inputs[OBJECTIVES_KEY].items():
+                scale = shares[self.heads.names.index(name)].expand(len(batch["labels"]))
+                yield name, batch["labels"], self.shifts()[name], scale
+            return
+        shifted = inputs.get("shift_labels")
+        labels = inputs["labels"] if shifted is None else shifted
+        shifts = self.shifts_labels and shifted is None
+        if corpus is not None and self.distilled is not None:
+            assert self.run is not None
+            yield None, labels, shifts, shares[self.run.is_distilled(corpus).long()]
+            return
+        if self._totals is not None:
+            num_items = self._totals[0].clamp(min=1)
+        elif num_items is None:
+            num_items = has_label_to_predict(labels, shift_labels=shifts).sum().clamp(min=1) * self._factor
+        yield None, labels, shifts, (1 / torch.as_tensor(num_items, device=labels.device)).expand(len(labels))
+
+    @contextmanager
+    def _unnoted(self) -> Iterator[None]:
+        """Compute losses for a while without noting them."""
+        with ExitStack() as stack:
+            if self.run is not None:
+                stack.enter_context(overrides(self.run, meters=copy.deepcopy(self.run.meters)))
+            if self.anchor is not None:
+                stack.enter_context(overrides(self.anchor, sums=self.anchor.sums.clone()))
+            yield
+
+    # What is logged and saved of what is added to the loss.
+
+    @property
+    def terms(self) -> dict[str, Anchor | Adversary]:
+        """What a run adds to its loss, or measures of it, by the name that a checkpoint has for it."""
+        terms = {"anchor": self.anchor, "adversary": self.adversary}
+        return {name: term for name, term in terms.items() if term is not None}
+
+    def begin(self, rank_states: Iterable[Mapping[str, Any]]) -> None:
+        """Begin anew, with the sums that processes have left in a checkpoint."""
+        states = list(rank_states)
+        for term in self.terms.values():
+            term.begin(states)
+
+    def take_log(self, step: int, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """Return what to log after a step of what is added to the loss."""
+        found: dict[str, float] = {}
+        for term in self.terms.values():
+            found |= term.take_log(step, reduce)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of this process."""
+        return {name: term.state_dict() for name, term in self.terms.items()}
 
     @contextmanager
     def evaluating(self, name: str) -> Iterator[None]:

@@ -19,7 +19,9 @@ from hf_interp.utils.errors import check_choice
 from hf_interp.utils.yaml_values import parse_mapping, with_numbers
 
 ANCHORS = ("distill", "l2sp")
+ADVERSARIES = ("fgm", "freelb", "r3f")
 AnchoredExamples = Literal["all", "general"]
+Followed = Literal["1-alpha", "alpha"]
 
 
 def _with_help(cls: type[Any]) -> type[Any]:
@@ -95,6 +97,17 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
             forward pass of M₀.
         distill_temperature (`float`, *optional*, defaults to 1.0): T, above 0, by which the logits of both models are
             divided where a corpus has the objective "distill"; the divergence is multiplied by T².
+        adversarial (`str`, *optional*): train also on inputs that are a little off: "fgm" steps once up the gradient,
+            "freelb" several times, "r3f" takes noise and keeps the predictions (see `hf_interp.losses.adversarial`).
+        adversarial_strength (`float`, *optional*, defaults to 1.0): weight of that part of the loss, above 0, at α = 0.
+        adversarial_follows (`str`, *optional*, defaults to `"1-alpha"`): what the strength is multiplied by: "1-alpha"
+            or "alpha".
+        adversarial_alpha_schedule (`dict`, *optional*): α of this where it is not to be the data's, as
+            `anchor_alpha_schedule` is. `{"type": "constant", "value": 0.0}` keeps the whole strength throughout.
+        adversarial_epsilon (`float`, *optional*, defaults to 1.0, or 1e-5 for r3f): ε, above 0: the norm by which the
+            embeddings (or pixels, or sound) of an example are moved at most; for r3f the largest number of its noise.
+        adversarial_steps (`int`, *optional*, defaults to 3): K of freelb, at least 1; a step of training costs K + 1.
+        adversarial_step_size (`float`, *optional*, defaults to ε / K): η of freelb, above 0.
         average_from (`float`, *optional*): the share of the run, in [0, 1), from which on the weights are averaged;
             the model ends with their mean. Meant for `lr_scheduler_type: constant_with_warmup`.
 
@@ -129,6 +142,13 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
     anchor_exclude: list[str] | None = None
     log_loss_gap: bool = False
     distill_temperature: float = 1.0
+    adversarial: str | None = None
+    adversarial_strength: float = 1.0
+    adversarial_follows: Followed = "1-alpha"
+    adversarial_alpha_schedule: dict[str, Any] | str | None = None
+    adversarial_epsilon: float | None = None
+    adversarial_steps: int = 3
+    adversarial_step_size: float | None = None
     average_from: float | None = None
 
     def __post_init__(self) -> None:
@@ -152,6 +172,8 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         self.build_alpha_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
         self.build_alpha_controller()
         self._check_anchor()
+        self._check_adversary()
+        self._settle_own_schedules()
 
     def _check_order(self) -> None:
         """Refuse an order that is none, or an end of the run that another field sets too."""
@@ -225,31 +247,55 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
                 f"`average_from` must be a share of the run in [0, 1), got {self.average_from}: a mean that begins at "
                 "the end is over nothing."
             )
-        if isinstance(self.anchor_alpha_schedule, str):
-            name, text = "anchor_alpha_schedule", self.anchor_alpha_schedule
-            self.anchor_alpha_schedule = {"type": text} if text.isidentifier() else parse_mapping(name, text)
-        self.anchor_alpha_schedule = with_numbers(self.anchor_alpha_schedule)
         if isinstance(self.anchor_exclude, str):
             self.anchor_exclude = [self.anchor_exclude]
+
+    def _check_adversary(self) -> None:
+        """Refuse what adversarial training cannot have."""
+        if self.adversarial is not None:
+            check_choice("adversarial", self.adversarial, ADVERSARIES)
+        check_choice("adversarial_follows", self.adversarial_follows, get_args(Followed))
+        for name in ("adversarial_strength", "adversarial_epsilon", "adversarial_step_size"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be a finite number above 0, got {value}.")
+        if self.adversarial_steps < 1:
+            raise ValueError(f"`adversarial_steps` must be at least 1, got {self.adversarial_steps}.")
+
+    def _settle_own_schedules(self) -> None:
+        """Read the schedules of what is added to the loss, and refuse fields that it does not look at."""
+        for name in ("anchor_alpha_schedule", "adversarial_alpha_schedule"):
+            if isinstance(text := getattr(self, name), str):
+                setattr(self, name, {"type": text} if text.isidentifier() else parse_mapping(name, text))
+            setattr(self, name, with_numbers(getattr(self, name)))
         for entry in dataclasses.fields(self):
-            kinds = _ANCHORS_OF.get(entry.name, ())
-            if kinds and self.anchor not in kinds and getattr(self, entry.name) != entry.default:
+            owner, kinds = _OWNERS.get(entry.name, ("", ()))
+            if kinds and getattr(self, owner) not in kinds and getattr(self, entry.name) != entry.default:
                 raise ValueError(
-                    f"`{entry.name}` ({getattr(self, entry.name)}) needs `anchor` to be {' or '.join(kinds)}, got "
-                    f"{self.anchor!r}."
+                    f"`{entry.name}` ({getattr(self, entry.name)}) needs `{owner}` to be {' or '.join(kinds)}, got "
+                    f"{getattr(self, owner)!r}."
                 )
-        self.build_anchor_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
+        max_steps = self.max_steps if self.max_steps > 0 else 1 << 40
+        self.build_anchor_schedule(max_steps)
+        self.build_adversarial_schedule(max_steps)
 
     def build_anchor_schedule(self, max_steps: int) -> AlphaSchedule | None:
         """Return the anchor's own schedule of α for a run of `max_steps`; `None` if it follows the data's."""
-        schedule = self.anchor_alpha_schedule
+        return self._own_schedule("anchor_alpha_schedule", max_steps)
+
+    def build_adversarial_schedule(self, max_steps: int) -> AlphaSchedule | None:
+        """Return the schedule of α that adversarial training has of its own, as `build_anchor_schedule` does."""
+        return self._own_schedule("adversarial_alpha_schedule", max_steps)
+
+    def _own_schedule(self, name: str, max_steps: int) -> AlphaSchedule | None:
+        schedule = getattr(self, name)
         if schedule is None:
             return None
-        kwargs: dict[str, Any] = dict(schedule)  # type: ignore[arg-type]
+        kwargs: dict[str, Any] = dict(schedule)
         if "type" not in kwargs or "max_steps" in kwargs or "alpha_schedule_type" in kwargs:
             raise ValueError(
-                "`anchor_alpha_schedule` must hold the `type` of a schedule and its arguments, such as "
-                f"{{type: cosine, end: 0.5}}, got {self.anchor_alpha_schedule}."
+                f"`{name}` must hold the `type` of a schedule and its arguments, such as {{type: cosine, end: 0.5}}, "
+                f"got {schedule}."
             )
         return get_alpha_schedule(str(kwargs.pop("type")), max_steps=max_steps, **kwargs)
 
@@ -295,12 +341,18 @@ _FIELD_OF = {
 }
 """Arguments of `get_alpha_schedule` that have fields of their own."""
 
-_ANCHORS_OF = {
-    "anchor_strength": ("distill", "l2sp"),
-    "anchor_alpha_schedule": ANCHORS,
-    "anchor_temperature": ("distill",),
-    "anchor_direction": ("distill",),
-    "anchor_on": ("distill",),
-    "anchor_exclude": ("l2sp",),
+_OWNERS = {
+    "anchor_strength": ("anchor", ANCHORS),
+    "anchor_alpha_schedule": ("anchor", ANCHORS),
+    "anchor_temperature": ("anchor", ("distill",)),
+    "anchor_direction": ("anchor", ("distill",)),
+    "anchor_on": ("anchor", ("distill",)),
+    "anchor_exclude": ("anchor", ("l2sp",)),
+    "adversarial_strength": ("adversarial", ADVERSARIES),
+    "adversarial_follows": ("adversarial", ADVERSARIES),
+    "adversarial_alpha_schedule": ("adversarial", ADVERSARIES),
+    "adversarial_epsilon": ("adversarial", ADVERSARIES),
+    "adversarial_steps": ("adversarial", ("freelb",)),
+    "adversarial_step_size": ("adversarial", ("freelb",)),
 }
-"""Fields that only some anchors look at."""
+"""Fields that only some values of another field look at."""

@@ -110,11 +110,12 @@ class InterpolationMixin(_Base):
         preparation.prepare_heads(self, self._heads, self._traits)
         corpora = (call.corpora or as_corpora(self.train_dataset)) if call.has_mixture else None
         self._anchor = preparation.prepare_anchor(self, self._traits, ref_model, alpha_schedule, corpora)
-        preparation.check_given(call, ref_model, self._anchor, alpha_schedule, alpha_controller)
+        adversary = preparation.prepare_adversary(self, self._traits, alpha_schedule)
+        preparation.check_given(call, ref_model, self._anchor, adversary, alpha_schedule, alpha_controller)
         self.weight_average = prepare_average(self)
         computes_loss = getattr(super().compute_loss, "__func__", None) is not Trainer.compute_loss
-        self._loss = BatchLoss(self, self._heads, self._traits, self._anchor, computes_loss=computes_loss)
-        if self._anchor is not None and self._anchor.is_tied:
+        self._loss = BatchLoss(self, self._heads, self._traits, self._anchor, adversary, computes_loss=computes_loss)
+        if self._loss.changes_loss:
             self._loss_shifts_labels = self._loss.shifts_labels  # or `Trainer` counts a label too many in a sequence
         self._taken = self.train_dataset
         self._given_alpha = {"alpha_schedule": alpha_schedule, "alpha_controller": alpha_controller}
@@ -185,8 +186,7 @@ class InterpolationMixin(_Base):
         if self._run is not None:
             # Anew: a hyper-parameter search may have changed the plan, or `Trainer` starts over with a smaller batch.
             self._begin(self._run)
-        if self._anchor is not None:
-            self._anchor.begin(() if self._saved is None else self._saved.rank_states)
+        self._loss.begin(() if self._saved is None else self._saved.rank_states)
         if self._run is None:
             return super().get_train_dataloader()
         return preparation.make_loader(self, self._run, self._heads, self._traits, self._saved)
@@ -226,7 +226,7 @@ class InterpolationMixin(_Base):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Items = None
     ) -> Any:
-        """Compute the loss of `Trainer`, or what a mixture or an anchor makes of it (see `BatchLoss`)."""
+        """Compute the loss of `Trainer`, or what a mixture, an anchor or an adversary makes of it (see `BatchLoss`)."""
         compute_loss = super().compute_loss
         inputs = self._loss.with_decoder_inputs(inputs)
         if self._loss.is_needed(model):
@@ -331,7 +331,7 @@ class InterpolationMixin(_Base):
             own |= self._run.rank_state()
             if (callback := find_callback(self.callback_handler, AlphaCallback)) is not None:
                 callback.mixture = self._run.shared_state()
-        own |= {} if self._anchor is None else {"anchor": self._anchor.state_dict()}
+        own |= self._loss.state_dict()
         place = self._get_output_dir(trial=trial)
         with writing_checkpoint(place, own, self.args, self.state, self.accelerator) as folder:
             if self.weight_average is not None:
@@ -345,10 +345,10 @@ class InterpolationMixin(_Base):
             self.accelerator.wait_for_everyone()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; training logs gain α, realised shares, passes and the loss of every corpus, and what the anchor did."""
+        """Log; training logs gain α, realised shares, passes and the loss of every corpus, and what was added."""
         is_training_log, step = "loss" in logs, self.state.global_step
-        if is_training_log and self._anchor is not None:
-            logs.update(self._anchor.take_log(step - 1, self._sum))
+        if is_training_log:
+            logs.update(self._loss.take_log(step - 1, self._sum))
         if is_training_log and self._run is not None:
             if (callback := find_callback(self.callback_handler, AlphaCallback)) is not None:
                 logs.update(callback.metrics(step))
@@ -388,7 +388,7 @@ class InterpolationMixin(_Base):
     @property
     def _keeps_state(self) -> bool:
         """Whether a checkpoint holds more than that of `Trainer`."""
-        return self._run is not None or self._anchor is not None or self.weight_average is not None
+        return self._run is not None or self.weight_average is not None or bool(self._loss.terms)
 
     def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(tensor, "sum")

@@ -201,8 +201,11 @@ class MixtureRun:
 
     def of_objective(self, corpus: torch.Tensor, name: str) -> torch.Tensor:
         """Return the entries of a batch's corpora that train an objective, in their order."""
-        own = [index for index, each in enumerate(self.corpora) if (each.objective or TASK) == name]
-        return corpus[torch.isin(corpus, torch.tensor(own, device=corpus.device))]
+        return corpus[self.trains(corpus, name)]
+
+    def trains(self, corpus: torch.Tensor, name: str) -> torch.Tensor:
+        """Return which examples of a batch train an objective."""
+        return torch.tensor([(each.objective or TASK) == name for each in self.corpora], device=corpus.device)[corpus]
 
     def epoch_of(self, step: int) -> int:
         """Return the number of the epoch to which a step belongs, if a dataset is to be told of it."""

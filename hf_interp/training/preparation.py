@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from hf_interp.losses.adversarial import Adversary, check_adversary
 from hf_interp.losses.anchor import Anchor, check_anchor
 from hf_interp.mixture.collators import DISTILL, PackedCollator, SlotwiseCollator, may_draw_numbers
 from hf_interp.mixture.controllers import AlphaController
@@ -101,10 +102,21 @@ def prepare_anchor(
     return anchor
 
 
+def prepare_adversary(trainer: Trainer, traits: TrainerTraits, schedule: AlphaSchedule | None) -> Adversary | None:
+    """Return what makes the loss adversarial, if the settings ask for it."""
+    if getattr(trainer.args, "adversarial", None) is None:
+        return None
+    check_adversary(trainer, computes_loss=traits.computes_loss)
+    adversary = Adversary(trainer, schedule)
+    add_first(trainer.callback_handler, adversary)
+    return adversary
+
+
 def check_given(
     call: ConstructorCall,
     ref_model: nn.Module | None,
     anchor: Anchor | None,
+    adversary: Adversary | None,
     schedule: AlphaSchedule | None,
     controller: AlphaController | None,
 ) -> None:
@@ -114,7 +126,8 @@ def check_given(
             "`ref_model` needs an `InterpolationConfig` with an `anchor` or `log_loss_gap`, or a corpus with "
             '`objective="distill"`.'
         )
-    unused = {"alpha_schedule": None if anchor is not None else schedule, "alpha_controller": controller}
+    is_used = anchor is not None or adversary is not None
+    unused = {"alpha_schedule": None if is_used else schedule, "alpha_controller": controller}
     for name, value in unused.items() if not call.has_mixture else ():
         if value is not None:
             raise ValueError(f"`{name}` needs a mixture as `train_dataset`, got an ordinary dataset.")

@@ -544,7 +544,9 @@ def test_added_fields_have_help_and_documentation() -> None:
         *("mixture_sampling", "stopping_strategy", "length_window", "alpha_controller"),
         *("alpha_controller_kwargs", "alpha_update_steps", "alpha_update_lag", "log_corpus_loss", "anchor"),
         *("anchor_strength", "anchor_temperature", "anchor_direction", "anchor_on", "anchor_alpha_schedule"),
-        *("anchor_exclude", "log_loss_gap", "distill_temperature", "average_from"),
+        *("anchor_exclude", "log_loss_gap", "distill_temperature", "adversarial", "adversarial_strength"),
+        *("adversarial_follows", "adversarial_alpha_schedule", "adversarial_epsilon", "adversarial_steps"),
+        *("adversarial_step_size", "average_from"),
     ]
     for entry in added:
         assert entry.metadata["help"].endswith(".")
