@@ -210,7 +210,7 @@ def _adapt(args: argparse.Namespace, flags: Flags) -> None:
 
     draft = init_recipe(args.model, _data_paths(args), Path(args.output), flags)
     print(format_draft(draft, args.output))
-    print(f"\n{plan.format_plan(plan.summarise(plan.plan_recipe(args.output)))}\n", flush=True)
+    print(f"\n{plan.format_plan(plan.plan_recipe(args.output).summary)}\n", flush=True)
     folder = train_and_report(args.output).config["output_dir"]
     print(f"The card is {folder}/README.md, the report {write_report([folder])}.")
 
@@ -285,8 +285,7 @@ def _plan(args: argparse.Namespace, flags: Flags) -> None:
     found = plan.plan_recipe(
         args.recipe, flags, args.resume, args.num_processes, num_examples, args.samples, args.memory, args.measure
     )
-    summary = plan.summarise(found)
-    _print_found(args, summary, plan.format_plan(summary))
+    _print_found(args, found.summary, plan.format_plan(found.summary))
     if args.plot:
         from hf_interp.reporting.plots import plot_plan
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hf_interp import cli
-from hf_interp.commands.plan import plan_recipe, summarise
+from hf_interp.commands.plan import plan_recipe
 from hf_interp.tasks.parsing import parse_recipe
 
 COMMANDS = ("demo", "train", "plan", "compare", "tune", "curve", "merge", "app", "card", "push", "report")
@@ -120,11 +120,11 @@ def test_plan_as_json(
     assert cli.main(["plan", path, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     planned = plan_recipe(path)
-    assert found == summarise(planned)
+    assert found == planned.summary
     for corpus in found["corpora"]:
         assert corpus.pop("tokens") == round(corpus["drawn"] * planned.mean_tokens[corpus["name"]])
     found.pop("epochs")
-    assert found.pop("rate_weighted_alpha") == planned.weighted_alpha
+    assert found.pop("rate_weighted_alpha") == planned.summary["rate_weighted_alpha"]
     sizes = {corpus["name"]: corpus["num_examples"] for corpus in found["corpora"]}
     assert {name: sum(counts.values()) for name, counts in found.pop("labels").items()} == sizes
     assert {rows for rows, _ in found.pop("shared").values()} == {0}

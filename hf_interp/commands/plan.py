@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -34,9 +33,6 @@ from hf_interp.tasks.task import get_task
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.utils.console import format_counts, format_table
-
-if TYPE_CHECKING:  # it evaluates a model, which a plan need not wait for
-    from hf_interp.commands.distance import DomainDistance
 
 COUNTS = ("drawn", "tokens", "passes", "all read at step")
 
@@ -82,43 +78,14 @@ def learning_rate_factors(args: TrainingArguments, steps: list[int], max_steps: 
     return [float(scheduler.lr_lambdas[0](step)) for step in steps]
 
 
-class Resumed(NamedTuple):
-    """The step from which a plan goes on, and what changes there."""
-
-    step: int
-    changes: list[str]
-
-
 class Preview(NamedTuple):
     """The plan of a recipe, with what else is known before training."""
 
     plan: MixturePlan
     mean_tokens: dict[str, float]
     """Of an example, by corpus."""
-    resumed: Resumed | None
-    weighted_alpha: float | None
-    """The mean of α weighted by the learning rate, if that is known beforehand."""
-    epochs: Epochs
-    distance: "DomainDistance | None" = None
-    """Of the two sides for M₀, if it was measured."""
-    cut: Mapping[str, Sequence[int]] = MappingProxyType({})
-    """How many rows are cut, of how many, by group and name."""
-    shared: Mapping[str, Sequence[int]] = MappingProxyType({})
-    """How many rows of an evaluation set are trained on, of how many, likewise."""
-    labels: Mapping[str, Mapping[str, int]] = MappingProxyType({})
-    """How many examples of each training corpus have a label, by its name, where they have one each."""
-    samples: Mapping[str, Sequence[str]] = MappingProxyType({})
-    """Of each training corpus some examples as the model will see them."""
-    few: Sequence[str] = ()
-    """A line on sets with too few rows to measure by, if there are any."""
-    made: Sequence[str] = ()
-    """Lines on what M₀ makes, or has made, and on what is planted."""
-    method: Sequence[str] = ()
-    """A line on what the recipe's `method` sets, if it has one."""
-    memory: Mapping[str, int] = MappingProxyType({})
-    """In bytes, what a process needs, if it was estimated."""
-    measured: Mapping[str, Any] = MappingProxyType({})
-    """What a step takes, if that was measured."""
+    summary: dict[str, Any]
+    """`MixturePlan.summary()` with the rest, as plain values; `format_plan` tells it."""
 
 
 def plan_recipe(
@@ -165,32 +132,46 @@ def plan_recipe(
     resumed = None
     if saved is not None:
         plan, changes = continue_plan(plan, saved["plan"], saved["global_step"])
-        resumed = Resumed(saved["global_step"], changes)
-    apart = None
-    if distance_examples is not None:
-        apart = distance.measure_distance(recipe, args, data, num_examples=distance_examples)
-    lengths = {corpus.name: mean_tokens(corpus.dataset) for corpus in data.corpora}
-    return Preview(
-        plan,
-        {name: length for name, length in lengths.items() if length is not None},
-        resumed,
-        rate_weighted_alpha(plan, args),
-        Epochs(plan, args.mixture_epoch),
-        apart,
-        data.cut,
-        data.shared,
-        {corpus.name: counts for corpus in data.corpora if (counts := count_labels(corpus, recipe))},
-        {
+        resumed = {"step": saved["global_step"], "changes": changes}
+    known = {corpus.name: mean_tokens(corpus.dataset) for corpus in data.corpora}
+    lengths = {name: length for name, length in known.items() if length is not None}
+    summary = _summarise_plan(plan, args, lengths, resumed)
+    more: dict[str, Any] = {
+        "labels": {corpus.name: counts for corpus in data.corpora if (counts := count_labels(corpus, recipe))},
+        "method": "".join(format_method(given)),
+        "memory": _memory(recipe, args, data) if estimates_memory else {},
+        "few": format_few(data.measured_rows(), task.info.answer),
+        "made": [*format_made(data.made), *format_canaries(recipe)],
+        "measured": _measure(given, data) if measure else {},
+        "cut": {name: list(counts) for name, counts in data.cut.items()},
+        "shared": {name: list(counts) for name, counts in data.shared.items()},
+        "samples": {
             corpus.name: sample_texts(corpus, data.tokenizer, recipe, num_samples)
             for corpus in data.corpora
             if num_samples and f"corpora.{corpus.name}" not in unmade
         },
-        format_few(data.measured_rows(), task.info.answer),
-        [*format_made(data.made), *format_canaries(recipe)],
-        format_method(given),
-        _memory(recipe, args, data) if estimates_memory else {},
-        _measure(given, data) if measure else {},
-    )
+    }
+    if distance_examples is not None:
+        more["distance"] = distance.measure_distance(recipe, args, data, num_examples=distance_examples).to_dict()
+    return Preview(plan, lengths, summary | {name: found for name, found in more.items() if found})
+
+
+def _summarise_plan(
+    plan: MixturePlan, args: InterpolationConfig, lengths: Mapping[str, float], resumed: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return a plan in numbers, with epochs and tokens; of one that is resumed also what each corpus gave before."""
+    summary = {**plan.summary(), "rate_weighted_alpha": rate_weighted_alpha(plan, args)}
+    epochs = Epochs(plan, args.mixture_epoch)
+    count, ends = epochs.passed(plan.max_steps)[0], epochs.borders(MOST_BORDERS)
+    summary["epochs"] = {"side": epochs.side, "count": count, "ends": ends}
+    for corpus in summary["corpora"]:
+        length = lengths.get(corpus["name"])
+        corpus["tokens"] = None if length is None else round(length * corpus["drawn"])
+    if resumed is not None:
+        summary["resumed"] = resumed
+        for corpus, count in zip(summary["corpora"], plan.drawn_before(resumed["step"]).tolist(), strict=True):
+            corpus["read_before"] = count
+    return summary
 
 
 def _memory(recipe: Recipe, args: InterpolationConfig, data: RecipeData) -> dict[str, int]:
@@ -257,39 +238,6 @@ def _label_text(labels: Any, ids: Sequence[int], names: Sequence[str], tokenizer
     if names:
         return f" → {', '.join(name for name, is_so in zip(names, labels, strict=True) if is_so) or 'no label'}"
     return f" → {tokenizer.decode([labels[place] for place in places])}"
-
-
-def summarise(preview: Preview) -> dict[str, Any]:
-    """Return `MixturePlan.summary()` with what else a `Preview` has, and what each corpus gave before it is resumed."""
-    plan, resumed = preview.plan, preview.resumed
-    summary = {**plan.summary(), "rate_weighted_alpha": preview.weighted_alpha}
-    epochs = {"side": preview.epochs.side, "count": preview.epochs.passed(plan.max_steps)[0]}
-    summary["epochs"] = {**epochs, "ends": preview.epochs.borders(MOST_BORDERS)}
-    for corpus in summary["corpora"]:
-        mean = preview.mean_tokens.get(corpus["name"])
-        corpus["tokens"] = None if mean is None else round(mean * corpus["drawn"])
-    if resumed is not None:
-        summary["resumed"] = resumed._asdict()
-        for corpus, count in zip(summary["corpora"], plan.drawn_before(resumed.step).tolist(), strict=True):
-            corpus["read_before"] = count
-    if preview.labels:
-        summary["labels"] = preview.labels
-    if preview.method:
-        summary["method"] = preview.method[0]
-    if preview.memory:
-        summary["memory"] = dict(preview.memory)
-    if preview.few:
-        summary["few"] = list(preview.few)
-    if preview.made:
-        summary["made"] = list(preview.made)
-    if preview.measured:
-        summary["measured"] = dict(preview.measured)
-    for name in ("cut", "shared", "samples"):
-        if found := getattr(preview, name):
-            summary[name] = {key: list(value) for key, value in found.items()}
-    if preview.distance is not None:
-        summary["distance"] = preview.distance.to_dict()
-    return summary
 
 
 def format_plan(summary: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from toys import byte_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from hf_interp import InterpolationTrainer, cli
-from hf_interp.commands.plan import format_plan, plan_recipe, summarise
+from hf_interp.commands.plan import format_plan, plan_recipe
 from hf_interp.tasks.build import build_trainer, check_recipe, load_data
 from hf_interp.tasks.parsing import parse_recipe
 
@@ -66,7 +66,7 @@ def test_tokens_are_those_of_the_examples(toy_recipe: dict[str, Any], write_reci
         rows = [json.loads(line) for line in Path(toy_recipe["corpora"][side]["path"]).read_text().splitlines()]
         lengths = [min(len(tokenizer(row["text"])["input_ids"]), 8) for row in rows]
         assert mean_tokens[side] == pytest.approx(sum(lengths) / len(lengths))
-    summary = summarise(preview)
+    summary = preview.summary
     assert [corpus["tokens"] for corpus in summary["corpora"]] == [
         round(8 * mean_tokens[side]) for side in ("general", "domain")
     ]
@@ -84,7 +84,7 @@ def test_tokens_of_a_large_corpus_are_estimated_from_a_spread_sample(
 
 def test_streams_have_no_tokens_and_no_passes(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
     toy_recipe["corpora"]["domain"]["streaming"] = True
-    summary = summarise(plan_recipe(str(write_recipe(toy_recipe))))
+    summary = plan_recipe(str(write_recipe(toy_recipe))).summary
     general, domain = summary["corpora"]
     assert (domain["num_examples"], domain["tokens"], domain["passes"], domain["exhausted_at"]) == (None,) * 4
     assert general["tokens"] > 0
@@ -96,7 +96,7 @@ def test_streams_have_no_tokens_and_no_passes(toy_recipe: dict[str, Any], write_
 
 def test_the_text_tells_every_number(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
     found = plan_recipe(str(write_recipe({**toy_recipe, "max_steps": 1000, "warmup_steps": 0})))
-    plan, summary = found.plan, summarise(found)
+    plan, summary = found.plan, found.summary
     general, domain = summary["corpora"]
     lines = format_plan(summary).splitlines()
     total = general["tokens"] + domain["tokens"]
@@ -116,16 +116,16 @@ def test_the_text_tells_every_number(toy_recipe: dict[str, Any], write_recipe: C
 
 def test_the_borders_of_epochs_are_told(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
     epochs = {"max_steps": None, "num_train_epochs": 2, "alpha_schedule_type": "constant", "alpha_end": 0.5}
-    found = summarise(plan_recipe(str(write_recipe({**toy_recipe, **epochs}))))
+    found = plan_recipe(str(write_recipe({**toy_recipe, **epochs}))).summary
     assert (found["max_steps"], found["epochs"]) == (12, {"side": "domain", "count": 2.0, "ends": [6, 12]})
     assert "epochs (passes of domain): 2, which end at step 6, 12" in format_plan(found)
     both = {**toy_recipe, **epochs, "mixture_epoch": "all", "num_train_epochs": 30}
-    text = format_plan(summarise(plan_recipe(str(write_recipe(both)))))
+    text = format_plan(plan_recipe(str(write_recipe(both))).summary)
     assert "epochs (passes of both sides): 30, which end at step 13, 26, 39, 52, 65, 78, 91, 104, …" in text
 
 
 def test_a_plan_without_warnings_has_none(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
-    few = format_plan(summarise(plan_recipe(str(write_recipe(toy_recipe))))).rpartition("Warning: ")[2]
+    few = format_plan(plan_recipe(str(write_recipe(toy_recipe))).summary).rpartition("Warning: ")[2]
     groups = {"eval_corpora": 16, "validation_corpora": 12}
     counts = ", ".join(f"`{group}.{side}` {count}" for group, count in groups.items() for side in ("general", "domain"))
     off, enough = (196 * math.sqrt(0.25 / count) for count in (12, 400))
@@ -134,7 +134,7 @@ def test_a_plan_without_warnings_has_none(toy_recipe: dict[str, Any], write_reci
     for group, count in groups.items():
         sets = {side: {"path": [entry["path"]] * (100 // count + 1)} for side, entry in toy_recipe[group].items()}
         toy_recipe[group] = sets
-    text = format_plan(summarise(plan_recipe(str(write_recipe(toy_recipe)))))
+    text = format_plan(plan_recipe(str(write_recipe(toy_recipe))).summary)
     assert "Warning" not in text
     assert text.count("never") == 2  # neither corpus is read through
 
@@ -235,17 +235,17 @@ def test_memory_is_estimated_within_15_percent_of_the_peak(changes: dict[str, An
     recipe |= {name: value for name, value in changes.items() if "." not in name}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), "utf-8")
     preview = plan_recipe(str(tmp_path / "recipe.yaml"), estimates_memory=True)
-    assert "memory of a process, about: " in format_plan(summarise(preview))
+    assert "memory of a process, about: " in format_plan(preview.summary)
     trainer, measuring = trainer_of(recipe), Measuring()
     trainer.add_callback(measuring)
     trainer.train()
     weights = sum(each.numel() * each.element_size() for each in trainer.model.parameters())
-    assert preview.memory["parameters"] == pytest.approx(weights, rel=1e-3)  # and some buffers
-    assert preview.memory["peak"] == pytest.approx(measuring.peak, rel=0.15)
+    assert preview.summary["memory"]["parameters"] == pytest.approx(weights, rel=1e-3)  # and some buffers
+    assert preview.summary["memory"]["peak"] == pytest.approx(measuring.peak, rel=0.15)
 
 
 def test_memory_of_a_classifier_is_estimated(toy_recipe: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
-    memory = plan_recipe(str(write_recipe(toy_recipe)), estimates_memory=True).memory
+    memory = plan_recipe(str(write_recipe(toy_recipe)), estimates_memory=True).summary["memory"]
     model = trainer_of(toy_recipe).model
     trained = sum(each.numel() * 4 for each in model.parameters())
     assert (memory["gradients"], memory["optimizer"]) == (trained, 2 * trained)
@@ -287,11 +287,11 @@ def test_labels_and_rows_that_are_trained_on_are_told(
 ) -> None:
     trained, tested = toy_recipe["corpora"]["domain"], toy_recipe["eval_corpora"]["domain"]
     count = len(read_rows(tested))
-    found = summarise(plan_recipe(str(write_recipe(toy_recipe))))
+    found = plan_recipe(str(write_recipe(toy_recipe))).summary
     labels = [row["label"] for row in read_rows(trained)]
     assert found["labels"]["domain"] == {name: labels.count(name) for name in toy_recipe["label_names"]}
     both = {**toy_recipe["corpora"], "domain": {**tested, "side": "domain"}}
-    same = summarise(plan_recipe(str(write_recipe({**toy_recipe, "corpora": both}))))
+    same = plan_recipe(str(write_recipe({**toy_recipe, "corpora": both}))).summary
     assert same["shared"]["eval_corpora.domain"] == [count, count]
     assert f"Warning: {count} of {count} rows of `eval_corpora.domain` (100.0%)" in format_plan(same)
 
@@ -306,7 +306,7 @@ def test_a_measured_plan_tells_time_and_memory_and_keeps_nothing(
     assert capsys.readouterr() == ("", "")
     assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
     assert not Path(toy_recipe["output_dir"]).exists()
-    summary = summarise(found)
+    summary = found.summary
     seconds, peak = summary["measured"]["seconds"], summary["measured"]["peak_memory"]
     assert summary["measured"]["steps"] == 3
     assert 0 < seconds < 60

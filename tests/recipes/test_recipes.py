@@ -137,9 +137,9 @@ def test_a_plan_measures_and_shows_every_task(task: str, toy_models: dict[str, P
     recipe = on_toy_files(ONE_OF_EACH_TASK[task], toy_models, tmp_path, ["--max_steps", "2", *RISE])
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
     found = plan_recipe(str(tmp_path / "toy.yaml"), num_samples=3, measure=True)
-    assert (found.measured["steps"], found.measured["seconds"] > 0) == (1, True)
+    assert (found.summary["measured"]["steps"], found.summary["measured"]["seconds"] > 0) == (1, True)
     assert not (tmp_path / "out").exists()
-    for name, samples in found.samples.items():
+    for name, samples in found.summary["samples"].items():
         assert len(samples) == 3
         if task == "masked-lm":
             shown, hidden = zip(*(text.split(" → ") for text in samples), strict=True)
@@ -147,7 +147,7 @@ def test_a_plan_measures_and_shows_every_task(task: str, toy_models: dict[str, P
             assert all(hidden)
         if task == "token-classification":
             rows = [json.loads(line) for line in Path(recipe["corpora"][name]["path"]).read_text("utf-8").splitlines()]
-            assert sum(found.labels[name].values()) == sum(len(row["tokens"]) for row in rows)
+            assert sum(found.summary["labels"][name].values()) == sum(len(row["tokens"]) for row in rows)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)

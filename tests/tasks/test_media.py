@@ -27,7 +27,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 from hf_interp.app.models import open_slider
 from hf_interp.commands.curve import curve_run
-from hf_interp.commands.plan import format_plan, plan_recipe, summarise
+from hf_interp.commands.plan import format_plan, plan_recipe
 from hf_interp.mixture.collators import collate
 from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.hub import render_card
@@ -267,7 +267,7 @@ def test_the_snippet_of_the_card_runs(run: Path, tmp_path: Path, monkeypatch: py
 def test_a_plan_says_what_the_model_will_see(
     model: Path, files: dict[str, dict[str, str]], tmp_path: Path, write_recipe: Any
 ) -> None:
-    text = format_plan(summarise(plan_recipe(str(write_recipe(recipe_of(model, files, tmp_path))), num_samples=1)))
+    text = format_plan(plan_recipe(str(write_recipe(recipe_of(model, files, tmp_path))), num_samples=1).summary)
     assert "an image of 8×8 pixels → left" in text
     assert "an image of 6×6 pixels → left" in text
 

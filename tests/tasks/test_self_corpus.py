@@ -12,7 +12,7 @@ import torch
 from toys import bert_shape, word_tokenizer
 from transformers import BertForMaskedLM, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, set_seed
 
-from hf_interp.commands.plan import format_plan, plan_recipe, summarise
+from hf_interp.commands.plan import format_plan, plan_recipe
 from hf_interp.tasks.build import RecipeData, check_recipe, load_data
 from hf_interp.tasks.draft import draft_recipe
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
@@ -278,7 +278,7 @@ def test_a_recipe_by_init_is_planned_trained_and_told(tmp_path: Path, cache: Pat
     draft = draft_recipe(str(model), {"domain": str(path), "general": "self"}, given)
     write_recipe(draft, tmp_path / "recipe.yaml")
     flags = ["--output_dir", str(tmp_path / "run"), "--max_steps", "2", "--eval_steps", "1"]
-    summary = summarise(plan_recipe(str(tmp_path / "recipe.yaml"), flags, num_samples=1))
+    summary = plan_recipe(str(tmp_path / "recipe.yaml"), flags, num_samples=1).summary
     assert not cache.exists()  # a plan makes nothing
     (line,) = summary["made"]
     assert "60 texts that it draws, which train will make" in line
@@ -287,7 +287,7 @@ def test_a_recipe_by_init_is_planned_trained_and_told(tmp_path: Path, cache: Pat
     results = run_recipe(load_recipe(tmp_path / "recipe.yaml", flags))
     assert results.made["corpora.general"] == results.made["eval_corpora.general"]
     (place,) = [folder for folder in cache.iterdir() if folder.is_dir()]
-    summary = summarise(plan_recipe(str(tmp_path / "recipe.yaml"), flags, num_samples=1))
+    summary = plan_recipe(str(tmp_path / "recipe.yaml"), flags, num_samples=1).summary
     assert f"({place / 'rows.jsonl'})" in format_plan(summary)
     assert "general" in summary["samples"]
     card = (tmp_path / "run" / "README.md").read_text("utf-8")

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from hf_interp.commands.curve import curve_run
-from hf_interp.commands.plan import format_plan, plan_recipe, summarise
+from hf_interp.commands.plan import format_plan, plan_recipe
 from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.hub import render_card
 from hf_interp.tasks.build import tokenise
@@ -176,7 +176,7 @@ def test_padding_does_not_change_what_a_model_with_a_mask_says(wav2vec2: Path) -
 @pytest.mark.slow
 def test_a_run_its_curve_its_merge_and_its_card(ast: Path, tmp_path: Path, write_recipe: Any) -> None:
     recipe = recipe_of(ast, tmp_path, alpha_search={"method": "grid", "alphas": 2})
-    text = format_plan(summarise(plan_recipe(str(write_recipe(recipe)), num_samples=1)))
+    text = format_plan(plan_recipe(str(write_recipe(recipe)), num_samples=1).summary)
     assert "a recording of 0.10 seconds at 11,025 Hz → low" in text
     results = run_recipe(recipe)
     folder = tmp_path / "out"
@@ -280,7 +280,7 @@ def test_a_run_that_transcribes(kind: str, tmp_path: Path, write_recipe: Any, re
     model = request.getfixturevalue(kind)
     more = {"alpha_search": {"method": "grid", "alphas": 3}, "max_target_length": 12, "max_steps": 60}
     recipe = recipe_of(model, tmp_path, task=SPEECH, **more, learning_rate=1e-2)
-    text = format_plan(summarise(plan_recipe(str(write_recipe(recipe)), num_samples=2)))
+    text = format_plan(plan_recipe(str(write_recipe(recipe)), num_samples=2).summary)
     assert "a recording of 0.10 seconds at 11,025 Hz → low" in text
     assert "a recording of 0.11 seconds at 11,025 Hz → high" in text
     results = run_recipe(recipe)
