@@ -35,7 +35,7 @@ from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
 from hf_interp.utils.task_info import TASK_INFOS, AnswerKind, task_of_adapter, task_of_class
 from hf_interp.weights.adapters import merge_adapter
 from hf_interp.weights.alpha_spec import check_alpha
-from hf_interp.weights.checkpoint_names import common_tokens_differ, has_tokenizer
+from hf_interp.weights.checkpoint_names import check_common_tokens, has_tokenizer
 from hf_interp.weights.interpolate import open_interpolation
 from hf_interp.weights.matching import some_of
 from hf_interp.weights.merge_adapter import find_base, open_adapter
@@ -198,13 +198,7 @@ def open_slider(
         inner.config.pad_token_id = tokenizer.pad_token_id
     get_task(recipe.task).prepare(tokenizer, inner, recipe)
     if not is_adapter and has_tokenizer(origin) and has_tokenizer(folder):
-        size = inner.get_input_embeddings().weight.shape[0]
-        difference = common_tokens_differ(origin, folder, size, trust_remote_code=False)
-        if difference is not None:
-            raise ValueError(
-                f"M₀ and M_θ must have the same token behind every common id, but {difference}. Train with M₀'s "
-                "tokenizer, to which tokens may be added."
-            )
+        check_common_tokens(origin, folder, inner.get_input_embeddings().weight.shape[0])
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "chats": chats, "device": device}
     return AlphaSlider(model, base, tokenizer, recipe, finetuned_only=sorted(new), **options)
 

@@ -27,7 +27,6 @@ from hf_interp.reporting.results import (
     forgetting,
     main_metric,
     save_results,
-    spread,
 )
 from hf_interp.selection.choice import AlphaSearch, check_no_limits
 from hf_interp.selection.scoring import halves
@@ -160,20 +159,8 @@ def compare(
 
 def format_comparison(comparison: Comparison) -> str:
     """Return a table of the main metric of each side by method: mean ± standard deviation over seeds."""
-
-    def cell(found: dict[str, float] | None, digits: int = 3) -> str:
-        if found is None:
-            return ""
-        mean = f"{found['mean']:.{digits}f}"
-        return f"{mean} ± {found['std']:.{digits}f}" if found["num"] > 1 else mean  # one seed tells no spread
-
-    rows = []
-    for row in comparison.table():
-        alphas = [one["alpha"] for one in comparison.rows if one["method"] == row["method"] and "alpha" in one]
-        cells = [cell(row[name]) for name in ("domain", "general", "forgetting")]
-        rows.append([row["method"], cell(spread(alphas), 2), *cells])
-    sides = [f"{side} {comparison.metric(side)}" for side in ("domain", "general")]
-    return format_table(["method", "α of weights", *sides, "forgetting"], rows)
+    header, *rows = comparison.shown()
+    return format_table(header, rows)
 
 
 def _run_cell(

@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_interp.reporting import audits
 from hf_interp.reporting.curve import AlphaCurve, count_examples, curve_table, number, short_alpha
-from hf_interp.reporting.results import Comparison, RunResults, spread
+from hf_interp.reporting.results import Comparison, RunResults
 from hf_interp.utils.console import format_table
 from hf_interp.utils.files import new_file
 from hf_interp.utils.redaction import basename, is_local, redactor
@@ -289,18 +289,11 @@ def _metrics(results: RunResults) -> list[list[str]]:
 def _comparison(comparison: Comparison) -> list[list[str]]:
     """Return the rows of a comparison's table."""
     try:
-        found = comparison.table()
-        sides = [f"{side} {comparison.metric(side)}" for side in ("domain", "general")]
+        return comparison.shown(digits_of_alpha=3)
     except (KeyError, IndexError) as error:
         raise ValueError(
             f"The comparison has no {error} in its rows. Give the results.json that `hf-interp compare` wrote."
         ) from error
-    rows = [["method", "α of weights", *sides, "forgetting"]]
-    for row in found:
-        alphas = spread([one["alpha"] for one in comparison.rows if one["method"] == row["method"] and "alpha" in one])
-        cells = (alphas, row["domain"], row["general"], row["forgetting"])
-        rows.append([row["method"], *("" if one is None else f"{one['mean']:.3f} ± {one['std']:.3f}" for one in cells)])
-    return rows
 
 
 def _schedule(results: RunResults) -> str:

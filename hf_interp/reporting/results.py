@@ -158,6 +158,23 @@ class Comparison:
             )
         return table
 
+    def shown(self, digits_of_alpha: int = 2) -> list[list[str]]:
+        """Return header and rows of that table: mean ± standard deviation over seeds, with the α of the weights."""
+        sides = [f"{side} {self.metric(side)}" for side in ("domain", "general")]
+        rows = [["method", "α of weights", *sides, "forgetting"]]
+        for row in self.table():
+            alphas = [one["alpha"] for one in self.rows if one["method"] == row["method"] and "alpha" in one]
+            cells = [_shown(row[name], 3) for name in ("domain", "general", "forgetting")]
+            rows.append([row["method"], _shown(spread(alphas), digits_of_alpha), *cells])
+        return rows
+
+
+def _shown(found: dict[str, float] | None, digits: int) -> str:
+    if found is None:
+        return ""
+    mean = f"{found['mean']:.{digits}f}"
+    return f"{mean} ± {found['std']:.{digits}f}" if found["num"] > 1 else mean  # one seed tells no spread
+
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
     """Return mean and (sample) standard deviation; `None` without values.

@@ -182,13 +182,15 @@ def is_tied(folder: Path, default: bool) -> bool:
     return bool(getattr(config, "tie_word_embeddings", False))
 
 
-def common_tokens_differ(base: Path, finetuned: Path, size: int, *, trust_remote_code: bool) -> str | None:
-    """Return the first of the `size` common token ids that means different tokens, in words; `None` if there is none.
+def check_common_tokens(
+    base: Path, finetuned: Path, size: int, *, trust_remote_code: bool = False, remedy: str = ""
+) -> None:
+    """Refuse a common token id, of the first `size`, that means different tokens; `remedy` is one for what is read.
 
     `trust_remote_code` says whether a folder's own tokenizer may be run.
     """
     if _same_tokenizer_files(base, finetuned):
-        return None
+        return
     from transformers import AutoTokenizer
 
     tokens = []
@@ -197,8 +199,11 @@ def common_tokens_differ(base: Path, finetuned: Path, size: int, *, trust_remote
         tokens.append({index: token for token, index in tokenizer.get_vocab().items() if index < size})
     for index in sorted(tokens[0].keys() & tokens[1].keys()):
         if tokens[0][index] != tokens[1][index]:
-            return f"id {index} is {tokens[0][index]!r} in M₀ and {tokens[1][index]!r} in M_θ"
-    return None
+            raise ValueError(
+                f"M₀ and M_θ must have the same token behind every common id, but id {index} is {tokens[0][index]!r} "
+                f"in M₀ and {tokens[1][index]!r} in M_θ. Train with M₀'s tokenizer, to which tokens may be added"
+                f"{remedy}."
+            )
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -21,8 +21,8 @@ from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha, plain_alpha
 from hf_interp.weights.checkpoint_names import (
     Pairing,
+    check_common_tokens,
     check_loads,
-    common_tokens_differ,
     empty_model,
     has_tokenizer,
     is_tied,
@@ -248,14 +248,9 @@ def _check_tokens(request: _Request, inputs: Inputs, decisions: Iterable[TensorD
             return [f"tokens were not compared: {'M₀' if folder == request.base else 'M_θ'} has no tokenizer"]
     stored = [inputs.runs[0][name] for name in tables] + [inputs.base[name] for name in tables.values()]
     size = min(one.info.shape[0] for one in stored)
+    remedy = f", or take the table from M_θ whole (`finetuned_only=[{next(iter(tables))!r}]`)"
     for run in request.runs:
-        difference = common_tokens_differ(request.base, run, size, trust_remote_code=request.trust_remote_code)
-        if difference is not None:
-            raise ValueError(
-                f"M₀ and M_θ must have the same token behind every common id, but {difference}. Train with M₀'s "
-                f"tokenizer, to which tokens may be added, or take the table from M_θ whole "
-                f"(`finetuned_only=[{next(iter(tables))!r}]`)."
-            )
+        check_common_tokens(request.base, run, size, trust_remote_code=request.trust_remote_code, remedy=remedy)
     return []
 
 
