@@ -128,6 +128,7 @@ def test_plan_as_json(
     sizes = {corpus["name"]: corpus["num_examples"] for corpus in found["corpora"]}
     assert {name: sum(counts.values()) for name, counts in found.pop("labels").items()} == sizes
     assert {rows for rows, _ in found.pop("shared").values()} == {0}
+    assert found.pop("few")[0].startswith("Few rows to measure by: `eval_corpora.general` 16, ")
     assert found == planned.plan.summary()
     assert found["warnings"][0].startswith("Corpus 'general' is read 5.0 times")
 
