@@ -38,14 +38,7 @@ PROMPT_WORDS, MASKED_WORDS = 12, 30
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A text to try.
-
-    Args:
-        text: the text.
-        side: "general" or "domain"; "" if it is of neither.
-        text_pair: the second text of a pair.
-        label: its label or target in the data, in words.
-    """
+    """A text to try, the side that it is of ("" for neither), and its label or target in the data, in words."""
 
     text: str
     side: str = ""
@@ -55,16 +48,9 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Subject of a page.
+    """Subject of a page: M₀ and the task, which the recipe names, and M_θ (`finetuned`), a folder or a name on the Hub.
 
-    Args:
-        recipe: names M₀ and the task.
-        finetuned: M_θ, a folder or a name on the Hub.
-        title: of the page.
-        curve: of the run, if there is one.
-        examples: texts to try.
-        examples_are_data: whether these are of the run's data.
-        has_pairs: whether the model takes two texts.
+    `examples_are_data` says whether the texts to try are of the run's data, `has_pairs` whether the model takes two.
     """
 
     recipe: Recipe

@@ -25,13 +25,7 @@ NOT_WHOLE = (AttributeError, LookupError, TypeError, ArithmeticError, MemoryErro
 
 @dataclass(frozen=True)
 class RunOrder:
-    """The order in which a run read, as far as it is known.
-
-    Args:
-        source: where it comes from.
-        plan: the plan, with the chain before it.
-        fingerprints: hash of all that was read before a step, by step.
-    """
+    """The order in which a run read: its plan, with the chain before it, and by step the hash of all read before."""
 
     source: str
     plan: MixturePlan
@@ -50,13 +44,7 @@ class RunOrder:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Result of `compare_runs` or `check_run`.
-
-    Args:
-        agrees: whether there is no difference as far as the records reach.
-        until: the last step up to which that is known.
-        text: the same in words.
-    """
+    """Whether runs agree as far as the records reach, which is up to the step `until`; and the same in words."""
 
     agrees: bool
     until: int

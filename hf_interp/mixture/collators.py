@@ -148,12 +148,7 @@ class PackedCollator:
 
 
 class ObjectiveCollator:
-    """Sorts the examples of a batch by what they train, and collates each kind by itself.
-
-    Args:
-        collators: by objective; `TASK` is the model's own task.
-        objectives: the objective of every corpus.
-    """
+    """Sorts the examples of a batch by what their corpora train (`objectives`), and collates each kind by itself."""
 
     def __init__(self, collators: Mapping[str, Collator], objectives: Sequence[str]) -> None:
         self.collators = dict(collators)

@@ -44,13 +44,7 @@ class Estimate:
 
 @dataclass(kw_only=True)
 class Run:
-    """A run's folder.
-
-    Args:
-        name: the folder's name.
-        results: what the run found.
-        curve: its M_α over α, if that was searched.
-    """
+    """What a run's folder has: its results, and M_α over α, if that was searched."""
 
     name: str
     results: RunResults
@@ -111,14 +105,7 @@ class Method:
 
 @dataclass(kw_only=True)
 class Study:
-    """Methods that are shown side by side.
-
-    Args:
-        title: what it is.
-        methods: what is compared.
-        comparison: where they are from, if it is one.
-        warnings: what a reader must know.
-    """
+    """Methods that are shown side by side; those of a comparison come with it."""
 
     title: str
     methods: list[Method]

@@ -289,9 +289,7 @@ def save_results(results: Any, path: str | os.PathLike[str]) -> None:
 def load_results(path: str | os.PathLike[str], **kinds: type[Any]) -> Any:
     """Read what `save_results` wrote.
 
-    Args:
-        path: the file.
-        kinds: what it may hold: the dataclasses by their names in messages, such as `run=RunResults`.
+    `kinds` are the dataclasses that it may hold by their names in messages, such as `run=RunResults`.
     """
     path = Path(path)
     if not path.is_file():

@@ -153,13 +153,8 @@ def compare_groups(
 ) -> dict[str, Any]:
     """Return the metric of every group of a column that has enough rows, the worst first, and the gap to the best.
 
-    Args:
-        masks: the groups.
-        rows: the rows that count.
-        units: rows → units of the metric.
-        metric: its name.
-        is_less: whether less of it is better.
-        binary: of two classes, a score above 0 where the second is predicted, and whether it is the label.
+    Only `rows` count; `units` gives those of some rows. `binary` has, of two classes, a score above 0 where the second
+    is predicted, and whether it is the label.
     """
     members = {name: rows[mask[rows]] for name, mask in masks.items()}
     small = {name: len(some) for name, some in members.items() if len(some) < MIN_ROWS}

@@ -92,12 +92,9 @@ class LossGuard:
         self._overflows = 0
 
     def check(self, loss: torch.Tensor, step: int, *, is_scaled: bool) -> None:
-        """Check the loss of a micro-batch.
+        """Check the loss of a micro-batch of a step, which are counted from 1.
 
-        Args:
-            loss: of the micro-batch.
-            step: that is being taken, from 1 on.
-            is_scaled: whether a gradient scaler skips steps whose gradients overflow, as in half precision.
+        With `is_scaled`, a gradient scaler skips steps whose gradients overflow, as in half precision.
         """
         value = float(loss)
         self._overflows = 0 if math.isfinite(value) else self._overflows + 1

@@ -24,9 +24,7 @@ def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None =
 def new_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """Open a file to write under a temporary name, renamed at the end; after an error nothing is left of it.
 
-    Args:
-        path: where it is to be.
-        mode: "w" for text in UTF-8, "wb" for bytes.
+    `mode` is "w" for text in UTF-8, "wb" for bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
