@@ -188,7 +188,8 @@ def _memory(recipe: Recipe, args: InterpolationConfig, data: RecipeData) -> dict
 
 def count_labels(corpus: Corpus, recipe: Recipe) -> dict[str, int]:
     """Return how many examples of a corpus have each label, or how many of its words; else nothing."""
-    names = recipe.for_objective(corpus.objective).label_names
+    own = recipe.for_objective(corpus.objective)
+    names = own.label_names if get_task(own.task).num_labels(own) is not None else None
     if not names or corpus.objective == DISTILL or not isinstance(corpus.dataset, datasets.Dataset):
         return {}
     column = corpus.dataset.select_columns(["labels"]).with_format("arrow")[:]["labels"].combine_chunks()
@@ -223,6 +224,9 @@ def sample_texts(corpus: Corpus, tokenizer: Any, recipe: Recipe, count: int) -> 
             continue
         rows = ids if ids and isinstance(ids[0], list) else [ids]
         shown = " | ".join(tokenizer.decode(row) for row in rows)
+        if "image" in example:
+            texts.append(f"{describe(example)}: {shown}")
+            continue
         texts.append(f"{sum(map(len, rows))} tokens: {shown}{_label_text(labels, ids, names, tokenizer)}")
     return texts
 

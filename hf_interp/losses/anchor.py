@@ -30,7 +30,7 @@ from hf_interp.losses.l2sp import (
     pull,
     square_distance,
 )
-from hf_interp.losses.per_example import IGNORE_INDEX, is_ctc, per_example_loss
+from hf_interp.losses.per_example import IGNORE_INDEX, ContrastiveLoss, is_ctc, per_example_loss
 from hf_interp.losses.ref_model import (
     check_adapters_off,
     fingerprint,
@@ -386,6 +386,11 @@ def check_anchor(trainer: Trainer, ref_model: nn.Module | None, *, has_mixture: 
             raise ValueError(
                 "distill and `log_loss_gap` compare a prediction for each label, which CTC has not. Use "
                 "`anchor: l2sp`, or labels in place of `objective: distill`."
+            )
+        if isinstance(trainer.compute_loss_func, ContrastiveLoss):
+            raise ValueError(
+                "Distilling and `log_loss_gap` need logits over classes, which pairs of images and texts have none of. "
+                'Use anchor="l2sp".'
             )
         if ref_model is None and is_peft_model(model):
             check_adapters_off(model)

@@ -1,11 +1,16 @@
 """Losses: what an example costs, seen one by one."""
 
+from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import nn
 
 IGNORE_INDEX = -100
+
+PAIR, TEXT_BITS = 1 << 62, 32
+"""The labels of pairs of an image and a text are at least `PAIR`: above so many bits for the text are those of the
+image. Lesser labels are those of classes."""
 
 SHIFTING_HEADS = ("BertLMHeadModel", "CTRLLMHeadModel", "GPT2LMHeadModel", "OpenAIGPTLMHeadModel")
 """Causal language models of transformers whose names do not tell `Trainer` that they shift the labels."""
@@ -51,6 +56,65 @@ def per_example_loss(outputs: Any, labels: torch.Tensor, *, shift_labels: bool) 
         )
         return losses.sum(dim=1) / labels.ne(IGNORE_INDEX).sum(dim=1).clamp(min=1)
     return None
+
+
+def pair_label(image: bytes, text: str) -> int:
+    """Return the label by which a pair is told from others, and the same image or text in another pair is known.
+
+    >>> first, second = pair_label(b"...", "a cat"), pair_label(b"...", "a dog")
+    >>> first == second, first >> 32 == second >> 32
+    (False, True)
+    """
+    digests = (blake2b(each, digest_size=TEXT_BITS // 8).digest() for each in (image, text.encode()))
+    of_image, of_text = (int.from_bytes(digest, "big") for digest in digests)
+    return PAIR | of_image >> 2 << TEXT_BITS | of_text
+
+
+def have_same(labels: torch.Tensor) -> torch.Tensor:
+    """Return which pairs have the same image or the same text: (num_pairs, num_pairs), from their labels."""
+    images, texts = labels >> TEXT_BITS, labels & ((1 << TEXT_BITS) - 1)
+    return (images[:, None] == images) | (texts[:, None] == texts)
+
+
+class ContrastiveLoss:
+    """The loss of a model of images and texts, such as CLIP, as `Trainer` takes it for `compute_loss_func`.
+
+    A pair's loss is the mean of two cross-entropies: of its text among all texts of the micro-batch, given its image,
+    and of its image among all images, given its text (Radford et al. 2021). SigLIP's judges each image with each text
+    (Zhai et al. 2023). The mean over pairs is what the model returns for `return_loss=True`, but that what has the same
+    image or text as a pair is none of its negatives. The loss of an image with a class is the cross-entropy over the
+    texts of the classes.
+
+    Args:
+        is_sigmoid: whether it is SigLIP's.
+    """
+
+    def __init__(self, *, is_sigmoid: bool = False) -> None:
+        self.is_sigmoid = is_sigmoid
+
+    def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Return a micro-batch's part of the mean over so many examples, by default its own."""
+        losses = self._losses(outputs, labels)
+        return losses.sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
+
+    def per_example(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each example of a batch, for reports: (num_examples,)."""
+        return self._losses(outputs, labels).detach()
+
+    def _losses(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = outputs[0] if isinstance(outputs, (tuple, list)) else outputs["logits_per_image"]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if labels[0] < PAIR:
+            return nn.functional.cross_entropy(logits, labels, reduction="none")
+        if logits.shape != (len(labels), len(labels)):
+            raise ValueError("Images with texts need one process for each GPU. Start with `accelerate launch`.")
+        own = torch.eye(len(labels), dtype=torch.bool, device=logits.device)
+        others = have_same(labels) & ~own
+        if self.is_sigmoid:
+            losses = -nn.functional.logsigmoid(torch.where(own, logits, -logits)).masked_fill(others, 0.0)
+            return (losses.sum(dim=0) + losses.sum(dim=1)) / 2
+        logits = logits.masked_fill(others, -torch.inf)
+        return -(logits.log_softmax(dim=0) + logits.log_softmax(dim=1)).diagonal() / 2
 
 
 def _found(outputs: Any, name: str) -> torch.Tensor | None:

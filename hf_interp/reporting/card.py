@@ -39,6 +39,7 @@ MAKERS: dict[InputKind, tuple[str, str]] = {
     "text": ("tokenizer", "A text."),
     "image": ("image_processor", "an image.png"),
     "audio": ("feature_extractor", "a recording.wav"),
+    "image-text": ("processor", "an image.png"),
 }
 """How a snippet calls what makes a model's inputs, and an input."""
 

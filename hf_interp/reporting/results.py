@@ -25,7 +25,8 @@ MORE_IS_BETTER = {
     *("f1", "f1_macro", "f1_micro", "f1_weighted", "macro_f1", "micro_f1", "weighted_f1", "overall_f1", "precision"),
     *("recall", "overall_precision", "overall_recall", "matthews_correlation", "roc_auc", "auc", "r2", "pearson"),
     *("pearsonr", "spearman", "spearmanr", "bleu", "sacrebleu", "chrf", "rouge1", "rouge2", "rougel", "rougelsum"),
-    *("meteor", "bertscore", "mean_iou", "iou", "dice", "map", "mrr", "ndcg"),
+    *("meteor", "bertscore", "mean_iou", "iou", "dice", "map", "mrr", "ndcg", "recall_at_1"),
+    *(f"{way}_recall_at_{most}" for way in ("image", "text") for most in (1, 5)),
 }
 LESS_IS_BETTER = {
     *("loss", "perplexity", "error", "error_rate", "mse", "rmse", "mae", "mape", "smape", "wer", "cer", "ter", "nll"),

@@ -21,7 +21,7 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import denumpify_detensorize
 
-from hf_interp.losses.per_example import count_labels, is_ctc, per_example_loss
+from hf_interp.losses.per_example import ContrastiveLoss, count_labels, is_ctc, per_example_loss
 from hf_interp.losses.ref_model import shifts_labels, unwrap_peft
 from hf_interp.reporting.results import main_metric
 from hf_interp.training.mixin import InterpolationMixin
@@ -163,8 +163,12 @@ def predict(trainer: Trainer, dataset: Any) -> Predictions:
         return {}
 
     def keep(outputs: Any, labels: Any) -> Any:
-        aligned = None if is_ctc(unwrap_peft(trainer.model)) else labels
-        losses, counts = _losses(outputs, aligned, shifts_labels(trainer))
+        if isinstance(own := trainer.compute_loss_func, ContrastiveLoss):
+            losses = own.per_example(outputs, labels)
+            counts = torch.ones_like(losses)
+        else:
+            aligned = None if is_ctc(unwrap_peft(trainer.model)) else labels
+            losses, counts = _losses(outputs, aligned, shifts_labels(trainer))
         if not keeps_outputs:
             return losses, counts
         return losses, counts, outputs if reduce is None else reduce(outputs, labels)

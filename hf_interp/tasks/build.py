@@ -194,7 +194,7 @@ def _check_columns(recipe: Recipe) -> None:
     """Refuse `columns` of a corpus that its task does not have."""
     for group in ("corpora", "eval_corpora", "validation_corpora"):
         for name, corpus in getattr(recipe, group).items():
-            own = recipe.for_objective(corpus.objective)
+            own = recipe.for_corpus(corpus, trains=group == "corpora")
             known = get_task(own.task).columns(own, corpus)
             check_known(corpus.columns or {}, known, f"in `{group}.{name}.columns`")
 
@@ -278,7 +278,7 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True, makes: bool = 
             else tokenise(
                 name,
                 config,
-                recipe.for_objective(config.objective),
+                recipe.for_corpus(config, trains=group == "corpora"),
                 tokenizer,
                 group=group,
                 cut=cut,
@@ -457,7 +457,7 @@ def build_trainer(
         target_length = args.generation_max_length if task.generates else None
         check_inputs(model, data.tokenizer, data.by_field(), target_length=target_length)
     else:
-        check_media(model, parts["data_collator"], data.by_field())
+        check_media(model, parts["data_collator"], data.by_field(), has_labels=task.loss is None)
     return trainer_class(task)(
         model=model,
         args=args,
@@ -490,11 +490,14 @@ def task_parts(
         args.predict_with_generate = True
         if args.generation_max_length is None:
             args.generation_max_length = recipe.max_target_length
+    if task.loss is not None:
+        args.label_names = ["labels"]  # which are the loss's, and not the model's
     groups = {**recipe.eval_corpora, **recipe.validation_corpora}
     return {
         "data_collator": task.collator(tokenizer, recipe),
         "compute_metrics": task.metrics(tokenizer, recipe) if has_metrics else None,
         "preprocess_logits_for_metrics": task.preprocess_logits and task.preprocess_logits(),
+        "compute_loss_func": task.loss and task.loss(tokenizer),
         "objectives": {
             name: _build_objective(recipe.for_objective(name), args, tokenizer) for name in recipe.objective_names()
         },

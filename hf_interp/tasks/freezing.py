@@ -30,8 +30,9 @@ def head_names(model: "PreTrainedModel") -> list[str]:
         inside = {id(parameter) for parameter in backbone.parameters()}
     else:  # T5 for generation has no backbone apart
         output = model.get_output_embeddings()
-        outside = set() if output is None else {id(parameter) for parameter in output.parameters()}
-        inside = {id(parameter) for parameter in model.parameters()} - outside
+        if output is None:  # nor has CLIP, which is nothing else
+            return []
+        inside = {id(parameter) for parameter in model.parameters()} - {id(each) for each in output.parameters()}
         inside |= {id(parameter) for parameter in model.get_input_embeddings().parameters()}
     return [name for name, parameter in model.named_parameters() if id(parameter) not in inside]
 

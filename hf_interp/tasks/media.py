@@ -11,14 +11,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
+import datasets
 import fsspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from hf_interp.losses.per_example import IGNORE_INDEX
+from hf_interp.losses.per_example import IGNORE_INDEX, pair_label
 from hf_interp.tasks.labels import BadValueError
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.utils.errors import check_known, import_extra
@@ -26,11 +28,13 @@ from hf_interp.utils.errors import check_known, import_extra
 AUGMENTATION = {"shift": 1.0, "rotate": 180.0, "zoom": 0.9, "flip": 1.0}
 """What may be done to an image of training, and the most of it."""
 
+_PILLOW = ("PIL.Image", "Images need Pillow", "vision")
 EXTRAS = {
-    "image": ("PIL.Image", "Images need Pillow", "vision"),
+    "image": _PILLOW,
+    "image-text": _PILLOW,
     "audio": ("soundfile", "Sound needs soundfile", "audio"),
 }
-"""By the kind of the column: what decodes it, as `import_extra` takes it."""
+"""By what a model takes: what decodes it, as `import_extra` takes it."""
 
 Media = dict[str, torch.Tensor]
 
@@ -165,7 +169,7 @@ class ImageCollator:
         augmentation: see `augment`; nothing by default.
     """
 
-    columns = ("image",)
+    columns: tuple[str, ...] = ("image",)
 
     def __init__(self, processor: Any, augmentation: Mapping[str, float] | None = None) -> None:
         self.processor, self.augmentation = processor, dict(augmentation or {})
@@ -184,6 +188,94 @@ class ImageCollator:
 
     def _make(self, images: Sequence[Any], examples: Sequence[Mapping[str, Any]]) -> Media:
         return {**self.processor(list(images), return_tensors="pt"), **labels_of(examples)}
+
+
+def is_sigmoid(processor: Any) -> bool:
+    """Whether a processor is that of SigLIP, whose texts are all as long and whose loss is another than CLIP's."""
+    return type(processor).__name__.startswith("Siglip")
+
+
+def tokenise_texts(processor: Any, texts: Sequence[str], max_length: int) -> dict[str, list[list[int]]]:
+    """Return the tokens of texts, cut to `max_length` or to what the tokenizer says that its model takes."""
+    most = min(max_length, processor.tokenizer.model_max_length)
+    padding = "max_length" if is_sigmoid(processor) else False
+    return dict(processor.tokenizer(list(texts), truncation=True, max_length=most, padding=padding))
+
+
+def key_of_choices(recipe: Recipe) -> int:
+    """Return the number by which a batch of images knows the texts that they are judged by."""
+    return crc32(repr((recipe.zero_shot_template, recipe.label_names)).encode())
+
+
+def encode_images_texts(processor: Any, recipe: Recipe) -> Callable[[dict[str, list[Any]]], dict[str, list[Any]]]:
+    """image, text → image, input_ids, ...: (length,), labels: see `pair_label`; image, label → image, labels, choices.
+
+    The collator decodes images, and gives labels the texts that `choices` stands for.
+    """
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        images = batch["image"]
+        if "label" in batch:
+            return {"image": images, "labels": batch["label"], "choices": [key_of_choices(recipe)] * len(images)}
+        labels = [pair_label(image, text) for image, text in zip(images, batch["text"], strict=True)]
+        return {"image": images, **tokenise_texts(processor, batch["text"], recipe.max_length), "labels": labels}
+
+    return encode
+
+
+class PairCollator(ImageCollator):
+    """Makes a batch of images with a text each, or with the texts of all classes.
+
+    Args:
+        processor: of transformers, for images and texts.
+        recipe: its evaluation sets may be of images with labels.
+    """
+
+    columns = ("image", "choices")
+
+    def __init__(self, processor: Any, recipe: Recipe) -> None:
+        super().__init__(processor.image_processor, recipe.augmentation)
+        self.tokenizer, self.choices = processor.tokenizer, {}
+        for own in sets_of(recipe):
+            template = own.zero_shot_template
+            if template is not None:
+                texts = [template.replace("{}", name) for name in own.label_names or []]
+                self.choices[key_of_choices(own)] = tokenise_texts(processor, texts, recipe.max_length)
+
+    def _make(self, images: Sequence[Any], examples: Sequence[Mapping[str, Any]]) -> Media:
+        if "choices" in examples[0]:
+            texts = self.choices[examples[0]["choices"]]
+        else:
+            names = [name for name in self.tokenizer.model_input_names if name in examples[0]]
+            texts = {name: [each[name] for each in examples] for name in names}
+        return {
+            **self.processor(list(images), return_tensors="pt"),
+            **self.tokenizer.pad(texts, return_tensors="pt"),
+            **labels_of(examples),
+        }
+
+
+def sets_of(recipe: Recipe) -> list[Recipe]:
+    """Return a recipe as each of its evaluation sets sees it."""
+    sets = [*recipe.eval_corpora.values(), *recipe.validation_corpora.values()]
+    return [recipe.for_corpus(each, trains=False) for each in sets]
+
+
+def check_images_texts(recipe: Recipe) -> None:
+    """Refuse a template without a place for a label, sets without labels for it, and what pairs cannot have."""
+    check_images(recipe)
+    for name, corpus in recipe.corpora.items():
+        if corpus.label_names or corpus.zero_shot_template or corpus.objective:
+            raise ValueError(
+                f"`corpora.{name}` has images with texts: `label_names`, `zero_shot_template` and `objective` are not "
+                "for it. Leave them out."
+            )
+    for own in sets_of(recipe):
+        template = own.zero_shot_template
+        if template is not None and "{}" not in template:
+            raise ValueError(f"`zero_shot_template` needs `{{}}` where the name of a label belongs, got {template!r}.")
+        if template is not None and not own.label_names:
+            raise ValueError("`zero_shot_template` needs `label_names`, of the recipe or of every set. List them.")
 
 
 class SoundCollator:
@@ -226,7 +318,7 @@ def labels_of(examples: Sequence[Mapping[str, Any]]) -> Media:
 
 
 def describe(example: Mapping[str, Any]) -> str:
-    """Say in words what an example is."""
+    """Say in words what of an example is image or sound."""
     if "audio" in example:
         samples, rate = open_sound(example["audio"])
         return f"a recording of {len(samples) / rate:.2f} seconds at {rate:,} Hz"
@@ -234,15 +326,26 @@ def describe(example: Mapping[str, Any]) -> str:
     return f"an image of {width}×{height} pixels"
 
 
-def check_media(model: Any, collator: Any, sets: Mapping[str, Any]) -> None:
-    """Refuse a model that does not take what its processor makes of the first example of a set."""
+def _longest(dataset: Any) -> Any:
+    """Return the example of a set with the longest text, or the first."""
+    if "input_ids" not in (dataset.column_names or []) or isinstance(dataset, datasets.IterableDataset):
+        return next(iter(dataset))
+    return dataset[int(np.argmax([len(ids) for ids in dataset["input_ids"]]))]
+
+
+def check_media(model: Any, collator: Any, sets: Mapping[str, Any], *, has_labels: bool = True) -> None:
+    """Refuse a model that does not take what its processor makes of an example of a set, but for labels.
+
+    Of texts it is the longest.
+    """
     was_training = model.training
     for name, dataset in sets.items():
-        inputs = collator([next(iter(dataset))])
+        made = collator([_longest(dataset)])
+        inputs = {key: tensor for key, tensor in made.items() if has_labels or key != "labels"}
         try:
             with torch.no_grad():
                 model.eval()(**{key: tensor.to(model.device) for key, tensor in inputs.items()})
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             shapes = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in inputs.items())
             what = " ".join(str(error).split())
             raise ValueError(

@@ -16,7 +16,7 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from hf_interp.losses.per_example import IGNORE_INDEX
+from hf_interp.losses.per_example import IGNORE_INDEX, PAIR, have_same
 from hf_interp.tasks.speech import transcribe
 from hf_interp.utils.errors import import_extra
 
@@ -180,6 +180,39 @@ def classification_metrics(problem_type: str | None = None) -> ComputeMetrics:
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         is_binary = _first(prediction.predictions).shape[-1] == len(np.unique(prediction.label_ids)) == 2
         return of_classes(prediction) | (of_scores(prediction) if is_binary else {})
+
+    return compute_metrics
+
+
+def keep_embeddings(logits: Any, labels: torch.Tensor) -> Any:
+    """Keep of images and texts, each with its own, their embeddings, and of images with classes the logits.
+
+    `logits` are what a model such as CLIP gives: logits by image and by text, embeddings of texts and of images.
+    """
+    by_image, _, texts, images = logits[:4]
+    return (images, texts) if labels[0] >= PAIR else by_image
+
+
+def image_text_metrics() -> ComputeMetrics:
+    """Return a `compute_metrics` of what `keep_embeddings` keeps: of classes those of a classifier, else of retrieval.
+
+    Among all images and texts of a set, `text_recall_at_5` is the share of images with a text of theirs among the five
+    that are nearest, `image_recall_at_5` that of texts, and `recall_at_1` the mean of both ways. Of ties the
+    other is nearer.
+    """
+    of_classes = classification_metrics()
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        if not isinstance(prediction.predictions, tuple):
+            return of_classes(prediction)
+        images, texts = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in prediction.predictions)
+        near, own = images @ texts.T, have_same(torch.as_tensor(prediction.label_ids)).numpy()
+        found: dict[str, float] = {}
+        for way, scores in (("text", near), ("image", near.T)):
+            best = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
+            nearer = ((scores >= best) & ~own).sum(axis=1)
+            found |= {f"{way}_recall_at_{most}": float((nearer < most).mean()) for most in (1, 5)}
+        return {"recall_at_1": (found["text_recall_at_1"] + found["image_recall_at_1"]) / 2, **found}
 
     return compute_metrics
 

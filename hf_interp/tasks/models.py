@@ -57,4 +57,5 @@ def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -
 
 def label_names_of(recipe: Recipe) -> Sequence[str] | None:
     """Return the labels that corpora are read with."""
-    return recipe.label_names if get_task(recipe.task).num_labels(recipe) is not None else None
+    is_read = recipe.zero_shot_template is not None or get_task(recipe.task).num_labels(recipe) is not None
+    return recipe.label_names if is_read else None

@@ -68,6 +68,8 @@ class CorpusConfig:
         columns: columns of a task of your own: from the task's name of a column to the file's.
         label_map: from values found in `label_column` (or single tags in `tags_column`) to the recipe's `label_names`;
             `null` drops the rows. Label names themselves need no entry, nor do ids if there is no map.
+        label_names: of an evaluation set of image-text, its labels, if not the recipe's.
+        zero_shot_template: of an evaluation set of image-text, if not the recipe's; `""` for a set with texts.
         objective: what the corpus trains, if that is not the recipe's task: a name in `objectives`, a task, or
             `distill` for M₀'s predictions in place of labels, which are then not read.
         group_columns: of an evaluation set of a classifier, columns by whose groups its metric is told apart: a name, a
@@ -122,6 +124,8 @@ class CorpusConfig:
     roles: dict[str, str] | None = None
     columns: dict[str, str] | None = None
     label_map: dict[Any, Any] | None = None
+    label_names: list[str] | None = None
+    zero_shot_template: str | None = None
     objective: str | None = None
     group_columns: list[str] | None = None
     balance_by: str | None = None
@@ -208,14 +212,17 @@ class Recipe:
         method: keep, balanced or domain, by the side that counts most. It stands for fields that the evidence
             recommends, where the recipe does not set them, be it to null; `plan` and `train` print them.
         task: sequence-classification, token-classification, translation, summarization, seq2seq (the last three differ
-            in their metrics), causal-lm, chat (causal-lm of dialogues), masked-lm, image-classification,
-            audio-classification, automatic-speech-recognition, or a task of your own.
+            in their metrics), causal-lm, chat (causal-lm of dialogues), masked-lm, image-classification, image-text
+            (contrastive, as CLIP), audio-classification, automatic-speech-recognition, or a task of your own.
         objectives: objectives that corpora may train beside the task, by name; a corpus or evaluation set chooses one
             by its `objective`. A task that needs no settings of its own, such as masked-lm, can be chosen without an
             entry.
         label_names: the labels of the task, in the order of their ids; for token classification the tags.
         problem_type: single_label_classification, multi_label_classification (each row has a list of labels) or
             regression (each row has a number). Of classification only; by default single_label_classification.
+        zero_shot_template: the text of a label, with `{}` for its name, such as `a photo of a {}`. With it evaluation
+            sets of image-text have labels, and every image is given the nearest of their texts; without it they have
+            texts, which are to find their images and the other way round.
         max_length: inputs are cut to this many tokens. Packed texts have exactly as many.
         max_target_length: the longest output of sequence to sequence, in tokens.
         truncate_target: cut longer outputs instead of refusing them.
@@ -250,6 +257,7 @@ class Recipe:
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
     label_names: list[str] | None = None
     problem_type: str | None = None
+    zero_shot_template: str | None = None
     max_length: int = 128
     max_target_length: int = 128
     truncate_target: bool = False
@@ -275,6 +283,13 @@ class Recipe:
         return dataclasses.replace(
             self, **{"label_names": None, "problem_type": None, **given}, peft=None, objectives={}
         )
+
+    def for_corpus(self, corpus: CorpusConfig, *, trains: bool) -> "Recipe":
+        """Return the recipe as a corpus or an evaluation set sees it, which may have labels and a template its own."""
+        own = self.for_objective(corpus.objective)
+        given = self.zero_shot_template if corpus.zero_shot_template is None else corpus.zero_shot_template
+        names, template = corpus.label_names or own.label_names, None if trains else given or None
+        return dataclasses.replace(own, label_names=names, zero_shot_template=template)
 
     def applies_chat_template(self) -> bool:
         """Return whether lm-eval is to ask by the tokenizer's chat template."""

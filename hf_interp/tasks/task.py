@@ -50,6 +50,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hf_interp.losses.per_example import ContrastiveLoss
 from hf_interp.mixture.collators import MaskingCollator, PackedCollator
 from hf_interp.tasks.columns import Kind, check_tag_set
 from hf_interp.tasks.encoding import (
@@ -62,7 +63,16 @@ from hf_interp.tasks.encoding import (
     encode_tokens,
     split_tokens,
 )
-from hf_interp.tasks.media import ImageCollator, SoundCollator, check_images, check_sound
+from hf_interp.tasks.media import (
+    ImageCollator,
+    PairCollator,
+    SoundCollator,
+    check_images,
+    check_images_texts,
+    check_sound,
+    encode_images_texts,
+    is_sigmoid,
+)
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.speech import check_speech, check_transcripts, encode_speech, is_ctc, prepare_speech
 from hf_interp.tasks.tokenizers import language_token
@@ -101,6 +111,7 @@ class Task:
         generates: whether evaluation generates, with `Seq2SeqTrainer`, if the model can.
         check: recipe → raises `ValueError` for what can be seen before anything is loaded.
         prepare: (tokenizer, model, recipe) → sets what generation needs of both.
+        loss: tokenizer → `compute_loss_func`, where the model's own loss is not taken; or `None`.
     """
 
     info: TaskInfo
@@ -116,6 +127,7 @@ class Task:
     check: Callable[[Recipe], None] = lambda recipe: None
     check_rows: Callable[[str, Any, Any, Recipe], None] = lambda name, rows, tokenizer, recipe: None
     prepare: Callable[[PreTrainedTokenizerBase, Any, Recipe], None] = lambda tokenizer, model, recipe: None
+    loss: Callable[[PreTrainedTokenizerBase], Callable[..., Any]] | None = None
 
 
 def _problem_type(recipe: Recipe) -> str:
@@ -235,6 +247,19 @@ TASKS = TaskTable(
             encode=lambda tokenizer, recipe: encode_files("image"),
             collator=lambda tokenizer, recipe: ImageCollator(tokenizer, recipe.augmentation),
             check=check_images,
+        ),
+        "image-text": Task(
+            info=TASK_INFOS["image-text"],
+            columns=lambda recipe, corpus: {
+                "image": "image",
+                **({"label": "class"} if recipe.zero_shot_template else {"text": "text"}),
+            },
+            encode=encode_images_texts,
+            collator=PairCollator,
+            metrics=lambda tokenizer, recipe: _metrics().image_text_metrics(),
+            preprocess_logits=lambda: _metrics().keep_embeddings,
+            check=check_images_texts,
+            loss=lambda processor: ContrastiveLoss(is_sigmoid=is_sigmoid(processor)),
         ),
         "audio-classification": _classification(
             "audio-classification",

@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from hf_interp.losses.adversarial import Adversary, Perturbation, Rows, symmetric_kl
 from hf_interp.losses.anchor import Anchor, has_label_to_predict
-from hf_interp.losses.per_example import is_ctc, per_example_loss
+from hf_interp.losses.per_example import ContrastiveLoss, is_ctc, per_example_loss
 from hf_interp.losses.ref_model import logits_of, shifts_labels, unwrap_peft
 from hf_interp.mixture.collators import OBJECTIVES_KEY
 from hf_interp.training.distilled_loss import DistilledLoss
@@ -144,9 +144,8 @@ class BatchLoss:
             loss = part_of_batch(loss, counts, self._totals, added)
             loss = loss if self._is_whole else loss * self._factor
             num_items = self._totals[0].clamp(min=1)
-        aligned = not is_ctc(unwrap_peft(self.trainer.model))
-        if corpus is not None and self.run is not None and isinstance(labels, torch.Tensor) and aligned:
-            self.run.note_losses(corpus, per_example_loss(outputs, labels, shift_labels=self.shifts_labels))
+        if corpus is not None and self.run is not None and isinstance(labels, torch.Tensor):
+            self.run.note_losses(corpus, self._by_example(outputs, labels))
         if self.anchor is not None and ref_logits is not None:
             targets = labels if shifted is None else shifted
             assert targets is not None
@@ -161,6 +160,13 @@ class BatchLoss:
                 step=step,
             )
         return loss, outputs
+
+    def _by_example(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor | None:
+        if isinstance(self.trainer.compute_loss_func, ContrastiveLoss):
+            return self.trainer.compute_loss_func.per_example(outputs, labels)
+        if is_ctc(unwrap_peft(self.trainer.model)):
+            return None
+        return per_example_loss(outputs, labels, shift_labels=self.shifts_labels)
 
     def _of_trainer(
         self, compute_loss: Callable[..., Any], model: nn.Module, inputs: dict[str, Any], num_items: Items

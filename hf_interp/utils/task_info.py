@@ -10,12 +10,13 @@ MASK = "[MASK]"
 """Stands for the mask of any tokenizer in a text."""
 
 AnswerKind = Literal["label", "tags", "masks", "continuation", "text"]
-InputKind = Literal["text", "image", "audio"]
+InputKind = Literal["text", "image", "audio", "image-text"]
 
 PROCESSORS: dict[InputKind, str] = {
     "text": "AutoTokenizer",
     "image": "AutoImageProcessor",
     "audio": "AutoFeatureExtractor",
+    "image-text": "AutoProcessor",
 }
 """Name of the transformers auto class that makes a model's inputs, by what these are made of."""
 
@@ -163,6 +164,12 @@ TASK_INFOS: dict[str, TaskInfo] = {
         ),
         takes="image",
         answer="label",
+    ),
+    "image-text": TaskInfo(
+        auto_class="AutoModel",
+        pipeline_tag="zero-shot-image-classification",
+        class_endings=("CLIPModel", "SiglipModel", "Siglip2Model", "MetaClip2Model", "VisionTextDualEncoderModel"),
+        takes="image-text",
     ),
     "audio-classification": TaskInfo(
         auto_class="AutoModelForAudioClassification",

@@ -13,6 +13,16 @@ from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
     ASTForAudioClassification,
+    BertConfig,
+    CLIPConfig,
+    CLIPModel,
+    CLIPProcessor,
+    SiglipConfig,
+    SiglipModel,
+    SiglipProcessor,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    VisionTextDualEncoderProcessor,
     ViTConfig,
     ViTForImageClassification,
     Wav2Vec2Config,
@@ -28,6 +38,8 @@ from transformers import (
     WhisperTokenizer,
     set_seed,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 PLACES = ["left", "right"]
@@ -86,6 +98,48 @@ def write_toy_vit(folder: Path, labels: Sequence[str] = (), size: int = 8) -> Pa
     model: Any = ViTForImageClassification(ViTConfig(image_size=size, **VIT, **(names if labels else {})))
     (model if labels else model.vit).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
+    return folder
+
+
+SIDES_SAID = ["falls", "rises"]
+NUMBERS_SAID = ["a", "court", "cell", "price", "slowly", "today", "user"]
+TOWER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def write_toy_pairs(path: Path, numbers: Sequence[int], side: str = "general") -> Path:
+    """Write images with captions of their own, and their labels, as JSON lines."""
+    rows = [json.loads(line) for line in write_table(path, numbers, side).read_text("utf-8").splitlines()]
+    texts = [f"the model {SIDES_SAID[number % 2]} {NUMBERS_SAID[number % 7]}" for number in numbers]
+    lines = [json.dumps({**row, "text": text}) + "\n" for row, text in zip(rows, texts, strict=True)]
+    path.write_text("".join(lines), "utf-8")
+    return path
+
+
+def write_toy_clip(folder: Path, kind: str = "clip") -> Path:
+    """Write an untrained CLIP, SigLIP or ViT beside BERT of 8×8 pixels, with its processor."""
+    from toy_recipes import toy_tokenizer
+
+    set_seed(5)
+    tokenizer = toy_tokenizer()
+    tokenizer.eos_token, tokenizer.model_max_length = "[SEP]", 12
+    size = {"height": 8, "width": 8}
+    text = {**TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": 12, "pad_token_id": 0}
+    text |= {"bos_token_id": 2, "eos_token_id": 3}
+    vision = {**TOWER, "image_size": 8, "patch_size": 4}
+    if kind == "clip":
+        model: Any = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+        processor: Any = CLIPProcessor(CLIPImageProcessorPil(size=size, do_center_crop=False), tokenizer)
+    elif kind == "siglip":
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+        processor = SiglipProcessor(SiglipImageProcessorPil(size=size), tokenizer)
+    else:
+        configs = ViTConfig(**vision), BertConfig(**text)
+        model = VisionTextDualEncoderModel(
+            VisionTextDualEncoderConfig.from_vision_text_configs(*configs, projection_dim=8)
+        )
+        processor = VisionTextDualEncoderProcessor(ViTImageProcessorPil(size=size), tokenizer)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 

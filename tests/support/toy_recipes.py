@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from toy_media import toy_png, toy_wav, write_toy_ast, write_toy_vit
+from toy_media import toy_png, toy_wav, write_toy_ast, write_toy_clip, write_toy_vit
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -92,6 +92,7 @@ def write_toy_models(folder: Path) -> dict[str, Path]:
         **folders,
         "image": write_toy_vit(folder / "image", digits),
         "audio": write_toy_ast(folder / "audio", digits),
+        "image-text": write_toy_clip(folder / "image-text"),
     }
 
 
@@ -148,7 +149,7 @@ def write_toy_corpora(path: Path, recipe: dict[str, Any], folder: Path, rows: in
     parsed, _ = parse_recipe(recipe)
     for group in GROUPS:
         for name, corpus in getattr(parsed, group).items():
-            own = parsed.for_objective(corpus.objective)
+            own = parsed.for_corpus(corpus, trains=group == "corpora")
             lines = [json.dumps(toy_row(own, corpus, number, toy_texts(path))) for number in range(rows)]
             file = folder / f"{group}-{name}.jsonl"
             file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
