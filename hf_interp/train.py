@@ -28,6 +28,7 @@ from hf_interp.tasks.harness import Harness
 from hf_interp.tasks.methods import describe_method, format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.runs import check_metric, find_members, save_curve, scored_groups, scored_sets, search_run
+from hf_interp.tasks.self_corpus import format_made
 from hf_interp.tasks.splits import format_few, format_shared
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.model_info import count_parameters
@@ -80,6 +81,8 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
         trainer.recipe, trainer.keeps_results = without_tokens(recipe), False  # they are written with the model
         if parsed.peft is not None and is_main:
             print(count_parameters(trainer.model))
+        if is_main:
+            print("".join(f"{line}\n" for line in format_made(data.made)), end="")
         if parsed.alpha_search is not None or parsed.eval_harness is not None:
             check_whole_weights(trainer)
         if parsed.alpha_search is not None:

@@ -26,7 +26,7 @@ from hf_interp.tasks.methods import format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.probes import format_canaries
 from hf_interp.tasks.recipe import Recipe
-from hf_interp.tasks.self_corpus import Made
+from hf_interp.tasks.self_corpus import format_made
 from hf_interp.tasks.speech import is_ctc, transcribe
 from hf_interp.tasks.splits import format_few, format_shared
 from hf_interp.tasks.task import get_task
@@ -197,14 +197,6 @@ def count_labels(corpus: Corpus, recipe: Recipe) -> dict[str, int]:
     is_one = np.issubdtype(labels.dtype, np.integer)
     labels = labels[labels != IGNORE_INDEX]
     return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True)) if is_one else {}
-
-
-def format_made(made: Mapping[str, Made]) -> list[str]:
-    """Return a line on each file that M₀ makes, with the corpora that read it."""
-    readers: dict[Made, list[str]] = {}
-    for name, found in made.items():
-        readers.setdefault(found, []).append(name)
-    return [f"M₀ makes {', '.join(names)}: {found.text} ({found.place})" for found, names in readers.items()]
 
 
 def sample_texts(corpus: Corpus, tokenizer: Any, recipe: Recipe, count: int) -> list[str]:

@@ -36,7 +36,7 @@ from hf_interp.tasks.methods import lay_method
 from hf_interp.tasks.models import label_names_of
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe
-from hf_interp.tasks.self_corpus import MAKERS, ROWS
+from hf_interp.tasks.self_corpus import ROWS
 from hf_interp.tasks.splits import content_keys, count_shared, format_few, in_part
 from hf_interp.tasks.task import check_task, get_task
 from hf_interp.tasks.tokenizers import prepare_tokenizer
@@ -56,7 +56,7 @@ GROUPS = {"corpora": "", "validation_corpora": "_validation", "eval_corpora": "_
 GROUPS_FOR = {"corpora": "trained on", "validation_corpora": "choose α of the weights", "eval_corpora": "measured"}
 HUB_SPLITS = {"validation_corpora": ("validation", "valid", "dev"), "eval_corpora": ("test",)}
 SAMPLE = 1000  # rows whose lengths are measured
-MOST_MADE = 5000  # texts that M₀ makes
+LEAST_MADE, MOST_MADE = 200, 5000  # rows that M₀ makes
 MOST_MEASURED = 1000  # rows of a set that is measured again and again
 FEW_ROWS = 200
 SHORTEST, LONGEST = 16, 512  # tokens
@@ -174,7 +174,7 @@ def draft_recipe(model: str, paths: Mapping[str, str], given: Mapping[str, Any])
         _decide_template(draft, found)
     made = _made_sets(draft, found, facts["domain"].rows, own_fields.get("general", {})) if makes else {}
     _decide_data(draft, facts, entries, found, made)
-    _decide_training(draft, found, wanted)
+    _decide_training(draft, found, wanted, made)
     return draft
 
 
@@ -306,23 +306,39 @@ def _decide_template(draft: Draft, model: ModelFacts) -> None:
 def _made_sets(draft: Draft, model: ModelFacts, domain_rows: int, given: Fields) -> dict[str, dict[str, Any]]:
     """Return the sets of a general side that M₀ makes: of what it draws, parts measure and choose α, too."""
     task = draft.fields["task"]
-    entry = {"path": SELF, "max_examples": min(max(ROWS, domain_rows), MOST_MADE), **given}
-    if (answer := TASK_INFOS[task].answer) not in MAKERS and model.task != task:
+    count = (
+        {} if TASK_INFOS[task].answer == "continuation" else {"max_examples": min(max(ROWS, domain_rows), MOST_MADE)}
+    )
+    entry = {"path": SELF, **count, **given}
+    info = TASK_INFOS[task]
+    if info.has_labels and model.task != task:
         raise ValueError(
             f"--general {SELF} needs a model with a trained head for {task}, which "
             f"{draft.fields['model_name_or_path']!r} has not. Give one that has, or a file to --general."
         )
-    if answer != "continuation":
+    if info.answer != "continuation":
         draft.notes.append(
             f"{SELF}: M₀'s predictions are trained, on the domain's inputs unless made_from says others; for "
             "classifiers that helped little (docs/evidence.md)"
         )
         return {"corpora": entry}
-    draft.notes.append(
-        f"{SELF}: M₀ makes {entry['max_examples']:,} rows before training; parts of them measure it, too"
-    )
-    parts = _parts([group for group in GROUPS if group != "corpora"], entry["max_examples"])
+    parts = _parts([group for group in GROUPS if group != "corpora"], given.get("max_examples", LEAST_MADE))
     return {group: {**entry, "part": part} for group, part in parts.items()}
+
+
+def _size_made(draft: Draft, made: Mapping[str, dict[str, Any]], batch: int, in_step: float) -> None:
+    """Decide how many rows M₀ makes, of which parts measure it, too: as many as a run reads a few times."""
+    read = draft.fields["max_steps"] * (batch - in_step)
+    start, end = made["corpora"]["part"]
+    count = min(max(LEAST_MADE, math.ceil(read / MANY_PASSES / (end - start))), MOST_MADE)
+    for entry in made.values():
+        entry.setdefault("max_examples", count)
+    rows = made["corpora"]["max_examples"]
+    passes = read / (rows * (end - start))
+    draft.notes.append(
+        f"{SELF}: M₀ is to make {rows:,} rows before training, fewer where some are not fit; most are trained on, "
+        f"about {passes:.1f} times, and parts measure it"
+    )
 
 
 def _decide_data(
@@ -467,9 +483,13 @@ def _decide_lengths(draft: Draft, measured: Sequence[Any], recipe: Recipe, model
     if any(corpus.is_dialogue for corpus in recipe.corpora.values()):  # which need a token of the assistant each
         labels = [row for found in measured for row in found["labels"]]
         spoken = [next(place for place, label in enumerate(row) if label != IGNORE_INDEX) for row in labels]
-        limit, likely = max(limit, _rounded(max(spoken) + 2)), max(likely, _rounded(max(spoken) + 2))
+        makes = any(entry["path"] == SELF for entry in draft.fields["corpora"].values())
+        likely = max(likely, _rounded(max(spoken) + 2), LONGEST * makes)  # M₀'s dialogues have lengths of their own
+        limit = max(limit, _rounded(max(spoken) + 2))
     length = min(likely, limit, model.longest)
     most = f"95% of inputs have up to {np.percentile(inputs, 95):.0f} tokens"
+    if likely == LONGEST > np.percentile(inputs, 95):
+        most += ", and M₀ makes dialogues that may have more"
     longest = ", as much as the model takes" if model.longest < likely else ""
     draft.decide(
         "max_length",
@@ -488,7 +508,9 @@ def _rounded(length: float) -> int:
     return max(SHORTEST, 8 * math.ceil(length / 8))
 
 
-def _decide_training(draft: Draft, model: ModelFacts, paths: Mapping[str, str]) -> None:
+def _decide_training(
+    draft: Draft, model: ModelFacts, paths: Mapping[str, str], made: Mapping[str, dict[str, Any]]
+) -> None:
     """Decide on α, on what is trained, and for how long."""
     if "general" in paths:
         draft.decide("method", "balanced", "or keep, or domain, where one side counts more; plan prints what it sets")
@@ -506,7 +528,7 @@ def _decide_training(draft: Draft, model: ModelFacts, paths: Mapping[str, str]) 
     draft.decide("per_device_train_batch_size", on_device)
     if on_device < batch:
         draft.decide("gradient_accumulation_steps", batch // on_device, f"about {batch} examples a step, in parts")
-    _decide_steps(draft, batch)
+    _decide_steps(draft, batch, made)
     rates = {SMALL: 1e-4, ADAPTED_FROM: 5e-5, math.inf: 2e-5}
     rate = next(rate for size, rate in rates.items() if model.parameters <= size)
     draft.decide(
@@ -519,12 +541,14 @@ def _decide_training(draft: Draft, model: ModelFacts, paths: Mapping[str, str]) 
     draft.decide("save_strategy", "no", "the model is saved at the end; steps keeps checkpoints too")
 
 
-def _decide_steps(draft: Draft, batch: int) -> None:
+def _decide_steps(draft: Draft, batch: int, made: Mapping[str, dict[str, Any]]) -> None:
     """Decide on the steps: as many passes as repeated data is good for, within limits."""
     count = draft.examples["domain"]
     in_step = batch * float(lay_method(draft.fields)[0].get("alpha") or 0.5)  # of a schedule about half
     steps = max(LEAST_STEPS, min(MOST_STEPS, math.ceil(MANY_PASSES * count / in_step)))
     draft.decide("max_steps", steps, f"{steps * in_step / count:.1f} passes over {count:,} domain examples")
+    if "eval_corpora" in made:
+        _size_made(draft, made, batch, in_step)
     steps, general = draft.fields["max_steps"], draft.examples.get("general", 0)
     if general and (passes := steps * (batch - in_step) / general) > 2 * MANY_PASSES:
         draft.notes.append(

@@ -28,7 +28,11 @@ class CorpusConfig:
         made_from: of `path: self`, a file or the name of another corpus, of which M₀ makes its own. A causal language
             model needs none: it draws texts, or dialogues. Prompts (`prompt_column`) it answers; answers
             (`target_column`, `messages_column`) it gives in its own words; texts it goes on from. A masked language
-            model fills gaps in texts, by default the domain's; of classifiers and taggers these are the inputs.
+            model fills gaps in texts, by default the domain's; an encoder-decoder writes targets for these as inputs;
+            of classifiers and taggers they are the inputs.
+        agreement: of `path: self`, in [0, 1]: rows are left out where M₀ would less likely make the same again. That is
+            the geometric mean of the probabilities of the tokens that it has made; of a classifier or tagger, of the
+            labels that it predicts.
         format: json, csv, tsv, parquet, arrow, conll or text, where the files' names do not tell.
         encoding: of text, CSV, TSV, JSON and CoNLL files.
         delimiter: character between the cells of CSV and TSV files, by default a comma or a tab.
@@ -96,6 +100,7 @@ class CorpusConfig:
 
     path: str | list[str]
     made_from: str | None = None
+    agreement: float | None = None
     format: str | None = None
     encoding: str = "utf-8"
     delimiter: str | None = None

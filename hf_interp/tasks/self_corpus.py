@@ -2,14 +2,16 @@
 
 They lie in the user's cache (`hf_interp/self` in `HF_HOME`), under a hash of M₀ and of all that decides them, so that
 every run, comparison and search reads the same file. Texts are drawn from M₀'s own predictions, as they are: at
-temperature 1, without a cut of rare tokens. Where a task makes no texts, M₀'s predictions on given inputs are trained.
+temperature 1, without a cut of rare tokens; the targets of given inputs are the likeliest, token by token. Where a task
+makes no texts, M₀'s predictions on given inputs are trained.
 """
 
 import hashlib
 import json
+import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -41,7 +43,8 @@ MOST_TRIES = 4
 """Texts are drawn up to so many times as often as they are wanted."""
 LEAST_TOKENS, GRAM, LEAST_DIFFERENT = 8, 4, 0.5
 """A text has at least so many tokens (an answer one); of its runs of four, at least this share differ."""
-SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_beams": 1, "repetition_penalty": 1.0}
+PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0}
+SAMPLING = {**PLAIN, "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 KEPT = ("side", "part", "objective", "share", "max_passes", "mean_tokens", "streaming", "license")
 """Fields of a corpus that are true of the file that is made, too."""
 GROUPS = ("corpora", "eval_corpora", "validation_corpora")
@@ -51,11 +54,12 @@ REWRITING = (
     "guide, write your own response.\n\n### Instruction:\n{prompt}\n\n### Reference Answer:\n{target}\n\n### Response:"
 )
 """That of self-distillation (arXiv 2402.13669)."""
+UNSURE = "with too little agreement"
 PLACE = "HFINTERPPLACE"  # a word that no template holds
-TEXTS, GONE_ON, DRAWN, ANSWERS, REWRITTEN, FILLED, PREDICTED = (
+TEXTS, GONE_ON, DRAWN, ANSWERS, REWRITTEN, FILLED, TARGETS, LABELLED, PREDICTED = (
     *("texts that it draws", "texts whose beginnings it goes on from", "dialogues that it draws"),
     *("prompts that it answers", "answers in its own words", "texts with gaps that it fills"),
-    "its predictions on given inputs",
+    *("targets of given inputs", "inputs of which it is sure", "its predictions on given inputs"),
 )
 
 
@@ -67,6 +71,14 @@ class Made(NamedTuple):
     is_there: bool = True
 
 
+def format_made(made: Mapping[str, Made]) -> list[str]:
+    """Return a line on each file that M₀ makes, with the corpora that read it."""
+    readers: dict[Made, list[str]] = {}
+    for name, found in made.items():
+        readers.setdefault(found, []).append(name)
+    return [f"M₀ makes {', '.join(names)}: {found.text} ({found.place})" for found, names in readers.items()]
+
+
 class Job(NamedTuple):
     """What M₀ is to make for a corpus: what kind, from which rows, how many, with which seed."""
 
@@ -76,6 +88,7 @@ class Job(NamedTuple):
     rows: list[Any]
     wanted: int
     seed: int
+    agreement: float | None = None
 
 
 class Speaker(NamedTuple):
@@ -87,8 +100,15 @@ class Speaker(NamedTuple):
     positions: int
 
 
-Said = tuple[Any, Sequence[int] | None]
-"""A text or a row that M₀ has made, and its new tokens; `None` where there was no room for it."""
+class Said(NamedTuple):
+    """A text or a row that M₀ has made, its new tokens (`None` where there was no room for it), and their agreement.
+
+    That is the probability with which M₀ would make a token again: their geometric mean.
+    """
+
+    row: Any
+    tokens: Sequence[int] | None
+    agreement: float = 1.0
 
 
 def check_self(recipe: Recipe) -> None:
@@ -98,9 +118,14 @@ def check_self(recipe: Recipe) -> None:
             where = f"`{group}.{name}"
             if corpus.path != SELF and corpus.made_from is not None:
                 raise ValueError(f"{where}.made_from` is for `path: {SELF}`, got the path {corpus.path!r}.")
+            if corpus.agreement is not None and not (corpus.path == SELF and 0 <= corpus.agreement <= 1):
+                raise ValueError(
+                    f"{where}.agreement` is for `path: {SELF}` and must lie in [0, 1], got {corpus.agreement} for "
+                    f"{corpus.path!r}."
+                )
             if corpus.path == SELF and corpus.objective not in (None, DISTILL):
                 raise ValueError(f"{where}.objective` must be left out with `path: {SELF}`, got {corpus.objective!r}.")
-            if corpus.path == SELF and group != "corpora" and get_task(recipe.task).info.answer not in MAKERS:
+            if corpus.path == SELF and group != "corpora" and get_task(recipe.task).info.has_labels:
                 raise ValueError(f"{where}` must be a file with labels: {SELF} makes none to be measured by.")
             if corpus.path == SELF:
                 _source(where, corpus, recipe)
@@ -134,7 +159,7 @@ def _placed(
     name: str, config: CorpusConfig, recipe: Recipe, fingerprint: Callable[[], list[Any]], makes: bool
 ) -> tuple[CorpusConfig, Made]:
     source, kept = _source(f"`{name}", config, recipe), {field: getattr(config, field) for field in KEPT}
-    if source is not None and get_task(recipe.task).info.answer not in MAKERS:
+    if source is not None and get_task(recipe.task).info.has_labels and config.agreement is None:
         kept |= {"max_examples": config.max_examples or source.max_examples, "part": config.part or source.part}
         return replace(source, **kept), Made(PREDICTED, str(source.path))
     job = _job(name, config, source, recipe)
@@ -145,12 +170,20 @@ def _placed(
         with FileLock(f"{folder}.lock"):
             about = read_json(folder / ABOUT_NAME) or _make(job, folder)
     if about is None:
-        return config, Made(f"{job.wanted:,} {job.kind}, which train will make", str(folder), is_there=False)
+        text = f"{job.wanted:,} {job.kind}, which train will make, and fewer where some are not fit"
+        return config, Made(text, str(folder), is_there=False)
     columns: dict[str, Any] = {"messages_column": "messages"} if job.kind in (DRAWN, ANSWERS, REWRITTEN) else {}
-    lost = ", ".join(f"{count:,} {fault}" for fault, count in sorted(about["left_out"].items()))
-    text = f"{about['rows']:,} {job.kind}" + (f" (left out: {lost})" if lost else "")
+    if source is not None and source.text_pair_column and job.kind == LABELLED:
+        columns = {"text_pair_column": "text_pair"}
+    lost = _lost(about["left_out"])
+    wanted = f" of {job.wanted:,}" if about["rows"] < job.wanted else ""
+    text = f"{about['rows']:,}{wanted} {job.kind}" + (f" (left out: {lost})" if lost else "")
     file = str(folder / ROWS_NAME)
     return CorpusConfig(path=file, **kept, **columns), Made(text, file)
+
+
+def _lost(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {fault}" for fault, count in sorted(left_out.items()))
 
 
 def _source(where: str, config: CorpusConfig, recipe: Recipe) -> CorpusConfig | None:
@@ -171,16 +204,34 @@ def _job(name: str, config: CorpusConfig, source: CorpusConfig | None, recipe: R
     wanted, kind = config.max_examples or ROWS, TEXTS
     if source is None:
         kind = DRAWN if any(corpus.is_dialogue for corpus in recipe.corpora.values()) else TEXTS
-        return Job(name, recipe, kind, [], wanted, config.sample_seed)
+        return Job(name, recipe, kind, [], wanted, config.sample_seed, config.agreement)
     if source.is_dialogue:
         rows = _dialogues(name, source)
         kind = ANSWERS if rows[0]["row"][-1]["role"] == "user" else REWRITTEN
+    elif get_task(recipe.task).info.has_labels:
+        rows, kind = _inputs(name, source, recipe), LABELLED
     else:
         rows = load_corpus(name, source, {"text": "prose"}).rename_column("text", "row")
-        kind = FILLED if get_task(recipe.task).info.answer == "masks" else GONE_ON
+        kind = {"masks": FILLED, "text": TARGETS}.get(get_task(recipe.task).info.answer or "", GONE_ON)
     if len(rows) > wanted:
         rows = first_rows(rows.shuffle(seed=config.sample_seed), wanted)
-    return Job(name, recipe, kind, list(rows["row"]), len(rows), config.sample_seed)
+    return Job(name, recipe, kind, list(rows["row"]), len(rows), config.sample_seed, config.agreement)
+
+
+def _inputs(name: str, source: CorpusConfig, recipe: Recipe) -> datasets.Dataset:
+    """Return what a classifier or tagger is given, as a mapping a row."""
+    columns = {
+        column: kind
+        for column, kind in get_task(recipe.task).columns(recipe, source).items()
+        if kind in ("text", "any text", "words")
+    }
+    if not columns or recipe.problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"`agreement` of corpus {name!r} is for texts with one label, or one for each word, got {recipe.task}"
+            + (f" with {recipe.problem_type}. " if recipe.problem_type else ". ")
+            + "Leave it out."
+        )
+    return datasets.Dataset.from_list([{"row": row} for row in load_corpus(name, source, columns)])
 
 
 def _dialogues(name: str, source: CorpusConfig) -> datasets.Dataset:
@@ -210,7 +261,10 @@ def _fingerprint(recipe: Recipe) -> list[Any]:
 
 def _digest(job: Job, fingerprint: Sequence[Any]) -> str:
     """Return a hash of all that decides what is made."""
-    found = [1, *fingerprint, job.recipe.task, job.recipe.max_length, job.recipe.mlm_probability, *job[2:]]
+    recipe = job.recipe
+    found = [2, *fingerprint, recipe.task, recipe.max_length, recipe.mlm_probability, *job[2:]]
+    if job.kind == TARGETS:
+        found += [recipe.max_target_length, recipe.source_prefix, recipe.source_lang, recipe.target_lang]
     return hashlib.sha256(json.dumps(found, default=str).encode()).hexdigest()[:16]
 
 
@@ -218,13 +272,14 @@ def _make(job: Job, folder: Path) -> dict[str, Any]:
     """Let M₀ make the rows, and keep those that are fit; the folder is whole or not there."""
     recipe, maker = job.recipe, MAKERS[get_task(job.recipe.task).info.answer]
     model, new_names = load_model(recipe, revision=recipe.model_revision)
-    if new_names or not (maker is _fill or model.can_generate()):
+    if new_names or not (maker in (_fill, _classify) or model.can_generate()):
         lacks = f"lacks {', '.join(new_names)}" if new_names else "cannot generate"
         raise ValueError(
             f"`path: {SELF}` of corpus {job.name!r} needs a model that has its head and can generate, but "
             f"{recipe.model_name_or_path!r} {lacks}. Start from another model, or give a file."
         )
     positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    get_task(recipe.task).prepare(load_processor(recipe), model, recipe)
     model = model.to(PartialState().device).eval()
     speaker = Speaker(model, load_processor(recipe), min(recipe.max_length, positions), positions)
     bar = tqdm(desc=f"M₀ makes {job.name}", total=job.wanted, mininterval=0.5 if sys.stderr.isatty() else 60)
@@ -232,7 +287,7 @@ def _make(job: Job, folder: Path) -> dict[str, Any]:
         torch.manual_seed(job.seed)
         rows, left_out = _fit(maker(job, speaker), job, bar)
     if not rows:
-        raise ValueError(f"M₀ made nothing fit for corpus {job.name!r} ({dict(left_out)}). Give a file instead.")
+        raise ValueError(f"M₀ made nothing fit for corpus {job.name!r} ({_lost(left_out)}). Give a file instead.")
     about = {"kind": job.kind, "rows": len(rows), "left_out": left_out, "model": recipe.model_name_or_path}
     with new_folder(folder) as place:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -245,9 +300,10 @@ def _fit(candidates: Iterator[Said], job: Job, bar: Any) -> tuple[list[Any], Cou
     """Return the rows that are fit, up to those wanted, and how many are left out by what is wrong with them."""
     rows: dict[str, Any] = {}
     left_out: Counter[str] = Counter()
-    least = LEAST_TOKENS if job.kind in (TEXTS, GONE_ON) else 1
-    for row, tokens in candidates:
+    least = LEAST_TOKENS if job.kind in (TEXTS, GONE_ON) else 0 if job.kind == LABELLED else 1
+    for row, tokens, agreement in candidates:
         fault = "repeated" if (key := json.dumps(row)) in rows else find_fault(tokens, least)
+        fault = fault or (UNSURE if agreement < (job.agreement or 0) else None)
         if fault is not None:
             left_out[fault] += 1
             continue
@@ -282,10 +338,10 @@ def _speak(job: Job, speaker: Speaker) -> Iterator[Said]:
     for dialogues in _batches(job.rows) if job.rows else _questions(job, speaker):
         before = [turns[:-1] if job.kind == REWRITTEN else turns for turns in dialogues]
         asked = [_rewriting(turns) for turns in dialogues] if job.kind == REWRITTEN else before
-        answers = _say([_render(turns, speaker) for turns in asked], speaker)
-        for turns, (answer, tokens) in zip(before, answers, strict=True):
+        answers = _say([_render(turns, speaker) for turns in asked], job, speaker)
+        for turns, (answer, tokens, agreement) in zip(before, answers, strict=True):
             said = [*turns, {"role": "assistant", "content": answer}]
-            yield {"messages": said}, tokens if not tokens or _has_room(said, speaker) else None
+            yield Said({"messages": said}, tokens if not tokens or _has_room(said, speaker) else None, agreement)
 
 
 def _texts(job: Job, speaker: Speaker) -> Iterator[Said]:
@@ -299,31 +355,36 @@ def _texts(job: Job, speaker: Speaker) -> Iterator[Said]:
         )
     for texts in _batches(job.rows or [""] * MOST_TRIES * job.wanted):
         begun = [tokenizer(text, add_special_tokens=False)["input_ids"][: speaker.length // 4] for text in texts]
-        made = _generate([[start, *ids] for ids in begun], speaker)
-        for ids, said in zip(begun, made, strict=True):
-            yield {"text": tokenizer.decode([*ids, *said])}, said
+        prompts = [[start, *ids] for ids in begun]
+        for ids, said in zip(prompts, _generate(prompts, speaker), strict=True):
+            yield Said({"text": tokenizer.decode([*ids[1:], *said])}, said, _agreement(ids, said, job, speaker))
 
 
 def _questions(job: Job, speaker: Speaker) -> Iterator[list[Any]]:
     """Yield what a user says, drawn behind the opening of a user's turn (arXiv 2406.08464)."""
     opening = _user_turn(speaker)[0]
     for batch in _batches([opening] * MOST_TRIES * job.wanted):
-        yield [_turns(text) for text, tokens in _say(batch, speaker) if tokens]
+        yield [_turns(text) for text, tokens, _ in _say(batch, job._replace(agreement=None), speaker) if tokens]
 
 
-def _say(prompts: Sequence[str], speaker: Speaker) -> list[Said]:
-    """Return what M₀ says after each of some rendered prompts, up to the mark that ends a turn."""
+def _say(prompts: Sequence[str], job: Job, speaker: Speaker) -> list[Said]:
+    """Return what M₀ says after each of some rendered prompts, up to the mark that ends a turn.
+
+    Prompts that leave no room for an answer get none, but those that ask for other words: they are not kept.
+    """
     tokenizer, mark = speaker.tokenizer, _user_turn(speaker)[1].strip()
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     marks = tokenizer(mark, add_special_tokens=False)["input_ids"] if mark else []
-    fitting = [tokens for tokens in ids if len(tokens) < speaker.positions]
+    most = speaker.positions if job.kind == REWRITTEN else speaker.length
+    fitting = [tokens for tokens in ids if len(tokens) < most]
     made = iter(_generate(fitting, speaker, marks if len(marks) == 1 else ()))
     found: list[Said] = []
     for tokens in ids:
-        said = next(made) if len(tokens) < speaker.positions else None
+        said = next(made) if len(tokens) < most else None
         text = tokenizer.decode(said or [])
         text = (text.partition(mark)[0] if mark else text).strip()
-        found.append((text, said if text or said is None else []))
+        agreement = _agreement(tokens, said, job, speaker) if said else 1.0
+        found.append(Said(text, said if text or said is None else [], agreement))
     return found
 
 
@@ -357,8 +418,7 @@ def _generate(prompts: Sequence[Sequence[int]], speaker: Speaker, marks: Sequenc
     if not prompts:
         return []
     model, tokenizer = speaker.model, speaker.tokenizer
-    stated = model.generation_config.eos_token_id
-    ends = {*marks, *(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id} - {None}
+    ends = _ends(speaker) | {*marks}
     inputs = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt")
     width = inputs["input_ids"].shape[1]
     found = model.generate(
@@ -369,6 +429,27 @@ def _generate(prompts: Sequence[Sequence[int]], speaker: Speaker, marks: Sequenc
         **SAMPLING,
     )
     return [_up_to(tokens[width:], ends, {*tokenizer.all_special_ids}) for tokens in found.tolist()]
+
+
+def _ends(speaker: Speaker) -> set[int]:
+    """Return the tokens that end what M₀ says."""
+    stated = speaker.model.generation_config.eos_token_id
+    return {*(stated if isinstance(stated, list) else [stated]), speaker.tokenizer.eos_token_id} - {None}
+
+
+def _agreement(prompt: Sequence[int], made: Sequence[int], job: Job, speaker: Speaker) -> float:
+    """Return how likely M₀ makes a token again that it has made after a prompt, where that is asked for."""
+    if job.agreement is None or not made:
+        return 1.0
+    ids = torch.tensor([[*prompt, *made]], device=speaker.model.device)
+    logits = speaker.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+    return _likelihood(logits, ids[0, len(prompt) :])
+
+
+def _likelihood(logits: torch.Tensor, tokens: torch.Tensor) -> float:
+    """Return the geometric mean of the probabilities of tokens (n,), by the scores (n, vocabulary) for their places."""
+    losses = torch.nn.functional.cross_entropy(logits.float(), tokens, reduction="none")
+    return math.exp(-float(losses.mean())) if len(losses) else 1.0
 
 
 def _up_to(tokens: Sequence[int], ends: set[int], special: set[int]) -> list[int]:
@@ -386,11 +467,61 @@ def _fill(job: Job, speaker: Speaker) -> Iterator[Said]:
         masked = (torch.rand(ids.shape) < job.recipe.mlm_probability) & ~torch.isin(ids, special)
         inputs["input_ids"][masked] = tokenizer.mask_token_id
         logits = model(**inputs.to(model.device)).logits[masked.to(model.device)]
-        ids[masked] = torch.multinomial(logits.float().softmax(-1), 1).flatten().cpu()
-        for row in ids:
+        drawn = torch.multinomial(logits.float().softmax(-1), 1).flatten()
+        ids[masked] = drawn.cpu()
+        sizes = masked.sum(dim=1).tolist()
+        for row, scores, words in zip(ids, torch.split(logits, sizes), torch.split(drawn, sizes), strict=True):
             tokens = row[~torch.isin(row, special)].tolist()
-            yield {"text": tokenizer.decode(tokens)}, tokens
+            yield Said({"text": tokenizer.decode(tokens)}, tokens, _likelihood(scores, words))
 
 
-MAKERS: dict[str | None, Callable[[Job, Speaker], Iterator[Said]]] = {"continuation": _speak, "masks": _fill}
-"""What M₀ makes, by what its task answers; of others its predictions alone are trained."""
+def _write_targets(job: Job, speaker: Speaker) -> Iterator[Said]:
+    """Yield pairs of given inputs and the targets that M₀ finds likeliest, token by token."""
+    model, tokenizer, recipe = speaker.model, speaker.tokenizer, job.recipe
+    ends, special = _ends(speaker), {*tokenizer.all_special_ids}
+    options = {**PLAIN, "do_sample": False, "max_new_tokens": recipe.max_target_length}
+    for texts in _batches(job.rows):
+        sources = [recipe.source_prefix + text for text in texts]
+        inputs = tokenizer(sources, truncation=True, max_length=speaker.length, padding=True, return_tensors="pt")
+        found = model.generate(**inputs.to(model.device), **options)[:, 1:].tolist()
+        for text, source, tokens in zip(texts, sources, found, strict=True):
+            made = _up_to(tokens, ends, special) if ends & {*tokens} else None
+            target = tokenizer.decode(made or []).strip()
+            sure = _target_agreement(source, made, job, speaker)
+            yield Said({"text": text, "target": target}, made if target or made is None else [], sure)
+
+
+def _target_agreement(source: str, made: Sequence[int] | None, job: Job, speaker: Speaker) -> float:
+    """Return the agreement of a target, where it is asked for; see `_agreement`."""
+    if job.agreement is None or not made:
+        return 1.0
+    inputs = speaker.tokenizer(source, truncation=True, max_length=speaker.length, return_tensors="pt")
+    labels = torch.tensor([made], device=speaker.model.device)
+    return _likelihood(speaker.model(**inputs.to(labels.device), labels=labels).logits[0], labels[0])
+
+
+def _classify(job: Job, speaker: Speaker) -> Iterator[Said]:
+    """Yield given inputs with the probability of the class that M₀ predicts; of tags the geometric mean."""
+    tokenizer, split = speaker.tokenizer, "tokens" in job.rows[0]
+    for rows in _batches(job.rows):
+        given = [[row[column] for row in rows] for column in rows[0]]
+        inputs = tokenizer(
+            *given,
+            is_split_into_words=split,
+            truncation=True,
+            max_length=speaker.length,
+            padding=True,
+            return_tensors="pt",
+        ).to(speaker.model.device)
+        best = speaker.model(**inputs).logits.float().log_softmax(-1).max(-1).values
+        if split:
+            weights = inputs["attention_mask"]
+            best = (best * weights).sum(-1) / weights.sum(-1)
+        yield from (Said(row, [], math.exp(sure)) for row, sure in zip(rows, best.tolist(), strict=True))
+
+
+MAKERS: dict[str | None, Callable[[Job, Speaker], Iterator[Said]]] = {
+    **{"continuation": _speak, "masks": _fill, "text": _write_targets},
+    **{"label": _classify, "tags": _classify},
+}
+"""What M₀ makes, by what its task answers; of labels and tags only where inputs are to be left out."""

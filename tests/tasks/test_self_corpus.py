@@ -1,6 +1,7 @@
 """Corpora that M₀ makes: of models whose every next word is known beforehand."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,15 @@ import datasets
 import pytest
 import torch
 from toys import bert_shape, word_tokenizer
-from transformers import BertForMaskedLM, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    set_seed,
+)
 
 from hf_interp.commands.plan import format_plan, plan_recipe
 from hf_interp.tasks.build import RecipeData, check_recipe, load_data
@@ -205,11 +214,104 @@ def test_a_masked_model_fills_gaps(tmp_path: Path) -> None:
     rows = [{"text": " ".join(WORDS[4:13][place:] + WORDS[4:13][:place])} for place in range(9)] * 8
     recipe = {**recipe_of(tmp_path, "masked-lm", rows), "mlm_probability": 0.4}
     made = [text.split() for text in made_by(recipe)]
+    recipe["corpora"]["general"]["agreement"] = 0.99  # of what it always says
+    assert [text.split() for text in made_by(recipe)] == made
     texts = [row["text"].split() for row in rows[:9]]
     assert all(
         any(all(new in (old, "ten") for new, old in zip(words, text, strict=True)) for text in texts) for words in made
     )
     assert 0.3 < sum(words.count("ten") for words in made) / sum(map(len, made)) < 0.5
+
+
+def test_a_translator_writes_targets_for_inputs(tmp_path: Path, cache: Path) -> None:
+    tokenizer = word_tokenizer(WORDS, eos_token="<end>")
+    tokenizer.save_pretrained(tmp_path)
+    shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    set_seed(5)  # with which some of what it says ends, and some does not
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=0, **shape)
+    ).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5 if weight.dim() > 1 else 0.0)
+        weight.data += weight.dim() == 1
+    model.save_pretrained(tmp_path)
+    (tmp_path / "inputs.jsonl").write_text(
+        "".join(json.dumps({"text": f"ask {word} tell"}) + "\n" for word in WORDS), "utf-8"
+    )
+    recipe = recipe_of(tmp_path, "translation", [{"text": "one", "target": "two"}] * 2)
+    recipe |= {"max_target_length": 12, "source_prefix": "answer "}
+    expected, likely = [], []
+    for word in WORDS:  # token by token, by hand
+        ids = tokenizer(f"answer ask {word} tell", return_tensors="pt")["input_ids"]
+        said, sure = [0], []
+        while len(said) < 13 and said[-1] != tokenizer.eos_token_id:
+            scores = model(input_ids=ids, decoder_input_ids=torch.tensor([said])).logits[0, -1].softmax(-1)
+            said.append(int(scores.argmax()))
+            sure.append(scores.max().item())
+        if said[-1] == tokenizer.eos_token_id and len(said) > 2:
+            expected.append({"text": f"ask {word} tell", "target": tokenizer.decode(said[1:-1])})
+            likely.append(math.prod(sure[:-1]) ** (1 / len(sure[:-1])))
+    assert 3 < len(expected) < len(WORDS), [row["target"] for row in expected]
+    least = sorted(likely)[len(likely) // 2]
+    for given, count in (({}, len(expected)), ({"agreement": least - 1e-6}, sum(each >= least for each in likely))):
+        general = {"path": "self", "made_from": str(tmp_path / "inputs.jsonl"), **given}
+        data = load({**recipe, "corpora": {**recipe["corpora"], "general": general}})
+        made = data.made["corpora.general"]
+        rows = [json.loads(line) for line in Path(made.place).read_text("utf-8").splitlines()]
+        assert rows == [row for row, sure in zip(expected, likely, strict=True) if not given or sure >= least]
+        assert f"{count} of {len(WORDS)} targets of given inputs (left out: " in made.text
+    assert f"{len(expected) - count} with too little agreement" in made.text
+    corpus = next(corpus for corpus in data.corpora if corpus.name == "general")
+    assert (corpus.objective, len(corpus.dataset)) == ("distill", count)
+
+
+def test_only_inputs_of_which_the_model_is_sure_are_kept(tmp_path: Path, cache: Path) -> None:
+    tokenizer = word_tokenizer(WORDS)
+    tokenizer.save_pretrained(tmp_path)
+    set_seed(0)
+    model = BertForSequenceClassification(bert_shape(len(tokenizer), 32, ("no", "yes"))).eval()
+    torch.nn.init.normal_(model.classifier.weight, std=2.0)
+    model.save_pretrained(tmp_path)
+    rows = [{"text": f"one {word}", "text_pair": word, "label": "yes"} for word in WORDS[4:]]
+    sure = {}
+    for row in rows:
+        scores = model(**tokenizer(row["text"], row["text_pair"], return_tensors="pt")).logits[0]
+        sure[row["text"]] = scores.softmax(-1).max().item()
+    least = sorted(sure.values())[len(sure) // 2]
+    recipe = {**recipe_of(tmp_path, "sequence-classification", rows), "label_names": ["no", "yes"]}
+    recipe["corpora"]["domain"]["text_pair_column"] = "text_pair"
+    recipe["corpora"]["general"]["agreement"] = least - 1e-6
+    data = load(recipe)
+    made = data.made["corpora.general"]
+    found = [json.loads(line) for line in Path(made.place).read_text("utf-8").splitlines()]
+    assert [row["text"] for row in found] == [text for text, each in sure.items() if each >= least]
+    lost = len(rows) - len(found)
+    assert made.text == (
+        f"{len(found)} of {len(rows)} inputs of which it is sure (left out: {lost} with too little agreement)"
+    )
+    general = next(corpus for corpus in data.corpora if corpus.name == "general")
+    assert general.dataset["input_ids"][0] == tokenizer(found[0]["text"], found[0]["text_pair"])["input_ids"]
+    with pytest.raises(ValueError, match=r"`agreement` of corpus 'general' is for texts with one label.*multi_label"):
+        load({**recipe, "problem_type": "multi_label_classification"})
+
+
+def test_answers_with_little_agreement_are_left_out(assistant: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"q": f"ask {word}"}) + "\n" for word in NUMBERS), "utf-8"
+    )
+    general = {"made_from": str(tmp_path / "prompts.jsonl"), "prompt_column": "q"}
+    answers = [turns[1]["content"] for turns in made_by(dialogues(assistant, PROMPTS, COLUMNS, **general))]
+    assert {*answers} == {"one two three", "two three"}  # each as likely, and then every word is certain
+    for least, kept in (
+        (0.5 ** (1 / 3) - 1e-3, {"one two three"}),  # the geometric mean of 1/2, 1, 1
+        (0.5 ** (1 / 2) - 1e-3, {"one two three", "two three"}),
+    ):
+        recipe = dialogues(assistant, PROMPTS, COLUMNS, **general, agreement=least)
+        assert [turns[1]["content"] for turns in made_by(recipe)] == [each for each in answers if each in kept]
+    with pytest.raises(ValueError, match=r"made nothing fit .*10 with too little agreement"):
+        load(dialogues(assistant, PROMPTS, COLUMNS, **general, agreement=0.9))
+    with pytest.raises(ValueError, match=r"`corpora.general.agreement` is for `path: self` and must lie in \[0, 1\]"):
+        load(dialogues(assistant, PROMPTS, COLUMNS, agreement=2))
 
 
 def test_a_classifier_trains_its_predictions_on_texts_without_labels(tmp_path: Path) -> None:
