@@ -44,15 +44,14 @@ from hf_interp.utils.run_folder import CURVE_NAME, CURVE_PLOT_NAME, INTERPOLATED
 logger = logging.getLogger(__name__)
 
 
-def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunResults:
+def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
     """Load, train, evaluate and save; the model, `results.json` and a picture go to `output_dir`.
 
-    With `alpha_search` the curve of M_α goes there too, and M_α at the chosen α into `interpolated` inside.
+    With `alpha_search` the curve of M_α goes there too, and M_α at the chosen α into `interpolated` inside. Stderr
+    tells how far the run is: on a terminal in one line that is renewed, unless the recipe sets `disable_tqdm`.
 
     Args:
         recipe: a recipe as a plain mapping (see `hf_interp.tasks.parsing.load_recipe`).
-        show_progress: tell on stderr how far the run is: on a terminal in one line that is renewed, unless the recipe
-            sets `disable_tqdm`.
 
     Raises:
         ValueError, OSError: for bad input, before anything is trained.
@@ -75,7 +74,7 @@ def run_recipe(recipe: Mapping[str, Any], *, show_progress: bool = True) -> RunR
     trainer = build_trainer(parsed, task, args, data)
     distilled = [corpus.name for corpus in data.corpora if corpus.objective == DISTILL]
     average = trainer.weight_average
-    progress = ProgressLine(folder, shown=show_progress, renewed=renewed, average=average, distilled=distilled)
+    progress = ProgressLine(folder, renewed=renewed, average=average, distilled=distilled)
     show_by(trainer, progress)
     with alone_in(folder) if is_main else nullcontext(), progress.kept() if is_main else nullcontext():
         trainer.recipe, trainer.keeps_results = without_tokens(recipe), False  # they are written with the model

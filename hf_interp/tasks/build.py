@@ -438,14 +438,8 @@ def build_model(recipe: Recipe, task: Task, args: InterpolationConfig) -> torch.
     return adapt(model, recipe.peft, task_type=task.info.peft_type, max_steps=steps, new_names=new_names)
 
 
-def build_trainer(
-    recipe: Recipe,
-    task: Task,
-    args: InterpolationConfig,
-    data: RecipeData,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> Any:
-    """Put the model into the trainer of the task, with further callbacks."""
+def build_trainer(recipe: Recipe, task: Task, args: InterpolationConfig, data: RecipeData) -> Any:
+    """Put the model into the trainer of the task."""
     if data.eval_sets:
         args.eval_on_start = True  # M₀'s metrics, without which nothing can be said about forgetting
     if not torch.accelerator.is_available():
@@ -464,7 +458,7 @@ def build_trainer(
         train_dataset=data.corpora,
         eval_dataset=data.eval_sets or None,
         processing_class=data.tokenizer,
-        callbacks=[_SeedFirstStep(), *adapter_callbacks(recipe.peft), *callbacks],
+        callbacks=[_SeedFirstStep(), *adapter_callbacks(recipe.peft)],
         **parts,
     )
 

@@ -37,7 +37,6 @@ class ProgressLine(TrainerCallback):
 
     Args:
         folder: that of the run.
-        shown: whether anything is printed, to stderr.
         renewed: whether the line is renewed in its place.
         average: the mean of the run's weights, if it keeps one: then evaluations say of which weights they are.
         distilled: corpora that train M₀'s predictions, whose loss is a divergence.
@@ -47,13 +46,12 @@ class ProgressLine(TrainerCallback):
         self,
         folder: str | os.PathLike[str],
         *,
-        shown: bool = True,
         renewed: bool = False,
         average: WeightAverage | None = None,
         distilled: Collection[str] = (),
     ) -> None:
         self.average, self.distilled = average, distilled
-        self.path, self.shown, self.renewed = Path(folder) / PROGRESS_NAME, shown, renewed
+        self.path, self.renewed = Path(folder) / PROGRESS_NAME, renewed
         self.facts: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "evaluations": {}}
         self.plan: MixturePlan | None = None
         self._sides: dict[str, str] = {}  # of the corpora
@@ -158,9 +156,8 @@ class ProgressLine(TrainerCallback):
         return {side: "KL" if count == len(corpora[side]) else "partly KL" for side, count in counts.items() if count}
 
     def _put(self, text: str) -> None:
-        if self.shown:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def show_by(trainer: Any, *callbacks: TrainerCallback) -> None:
