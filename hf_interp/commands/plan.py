@@ -32,6 +32,7 @@ from hf_interp.tasks.splits import format_few, format_shared
 from hf_interp.tasks.task import get_task
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
 from hf_interp.training.config import InterpolationConfig
+from hf_interp.training.private import format_private
 from hf_interp.utils.console import format_counts, format_table
 
 COUNTS = ("drawn", "tokens", "passes", "all read at step")
@@ -141,7 +142,7 @@ def plan_recipe(
         "method": "".join(format_method(given)),
         "memory": _memory(recipe, args, data) if estimates_memory else {},
         "few": format_few(data.measured_rows(), task.info.answer),
-        "made": [*format_made(data.made), *format_canaries(recipe)],
+        "made": [*format_made(data.made), *format_canaries(recipe), *format_private(plan, args)],
         "measured": _measure(given, data) if measure else {},
         "cut": {name: list(counts) for name, counts in data.cut.items()},
         "shared": {name: list(counts) for name, counts in data.shared.items()},

@@ -392,6 +392,13 @@ def _training(facts: _Facts) -> list[tuple[str, Any]]:
         *((name.replace("_", " "), config.get(name)) for name in TRAINING_FIELDS),
         ("precision", next((kind for kind in ("bf16", "fp16") if config.get(kind)), "float32 or the model's own")),
         (
+            "differential privacy",
+            f"ε = {config['dp_epsilon']:g}, δ = {config['dp_delta']:g} for replacing one domain row, gradients clipped "
+            f"at {config['dp_max_grad_norm']:g}"
+            if config.get("dp_epsilon")
+            else None,
+        ),
+        (
             "anchor to M₀",
             f"{config['anchor']}, strength {config['anchor_strength']:g}" if config.get("anchor") else None,
         ),

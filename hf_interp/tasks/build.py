@@ -148,6 +148,7 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
         _check_folder(recipe, args)
         check_harness(recipe)
     check_search(recipe)
+    _check_privacy(recipe, args)
     _check_columns(recipe)
     _check_controller(recipe, args)
     if recipe.model_name_or_path.startswith((".", "/", "~")) and not os.path.isdir(recipe.model_name_or_path):
@@ -188,6 +189,15 @@ def _check_folder(recipe: Recipe, args: InterpolationConfig) -> None:
         f"`output_dir` must not be the folder of {whose}, which would be written over, got {str(folder)!r}. Take "
         "another."
     )
+
+
+def _check_privacy(recipe: Recipe, args: InterpolationConfig) -> None:
+    """Refuse privacy of rows that are packed, or that decide what is read."""
+    is_packed = get_task(recipe.task).is_packed and recipe.packing
+    is_balanced = any(corpus.balance_by for corpus in recipe.corpora.values())
+    if args.dp_epsilon is not None and (is_packed or is_balanced):
+        what = "examples of one row, so `packing: false`" if is_packed else "no `balance_by`, which looks at the rows"
+        raise ValueError(f"`dp_epsilon` needs {what}.")
 
 
 def _check_columns(recipe: Recipe) -> None:

@@ -222,7 +222,8 @@ class BatchLoss:
         trainer = self.trainer
         is_ours = self.run is not None or self.changes_loss
         is_theirs = self.computes_loss or trainer.compute_loss_func is not None
-        return is_ours and not is_theirs and trainer.loss_is_scaled_for_ga is None
+        is_private = self.run is not None and self.run.private is not None  # and so are lengths
+        return is_ours and not is_theirs and not is_private and trainer.loss_is_scaled_for_ga is None
 
     def _count(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
         config = getattr(unwrap_peft(self.trainer.model), "config", None)

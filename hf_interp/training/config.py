@@ -111,6 +111,11 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         average_from (`float`, *optional*): the share of the run, in [0, 1), from which on the weights are averaged;
             the model ends with their mean. Meant for `lr_scheduler_type: constant_with_warmup`.
 
+        dp_epsilon (`float`, *optional*): ε of differential privacy for the rows of domain corpora, above 0: their
+            gradients are clipped and noised one by one (see `hf_interp.training.private`).
+        dp_delta (`float`, *optional*): δ of it, in (0, 1); far below one over the number of rows.
+        dp_max_grad_norm (`float`, *optional*, defaults to 1.0): the norm to which it clips the gradient of an example.
+
     Raises:
         ValueError: for an unknown schedule, argument or anchor, or a value out of range.
     """
@@ -150,6 +155,9 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
     adversarial_steps: int = 3
     adversarial_step_size: float | None = None
     average_from: float | None = None
+    dp_epsilon: float | None = None
+    dp_delta: float | None = None
+    dp_max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,6 +182,17 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         self._check_anchor()
         self._check_adversary()
         self._settle_own_schedules()
+        self._check_privacy()
+
+    def _check_privacy(self) -> None:
+        if (self.dp_epsilon is None) != (self.dp_delta is None):
+            raise ValueError("`dp_epsilon` and `dp_delta` go together. Set both, or neither.")
+        if self.dp_epsilon is not None and not 0 < self.dp_epsilon < math.inf:
+            raise ValueError(f"`dp_epsilon` must be a finite number above 0, got {self.dp_epsilon}.")
+        if self.dp_delta is not None and not 0 < self.dp_delta < 1:
+            raise ValueError(f"`dp_delta` must lie in (0, 1), got {self.dp_delta}.")
+        if not 0 < self.dp_max_grad_norm < math.inf:
+            raise ValueError(f"`dp_max_grad_norm` must be a finite number above 0, got {self.dp_max_grad_norm}.")
 
     def _check_order(self) -> None:
         """Refuse an order that is none, or an end of the run that another field sets too."""

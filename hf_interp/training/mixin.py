@@ -216,6 +216,8 @@ class InterpolationMixin(_Base):
         """Do the step of `Trainer`; what the batch tells of itself is noted and kept from the model."""
         if self._run is not None:
             self._loss.corpus, inputs = self._run.note_batch(inputs)
+            if self._run.private is not None:
+                return self._run.private_step(self, model, inputs, self._loss)
         is_scaled = True if self._loss.is_scaled else self.loss_is_scaled_for_ga
         with overrides(self, loss_is_scaled_for_ga=is_scaled):
             loss = super().training_step(model, inputs, num_items_in_batch)

@@ -42,6 +42,7 @@ from hf_interp.training.checkpoints import SavedRun
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.dataloader import check_loader_arguments
 from hf_interp.training.meters import CorpusMeters
+from hf_interp.training.private import PrivateGradients
 from hf_interp.training.session import LossGuard
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class MixtureRun:
     meters: CorpusMeters = field(init=False)
     guard: LossGuard = field(init=False)
     adaptive: AdaptiveAlpha | None = field(init=False, default=None)  # the controller at work, if α adapts
+    private: PrivateGradients | None = field(init=False, default=None)  # if domain rows are to be private
 
     @property
     def mixes_objectives(self) -> bool:
@@ -180,6 +182,14 @@ class MixtureRun:
             self.meters.add_tokens(corpus, tokens)
         return corpus, inputs.pop(BATCH_KEY, inputs)
 
+    def private_step(self, trainer: Any, model: torch.nn.Module, inputs: Any, batch_loss: Any) -> torch.Tensor:
+        """Take the gradient of a micro-batch, private for domain rows, whose corpora are kept from the loss."""
+        corpus, batch_loss.corpus = batch_loss.corpus, None
+        assert self.private is not None
+        loss = self.private.step(trainer, model, inputs, self.is_general(corpus))
+        self.guard.check(loss, trainer.state.global_step + 1, is_scaled=False)
+        return loss
+
     def note_losses(self, corpus: torch.Tensor, losses: torch.Tensor | None) -> None:
         """Note the loss of every example of a batch, if it is to be logged or decided by."""
         is_needed = self.adaptive is not None or getattr(self.args, "log_corpus_loss", True)
@@ -267,6 +277,7 @@ class MixtureRun:
             "num_readers": self.shard.num_readers,
             "eval_metrics": self.eval_metrics,
             "controller": self.adaptive.state_dict() if self.adaptive is not None else None,
+            **({} if self.private is None else {"noise_key": self.private.key}),
         }
 
     def rank_state(self) -> dict[str, Any]:

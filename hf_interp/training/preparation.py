@@ -23,10 +23,11 @@ from hf_interp.training.checkpoints import SavedRun
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.dataloader import slot_loader
 from hf_interp.training.heads import HasHeads
-from hf_interp.training.integrations import ConstructorCall, TrainerTraits
+from hf_interp.training.integrations import ConstructorCall, TrainerTraits, traits_of
 from hf_interp.training.machines import check_alike
 from hf_interp.training.mixture_run import MixtureRun, shard_batch
 from hf_interp.training.objectives import ObjectiveHeads
+from hf_interp.training.private import prepare_private
 from hf_interp.weights.model_folder import load_renamed
 
 LABEL_COLUMNS = ("label", "labels", "label_ids")
@@ -220,6 +221,9 @@ def begin(trainer: Trainer, run: MixtureRun, saved: SavedRun | None) -> SlotData
     args, batch_size = trainer.args, trainer.get_total_train_batch_size(trainer.args)
     shard = shard_batch(args, run.corpora, micro_batch_size=trainer._train_batch_size, batch_size=batch_size)
     found = run.begin(shard, batch_size, saved)
+    is_own = not traits_of(type(trainer)).computes_loss
+    mixture = None if saved is None else saved.mixture or {}
+    run.private = prepare_private(trainer, run.plan, run.corpora, mixture, is_own=is_own)
     if args.world_size > 1:
         check_alike(args, _facts(run.plan, trainer.eval_dataset))
     return found
