@@ -191,7 +191,8 @@ def _check_run(trainer: Trainer, plan: MixturePlan, corpora: Sequence[Corpus], *
     reasons = {
         "one process without FSDP and DeepSpeed": args.world_size > 1 or trainer.is_fsdp_enabled or args.n_gpu > 1,
         "`fp16: false`, whose scale of the loss depends on the data": args.fp16,
-        "no `alpha_controller`, which looks at the data": plan.is_adaptive,
+        "no controller of α, which looks at the data": args.alpha_controller is not None or plan.is_adaptive,
+        "`auto_find_batch_size: false`, which would read rows once more": args.auto_find_batch_size,
         "`mixture_unit: examples`, since lengths are the data's": plan.unit != "examples",
         "no `group_by_length`, since lengths are the data's": args.train_sampling_strategy == "group_by_length",
         "no `anchor: distill` and no `log_loss_gap`": args.anchor == "distill" or args.log_loss_gap,

@@ -1,16 +1,30 @@
 """The loss of a mixture: the same however the global batch is split, and that of `Trainer` on the same batch."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
 import processes
 import pytest
 import torch
-from toys import DOMAIN_FIRST, NotingTrainer, config, corpus, logged, losses, tiny_model, weights
+from scipy import stats
+from toys import (
+    DOMAIN_FIRST,
+    NotingTrainer,
+    config,
+    corpus,
+    logged,
+    losses,
+    mixture,
+    same_weights,
+    tiny_model,
+    weights,
+)
 from transformers import (
     BertForPreTraining,
     BertForTokenClassification,
@@ -23,10 +37,15 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
+    TrainerCallback,
     set_seed,
 )
 
+from hf_interp.mixture.apportionment import CorpusSpec
+from hf_interp.mixture.plan import MixturePlan
+from hf_interp.mixture.schedules import linear
 from hf_interp.training.loss_scale import count_batch, mean_over_examples, part_of_batch
+from hf_interp.training.private import delta_of, most_read, mu_of
 
 SMOOTHING = {"label_smoothing_factor": 0.2}
 
@@ -328,3 +347,154 @@ def test_what_is_a_mean_over_examples_is_found() -> None:
     inputs, outputs = {"sentence_order_label": labels}, {"sop_logits": logits, "aux_loss": torch.tensor(4.0)}
     found = mean_over_examples(inputs, outputs, model)
     torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits, labels) + 1.0)
+
+
+# Gradients of domain rows that are private.
+
+
+PRIVATE = {"dp_epsilon": 3.0, "dp_delta": 1e-3, "dp_max_grad_norm": 0.05, "max_steps": 4}
+
+
+class Noise(TrainerCallback):
+    """Sets the noise of a run, and shows its gradients."""
+
+    def __init__(self, trainer: Any, **fields: float) -> None:
+        self.trainer, self.fields = trainer, fields
+        self.private: Any = None
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.private = self.trainer._run.private
+        for name, value in self.fields.items():
+            setattr(self.private, name, value)
+
+
+def train_privately(folder: Path, dropout: float = 0.0, **settings: Any) -> tuple[NotingTrainer, Any]:
+    """Train with privacy; settings of `Noise` among those of the run."""
+    fields = {name: settings.pop(name) for name in ("sigma", "key") if name in settings}
+    trainer = NotingTrainer(tiny_model(dropout), config(folder, **{**PRIVATE, **settings}), train_dataset=mixture())
+    noise = Noise(trainer, **fields)
+    trainer.add_callback(noise)
+    trainer.train(resume_from_checkpoint=settings.get("resume_from_checkpoint"))
+    return trainer, noise.private
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_without_noise_and_clipping_it_is_ordinary_training(tmp_path: Path, accumulation: int) -> None:
+    split = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+    ours, _ = train_privately(tmp_path / "a", sigma=0.0, dp_max_grad_norm=1e6, **split)
+    plain = NotingTrainer(tiny_model(0.0), config(tmp_path / "b", max_steps=4, **split), train_dataset=mixture())
+    plain.train()
+    assert ours.seen == plain.seen
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(ours)[name], value, atol=1e-5, rtol=1e-5)
+    keys = {key for entry in ours.state.log_history for key in entry}
+    assert "loss_domain" not in keys  # it would tell of the rows
+
+
+def test_a_step_is_that_of_the_definition(tmp_path: Path) -> None:
+    """One step of plain descent at rate 1: minus the mean of clipped domain and whole general gradients, and noise."""
+    settings = {"max_steps": 1, "alpha": 0.5, "alpha_schedule_type": None, "optim": "sgd", "learning_rate": 1.0}
+    settings |= {"max_grad_norm": 0.0, "lr_scheduler_type": "constant", "per_device_train_batch_size": 8}
+    trainer, private = train_privately(tmp_path, **settings)
+    assert private.sigma == pytest.approx(2 * most_read(trainer.plan) ** 0.5 / mu_of(3.0, 1e-3))
+    model = tiny_model(0.0).train()
+    rows = [(DOMAIN_FIRST if first >= DOMAIN_FIRST else 0, first) for first in trainer.seen[0]]
+    assert sorted(side for side, _ in rows) == [0] * 4 + [DOMAIN_FIRST] * 4
+    total = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+    norms = []
+    for side, first in rows:
+        inputs = {name: torch.tensor([value]) for name, value in corpus(first, 1)[0].items()}
+        model.zero_grad()
+        model(**inputs).loss.backward()
+        found = {name: value.grad for name, value in model.named_parameters()}
+        norm = torch.cat([grad.flatten() for grad in found.values()]).norm()
+        norms.append(float(norm))
+        for name, grad in found.items():
+            total[name] += grad * (min(1.0, 0.05 / float(norm)) if side else 1.0) / 8
+    assert min(norms) > 0.05
+    seed = int(np.random.SeedSequence([private.key, 0]).generate_state(1, np.uint64)[0]) >> 1
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.named_parameters():
+        noise = torch.randn(value.shape, generator=generator) * private.sigma * 0.05 / 8
+        torch.testing.assert_close(weights(trainer)[name], value - total[name] - noise, atol=1e-5, rtol=1e-4)
+
+
+def test_a_private_run_resumes_exactly_and_keeps_its_key(tmp_path: Path) -> None:
+    whole, private = train_privately(tmp_path / "a", 0.1, save_strategy="steps", save_steps=2)
+    place = str(tmp_path / "a" / "checkpoint-2")
+    again, same = train_privately(tmp_path / "b", 0.1, resume_from_checkpoint=place)
+    assert same.key == private.key
+    assert same_weights(weights(whole), weights(again))
+    assert str(private.key) not in (tmp_path / "a" / "results.json").read_text("utf-8")
+    other, another = train_privately(tmp_path / "c", 0.1)
+    assert another.key != private.key
+    assert not same_weights(weights(whole), weights(other))
+    with pytest.raises(ValueError, match="`dp_epsilon` holds for one run: a checkpoint of a run without it"):
+        train_privately(tmp_path / "d", 0.1, resume_from_checkpoint=place, alpha_end=0.4)
+
+
+@pytest.mark.parametrize("mu", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0])
+def test_delta_is_that_of_two_normal_distributions(epsilon: float, mu: float) -> None:
+    """δ is the integral of what one density has above e^ε times the other."""
+    first, second = stats.norm(mu, 1).pdf, stats.norm(0, 1).pdf
+    grid = np.linspace(-12, 15, 400_001)
+    expected = np.trapezoid(np.maximum(first(grid) - np.exp(epsilon) * second(grid), 0), grid)
+    assert delta_of(epsilon, mu) == pytest.approx(expected, abs=1e-8)
+    if expected > 1e-12:
+        assert mu_of(epsilon, delta_of(epsilon, mu)) == pytest.approx(mu, rel=1e-4)
+
+
+def test_the_noise_is_that_of_the_analytic_gaussian_mechanism() -> None:
+    """Balle and Wang (2018) give 3.730632 for ε = 1, δ = 1e-5 and a sensitivity of 1."""
+    assert 1 / mu_of(1.0, 1e-5) == pytest.approx(3.730632, abs=1e-4)
+
+
+def test_readings_of_a_row_are_counted_by_step() -> None:
+    specs = [
+        CorpusSpec(name="web", side="general", num_examples=9),
+        CorpusSpec(name="law", side="domain", num_examples=7),
+        CorpusSpec(name="news", side="domain", num_examples=30),
+    ]
+    plan = MixturePlan(specs, alpha_schedule=linear(0.2, 1), batch_size=16, max_steps=11)
+    counts: Counter[tuple[int, int]] = Counter()
+    for step in range(11):
+        draw = plan.locate(range(16 * step, 16 * step + 16))
+        own = Counter(pair for pair in zip(draw.corpus.tolist(), draw.example.tolist(), strict=True) if pair[0])
+        counts.update({pair: count**2 for pair, count in own.items()})
+    assert most_read(plan) == max(counts.values()) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dp_delta": None}, "`dp_epsilon` and `dp_delta` go together"),
+        ({"dp_epsilon": 0.0}, "`dp_epsilon` must be a finite number above 0, got 0.0"),
+        ({"dp_delta": 1.0}, r"`dp_delta` must lie in \(0, 1\), got 1.0"),
+        ({"dp_max_grad_norm": 0.0}, "`dp_max_grad_norm` must be a finite number above 0, got 0.0"),
+        ({"alpha_controller": "guard", "eval_strategy": "steps"}, "`dp_epsilon` needs no controller of α"),
+        ({"anchor": "distill"}, "`dp_epsilon` needs no `anchor: distill`"),
+        ({"adversarial": "fgm"}, "`dp_epsilon` needs no `adversarial`"),
+        ({"train_sampling_strategy": "group_by_length"}, "`dp_epsilon` needs no `group_by_length`"),
+        ({"mixture_unit": "tokens"}, "`dp_epsilon` needs `mixture_unit: examples`"),
+    ],
+)
+def test_what_has_no_guarantee_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        NotingTrainer(
+            tiny_model(),
+            config(tmp_path, **{**PRIVATE, **settings}),
+            train_dataset=mixture(),
+            eval_dataset=mixture(),
+        )
+    assert "\n" not in str(error.value)
+
+
+def test_models_and_corpora_without_a_guarantee_are_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.dropout = torch.nn.BatchNorm1d(16)
+    with pytest.raises(ValueError, match=r"looks at examples one by one, and so no batch norm \(it has 'dropout'\)"):
+        NotingTrainer(model, config(tmp_path, **PRIVATE), train_dataset=mixture())
+    streamed = {**mixture(), "domain": mixture()["domain"].to_iterable_dataset()}
+    with pytest.raises(ValueError, match="`dp_epsilon` needs domain corpora that are no streams"):
+        NotingTrainer(tiny_model(), config(tmp_path, **PRIVATE), train_dataset=streamed)
