@@ -115,6 +115,11 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
             gradients are clipped and noised one by one (see `hf_interp.training.private`).
         dp_delta (`float`, *optional*): δ of it, in (0, 1); far below one over the number of rows.
         dp_max_grad_norm (`float`, *optional*, defaults to 1.0): the norm to which it clips the gradient of an example.
+        dp_epsilon (`float`, *optional*): ε of differential privacy for the rows of domain corpora, above 0: their
+            gradients are clipped one by one, and noised (see `hf_interp.training.private`).
+        dp_delta (`float`, *optional*): δ of it, in (0, 1), and far below one over the number of rows.
+        dp_max_grad_norm (`float`, *optional*, defaults to 1.0): the norm, above 0, to which it clips the gradient of an
+            example.
 
     Raises:
         ValueError: for an unknown schedule, argument or anchor, or a value out of range.

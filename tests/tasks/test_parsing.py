@@ -546,7 +546,7 @@ def test_added_fields_have_help_and_documentation() -> None:
         *("anchor_strength", "anchor_temperature", "anchor_direction", "anchor_on", "anchor_alpha_schedule"),
         *("anchor_exclude", "log_loss_gap", "distill_temperature", "adversarial", "adversarial_strength"),
         *("adversarial_follows", "adversarial_alpha_schedule", "adversarial_epsilon", "adversarial_steps"),
-        *("adversarial_step_size", "average_from"),
+        *("adversarial_step_size", "average_from", "dp_epsilon", "dp_delta", "dp_max_grad_norm"),
     ]
     for entry in added:
         assert entry.metadata["help"].endswith(".")
