@@ -110,11 +110,6 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         adversarial_step_size (`float`, *optional*, defaults to ε / K): η of freelb, above 0.
         average_from (`float`, *optional*): the share of the run, in [0, 1), from which on the weights are averaged;
             the model ends with their mean. Meant for `lr_scheduler_type: constant_with_warmup`.
-
-        dp_epsilon (`float`, *optional*): ε of differential privacy for the rows of domain corpora, above 0: their
-            gradients are clipped and noised one by one (see `hf_interp.training.private`).
-        dp_delta (`float`, *optional*): δ of it, in (0, 1); far below one over the number of rows.
-        dp_max_grad_norm (`float`, *optional*, defaults to 1.0): the norm to which it clips the gradient of an example.
         dp_epsilon (`float`, *optional*): ε of differential privacy for the rows of domain corpora, above 0: their
             gradients are clipped one by one, and noised (see `hf_interp.training.private`).
         dp_delta (`float`, *optional*): δ of it, in (0, 1), and far below one over the number of rows.
