@@ -1,10 +1,12 @@
-"""Sources of the slider's page: the two models, their curve, and texts to try, from a run or from flags."""
+"""Sources of the slider's page: the two models, their curve, and texts or files to try, from a run or from flags."""
 
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hf_interp.app.predictions import split_words
 from hf_interp.reporting.curve import AlphaCurve, load_curve
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.tasks.loading import load_corpus
+from hf_interp.tasks.media import file_suffix
 from hf_interp.tasks.models import label_names_of
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe
@@ -23,7 +26,7 @@ from hf_interp.tasks.task import get_task
 from hf_interp.utils.files import read_text
 from hf_interp.utils.redaction import basename
 from hf_interp.utils.run_folder import CURVE_NAME
-from hf_interp.utils.task_info import MASK, TASK_INFOS
+from hf_interp.utils.task_info import MASK, TASK_INFOS, InputKind
 from hf_interp.weights.model_folder import find_folder
 
 logger = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ PROMPT_WORDS, MASKED_WORDS = 12, 30
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A text to try, the side that it is of ("" for neither), and its label or target in the data, in words."""
+    """A text or the path of a file to try, the side that it is of ("" for neither), and its label or target."""
 
     text: str
     side: str = ""
@@ -110,7 +113,8 @@ def find_source(
         recipe = describe_pair(base, finetuned, task=task, **fields)
     kind = check_task_name(recipe.task)
     has_pairs = has_pairs or any(corpus.text_pair_column for corpus in recipe.corpora.values())
-    found = read_examples(examples) if examples is not None else _recipe_examples(recipe)
+    takes = TASK_INFOS[recipe.task].takes
+    found = read_examples(examples, takes) if examples is not None else _recipe_examples(recipe)
     return Source(
         recipe=recipe,
         finetuned=str(finetuned),
@@ -122,8 +126,11 @@ def find_source(
     )
 
 
-def read_examples(path: str | Path) -> list[Example]:
-    """Read examples from a file of JSON lines with `text` and, where known, `side`, `text_pair` and `label`."""
+def read_examples(path: str | Path, takes: InputKind = "text") -> list[Example]:
+    """Read examples from a file of JSON lines with `text` and, where known, `side`, `text_pair` and `label`.
+
+    Where the model takes images or sound, `image` or `audio` is a path that is relative to the file.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file of examples {str(path)!r}.")
@@ -135,16 +142,19 @@ def read_examples(path: str | Path) -> list[Example]:
             row = json.loads(line)
         except ValueError:
             row = None
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
+        if not isinstance(row, dict) or not isinstance(row.get(takes), str) or not row[takes].strip():
             raise ValueError(
-                f"Line {number} of {str(path)!r} must be a JSON object with a `text`, such as "
-                '{"text": "...", "side": "domain"}.'
+                f"Line {number} of {str(path)!r} must be a JSON object with {'an' if takes != 'text' else 'a'} "
+                f'`{takes}`, such as {{"{takes}": "...", "side": "domain"}}.'
             )
+        text = row[takes] if takes == "text" else str(path.parent / row[takes])
+        if takes != "text" and not Path(text).is_file():
+            raise FileNotFoundError(f"Line {number} of {str(path)!r} names a file that is not there: {row[takes]!r}.")
         side = row.get("side", "")
         if side not in ("", "general", "domain"):
             raise ValueError(f"`side` in line {number} of {str(path)!r} must be general or domain, got {side!r}.")
         texts = {name: str(row[name]) for name in ("text_pair", "label") if row.get(name) is not None}
-        found.append(Example(text=row["text"], side=side, **texts))
+        found.append(Example(text=text, side=side, **texts))
     if not found:
         raise ValueError(f"The file of examples {str(path)!r} has no lines.")
     return found
@@ -181,7 +191,8 @@ def _load_examples(recipe: Recipe, name: str, config: CorpusConfig, side: str) -
     columns, labels = get_task(recipe.task).columns(recipe, config), recipe.label_names or []
     few = NUM_EXAMPLES if config.max_examples is None else min(NUM_EXAMPLES, config.max_examples)
     rows = load_corpus(name, replace(config, max_examples=few), columns, label_names_of(recipe))
-    texts = [(_text(recipe.task, row), row) for row in rows]
+    takes = TASK_INFOS[recipe.task].takes
+    texts = [(_text(recipe.task, row) if takes == "text" else _file(row[takes], takes), row) for row in rows]
     return [
         Example(text=text, side=side, text_pair=str(row.get("text_pair") or ""), label=_label(row, labels))
         for text, row in texts
@@ -206,6 +217,20 @@ def _text(task: str, row: Mapping[str, Any]) -> str:
     return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS].rsplit(maxsplit=1)[0]
 
 
+@cache
+def _folder() -> "tempfile.TemporaryDirectory[str]":
+    """Return the folder of the files to try, which goes with the program."""
+    return tempfile.TemporaryDirectory(prefix="hf_interp_")
+
+
+def _file(data: bytes, kind: str) -> str:
+    """Return the path of a file to try, of which a corpus has the bytes."""
+    folder = Path(_folder().name)
+    path = folder / f"{len(list(folder.iterdir()))}{file_suffix(data, kind)}"
+    path.write_bytes(data)
+    return str(path)
+
+
 def mask_word(text: str) -> str:
     """Mask the longest word of a text, of several the last.
 
@@ -228,5 +253,5 @@ def _label(row: Mapping[str, Any], label_names: Sequence[str]) -> str:
         return ", ".join(name for name, holds in zip(label_names, label, strict=True) if holds)
     if label is not None:
         return f"{label:g}"
-    target = str(row.get("target", ""))
+    target = str(row.get("target", row.get("text", "") if "audio" in row or "image" in row else ""))
     return target if len(target) <= MAX_CHARACTERS else f"{target[:MAX_CHARACTERS]} …"

@@ -1,9 +1,11 @@
-"""The page of the slider, in Gradio: a text, an α, and the answers of M₀, M_α and M_θ to the text.
+"""The page of the slider, in Gradio: a text, an image or a recording, an α, and the answers of M₀, M_α and M_θ to it.
 
-Nothing of a visitor is kept: α and texts come with every question and go back with its answer. The page speaks with
-nobody but its own server, which listens on this machine alone unless it is asked not to.
+Nothing of a visitor is kept: α and texts come with every question and go back with its answer; files that are sent are
+deleted within the hour. The page speaks with nobody but its own server, which listens on this machine alone unless it
+is asked not to.
 """
 
+import base64
 import os
 import re
 import socket
@@ -18,14 +20,22 @@ import torch
 
 from hf_interp.app.answers import AnswerView, CurveView
 from hf_interp.app.examples import Example, Source
-from hf_interp.app.models import MAX_CHARACTERS, AlphaSlider, open_slider
+from hf_interp.app.models import MAX_CHARACTERS, MAX_FILE_BYTES, AlphaSlider, open_slider
 from hf_interp.app.predictions import best_choices
 from hf_interp.reporting.card import escape
 from hf_interp.utils.errors import import_extra
+from hf_interp.utils.task_info import COMPONENTS
 
 LOOPBACK = "127.0.0.1"
 MAX_WAITING = 64
 """Questions that wait for their turn; more are refused."""
+KEPT_FOR = 3600
+"""Seconds, at most, that an uploaded file is kept."""
+FILE_OPTIONS: dict[str, dict[str, Any]] = {
+    "image": {"type": "filepath", "image_mode": None},  # the file as it is
+    "audio": {"type": "filepath"},
+}
+"""Of the components that take files."""
 NUM_ROWS = 5
 """Choices at each place in what the API gives."""
 
@@ -52,11 +62,17 @@ def serve_source(
     import_gradio()  # before anything is loaded
     check_place(host, port, device)
     slider = open_slider(source.recipe, source.finetuned, max_new_tokens=max_new_tokens, chats=chats, device=device)
-    launch_page(build_page(slider, source), host=host, port=port, share=share)
+    launch_page(build_page(slider, source), host=host, port=port, share=share, takes_files=slider.takes != "text")
 
 
 def launch_page(
-    page: Any, *, host: str | None = LOOPBACK, port: int | None = None, share: bool = False, blocks: bool = True
+    page: Any,
+    *,
+    host: str | None = LOOPBACK,
+    port: int | None = None,
+    share: bool = False,
+    takes_files: bool = False,
+    blocks: bool = True,
 ) -> str:
     """Serve a page and return its address, at once if it does not block. See `serve_source`."""
     gradio = import_gradio()
@@ -65,7 +81,10 @@ def launch_page(
     is_local = not share and (host or os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK) in LOOPBACK_HOSTS
     page.queue(max_size=MAX_WAITING)
     _, address, shared = page.launch(
-        app_kwargs={"middleware": [Middleware(Guard, hosts=LOOPBACK_HOSTS if is_local else None)]},
+        app_kwargs={
+            "middleware": [Middleware(Guard, hosts=LOOPBACK_HOSTS if is_local else None, takes_files=takes_files)]
+        },
+        max_file_size=MAX_FILE_BYTES,
         server_name=host,
         server_port=port,
         share=share,
@@ -122,14 +141,18 @@ def build_page(slider: AlphaSlider, source: Source) -> Any:
     first = source.examples[0] if source.examples else Example(text="")
     writes = slider.answer_kind in ("continuation", "text")
     heading = f"{escape(source.title)} · {slider.recipe.task} · M<sub>α</sub> = α·M<sub>θ</sub> + (1 − α)·M₀"
-    with gradio.Blocks(title=f"α: {source.title}", analytics_enabled=False) as page:
+    title = f"α: {source.title}"
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT_FOR // 4, KEPT_FOR)) as page:
         gradio.Markdown("\n\n".join(["# The α slider", heading, *map(escape, slider.notes)]))
         with gradio.Row():
             with gradio.Column(scale=5, min_width=280):
                 size: dict[str, Any] = {"lines": 4, "max_lines": 12, "max_length": MAX_CHARACTERS}
-                text = gradio.Textbox(first.text, label="Text", elem_id="text", **size)
+                options = size if slider.takes == "text" else FILE_OPTIONS[slider.takes]
+                component = getattr(gradio, COMPONENTS[slider.takes])
+                text = component(first.text or None, label=slider.takes.capitalize(), elem_id="text", **options)
                 size |= {"visible": source.has_pairs}
                 pair = gradio.Textbox(first.text_pair, label="Second text", elem_id="pair", **size)
+                writes = writes and slider.takes == "text"  # a file is whole when it is there
                 button = gradio.Button("Ask", variant="primary", visible=writes, elem_id="ask")
                 alpha = gradio.Slider(0, 1, start, step=0.01, label="α, from M₀ at 0 to M_θ at 1", elem_id="alpha")
                 curve = CurveView(gradio, source.curve)
@@ -177,10 +200,13 @@ def _put_examples(gradio: Any, source: Source, text: Any, pair: Any, ask: dict[s
 def _answerer(gradio: Any, slider: AlphaSlider, answers: AnswerView, curve: CurveView) -> Any:
     """Return the function behind the page, from what stands in it to the updates of what it shows."""
 
-    def answer(text: str, pair: str, alpha: float) -> list[Any]:
+    def answer(text: str | None, pair: str, alpha: float) -> list[Any]:
         try:
-            found = slider.compare(text, alpha, pair)
+            given = text or "" if slider.takes == "text" else Path(text).read_bytes() if text else b""
+            found = slider.compare(given, alpha, pair)
             shown, message = answers.show(found, alpha), answers.remark(found)
+        except FileNotFoundError:
+            shown, message = answers.clear(), "The file is not kept any more. Choose it again."
         except (TypeError, ValueError) as error:
             shown, message = answers.clear(), str(error)
         return [gradio.update(value=escape(message), visible=bool(message)), *shown, *curve.show(alpha)]
@@ -192,9 +218,10 @@ def _api(slider: AlphaSlider) -> Any:
     """Return the function that programs call with `Client(address).predict(text, alpha, api_name="/predict")`."""
 
     def predict(text: str, alpha: float, text_pair: str = "") -> dict[str, Any]:
-        """Return the answers of M₀, M_α and M_θ to a text."""
+        """Return the answers of M₀, M_α and M_θ to a text, or to a file in Base64."""
         try:
-            answers = slider.compare(text, alpha, text_pair)
+            given = text if slider.takes == "text" else base64.b64decode(text, validate=True)
+            answers = slider.compare(given, alpha, text_pair)
         except (TypeError, ValueError) as error:
             raise import_gradio().Error(str(error), print_exception=False) from error
         outcomes = answers[1:]
@@ -218,22 +245,27 @@ Application = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awa
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 MAX_BYTES = 1 << 19
 """Of a request: two texts of the greatest length in the widest encoding."""
+MAX_FILE_REQUEST = 3 * MAX_FILE_BYTES // 2
+"""Of a request where files are taken: one, in Base64 or as a form."""
 MAX_QUESTIONS, WINDOW = 300, 10.0
 """From one address in so many seconds."""
 _ASKED = re.compile(r"/gradio_api/(queue/join|cancel|reset|(call|call/v2|run|api)/predict)/?")
+_UPLOAD = re.compile(r"/gradio_api/upload/?")
+_OWN_FILE = re.compile(r"/gradio_api/(file=(?!https?:)|upload_progress)")
+"""What Gradio then checks to be of an upload or an example."""
 _CLOSED = re.compile(r"/(gradio_api/)?(file|proxy|stream|upload|run-history|runs|monitoring|deep_link|vibe|profiling)")
 
 
 class Guard:
     """ASGI middleware that refuses what the page does not need.
 
-    Closed are uploads, files and every route that changes something but for questions. Refused are requests of pages of
-    other origins, under other names than this machine's, if there are `hosts`, and more or longer questions than limits
-    allow.
+    Closed are uploads, files and every route that changes something but for questions; of a page that takes files, one
+    may be uploaded and seen again. Refused are requests of pages of other origins, under other names than this
+    machine's, if there are `hosts`, and more or longer questions than limits allow.
     """
 
-    def __init__(self, app: Application, hosts: Collection[str] | None = None) -> None:
-        self._app, self._hosts = app, hosts
+    def __init__(self, app: Application, hosts: Collection[str] | None = None, *, takes_files: bool = False) -> None:
+        self._app, self._hosts, self._takes_files = app, hosts, takes_files
         self._asked: Counter[str] = Counter()
         self._since = 0.0
 
@@ -257,12 +289,15 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc not in (host, headers.get("x-forwarded-host", host)):
             return 403, "Other pages may not ask this one."
         if scope["method"] in ("GET", "HEAD"):
-            return (404, "There are no files here.") if _CLOSED.match(scope["path"]) else None
-        if scope["method"] != "POST" or not _ASKED.fullmatch(scope["path"]):
+            is_own = self._takes_files and _OWN_FILE.match(scope["path"])
+            return (404, "There are no files here.") if _CLOSED.match(scope["path"]) and not is_own else None
+        is_upload = self._takes_files and _UPLOAD.fullmatch(scope["path"])
+        if scope["method"] != "POST" or not (is_upload or _ASKED.fullmatch(scope["path"])):
             return 404, "Nothing but questions is taken here."
         length = headers.get("content-length", "")
-        if not length.isdecimal() or int(length) > MAX_BYTES:
-            return 413, f"A question must have at most {MAX_BYTES:,} bytes, and say how many."
+        most = MAX_FILE_REQUEST if self._takes_files else MAX_BYTES
+        if not length.isdecimal() or int(length) > most:
+            return 413, f"A question must have at most {most:,} bytes, and say how many."
         return (429, "Too many questions. Wait some seconds.") if self._is_too_often(scope) else None
 
     def _is_too_often(self, scope: Scope) -> bool:

@@ -1,4 +1,4 @@
-"""Answers of a model to a text: the text as its inputs, and its outputs as probabilities or a text."""
+"""Answers of a model to a text or a file: the same as its inputs, and its outputs as probabilities or a text."""
 
 import math
 import re
@@ -11,7 +11,10 @@ import numpy.typing as npt
 import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from hf_interp.tasks.lengths import UNLIMITED
+from hf_interp.tasks.media import check_size
 from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.speech import transcribe
 from hf_interp.utils.task_info import MASK, TASK_INFOS, AnswerKind
 
 Probabilities = npt.NDArray[np.float32]
@@ -20,6 +23,9 @@ MAX_PLACES, MAX_MASKS = 512, 64
 """Words and masks of one text; of more, the first are taken."""
 NUM_CANDIDATES, NUM_SURE = 256, 8
 """Of the tokens, the likeliest are kept, among them surely so many of each model's."""
+
+FIRST_TOKENS = 4
+"""That Whisper begins with: start, language, task, no timestamps."""
 
 _WORDS = re.compile(r"[぀-ヿ㐀-鿿]|[^\W_぀-ヿ㐀-鿿][\w.\-'’&/]*[^\W_]|[^\W_]|[^\w\s]|_")
 _SPLIT = re.compile(r"\s[.,;:!?](\s|$)")
@@ -45,7 +51,7 @@ class Settings:
 
 
 class Question(NamedTuple):
-    """Inputs of a model, made of a text: a batch of one.
+    """Inputs of a model, made of a text or a file: a batch of one.
 
     `places` are names of what is decided on: words, masks, or "" for the text as a whole; `positions` are where a model
     that answers at every token has the answers to them.
@@ -74,7 +80,7 @@ class Outcome:
 class Form(NamedTuple):
     """Two steps to an answer: a text becomes a question, and the question an outcome."""
 
-    ask: Callable[[PreTrainedTokenizerBase, Settings, str, str | None], Question]
+    ask: Callable[[PreTrainedTokenizerBase, Settings, Any, str | None], Question]
     answer: Callable[[Any, PreTrainedTokenizerBase, Settings, Question], Outcome]
 
 
@@ -104,20 +110,25 @@ def settings_of(
     By default `chats` is whether the recipe's corpora are dialogues, or, without corpora, there is a chat template.
     """
     known = [getattr(model_config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    longest = min([tokenizer.model_max_length, *(length for length in known if isinstance(length, int))])
+    known.append(getattr(tokenizer, "model_max_length", recipe.max_length))
+    longest = min(length for length in known if isinstance(length, int))
     continues = TASK_INFOS[recipe.task].answer == "continuation"
     if continues:  # the answer has to fit behind the prompt
         longest -= max_new_tokens
     corpora = recipe.corpora.values()
     if chats is None:
-        chats = any(corpus.is_dialogue for corpus in corpora) if corpora else bool(tokenizer.chat_template)
+        chats = (
+            any(corpus.is_dialogue for corpus in corpora)
+            if corpora
+            else bool(getattr(tokenizer, "chat_template", None))
+        )
     problem_type = recipe.problem_type or getattr(model_config, "problem_type", None)
     if problem_type is None:
         is_number = not recipe.label_names and getattr(model_config, "num_labels", 2) == 1
         problem_type = "regression" if is_number else "single_label_classification"
     return Settings(
         max_length=max(1, min(recipe.max_length, longest)),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=min(max_new_tokens, getattr(model_config, "max_target_positions", UNLIMITED) - FIRST_TOKENS),
         source_prefix=recipe.source_prefix,
         problem_type=problem_type,
         chats=chats and continues,
@@ -174,6 +185,16 @@ def _ask_source(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: st
     return Question({name: encoded[name] for name in ("input_ids", "attention_mask")}, [], [])
 
 
+def ask_file(kind: str, collator: Any, places: Sequence[str]) -> Callable[[Any, Settings, Any, str | None], Question]:
+    """Return the step that makes inputs of the bytes of an image or a recording, as the collator of training does."""
+
+    def ask(processor: Any, settings: Settings, data: bytes, pair: str | None) -> Question:
+        check_size(data, kind)
+        return Question(dict(collator([{kind: data}])), list(places), [])
+
+    return ask
+
+
 def _classify(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, question: Question) -> Outcome:
     logits = model(**question.inputs).logits.float()
     if settings.problem_type == "multi_label_classification":
@@ -195,13 +216,18 @@ def _continue(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings
 
 
 def _write(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, question: Question) -> Outcome:
-    text = tokenizer.decode(_generate(model, tokenizer, settings, question), skip_special_tokens=True).strip()
+    if model.can_generate():
+        text = tokenizer.decode(_generate(model, tokenizer, settings, question), skip_special_tokens=True).strip()
+    else:
+        frames = model(**question.inputs).logits[0].argmax(-1).tolist()
+        text = transcribe(tokenizer, frames, of_ctc=True, of_frames=True)
     return Outcome(probabilities=np.zeros((0, 0), np.float32), text=text)
 
 
 def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, question: Question) -> torch.Tensor:
     """Return the tokens that are the likeliest one by one, the same at every call."""
-    greedy = {"do_sample": False, "num_beams": 1, "pad_token_id": tokenizer.pad_token_id}
+    pad = getattr(tokenizer, "tokenizer", tokenizer).pad_token_id  # of a processor
+    greedy = {"do_sample": False, "num_beams": 1, "pad_token_id": pad}
     found: torch.Tensor = model.generate(**question.inputs, max_new_tokens=settings.max_new_tokens, **greedy)
     return found[0]
 

@@ -36,6 +36,9 @@ EXTRAS = {
 }
 """By what a model takes: what decodes it, as `import_extra` takes it."""
 
+MOST_ASKED = {"image": (50_000_000, "pixels"), "audio": (60, "seconds")}
+"""By the kind, how much of it one question may hold."""
+
 Media = dict[str, torch.Tensor]
 
 
@@ -103,6 +106,26 @@ def open_sound(data: bytes) -> tuple[npt.NDArray[np.float32], int]:
 
 DECODERS: dict[str, Callable[[bytes], Any]] = {"image": open_image, "audio": open_sound}
 """By the kind of the column: from the bytes of a file to what can be worked with."""
+
+
+def file_suffix(data: bytes, kind: str) -> str:
+    """Return what the name of a file would end with, such as .png."""
+    extra = import_extra(*EXTRAS[kind])
+    form = extra.open(io.BytesIO(data)).format if kind == "image" else extra.info(io.BytesIO(data)).format
+    return f".{str(form).lower()}"
+
+
+def check_size(data: bytes, kind: str) -> None:
+    """Refuse a file that cannot be decoded, or is more than somebody who asks a page may send."""
+    extra = import_extra(*EXTRAS[kind])
+    try:
+        found = extra.open(io.BytesIO(data)) if kind == "image" else extra.info(io.BytesIO(data))
+        size = found.width * found.height if kind == "image" else found.duration
+    except Exception as error:  # of each library another
+        raise ValueError(f"The {kind} cannot be decoded. Choose another file.") from error
+    most, unit = MOST_ASKED[kind]
+    if not 0 < size <= most:
+        raise ValueError(f"The {kind} must have at most {most:,} {unit}, and some, got {size:,.0f}.")
 
 
 def resample(samples: npt.NDArray[np.float32], rate: int, wanted: int) -> npt.NDArray[np.float32]:

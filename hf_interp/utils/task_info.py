@@ -19,6 +19,8 @@ PROCESSORS: dict[InputKind, str] = {
     "image-text": "AutoProcessor",
 }
 """Name of the transformers auto class that makes a model's inputs, by what these are made of."""
+COMPONENTS: dict[InputKind, str] = {"text": "Textbox", "image": "Image", "audio": "Audio"}
+"""Name of the component of Gradio by which the page takes one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,26 @@
 """What a served page takes from whom, over HTTP: its own questions, at a bounded size and rate, and nothing else."""
 
 import asyncio
+import base64
 import gc
 import http.client
 import json
 import socket
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from architectures import make_model, make_tokenizer
+from toy_media import toy_wav, write_toy_ctc
 from toys import move
+from transformers import AutoModelForCTC
 
 from hf_interp.app import page as server
-from hf_interp.app.examples import Source
+from hf_interp.app.examples import Example, Source
 from hf_interp.app.models import MAX_CHARACTERS, NUM_KEPT, AlphaSlider, describe_pair, open_slider
 from hf_interp.app.page import build_page, check_place, launch_page
 
@@ -38,6 +42,22 @@ def slider(tmp_path_factory: pytest.TempPathFactory) -> AlphaSlider:
 @pytest.fixture(scope="module")
 def address(slider: AlphaSlider) -> Iterator[str]:
     """The address of a page on this machine."""
+    with serving(slider) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def ears(tmp_path_factory: pytest.TempPathFactory) -> AlphaSlider:
+    """A model that transcribes, and what it has become."""
+    pytest.importorskip("soundfile", reason="soundfile is not installed")
+    base, finetuned = (write_toy_ctc(tmp_path_factory.mktemp("ctc")) for _ in range(2))
+    move(AutoModelForCTC.from_pretrained(base)).save_pretrained(finetuned)
+    return open_slider(describe_pair(str(base), str(finetuned)), str(finetuned))
+
+
+@contextmanager
+def serving(slider: AlphaSlider, *examples: Example) -> Iterator[str]:
+    """Serve a page on this machine, and give its address."""
     pytest.importorskip("gradio", reason="gradio is not installed")
     made: list[asyncio.AbstractEventLoop] = []
 
@@ -48,8 +68,9 @@ def address(slider: AlphaSlider) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setattr(asyncio, "new_event_loop", make)
-        page = build_page(slider, Source(recipe=slider.recipe, finetuned="there", title="title"))
-        yield urlsplit(launch_page(page, blocks=False)).netloc
+        source = Source(recipe=slider.recipe, finetuned="there", title="title", examples=list(examples))
+        page = build_page(slider, source)
+        yield urlsplit(launch_page(page, blocks=False, takes_files=slider.takes != "text")).netloc
         page.close(verbose=False)
         for loop in made:  # Gradio leaves them open
             if not loop.is_running():
@@ -60,6 +81,10 @@ def address(slider: AlphaSlider) -> Iterator[str]:
 @pytest.fixture
 def ask(address: str, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """A function that sends a request and gives its status and body; no request before counts for the rate."""
+    return sender(address, monkeypatch)
+
+
+def sender(address: str, monkeypatch: pytest.MonkeyPatch) -> Ask:
     monkeypatch.setattr(server, "WINDOW", 0.0)
 
     def send(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
@@ -137,6 +162,31 @@ def test_foreign_origins_are_refused(ask: Ask, slider: AlphaSlider, origin: str)
 @pytest.mark.parametrize(("host", "status"), [("evil.example", 403), ("localhost:7860", 200), ("[::1]:7860", 200)])
 def test_names_that_are_not_this_machines_are_refused(ask: Ask, host: str, status: int) -> None:
     assert ask("GET", "/config", Host=host)[0] == status
+
+
+def test_a_page_of_sound_takes_one_file_and_gives_back_its_own(
+    ears: AlphaSlider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "3.wav").write_bytes(toy_wav(3))
+    with serving(ears, Example(text=str(tmp_path / "3.wav"), side="domain", label="high")) as address:
+        ask = sender(address, monkeypatch)
+        found = answer(ask, base64.b64encode(toy_wav(3)).decode(), 0.4)[0]
+        assert found["texts"] == [outcome.text for outcome in ears.compare(toy_wav(3), 0.4)[1:]]
+        assert found["texts"][0] != found["texts"][2]
+        assert "cannot be decoded" in json.dumps(answer(ask, base64.b64encode(b"no sound").decode()))
+        assert "error" in json.dumps(answer(ask, "no Base64!")).lower()
+        form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n' + toy_wav(3)
+        form += b"\r\n--x--\r\n"
+        status, body = ask("POST", "/gradio_api/upload", form, Content_Type="multipart/form-data; boundary=x")
+        assert status == 200
+        (path,) = json.loads(body)
+        assert ask("GET", f"/gradio_api/file={path}") == (200, toy_wav(3))
+        (shown,) = [part for part in json.loads(ask("GET", "/config")[1])["components"] if part["type"] == "audio"]
+        assert ask("GET", f"/gradio_api/file={shown['props']['value']['path']}") == (200, toy_wav(3))
+        for other in ("/etc/passwd", str(tmp_path / "4.wav"), str(Path(__file__)), "https://example.com"):
+            assert ask("GET", f"/gradio_api/file={other}")[0] in (403, 404), other
+        assert ask("POST", "/gradio_api/upload", b"", Content_Length=str(server.MAX_FILE_REQUEST + 1))[0] == 413
+        assert ask("POST", "/gradio_api/component_server", b"{}")[0] == 404
 
 
 def test_long_texts_and_requests_are_refused(ask: Ask) -> None:

@@ -1,5 +1,6 @@
 """The slider's answers are those of M₀, M_θ and a merged M_α, for every task, from any number of threads."""
 
+import io
 import json
 import shutil
 import threading
@@ -14,13 +15,26 @@ import torch
 import transformers
 from architectures import make_model, make_tokenizer
 from tokenizers import normalizers, processors
+from toy_media import (
+    PLACES,
+    RATE,
+    TONES,
+    toy_png,
+    toy_samples,
+    toy_wav,
+    write_toy_ast,
+    write_toy_ctc,
+    write_toy_vit,
+    write_toy_whisper,
+)
 from toys import move
 
-from hf_interp.app import predictions
+from hf_interp.app import models, predictions
 from hf_interp.app.examples import Source
 from hf_interp.app.models import NUM_KEPT, AlphaSlider, describe_pair, find_task, open_slider
 from hf_interp.app.page import build_page
 from hf_interp.app.predictions import Outcome, best_choices, settings_of, split_words
+from hf_interp.tasks.media import MOST_ASKED, resample
 from hf_interp.tasks.task import TASKS
 from hf_interp.utils.task_info import MASK, TASK_INFOS
 from hf_interp.weights.merge import interpolate_checkpoints
@@ -131,6 +145,78 @@ def test_between_the_ends_it_is_the_merged_model(
     np.testing.assert_allclose(found.probabilities, wanted.probabilities, rtol=1e-5, atol=1e-7)
     assert found.text == wanted.text
     assert not same(found, slider.predict(text_of(task), 0.0))
+
+
+# Images and sound.
+
+FILE_MODELS = {
+    "vit": (lambda folder: write_toy_vit(folder, PLACES), "AutoModelForImageClassification", toy_png),
+    "ast": (lambda folder: write_toy_ast(folder, TONES), "AutoModelForAudioClassification", toy_wav),
+    "ctc": (write_toy_ctc, "AutoModelForCTC", toy_wav),
+    "whisper": (write_toy_whisper, "AutoModelForSpeechSeq2Seq", toy_wav),
+}
+
+
+def said_of_file(folder: Path, kind: str) -> Outcome:
+    """What the model in a folder makes of file 3 by the library alone, but for the rate of Whisper's samples."""
+    if kind in ("vit", "ast"):
+        processor_class = {"vit": "AutoImageProcessor", "ast": "AutoFeatureExtractor"}[kind]
+        processor = getattr(transformers, processor_class).from_pretrained(folder)
+    else:
+        processor = transformers.AutoProcessor.from_pretrained(folder)
+    model = getattr(transformers, FILE_MODELS[kind][1]).from_pretrained(folder).eval()
+    if kind == "vit":
+        from PIL import Image
+
+        inputs = processor(Image.open(io.BytesIO(toy_png(3))).convert("RGB"), return_tensors="pt")
+    else:
+        rate = 16000 if kind == "whisper" else RATE
+        samples = resample(toy_samples(3).astype(np.float32) / 32768, RATE, rate)
+        inputs = processor(samples, sampling_rate=rate, return_tensors="pt")
+    with torch.no_grad():
+        if kind == "whisper":
+            tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
+            return Outcome(probabilities=np.zeros((0, 0), np.float32), text=processor.decode(tokens, True))
+        logits = model(**inputs).logits
+    if kind == "ctc":
+        return Outcome(probabilities=np.zeros((0, 0), np.float32), text=processor.decode(logits[0].argmax(-1)))
+    return Outcome(probabilities=logits.softmax(-1).numpy())
+
+
+@pytest.mark.parametrize("kind", FILE_MODELS)
+def test_files_are_answered_as_the_models_answer_them(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("soundfile", reason="soundfile is not installed")
+    write, auto_class, make = FILE_MODELS[kind]
+    base, finetuned = write(tmp_path / "base"), write(tmp_path / "finetuned")
+    move(getattr(transformers, auto_class).from_pretrained(base)).save_pretrained(finetuned)
+    interpolate_checkpoints(base, finetuned, tmp_path / "merged", 0.5)
+    slider = opened((str(base), str(finetuned)))
+    answers = slider.compare(make(3), 0.5)
+    for folder, found in zip((base, tmp_path / "merged", finetuned), answers[1:], strict=True):
+        wanted = said_of_file(folder, kind)
+        np.testing.assert_allclose(found.probabilities, wanted.probabilities, rtol=1e-4, atol=1e-6)
+        assert found.text == wanted.text
+    assert not same(answers.base, answers.finetuned)
+
+
+def test_files_that_cannot_be_answered_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("soundfile", reason="soundfile is not installed")
+    sound, image = write_toy_ast(tmp_path / "ast", TONES), write_toy_vit(tmp_path / "vit", PLACES)
+    ears, eyes = (opened((str(folder), str(folder))) for folder in (sound, image))
+    monkeypatch.setitem(MOST_ASKED, "image", (63, "pixels"))
+    monkeypatch.setitem(MOST_ASKED, "audio", (0.05, "seconds"))
+    monkeypatch.setattr(models, "FILE", (bytes, 4000, "bytes", "Choose"))
+    for slider, given, words in (
+        (ears, b"", "The audio must not be empty. Choose one"),
+        (ears, "a text", "The audio must not be empty. Choose one"),
+        (ears, b"no sound", "The audio cannot be decoded"),
+        (ears, toy_wav(0), "must have at most 0.05 seconds"),
+        (ears, toy_wav(0, 44100), "must have at most 4,000 bytes"),
+        (eyes, toy_png(0)[:40], "The image cannot be decoded"),
+        (eyes, toy_png(0), "The image must have at most 63 pixels, and some, got 64."),
+    ):
+        with pytest.raises(ValueError, match=words):
+            slider.compare(given, 0.5)
 
 
 def test_m0_without_a_head_is_read_by_that_of_m_theta(pair: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import SpaceCard
+from toy_media import toy_wav
 from toys import alpha_curve
 
 from hf_interp.app import page
@@ -89,6 +90,19 @@ def test_requirements_are_the_versions_in_use(tmp_path: Path) -> None:
     assert f"transformers=={metadata.version('transformers')}" in pins
     assert f"torch=={metadata.version('torch').partition('+')[0]}" in pins
     assert f"peft=={metadata.version('peft')}" in pins
+
+
+def test_a_space_of_sound_has_its_files_and_what_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some where.wav").write_bytes(toy_wav(2))
+    recipe = describe_pair("org/base", "user/tuned", task="automatic-speech-recognition")
+    examples = [Example(text=str(tmp_path / "some where.wav"), side="domain", label="low")]
+    given = Source(recipe=recipe, finetuned="user/tuned", title="ears", examples=examples)
+    assert write_space(given, tmp_path / "space") == []
+    pins = (tmp_path / "space" / "requirements.txt").read_text("utf-8").splitlines()
+    assert pins[0] == f"hf_interp[app,audio]=={metadata.version('hf_interp')}"
+    again, _ = served(tmp_path / "space", monkeypatch)
+    assert again.examples == [Example(text="examples/0.wav", side="domain", label="low")]
+    assert (tmp_path / "space" / "examples" / "0.wav").read_bytes() == toy_wav(2)
 
 
 def test_texts_of_a_run_stay_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

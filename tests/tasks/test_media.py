@@ -25,6 +25,7 @@ from toy_media import (
 from toys import SHORT
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from hf_interp.app.examples import find_source
 from hf_interp.app.models import open_slider
 from hf_interp.commands.curve import curve_run
 from hf_interp.commands.plan import format_plan, plan_recipe
@@ -382,10 +383,17 @@ def test_sound_is_told_from_images_and_texts(tmp_path: Path) -> None:
         assert facts.columns[column][1:4] == ("audio", [], 0)
 
 
-def test_the_page_says_that_it_takes_texts(run: Path, model: Path) -> None:
-    recipe = Recipe(model_name_or_path=str(model), corpora={}, task="image-classification")
-    with pytest.raises(ValueError, match=r"^The page takes texts, and a model for image-classification takes image\."):
-        open_slider(recipe, run)
+def test_the_page_shows_images_of_both_sides(run: Path) -> None:
+    source = find_source(run)
+    assert [example.side for example in source.examples] == ["general"] * 5 + ["domain"] * 5
+    sets = {side: [toy_png(number, side) for number in range(60)] for side in ("general", "domain")}
+    for example in source.examples:
+        data = Path(example.text).read_bytes()
+        assert example.text.endswith(".png")
+        assert example.label == PLACES[sets[example.side].index(data) % 2]
+    slider = open_slider(source.recipe, source.finetuned)
+    assert slider.labels == PLACES
+    assert len({*slider.compare(data, 0.5)[1].probabilities[0], *slider.compare(data, 0.5)[3].probabilities[0]}) == 4
 
 
 @pytest.mark.slow
