@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_interp.reporting import audits
 from hf_interp.reporting.curve import AlphaCurve, count_examples, curve_table, number, short_alpha
-from hf_interp.reporting.results import Comparison, RunResults
+from hf_interp.reporting.results import MEAN_OF_MEANS, Comparison, RunResults
 from hf_interp.utils.console import format_table
 from hf_interp.utils.files import new_file
 from hf_interp.utils.redaction import basename, is_local, redactor
@@ -117,6 +117,7 @@ def model_card(
         "facts": facts,
         "curve": curve,
         "metrics": _metrics(results),
+        "mean_of_means": MEAN_OF_MEANS,
         "comparison": comparison,
         "compared": [] if comparison is None else _comparison(comparison),
         "schedule": _schedule(results),

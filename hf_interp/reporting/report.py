@@ -38,7 +38,7 @@ from hf_interp.reporting.report_data import (
     load_studies,
     settings_of,
 )
-from hf_interp.reporting.results import SPEED_METRICS, blamed_on
+from hf_interp.reporting.results import MEAN_OF_MEANS, SPEED_METRICS, blamed_on
 from hf_interp.utils.files import new_file
 from hf_interp.utils.redaction import redact_paths, redactor
 
@@ -100,7 +100,7 @@ def report(studies: Sequence[Study]) -> str:
     environment.globals |= {
         function.__name__.strip("_"): function
         for function in (
-            *(_legend, _numbers, _side_by_side, _all_metrics, _facts, _corpora, _over_alpha, _settings),
+            *(_legend, _numbers, _side_by_side, _all_metrics, _note_on_loss, _facts, _corpora, _over_alpha, _settings),
             *(_fingerprints, _origins, _by_group),
         )
     }
@@ -213,6 +213,12 @@ def _all_metrics(methods: Sequence[Method]) -> Rows:
                 cells = [_shown(method.estimate(part, name, metric)) for part in ("base", "final", "lost")]
                 rows.append([*[method.name] * has_names, plots.in_words(name, metric), *cells])
     return rows
+
+
+def _note_on_loss(methods: Sequence[Method]) -> str:
+    """Return what to know where loss and perplexity stand beside each other, and nothing elsewhere."""
+    names = {key for method in methods for one in method.members for found in one.final.values() for key in found}
+    return Markup('<p class="note">{}</p>').format(MEAN_OF_MEANS) if {"loss", "perplexity"} <= names else ""
 
 
 def _facts(runs: Sequence[Run], *, has_folders: bool) -> str:

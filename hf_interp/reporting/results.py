@@ -33,6 +33,8 @@ LESS_IS_BETTER = {
     *("brier_score", "ece", "hamming_loss"),
 }
 """Metrics of which it is known which way they count, in small letters."""
+MEAN_OF_MEANS = "The loss is Trainer's, a mean of the means of batches; the perplexity is over all tokens."
+"""What to know where the two stand beside each other."""
 SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hf_interp.tasks.dialogues import other_parts
 from hf_interp.tasks.file_facts import Column, Facts
 from hf_interp.utils.errors import did_you_mean
 
@@ -142,6 +143,12 @@ def _speakers(column: Column, given: Given) -> dict[str, Any]:
     }
     role = given.get("role_key") or min(known, key=lambda key: len(set(known[key])), default=None)
     others = [key for key in said if key != role]
+    parts = [part for turn in turns for key in turn if key != "tool_calls" for part in other_parts(turn[key])]
+    if parts and not others:
+        raise ValueError(
+            f"The turns of {column.name!r} have parts of type {parts[0]!r:.40}, and only texts are read. Leave such "
+            "rows out."
+        )
     if role is None or not others:
         raise ValueError(f"The turns of {column.name!r} have {list(turns[0])}, not a speaker and a text each.")
     content = given.get("content_key") or max(others, key=lambda key: len("".join(said[key])))

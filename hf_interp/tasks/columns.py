@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import datasets
 
-from hf_interp.tasks.dialogues import pack_turn, read_json, read_turns, without_null
+from hf_interp.tasks.dialogues import pack_turn, plain_turns, read_json, read_turns, without_null
 from hf_interp.tasks.labels import BadValueError, LabelResolver
 from hf_interp.tasks.media import file_bytes, read_file
 from hf_interp.tasks.recipe import CorpusConfig
@@ -76,6 +76,8 @@ def converter(
 def content_reader(kind: Kind, config: CorpusConfig) -> Convert:
     """Return a function from a value as the file has it to what tells it from others: of a file its bytes alone."""
     folders = _folders(config)
+    if kind == "turns":
+        return plain_turns
     return (lambda value: file_bytes(value, kind, folders)) if kind in FILES else lambda value: value
 
 

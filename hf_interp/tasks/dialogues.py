@@ -28,6 +28,37 @@ CHATML = (
 Turn = Mapping[str, Any]
 
 
+def plain_turns(value: Any) -> Any:
+    """Return the turns of a dialogue that is JSON, or whose texts are lists of parts, which are put together.
+
+    They are put together without anything between them, as chat templates do. What is no dialogue stays as it is, and
+    so do parts that are no texts.
+
+    >>> plain_turns('[{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}]')
+    [{'role': 'user', 'content': 'Hi'}]
+    """
+    found = read_json(value) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
+    if not isinstance(found, list) or not found or not all(isinstance(turn, Mapping) for turn in found):
+        return value
+    return [{key: _put_together(each) for key, each in turn.items()} for turn in found]
+
+
+def _put_together(value: Any) -> Any:
+    is_text = isinstance(value, list) and len(value) > 0 and not other_parts(value)
+    return "".join(part["text"] for part in value) if is_text else value
+
+
+def other_parts(value: Any) -> list[str]:
+    """Return the types of the parts of a turn's content that are no texts."""
+    parts = value if isinstance(value, list) else []
+    is_text = [isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts]
+    return [
+        str(part.get("type", "?") if isinstance(part, Mapping) else part)
+        for part, is_so in zip(parts, is_text, strict=True)
+        if not is_so
+    ]
+
+
 def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, str]) -> list[Turn]:
     """Return the turns of a dialogue as chat templates want them: mappings with `role`, `content`, and some `CARRIED`.
 
@@ -40,10 +71,13 @@ def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, 
     ...            {"human": "user", "gpt": "assistant"})
     [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
     """
+    value = plain_turns(value)
     if not isinstance(value, list) or not value:
         raise ValueError(f"{value!r:.80} where a list of turns belongs")
     turns: list[Turn] = []
     for place, turn in enumerate(value):
+        if isinstance(turn, Mapping) and (others := other_parts(turn.get(content_key))):
+            raise ValueError(f"a part of type {others[0]!r:.40} in turn {place}, where only texts are read")
         if not isinstance(turn, Mapping) or not _has_words(turn, content_key) or turn.get(role_key) is None:
             raise ValueError(
                 f"{turn!r:.80} as turn {place}, where a mapping with {role_key!r} and {content_key!r} belongs"

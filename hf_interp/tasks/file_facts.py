@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from hf_interp.tasks.columns import class_names
 from hf_interp.tasks.corpus_files import file_format, is_url, load_rows, open_file, quiet_bars
+from hf_interp.tasks.dialogues import plain_turns
 from hf_interp.tasks.loading import first_rows, undecoded
 from hf_interp.tasks.recipe import CorpusConfig
 
@@ -146,7 +147,7 @@ def _named(value: Any, names: Sequence[str]) -> Any:
 
 def _column(name: str, values: list[Any]) -> Column:
     rows = [row for row, value in enumerate(values) if value not in (None, []) and str(value).strip()]
-    filled = [values[row] for row in rows]
+    filled = [plain_turns(values[row]) for row in rows]
     return Column(name, _kind(filled), filled, len(values) - len(filled), rows)
 
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from hf_interp.tasks.columns import CELLS, FILES, Kind, class_names, content_reader, converter, is_wanted
 from hf_interp.tasks.corpus_files import HEAD, has_cells, list_places, load_rows
+from hf_interp.tasks.dialogues import plain_turns
 from hf_interp.tasks.labels import BadValueError, LabelResolver
 from hf_interp.tasks.media import file_of
 from hf_interp.tasks.recipe import CorpusConfig
@@ -78,7 +79,7 @@ def load_corpus(
         sources["prompt"] = "_prompt"
     if turns:
         dataset = dataset.map(
-            lambda row: {"_messages": [turn for column in turns for turn in _reach(row, column) or []]}
+            lambda row: {"_messages": [turn for column in turns for turn in plain_turns(_reach(row, column)) or []]}
         )
         sources["messages"] = "_messages"
     dataset = _pick(dataset, {**sources, ROW: ROW})

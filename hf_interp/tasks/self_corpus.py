@@ -373,7 +373,7 @@ def _say(prompts: Sequence[str], job: Job, speaker: Speaker) -> list[Said]:
     Prompts that leave no room for an answer get none, but those that ask for other words: they are not kept.
     """
     tokenizer, mark = speaker.tokenizer, _user_turn(speaker)[1].strip()
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    ids = [tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
     marks = tokenizer(mark, add_special_tokens=False)["input_ids"] if mark else []
     most = speaker.positions if job.kind == REWRITTEN else speaker.length
     fitting = [tokens for tokens in ids if len(tokens) < most]

@@ -308,3 +308,20 @@ def test_the_command_of_lm_eval_finds_the_same(
         for metric in ("acc", "brier_score"):
             assert told[f"{metric},none"] == pytest.approx(found[name][metric][alpha][0], rel=1e-5)
         assert told["acc_stderr,none"] == pytest.approx(found[name]["acc"][alpha][1])
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_measures_for_both(folder: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+    given = {**recipe, "output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 4}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given), "utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run(
+        [*launch, "-m", "hf_interp.train", str(tmp_path / "recipe.yaml")], check=True, capture_output=True, timeout=200
+    )
+    results = load_run_results(tmp_path / "out" / "results.json")
+    assert results.plan["batch_size"] == 2 * 4
+    found = scores(results.harness)
+    for alpha, place in ((0.0, folder / "decoder"), (1.0, tmp_path / "out")):
+        accuracy, brier = by_hand(folder, AutoModelForCausalLM.from_pretrained(place))
+        assert found["acc"][alpha][0] == pytest.approx(accuracy)
+        assert found["brier_score"][alpha][0] == pytest.approx(brier, rel=1e-5)

@@ -1,5 +1,6 @@
 """Loading: every kind of file, the columns of every kind, and what is said about values that do not fit."""
 
+import csv
 import datetime
 import gzip
 import json
@@ -11,9 +12,12 @@ from typing import Any
 import datasets
 import pytest
 
+from hf_interp.tasks.column_choice import choose_columns
 from hf_interp.tasks.columns import Kind
+from hf_interp.tasks.file_facts import look_at
 from hf_interp.tasks.loading import RowError, encode_corpus, load_corpus
 from hf_interp.tasks.recipe import CorpusConfig
+from hf_interp.tasks.splits import content_keys, in_part
 
 LABELS = ["bad", "good"]
 ROWS = [{"text": f"text {number}", "label": LABELS[number % 2], "kind": "abc"[number % 3]} for number in range(6)]
@@ -470,6 +474,45 @@ def test_turns_of_several_columns_follow_each_other(tmp_path: Path, streaming: b
     ]
     with pytest.raises(ValueError, match="has no column 'answer'"):
         load_corpus("law", replace(config, messages_column=["prompt", "answer"]), {"messages": "turns"})
+
+
+SAID = [[("user", f"Hi {number}"), ("assistant", f"Hello {number}")] for number in range(6)]
+
+
+def in_parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text[:2]}, {"type": "text", "text": text[2:]}]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", ["plain.jsonl", "parts.jsonl", "json.csv", "json.jsonl", "both.csv"])
+def test_dialogues_are_read_from_json_and_from_parts(tmp_path: Path, form: str, streaming: bool) -> None:
+    texts: Any = in_parts if form.startswith(("parts", "both")) else str
+    rows: list[Any] = [[{"role": role, "content": texts(text)} for role, text in turns] for turns in SAID]
+    path = tmp_path / form
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if form.endswith(".csv"):
+            csv.writer(file).writerows([["messages"], *([json.dumps(row)] for row in rows)])
+        else:
+            cells = [json.dumps(row) if form.startswith("json") else row for row in rows]
+            file.writelines(json.dumps({"messages": cell}) + "\n" for cell in cells)
+    config = CorpusConfig(path=str(path), messages_column="messages", streaming=streaming)
+    found = list(load_corpus("law", config, {"messages": "turns"}))
+    assert [[(turn["role"], turn["content"]) for turn in row["messages"]] for row in found] == SAID
+    part = load_corpus("law", replace(config, part=[0, 0.5]), {"messages": "turns"})
+    expected = in_part(content_keys([[{"content": f"Hi {n}"}, {}] for n in range(6)]), [0, 0.5])
+    assert [row["messages"][0]["content"] for row in part] == [f"Hi {n}" for n in range(6) if expected[n]]
+    facts = look_at("file", CorpusConfig(path=str(path)))
+    assert choose_columns(facts, {}) == ("chat", {"messages_column": "messages"}, {})
+
+
+def test_parts_that_are_no_texts_are_refused_with_their_type(tmp_path: Path) -> None:
+    seen = [{"type": "text", "text": "What is it?"}, {"type": "image", "url": "a.png"}]
+    rows = [{"messages": [{"role": "user", "content": seen}, {"role": "assistant", "content": in_parts("A cat")}]}]
+    message = "has a part of type 'image' in turn 0, where only texts are read: column 'messages', line 1 "
+    with pytest.raises(ValueError, match=message):
+        kinds(tmp_path, rows, {"messages": "turns"}, messages_column="messages")
+    with pytest.raises(ValueError, match="The turns of 'messages' have parts of type 'image', and only texts are read"):
+        choose_columns(look_at("file", CorpusConfig(path=str(tmp_path / "rows.jsonl"))), {})
 
 
 def test_rows_of_one_prompt_are_parted_by_what_it_is_about(tmp_path: Path) -> None:
