@@ -58,13 +58,15 @@ def estimate_memory(recipe: Recipe, args: InterpolationConfig, length: int, *, d
             parts["average"] = 4 * sum(each.numel() for each in trained) if args.average_from is not None else 0
             parts["M₀"] = parts["parameters"] if distills and recipe.peft is None else 0
             parts["activations"] = _activations(model, args, length, distills=distills)
+            parts["activations"] *= 2 if args.adversarial == "r3f" else 1  # whose two passes are held at once
     except (RuntimeError, NotImplementedError, TypeError) as error:
         text = " ".join(str(error).split())
         raise ValueError(
             f"The memory of {recipe.model_name_or_path!r} cannot be told ({text:.200}). Leave --memory out."
         ) from error
     held, busy = parts["gradients"], parts["activations"]
-    both = held + busy if args.gradient_accumulation_steps > 1 else max(held, busy)
+    carries = args.gradient_accumulation_steps > 1 or args.adversarial in ("fgm", "freelb")
+    both = held + busy if carries else max(held, busy)
     return {**parts, "peak": sum(parts.values()) - held - busy + both}
 
 

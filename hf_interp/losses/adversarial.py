@@ -13,6 +13,7 @@ in the run. The passes of fgm and freelb have the same dropout, as Zhu et al. as
 as its authors' does.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -28,7 +29,9 @@ from hf_interp.losses.per_example import is_ctc
 from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.mixture.schedules import AlphaSchedule
 
-EPSILONS = {"fgm": 1.0, "freelb": 1.0, "r3f": 1e-5}
+logger = logging.getLogger(__name__)
+
+EPSILONS = {"fgm": 0.2, "freelb": 0.2, "r3f": 1e-5}
 """Sizes of a perturbation where none is given: a norm, and for r3f the largest number."""
 
 NOISE = 0x5EED
@@ -136,9 +139,17 @@ class Adversary(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Settle α."""
+        """Settle α, and warn where it leaves no weight."""
         own = self.args.build_adversarial_schedule(state.max_steps)
         self._alpha_of = alpha_of_steps(self.args, state, kwargs["train_dataloader"], own, self._given_schedule)
+        some = [self.weight(step) for step in range(0, state.max_steps, 1 + state.max_steps // 100)]
+        if not any(some) and state.is_world_process_zero:
+            logger.warning(
+                'adversarial="%s" has no weight in this run, where %s is 0. To give it all of its strength, set '
+                "`adversarial_alpha_schedule` to {type: constant, value: %d}.",
+                *(self.args.adversarial, "α" if self.args.adversarial_follows == "alpha" else "1 − α"),
+                self.args.adversarial_follows == "alpha",
+            )
 
     def numbers(self, micro_batch: int, count: int) -> list[int]:
         """Return the places in the run of the examples of a micro-batch of the step in progress."""

@@ -403,6 +403,13 @@ def _training(facts: _Facts) -> list[tuple[str, Any]]:
             "anchor to M₀",
             f"{config['anchor']}, strength {config['anchor_strength']:g}" if config.get("anchor") else None,
         ),
+        (
+            "adversarial training",
+            f"{config['adversarial']}, strength {config['adversarial_strength']:g} × "
+            f"{'α' if config['adversarial_follows'] == 'alpha' else '(1 − α)'}"
+            if config.get("adversarial")
+            else None,
+        ),
     ]
     return [row for row in rows if row[1] not in (None, "")]
 

@@ -196,6 +196,8 @@ def save_curve(curve: AlphaCurve, folder: str | Path, *, saved: bool = False) ->
 
 def load_run_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
     """Load the recipe of a run, from its file or from the results in its folder, with flags laid over it."""
+    if trained := [flag for flag in flags if flag.startswith("--adversarial")]:
+        raise ValueError(f"`{trained[0].partition('=')[0]}` is of training, and here a run is evaluated. Leave it out.")
     path = Path(path).expanduser()
     if not path.is_dir():
         return load_recipe(path, flags)

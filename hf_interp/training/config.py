@@ -104,7 +104,7 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
             or "alpha".
         adversarial_alpha_schedule (`dict`, *optional*): α of this where it is not to be the data's, as
             `anchor_alpha_schedule` is. `{"type": "constant", "value": 0.0}` keeps the whole strength throughout.
-        adversarial_epsilon (`float`, *optional*, defaults to 1.0, or 1e-5 for r3f): ε, above 0: the norm by which the
+        adversarial_epsilon (`float`, *optional*, defaults to 0.2, or 1e-5 for r3f): ε, above 0: the norm by which the
             embeddings (or pixels, or sound) of an example are moved at most; for r3f the largest number of its noise.
         adversarial_steps (`int`, *optional*, defaults to 3): K of freelb, at least 1; a step of training costs K + 1.
         adversarial_step_size (`float`, *optional*, defaults to ε / K): η of freelb, above 0.

@@ -43,6 +43,7 @@ from transformers import (
 from hf_interp import Corpus, InterpolationTrainer
 from hf_interp.losses.adversarial import Perturbation, Rows, symmetric_kl
 from hf_interp.mixture.collators import MaskingCollator
+from hf_interp.tasks.runs import load_run_recipe
 from hf_interp.training.heads import Objective
 
 KINDS = ("fgm", "freelb", "r3f")
@@ -172,13 +173,16 @@ def test_the_symmetric_divergence_has_a_gradient_to_both() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_where_the_weight_is_0_nothing_is_different(tmp_path: Path, kind: str) -> None:
+def test_where_the_weight_is_0_nothing_is_different(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     own = {"alpha_schedule_type": "constant", "alpha_end": 1.0}
     plain = run(tmp_path, tiny_model(0.3), **own)
     hardened = run(tmp_path, tiny_model(0.3), **own, **settings(kind))
     assert same_weights(weights(plain), weights(hardened))
     assert losses(plain) == losses(hardened)
     assert logged(hardened, "adversarial_weight") == [0.0] * 8
+    assert f'adversarial="{kind}" has no weight in this run, where 1 − α is 0' in caplog.text
 
 
 def test_passes_that_ascend_have_one_dropout(tmp_path: Path) -> None:
@@ -433,3 +437,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path, own: dict[str, Any], message:
     with pytest.raises(ValueError, match=message) as caught:
         run(tmp_path, model, max_steps=1, **{name: value for name, value in own.items() if name != "model"})
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_is_only_evaluated_is_not_hardened(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`--adversarial` is of training, and here a run is evaluated\. Leave it out"):
+        load_run_recipe(tmp_path, ["--adversarial=fgm"])
