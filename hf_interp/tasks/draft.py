@@ -317,10 +317,9 @@ def _made_sets(draft: Draft, model: ModelFacts, domain_rows: int, given: Fields)
             f"{draft.fields['model_name_or_path']!r} has not. Give one that has, or a file to --general."
         )
     if info.answer != "continuation":
-        draft.notes.append(
-            f"{SELF}: M₀'s predictions are trained, on the domain's inputs unless made_from says others; for "
-            "classifiers that helped little (docs/evidence.md)"
-        )
+        what = "M₀'s predictions are trained, on" if info.has_labels else "M₀ makes rows of its own of"
+        rest = "; for classifiers that helped little (docs/evidence.md)" if info.has_labels else ""
+        draft.notes.append(f"{SELF}: {what} the domain's inputs unless made_from says others{rest}")
         return {"corpora": entry}
     parts = _parts([group for group in GROUPS if group != "corpora"], given.get("max_examples", LEAST_MADE))
     return {group: {**entry, "part": part} for group, part in parts.items()}

@@ -22,11 +22,12 @@ from transformers import (
 )
 
 from hf_interp.commands.plan import format_plan, plan_recipe
+from hf_interp.mixture.plan import MANY_PASSES
 from hf_interp.tasks.build import RecipeData, check_recipe, load_data
 from hf_interp.tasks.draft import draft_recipe
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.recipe_text import write_recipe
-from hf_interp.tasks.self_corpus import MOST_TRIES
+from hf_interp.tasks.self_corpus import GROUPS, MOST_TRIES
 from hf_interp.train import run_recipe
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -368,6 +369,31 @@ def test_two_at_once_make_one_file(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert len(found[0]) == 40
     assert found[0] == found[1]
     assert capfd.readouterr().err.count("40/40") == 1
+
+
+def said(asked: str, answered: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+
+
+@pytest.mark.parametrize("steps", [None, 10])
+def test_init_lets_as_many_be_made_as_a_run_reads_a_few_times(assistant: Path, steps: int | None) -> None:
+    rows = [{"messages": said(f"ask {first}", f"answer {second}")} for first in NUMBERS for second in NUMBERS] * 4
+    path = dialogues(assistant, rows, {})["corpora"]["domain"]["path"]
+    given = {
+        "chat_template": str(assistant / "template.jinja"),
+        "peft": None,
+        **({"max_steps": steps} if steps else {}),
+    }
+    draft = draft_recipe(str(assistant), {"domain": path, "general": "self"}, given)
+    fields = draft.fields
+    batch = fields["per_device_train_batch_size"] * fields.get("gradient_accumulation_steps", 1)
+    read = fields["max_steps"] * batch * 0.75  # of method balanced
+    expected = 200 if steps else math.ceil(read / MANY_PASSES / 0.8)
+    assert (expected > 200) == (steps is None)
+    assert {fields[group]["general"]["max_examples"] for group in GROUPS} == {expected}
+    assert fields["max_length"] == 512  # which the domain alone would not need
+    told = f"M₀ is to make {expected:,} rows before training, fewer where some are not fit; most are trained on, about "
+    assert any(told + f"{read / 0.8 / expected:.1f} times" in note for note in draft.notes)
 
 
 @pytest.mark.slow
