@@ -15,6 +15,8 @@ EPOCH_SIDES: tuple[EpochSide, ...] = get_args(EpochSide)
 FIRST_TRY = 1 << 12
 """Steps after which a side that has given nothing is taken to give nothing at all."""
 MOST_STEPS = 1 << 27
+AHEAD = 64
+"""Steps that are looked ahead, whose sums take no longer than that of one."""
 
 
 class Epochs:
@@ -26,19 +28,16 @@ class Epochs:
 
     def __init__(self, plan: MixturePlan, side: EpochSide = "domain") -> None:
         self.plan, self.side = plan, side
+        self._known = 0, [0]  # what has been drawn before some consecutive steps, from the first of them on
         size = examples_of_epoch(plan.corpora, side)
         self.num_examples = size if size and self._drawn(plan.max_steps) else None
-        self._last = 0, 0  # the step that was asked about, and what had been drawn
 
     def passed(self, step: int) -> tuple[float, bool]:
         """Return how many epochs lie before a step, and whether one (or the run) ends there: then they are whole."""
         is_last = step >= self.plan.max_steps
         if self.num_examples is None:
             return step / self.plan.max_steps, is_last
-        drawn, last, before = self._drawn(step), *self._last
-        self._last = step, drawn
-        if last != step - 1:
-            before = self._drawn(max(step - 1, 0))
+        before, drawn = self._drawn(max(step - 1, 0)), self._drawn(step)
         if drawn // self.num_examples > before // self.num_examples:
             return float(drawn // self.num_examples), True
         return drawn / self.num_examples, is_last
@@ -58,8 +57,14 @@ class Epochs:
         return sorted({min(end, self.plan.max_steps) for end in ends or {self.plan.max_steps}})
 
     def _drawn(self, step: int) -> int:
-        sides = self.plan.sides_before(step)
-        return sum(sides.values()) if self.side == "all" else sides[self.side]
+        first, known = self._known
+        if not first <= step < first + len(known):
+            # a few at a time, as that takes no longer; a controller decides the α of those beyond what is committed
+            last = min(step + AHEAD, self.plan.num_committed)
+            sides = self.plan.sides_before_all(range(step, max(last, step) + 1))
+            found = sides["general"] + sides["domain"] if self.side == "all" else sides[self.side]
+            first, known = self._known = step, found.tolist()
+        return known[step - first]
 
 
 def examples_of_epoch(corpora: Sequence[CorpusSpec], side: EpochSide) -> int | None:

@@ -256,11 +256,19 @@ class MixturePlan:
 
     def sides_before(self, step: int) -> dict[Side, int]:
         """Count the examples of each side in all steps before `step`, each counted to the side it was drawn for."""
-        if self.previous is not None and step < self.start_step:
-            return self.previous.sides_before(step)
-        before = self.previous.sides_before(self.start_step) if self.previous is not None else dict.fromkeys(SIDES, 0)
-        totals = self._side_totals(np.array([max(step, self.start_step)]))
-        return {side: before[side] + int(totals[side][0]) for side in SIDES}
+        return {side: int(counts[0]) for side, counts in self.sides_before_all(range(step, step + 1)).items()}
+
+    def sides_before_all(self, steps: range) -> dict[Side, IntArray]:
+        """Count the same before each of some consecutive steps."""
+        early = range(steps.start, min(steps.stop, self.start_step)) if self.previous is not None else range(0)
+        found = self._side_totals(np.maximum(np.arange(steps.start, steps.stop), self.start_step))
+        if self.previous is None:
+            return found
+        at_start = self.previous.sides_before(self.start_step)
+        found = {side: counts + at_start[side] for side, counts in found.items()}
+        for side, counts in self.previous.sides_before_all(early).items() if early else ():
+            found[side][: len(early)] = counts
+        return found
 
     def locate(self, slots: range | Sequence[int] | IntArray) -> Draw:
         """Return what the given slots hold."""
@@ -704,7 +712,12 @@ def hash_of_reads(slots: IntArray, name_keys: npt.NDArray[np.uint64], examples: 
     The hash of many slots is the sum of theirs modulo 2⁶⁴, so that it does not matter which process read which of them,
     or when.
     """
-    return int(splitmix64(slots, splitmix64(examples, name_keys)).sum(dtype=np.uint64))
+    return int(hashes_of_reads(slots, name_keys, examples).sum(dtype=np.uint64))
+
+
+def hashes_of_reads(slots: IntArray, name_keys: npt.NDArray[np.uint64], examples: IntArray) -> npt.NDArray[np.uint64]:
+    """Return the hash of each slot."""
+    return splitmix64(slots, splitmix64(examples, name_keys))
 
 
 def _as_planned(corpus: CorpusSpec, share: float | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from hf_interp.mixture.collators import ObjectiveCollator, collate, random_state_of_slot
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.permutations import IntArray
-from hf_interp.mixture.plan import MixturePlan, hash_of_reads
+from hf_interp.mixture.plan import BLOCK_SLOTS, MixturePlan, hash_of_reads, hashes_of_reads
 from hf_interp.mixture.readers import CorpusReaders, Picked, reads_plainly, unpack
 from hf_interp.mixture.streams import StreamReader
 
@@ -79,6 +79,8 @@ class SlotRequest(NamedTuple):
     corpus: IntArray
     example: IntArray
     epoch: int = 0
+    order_hash: int | None = None
+    """`hash_of_reads`, if it is known without reading a stream."""
 
 
 class SlotBatch(list):  # type: ignore[type-arg]
@@ -129,13 +131,13 @@ class SlotDataset(Dataset[Any]):
         return self.__getitems__([slot])[0]
 
     def __getitems__(self, slots: SlotRequest | Sequence[int]) -> SlotBatch:
+        order_hash = None
         if isinstance(slots, SlotRequest):
-            first_slot, corpus, example, epoch = slots
+            first_slot, corpus, example, epoch, order_hash = slots
             self._set_epoch(epoch)
-            numbers = np.arange(first_slot, first_slot + len(corpus))
+            slots = range(first_slot, first_slot + len(corpus))
         else:
             first_slot, (corpus, _, example) = slots[0], self.plan.locate(slots)
-            numbers = np.asarray(slots)
         reader = self.shard.reader_of(first_slot)
         if self.has_streams:
             example = example.copy()  # the plan's own; what a stream gives is numbered below
@@ -148,7 +150,8 @@ class SlotDataset(Dataset[Any]):
                 found, example[places] = self._read_stream(reader, index, len(places))
                 for place, one in zip(places.tolist(), found, strict=True):
                     examples[place] = one
-        order_hash = hash_of_reads(numbers, self.plan.name_keys[corpus], example)
+        if order_hash is None or self.has_streams:
+            order_hash = hash_of_reads(np.asarray(slots), self.plan.name_keys[corpus], example)
         streams = json.dumps({reader: self.stream_states(reader)}) if self.has_streams else None
         return SlotBatch(examples, first_slot, corpus, order_hash, streams)
 
@@ -212,10 +215,16 @@ class SlotSampler(Sampler[Any]):
         self.plan, self.shard, self.first_batch, self.batch_size = plan, shard, first_batch, shard.batch_size
 
     def __iter__(self) -> Iterator[SlotRequest]:
-        for batch in range(self.first_batch, len(self)):
-            first = self.shard.first_slot(batch)
-            corpus, _, example = self.plan.locate(range(first, first + self.batch_size))
-            yield SlotRequest(first, corpus, example, self.epoch_of(first // self.plan.batch_size))
+        # many at a time, which takes little longer than one, if their α is fixed
+        count = 1 if self.plan.is_adaptive else max(BLOCK_SLOTS // self.batch_size, 1)
+        for begin in range(self.first_batch, len(self), count):
+            firsts = [self.shard.first_slot(batch) for batch in range(begin, min(begin + count, len(self)))]
+            slots = np.add.outer(firsts, np.arange(self.batch_size))
+            corpus, _, example = (each.reshape(slots.shape) for each in self.plan.locate(slots.reshape(-1)))
+            hashes = hashes_of_reads(slots, self.plan.name_keys[corpus], example).sum(axis=1, dtype=np.uint64).tolist()
+            for row, first in enumerate(firsts):
+                epoch = self.epoch_of(first // self.plan.batch_size)
+                yield SlotRequest(first, corpus[row], example[row], epoch, hashes[row])
 
     def __len__(self) -> int:
         """Return the number of micro-batches of this process in the whole run."""

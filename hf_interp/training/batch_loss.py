@@ -16,7 +16,13 @@ from hf_interp.losses.ref_model import logits_of, shifts_labels, unwrap_peft
 from hf_interp.mixture.collators import OBJECTIVES_KEY
 from hf_interp.training.distilled_loss import DistilledLoss
 from hf_interp.training.integrations import TrainerTraits
-from hf_interp.training.loss_scale import count_batch, mean_over_examples, part_of_batch
+from hf_interp.training.loss_scale import (
+    count_batch,
+    counted_labels,
+    mean_over_examples,
+    part_of_batch,
+    zero_without_labels,
+)
 from hf_interp.training.mixture_run import MixtureRun
 from hf_interp.training.objectives import EXAMPLES, LABELS, ObjectiveHeads
 from hf_interp.utils.overrides import overrides
@@ -51,7 +57,7 @@ class BatchLoss:
         self.shifts_labels = shifts_labels(trainer)  # whether position i of the model predicts label i + 1
         self._totals: torch.Tensor | None = None  # labels and examples of the global batch, if they are known
         self._counts: torch.Tensor | None = None  # the same by objective
-        self._is_whole = False  # whether one micro-batch is the global batch
+        self._alone: torch.Tensor | None = None  # labels of a micro-batch that is the global batch, in place of totals
         self._micro_batch = self._num_micro_batches = 0  # of the step in progress: which comes next, and how many
 
     def set_mixture(self, run: MixtureRun | None) -> None:
@@ -127,9 +133,8 @@ class BatchLoss:
         num_items: Items,
     ) -> tuple[torch.Tensor, Any]:
         labels, shifted = inputs.get("labels"), inputs.get("shift_labels")  # now, as `Trainer` may take them out
-        counts = None
-        if self._totals is not None and model.training:
-            counts = self._totals if self._is_whole else self._count(inputs)
+        counts = self._count(inputs) if self._totals is not None and model.training else None
+        alone = self._alone if model.training else None
         is_general = None
         if self.anchor is not None and corpus is not None and self.run is not None:
             is_general = self.run.is_general(corpus)
@@ -137,13 +142,18 @@ class BatchLoss:
         if self.anchor is not None and model.training:
             autocast = self.trainer.accelerator.autocast()
             ref_logits = self.anchor.predict(self.trainer.model, inputs, is_general, step, autocast)
-        loss, outputs = self._of_trainer(compute_loss, model, inputs, num_items if counts is None else None)
-        if counts is not None and self._totals is not None:
+        is_scaled = counts is not None or alone is not None
+        loss, outputs = self._of_trainer(compute_loss, model, inputs, None if is_scaled else num_items)
+        if is_scaled:
             smooths = self.trainer.label_smoother is not None  # the head has no labels and adds nothing of its own
             added = None if smooths else mean_over_examples(inputs, outputs, unwrap_peft(self.trainer.model))
-            loss = part_of_batch(loss, counts, self._totals, added)
-            loss = loss if self._is_whole else loss * self._factor
-            num_items = self._totals[0].clamp(min=1)
+            if alone is not None and added is None:
+                loss = zero_without_labels(loss, alone)
+            else:
+                counts = self._count(inputs) if counts is None else counts
+                assert counts is not None
+                totals = counts if self._totals is None else self._totals
+                loss, num_items = part_of_batch(loss, counts, totals, added) * self._factor, totals[0].clamp(min=1)
         if corpus is not None and self.run is not None and isinstance(labels, torch.Tensor):
             self.run.note_losses(corpus, self._by_example(outputs, labels))
         if self.anchor is not None and ref_logits is not None:
@@ -195,7 +205,7 @@ class BatchLoss:
 
     def count(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> None:
         """Count the labels and examples in the micro-batches of a step that begins, by objective if there are some."""
-        self._totals = self._counts = None
+        self._totals = self._counts = self._alone = None
         self._micro_batch, self._num_micro_batches = 0, len(batches)
         if not batches or not isinstance(batches[0], Mapping):
             return
@@ -205,16 +215,20 @@ class BatchLoss:
         elif self.distilled is not None:
             self._counts = self._sum(self.distilled.count(batches, device))
         elif self._sets_scale:
+            if len(batches) == 1 and not self._is_apart and not self.terms:
+                self._alone = counted_labels(batches[0], shift_labels=self.shifts_labels)
+            if self._alone is not None and self._alone.dim() <= 2:
+                return
+            self._alone = None
             counts = [self._count(batch) for batch in batches]
             known = [each for each in counts if each is not None]
             if len(known) == len(counts):
-                self._is_whole = len(known) == 1 and not self._is_apart
-                self._totals = known[0] if self._is_whole else self._sum(torch.stack(known).sum(0).to(device))
+                self._totals = self._sum(torch.stack(known).sum(0).to(device))
 
     @property
     def is_scaled(self) -> bool:
         """Whether a micro-batch of the step in progress has the part in the loss that is its share of the step."""
-        return self._totals is not None or self._counts is not None
+        return any(each is not None for each in (self._totals, self._counts, self._alone))
 
     @property
     def _sets_scale(self) -> bool:

@@ -25,6 +25,7 @@ ROUTER_LOSSES = {
     "decoder_z_loss": ("router_z_loss_coef",),
 }
 """Outputs of mixtures of experts that are added to the loss, and what their weights may be called."""
+ADDED = {*SECOND_LABELS.values(), *ROUTER_LOSSES}
 
 
 def part_of_batch(
@@ -37,9 +38,6 @@ def part_of_batch(
         counts, totals: labels and examples of the micro-batch and of the global batch, (2,) each.
         added: what of the loss is a mean over examples.
     """
-    if counts is totals and added is None:  # the usual case, in fewer operations: the factor is 1
-        wide = loss.to(torch.promote_types(loss.dtype, torch.get_default_dtype()))
-        return wide.masked_fill(counts[0] == 0, 0)
     of_labels, of_examples = counts / totals.clamp(min=1)
     over_labels = loss if added is None else loss - added
     part = torch.where(counts[0] > 0, over_labels, torch.zeros_like(over_labels)) * of_labels
@@ -51,16 +49,31 @@ def count_batch(inputs: Mapping[str, Any], *, shift_labels: bool, config: Any) -
 
     The configuration of the model may name a further label that does not count, as segmentation has it.
     """
+    targets = counted_labels(inputs, shift_labels=shift_labels)
+    if targets is None:
+        return None
+    ignored = getattr(config, "semantic_loss_ignore_index", None) if targets.dim() > 2 else None
+    if targets.is_floating_point() or ignored is not None:
+        found = count_labels(targets, shift_labels=False, ignored=ignored).sum().long()
+    else:
+        found = targets.ne(IGNORE_INDEX).sum()
+    return torch.stack([found, torch.full_like(found, len(targets))])
+
+
+def counted_labels(inputs: Mapping[str, Any], *, shift_labels: bool) -> torch.Tensor | None:
+    """Return the labels of a micro-batch that a model predicts; `None` if there is no tensor of them."""
     labels, shifted = inputs.get("labels"), inputs.get("shift_labels")
     if not isinstance(labels, torch.Tensor) or labels.dim() == 0:
         return None
-    targets, shifts = (labels, shift_labels) if shifted is None else (shifted, False)
-    ignored = getattr(config, "semantic_loss_ignore_index", None) if targets.dim() > 2 else None
-    if targets.is_floating_point() or ignored is not None:
-        found = count_labels(targets, shift_labels=shifts, ignored=ignored).sum().long()
-    else:
-        found = (targets[:, 1:] if shifts and targets.dim() == 2 else targets).ne(IGNORE_INDEX).sum()
-    return torch.stack([found, torch.full_like(found, len(labels))])
+    if shifted is not None:
+        return shifted  # type: ignore[no-any-return]
+    return labels[:, 1:] if shift_labels and labels.dim() == 2 and not labels.is_floating_point() else labels
+
+
+def zero_without_labels(loss: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return `part_of_batch` of a micro-batch that is the whole global batch, in fewer operations: the factor is 1."""
+    wide = loss.to(torch.promote_types(loss.dtype, torch.get_default_dtype()))
+    return wide if targets.is_floating_point() else wide.masked_fill(targets.eq(IGNORE_INDEX).all(), 0)
 
 
 def mean_over_examples(inputs: Mapping[str, Any], outputs: Any, model: nn.Module) -> torch.Tensor | None:
@@ -69,6 +82,8 @@ def mean_over_examples(inputs: Mapping[str, Any], outputs: Any, model: nn.Module
         return None
     if is_ctc(model):  # each example's mean over its labels, and the mean of those
         return outputs["loss"]  # type: ignore[no-any-return]
+    if ADDED.isdisjoint(outputs):
+        return None
     found = [
         nn.functional.cross_entropy(outputs[logits].flatten(0, -2), inputs[label].flatten())
         for label, logits in SECOND_LABELS.items()

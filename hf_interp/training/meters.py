@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 LOSS, EXAMPLES, TOKENS = range(3)  # rows of the sums, whose columns are corpora
+MOST_WAITING = 64  # batches
 
 
 class CorpusMeters:
@@ -22,6 +23,8 @@ class CorpusMeters:
         self.since_decision = torch.zeros(3, len(names), dtype=kind, device=device)
         self.by_objective = torch.zeros(2, len(self.objectives), dtype=kind, device=device)  # losses and labels
         self.order = torch.zeros(2, dtype=torch.int64, device=device)
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._for_decision = True
 
     def add_order(self, halves: torch.Tensor) -> None:
         """Add the hash of a batch, in two halves."""
@@ -29,7 +32,18 @@ class CorpusMeters:
 
     def add_losses(self, corpus: torch.Tensor, losses: torch.Tensor, *, for_decision: bool = True) -> None:
         """Add the loss of every example of a batch; also to what the next decision needs, unless there is none."""
-        for sums in (self.since_log, self.since_decision) if for_decision else (self.since_log,):
+        self._waiting.append((corpus, losses))
+        self._for_decision = for_decision
+        if len(self._waiting) >= MOST_WAITING:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        """Add the losses that wait: many batches in one go, in their order, for each call takes its time."""
+        if not self._waiting:
+            return
+        corpus, losses = (torch.cat(each) for each in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        for sums in (self.since_log, self.since_decision) if self._for_decision else (self.since_log,):
             sums[LOSS].index_add_(0, corpus, losses.to(sums.dtype))
             sums[EXAMPLES].index_add_(0, corpus, torch.ones_like(losses, dtype=sums.dtype))
 
@@ -48,6 +62,7 @@ class CorpusMeters:
         The loss of an objective is the mean over its labels; the model's own is called task. What was not drawn is left
         out.
         """
+        self._add_waiting()
         sums = reduce(self.since_log).tolist()
         self.since_log.zero_()
         losses = zip(self.names, sums[LOSS], sums[EXAMPLES], strict=True)
@@ -65,6 +80,7 @@ class CorpusMeters:
         self, reduce: Callable[[torch.Tensor], torch.Tensor], sides: Mapping[str, Sequence[int]]
     ) -> dict[str, float]:
         """Return `<side>_loss`, the mean loss of each side since the last decision; what was not drawn is left out."""
+        self._add_waiting()
         sums = reduce(self.since_decision).tolist()
         self.since_decision.zero_()
         found = {}
@@ -75,6 +91,7 @@ class CorpusMeters:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all sums as plain values, by the names of the corpora."""
+        self._add_waiting()
         sums = {
             key: dict(zip(names, getattr(self, key).T.tolist(), strict=True)) for key, names in self._columns.items()
         }

@@ -121,3 +121,12 @@ def test_epochs_count_examples_also_where_alpha_counts_tokens() -> None:
 def test_epochs_that_do_not_end_are_refused(parts: list[CorpusSpec], alpha: float, epochs: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         steps_of_epochs(epochs, parts, lambda steps: lambda progress: alpha, batch_size=4)
+
+
+def test_epochs_follow_an_alpha_that_is_decided_later() -> None:
+    adaptive = plan(0.5, max_steps=40, num_committed=3)
+    epochs = Epochs(adaptive)
+    for step in range(1, 41):
+        if adaptive.num_committed < 40:
+            adaptive.commit([step % 2 / 2 + 0.25])
+        assert epochs.passed(step)[0] == adaptive.sides_before(step)["domain"] / 12 or epochs.passed(step)[1]

@@ -44,7 +44,13 @@ from transformers import (
 from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import linear
-from hf_interp.training.loss_scale import count_batch, mean_over_examples, part_of_batch
+from hf_interp.training.loss_scale import (
+    count_batch,
+    counted_labels,
+    mean_over_examples,
+    part_of_batch,
+    zero_without_labels,
+)
 from hf_interp.training.private import delta_of, most_read, mu_of
 
 SMOOTHING = {"label_smoothing_factor": 0.2}
@@ -334,6 +340,23 @@ def test_a_part_is_the_share_of_the_labels_and_of_the_examples() -> None:
     nothing, no_labels = torch.tensor(float("nan")), torch.tensor([0, 4])
     assert part_of_batch(nothing, no_labels, totals, added).item() == 0.25
     assert part_of_batch(nothing, no_labels, torch.tensor([0, 8])).item() == 0.0
+
+
+@pytest.mark.parametrize("shifts", [False, True])
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS, torch.tensor([[7, -100, -100]]), torch.tensor([1, -100]), torch.tensor([-100]), torch.zeros(3, 4)],
+)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_part_that_is_the_whole_is_found_in_fewer_operations(labels: Any, shifts: bool, kind: torch.dtype) -> None:
+    inputs, weight = {"labels": labels}, torch.tensor(0.3, dtype=kind, requires_grad=True)
+    counts, targets = count_batch(inputs, shift_labels=shifts, config=None), counted_labels(inputs, shift_labels=shifts)
+    assert counts is not None
+    assert targets is not None
+    whole, found = part_of_batch(weight * 7, counts, counts), zero_without_labels(weight * 7, targets)
+    assert (found.item(), found.dtype) == (whole.item(), whole.dtype)
+    assert torch.autograd.grad(found, weight) == torch.autograd.grad(whole, weight)
+    assert (whole.item() == 0) == (int(counts[0]) == 0)
 
 
 def test_what_is_a_mean_over_examples_is_found() -> None:

@@ -32,6 +32,19 @@ def test_losses_are_means_over_examples() -> None:
     assert found.take_log(alone) == {"loss_web": 3.0, "loss_law": 10.0}
 
 
+def test_losses_that_wait_are_added_in_their_order() -> None:
+    found, generator = tally(), torch.Generator().manual_seed(0)
+    sums = [0.0, 0.0]
+    for _ in range(150):  # more than wait at a time
+        corpus, losses = torch.randint(2, (5,), generator=generator), torch.rand(5, generator=generator)
+        found.add_losses(corpus, losses)
+        for index, loss in zip(corpus.tolist(), losses.tolist(), strict=True):
+            sums[index] += loss
+    state = found.state_dict()["since_decision"]
+    assert [state["web"][0], state["law"][0]] == sums  # to the last bit
+    assert state["web"][1] + state["law"][1] == 750
+
+
 def test_shares_of_tokens_are_told_if_tokens_were_counted() -> None:
     found = filled(([0, 1, 0], [0.0, 0.0, 0.0], [5, 20, 5]), ([1], [0.0], [10]))
     assert found.take_log(alone) == {
