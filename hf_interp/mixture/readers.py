@@ -135,15 +135,23 @@ class ArrowReader:
 
     def pick(self, indices: IntArray) -> Columns | list[dict[str, Any]]:
         """Return the rows at `indices` in columns, or as they are where only the dataset can tell them."""
-        if self.held is None and self._may_hold and self._num_read >= HELD_AFTER:
-            whole = pa.concat_tables([table[:] for table in self._tables]).combine_chunks()
-            self.held, self._may_hold = Columns.of(whole, self.form), False
+        if self._num_read >= HELD_AFTER:
+            self.hold()
         self._num_read += len(indices)
         found = Columns.of(self._gather(indices), self.form) if self.held is None else self.held.take(indices)
         if found is not None:
             return found
         parts = self._part_of(indices).tolist()
         return [self.parts[part][int(row - self.borders[part])] for part, row in zip(parts, indices, strict=True)]
+
+    def hold(self) -> None:
+        """Hold the rows in memory from now on, if they are few."""
+        if self._may_hold:
+            whole = pa.concat_tables([table[:] for table in self._tables]).combine_chunks()
+            self.held, self._may_hold = Columns.of(whole, self.form), False
+
+    def __getstate__(self) -> dict[str, Any]:  # a process that does not inherit what is held gets it sooner by itself
+        return {**self.__dict__, "held": None, "_may_hold": self._may_hold or self.held is not None}
 
     def _gather(self, indices: IntArray) -> pa.Table:
         part_of = self._part_of(indices)
@@ -202,6 +210,12 @@ class CorpusReaders:
                 places = np.flatnonzero(reader_of == reader)
                 found.append((places, self._readers[reader].pick(position[places])))
         return found
+
+    def hold(self) -> None:
+        """Hold small corpora in memory from now on, before processes are forked, which share it."""
+        for reader in self._readers:
+            if isinstance(reader, ArrowReader):
+                reader.hold()
 
 
 def unpack(picked: Picked) -> list[Any]:

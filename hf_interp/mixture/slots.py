@@ -160,6 +160,10 @@ class SlotDataset(Dataset[Any]):
         with random_state_of_slot(self.plan.seed, request.first_slot) if self._may_draw else nullcontext():
             return self._open().pick(request.corpus, request.example)
 
+    def hold(self) -> None:
+        """Hold small corpora in memory (see `CorpusReaders.hold`)."""
+        self._open().hold()
+
     def _open(self) -> CorpusReaders:
         if self._readers is None:
             self._readers = CorpusReaders(self.corpora)
@@ -236,6 +240,7 @@ def read_in_workers(slots: SlotDataset, requests: Iterable[SlotRequest], **of_wo
 
     `of_workers` are arguments of a `DataLoader`. There must be no streams.
     """
+    slots.hold()
     settings: dict[str, Any] = {"sampler": requests, "collate_fn": unchanged, "generator": torch.Generator()}
     for picked in DataLoader(_Picks(slots), batch_size=None, **settings, **of_workers):
         yield from unpack(picked)

@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=8_192, help="examples read in a round")
     parser.add_argument("--consumed", type=int, default=100_000, help="examples before a run is resumed")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--table", choices=("rates", "resuming"), help="one of the two; by default both, in 15 minutes")
     args = parser.parse_args()
     pythons = dict(given.split("=", 1) for given in args.python)
     unknown = sorted(set(pythons) - set(CONTESTANTS))
@@ -155,8 +156,10 @@ def main() -> None:
         print(", ".join(f"{name} {about['version']}" for name, about in peers.about.items()))
         for name in pythons:
             peers.ask((name, ""), task="write")
-        print(f"\nExamples per second, batches of 32\n\n{compare_rates(peers, args)}", flush=True)
-        print(f"\nResuming: to the first batch\n\n{compare_resuming(peers, args)}", flush=True)
+        if args.table != "resuming":
+            print(f"\nExamples per second, batches of 32\n\n{compare_rates(peers, args)}", flush=True)
+        if args.table != "rates":
+            print(f"\nResuming: to the first batch\n\n{compare_resuming(peers, args)}", flush=True)
 
 
 if __name__ == "__main__":
