@@ -197,7 +197,7 @@ def _check_run(trainer: Trainer, plan: MixturePlan, corpora: Sequence[Corpus], *
         "no `group_by_length`, since lengths are the data's": args.train_sampling_strategy == "group_by_length",
         "no `anchor: distill` and no `log_loss_gap`": args.anchor == "distill" or args.log_loss_gap,
         "no `adversarial`": args.adversarial is not None,
-        "domain corpora that train the task itself": any(corpus.objective is not None for corpus in corpora),
+        "corpora that train the task itself": any(corpus.objective is not None for corpus in corpora),
         "domain corpora that are no streams": any(corpus.is_stream for corpus in domain),
         "examples of one row, so `packing: false`": isinstance(trainer.data_collator, PackedCollator),
         "a loss that `Trainer` computes": not is_own or trainer.compute_loss_func is not None,
