@@ -114,6 +114,19 @@ def encode_targets(
     return cut
 
 
+def encode_captions(processor: Any, recipe: Recipe) -> Encode:
+    """image → the same, which the collator decodes; text → labels: (length,), with the token that ends a text."""
+    tokenizer = processor.tokenizer
+    ends = (tokenizer.eos_token_id, tokenizer.sep_token_id)
+
+    def encode(batch: Batch) -> Batch:
+        rows = encode_targets(tokenizer, batch["text"], recipe, "text")
+        labels = [row if row[-1] in ends or ends[0] is None else [*row, ends[0]] for row in rows]  # GPT-2 adds none
+        return {"image": batch["image"], "labels": labels}
+
+    return encode
+
+
 def encode_causal(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
     """text, messages (and tools), or prompt and target → input_ids, attention_mask, labels: (length,).
 

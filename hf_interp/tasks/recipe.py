@@ -218,7 +218,8 @@ class Recipe:
             recommends, where the recipe does not set them, be it to null; `plan` and `train` print them.
         task: sequence-classification, token-classification, translation, summarization, seq2seq (the last three differ
             in their metrics), causal-lm, chat (causal-lm of dialogues), masked-lm, image-classification, image-text
-            (contrastive, as CLIP), audio-classification, automatic-speech-recognition, or a task of your own.
+            (contrastive, as CLIP), image-to-text (captions), audio-classification, automatic-speech-recognition, or a
+            task of your own.
         objectives: objectives that corpora may train beside the task, by name; a corpus or evaluation set chooses one
             by its `objective`. A task that needs no settings of its own, such as masked-lm, can be chosen without an
             entry.

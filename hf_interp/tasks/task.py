@@ -55,6 +55,7 @@ from hf_interp.mixture.collators import MaskingCollator, PackedCollator
 from hf_interp.tasks.columns import Kind, check_tag_set
 from hf_interp.tasks.encoding import (
     Encode,
+    encode_captions,
     encode_causal,
     encode_classification,
     encode_files,
@@ -173,6 +174,29 @@ def _prepare_languages(tokenizer: PreTrainedTokenizerBase, model: Any, recipe: R
         model.generation_config.forced_bos_token_id = token
 
 
+def _prepare_captions(processor: Any, model: Any, recipe: Recipe) -> None:
+    """Tell an encoder-decoder of images what its tokenizer pads with, begins and ends texts by, where it is not told.
+
+    GPT-2 has no token that begins a text but the one that ends it.
+    """
+    known = processor.tokenizer
+    begin, end = (
+        next(each for each in pair if each is not None)
+        for pair in (
+            (known.cls_token_id, known.bos_token_id, known.eos_token_id),
+            (known.eos_token_id, known.sep_token_id),
+        )
+    )
+    for config in (model.config, model.generation_config):
+        for name, token in (
+            ("decoder_start_token_id", begin),
+            ("eos_token_id", end),
+            ("pad_token_id", known.pad_token_id),
+        ):
+            if getattr(config, name, None) is None:
+                setattr(config, name, token)
+
+
 def _metrics() -> Any:
     """Return the module of metrics, late: it imports evaluate, which takes seconds."""
     return importlib.import_module("hf_interp.tasks.metrics")
@@ -261,6 +285,18 @@ TASKS = TaskTable(
             check=check_images_texts,
             loss=lambda processor: ContrastiveLoss(is_sigmoid=is_sigmoid(processor)),
         ),
+        "image-to-text": Task(
+            info=TASK_INFOS["image-to-text"],
+            columns=lambda recipe, corpus: {"image": "image", "text": "text"},
+            encode=encode_captions,
+            collator=lambda processor, recipe: ImageCollator(processor.image_processor, recipe.augmentation),
+            metrics=lambda processor, recipe: _metrics().generation_metrics(
+                processor.tokenizer, [_metrics().Summary, _metrics().Translation]
+            ),
+            generates=True,
+            check=check_images,
+            prepare=_prepare_captions,
+        ),
         "audio-classification": _classification(
             "audio-classification",
             columns=lambda recipe, corpus: {"audio": "audio", "label": PROBLEM_TYPES[_problem_type(recipe)]},
@@ -329,6 +365,13 @@ def check_task(recipe: Recipe) -> Task:
         raise ValueError(
             f"`packing` must be true or false, or bfd for causal language models, got {recipe.packing!r} for "
             f"{recipe.task}."
+        )
+    sets = (*recipe.corpora.values(), *recipe.eval_corpora.values(), *recipe.validation_corpora.values())
+    own = recipe.zero_shot_template or any(each.zero_shot_template or each.label_names for each in sets)
+    if own and task.loss is None:
+        raise ValueError(
+            f"`zero_shot_template`, and `label_names` of one set, are for image-text, got them for {recipe.task}. "
+            "Leave them out."
         )
     task.check(recipe)
     if task.num_labels(recipe) == 0:

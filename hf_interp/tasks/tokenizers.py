@@ -32,7 +32,23 @@ def load_processor(recipe: Recipe) -> Any:
         prepare_tokenizer(found, recipe)
     elif both:
         set_language(found, recipe)
+    elif takes == "image-text":
+        if not hasattr(found, "tokenizer") or not hasattr(found, "image_processor"):
+            found = _join_processors(recipe)
+        prepare_tokenizer(found.tokenizer, recipe)
     return found
+
+
+def _join_processors(recipe: Recipe) -> Any:
+    """Return one processor of the image processor and the tokenizer that lie beside a model, such as ViT with GPT-2."""
+    name = recipe.model_name_or_path
+    settings: dict[str, Any] = {
+        "revision": recipe.model_revision,
+        "trust_remote_code": recipe.trust_remote_code,
+    }
+    with reading(f"The image processor and the tokenizer of the model {name!r}"):
+        kinds = (transformers.AutoImageProcessor, transformers.AutoTokenizer)
+        return transformers.VisionTextDualEncoderProcessor(*(kind.from_pretrained(name, **settings) for kind in kinds))
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:

@@ -173,6 +173,13 @@ TASK_INFOS: dict[str, TaskInfo] = {
         class_endings=("CLIPModel", "SiglipModel", "Siglip2Model", "MetaClip2Model", "VisionTextDualEncoderModel"),
         takes="image-text",
     ),
+    "image-to-text": TaskInfo(
+        auto_class="AutoModelForImageTextToText",
+        pipeline_tag="image-to-text",
+        class_endings=("VisionEncoderDecoderModel",),
+        takes="image-text",
+        answer="text",
+    ),
     "audio-classification": TaskInfo(
         auto_class="AutoModelForAudioClassification",
         pipeline_tag="audio-classification",

@@ -1,4 +1,4 @@
-"""Write a made-up world of coloured shapes with captions, and an untrained CLIP. It needs no network.
+"""Write a made-up world of coloured shapes with captions, and two untrained models. It needs no network.
 
     python recipes/image_text/prepare_shapes.py
 
@@ -17,11 +17,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPProcessor,
     PreTrainedTokenizerFast,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
     set_seed,
 )
 
@@ -100,8 +104,8 @@ def write_side(folder: Path, side: str) -> None:
         (folder / f"{side}_{split}.jsonl").write_text(lines, encoding="utf-8")
 
 
-def write_model(folder: Path) -> None:
-    """Write an untrained CLIP of 0.2 million parameters, which knows the words of both sides, with its processor."""
+def make_processor() -> CLIPProcessor:
+    """Return a processor that knows the words of both sides."""
     captions = [pattern.format(name) for side in SIZES for *_, name in names(side) for pattern in PATTERNS]
     words = ["[PAD]", "[BOS]", *sorted({word for caption in captions for word in caption.split()}), "[EOS]"]
     end = len(words) - 1  # the last, as CLIP has it
@@ -110,13 +114,23 @@ def write_model(folder: Path) -> None:
     tokenizer.post_processor = processors.BertProcessing(("[EOS]", end), ("[BOS]", 1))
     marks = {"pad_token": "[PAD]", "bos_token": "[BOS]", "eos_token": "[EOS]"}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=12, **marks)
-    text = {**TOWER, "num_hidden_layers": 2, "vocab_size": len(words), "max_position_embeddings": 12}
-    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": end}
+    return CLIPProcessor(CLIPImageProcessorPil(size={"height": SIDE, "width": SIDE}, do_center_crop=False), fast)
+
+
+def write_models(folder: Path) -> None:
+    """Write two untrained models of 0.2 million parameters: a CLIP, and a ViT whose decoder writes captions."""
+    processor = make_processor()
+    vocabulary = len(processor.tokenizer)
+    text = {**TOWER, "num_hidden_layers": 2, "vocab_size": vocabulary, "max_position_embeddings": 12}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": vocabulary - 1}
     vision = {**TOWER, "num_hidden_layers": 3, "image_size": SIDE, "patch_size": 4}
     set_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).save_pretrained(folder)
-    size = {"height": SIDE, "width": SIDE}
-    CLIPProcessor(CLIPImageProcessorPil(size=size, do_center_crop=False), fast).save_pretrained(folder)
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+    decoder = BertConfig(**text, is_decoder=True, add_cross_attention=True)
+    both = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**vision), decoder)
+    for name, model in {"untrained": clip, "untrained_captioner": VisionEncoderDecoderModel(both)}.items():
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
 
 
 def main() -> None:
@@ -125,9 +139,9 @@ def main() -> None:
     folder = parser.parse_args().output
     for side in SIZES:
         write_side(folder, side)
-    write_model(folder / "untrained")
+    write_models(folder)
     counts = {split: sum(sizes[place] for sizes in SIZES.values()) for place, split in enumerate(SPLITS)}
-    print(f"{', '.join(f'{count:,} for {split}' for split, count in counts.items())}, and a model, are in {folder}.")
+    print(f"{', '.join(f'{count:,} for {split}' for split, count in counts.items())}, and two models, are in {folder}.")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPProcessor,
+    GPT2Config,
     SiglipConfig,
     SiglipModel,
     SiglipProcessor,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
     VisionTextDualEncoderProcessor,
@@ -140,6 +143,26 @@ def write_toy_clip(folder: Path, kind: str = "clip") -> Path:
         processor = VisionTextDualEncoderProcessor(ViTImageProcessorPil(size=size), tokenizer)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+def write_toy_captioner(folder: Path, decoder: str = "bert") -> Path:
+    """Write an untrained ViT with a decoder like BERT or GPT-2, and beside it its image processor and its tokenizer."""
+    from toy_recipes import toy_tokenizer
+
+    set_seed(5)
+    tokenizer = toy_tokenizer() if decoder == "bert" else toy_tokenizer(eos_token="[SEP]")
+    crossed, size = {"is_decoder": True, "add_cross_attention": True}, {"height": 8, "width": 8}
+    if decoder == "bert":
+        config: Any = BertConfig(**TOWER, vocab_size=len(tokenizer), max_position_embeddings=16, **crossed)
+    else:
+        ids = {"bos_token_id": 3, "eos_token_id": 3}
+        config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(tokenizer), n_positions=16, **ids, **crossed)
+    vision = ViTConfig(**TOWER, image_size=8, patch_size=4)
+    both = VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, config)
+    VisionEncoderDecoderModel(both).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    ViTImageProcessorPil(size=size).save_pretrained(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from toy_media import toy_png, toy_wav, write_toy_ast, write_toy_clip, write_toy_vit
+from toy_media import toy_png, toy_wav, write_toy_ast, write_toy_captioner, write_toy_clip, write_toy_vit
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -93,6 +93,7 @@ def write_toy_models(folder: Path) -> dict[str, Path]:
         "image": write_toy_vit(folder / "image", digits),
         "audio": write_toy_ast(folder / "audio", digits),
         "image-text": write_toy_clip(folder / "image-text"),
+        "captioner": write_toy_captioner(folder / "captioner"),
     }
 
 
@@ -100,8 +101,9 @@ def model_kind(task: str) -> str:
     if task == "chat":
         return task
     kinds = {"AutoModelForCausalLM": "decoder", "AutoModelForSeq2SeqLM": "encoder-decoder"}
+    kinds |= {"AutoModelForImageTextToText": "captioner"}
     info = TASKS[task].info
-    return kinds.get(info.auto_class, "encoder") if info.takes == "text" else info.takes
+    return kinds.get(info.auto_class, "encoder" if info.takes == "text" else info.takes)
 
 
 def toy_row(recipe: Recipe, corpus: CorpusConfig, number: int, texts: list[str]) -> dict[str, Any]:

@@ -8,17 +8,30 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_media import PLACES, SIDES_SAID, toy_pixels, toy_png, write_table, write_toy_clip, write_toy_pairs
+from rouge_score.rouge_scorer import RougeScorer
+from toy_media import (
+    PLACES,
+    SIDES_SAID,
+    toy_pixels,
+    toy_png,
+    write_table,
+    write_toy_captioner,
+    write_toy_clip,
+    write_toy_pairs,
+)
 from toys import SHORT
-from transformers import AutoModel, AutoProcessor, EvalPrediction, pipeline
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, EvalPrediction, pipeline
 
 from hf_interp.commands.curve import curve_run
 from hf_interp.commands.plan import format_plan, plan_recipe
 from hf_interp.losses.per_example import ContrastiveLoss, have_same, pair_label
 from hf_interp.reporting.hub import render_card
+from hf_interp.tasks.build import build_trainer, check_recipe, load_data
 from hf_interp.tasks.media import PairCollator, encode_images_texts
 from hf_interp.tasks.metrics import image_text_metrics
+from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.task import get_task
 from hf_interp.train import run_recipe
 from hf_interp.utils.run_folder import INTERPOLATED_NAME
 from hf_interp.weights.interpolate import interpolate_weights
@@ -189,6 +202,19 @@ def test_retrieval_is_that_of_a_search_by_hand(run: Path, files: dict[str, dict[
     assert found["recall_at_1"] == pytest.approx((found["text_recall_at_1"] + found["image_recall_at_1"]) / 2)
 
 
+@pytest.mark.slow
+def test_the_general_side_may_be_zero_shot_alone(
+    models: dict[str, Path], files: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    recipe = recipe_of(models["siglip"], files, tmp_path / "out", alpha=1.0, max_steps=2)
+    del recipe["corpora"]["general"]
+    results = run_recipe({**recipe, "alpha_search": {"method": "grid", "alphas": 3}})
+    curve = json.loads((tmp_path / "out" / "curve.json").read_text("utf-8"))
+    assert (curve["alphas"], len(curve["report"]["general"]["accuracy"]["values"])) == ([0.0, 0.5, 1.0], 3)
+    assert results.final_metrics["general"].keys() == results.final_metrics["domain"].keys()
+    assert "accuracy" in results.forgetting
+
+
 def test_all_alike_find_nothing() -> None:
     labels = np.array([pair_label(bytes([number]), str(number)) for number in range(8)])
     found = image_text_metrics()(EvalPrediction((np.ones((8, 3)), np.ones((8, 3))), labels))
@@ -211,7 +237,7 @@ def test_the_curve_the_merge_the_card_and_the_plan(
     assert card.data.pipeline_tag == "zero-shot-image-classification"
     assert "processor = AutoProcessor.from_pretrained(" in card.text
     plan = plan_recipe(str(write_recipe(recipe_of(models["clip"], files, tmp_path))), num_samples=1)
-    assert "an image of 6×6 pixels: [CLS] the model falls a [SEP]" in format_plan(plan)
+    assert "an image of 6×6 pixels: [CLS] the model falls a [SEP]" in format_plan(plan.summary)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -234,6 +260,70 @@ def test_weights_in_between_are_those_of_float64(kind: str, models: dict[str, Pa
         )
 
 
+# Captions.
+
+
+@pytest.mark.parametrize("decoder", ["bert", "gpt2"])
+def test_captions_end_and_begin_as_the_decoder_has_it(
+    decoder: str, files: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    model = write_toy_captioner(tmp_path / "model", decoder)
+    recipe, args = parse_recipe(captions_of(model, files, tmp_path / "out"))
+    data = load_data(recipe, check_recipe(recipe, args))
+    known, row = data.tokenizer.tokenizer, data.corpora[0].dataset[0]
+    assert known.decode(row["labels"]).removeprefix("[CLS] ") == "the model falls a [SEP]"
+    trainer = build_trainer(recipe, get_task(recipe.task), args, data)
+    begin = known.cls_token_id
+    assert (
+        trainer.model.config.decoder_start_token_id == trainer.model.generation_config.decoder_start_token_id == begin
+    )
+    inputs = trainer.data_collator([row, {**row, "labels": row["labels"][:2]}])
+    logits = trainer.model.eval()(**inputs).logits
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
+    torch.testing.assert_close(trainer.model(**inputs).loss, wanted)
+    assert inputs["labels"][1, 2:].eq(-100).all()
+
+
+def captions_of(model: Path, files: dict[str, dict[str, str]], output_dir: Path, **fields: Any) -> dict[str, Any]:
+    groups = {"corpora": "train", "validation_corpora": "validation", "eval_corpora": "test"}
+    return {
+        "task": "image-to-text",
+        "model_name_or_path": str(model),
+        **{group: {side: {"path": path} for side, path in files[split].items()} for group, split in groups.items()},
+        "augmentation": {"shift": 0.1},
+        "max_target_length": 8,
+        "output_dir": str(output_dir),
+        "max_steps": 4,
+        **SHORT,
+        **fields,
+    }
+
+
+def test_captions_are_measured_resumed_and_interpolated(files: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    model, run = write_toy_captioner(tmp_path / "model"), tmp_path / "run"
+    search = {"method": "grid", "alphas": 3, "metric": "rougeL"}
+    fields = {"alpha_search": search, "save_strategy": "steps", "save_steps": 2}
+    found = run_recipe(captions_of(model, files, run, **fields)).final_metrics["domain"]
+    run_recipe(captions_of(model, files, tmp_path / "again", resume_from_checkpoint=str(run / "checkpoint-2")))
+    places = (model, run, tmp_path / "again", run / INTERPOLATED_NAME)
+    states = [AutoModelForImageTextToText.from_pretrained(place).state_dict() for place in places]
+    alpha = json.loads((run / "curve.json").read_text("utf-8"))["alpha"]
+    for name, tensor in states[1].items():
+        assert torch.equal(states[2][name], tensor)
+        torch.testing.assert_close(states[3][name], torch.lerp(states[0][name], tensor, alpha), rtol=1e-6, atol=1e-7)
+    tuned, processor = AutoModelForImageTextToText.from_pretrained(run).eval(), AutoProcessor.from_pretrained(run)
+    score = RougeScorer(["rougeL"], use_stemmer=True).score
+    scores = []
+    for row in map(json.loads, Path(files["test"]["domain"]).read_text("utf-8").splitlines()):
+        image = Image.open(Path(files["test"]["domain"]).parent / row["image"]).convert("RGB")
+        tokens = tuned.generate(**processor(images=image, return_tensors="pt"), max_length=8)
+        said = processor.batch_decode(tokens, skip_special_tokens=True)[0]
+        scores.append(score(row["text"], said)["rougeL"].fmeasure)
+    assert found["rougeL"] == pytest.approx(np.mean(scores))
+    assert {"bleu", "chrf", "rouge1", "loss"} <= found.keys()
+    assert "outputs = model.generate(**processor(images=image" in render_card(run).text
+
+
 # Refusals.
 
 
@@ -254,6 +344,7 @@ def refused(recipe: dict[str, Any]) -> str:
         ({"label_names": ["falls", "falls"]}, "must be different labels, got 'falls' twice"),
         ({"anchor": "distill"}, "Distilling and `log_loss_gap` need logits over classes"),
         ({"max_seconds": 3}, "`max_seconds` is for sound"),
+        ({"task": "image-to-text"}, "`label_names` of one set, are for image-text, got them for image-to-text."),
         ({"corpora": {"objective": "distill"}}, "are not for it. Leave them out."),
         ({"corpora": {"zero_shot_template": "a {}"}}, "are not for it. Leave them out."),
     ],
