@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from hf_interp.losses.adversarial import Adversary, Perturbation, Rows, symmetric_kl
 from hf_interp.losses.anchor import Anchor, has_label_to_predict
-from hf_interp.losses.per_example import ContrastiveLoss, is_ctc, per_example_loss
+from hf_interp.losses.per_example import IGNORE_INDEX, ContrastiveLoss, is_ctc, per_example_loss
 from hf_interp.losses.ref_model import logits_of, shifts_labels, unwrap_peft
 from hf_interp.mixture.collators import OBJECTIVES_KEY
 from hf_interp.training.distilled_loss import DistilledLoss
@@ -120,7 +120,11 @@ class BatchLoss:
         if not lacks or not isinstance(inputs, Mapping) or "labels" not in inputs or "decoder_input_ids" in inputs:
             return inputs
         prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-        return inputs if prepare is None else {**inputs, "decoder_input_ids": prepare(labels=inputs["labels"])}
+        if prepare is not None:
+            return {**inputs, "decoder_input_ids": prepare(labels=inputs["labels"])}
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):  # Whisper shifts without a method
+            return {**inputs, "decoder_input_ids": _shifted(inputs["labels"], model.config)}
+        return inputs
 
     # One objective.
 
@@ -433,3 +437,10 @@ class BatchLoss:
         )
         with others, overrides(self, evaluated=chosen, shifts_labels=shifts):
             yield
+
+
+def _shifted(labels: torch.Tensor, config: Any) -> torch.Tensor:
+    """Return what a decoder is given to predict labels: the token before each."""
+    start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
+    shifted = torch.cat([start, labels[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == IGNORE_INDEX, config.pad_token_id)

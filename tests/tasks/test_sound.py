@@ -441,6 +441,18 @@ def test_predictions_of_ctc_are_not_distilled(ctc: Path, tmp_path: Path) -> None
         run_recipe(recipe)
 
 
+@pytest.mark.slow
+def test_predictions_of_an_encoder_decoder_are_distilled(whisper: Path, tmp_path: Path) -> None:
+    """M₀ learns from its own predictions nothing: the loss begins at zero, and stays there."""
+    recipe = recipe_of(whisper, tmp_path, task=SPEECH, max_target_length=12, alpha=0, logging_steps=1)
+    recipe["corpora"]["general"]["objective"] = "distill"
+    run_recipe(recipe)
+    history = json.loads((tmp_path / "out" / "results.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert len(losses) == 3
+    assert losses == pytest.approx([0, 0, 0], abs=1e-5)
+
+
 def test_classes_of_sound_are_told_from_those_of_text() -> None:
     assert task_of_class("Wav2Vec2ForCTC") == task_of_class("WhisperForConditionalGeneration") == SPEECH
     assert task_of_class("Wav2Vec2ForSequenceClassification") == "audio-classification"
