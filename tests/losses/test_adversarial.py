@@ -11,6 +11,7 @@ import processes
 import pytest
 import torch
 from torch import nn
+from toy_recipes import toy_decoder
 from toys import (
     DOMAIN_FIRST,
     causal_model,
@@ -42,7 +43,8 @@ from transformers import (
 
 from hf_interp import Corpus, InterpolationTrainer
 from hf_interp.losses.adversarial import Perturbation, Rows, symmetric_kl
-from hf_interp.mixture.collators import MaskingCollator
+from hf_interp.mixture.collators import MaskingCollator, PackedCollator
+from hf_interp.mixture.packing import pack
 from hf_interp.tasks.runs import load_run_recipe
 from hf_interp.training.heads import Objective
 
@@ -263,7 +265,21 @@ def objectives() -> list[Corpus]:
     return [Corpus("general", rows, "general", objective="mlm"), Corpus("domain", ragged(DOMAIN_FIRST, 12), "domain")]
 
 
+def packed(first: int, count: int) -> datasets.Dataset:
+    return pack(ragged(first, count).select_columns("input_ids"), 12, strategy="bfd")
+
+
+def seeded_decoder() -> Any:
+    set_seed(7)
+    return toy_decoder(2000)
+
+
 MODELS: dict[str, Any] = {
+    "packed": lambda: {
+        "model": seeded_decoder(),
+        "data": {"general": packed(3, 80), "domain": packed(DOMAIN_FIRST, 40)},
+        "data_collator": PackedCollator(number_tokenizer()),
+    },
     "texts": lambda: {"model": tiny_model(0.0), "data": texts()},
     "tokens": lambda: {"model": tokens_model(), "data": token_mixture()},
     "causal": lambda: {"model": causal_model(), "data": token_mixture()},
@@ -288,7 +304,7 @@ MODELS: dict[str, Any] = {
 
 QUICK = [
     ("fgm", "objectives"),
-    ("freelb", "causal"),
+    ("freelb", "packed"),
     ("freelb", "images"),
     ("r3f", "distilled adapter"),
     ("r3f", "ordinary"),
