@@ -148,6 +148,7 @@ def test_texts_are_as_long_as_their_model_wants_them(models: dict[str, Path]) ->
 # Runs.
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_the_pairs_of_all_micro_batches(
     models: dict[str, Path], files: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
@@ -299,6 +300,7 @@ def captions_of(model: Path, files: dict[str, dict[str, str]], output_dir: Path,
     }
 
 
+@pytest.mark.slow
 def test_captions_are_measured_resumed_and_interpolated(files: dict[str, dict[str, str]], tmp_path: Path) -> None:
     model, run = write_toy_captioner(tmp_path / "model"), tmp_path / "run"
     search = {"method": "grid", "alphas": 3, "metric": "rougeL"}
