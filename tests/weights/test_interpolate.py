@@ -7,7 +7,7 @@ import pytest
 import torch
 from architectures import CONFIGS, make_model
 from torch import nn
-from toys import same_weights, tiny_model
+from toys import moved, same_weights, tiny_model
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, set_seed
 
 from hf_interp.weights.alpha_spec import AlphaByDepth
@@ -21,11 +21,7 @@ MODELS = {"bert": None, "gpt2": "CAUSAL_LM", "llama": "CAUSAL_LM", "t5": "SEQ_2_
 def two(kind: str) -> tuple[Any, Any]:
     """The same model twice, the second moved a little."""
     base = make_model(kind, MODELS[kind])
-    finetuned = copy.deepcopy(base)
-    with torch.no_grad():
-        for parameter in finetuned.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return base.eval(), finetuned.eval()
+    return base.eval(), moved(base).eval()
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from architectures import CONFIGS
 from safetensors.torch import load_file, save_file
-from toys import same_weights
+from toys import move, same_weights
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -57,11 +57,7 @@ Tensors = dict[str, torch.Tensor]
 def model_of(model_class: type[PreTrainedModel], config: Any, seed: int, dtype: torch.dtype = torch.float32) -> Any:
     """A model with weights of its own, biases and norms too."""
     set_seed(seed)
-    model = model_class(copy.deepcopy(config))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.to(dtype)
+    return move(model_class(copy.deepcopy(config)), 0.1, seed).to(dtype)
 
 
 def save(model: Any, folder: Path, max_shard_size: int | str = "50GB", **kwargs: Any) -> Path:
@@ -197,11 +193,7 @@ def test_extrapolation_goes_beyond(tmp_path: Path) -> None:
 def classifiers(tmp_path: Path, tiny_model_dir: Path) -> tuple[Path, Path]:
     """Folders of M₀ and M_θ, two classifiers with a tokenizer."""
     shutil.copytree(tiny_model_dir, tmp_path / "base")
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    save(model, tmp_path / "tuned")
+    save(move(AutoModelForSequenceClassification.from_pretrained(tiny_model_dir), 0.1), tmp_path / "tuned")
     AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "tuned")
     return tmp_path / "base", tmp_path / "tuned"
 

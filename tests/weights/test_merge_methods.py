@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from toys import move
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_interp.cli import main
@@ -317,12 +318,8 @@ def models(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_model_dir, tmp_path / "base")
     for seed, name in enumerate("ab"):
-        torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-        model.save_pretrained(tmp_path / name)
+        move(model, 0.1, seed).save_pretrained(tmp_path / name)
         AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / name)
     return [tmp_path / name for name in ("base", "a", "b")]
 

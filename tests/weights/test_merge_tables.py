@@ -12,11 +12,13 @@ import torch
 import transformers
 from architectures import make_model
 from torch import nn
+from toys import move
 from transformers import AutoModelForSeq2SeqLM, set_seed
 
 from hf_interp.weights.adapters import AdapterInterpolation
 from hf_interp.weights.alpha_spec import AlphaByDepth
 from hf_interp.weights.interpolate import interpolate_weights
+from hf_interp.weights.matching import InterpolationReport
 from hf_interp.weights.merge import interpolate_checkpoints
 from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
 from hf_interp.weights.soups import write_soup
@@ -101,17 +103,23 @@ def grown() -> list[Any]:
     return [case for case in cases if case not in (("rows", False, 52), ("rows", True, 52), ("factors", False, 63))]
 
 
+def merged(tmp_path: Path, base: Any, model: Any, alpha: float, *, within: float) -> tuple[Any, InterpolationReport]:
+    """The model that an adapter is merged into, which loads whole and has the weights that are expected."""
+    report = interpolate_adapter_checkpoint(None, tmp_path / "adapter", tmp_path / str(alpha), alpha, merge=True)
+    found, loading = type(base).from_pretrained(tmp_path / str(alpha), output_loading_info=True)
+    assert not any(loading.values())
+    for name, tensor in expected_weights(base, model, alpha).items():
+        assert torch.allclose(found.state_dict()[name], tensor, atol=within), name
+    return found, report
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("case", "tied", "rows"), grown())
 def test_rows_that_the_base_lacks_are_the_finetuned_ones(case: str, tied: bool, rows: int, tmp_path: Path) -> None:
     base, model = write_adapter(tmp_path, GROWN[case](), tied=tied, rows=rows)
     after = logits(model)
     for alpha in (0.25, 1.0):
-        report = interpolate_adapter_checkpoint(None, tmp_path / "adapter", tmp_path / str(alpha), alpha, merge=True)
-        found, loading = type(base).from_pretrained(tmp_path / str(alpha), output_loading_info=True)
-        assert not any(loading.values())
-        for name, tensor in expected_weights(base, model, alpha).items():
-            assert torch.allclose(found.state_dict()[name], tensor, atol=1e-6), name
+        found, report = merged(tmp_path, base, model, alpha, within=1e-6)
         assert {decision.vocabulary_axis for decision in report.decisions if decision.name == EMBED} == {0}
     assert torch.allclose(logits(found), after, atol=1e-4)
 
@@ -141,11 +149,7 @@ def test_an_adapter_on_tied_tables_is_merged_into_what_it_changes(case: str, tmp
     base, model = write_adapter(tmp_path, TIED[case](), tied=True)
     after = logits(model)
     for alpha in (0.0, 0.25, 1.0):
-        interpolate_adapter_checkpoint(None, tmp_path / "adapter", tmp_path / str(alpha), alpha, merge=True)
-        found, loading = type(base).from_pretrained(tmp_path / str(alpha), output_loading_info=True)
-        assert not any(loading.values())
-        for name, tensor in expected_weights(base, model, alpha).items():
-            assert torch.allclose(found.state_dict()[name], tensor, atol=1e-5), name
+        found, _ = merged(tmp_path, base, model, alpha, within=1e-5)
         if alpha == 0:
             assert torch.allclose(logits(found), logits(base), atol=1e-5)
     assert torch.allclose(logits(found), after, atol=1e-4)
@@ -172,11 +176,7 @@ def test_a_copied_table_of_an_encoder_and_decoder_is_written_apart(arch: str, ta
     base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
     targets = {"t5": ["q"], "bart": ["q_proj"]}[arch]
     config = peft.LoraConfig(target_modules=targets, modules_to_save=[table], task_type="SEQ_2_SEQ_LM")
-    model = peft.get_peft_model(base, config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn_like(parameter))
+    model = move(peft.get_peft_model(base, config).eval())
     model.save_pretrained(tmp_path / "adapter")
     interpolate_adapter_checkpoint(None, tmp_path / "adapter", tmp_path / "out", 1.0, merge=True)
     found = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out").eval()
@@ -259,10 +259,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 
 def save_pair(folder: Path, base: Any, finetuned: Any) -> tuple[Path, Path]:
-    with torch.no_grad():
-        for parameter in finetuned.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    base.save_pretrained(folder / "base"), finetuned.save_pretrained(folder / "tuned")
+    base.save_pretrained(folder / "base"), move(finetuned, 0.1).save_pretrained(folder / "tuned")
     return folder / "base", folder / "tuned"
 
 

@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from torch import nn
-from toys import same_weights, tiny_model
+from toys import move, same_weights, tiny_model
 
 from hf_interp.weights.merge import interpolate_checkpoints
 from hf_interp.weights.soups import greedy_soup, write_soup
@@ -65,12 +65,7 @@ def test_tied_weights_stay_tied_and_must_be_so_in_all_runs() -> None:
 def test_a_soup_in_memory_is_that_on_disk(tmp_path: Path) -> None:
     folders = [tmp_path / str(index) for index in range(3)]
     for index, folder in enumerate(folders):
-        model = tiny_model()
-        torch.manual_seed(index)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        model.save_pretrained(folder)
+        move(tiny_model(), 0.1, seed=index).save_pretrained(folder)
     base = tmp_path / "base"
     tiny_model().save_pretrained(base)
     interpolate_checkpoints(base, folders, tmp_path / "soup", 1.0)
