@@ -229,12 +229,12 @@ def choose_alpha(
     errors = found.std_errors(best)
     low, high = interval = found.confidence_interval(num_resamples) or (math.nan, math.nan)
     trained = np.flatnonzero((found.alphas == 1) & (values > -np.inf))
-    prefers = search.prefer_trained and trained.size == 1 and low <= 1 <= high and found.alphas[best] != 1
+    prefers = search.prefer_trained and trained.size == 1 and low <= 1 <= high
     if search.one_standard_error and errors is not None and not prefers:
         # the best itself is within 0 of itself; rounding must not count against an α that is one standard error off
         chosen = int(np.argmax(values + errors >= values[best] - SLACK * abs(values[best])))
     reason = _explain(found, values, errors, best, chosen, metric, sign)
-    if prefers:
+    if prefers and best != trained[0]:
         chosen = int(trained[0])
         sizes = " and ".join(f"{size:,} {side}" for side, size in (num_examples or {}).items())
         reason = (

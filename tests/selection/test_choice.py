@@ -299,6 +299,14 @@ def test_the_trained_model_that_is_the_best_has_its_plain_reason() -> None:
     assert (choice.alpha, choice.reason) == (1.0, f"α = 1 has the best domain accuracy ({domain[2].mean():.4g}).")
 
 
+def test_the_trained_model_that_is_the_best_is_left_for_no_standard_error() -> None:
+    domain = correct([0.5, 0.5, 0.6], 16)
+    choice = choose_alpha(ALPHAS, domain, [1, 1, 1], objective="domain", prefer_trained=True, metric="accuracy")
+    assert choice.confidence_interval == (0.0, 1.0)
+    assert (choice.alpha, choice.reason) == (1.0, f"α = 1 has the best domain accuracy ({domain[2].mean():.4g}).")
+    assert choose_alpha(ALPHAS, domain, [1, 1, 1], objective="domain").alpha == 0.0
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
