@@ -101,7 +101,10 @@ def open_sound(data: bytes) -> tuple[npt.NDArray[np.float32], int]:
     samples, rate = import_extra(*EXTRAS["audio"]).read(io.BytesIO(data), dtype="float32", always_2d=True)
     if not len(samples):
         raise ValueError("it has no samples")
-    return samples.mean(axis=1), rate
+    mixed = samples.mean(axis=1)
+    if not np.isfinite(mixed).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(mixed)):,} of its samples are NaN or infinite")
+    return mixed, rate
 
 
 DECODERS: dict[str, Callable[[bytes], Any]] = {"image": open_image, "audio": open_sound}

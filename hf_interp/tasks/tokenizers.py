@@ -11,7 +11,7 @@ from hf_interp.tasks.dialogues import set_chat_template
 from hf_interp.tasks.fitness import check_tokenizer
 from hf_interp.tasks.media import EXTRAS
 from hf_interp.tasks.recipe import Recipe
-from hf_interp.tasks.speech import set_language
+from hf_interp.tasks.speech import is_ctc, set_language
 from hf_interp.utils.errors import import_extra, reading
 from hf_interp.utils.task_info import TASK_INFOS
 
@@ -32,6 +32,8 @@ def load_processor(recipe: Recipe) -> Any:
         prepare_tokenizer(found, recipe)
     elif both:
         set_language(found, recipe)
+        if not is_ctc(recipe):  # whose blank is its padding
+            set_padding(found.tokenizer, recipe)
     elif takes == "image-text":
         if not hasattr(found, "tokenizer") or not hasattr(found, "image_processor"):
             found = _join_processors(recipe)
@@ -53,13 +55,7 @@ def _join_processors(recipe: Recipe) -> Any:
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
     """Set what a recipe wants of a tokenizer: languages, a chat template, a token to pad with, words one by one."""
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ValueError(
-                f"The tokenizer of {recipe.model_name_or_path!r} has neither a token to pad with nor one that ends a "
-                "text. Set its `pad_token` and save it beside the model."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
+    set_padding(tokenizer, recipe)
     _set_languages(tokenizer, recipe)
     corpora = [*recipe.corpora.values(), *recipe.eval_corpora.values(), *recipe.validation_corpora.values()]
     if recipe.applies_chat_template() or any(corpus.is_dialogue for corpus in corpora):
@@ -67,6 +63,17 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Non
     names = {recipe.for_objective(corpus.objective).task for corpus in corpora}
     if any(TASK_INFOS[name].answer == "tags" for name in names):
         _prefix_words(tokenizer)
+
+
+def set_padding(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+    """Let a tokenizer without a token to pad with take the one that ends a text."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"The tokenizer of {recipe.model_name_or_path!r} has neither a token to pad with nor one that ends a "
+                "text. Set its `pad_token` and save it beside the model."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _set_languages(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:

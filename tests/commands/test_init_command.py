@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
-from toy_media import write_folder, write_parquet, write_table
+from toy_media import write_folder, write_parquet, write_sounds, write_table
 from toy_recipes import write_toy_models
 
 from hf_interp import cli
@@ -101,6 +102,17 @@ def test_check_opens_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         f"wrong: 1 rows cannot be read, such as {name}: {what}",
         "wrong: 1 of 8 rows (12.5%) have the image of another row",
     ]
+
+
+def test_check_finds_sound_that_is_no_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
+    path = write_sounds(tmp_path / "rows.jsonl", range(8))
+    soundfile.write(tmp_path / "sounds" / "8000_3.wav", np.array([0.1, np.nan]), 8000, subtype="FLOAT")
+    assert cli.main(["check", str(path)]) == 1
+    what = "cannot be decoded (1 of its samples are NaN or infinite)"
+    assert f"wrong: 1 rows cannot be read, such as sounds/8000_3.wav: an audio of 88 bytes that {what}" in (
+        capsys.readouterr().out
+    )
 
 
 def test_check_counts_tags_that_no_task_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,11 @@
 """Sound: every form of a corpus becomes the same samples at the model's rate, and padding changes nothing."""
 
 import importlib.util
+import io
 import json
+import math
 import re
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -43,8 +46,10 @@ from hf_interp.tasks.draft import draft_recipe
 from hf_interp.tasks.file_facts import look_at
 from hf_interp.tasks.media import SoundCollator, open_sound, resample
 from hf_interp.tasks.metrics import transcription_metrics
+from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.speech import num_frames, prepare_speech
+from hf_interp.tasks.tokenizers import load_processor
 from hf_interp.train import run_recipe
 from hf_interp.utils.task_info import task_of_class
 from hf_interp.weights.merge import interpolate_checkpoints
@@ -73,6 +78,15 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy_wav2vec2(tmp_path_factory.mktemp("wav2vec2"), TONES)
+
+
+def wav_of_floats(samples: list[float]) -> bytes:
+    """A recording whose samples are kept as floats, which may be no numbers."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, np.array(samples, dtype=np.float32), RATE, format="WAV", subtype="FLOAT")
+    return file.getvalue()
 
 
 def recipe_of(model: Path, folder: Path, **fields: Any) -> dict[str, Any]:
@@ -320,6 +334,11 @@ def test_a_split_batch_has_the_same_ctc_loss(ctc: Path, tmp_path: Path) -> None:
         ("broken.wav", b"no sound!", "has an audio of 9 bytes that cannot be decoded"),
         ("silent.wav", toy_wav(0)[:40] + struct.pack("<I", 0), "cannot be decoded (it has no samples)"),
         ("empty.wav", b"", "where the file of an audio belongs"),
+        (
+            "nan.wav",
+            wav_of_floats([0.5, math.nan, math.inf]),
+            "cannot be decoded (2 of its samples are NaN or infinite",
+        ),
     ],
 )
 def test_sound_that_cannot_be_read_is_named(
@@ -419,6 +438,15 @@ def test_settings_of_speech_that_do_not_fit_are_refused(
     recipe = recipe_of(request.getfixturevalue(kind), tmp_path, task=SPEECH, **{"max_target_length": 20, **fields})
     with pytest.raises(ValueError, match=re.escape(words)):
         plan_recipe_of(recipe, tmp_path)
+
+
+def test_a_tokenizer_without_a_token_to_pad_with_takes_the_one_that_ends(whisper: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(whisper, tmp_path / "model"))
+    settings = json.loads((model / "tokenizer_config.json").read_text("utf-8")) | {"pad_token": None}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    assert AutoProcessor.from_pretrained(model).tokenizer.pad_token is None
+    recipe, _ = parse_recipe(recipe_of(model, tmp_path, task=SPEECH, max_target_length=20))
+    assert load_processor(recipe).tokenizer.pad_token == "<|endoftext|>"
 
 
 def test_a_recipe_is_drafted_for_transcripts(ctc: Path, whisper: Path, tmp_path: Path) -> None:
