@@ -33,6 +33,8 @@ TEMPLATES = {
     "image-classification": '{"image": "cats/1.png", "label": "cat"}, or a folder of images for each label',
     "audio-classification": '{"audio": "speech/1.wav", "label": "yes"}',
     "automatic-speech-recognition": '{"audio": "speech/1.wav", "text": "yes of course"}',
+    "image-text": '{"image": "photos/1.png", "caption": "a red bus in the rain"}',
+    "image-to-text": "as for image-text",
 }
 """What a line of a file looks like, by task. Columns of other names are found, or named by flags."""
 

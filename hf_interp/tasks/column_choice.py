@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 from hf_interp.tasks.dialogues import other_parts
 from hf_interp.tasks.file_facts import Column, Facts
 from hf_interp.utils.errors import did_you_mean
+from hf_interp.utils.task_info import TASK_INFOS
 
 TEXTS = ("text", "sentence", "review", "content", "tweet", "comment", "utterance", "body", "document")
 TRANSCRIPTS = (*("text", "transcript", "transcription", "sentence"), "normalized_text", "raw_transcription")
+CAPTIONS = ("caption", "captions", "text", "description", "alt_text", "title")
 LABELS = ("label", "labels", "label_name", "class", "category", "sentiment", "intent", "topic")
 TAGS = ("ner_tags", "tags", "labels")
 PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text_a", "text_b"))
@@ -31,7 +33,15 @@ TASKS_OF_MEDIA = {
     "automatic-speech-recognition": "audio",
     "image-classification": "image",
     "audio-classification": "audio",
+    "image-text": "image",
+    "image-to-text": "image",
 }
+ANSWERS_IN_TEXTS = {
+    "automatic-speech-recognition": TRANSCRIPTS,
+    "image-text": CAPTIONS,
+    "image-to-text": CAPTIONS,
+}
+"""By tasks of images and sound with texts, what the column of these is usually called."""
 TASKS_OF_TEXTS = {"decoder": "causal-lm", "encoder": "masked-lm", None: "causal-lm or masked-lm"}
 
 Given = Mapping[str, Any]
@@ -67,7 +77,7 @@ def choose_columns(facts: Facts, given: Given, *, task: str | None = None, famil
     model = f", and the model is {kind}" if family else ""
     raise ValueError(
         f"What {facts.config.path!r} {wanted}. It has {shown}{model}. Say --task, and columns such as --text_column, "
-        "--label_column, --target_column or --messages_column."
+        "--label_column, --target_column, --messages_column, --image_column or --audio_column."
     )
 
 
@@ -82,22 +92,25 @@ def _media(facts: Facts, given: Given, task: str | None, family: str | None) -> 
         column = _find(facts, given, f"{kind}_column", files)
         if column is None or name != (task or name) or kind != (family or kind):
             continue
-        if name == "automatic-speech-recognition":
-            text = _transcript(facts, given, task)
-            if text is not None:
-                return Choice(name, {"audio_column": column, "text_column": text}, {})
+        if family and task is None and TASK_INFOS[name].takes == "image-text":  # models of both tell their task
             continue
-        labels, problem = _answers(facts, given)
-        return None if labels is None else Choice(name, {f"{kind}_column": column, "label_column": labels}, problem)
+        if name in ANSWERS_IN_TEXTS:
+            text = _text_of_media(facts, given, task, ANSWERS_IN_TEXTS[name])
+            if text is not None:
+                return Choice(name, {f"{kind}_column": column, "text_column": text}, {})
+            continue
+        labels, problem = (None, {}) if task is None and "text_column" in given else _answers(facts, given)
+        if labels is not None:
+            return Choice(name, {f"{kind}_column": column, "label_column": labels}, problem)
     return None
 
 
-def _transcript(facts: Facts, given: Given, task: str | None) -> str | None:
-    """Return the column of transcripts; where no task says that there is one, one that is called so, and no label."""
+def _text_of_media(facts: Facts, given: Given, task: str | None, names: Sequence[str]) -> str | None:
+    """Return the column of transcripts or captions; where no task says that there is one, one that is called so."""
     is_settled = task is not None or "text_column" in given
     texts = facts.of_kind("text", "label", "id") if is_settled else facts.of_kind("text")
-    texts = texts if is_settled else [name for name in texts if name.lower() in TRANSCRIPTS]
-    return None if "label_column" in given else _find(facts, given, "text_column", texts, TRANSCRIPTS)
+    texts = texts if is_settled else [name for name in texts if name.lower() in names]
+    return None if "label_column" in given else _find(facts, given, "text_column", texts, names)
 
 
 def _dialogue(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -110,7 +111,8 @@ def look_at_model(name: str, **settings: Any) -> ModelFacts:
     with reading(f"The model {name!r}"):
         config = AutoConfig.from_pretrained(name, **settings)
     task = task_of_class((config.architectures or [""])[0])
-    family, longest, tokenizer = _family(config), 0, None
+    has_both = task is not None and TASK_INFOS[task].takes == "image-text"
+    family, longest, tokenizer = "image" if has_both else _family(config), 0, None
     if family not in TASKS_OF_MEDIA.values():
         with reading(f"The model {name!r}"):
             tokenizer = AutoTokenizer.from_pretrained(name, **settings)
@@ -118,8 +120,9 @@ def look_at_model(name: str, **settings: Any) -> ModelFacts:
         longest = min([tokenizer.model_max_length, *(length for length in known if isinstance(length, int))])
     has_labels = task is not None and TASK_INFOS[task].has_labels
     labels = list(config.id2label.values()) if has_labels else []
+    kind = getattr(transformers, TASK_INFOS[task].auto_class if task and has_both else "AutoModel")
     with torch.device("meta"):
-        parameters = sum(each.numel() for each in AutoModel.from_config(config).parameters())
+        parameters = sum(each.numel() for each in kind.from_config(config).parameters())
     return ModelFacts(family, task, labels, longest, parameters, tokenizer)
 
 
@@ -146,8 +149,9 @@ def draft_recipe(model: str, paths: Mapping[str, str], given: Mapping[str, Any])
     Raises:
         ValueError, OSError: for what cannot be read or decided, naming the flag that settles it.
     """
-    of_corpora = {key: value for key, value in given.items() if key in CORPUS_FIELDS}
-    draft = Draft({key: value for key, value in given.items() if key not in (*CORPUS_FIELDS, "corpora")})
+    own = CORPUS_FIELDS.keys() - Recipe.__dataclass_fields__.keys()  # what both have is said of the recipe
+    of_corpora = {key: value for key, value in given.items() if key in own}
+    draft = Draft({key: value for key, value in given.items() if key not in (*own, "corpora")})
     settings = {"revision": given.get("model_revision"), "trust_remote_code": given.get("trust_remote_code")}
     found = look_at_model(model, **{key: value for key, value in settings.items() if value is not None})
     own_fields = given.get("corpora") or {}
@@ -160,10 +164,10 @@ def draft_recipe(model: str, paths: Mapping[str, str], given: Mapping[str, Any])
     settled = {side: _present(side, fields, of_corpora, facts) for side, fields in settled.items()}
     is_of_files = found.task is not None and TASK_INFOS[found.task].takes != "text"
     task = draft.fields.get("task") or (found.task if found.labels or is_of_files else None)
-    task, columns, own = choose_columns(facts["domain"], settled["domain"], task=task, family=found.family)
+    task, columns, answers = choose_columns(facts["domain"], settled["domain"], task=task, family=found.family)
     draft.decide("task", task, f"{_shown(columns)} of {paths['domain']}")
     draft.decide("model_name_or_path", model, f"{found.parameters:,} parameters, {found.family}")
-    draft.fields |= own
+    draft.fields |= answers
     entries: dict[str, dict[str, Any]] = {}
     for side, fields in settled.items():
         _, columns, _ = choose_columns(facts[side], fields, task=task, family=found.family)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from rouge_score.rouge_scorer import RougeScorer
 from toy_media import (
@@ -27,10 +28,14 @@ from hf_interp.commands.plan import format_plan, plan_recipe
 from hf_interp.losses.per_example import ContrastiveLoss, have_same, pair_label
 from hf_interp.reporting.hub import render_card
 from hf_interp.tasks.build import build_trainer, check_recipe, load_data
+from hf_interp.tasks.column_choice import choose_columns
+from hf_interp.tasks.draft import draft_recipe, look_at_model
+from hf_interp.tasks.file_facts import look_at
 from hf_interp.tasks.media import PairCollator, encode_images_texts
 from hf_interp.tasks.metrics import image_text_metrics
 from hf_interp.tasks.parsing import parse_recipe
-from hf_interp.tasks.recipe import Recipe
+from hf_interp.tasks.recipe import CorpusConfig, Recipe
+from hf_interp.tasks.recipe_text import format_recipe
 from hf_interp.tasks.task import get_task
 from hf_interp.train import run_recipe
 from hf_interp.utils.run_folder import INTERPOLATED_NAME
@@ -324,6 +329,28 @@ def test_captions_are_measured_resumed_and_interpolated(files: dict[str, dict[st
     assert found["rougeL"] == pytest.approx(np.mean(scores))
     assert {"bleu", "chrf", "rouge1", "loss"} <= found.keys()
     assert "outputs = model.generate(**processor(images=image" in render_card(run).text
+
+
+# Drafts.
+
+
+@pytest.mark.parametrize("kind", ["image-text", "image-to-text"])
+def test_a_recipe_is_drafted_for_images_with_texts(kind: str, models: dict[str, Path], tmp_path: Path) -> None:
+    model = models["clip"] if kind == "image-text" else write_toy_captioner(tmp_path / "model")
+    rows = [json.loads(line) for line in write_toy_pairs(tmp_path / "rows.jsonl", range(60)).read_text().splitlines()]
+    mine = tmp_path / "mine.jsonl"
+    renamed = [{"photo": row["image"], "caption": row["text"], "place": row["label"]} for row in rows]
+    mine.write_text("".join(json.dumps(row) + "\n" for row in renamed), "utf-8")
+    draft = draft_recipe(str(model), {"domain": str(mine)}, {})
+    columns = {"image_column": "photo", "text_column": "caption"}
+    assert draft.fields["task"] == kind
+    assert draft.fields["corpora"]["domain"] == {"path": str(mine), "part": [0.0, 0.8], **columns}
+    loaded = AutoModel if kind == "image-text" else AutoModelForImageTextToText
+    assert look_at_model(str(model)).parameters == loaded.from_pretrained(model).num_parameters()
+    run_recipe({**yaml.safe_load(format_recipe(draft)), **SHORT, "output_dir": str(tmp_path / "out"), "max_steps": 1})
+    facts = look_at("file", CorpusConfig(path=str(mine)))
+    assert choose_columns(facts, {"text_column": "caption"}) == ("image-text", columns, {})
+    assert choose_columns(facts, {"text_column": "caption"}, task=kind) == (kind, columns, {})
 
 
 # Refusals.
