@@ -14,9 +14,9 @@ from hf_interp.selection.choice import AlphaSearch
 from hf_interp.selection.leaks import Members, attacks, measure_exposure
 from hf_interp.selection.scoring import TrainerScorer, Units, evaluating, predict, summarise
 from hf_interp.tasks.build import audited_corpus
-from hf_interp.tasks.probes import REFERENCES, encode_canaries
+from hf_interp.tasks.probes import REFERENCES, canary_texts, encode_canaries
 from hf_interp.tasks.recipe import Recipe
-from hf_interp.tasks.runs import find_members, load_run_recipe, open_run, over_alpha, parse_run
+from hf_interp.tasks.runs import find_members, held_out, load_run_recipe, open_run, over_alpha, parse_run
 from hf_interp.utils.run_folder import RESULTS_NAME
 
 
@@ -32,7 +32,7 @@ def audit_run(
         path: the folder of the run, or its recipe.
         flags: laid over the recipe, such as `--alpha_search.alphas 5`.
         corpus: the training corpus whose rows are looked for; by default the first of the domain.
-        num_examples: rows of it that the run has read, and rows of the domain's test set, at the most.
+        num_examples: rows of it that the run has read, and rows of the test set of its side, at the most.
 
     Returns:
         what was found, and the folder of the run, into whose `results.json` it is put; the picture lies beside it.
@@ -50,29 +50,33 @@ def audit_run(
     count = recipe.corpora[name].canaries
     planted = encode_canaries(name, recipe.corpora[name], recipe, data.tokenizer) if count else []
     scorer = TrainerScorer(trainer, {}, None, search.metric, search.seed)
-    points = _over_alpha(scorer, recipe, search, members, planted)
-    audit = {"corpus": name, "set": search.domain, "metric": scorer.metric or "loss", "num_examples": sizes}
-    results.audit = {**audit, **({"canaries": count, "references": REFERENCES} if count else {}), "points": points}
+    held = held_out(recipe, name)
+    points = _over_alpha(scorer, recipe, held, members, planted)
+    audit: dict[str, Any] = {"corpus": name, "set": held, "metric": scorer.metric or "loss", "num_examples": sizes}
+    if count:
+        texts = canary_texts(name, recipe.corpora[name])[0]
+        audit |= {"canaries": count, "references": REFERENCES, "canary_texts": texts}
+    results.audit = {**audit, "points": points}
     save_results(results, folder / RESULTS_NAME)
     save_figure(draw_panels(leak_charts(results.audit)), folder / AUDIT_PLOT_NAME)
     return results.audit, folder
 
 
 def _over_alpha(
-    scorer: TrainerScorer, recipe: Recipe, search: AlphaSearch, members: Members, planted: Sequence[Any]
+    scorer: TrainerScorer, recipe: Recipe, held: str, members: Members, planted: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """Return for every α the metric on the other rows, how well both attacks find the members, and the exposure."""
-    trainer = scorer.trainer
+    trainer, seed = scorer.trainer, (recipe.alpha_search or AlphaSearch()).seed
     points: list[dict[str, Any]] = []
     base: Sequence[Units] = []
     for alpha in over_alpha(trainer, recipe):  # M₀ comes first: it is the reference
-        with evaluating(trainer, search.domain):
+        with evaluating(trainer, held):
             found = [predict(trainer, rows) for rows in members]
             units = scorer.scores(found[1], np.arange(len(members.others)))
         losses = [one.means for one in found]
         base = base or losses
         value, error = summarise(units[scorer.metric or "loss"])
-        exposure = {"exposure": measure_exposure(trainer, planted[0], planted[1], search.seed)} if planted else {}
+        exposure = {"exposure": measure_exposure(trainer, planted[0], planted[1], seed)} if planted else {}
         utility = {"value": value, "std_error": error}
-        points.append({"alpha": alpha, "utility": utility, **attacks(base, losses, search.seed), **exposure})
+        points.append({"alpha": alpha, "utility": utility, **attacks(base, losses, seed), **exposure})
     return sorted(points, key=lambda point: float(point["alpha"]))

@@ -183,10 +183,14 @@ def exposures(canaries: Units, references: Units) -> Units:
 
 
 def measure_exposure(trainer: Trainer, canaries: Encoded, references: Encoded, seed: int = 0) -> dict[str, Any]:
-    """Return the mean exposure of canaries with a 95% bootstrap interval, and how many are likelier than all others."""
+    """Return the exposure of each canary, their mean with a 95% interval, and how many are likelier than all others."""
     found = log_likelihoods(trainer, [*canaries, *references])
     bits = exposures(found[: len(canaries)], found[len(canaries) :])
     again = np.random.default_rng(seed).choice(bits, (RESAMPLES, len(bits))).mean(axis=1)
     low, high = np.quantile(again, (0.025, 0.975)).tolist() if len(bits) > 1 else (None, None)
     first = bits == np.log2(len(references) + 1)
-    return {"bits": {"value": float(bits.mean()), "low": low, "high": high}, "first": int(first.sum())}
+    return {
+        "bits": {"value": float(bits.mean()), "low": low, "high": high},
+        "first": int(first.sum()),
+        "each": bits.tolist(),
+    }

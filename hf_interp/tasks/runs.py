@@ -100,7 +100,7 @@ def search_run(
 def find_members(
     recipe: Recipe, tokenizer: Any, plan: MixturePlan, corpus: str | None = None, num_examples: int = 1000
 ) -> tuple[Members, dict[str, int]]:
-    """Return rows of a training corpus that a run has read, as many of the domain's test set, and how many there are.
+    """Return rows of a training corpus that a run has read, as many of its side's test set, and how many there are.
 
     Rows of the test set that stand in the corpus too are left out, as are canaries: they are no rows of its kind.
 
@@ -108,10 +108,10 @@ def find_members(
         ValueError: for a corpus that does not fit, or too few rows.
     """
     search, name = recipe.alpha_search or AlphaSearch(), audited_corpus(recipe, corpus)
-    sets = {**recipe.validation_corpora, **recipe.eval_corpora}
+    sets, held = {**recipe.validation_corpora, **recipe.eval_corpora}, held_out(recipe, name)
     keys: list[dict[str, Keys]] = [{}, {}]
     trained = tokenise(name, recipe.corpora[name], recipe, tokenizer, keys=keys[0])
-    tested = tokenise(search.domain, sets[search.domain], recipe, tokenizer, keys=keys[1])
+    tested = tokenise(held, sets[held], recipe, tokenizer, keys=keys[1])
     known, asked = (next(iter(found.values())) for found in keys)
     read = rows_read(plan, name)
     if len(known) == len(trained):  # of packed texts, whose rows are no longer those of the file, none is known
@@ -121,11 +121,20 @@ def find_members(
     if min(map(len, rows)) < MIN_ROWS:
         raise ValueError(
             f"An audit needs at least {MIN_ROWS} rows of {name!r} that were read and as many of the set "
-            f"{search.domain!r} that are not in it, got {len(rows[0])} and {len(rows[1])}. Add test rows, or audit "
+            f"{held!r} that are not in it, got {len(rows[0])} and {len(rows[1])}. Add test rows, or audit "
             "another `corpus`."
         )
     sizes = {"members": len(rows[0]), "others": len(rows[1]), "left_out": len(tested) - len(unseen)}
     return Members(trained.select(rows[0]), tested.select(rows[1])), sizes
+
+
+def held_out(recipe: Recipe, corpus: str) -> str:
+    """Return the name of the test set whose rows are of the kind of a training corpus: that of its side."""
+    search = recipe.alpha_search or AlphaSearch()
+    name = search.domain if recipe.corpora[corpus].side == "domain" else search.general
+    if name not in {**recipe.validation_corpora, **recipe.eval_corpora}:
+        raise ValueError(f"An audit of {corpus!r} needs test rows of its side: there is no set {name!r}. Add it.")
+    return name
 
 
 def rows_read(plan: MixturePlan, name: str) -> npt.NDArray[np.int64]:

@@ -219,8 +219,38 @@ def test_canaries_that_were_learned_by_heart_are_found(language_recipe: dict[str
     assert (audit["canaries"], audit["references"]) == (4, REFERENCES)
     before, after = audit["points"][0]["exposure"], audit["points"][-1]["exposure"]
     assert before["bits"]["value"] < 5
-    assert after == {"bits": {"value": 10.0, "low": 10.0, "high": 10.0}, "first": 4}
+    assert after == {"bits": {"value": 10.0, "low": 10.0, "high": 10.0}, "first": 4, "each": [10.0] * 4}
+    assert before["bits"]["value"] == pytest.approx(np.mean(before["each"]))
+    model, tokenizer = (
+        kind.from_pretrained(language_recipe["model_name_or_path"]) for kind in (AutoModelForCausalLM, AutoTokenizer)
+    )
+    planted, others = canary_texts("domain", CorpusConfig(**language_recipe["corpora"]["domain"]))
+    assert audit["canary_texts"] == planted
+    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text)["input_ids"]] for text in [*planted, *others]])
+    with torch.no_grad():
+        scores = model.eval()(ids).logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None]).sum((1, 2)).numpy()
+    by_hand = [np.log2(1024) - np.log2(1 + (scores[4:] > score).sum()) for score in scores[:4]]
+    assert before["each"] == pytest.approx(by_hand, abs=0.05)
     assert audit["num_examples"]["members"] == 20  # canaries are no rows of its kind
+
+
+def test_a_general_corpus_is_told_from_the_general_test_rows(language_recipe: dict[str, Any], tmp_path: Path) -> None:
+    found = language_recipe | {"alpha": 0.5, "max_steps": 6, "alpha_search": None, "output_dir": str(tmp_path / "out")}
+    run_recipe(found)
+    flags = ["--corpus", "general", "--alpha_search", "{alphas: 2}"]
+    assert cli.main(["audit", found["output_dir"], *flags]) == 0
+    audit = load_run_results(tmp_path / "out" / "results.json").audit
+    assert (audit["corpus"], audit["set"]) == ("general", "general")
+    model, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    losses = []
+    for part in ("corpora", "eval_corpora"):
+        rows = Path(found[part]["general"]["path"]).read_text("utf-8").splitlines()
+        ids = torch.tensor([[*tokenizer(json.loads(row)["text"])["input_ids"], tokenizer.eos_token_id] for row in rows])
+        with torch.no_grad():
+            logits = model.eval()(ids).logits[:, :-1].transpose(1, 2)
+        losses.append(torch.nn.functional.cross_entropy(logits, ids[:, 1:], reduction="none").mean(1))
+    area = (losses[0][:, None] < losses[1]).double().mean()
+    assert audit["points"][-1]["loss"]["auc"]["value"] == pytest.approx(float(area), abs=5e-3)
 
 
 def test_the_likelihood_is_that_of_the_model(language_recipe: dict[str, Any]) -> None:
