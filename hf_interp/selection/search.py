@@ -326,8 +326,8 @@ class AlphaSearchRun:
         values = [self.units(side, name) for side in DOMAIN_FIRST for name in self._metrics()]
         if all((first == second).all() for units in values for first, second in pairwise(units)):
             self.warnings.append(
-                "The metrics are the same at every α: are M₀ and M_θ the same model? A `state_dict()` is no copy: it "
-                "goes with its model."
+                "The metrics are the same at every α. Either none of these models does anything right yet, or M₀ and "
+                "M_θ are the same model: in Python a `state_dict()` is no copy, it goes with its model."
             )
         if self._is_of_numbers():
             self.warnings.append(

@@ -65,12 +65,18 @@ def noise_multiplier(plan: MixturePlan, epsilon: float, delta: float) -> float:
 
 
 def format_private(plan: MixturePlan, args: Any) -> list[str]:
-    """Return a sentence on the guarantee of a plan, if one is asked for."""
+    """Return a sentence on the guarantee of a plan, if one is asked for, and one on what is weak about it."""
     if args.dp_epsilon is None:
         return []
+    rows = sum(corpus.num_examples or 0 for corpus in plan.corpora if corpus.side == "domain")
+    weak = (
+        f"`dp_delta` is {args.dp_delta:g}, and one over the {rows:,} domain rows is {1 / rows:.2g}: what publishes one "
+        f"whole row keeps that guarantee too. Ask for a tenth of one over the rows, or less"
+    )
     return [
+        *([weak] if args.dp_delta * rows >= 1 else []),
         f"differential privacy: ε = {args.dp_epsilon:g}, δ = {args.dp_delta:g} for replacing one domain row, by noise "
-        f"of {noise_multiplier(plan, args.dp_epsilon, args.dp_delta):.4g} times `dp_max_grad_norm`"
+        f"of {noise_multiplier(plan, args.dp_epsilon, args.dp_delta):.4g} times `dp_max_grad_norm`",
     ]
 
 

@@ -267,7 +267,7 @@ def test_a_base_without_a_head_is_told(tmp_path: Path) -> None:
 def test_the_same_model_twice_is_told(tmp_path: Path) -> None:
     trainer = host(tmp_path, tiny_model())
     curve = search_alpha(trainer, copy.deepcopy(trainer.model), alphas=3)
-    assert any("are M₀ and M_θ the same model?" in warning for warning in curve.warnings)
+    assert any("M₀ and M_θ are the same model" in warning for warning in curve.warnings)
     assert curve.alpha == 1.0
 
 

@@ -51,7 +51,7 @@ from hf_interp.training.loss_scale import (
     part_of_batch,
     zero_without_labels,
 )
-from hf_interp.training.private import delta_of, most_read, mu_of
+from hf_interp.training.private import delta_of, format_private, most_read, mu_of
 
 SMOOTHING = {"label_smoothing_factor": 0.2}
 
@@ -486,6 +486,14 @@ def test_readings_of_a_row_are_counted_by_step() -> None:
         own = Counter(pair for pair in zip(draw.corpus.tolist(), draw.example.tolist(), strict=True) if pair[0])
         counts.update({pair: count**2 for pair, count in own.items()})
     assert most_read(plan) == max(counts.values()) > 1
+
+
+@pytest.mark.parametrize(("delta", "is_weak"), [(1 / 36, True), (1 / 38, False)])
+def test_a_delta_above_one_over_the_rows_is_told(tmp_path: Path, delta: float, is_weak: bool) -> None:
+    specs = [CorpusSpec(name=name, side="domain", num_examples=count) for name, count in (("law", 7), ("news", 30))]
+    plan = MixturePlan(specs, alpha_schedule=linear(1, 1), batch_size=4, max_steps=2)
+    lines = format_private(plan, config(tmp_path, **{**PRIVATE, "dp_delta": delta}))
+    assert ["one over the 37 domain rows is 0.027" in line for line in lines] == [True, False][1 - is_weak :]
 
 
 @pytest.mark.parametrize(
