@@ -36,10 +36,15 @@ JACKKNIFE_GROUPS = 20
 
 
 class ScoreHalves(NamedTuple):
-    """Scores on the examples by which α is chosen, and on others that the choice has not seen."""
+    """Scores on the examples by which α is chosen, and on others that the choice has not seen.
+
+    Args:
+        sizes: dataset → examples of each part, where there may be fewer units than examples.
+    """
 
     selection: Scores
     report: Scores
+    sizes: dict[str, dict[str, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class TrainerScorer:
         """Evaluate the model as it is, and return its scores."""
         selection: Scores = {}
         report: Scores = {}
+        sizes: dict[str, dict[str, int]] = {}
         for name, dataset in self.datasets.items():
             with evaluating(self.trainer, name):
                 found = others = self.found[id(dataset)] = predict(self.trainer, dataset)
@@ -109,7 +115,8 @@ class TrainerScorer:
                     others = predict(self.trainer, self.report_datasets[name])
                     first, second = np.arange(len(found.losses)), np.arange(len(others.losses))
                 selection[name], report[name] = self.scores(found, first), self.scores(others, second)
-        return ScoreHalves(selection, report)
+                sizes[name] = {"selection": len(first), "report": len(second)}
+        return ScoreHalves(selection, report, sizes)
 
     def scores(self, found: Predictions, rows: npt.NDArray[np.intp]) -> dict[str, Units]:
         """Return the units of every metric on some rows of what was predicted."""

@@ -313,12 +313,10 @@ class AlphaSearchRun:
     def _sizes(self) -> dict[str, dict[str, int]]:
         if self._is_of_numbers():
             return {}
-        parts = next(iter(self.parts.values()))
-        return {
-            side: {
-                part: max(len(units) for units in scores[side].values())
-                for part, scores in zip(("selection", "report"), parts, strict=True)
-            }
+        found = next(iter(self.parts.values()))
+        parts = {"selection": found.selection, "report": found.report}
+        return found.sizes or {
+            side: {part: max(map(len, scores[side].values())) for part, scores in parts.items()}
             for side in DOMAIN_FIRST
         }
 

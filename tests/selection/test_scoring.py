@@ -147,13 +147,15 @@ def test_labels_padded_to_different_lengths_count_alike(tmp_path: Path) -> None:
 
 def test_the_f1_has_the_jackknife_of_its_groups(tmp_path: Path) -> None:
     host, rows = trainer(tmp_path), corpus(0, 30)
-    units = TrainerScorer(host, {"domain": rows}, {"domain": rows}, "f1", 0)().selection["domain"]["f1"]
+    found = TrainerScorer(host, {"domain": rows}, {"domain": rows}, "f1", 0)()
+    units = found.selection["domain"]["f1"]
     whole = host.evaluate(rows)["eval_f1"]
     without = [
         host.evaluate(rows.select([row for row in range(30) if row % 20 != group]))["eval_f1"] for group in range(20)
     ]
     assert units.mean() == pytest.approx(whole)
     assert units.std(ddof=1) == pytest.approx(19 * np.std(without, ddof=1))
+    assert (len(units), found.sizes) == (20, {"domain": {"selection": 30, "report": 30}})
 
 
 def test_without_metrics_there_are_losses_alone(tmp_path: Path) -> None:
