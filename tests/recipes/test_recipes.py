@@ -117,6 +117,8 @@ def check_run(results: RunResults, folder: Path) -> None:
 def test_a_recipe_runs_on_toy_files(path: Path, toy_models: dict[str, Path], tmp_path: Path) -> None:
     if load_recipe(path)["task"] == "chat":
         pytest.importorskip("trl", reason="trl is not installed: pip install hf_interp[trl]")
+    if load_recipe(path)["task"] == "automatic-speech-recognition":
+        pytest.importorskip("jiwer", reason="jiwer is not installed: pip install hf_interp[audio]")
     results = run_recipe(on_toy_files(path, toy_models, tmp_path, ["--max_steps", "2", *RISE]))
     assert [entry["alpha"] for entry in results.log_history if "loss" in entry] == [0.0, 1.0]
     check_run(results, tmp_path / "out")

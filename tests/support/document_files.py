@@ -124,7 +124,7 @@ def _make_recipes(folder: Path) -> None:
     recordings.mkdir(parents=True)
     for number in range(120):  # of every digit and speaker some of each split
         speaker = ("george", "lucas", "theo")[number // 10 % 3]
-        (recordings / f"{number % 10}_{speaker}_{number // 30 * 4}.wav").write_bytes(toy_wav(number))
+        (recordings / f"{number % 10}_{speaker}_{number // 30 * 5}.wav").write_bytes(toy_wav(number))
     with inside(folder):
         for path in sorted(Path("recipes").glob("*/*.yaml")):
             if "corpora" in yaml.safe_load(path.read_text("utf-8")):

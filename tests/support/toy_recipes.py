@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from toy_media import toy_png, toy_wav, write_toy_ast, write_toy_captioner, write_toy_clip, write_toy_vit
+from toy_media import toy_png, toy_wav, write_toy_ast, write_toy_captioner, write_toy_clip, write_toy_ctc, write_toy_vit
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -39,6 +39,8 @@ SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+SAID = ["one", "nine"]
+"""Transcripts, in characters which the models of the documents and the toy model know."""
 LENGTH = 16  # of the examples of the toy runs, in tokens
 
 
@@ -94,6 +96,7 @@ def write_toy_models(folder: Path) -> dict[str, Path]:
         "audio": write_toy_ast(folder / "audio", digits),
         "image-text": write_toy_clip(folder / "image-text"),
         "captioner": write_toy_captioner(folder / "captioner"),
+        "ctc": write_toy_ctc(folder / "ctc"),
     }
 
 
@@ -101,7 +104,7 @@ def model_kind(task: str) -> str:
     if task == "chat":
         return task
     kinds = {"AutoModelForCausalLM": "decoder", "AutoModelForSeq2SeqLM": "encoder-decoder"}
-    kinds |= {"AutoModelForImageTextToText": "captioner"}
+    kinds |= {"AutoModelForImageTextToText": "captioner", "AutoModelForSpeechSeq2Seq": "ctc"}
     info = TASKS[task].info
     return kinds.get(info.auto_class, "encoder" if info.takes == "text" else info.takes)
 
@@ -117,7 +120,7 @@ def toy_row(recipe: Recipe, corpus: CorpusConfig, number: int, texts: list[str])
         for role, word in zip(("user", "assistant"), words, strict=False)
     ]
     values = {
-        "text": texts[number % len(texts)],
+        "text": SAID[number % 2] if TASKS[recipe.task].info.takes == "audio" else texts[number % len(texts)],
         "words": words,
         "tags": [labels[(number + place) % len(labels)] for place in range(len(words))] if labels else None,
         "class": label,

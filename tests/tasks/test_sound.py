@@ -307,7 +307,7 @@ def test_a_run_that_transcribes(kind: str, tmp_path: Path, write_recipe: Any, re
     curve = load_curve(folder / "curve.json")
     assert curve_run(folder)[0].report["general"] == curve.report["general"]
     assert (curve.metric, curve.greater_is_better) == ("wer", False)
-    assert curve.num_examples == dict.fromkeys(("domain", "general"), {"selection": 5, "report": 5})
+    assert curve.num_examples == {side: {"selection": 5, "report": 5} for side in ("domain", "general")}
     interpolate_checkpoints(model, folder, tmp_path / "merged", 1.0)
     assert own_transcripts(tmp_path / "merged") == own_transcripts(folder)
     assert f"pipeline('{SPEECH}', model=" in render_card(folder).text
