@@ -12,7 +12,7 @@ import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from hf_interp.tasks.lengths import UNLIMITED
-from hf_interp.tasks.media import check_size
+from hf_interp.tasks.media import check_asked
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.speech import transcribe
 from hf_interp.utils.task_info import MASK, TASK_INFOS, AnswerKind
@@ -186,10 +186,15 @@ def _ask_source(tokenizer: PreTrainedTokenizerBase, settings: Settings, text: st
 
 
 def ask_file(kind: str, collator: Any, places: Sequence[str]) -> Callable[[Any, Settings, Any, str | None], Question]:
-    """Return the step that makes inputs of the bytes of an image or a recording, as the collator of training does."""
+    """Return the step that makes inputs of the bytes of an image or a recording, as the collator of training does.
+
+    A recording is not to be transcribed in part, as Whisper would.
+    """
+    samples = None if places else getattr(collator.processor, "n_samples", None)
+    heard = samples / collator.processor.sampling_rate if samples else None
 
     def ask(processor: Any, settings: Settings, data: bytes, pair: str | None) -> Question:
-        check_size(data, kind)
+        check_asked(data, kind, heard)
         return Question(dict(collator([{kind: data}])), list(places), [])
 
     return ask

@@ -64,11 +64,15 @@ def read_file(value: Any, kind: str, folders: Sequence[Path]) -> bytes:
     try:
         DECODERS[kind](found)
     except Exception as error:  # of each library another
-        what = re.sub(r"\s*<[^>]*>", "", " ".join(str(error).split())) or type(error).__name__  # no object's address
-        raise BadValueError(
-            f"an {kind} of {len(found):,} bytes that cannot be decoded ({what:.120})", "Remove such rows from the file."
-        ) from None
+        what = f"an {kind} of {len(found):,} bytes that cannot be decoded ({_in_words(error)})"
+        raise BadValueError(what, "Remove such rows from the file.") from None
     return found
+
+
+def _in_words(error: Exception) -> str:
+    """Return what an error of another library says, without the address of an object."""
+    said = re.sub(r"\s*<[^>]*>", "", " ".join(str(error).split()))
+    return (said or type(error).__name__)[:120]
 
 
 def file_of(value: Any) -> str | None:
@@ -118,8 +122,8 @@ def file_suffix(data: bytes, kind: str) -> str:
     return f".{str(form).lower()}"
 
 
-def check_size(data: bytes, kind: str) -> None:
-    """Refuse a file that cannot be decoded, or is more than somebody who asks a page may send."""
+def check_asked(data: bytes, kind: str, heard: float | None = None) -> None:
+    """Refuse a file that cannot be decoded, or is more than somebody who asks a page may send, or a model hears."""
     extra = import_extra(*EXTRAS[kind])
     try:
         found = extra.open(io.BytesIO(data)) if kind == "image" else extra.info(io.BytesIO(data))
@@ -127,8 +131,13 @@ def check_size(data: bytes, kind: str) -> None:
     except Exception as error:  # of each library another
         raise ValueError(f"The {kind} cannot be decoded. Choose another file.") from error
     most, unit = MOST_ASKED[kind]
+    most = min(most, heard or most)
     if not 0 < size <= most:
-        raise ValueError(f"The {kind} must have at most {most:,} {unit}, and some, got {size:,.0f}.")
+        raise ValueError(f"The {kind} must have at most {most:,} {unit}, and some, got {round(size, 1):,}.")
+    try:
+        DECODERS[kind](data)
+    except Exception as error:
+        raise ValueError(f"The {kind} cannot be decoded ({_in_words(error)}). Choose another file.") from error
 
 
 def resample(samples: npt.NDArray[np.float32], rate: int, wanted: int) -> npt.NDArray[np.float32]:

@@ -200,9 +200,21 @@ def test_files_are_answered_as_the_models_answer_them(kind: str, tmp_path: Path)
 
 
 def test_files_that_cannot_be_answered_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("soundfile", reason="soundfile is not installed")
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
     sound, image = write_toy_ast(tmp_path / "ast", TONES), write_toy_vit(tmp_path / "vit", PLACES)
     ears, eyes = (opened((str(folder), str(folder))) for folder in (sound, image))
+    whisper = str(write_toy_whisper(tmp_path / "whisper"))
+    writer = opened((whisper, whisper))
+    long, unreal = io.BytesIO(), io.BytesIO()
+    soundfile.write(long, np.zeros(RATE * 3 // 2), RATE, format="WAV")
+    soundfile.write(unreal, np.array([0.1, np.nan]), RATE, format="WAV", subtype="FLOAT")
+    ears.compare(long.getvalue(), 0.5)  # a classifier may be told more than it hears
+    for slider, given, words in (
+        (writer, long, "The audio must have at most 1.0 seconds, and some, got 1.5."),
+        (ears, unreal, "The audio cannot be decoded \\(1 of its samples are NaN or infinite\\). Choose another file."),
+    ):
+        with pytest.raises(ValueError, match=words):
+            slider.compare(given.getvalue(), 0.5)
     monkeypatch.setitem(MOST_ASKED, "image", (63, "pixels"))
     monkeypatch.setitem(MOST_ASKED, "audio", (0.05, "seconds"))
     monkeypatch.setattr(models, "FILE", (bytes, 4000, "bytes", "Choose"))
