@@ -36,7 +36,7 @@ EXTRAS = {
 }
 """By what a model takes: what decodes it, as `import_extra` takes it."""
 
-MOST_ASKED = {"image": (50_000_000, "pixels"), "audio": (60, "seconds")}
+MOST_ASKED: dict[str, tuple[float, str]] = {"image": (50_000_000, "pixels"), "audio": (60, "seconds")}
 """By the kind, how much of it one question may hold."""
 
 Media = dict[str, torch.Tensor]
