@@ -220,7 +220,7 @@ def _api(slider: AlphaSlider) -> Any:
     def predict(text: str, alpha: float, text_pair: str = "") -> dict[str, Any]:
         """Return the answers of M₀, M_α and M_θ to a text, or to a file in Base64."""
         try:
-            given = text if slider.takes == "text" else base64.b64decode(text, validate=True)
+            given = text if slider.takes == "text" else _file_of(text, slider.takes)
             answers = slider.compare(given, alpha, text_pair)
         except (TypeError, ValueError) as error:
             raise import_gradio().Error(str(error), print_exception=False) from error
@@ -235,6 +235,13 @@ def _api(slider: AlphaSlider) -> Any:
         return found
 
     return predict
+
+
+def _file_of(text: str, kind: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError(f"The {kind} must be the bytes of a file in Base64, got {text!r:.40}.") from error
 
 
 # What the page's server takes from whom: questions of its own page and of programs, at a bounded size and rate.

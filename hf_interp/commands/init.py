@@ -1,5 +1,6 @@
 """`hf-interp init`, `adapt` and `check`: from files to a recipe, to a run, and what a file is."""
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_interp.tasks.column_choice import choose_columns
+from hf_interp.tasks.column_choice import ANSWERS_IN_TEXTS, LABELS, TASKS_OF_MEDIA, choose_columns
 from hf_interp.tasks.columns import FILES, Kind, converter, first_fault, is_iob2
 from hf_interp.tasks.corpus_files import list_places
 from hf_interp.tasks.draft import Draft, draft_recipe
@@ -93,7 +94,19 @@ def check_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
         for spellings in by_meaning(labels).values()
         if len(spellings) > 1
     ]
-    return {**found, "task": task, "uses": {name: used[name].name for name in used}, "labels": labels, "wrong": wrong}
+    files = {column.name: column for name, column in used.items() if name in FILES}  # of which hashes are known now
+    found["columns"] = [_describe(files.get(name, column)) for name, column in facts.columns.items()]
+    uses = {name: used[name].name for name in used}
+    return {**found, "task": task, "uses": uses, "labels": labels, "or": _other_tasks(task, uses), "wrong": wrong}
+
+
+def _other_tasks(task: str, uses: Mapping[str, str]) -> str | None:
+    """Return what files with few different texts may be for as well, if no name says that these are labels."""
+    label = uses.get("label")
+    if task not in TASKS_OF_MEDIA or label is None or label.lower() in LABELS:
+        return None
+    others = [name for name in ANSWERS_IN_TEXTS if TASKS_OF_MEDIA[name] == TASKS_OF_MEDIA[task]]
+    return f"{' or '.join(others)}, if {label!r} is no label: --text_column {shlex.quote(label)}"
 
 
 def _used(facts: Facts, columns: Mapping[str, Any]) -> dict[str, Column]:
@@ -114,6 +127,8 @@ def _used(facts: Facts, columns: Mapping[str, Any]) -> dict[str, Column]:
 def _describe(column: Column) -> dict[str, Any]:
     lengths = [len(value) if isinstance(value, list) else len(str(value).split()) for value in column.values] or [0]
     found = {"name": column.name, "kind": column.kind, "blank": column.blank}
+    if column.kind in FILES:
+        return {**found, "different": len({*column.values}) or None, "p95": None, "longest": None}
     return {
         **found,
         "different": len(set(map(str, column.values))),
@@ -191,10 +206,17 @@ def format_check(found: Mapping[str, Any]) -> str:
     reading = "".join(f", {name} {value!r}" for name, value in found["reading"].items())
     header = ["column", "kind", "blank", "different", "words (95%)", "longest"]
     lines = [f"{found['path']}: {found['rows']:,} rows, {found['format']}{reading}", ""]
-    lines += [format_table(header, [[f"{value}" for value in column.values()] for column in found["columns"]]), ""]
+    lines += [
+        format_table(
+            header, [["" if value is None else f"{value}" for value in column.values()] for column in found["columns"]]
+        ),
+        "",
+    ]
     if found["task"]:
         uses = ", ".join(f"{name} {column!r}" for name, column in found["uses"].items())
         lines.append(f"task: {found['task']} ({uses})")
+    if found.get("or"):
+        lines.append(f"or: {found['or']}")
     if found.get("labels"):
         lines.append(f"labels: {format_counts(found['labels'])}")
     return "\n".join([*lines, *([f"wrong: {fault}" for fault in found["wrong"]] or ["nothing wrong was found"])])

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hf_interp.tasks.dialogues import other_parts
-from hf_interp.tasks.file_facts import Column, Facts
+from hf_interp.tasks.file_facts import Column, ColumnKind, Facts
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.task_info import TASK_INFOS
 
@@ -108,7 +108,9 @@ def _media(facts: Facts, given: Given, task: str | None, family: str | None) -> 
 def _text_of_media(facts: Facts, given: Given, task: str | None, names: Sequence[str]) -> str | None:
     """Return the column of transcripts or captions; where no task says that there is one, one that is called so."""
     is_settled = task is not None or "text_column" in given
-    texts = facts.of_kind("text", "label", "id") if is_settled else facts.of_kind("text")
+    has_labels = any(name.lower() in LABELS for name in facts.columns)  # else few different texts are not labels
+    kinds: list[ColumnKind] = ["text", "label", "id"] if is_settled else ["text"] if has_labels else ["text", "label"]
+    texts = facts.of_kind(*kinds)
     texts = texts if is_settled else [name for name in texts if name.lower() in names]
     return None if "label_column" in given else _find(facts, given, "text_column", texts, names)
 

@@ -175,6 +175,7 @@ def test_a_page_of_sound_takes_one_file_and_gives_back_its_own(
         assert found["texts"][0] != found["texts"][2]
         assert "cannot be decoded" in json.dumps(answer(ask, base64.b64encode(b"no sound").decode()))
         assert "error" in json.dumps(answer(ask, "no Base64!")).lower()
+        assert "must be the bytes of a file in Base64, got 'hello'" in json.dumps(answer(ask, "hello"))
         form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n' + toy_wav(3)
         form += b"\r\n--x--\r\n"
         status, body = ask("POST", "/gradio_api/upload", form, Content_Type="multipart/form-data; boundary=x")

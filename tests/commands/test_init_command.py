@@ -11,7 +11,7 @@ from toy_media import write_folder, write_parquet, write_sounds, write_table
 from toy_recipes import write_toy_models
 
 from hf_interp import cli
-from hf_interp.commands.init import TEMPLATES
+from hf_interp.commands.init import TEMPLATES, check_file, format_check
 
 ROWS = ["text;mood", "so good;yes", "so bad;no", "So  good;yes", ";no", "not so good;no", "rather bad;"]
 
@@ -112,6 +112,32 @@ def test_check_finds_sound_that_is_no_numbers(tmp_path: Path, capsys: pytest.Cap
     what = "cannot be decoded (1 of its samples are NaN or infinite)"
     assert f"wrong: 1 rows cannot be read, such as sounds/8000_3.wav: an audio of 88 bytes that {what}" in (
         capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("name", ["text", "what was said"])
+def test_check_tells_transcripts_of_few_words_from_labels(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("soundfile", reason="soundfile is not installed")
+    path = write_sounds(tmp_path / "rows.jsonl", range(8), answer=name)
+    *rows, last = path.read_text("utf-8").splitlines()
+    rows += [json.dumps(json.loads(last) | {name: ""}), rows[0]]
+    path.write_text("\n".join(rows) + "\n", "utf-8")
+    found = check_file(str(path), {})
+    if name != "text":
+        assert found["task"] == "audio-classification"
+        assert found["or"] == "automatic-speech-recognition, if 'what was said' is no label: --text_column " + (
+            "'what was said'"
+        )
+        assert f"\nor: {found['or']}\n" in format_check(found)
+        found = check_file(str(path), {"text_column": name})
+    assert (found["task"], found["or"]) == ("automatic-speech-recognition", None)
+    assert f"1 rows have no text ({name!r}): line 8" in found["wrong"]
+    assert [(column["different"], column["longest"]) for column in found["columns"]] == [(8, None), (2, 1)]
+    assert "None" not in format_check(found)
+    labelled = write_sounds(tmp_path / "labels.jsonl", range(8))
+    assert (check_file(str(labelled), {})["task"], check_file(str(labelled), {})["or"]) == (
+        "audio-classification",
+        None,
     )
 
 
