@@ -108,12 +108,12 @@ def pairs_over_alpha(curve: AlphaCurve) -> list[Chart]:
     return charts
 
 
-def group_table(account: Account) -> Rows:
-    """Return every group of a column, the worst first, with what is known of it."""
+def group_table(account: Account, most: int | None = None) -> Rows:
+    """Return every group of a column, or the worst ones, with what is known of it."""
     groups = account["groups"]
     shown = {key: title for key, title in DETAILS.items() if any(key in group for group in groups.values())}
     rows = [["group", "rows", account["metric"], *shown.values()]]
-    for name, group in groups.items():
+    for name, group in list(groups.items())[:most]:
         value = _with_interval(group["value"], group["low"], group["high"])
         rows.append([name, str(group["num"]), value, *(number(group[key]) or DASH for key in shown)])
     return rows
