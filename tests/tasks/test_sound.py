@@ -341,6 +341,7 @@ def test_a_split_batch_has_the_same_ctc_loss(ctc: Path, tmp_path: Path) -> None:
             "cannot be decoded (2 of its samples are NaN or infinite",
         ),
     ],
+    ids=["none", "broken", "silent", "empty", "nan"],  # not the bytes of a file, which may hold the time
 )
 def test_sound_that_cannot_be_read_is_named(
     name: str, content: bytes | None, words: str, ast: Path, tmp_path: Path
