@@ -87,7 +87,7 @@ def test_losses_and_hits_are_those_of_the_trainer(tmp_path: Path) -> None:
 def test_a_half_is_scored_on_its_examples(tmp_path: Path) -> None:
     host, rows = trainer(tmp_path), corpus(0, 13)
     found = TrainerScorer(host, {"domain": rows}, None, "f1", 3)()
-    for part, half in zip(found, halves(13, 3, "domain"), strict=True):
+    for part, half in zip((found.selection, found.report), halves(13, 3, "domain"), strict=True):
         expected = host.evaluate(rows.select(half))
         assert part["domain"]["loss"].mean() == pytest.approx(expected["eval_loss"], abs=1e-6)
         assert part["domain"]["f1"].mean() == pytest.approx(expected["eval_f1"])
