@@ -33,7 +33,7 @@ from hf_interp.tasks.file_facts import Facts, look_at
 from hf_interp.tasks.labels import by_meaning
 from hf_interp.tasks.lengths import UNLIMITED
 from hf_interp.tasks.loading import encode_corpus, load_corpus
-from hf_interp.tasks.methods import lay_method
+from hf_interp.tasks.methods import LANGUAGE_TASKS, lay_method
 from hf_interp.tasks.models import label_names_of
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe
@@ -60,6 +60,7 @@ SAMPLE = 1000  # rows whose lengths are measured
 LEAST_MADE, MOST_MADE = 200, 5000  # rows that M₀ makes
 MOST_MEASURED = 1000  # rows of a set that is measured again and again
 FEW_ROWS = 200
+THOUSANDS = 2000  # domain examples of which a language model learns best at another α than of 300 (docs/evidence.md)
 SHORTEST, LONGEST = 16, 512  # tokens
 FEW_BLOCKS = 4
 BATCH, FEW_BATCH = 16, 4
@@ -517,6 +518,10 @@ def _decide_training(
     """Decide on α, on what is trained, and for how long."""
     if "general" in paths:
         draft.decide("method", "balanced", "or keep, or domain, where one side counts more; plan prints what it sets")
+        if draft.fields["task"] in LANGUAGE_TASKS and draft.examples["domain"] >= THOUSANDS:
+            draft.decide(
+                "alpha", 0.5, "the method's 0.25 is best of a few hundred domain examples, see docs/evidence.md"
+            )
     else:
         draft.decide("alpha", 1.0, "without general data (--general) what is forgotten is neither held nor measured")
     is_chat = draft.fields["task"] == "chat"

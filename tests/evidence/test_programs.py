@@ -98,11 +98,11 @@ def rows(text: str) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_the_tables_of_the_page_are_what_the_programs_print(capsys: pytest.CaptureFixture[str]) -> None:
-    assert table.main(["--table", "all", "amount", "trade-off", "unseen", "self"]) == 0
+    assert table.main(["--table", "all", "amount", "trade-off", "trade-off-full", "unseen", "self"]) == 0
     assert noise.main(["--table"]) == 0
     printed = rows(capsys.readouterr().out)
     shown = rows(PAGE)
-    assert len(shown) == 13 + 10 + 8 + 7 + 10 + 9
+    assert len(shown) == 13 + 10 + 8 + 7 + 7 + 10 + 9
     for row in shown:
         assert any(row == found[: len(row)] for found in printed), row
 

@@ -78,6 +78,21 @@ def test_what_is_given_is_not_decided(models: dict[str, Path], tmp_path: Path) -
     assert not {"alpha_search", "anchor", "validation_corpora"} & draft.fields.keys()
 
 
+@pytest.mark.parametrize("count", [1800, 3000])
+def test_a_language_model_with_thousands_of_domain_examples_reads_half_of_them(
+    models: dict[str, Path], tmp_path: Path, count: int
+) -> None:
+    draw = random.Random(0)
+    rows = [{"text": " ".join(draw.choices(ENGLISH, k=60))} for _ in range(count)]
+    paths = {"domain": str(tmp_path / "mine.jsonl"), "general": str(tmp_path / "other.jsonl")}
+    for path in paths.values():
+        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    draft = draft_recipe(str(models["decoder"]), paths, {"max_length": 64})
+    assert draft.fields["method"] == "balanced"
+    assert draft.fields.get("alpha") == (0.5 if draft.examples["domain"] >= 2000 else None)
+    assert (draft.examples["domain"] >= 2000) == (count == 3000)
+
+
 @pytest.mark.parametrize(
     ("names", "label_names", "label_map"),
     [

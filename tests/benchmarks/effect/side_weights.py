@@ -48,8 +48,8 @@ def four_runs(cell: Cell, seeds: Sequence[int]) -> list[Row]:
 
 
 REFERENCES: dict[str, Contender] = {
-    "constant 0.5 + M_α": partial(run_of, "constant-0.5"),
     "the best constant + M_α": best_mixture,
+    "constant 0.5 + M_α": partial(run_of, "constant-0.5"),
     "four constants, no M_α": four_runs,
 }
 """What methods are held against, as tables call it."""
