@@ -14,18 +14,20 @@ al. 2019, arXiv 1905.02383). No amplification by sampling is claimed: who is rea
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
 from torch import nn
-from transformers import Trainer
 
 from hf_interp.mixture.collators import PackedCollator
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.plan import MixturePlan
+
+if TYPE_CHECKING:  # a plan, which tells the noise, waits for no trainer
+    from transformers import Trainer
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 BLOCK = 1000  # steps whose readings are counted at once
@@ -160,7 +162,7 @@ def _rows(inputs: Mapping[str, Any], places: torch.Tensor, size: int) -> dict[st
 
 
 def prepare_private(
-    trainer: Trainer, plan: MixturePlan, corpora: Sequence[Corpus], mixture: Mapping[str, Any] | None, *, is_own: bool
+    trainer: "Trainer", plan: MixturePlan, corpora: Sequence[Corpus], mixture: Mapping[str, Any] | None, *, is_own: bool
 ) -> PrivateGradients | None:
     """Return what makes the gradients of a run private, if its arguments ask for that.
 
@@ -189,7 +191,7 @@ def prepare_private(
     return PrivateGradients(plan, sigma, args.dp_max_grad_norm, key)
 
 
-def _check_run(trainer: Trainer, plan: MixturePlan, corpora: Sequence[Corpus], *, is_own: bool) -> None:
+def _check_run(trainer: "Trainer", plan: MixturePlan, corpora: Sequence[Corpus], *, is_own: bool) -> None:
     """Refuse a run whose domain rows are mixed with others, or decide what is read."""
     args: Any = trainer.args
     mixed = next((name for name, part in trainer.model.named_modules() if isinstance(part, NORMS)), None)

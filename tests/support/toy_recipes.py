@@ -119,8 +119,10 @@ def toy_row(recipe: Recipe, corpus: CorpusConfig, number: int, texts: list[str])
         {corpus.role_key: role, corpus.content_key: word}
         for role, word in zip(("user", "assistant"), words, strict=False)
     ]
+    takes = TASKS[recipe.task].info.takes
+    said = {"audio": SAID[number % 2], "text": texts[number % len(texts)]}
     values = {
-        "text": SAID[number % 2] if TASKS[recipe.task].info.takes == "audio" else texts[number % len(texts)],
+        "text": said.get(takes, " ".join(words[:3])),  # of an image a caption, which is short
         "words": words,
         "tags": [labels[(number + place) % len(labels)] for place in range(len(words))] if labels else None,
         "class": label,
