@@ -125,6 +125,7 @@ def write_toy_clip(folder: Path, kind: str = "clip") -> Path:
     set_seed(5)
     tokenizer = toy_tokenizer()
     tokenizer.eos_token, tokenizer.model_max_length = "[SEP]", 12
+    tokenizer.add_tokens(["red", "green", "yellow", "zarn", "star", "cross", "quill"])  # or all classes were one text
     size = {"height": 8, "width": 8}
     text = {**TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": 12, "pad_token_id": 0}
     text |= {"bos_token_id": 2, "eos_token_id": 3}
