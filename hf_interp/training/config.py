@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -179,6 +180,8 @@ class InterpolationConfig(Seq2SeqTrainingArguments):
         self._check_order()
         self.build_alpha_schedule(max_steps=self.max_steps if self.max_steps > 0 else 1 << 40)
         self.build_alpha_controller()
+        if not isinstance(self.lr_scheduler_kwargs or {}, Mapping):
+            raise ValueError(f"`lr_scheduler_kwargs` must be a mapping, got {self.lr_scheduler_kwargs!r}.")
         self._check_anchor()
         self._check_adversary()
         self._settle_own_schedules()
