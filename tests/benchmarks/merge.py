@@ -321,6 +321,8 @@ def main() -> None:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         print(json.dumps(CHILDREN[way](config, Path(path), Path(out))), flush=True)
         return
+    if args.check and args.mergekit is None:
+        parser.error("--check needs --mergekit PYTHON, whose results it compares with ours")
     with tempfile.TemporaryDirectory() as name:
         if args.effect:
             print(effect(args.effect.resolve(), Path(name)))

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from toys import config, corpus, tiny_model
 
 from hf_interp import InterpolationTrainer
-from hf_interp.training.checkpoints import rank_file
+from hf_interp.training.checkpoints import CHECKSUMS_NAME, rank_file
 from hf_interp.utils.console import format_table
 
 CORPUS_ROWS = 500  # of each of the two corpora
@@ -91,6 +91,7 @@ def checkpoint_at(make: Any, folder: Path, step: int, max_steps: int) -> Path:
     for path in (checkpoint / "trainer_state.json", rank_file(checkpoint, 0)):
         if path.exists():
             path.write_text(json.dumps({**json.loads(path.read_text()), "global_step": step}))
+    (checkpoint / CHECKSUMS_NAME).unlink(missing_ok=True)  # they are those of the files as they were written
     return checkpoint
 
 

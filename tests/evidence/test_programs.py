@@ -138,6 +138,33 @@ def run_python(*arguments: str, cwd: Path, python: str | Path = sys.executable) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "resume.py --steps 2 3 --host_steps 2 3 --rounds 1",
+        "overhead.py --steps 2 --pairs 1",
+        "sweep.py --examples 8 --length 4 --pairs 1 --rounds 2 --threads 1",
+        "slider.py --texts 1 --moves 2",
+        "plan.py --ranks 3 --rows 200",
+    ],
+)
+def test_a_program_prints_its_table(command: str, tmp_path: Path, commands: Path) -> None:
+    name, *arguments = command.split()
+    done = run_python(str(BENCHMARKS / name), *arguments, cwd=tmp_path, python=commands / "python")
+    assert done.returncode == 0, done.stderr
+    _, *found = rows(done.stdout)
+    assert len(found) >= 2
+    assert all(any(char.isdigit() for char in "".join(row[1:])) for row in found)
+
+
+@pytest.mark.slow
+def test_merges_are_not_compared_without_mergekit(tmp_path: Path, commands: Path) -> None:
+    done = run_python(str(BENCHMARKS / "merge.py"), "--check", cwd=tmp_path, python=commands / "python")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--check needs --mergekit" in done.stderr
+
+
+@pytest.mark.slow
 def test_the_program_for_a_card_runs_on_a_processor(tmp_path: Path, commands: Path) -> None:
     def started(*arguments: str) -> subprocess.CompletedProcess[str]:
         return run_python(str(BENCHMARKS / "gpu.py"), *arguments, cwd=tmp_path, python=commands / "python")
