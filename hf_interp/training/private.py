@@ -25,6 +25,7 @@ from torch import nn
 from hf_interp.mixture.collators import PackedCollator
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.plan import MixturePlan
+from hf_interp.training.machines import gather
 
 if TYPE_CHECKING:  # a plan, which tells the noise, waits for no trainer
     from transformers import Trainer
@@ -94,14 +95,15 @@ class PrivateGradients:
 
     def __init__(self, plan: MixturePlan, sigma: float, clip: float, key: int) -> None:
         self.plan, self.sigma, self.clip, self.key = plan, sigma, clip, key
-        self.has_read = False  # whether the step in progress has read domain examples
 
     def step(self, trainer: Any, model: nn.Module, inputs: Mapping[str, Any], is_general: torch.Tensor) -> torch.Tensor:
         """Add the gradient of a micro-batch to that of the step, and return its general examples' part of the loss.
 
-        The loss of the domain is told nowhere: it would tell of its rows.
+        The loss of the domain is told nowhere: it would tell of its rows. Processes add up what they have clipped, and
+        each draws the same noise for the sum. DDP, which would take means, is left out.
         """
         model.train()
+        model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         inputs, total = trainer._prepare_inputs(inputs), torch.zeros((), device=trainer.args.device)
         for place in (~is_general).nonzero():
             self._add_clipped(trainer, model, _rows(inputs, place, len(is_general)))
@@ -109,11 +111,16 @@ class PrivateGradients:
             loss = _loss(trainer, model, _rows(inputs, is_general.nonzero()[:, 0], len(is_general)))
             total = loss * (int(is_general.sum()) / self.plan.batch_size)
             torch.autograd.backward(total)
-        self.has_read = self.has_read or not bool(is_general.all())
-        if trainer.accelerator.sync_gradients and self.has_read:
-            self._add_noise(model, trainer.state.global_step)
-            self.has_read = False
-        return total.detach()
+        if trainer.accelerator.sync_gradients:
+            _add_up(trainer, model)
+            if self._reads_domain(trainer.state.global_step):
+                self._add_noise(model, trainer.state.global_step)
+        return total.detach() * trainer.args.world_size  # of which `Trainer` takes the mean over processes
+
+    def _reads_domain(self, step: int) -> bool:
+        """Whether any process reads domain examples at a step."""
+        draw = self.plan.locate(np.arange(step * self.plan.batch_size, (step + 1) * self.plan.batch_size))
+        return any(self.plan.corpora[index].side == "domain" for index in np.unique(draw.corpus))
 
     def _add_clipped(self, trainer: Any, model: nn.Module, example: dict[str, Any]) -> None:
         """Add the gradient of one example, clipped, to those that are there."""
@@ -140,6 +147,18 @@ class PrivateGradients:
         for parameter in _trained(model):
             noise = (torch.randn(parameter.shape, generator=generator) * scale).to(parameter)
             parameter.grad = noise if parameter.grad is None else parameter.grad + noise
+
+
+def _add_up(trainer: Any, model: nn.Module) -> None:
+    """Add up the gradients of all processes; what none of them has a gradient of is left without."""
+    if trainer.args.world_size == 1:
+        return
+    trained = _trained(model)
+    is_there = torch.tensor([parameter.grad is not None for parameter in trained], device=trainer.args.device).int()
+    for parameter, count in zip(trained, trainer.accelerator.reduce(is_there, "sum").tolist(), strict=True):
+        if count:
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = trainer.accelerator.reduce(own, "sum")
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
@@ -179,7 +198,7 @@ def prepare_private(
     if getattr(args, "dp_epsilon", None) is None:
         return None
     _check_run(trainer, plan, corpora, is_own=is_own)
-    key = secrets.randbits(63)
+    key = gather(secrets.randbits(63))[0]
     if mixture is not None:
         if "noise_key" not in mixture or plan.previous is not None:
             raise ValueError(
@@ -193,11 +212,13 @@ def prepare_private(
 
 def _check_run(trainer: "Trainer", plan: MixturePlan, corpora: Sequence[Corpus], *, is_own: bool) -> None:
     """Refuse a run whose domain rows are mixed with others, or decide what is read."""
+    from hf_interp.losses.anchor import check_strategy  # which brings a trainer
+
+    check_strategy(trainer, "`dp_epsilon`", with_deepspeed=False)
     args: Any = trainer.args
     mixed = next((name for name, part in trainer.model.named_modules() if isinstance(part, NORMS)), None)
     domain = [corpus for corpus in corpora if corpus.side == "domain"]
     reasons = {
-        "one process without FSDP and DeepSpeed": args.world_size > 1 or trainer.is_fsdp_enabled or args.n_gpu > 1,
         "`fp16: false`, whose scale of the loss depends on the data": args.fp16,
         "no controller of α, which looks at the data": args.alpha_controller is not None or plan.is_adaptive,
         "`auto_find_batch_size: false`, which would read rows once more": args.auto_find_batch_size,
@@ -213,5 +234,5 @@ def _check_run(trainer: "Trainer", plan: MixturePlan, corpora: Sequence[Corpus],
         + (f" (it has {mixed!r})" if mixed else ""): mixed is not None,
     }
     reason = next((words for words, is_broken in reasons.items() if is_broken), None)
-    if reason is not None or trainer.is_deepspeed_enabled:
-        raise ValueError(f"`dp_epsilon` needs {reason or next(iter(reasons))}.")
+    if reason is not None:
+        raise ValueError(f"`dp_epsilon` needs {reason}.")

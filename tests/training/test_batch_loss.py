@@ -456,6 +456,36 @@ def test_a_private_run_resumes_exactly_and_keeps_its_key(tmp_path: Path) -> None
         train_privately(tmp_path / "d", 0.1, resume_from_checkpoint=place, alpha_end=0.4)
 
 
+def train_privately_apart(folder: str, name: str, batch_size: int, settings: dict[str, Any]) -> None:
+    """Train in one of the processes and write down what was learnt and logged."""
+    sizes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 2, "logging_steps": 1}
+    descent = {"optim": "sgd", "learning_rate": 0.5}  # Adam would make much of gradients that are rounding alone
+    trainer, private = train_privately(Path(folder, name), **sizes, **descent, **settings)
+    found = {"key": private.key, "losses": losses(trainer), "weights": weights(trainer)}
+    torch.save(found, Path(folder, f"{name}{trainer.args.process_index}.pt"))
+
+
+@pytest.mark.slow
+def test_two_private_processes_are_one_and_resume_exactly(tmp_path: Path) -> None:
+    """A sum over both and one noise; the first step, at α = 0, has no domain rows and so no noise."""
+
+    def train(name: str, count: int, **settings: Any) -> list[dict[str, Any]]:
+        processes.run(
+            tmp_path / "log", train_privately_apart, str(tmp_path), name, 4 // count, settings, processes=count
+        )
+        return [torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(count)]
+
+    first, second = train("parts", 2, save_strategy="steps", save_steps=2)
+    (whole,) = train("whole", 1, key=first["key"])
+    again, _ = train("again", 2, resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-2"))
+    assert first["key"] == second["key"] == again["key"]
+    assert same_weights(first["weights"], second["weights"])
+    assert same_weights(first["weights"], again["weights"])
+    assert first["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+    for name, value in whole["weights"].items():
+        torch.testing.assert_close(first["weights"][name], value, rtol=1e-4, atol=2e-6)
+
+
 @pytest.mark.parametrize("mu", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0])
 def test_delta_is_that_of_two_normal_distributions(epsilon: float, mu: float) -> None:
