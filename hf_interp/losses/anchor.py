@@ -13,7 +13,7 @@ The loss itself is not scaled by α; the share of the data is.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -45,6 +45,18 @@ from hf_interp.weights.adapter_kinds import is_peft_model
 
 SUM, COUNT = range(2)  # rows of what is summed up between logs
 KEYS = ("anchor_loss", "loss_gap", "loss_gap_general", "loss_gap_domain")  # its columns
+
+
+class Reference(NamedTuple):
+    """Predictions of M₀ for a micro-batch, with what is known of that."""
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    shift_labels: bool
+    """Whether position i predicts label i + 1."""
+    is_general: torch.Tensor | None
+    """Which examples are of general corpora, in a mixture."""
+    step: int
 
 
 class Anchor(TrainerCallback):
@@ -122,8 +134,10 @@ class Anchor(TrainerCallback):
         is_general: torch.Tensor | None,
         step: int,
         autocast: AbstractContextManager[Any],
-    ) -> torch.Tensor | None:
-        """Return the logits of M₀ for a micro-batch; `None` if nothing asks for them."""
+        *,
+        shift_labels: bool,
+    ) -> Reference | None:
+        """Return what M₀ predicts for a micro-batch of an optimizer step; `None` if nothing asks for it."""
         is_asked = self.args.anchor == "distill" and self.weight(step) > 0
         if is_asked and self.args.anchor_on == "general":
             is_asked = is_general is not None and bool(is_general.any())
@@ -135,7 +149,9 @@ class Anchor(TrainerCallback):
                 "Predictions are compared with M₀'s where there are labels, for distill those of classes; got "
                 f'{"none" if labels is None else "numbers"}. Use `anchor="l2sp"` without `log_loss_gap`.'
             )
-        return self.ref_logits(model, inputs, autocast)
+        shifted = inputs.get("shift_labels")
+        targets, shift_labels = (labels, shift_labels) if shifted is None else (shifted, False)
+        return Reference(self.ref_logits(model, inputs, autocast), targets, shift_labels, is_general, step)
 
     def ref_logits(
         self, model: nn.Module, inputs: Mapping[str, Any], autocast: AbstractContextManager[Any]
@@ -151,29 +167,15 @@ class Anchor(TrainerCallback):
         return found
 
     def tie(
-        self,
-        loss: torch.Tensor,
-        outputs: Any,
-        ref_logits: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        shift_labels: bool,
-        is_general: torch.Tensor | None,
-        num_items: torch.Tensor | float | None,
-        step: int,
+        self, loss: torch.Tensor, outputs: Any, reference: Reference, num_items: torch.Tensor | float | None
     ) -> torch.Tensor:
         """Return the loss of a micro-batch with what the anchor adds to it; on the way, the gap is noted.
 
-        Args:
-            loss, outputs: of the trained model.
-            ref_logits: of M₀.
-            labels, shift_labels: as for `per_example_loss`.
-            is_general: which examples are of general corpora.
-            num_items: by how much the sum over labels is divided; `None` for a mean over the micro-batch.
-            step: of the optimizer.
+        `num_items` is by how much the sum over labels is divided; `None` for a mean over the micro-batch.
         """
+        ref_logits, labels, shift_labels, is_general, step = reference
         if self.args.log_loss_gap:
-            self._note_gap(outputs, ref_logits, labels, shift_labels, is_general)
+            self._note_gap(outputs, reference)
         weight = self.weight(step)
         if self.args.anchor != "distill" or weight == 0:
             return loss
@@ -284,15 +286,9 @@ class Anchor(TrainerCallback):
         self.sums[SUM, column] += values.detach().sum().to(self.sums)
         self.sums[COUNT, column] += values.numel()
 
-    def _note_gap(
-        self,
-        outputs: Any,
-        ref_logits: torch.Tensor,
-        labels: torch.Tensor,
-        shift_labels: bool,
-        is_general: torch.Tensor | None,
-    ) -> None:
+    def _note_gap(self, outputs: Any, reference: Reference) -> None:
         """Note ℓ(M_θ) − ℓ(M₀) of each example."""
+        ref_logits, labels, shift_labels, is_general, _ = reference
         losses = per_example_loss({"logits": logits_of(outputs)}, labels, shift_labels=shift_labels)
         ref_losses = per_example_loss({"logits": ref_logits}, labels, shift_labels=shift_labels)
         if losses is None or ref_losses is None:

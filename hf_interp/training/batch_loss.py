@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from hf_interp.losses.anchor import Anchor, has_label_to_predict
 from hf_interp.losses.per_example import IGNORE_INDEX, ContrastiveLoss, is_ctc, per_example_loss
 from hf_interp.losses.ref_model import logits_of, shifts_labels, unwrap_peft
 from hf_interp.mixture.collators import OBJECTIVES_KEY
-from hf_interp.training.distilled_loss import DistilledLoss
+from hf_interp.training.distilled_loss import DistilledLoss, MicroBatch
 from hf_interp.training.integrations import TrainerTraits
 from hf_interp.training.loss_scale import (
     count_batch,
@@ -89,29 +90,23 @@ class BatchLoss:
 
         `compute_loss` is that of `Trainer`, `num_items` the labels in the global batch.
         """
-        corpus, self.corpus = self.corpus, None
+        batch, self.corpus = MicroBatch(compute_loss, model, inputs, self.corpus, num_items), None
         if self.adversary is None or not model.training:
-            return self._once(compute_loss, model, inputs, corpus, num_items)
-        return self._adversarial(self.adversary, compute_loss, model, inputs, corpus, num_items)
+            return self._once(batch)
+        return self._adversarial(self.adversary, batch)
 
-    def _once(
-        self,
-        compute_loss: Callable[..., Any],
-        model: nn.Module,
-        inputs: dict[str, Any],
-        corpus: torch.Tensor | None,
-        num_items: Items,
-    ) -> tuple[torch.Tensor, Any]:
+    def _once(self, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
+        model, inputs, corpus = batch.model, batch.inputs, batch.corpus
         if corpus is not None and OBJECTIVES_KEY in inputs:
             return self._of_objectives(model, inputs[OBJECTIVES_KEY], corpus)
         if corpus is not None and self.distilled is not None:
             assert self._counts is not None
-            loss, outputs = self.distilled.compute(compute_loss, model, inputs, corpus, self._counts)
+            loss, outputs = self.distilled.compute(batch, self._counts)
             return loss * self._factor, outputs
         if self.evaluated is not None and not model.training:
             outputs = model(objectives={self.evaluated: inputs})[self.evaluated]
             return outputs["loss"], outputs
-        return self._of_one(compute_loss, model, inputs, corpus, num_items)
+        return self._of_one(batch)
 
     def with_decoder_inputs(self, inputs: Any) -> Any:
         """Return inputs with those of a decoder, where smoothing keeps or distilling masks the labels they come of."""
@@ -128,24 +123,17 @@ class BatchLoss:
 
     # One objective.
 
-    def _of_one(
-        self,
-        compute_loss: Callable[..., Any],
-        model: nn.Module,
-        inputs: dict[str, Any],
-        corpus: torch.Tensor | None,
-        num_items: Items,
-    ) -> tuple[torch.Tensor, Any]:
-        labels, shifted = inputs.get("labels"), inputs.get("shift_labels")  # now, as `Trainer` may take them out
+    def _of_one(self, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
+        compute_loss, model, inputs, corpus, num_items = batch
+        labels = inputs.get("labels")  # now, as `Trainer` may take them out
         counts = self._count(inputs) if self._totals is not None and model.training else None
         alone = self._alone if model.training else None
-        is_general = None
-        if self.anchor is not None and corpus is not None and self.run is not None:
-            is_general = self.run.is_general(corpus)
-        ref_logits, step = None, self.trainer.state.global_step
+        reference = None
         if self.anchor is not None and model.training:
-            autocast = self.trainer.accelerator.autocast()
-            ref_logits = self.anchor.predict(self.trainer.model, inputs, is_general, step, autocast)
+            is_general = None if corpus is None or self.run is None else self.run.is_general(corpus)
+            step, autocast = self.trainer.state.global_step, self.trainer.accelerator.autocast()
+            of_model = self.trainer.model, inputs, is_general, step, autocast
+            reference = self.anchor.predict(*of_model, shift_labels=self.shifts_labels)
         is_scaled = counts is not None or alone is not None
         loss, outputs = self._of_trainer(compute_loss, model, inputs, None if is_scaled else num_items)
         if is_scaled:
@@ -160,19 +148,9 @@ class BatchLoss:
                 loss, num_items = part_of_batch(loss, counts, totals, added) * self._factor, totals[0].clamp(min=1)
         if corpus is not None and self.run is not None and isinstance(labels, torch.Tensor):
             self.run.note_losses(corpus, self._by_example(outputs, labels))
-        if self.anchor is not None and ref_logits is not None:
-            targets = labels if shifted is None else shifted
-            assert targets is not None
-            loss = self.anchor.tie(
-                loss,
-                outputs,
-                ref_logits,
-                targets,
-                shift_labels=self.shifts_labels and shifted is None,
-                is_general=is_general,
-                num_items=None if num_items is None else num_items / self._factor,
-                step=step,
-            )
+        if self.anchor is not None and reference is not None:
+            divisor = None if num_items is None else num_items / self._factor
+            loss = self.anchor.tie(loss, outputs, reference, divisor)
         return loss, outputs
 
     def _by_example(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor | None:
@@ -272,15 +250,7 @@ class BatchLoss:
 
     # Inputs that are a little off.
 
-    def _adversarial(
-        self,
-        adversary: Adversary,
-        compute_loss: Callable[..., Any],
-        model: nn.Module,
-        inputs: dict[str, Any],
-        corpus: torch.Tensor | None,
-        num_items: Items,
-    ) -> tuple[torch.Tensor, Any]:
+    def _adversarial(self, adversary: Adversary, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
         """Compute the loss with what inputs a little off add to it; they pass through the model without DDP around it.
 
         DDP waits for the gradients of the pass that it sees, and all gradients flow at once.
@@ -290,30 +260,24 @@ class BatchLoss:
         weight = adversary.weight(trainer.state.global_step)
 
         def first() -> tuple[torch.Tensor, Any]:
-            return self._once(compute_loss, model, dict(inputs), corpus, num_items)
+            return self._once(batch._replace(inputs=dict(batch.inputs)))
 
         def again() -> tuple[torch.Tensor, Any]:
             with self._unnoted():
-                return self._once(compute_loss, trainer.model, dict(inputs), corpus, num_items)
+                return self._once(batch._replace(model=trainer.model, inputs=dict(batch.inputs)))
 
         def predictions() -> Any:
-            batches = inputs.get(OBJECTIVES_KEY)
-            return trainer.model(**inputs) if batches is None else trainer.model(objectives=batches)
+            parts = batch.inputs.get(OBJECTIVES_KEY)
+            return trainer.model(**batch.inputs) if parts is None else trainer.model(objectives=parts)
 
         if weight == 0:
             return first()
-        perturbation = Perturbation(trainer.model, list(self._rows(adversary, inputs, corpus, number)))
+        perturbation = Perturbation(trainer.model, list(self._rows(adversary, batch, number)))
         with ExitStack() as stack:
             if self.anchor is not None:
                 stack.enter_context(overrides(self.anchor, kept=[]))
             if trainer.args.adversarial == "r3f":
-                found = adversary.compare(
-                    perturbation,
-                    first,
-                    predictions,
-                    weight,
-                    lambda outputs, others: self._divergence(outputs, others, inputs, corpus, num_items),
-                )
+                found = adversary.compare(perturbation, first, predictions, weight, partial(self._divergence, batch))
             else:
                 scaler = trainer.accelerator.scaler
                 scale = 1.0 if scaler is None else scaler.get_scale()
@@ -323,10 +287,9 @@ class BatchLoss:
         adversary.note(added * self._num_micro_batches if is_share else added)
         return loss, outputs
 
-    def _rows(
-        self, adversary: Adversary, inputs: Mapping[str, Any], corpus: torch.Tensor | None, micro_batch: int
-    ) -> Iterator[Rows]:
+    def _rows(self, adversary: Adversary, batch: MicroBatch, micro_batch: int) -> Iterator[Rows]:
         """Give what the model embeds at once, in its order, with the places of the examples in the run."""
+        inputs, corpus = batch.inputs, batch.corpus
         if corpus is None or OBJECTIVES_KEY not in inputs:
             count = next(len(value) for value in inputs.values() if isinstance(value, torch.Tensor))
             numbers = adversary.numbers(micro_batch, count if corpus is None else len(corpus))
@@ -334,20 +297,13 @@ class BatchLoss:
             return
         assert self.run is not None
         places = torch.tensor(adversary.numbers(micro_batch, len(corpus)), device=corpus.device)
-        for name, batch in inputs[OBJECTIVES_KEY].items():
-            yield Rows(batch, places[self.run.trains(corpus, name)].tolist())
+        for name, part in inputs[OBJECTIVES_KEY].items():
+            yield Rows(part, places[self.run.trains(corpus, name)].tolist())
 
-    def _divergence(
-        self,
-        outputs: Any,
-        others: Any,
-        inputs: Mapping[str, Any],
-        corpus: torch.Tensor | None,
-        num_items: Items,
-    ) -> torch.Tensor:
+    def _divergence(self, batch: MicroBatch, outputs: Any, others: Any) -> torch.Tensor:
         """Return the symmetric divergence of the outputs of two passes, each prediction at the scale of its loss."""
         found = torch.zeros((), device=self.trainer.args.device)
-        for name, labels, shifts, scale in self._predictions(inputs, corpus, num_items):
+        for name, labels, shifts, scale in self._predictions(batch):
             one, other = (logits_of(each if name is None else each[name]) for each in (outputs, others))
             if one.shape[:-1] != labels.shape:
                 raise ValueError(
@@ -360,17 +316,16 @@ class BatchLoss:
             found = found + (values * scales.to(values.dtype)).sum()
         return found * self._factor
 
-    def _predictions(
-        self, inputs: Mapping[str, Any], corpus: torch.Tensor | None, num_items: Items
-    ) -> Iterator[tuple[str | None, torch.Tensor, bool, torch.Tensor]]:
+    def _predictions(self, batch: MicroBatch) -> Iterator[tuple[str | None, torch.Tensor, bool, torch.Tensor]]:
         """Give for every objective its name, its labels, whether they are shifted, and by what each example counts."""
+        _, _, inputs, corpus, num_items = batch
         counts = self._counts
         if counts is not None:
             shares = counts[EXAMPLES] / counts[EXAMPLES].sum() / counts[LABELS].clamp(min=1)
         if corpus is not None and OBJECTIVES_KEY in inputs:
-            for name, batch in inputs[OBJECTIVES_KEY].items():
-                scale = shares[self.heads.names.index(name)].expand(len(batch["labels"]))
-                yield name, batch["labels"], self.shifts()[name], scale
+            for name, part in inputs[OBJECTIVES_KEY].items():
+                scale = shares[self.heads.names.index(name)].expand(len(part["labels"]))
+                yield name, part["labels"], self.shifts()[name], scale
             return
         shifted = inputs.get("shift_labels")
         labels = inputs["labels"] if shifted is None else shifted

@@ -6,9 +6,10 @@ general side distilled, it is α·ℓ(domain) + (1 − α)·KL(general), the sam
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from transformers import Trainer
 
 from hf_interp.losses.anchor import Anchor, has_label_to_predict
@@ -19,6 +20,21 @@ from hf_interp.mixture.slots import CORPUS_KEY
 from hf_interp.training.mixture_run import MixtureRun
 
 TASK_COLUMN, DISTILL_COLUMN = range(2)
+
+
+class MicroBatch(NamedTuple):
+    """A micro-batch, and what computes its loss."""
+
+    compute_loss: Callable[..., Any]
+    """That of `Trainer`."""
+    model: nn.Module
+    """As `Trainer` has wrapped it."""
+    inputs: dict[str, Any]
+    """What the model gets; of an encoder-decoder with the decoder's own."""
+    corpus: torch.Tensor | None
+    """That of every example, of a mixture."""
+    num_items: torch.Tensor | int | None
+    """How many labels the loss of the global batch is a mean over, if that is known."""
 
 
 class DistilledLoss:
@@ -50,23 +66,13 @@ class DistilledLoss:
                 counts[1, column] += chosen.sum().to(device)
         return counts
 
-    def compute(
-        self,
-        compute_loss: Callable[..., Any],
-        model: Any,
-        inputs: dict[str, Any],
-        corpus: torch.Tensor,
-        counts: torch.Tensor,
-    ) -> tuple[torch.Tensor, Any]:
+    def compute(self, batch: MicroBatch, counts: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Compute the loss of a micro-batch, and return the model's outputs with it.
 
-        Args:
-            compute_loss: that of `Trainer`.
-            model: as `Trainer` has wrapped it.
-            inputs: what the model gets; of an encoder-decoder with the decoder's own.
-            corpus: of every example.
-            counts: of the whole global batch.
+        `counts` are those of the whole global batch.
         """
+        compute_loss, model, inputs, corpus, _ = batch
+        assert corpus is not None
         labels, is_distilled = _labels_of(inputs), self.run.is_distilled(corpus)
         if len(labels) != len(corpus):
             raise ValueError("Distilled corpora need one row for each example. Set `padding_free=False`.")
