@@ -23,8 +23,8 @@ from hf_interp.mixture.continuation import continue_plan
 from hf_interp.mixture.controllers import AdaptiveAlpha, AlphaController
 from hf_interp.mixture.corpus import Corpus
 from hf_interp.mixture.dataset import reading_order
-from hf_interp.mixture.epochs import Epochs, EpochSide, steps_of_epochs
-from hf_interp.mixture.order import DEFAULT_WINDOW, Order, Sampling
+from hf_interp.mixture.epochs import Epochs, steps_of_epochs
+from hf_interp.mixture.order import Order, Sampling
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule, default_schedule
 from hf_interp.mixture.slots import (
@@ -106,9 +106,10 @@ class MixtureRun:
             warnings += self._continue_plan(saved)
         for warning in warnings:
             self.warn(warning)
-        self.epochs, self.adaptive = Epochs(self.plan, epoch_side(self.args)), None
+        self.epochs, self.adaptive = Epochs(self.plan, settings_of(self.args).mixture_epoch), None
         if controller is not None and self.plan.is_adaptive:
-            self.adaptive = AdaptiveAlpha(self.plan, controller, *update_steps_and_lag(self.args))
+            config = settings_of(self.args)
+            self.adaptive = AdaptiveAlpha(self.plan, controller, config.alpha_update_steps, config.alpha_update_lag)
         if saved is not None and saved.mixture is not None:
             self._restore(saved, saved.mixture)
         return SlotDataset(self.plan, self.corpora, shard, self.stream_states or None)
@@ -192,7 +193,7 @@ class MixtureRun:
 
     def note_losses(self, corpus: torch.Tensor, losses: torch.Tensor | None) -> None:
         """Note the loss of every example of a batch, if it is to be logged or decided by."""
-        is_needed = self.adaptive is not None or getattr(self.args, "log_corpus_loss", True)
+        is_needed = self.adaptive is not None or settings_of(self.args).log_corpus_loss
         if is_needed and losses is not None and losses.shape == corpus.shape:
             self.meters.add_losses(corpus, losses.detach(), for_decision=self.adaptive is not None)
 
@@ -323,20 +324,15 @@ def plan_mixture(
             return args.build_alpha_schedule(max_steps)
         return alpha_schedule or default_schedule(path)
 
-    unit = args.mixture_unit if isinstance(args, InterpolationConfig) else "examples"
-    path: Any = args.mixture_path if isinstance(args, InterpolationConfig) else None
+    config = settings_of(args)
+    unit, path = config.mixture_unit, config.mixture_path
     specs = [corpus.spec(unit) for corpus in corpora]
     max_steps: int | None = args.max_steps
     order, seed = order_of(args, corpora), args.seed if args.data_seed is None else args.data_seed
     if order.stopping_strategy is not None:
         max_steps = None
     elif args.max_steps < 0:
-        settings: dict[str, Any] = {
-            "batch_size": batch_size,
-            "unit": unit,
-            "side": epoch_side(args),
-            "mixture_path": path,
-        }
+        settings = {"batch_size": batch_size, "unit": unit, "side": config.mixture_epoch, "mixture_path": path}
         max_steps = steps_of_epochs(args.num_train_epochs, check_corpora(specs, unit), schedule_of, **settings)
     return MixturePlan(
         specs,
@@ -346,26 +342,19 @@ def plan_mixture(
         seed=seed,
         unit=unit,
         mixture_path=path,
-        num_committed=sum(update_steps_and_lag(args)) if is_adaptive else None,
+        num_committed=config.alpha_update_steps + config.alpha_update_lag if is_adaptive else None,
         order=order,
     )
 
 
 def order_of(args: TrainingArguments, corpora: Sequence[Corpus]) -> Order:
     """Return how the slots are to be filled."""
-    config = args if isinstance(args, InterpolationConfig) else None
-    sampling: Sampling = "exact" if config is None else config.mixture_sampling
+    config = settings_of(args)
+    sampling: Sampling = config.mixture_sampling
     if args.train_sampling_strategy == "sequential" and sampling == "exact":
         sampling = "sequential"
-    window = DEFAULT_WINDOW if config is None else config.length_window
-    is_by_length = args.train_sampling_strategy == "group_by_length"
-    stopping_strategy = None if config is None else config.stopping_strategy
-    return reading_order(corpora, sampling, stopping_strategy, window if is_by_length else None)
-
-
-def epoch_side(args: TrainingArguments) -> EpochSide:
-    """Return the side of a mixture whose pass is an epoch."""
-    return args.mixture_epoch if isinstance(args, InterpolationConfig) else "domain"
+    window = config.length_window if args.train_sampling_strategy == "group_by_length" else None
+    return reading_order(corpora, sampling, config.stopping_strategy, window)
 
 
 def make_controller(
@@ -379,7 +368,7 @@ def make_controller(
         return None
     ahead = num_workers * (args.dataloader_prefetch_factor or 2)
     needed = ahead // args.gradient_accumulation_steps + 1
-    _, lag = update_steps_and_lag(args)
+    lag = settings_of(args).alpha_update_lag
     if lag < needed:
         raise ValueError(
             f"`alpha_update_lag` must be at least {needed}, got {lag}: {num_workers} loader workers fetch {ahead} "
@@ -389,7 +378,6 @@ def make_controller(
     return controller
 
 
-def update_steps_and_lag(args: TrainingArguments) -> tuple[int, int]:
-    """Return steps between decisions on α, and from a decision until it is in force."""
-    settings = args if isinstance(args, InterpolationConfig) else InterpolationConfig
-    return settings.alpha_update_steps, settings.alpha_update_lag
+def settings_of(args: TrainingArguments) -> Any:
+    """Return the settings of a mixture: those of an `InterpolationConfig`, of other arguments the defaults."""
+    return args if isinstance(args, InterpolationConfig) else InterpolationConfig
