@@ -239,7 +239,7 @@ def _held_out_sets(recipe: Recipe, data: RecipeData) -> list[Corpus]:
 def _open_base(recipe: Recipe, args: InterpolationConfig, data: RecipeData, folder: str) -> tuple[Trainer, list[str]]:
     """Open M₀ in a trainer that evaluates it, and writes and tells nothing; return also the names of a new head."""
     task = get_task(recipe.task)
-    model, new_names = load_model(recipe, revision=recipe.model_revision)
+    model, new_names = load_model(recipe)
     prepare_model(recipe, task, model, data.tokenizer)
     arguments = InterpolationConfig(
         output_dir=folder,

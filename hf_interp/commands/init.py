@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from hf_interp.tasks.column_choice import ANSWERS_IN_TEXTS, LABELS, TASKS_OF_MEDIA, choose_columns
 from hf_interp.tasks.columns import FILES, Kind, converter, first_fault, is_iob2
@@ -18,9 +19,9 @@ from hf_interp.tasks.labels import BadValueError, by_meaning
 from hf_interp.tasks.media import file_of
 from hf_interp.tasks.parsing import lay_flags
 from hf_interp.tasks.recipe import CorpusConfig
-from hf_interp.tasks.recipe_text import format_recipe, write_recipe
 from hf_interp.tasks.splits import content_key, content_keys
 from hf_interp.utils.console import format_counts, format_table
+from hf_interp.utils.files import new_file
 
 TEMPLATES = {
     "sequence-classification": '{"text": "so good", "label": "positive"}; lists of labels, or numbers, too',
@@ -38,6 +39,7 @@ TEMPLATES = {
     "image-to-text": "as for image-text",
 }
 """What a line of a file looks like, by task. Columns of other names are found, or named by flags."""
+WIDTH = 44  # of a line of a recipe before its comment
 
 
 def list_templates() -> str:
@@ -61,6 +63,50 @@ def check_absent(output: Path) -> None:
     """Refuse to write over a recipe, before anything is read."""
     if output.exists():
         raise ValueError(f"{str(output)!r} exists. Write elsewhere with --output, or remove it.")
+
+
+def write_recipe(draft: Draft, path: Path) -> None:
+    """Write a recipe."""
+    if path.exists():
+        raise ValueError(f"{str(path)!r} exists. Say another --output, or remove it.")
+    with new_file(path) as file:
+        file.write(format_recipe(draft))
+
+
+def format_recipe(draft: Draft) -> str:
+    """Return a recipe in YAML, a field a line with why it is so; corpora that differ in little refer to one another."""
+    lines = ["# Written by `hf-interp init`. Paths are relative to the folder in which hf-interp is started."]
+    trained = draft.fields["corpora"]
+    for name, value in draft.fields.items():
+        why = draft.why.get(name, "")
+        if name.endswith("corpora"):
+            lines += ["", _commented(f"{name}:", why)]
+            lines += [
+                f"  {side}: {_entry(side, entry, None if value is trained else trained)}"
+                for side, entry in value.items()
+            ]
+            lines += [""] * (name == "eval_corpora")
+        else:
+            lines.append(_commented(f"{name}: {_flow(value)}", why))
+    return "\n".join(lines) + "\n"
+
+
+def _entry(side: str, entry: Mapping[str, Any], trained: Mapping[str, Any] | None) -> str:
+    if trained is None:
+        return f"&{side} {_flow(entry)}"
+    base = trained[side]
+    changed = {key: value for key, value in {**dict.fromkeys(base), **entry}.items() if base.get(key) != value}
+    return f"{{<<: *{side}, {_flow(changed).strip('{}')}}}" if changed else f"*{side}"
+
+
+def _commented(text: str, comment: str) -> str:
+    return f"{text:<{WIDTH}}  # {comment}" if comment else text
+
+
+def _flow(value: Any) -> str:
+    """Return a value in one line of YAML."""
+    dumped = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
+    return str(dumped).removesuffix("...\n").strip()
 
 
 def format_draft(draft: Draft, output: str) -> str:

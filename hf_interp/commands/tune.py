@@ -252,13 +252,12 @@ def tune_recipe(
 
 def choose_search(recipe: Recipe) -> AlphaSearch:
     """Return the goal that a recipe sets: its `alpha_search`, or what suits its sets."""
-    group = "validation_corpora" if recipe.validation_corpora else "eval_corpora"
-    names = list(getattr(recipe, group))
+    names = list(getattr(recipe, recipe.search_group))
     search = recipe.alpha_search or AlphaSearch(objective="constrained" if "general" in names else "domain")
     if search.domain not in names:
         raise ValueError(
-            f"A search over the settings of α needs the set {search.domain!r}, but `{group}` has {names}. Name it "
-            "there."
+            f"A search over the settings of α needs the set {search.domain!r}, but `{recipe.search_group}` has "
+            f"{names}. Name it there."
         )
     check_no_limits(search, "a search over the settings of α")
     if search.objective == "knee":

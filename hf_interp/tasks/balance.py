@@ -16,16 +16,15 @@ MOST_GROUPS = 100
 
 def check_balance(recipe: Recipe) -> None:
     """Refuse `balance_by` of what is no training corpus, or of a stream or packed texts, whose groups are not known."""
-    for group in ("corpora", "eval_corpora", "validation_corpora"):
-        for name, corpus in getattr(recipe, group).items():
-            own = recipe.for_objective(corpus.objective)
-            task = get_task(own.task)
-            is_packed = task.is_packed and own.packing and "text" in task.columns(own, corpus)
-            if corpus.balance_by and (group != "corpora" or corpus.streaming or is_packed or corpus.path == SELF):
-                raise ValueError(
-                    f"`{group}.{name}.balance_by` must be of a training corpus, and of no stream, no packed texts and "
-                    "nothing that M₀ makes. Leave it out."
-                )
+    for group, name, corpus in recipe.entries():
+        own = recipe.for_objective(corpus.objective)
+        task = get_task(own.task)
+        is_packed = task.is_packed and own.packing and "text" in task.columns(own, corpus)
+        if corpus.balance_by and (group != "corpora" or corpus.streaming or is_packed or corpus.path == SELF):
+            raise ValueError(
+                f"`{group}.{name}.balance_by` must be of a training corpus, and of no stream, no packed texts and "
+                "nothing that M₀ makes. Leave it out."
+            )
 
 
 def balance(corpora: Sequence[Corpus], columns: Mapping[str, str | None]) -> list[Corpus]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 import torch
@@ -27,12 +27,12 @@ from hf_interp.mixture.packing import pack
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.streams import check_stream_ends
 from hf_interp.reporting.results import greater_is_better
+from hf_interp.selection.choice import AlphaSearch
 from hf_interp.tasks.balance import balance, check_balance
 from hf_interp.tasks.columns import Kind
 from hf_interp.tasks.corpus_files import quiet_bars
-from hf_interp.tasks.fitness import check_inputs
+from hf_interp.tasks.fitness import UNLIMITED, check_inputs, count_cut
 from hf_interp.tasks.harness import check_harness
-from hf_interp.tasks.lengths import UNLIMITED, count_cut
 from hf_interp.tasks.loading import encode_corpus, load_corpus, without_faulty
 from hf_interp.tasks.media import check_media
 from hf_interp.tasks.models import label_names_of, load_model
@@ -62,13 +62,12 @@ def check_search(recipe: Recipe) -> None:
     search = recipe.alpha_search
     if search is None:
         return
-    group = "validation_corpora" if recipe.validation_corpora else "eval_corpora"
-    found = [name for name, corpus in getattr(recipe, group).items() if not corpus.pair_columns]
+    found = [name for name, corpus in getattr(recipe, recipe.search_group).items() if not corpus.pair_columns]
     for name in (search.domain, search.general):
         if name not in found:
             raise ValueError(
-                f"`alpha_search` needs the sets {search.domain!r} and {search.general!r}, but `{group}` has "
-                f"{found}. Name them there, or say in `alpha_search` what `domain` and `general` are called."
+                f"`alpha_search` needs the sets {search.domain!r} and {search.general!r}, but `{recipe.search_group}` "
+                f"has {found}. Name them there, or say in `alpha_search` what `domain` and `general` are called."
             )
 
 
@@ -97,13 +96,8 @@ class RecipeData:
 
     def measured_rows(self) -> dict[str, int]:
         """Return how many rows the sets that measure or choose have, by group and name, where that is known."""
-        groups = {"eval_corpora": self.eval_sets, "validation_corpora": self.validation_sets}
-        return {
-            f"{group}.{name}": len(found)
-            for group, sets in groups.items()
-            for name, found in sets.items()
-            if isinstance(found, datasets.Dataset)
-        }
+        known = {key: found for key, found in self.by_field().items() if isinstance(found, datasets.Dataset)}
+        return {key: len(found) for key, found in known.items() if not key.startswith("corpora.")}
 
     def by_field(self) -> dict[str, Any]:
         """Return all corpora and sets by the fields of the recipe that name them, such as corpora.domain."""
@@ -132,8 +126,8 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
                 f"The objective {name!r} cannot be {recipe.for_objective(name).task}, which has no backbone apart from "
                 "its head."
             )
-    for name, corpus in [*recipe.eval_corpora.items(), *recipe.validation_corpora.items()]:
-        if corpus.objective == DISTILL:
+    for group, name, corpus in recipe.entries():
+        if corpus.objective == DISTILL and group != "corpora":
             raise ValueError(f"The set {name!r} cannot have the objective {DISTILL!r}, which is for training corpora.")
     check_probes(recipe)
     _check_groups(recipe)
@@ -202,31 +196,28 @@ def _check_privacy(recipe: Recipe, args: InterpolationConfig) -> None:
 
 def _check_columns(recipe: Recipe) -> None:
     """Refuse `columns` of a corpus that its task does not have."""
-    for group in ("corpora", "eval_corpora", "validation_corpora"):
-        for name, corpus in getattr(recipe, group).items():
-            own = recipe.for_corpus(corpus, trains=group == "corpora")
-            known = get_task(own.task).columns(own, corpus)
-            check_known(corpus.columns or {}, known, f"in `{group}.{name}.columns`")
+    for group, name, corpus in recipe.entries():
+        own = recipe.for_corpus(corpus, trains=group == "corpora")
+        known = get_task(own.task).columns(own, corpus)
+        check_known(corpus.columns or {}, known, f"in `{group}.{name}.columns`")
 
 
 def _check_groups(recipe: Recipe) -> None:
     """Refuse groups of what is no evaluation set of a classifier, and a limit on their gap where there are none."""
-    for group in ("corpora", "eval_corpora", "validation_corpora"):
-        for name, corpus in getattr(recipe, group).items():
-            is_label = get_task(recipe.for_objective(corpus.objective).task).info.answer == "label"
-            if corpus.group_columns and (group == "corpora" or not is_label or corpus.streaming):
-                raise ValueError(
-                    f"`{group}.{name}.group_columns` must be of an evaluation set of a classifier, and of no stream. "
-                    "Leave it out."
-                )
-    group = "validation_corpora" if recipe.validation_corpora else "eval_corpora"
-    has_groups = any(corpus.group_columns for corpus in getattr(recipe, group).values())
-    if recipe.alpha_search is not None and recipe.alpha_search.max_group_gap is not None and not has_groups:
+    for group, name, corpus in recipe.entries():
+        is_label = get_task(recipe.for_objective(corpus.objective).task).info.answer == "label"
+        if corpus.group_columns and (group == "corpora" or not is_label or corpus.streaming):
+            raise ValueError(
+                f"`{group}.{name}.group_columns` must be of an evaluation set of a classifier, and of no stream. Leave "
+                "it out."
+            )
+    search, sets = recipe.alpha_search or AlphaSearch(), getattr(recipe, recipe.search_group)
+    if search.max_group_gap is not None and not any(corpus.group_columns for corpus in sets.values()):
         raise ValueError(
-            f"`alpha_search.max_group_gap` needs groups: name `group_columns` of a set in `{group}`, by which α is "
-            "chosen."
+            f"`alpha_search.max_group_gap` needs groups: name `group_columns` of a set in `{recipe.search_group}`, by "
+            "which α is chosen."
         )
-    if recipe.alpha_search is not None and recipe.alpha_search.max_leakage is not None:
+    if search.max_leakage is not None:
         audited_corpus(recipe)
 
 
@@ -276,70 +267,53 @@ def load_data(recipe: Recipe, task: Task, *, trains: bool = True, makes: bool = 
     quiet_bars()
     recipe, made = place_self(recipe, makes=makes)
     tokenizer = load_processor(recipe)
-    cut: dict[str, tuple[int, int]] = {}
-    packed: dict[str, int] = {}
-    keys: dict[str, Keys] = {}
-    groups: dict[str, dict[str, Groups]] = {}
-
-    def tokenised(group: str) -> dict[str, Any]:
-        return {
-            name: promised(config, recipe)
-            if config.path == SELF
-            else tokenise(
-                name,
-                config,
-                recipe.for_corpus(config, trains=group == "corpora"),
-                tokenizer,
-                group=group,
-                cut=cut,
-                packed=packed,
-                keys=keys,
+    is_read = {"corpora": trains, "eval_corpora": trains or not recipe.validation_corpora, "validation_corpora": True}
+    found: dict[str, dict[str, Tokenised]] = {group: {} for group in is_read}
+    groups: dict[str, dict[str, Groups]] = {group: {} for group in is_read}
+    for group, name, config in recipe.entries():
+        if is_read[group] and not config.pair_columns:
+            own = recipe.for_corpus(config, trains=group == "corpora")
+            one = (
+                Tokenised(promised(config, recipe))
+                if config.path == SELF
+                else tokenise(name, config, own, tokenizer, group=group)
             )
-            for name, config in getattr(recipe, group).items()
-            if not config.pair_columns
-        }
-
-    def measured(group: str) -> dict[str, Any]:
-        found = tokenised(group)
-        groups[group] = {name: _take_groups(found, group, name) for name in found if _group_columns(found[name])}
-        return found
-
+            if group != "corpora" and (columns := _group_columns(one.examples)):
+                groups[group][name] = _read_groups(one.examples, columns, f"{group}.{name}")
+                one = one._replace(examples=one.examples.remove_columns(columns))  # which the model does not know
+            found[group][name] = one
     corpora = [
         Corpus(
             name,
-            dataset,
+            one.examples,
             config.side or "domain",
             share=config.share,
             max_passes=config.max_passes,
             mean_tokens=config.mean_tokens,
             objective=config.objective,
         )
-        for name, dataset in (tokenised("corpora") if trains else {}).items()
+        for name, one in found["corpora"].items()
         for config in [recipe.corpora[name]]
     ]
-    corpora = balance(corpora, {name: config.balance_by for name, config in recipe.corpora.items()})
-    eval_sets = measured("eval_corpora") if trains or not recipe.validation_corpora else {}
-    validation_sets = measured("validation_corpora")
-    trained = [found for name, found in keys.items() if name.startswith("corpora.")]
+    named = {f"{group}.{name}": one for group, entries in found.items() for name, one in entries.items()}
+    keys = {key: one.keys for key, one in named.items() if one.keys is not None}
+    of_corpora = [key for key in keys if key.startswith("corpora.")]
+    trained = [keys[key] for key in of_corpora]
     return RecipeData(
         tokenizer=tokenizer,
-        corpora=corpora,
-        eval_sets=eval_sets,
-        validation_sets=validation_sets,
+        corpora=balance(corpora, {name: config.balance_by for name, config in recipe.corpora.items()}),
+        eval_sets={name: one.examples for name, one in found["eval_corpora"].items()},
+        validation_sets={name: one.examples for name, one in found["validation_corpora"].items()},
         pairs={
             name: load_pairs(name, config, recipe, tokenizer)
             for name, config in recipe.eval_corpora.items()
             if config.pair_columns
         },
         groups=groups,
-        cut=cut,
-        packed=packed,
+        cut={key: one.cut for key, one in named.items() if one.cut is not None},
+        packed={name: one.num_packed for name, one in found["corpora"].items() if one.num_packed is not None},
         made=made,
-        shared={
-            name: (count_shared(found, trained), len(found))
-            for name, found in keys.items()
-            if not name.startswith("corpora.")
-        },
+        shared={key: (count_shared(each, trained), len(each)) for key, each in keys.items() if key not in of_corpora},
     )
 
 
@@ -347,37 +321,36 @@ def _group_columns(dataset: Any) -> list[str]:
     return [column for column in dataset.column_names or [] if column.startswith(GROUP)]
 
 
-def _take_groups(sets: dict[str, Any], group: str, name: str) -> "Groups":
-    """Take the columns of groups out of a set, which the model does not know, and return who is of which."""
+def _read_groups(dataset: Any, columns: Sequence[str], where: str) -> "Groups":
+    """Return who is of which group, by columns of a set."""
     from hf_interp.selection.groups import read_groups
 
-    columns = _group_columns(sets[name])
-    cells = {column.removeprefix(GROUP): sets[name][column] for column in columns}
-    sets[name] = sets[name].remove_columns(columns)
     try:
-        return read_groups(cells)
+        return read_groups({column.removeprefix(GROUP): dataset[column] for column in columns})
     except ValueError as error:
-        raise ValueError(f"Corpus '{group}.{name}': {error}") from None
+        raise ValueError(f"Corpus '{where}': {error}") from None
+
+
+class Tokenised(NamedTuple):
+    """A corpus as the model takes it, and what is known of its rows."""
+
+    examples: Any
+    cut: tuple[int, int] | None = None
+    """How many rows are cut, of how many, if any are."""
+    num_packed: int | None = None
+    """Of how many rows the examples are packed, if they are, and it is known."""
+    keys: Keys | None = None
+    """What tells the inputs of rows from others, but for a stream."""
 
 
 def tokenise(
-    name: str,
-    config: CorpusConfig,
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    group: str = "corpora",
-    cut: dict[str, tuple[int, int]] | None = None,
-    packed: dict[str, int] | None = None,
-    keys: dict[str, Keys] | None = None,
-) -> Any:
+    name: str, config: CorpusConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, group: str = "corpora"
+) -> Tokenised:
     """Load a corpus and turn it into model inputs, packed if the recipe says so; errors name corpus, column and row.
 
-    Long rows of an evaluation set become several where the task can split them. How many are cut is put into `cut`, of
-    how many the examples of a training corpus are packed into `packed`, what tells its inputs from others into `keys`.
+    Long rows of an evaluation set become several where the task can split them.
     """
-    key = f"{group}.{name}"
-    name = name if group == "corpora" else key
+    name = name if group == "corpora" else f"{group}.{name}"
     task = get_task(recipe.task)
     columns = dict(task.columns(recipe, config))
     is_joined = task.is_packed and recipe.packing and "text" in columns  # not cut, but packed
@@ -395,29 +368,28 @@ def tokenise(
     task.check_rows(name, raw, tokenizer, recipe)
     if config.canaries:
         raw = plant(name, raw, config)
-    if keys is not None and isinstance(raw, datasets.Dataset):
+    keys = None
+    if isinstance(raw, datasets.Dataset):
         rows = raw.select_columns(column := next(iter(columns))).iter(1000)  # rows one by one take four times as long
-        keys[key] = content_keys(value for batch in rows for value in batch[column])
+        keys = content_keys(value for batch in rows for value in batch[column])
     if group != "corpora" and task.split is not None:
         raw = encode_corpus(name, raw, config, task.split(tokenizer, recipe), list(columns))
     encoded = encode_corpus(name, raw, config, task.encode(tokenizer, recipe), list(columns))
+    cut = None
     if not is_joined:
         limits = {"input_ids": recipe.max_length, **({"labels": recipe.max_target_length} if task.generates else {})}
         whole = replace(recipe, max_length=UNLIMITED, max_target_length=UNLIMITED)
         count = count_cut(raw, encoded, task.encode(tokenizer, whole), limits)
-        if count and cut is not None:
-            cut[key] = (count, len(encoded))
+        cut = (count, len(encoded)) if count else None
     if not is_joined and not fits:
-        return encoded
+        return Tokenised(encoded, cut, keys=keys)
     examples = pack(encoded, recipe.max_length, strategy="bfd" if recipe.packing == "bfd" else "wrapped")
     if isinstance(examples, datasets.Dataset) and len(examples) == 0:
         raise ValueError(
             f"Corpus {name!r} has fewer than `max_length` ({recipe.max_length}) tokens, so that nothing is left of it "
             "when packed. Lower `max_length`, or set `packing: false`."
         )
-    if packed is not None and group == "corpora" and isinstance(raw, datasets.Dataset):
-        packed[name] = len(raw)
-    return examples
+    return Tokenised(examples, cut, len(raw) if isinstance(raw, datasets.Dataset) else None, keys)
 
 
 def format_cut(cut: Mapping[str, Sequence[int]]) -> list[str]:
@@ -440,7 +412,7 @@ def plan_data(data: RecipeData, args: InterpolationConfig, num_processes: int | 
 def build_model(recipe: Recipe, task: Task, args: InterpolationConfig) -> torch.nn.Module:
     """Load the pretrained model, with its adapter if there is one; `args.seed` decides a new head."""
     set_seed(args.seed)
-    model, new_names = load_model(recipe, revision=recipe.model_revision)
+    model, new_names = load_model(recipe)
     _settle_new_head(args, recipe, new_names)
     if recipe.peft is None:
         return model
@@ -516,7 +488,7 @@ def _build_objective(recipe: Recipe, args: InterpolationConfig, tokenizer: PreTr
     task = get_task(recipe.task)
     set_seed(args.seed)
     return Objective(
-        load_model(recipe, revision=recipe.model_revision).model,
+        load_model(recipe).model,
         task.collator(tokenizer, recipe),
         task.metrics(tokenizer, recipe),
         task.preprocess_logits and task.preprocess_logits(),

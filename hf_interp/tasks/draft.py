@@ -30,8 +30,8 @@ from hf_interp.mixture.plan import MANY_PASSES
 from hf_interp.tasks.column_choice import TASKS_OF_MEDIA, choose_columns
 from hf_interp.tasks.dialogues import has_marks, training_template
 from hf_interp.tasks.file_facts import Facts, look_at
+from hf_interp.tasks.fitness import UNLIMITED
 from hf_interp.tasks.labels import by_meaning
-from hf_interp.tasks.lengths import UNLIMITED
 from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.methods import LANGUAGE_TASKS, lay_method
 from hf_interp.tasks.models import label_names_of

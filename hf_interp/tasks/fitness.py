@@ -1,10 +1,15 @@
-"""Whether a model, its tokenizer and the data fit: what would train on noise, or fail midway, is refused before."""
+"""Whether a model, its tokenizer and the data fit: what would train on noise, or fail midway, is refused before.
+
+And how many rows do not fit into the tokens that a model is shown of them.
+"""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -12,9 +17,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_interp.losses.ref_model import unwrap_peft
+from hf_interp.tasks.encoding import Encode
 from hf_interp.tasks.freezing import head_names
 from hf_interp.tasks.recipe import Recipe
 
+UNLIMITED = 2**30  # tokens
 POSITION_TABLE = re.compile(r"position_embeddings?|embed_positions|wpe")
 
 
@@ -130,3 +137,33 @@ def _extent(dataset: Any, column: str) -> tuple[int, int]:
         if length:
             highest, longest = max(highest, pc.max(values).as_py()), max(longest, length)
     return highest, longest
+
+
+def count_cut(raw: Any, encoded: Any, encode_whole: Encode, limits: Mapping[str, int]) -> int | None:
+    """Return how many rows would be longer than they are, had they no limit; `None` for a stream.
+
+    Args:
+        raw: rows with the columns of a task.
+        encoded: the same rows as model inputs.
+        encode_whole: encodes them without a limit; only rows that reach theirs are encoded again.
+        limits: the most tokens, by column of `encoded`.
+    """
+    if not isinstance(encoded, datasets.Dataset):
+        return None
+    lengths = {column: _lengths(encoded, column) for column in limits if column in encoded.column_names}
+    reached = [found >= limits[column] for column, found in lengths.items() if found is not None]
+    rows = np.flatnonzero(np.any(reached, axis=0)) if reached else np.array([], dtype=np.intp)
+    if not len(rows):
+        return 0
+    whole = raw.select(rows).map(encode_whole, batched=True, remove_columns=raw.column_names)
+    longer = [_lengths(whole, column) > found[rows] for column, found in lengths.items() if found is not None]
+    return int(np.any(longer, axis=0).sum())
+
+
+def _lengths(dataset: datasets.Dataset, column: str) -> npt.NDArray[Any] | None:
+    """Return the lengths of a column of lists of numbers, if it is one."""
+    values = dataset.select_columns([column]).with_format("arrow")[:][column]
+    kind = values.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or pa.types.is_nested(kind.value_type):
+        return None
+    return np.asarray(pc.list_value_length(values))

@@ -23,11 +23,13 @@ class Loaded(NamedTuple):
     new_names: list[str]
 
 
-def load_model(recipe: Recipe, name_or_path: str | None = None, **kwargs: Any) -> Loaded:
-    """Load a pretrained model with the head of a recipe's task; heads that the checkpoint lacks are new."""
-    name_or_path = name_or_path or recipe.model_name_or_path
+def load_model(recipe: Recipe, folder: str | None = None, **kwargs: Any) -> Loaded:
+    """Load M₀, or the model in a folder, with the head of a recipe's task; heads that the checkpoint lacks are new."""
+    name_or_path = folder or recipe.model_name_or_path
     task = get_task(recipe.task)
-    kwargs = {"trust_remote_code": recipe.trust_remote_code, **kwargs}
+    kwargs["trust_remote_code"] = recipe.trust_remote_code
+    if folder is None:
+        kwargs["revision"] = recipe.model_revision
     num_labels, label_names = task.num_labels(recipe) or None, recipe.label_names
     if num_labels is not None:
         kwargs["num_labels"] = num_labels

@@ -19,7 +19,7 @@ from hf_interp.mixture.paths import check_points
 from hf_interp.reporting.results import less_is_better
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.tasks.methods import lay_method, without_fields
-from hf_interp.tasks.recipe import SELF, CorpusConfig, HarnessConfig, ObjectiveConfig, Recipe, gone_with
+from hf_interp.tasks.recipe import GROUPS, SELF, CorpusConfig, HarnessConfig, ObjectiveConfig, Recipe, gone_with
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.utils.errors import check_known, did_you_mean
 from hf_interp.utils.yaml_values import load_yaml, with_numbers
@@ -46,7 +46,7 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> dict[str, Any]:
 
 LARGEST = 2**32  # of whole numbers; libraries below hold no larger ones
 PATH_FIELDS = ("model_name_or_path", "chat_template", "output_dir", "resume_from_checkpoint")
-NAMED_ENTRIES = ("corpora", "eval_corpora", "validation_corpora", "objectives")
+NAMED_ENTRIES = (*GROUPS, "objectives")
 
 
 def lay_flags(recipe: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
     path = with_numbers(training.get("mixture_path"))
     if path is not None:
         check_points(path)
-    for group in ("corpora", "eval_corpora", "validation_corpora"):
+    for group in GROUPS:
         if group in own:
             own[group] = _corpora(group, own[group], path or [])
     if "objectives" in own:

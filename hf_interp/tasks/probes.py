@@ -22,25 +22,24 @@ REFERENCES = 1023
 
 def check_probes(recipe: Recipe) -> None:
     """Refuse canaries of what is no training corpus of a language model, and pairs of what is no set to test it by."""
-    for group in ("corpora", "eval_corpora", "validation_corpora"):
-        for name, corpus in getattr(recipe, group).items():
-            reads_texts = get_task(recipe.task).is_packed and corpus.objective is None and corpus.path != SELF
-            is_plain = reads_texts and not (corpus.streaming or corpus.balance_by or corpus.group_columns)
-            where = f"`{group}.{name}"
-            if corpus.canaries is not None and (group != "corpora" or corpus.side != "domain" or not is_plain):
-                raise ValueError(
-                    f"{where}.canaries` must be of a domain corpus of a language model (causal-lm, chat, masked-lm) "
-                    "that is a file, without `objective`, `streaming` and `balance_by`. Leave it out."
-                )
-            if corpus.canaries is not None and corpus.canaries < 1:
-                raise ValueError(f"{where}.canaries` must be at least 1, got {corpus.canaries}.")
-            if corpus.pair_columns is not None and (group != "eval_corpora" or not is_plain):
-                raise ValueError(
-                    f"{where}.pair_columns` must be of one of the `eval_corpora` of a language model (causal-lm, chat, "
-                    "masked-lm), without `objective`, `streaming` and `group_columns`. Leave it out."
-                )
-            if corpus.pair_columns is not None and len({*corpus.pair_columns}) != 2:
-                raise ValueError(f"{where}.pair_columns` must be two columns of texts, got {corpus.pair_columns}.")
+    for group, name, corpus in recipe.entries():
+        reads_texts = get_task(recipe.task).is_packed and corpus.objective is None and corpus.path != SELF
+        is_plain = reads_texts and not (corpus.streaming or corpus.balance_by or corpus.group_columns)
+        where = f"`{group}.{name}"
+        if corpus.canaries is not None and (group != "corpora" or corpus.side != "domain" or not is_plain):
+            raise ValueError(
+                f"{where}.canaries` must be of a domain corpus of a language model (causal-lm, chat, masked-lm) that "
+                "is a file, without `objective`, `streaming` and `balance_by`. Leave it out."
+            )
+        if corpus.canaries is not None and corpus.canaries < 1:
+            raise ValueError(f"{where}.canaries` must be at least 1, got {corpus.canaries}.")
+        if corpus.pair_columns is not None and (group != "eval_corpora" or not is_plain):
+            raise ValueError(
+                f"{where}.pair_columns` must be of one of the `eval_corpora` of a language model (causal-lm, chat, "
+                "masked-lm), without `objective`, `streaming` and `group_columns`. Leave it out."
+            )
+        if corpus.pair_columns is not None and len({*corpus.pair_columns}) != 2:
+            raise ValueError(f"{where}.pair_columns` must be two columns of texts, got {corpus.pair_columns}.")
 
 
 # Canaries.

@@ -1,7 +1,7 @@
 """The fields of a recipe."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,9 @@ from hf_interp.selection.choice import AlphaSearch
 
 SELF = "self"
 """The path of a corpus that M₀ makes."""
+
+GROUPS = ("corpora", "eval_corpora", "validation_corpora")
+"""The fields of a recipe that hold corpora and sets by name."""
 
 GROUP = "group "
 """Begins the name of a column of groups beside those of the task, whose names it might have."""
@@ -280,6 +283,17 @@ class Recipe:
     model_revision: str = "main"
     trust_remote_code: bool = False
 
+    @property
+    def search_group(self) -> str:
+        """The field whose sets choose the α of the weights."""
+        return "validation_corpora" if self.validation_corpora else "eval_corpora"
+
+    def entries(self) -> Iterator[tuple[str, str, CorpusConfig]]:
+        """Give every corpus and set, with the field that holds it and its name there."""
+        for group in GROUPS:
+            for name, corpus in getattr(self, group).items():
+                yield group, name, corpus
+
     def for_objective(self, name: str | None) -> "Recipe":
         """Return the recipe as one objective sees it; `None` stands for the task itself."""
         if name in (None, DISTILL):
@@ -304,8 +318,7 @@ class Recipe:
 
     def objective_names(self) -> list[str]:
         """List the objectives with heads of their own that corpora or sets choose, in order of appearance."""
-        groups = (self.corpora, self.eval_corpora, self.validation_corpora)
-        chosen = (corpus.objective for group in groups for corpus in group.values())
+        chosen = (corpus.objective for _, _, corpus in self.entries())
         return list(dict.fromkeys(name for name in chosen if name not in (None, DISTILL)))
 
 

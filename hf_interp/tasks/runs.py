@@ -35,7 +35,6 @@ from hf_interp.tasks.parsing import lay_flags, load_recipe, parse_recipe
 from hf_interp.tasks.presets import load_adapter
 from hf_interp.tasks.probes import canary_rows
 from hf_interp.tasks.recipe import Recipe
-from hf_interp.tasks.splits import Keys
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.heads import load_heads
 from hf_interp.utils.errors import did_you_mean
@@ -109,10 +108,10 @@ def find_members(
     """
     search, name = recipe.alpha_search or AlphaSearch(), audited_corpus(recipe, corpus)
     sets, held = {**recipe.validation_corpora, **recipe.eval_corpora}, held_out(recipe, name)
-    keys: list[dict[str, Keys]] = [{}, {}]
-    trained = tokenise(name, recipe.corpora[name], recipe, tokenizer, keys=keys[0])
-    tested = tokenise(held, sets[held], recipe, tokenizer, keys=keys[1])
-    known, asked = (next(iter(found.values())) for found in keys)
+    trained, _, _, known = tokenise(name, recipe.corpora[name], recipe, tokenizer)
+    tested, _, _, asked = tokenise(held, sets[held], recipe, tokenizer)
+    assert known is not None
+    assert asked is not None
     read = rows_read(plan, name)
     if len(known) == len(trained):  # of packed texts, whose rows are no longer those of the file, none is known
         read = np.setdiff1d(read, canary_rows(name, recipe.corpora[name], len(known)))
@@ -250,7 +249,7 @@ def open_run(recipe: Recipe, args: InterpolationConfig, folder: Path) -> tuple[T
         args.dataloader_pin_memory = False
     data = load_data(recipe, task, trains=False)
     if (folder / ADAPTER_CONFIG_NAME).is_file():
-        model = load_adapter(load_model(recipe, revision=recipe.model_revision).model, folder)
+        model = load_adapter(load_model(recipe).model, folder)
     else:
         model = load_model(recipe, str(folder)).model
     prepare_model(recipe, task, model, data.tokenizer)

@@ -29,7 +29,7 @@ from hf_interp.tasks.corpus_files import load_rows
 from hf_interp.tasks.dialogues import Turn, encode_dialogue
 from hf_interp.tasks.loading import column_names, first_rows, load_corpus
 from hf_interp.tasks.models import load_model
-from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe
+from hf_interp.tasks.recipe import GROUPS, SELF, CorpusConfig, Recipe
 from hf_interp.tasks.task import get_task
 from hf_interp.tasks.tokenizers import load_processor
 from hf_interp.utils.errors import reading
@@ -47,7 +47,6 @@ PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1.0, "no_r
 SAMPLING = {**PLAIN, "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 KEPT = ("side", "part", "objective", "share", "max_passes", "mean_tokens", "streaming", "license")
 """Fields of a corpus that are true of the file that is made, too."""
-GROUPS = ("corpora", "eval_corpora", "validation_corpora")
 ROWS_NAME, ABOUT_NAME = "rows.jsonl", "about.json"
 REWRITING = (
     "Below are an instruction that describes a task along with a reference answer. Using the reference answer as a "
@@ -113,22 +112,21 @@ class Said(NamedTuple):
 
 def check_self(recipe: Recipe) -> None:
     """Refuse what a corpus that M₀ makes cannot be, before anything is loaded."""
-    for group in GROUPS:
-        for name, corpus in getattr(recipe, group).items():
-            where = f"`{group}.{name}"
-            if corpus.path != SELF and corpus.made_from is not None:
-                raise ValueError(f"{where}.made_from` is for `path: {SELF}`, got the path {corpus.path!r}.")
-            if corpus.agreement is not None and not (corpus.path == SELF and 0 <= corpus.agreement <= 1):
-                raise ValueError(
-                    f"{where}.agreement` is for `path: {SELF}` and must lie in [0, 1], got {corpus.agreement} for "
-                    f"{corpus.path!r}."
-                )
-            if corpus.path == SELF and corpus.objective not in (None, DISTILL):
-                raise ValueError(f"{where}.objective` must be left out with `path: {SELF}`, got {corpus.objective!r}.")
-            if corpus.path == SELF and group != "corpora" and get_task(recipe.task).info.has_labels:
-                raise ValueError(f"{where}` must be a file with labels: {SELF} makes none to be measured by.")
-            if corpus.path == SELF:
-                _source(where, corpus, recipe)
+    for group, name, corpus in recipe.entries():
+        where = f"`{group}.{name}"
+        if corpus.path != SELF and corpus.made_from is not None:
+            raise ValueError(f"{where}.made_from` is for `path: {SELF}`, got the path {corpus.path!r}.")
+        if corpus.agreement is not None and not (corpus.path == SELF and 0 <= corpus.agreement <= 1):
+            raise ValueError(
+                f"{where}.agreement` is for `path: {SELF}` and must lie in [0, 1], got {corpus.agreement} for "
+                f"{corpus.path!r}."
+            )
+        if corpus.path == SELF and corpus.objective not in (None, DISTILL):
+            raise ValueError(f"{where}.objective` must be left out with `path: {SELF}`, got {corpus.objective!r}.")
+        if corpus.path == SELF and group != "corpora" and get_task(recipe.task).info.has_labels:
+            raise ValueError(f"{where}` must be a file with labels: {SELF} makes none to be measured by.")
+        if corpus.path == SELF:
+            _source(where, corpus, recipe)
 
 
 def place_self(recipe: Recipe, *, makes: bool = True) -> tuple[Recipe, dict[str, Made]]:
@@ -139,12 +137,11 @@ def place_self(recipe: Recipe, *, makes: bool = True) -> tuple[Recipe, dict[str,
     groups: dict[str, Any] = {group: dict(getattr(recipe, group)) for group in GROUPS}
     made: dict[str, Made] = {}
     fingerprint = cache(lambda: _fingerprint(recipe))  # of gigabytes, but only where something is made
-    for group, corpora in groups.items():
-        for name, corpus in corpora.items():
-            if corpus.path == SELF:
-                key = f"{group}.{name}"
-                own = name if group == "corpora" else key
-                corpora[name], made[key] = _placed(own, corpus, recipe, fingerprint, makes)
+    for group, name, corpus in recipe.entries():
+        if corpus.path == SELF:
+            key = f"{group}.{name}"
+            own = name if group == "corpora" else key
+            groups[group][name], made[key] = _placed(own, corpus, recipe, fingerprint, makes)
     return replace(recipe, **groups) if made else recipe, made
 
 
@@ -271,7 +268,7 @@ def _digest(job: Job, fingerprint: Sequence[Any]) -> str:
 def _make(job: Job, folder: Path) -> dict[str, Any]:
     """Let M₀ make the rows, and keep those that are fit; the folder is whole or not there."""
     recipe, maker = job.recipe, MAKERS[get_task(job.recipe.task).info.answer]
-    model, new_names = load_model(recipe, revision=recipe.model_revision)
+    model, new_names = load_model(recipe)
     if new_names or not (maker in (_fill, _classify) or model.can_generate()):
         lacks = f"lacks {', '.join(new_names)}" if new_names else "cannot generate"
         raise ValueError(

@@ -366,8 +366,8 @@ def check_task(recipe: Recipe) -> Task:
             f"`packing` must be true or false, or bfd for causal language models, got {recipe.packing!r} for "
             f"{recipe.task}."
         )
-    sets = (*recipe.corpora.values(), *recipe.eval_corpora.values(), *recipe.validation_corpora.values())
-    own = recipe.zero_shot_template or any(each.zero_shot_template or each.label_names for each in sets)
+    of_sets = (each.zero_shot_template or each.label_names for _, _, each in recipe.entries())
+    own = recipe.zero_shot_template or any(of_sets)
     if own and task.loss is None:
         raise ValueError(
             f"`zero_shot_template`, and `label_names` of one set, are for image-text, got them for {recipe.task}. "

@@ -57,7 +57,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Non
     """Set what a recipe wants of a tokenizer: languages, a chat template, a token to pad with, words one by one."""
     set_padding(tokenizer, recipe)
     _set_languages(tokenizer, recipe)
-    corpora = [*recipe.corpora.values(), *recipe.eval_corpora.values(), *recipe.validation_corpora.values()]
+    corpora = [corpus for _, _, corpus in recipe.entries()]
     if recipe.applies_chat_template() or any(corpus.is_dialogue for corpus in corpora):
         set_chat_template(tokenizer, recipe.chat_template)
     names = {recipe.for_objective(corpus.objective).task for corpus in corpora}

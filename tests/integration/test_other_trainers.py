@@ -495,7 +495,7 @@ def test_the_task_chat_has_the_tokens_and_labels_of_sft(
     fields = {"task": "chat", "model_name_or_path": "m", "chat_template": template, "max_length": 4096}
     recipe, _ = parse_recipe({**fields, "corpora": {"domain": corpus}})
     prepare_tokenizer(words, recipe)
-    ours = tokenise("domain", recipe.corpora["domain"], recipe, words)
+    ours = tokenise("domain", recipe.corpora["domain"], recipe, words).examples
     for name in ("input_ids", "labels"):
         assert [list(row) for row in ours[name]] == [list(row) for row in trainer.train_dataset[name]]
     assert words.chat_template == own

@@ -168,7 +168,7 @@ def test_a_text_file_is_one_document_for_a_packed_causal_model(
     own = {name: value for name, value in fields.items() if name != "document"}
     recipe = Recipe(model_name_or_path="here", corpora={"law": config}, task=task, max_length=3, **own)
     special = {"eos_token": "[SEP]"} if task == "causal-lm" else {}
-    found = tokenise("law", config, recipe, toy_tokenizer(**special))
+    found = tokenise("law", config, recipe, toy_tokenizer(**special)).examples
     assert [row["input_ids"] for row in found] == examples
 
 

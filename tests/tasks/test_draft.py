@@ -11,10 +11,10 @@ import pytest
 import yaml
 from toy_recipes import ENGLISH, write_toy_models
 
+from hf_interp.commands.init import format_recipe, write_recipe
 from hf_interp.tasks.build import check_recipe, load_data
 from hf_interp.tasks.draft import draft_recipe, match_labels
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
-from hf_interp.tasks.recipe_text import format_recipe, write_recipe
 
 NAMES = ("negative", "positive")
 

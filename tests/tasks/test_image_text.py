@@ -24,6 +24,7 @@ from toys import SHORT
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, EvalPrediction, pipeline
 
 from hf_interp.commands.curve import curve_run
+from hf_interp.commands.init import format_recipe
 from hf_interp.commands.plan import format_plan, plan_recipe
 from hf_interp.losses.per_example import ContrastiveLoss, have_same, pair_label
 from hf_interp.reporting.hub import render_card
@@ -35,7 +36,6 @@ from hf_interp.tasks.media import PairCollator, encode_images_texts
 from hf_interp.tasks.metrics import image_text_metrics
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
-from hf_interp.tasks.recipe_text import format_recipe
 from hf_interp.tasks.task import get_task
 from hf_interp.train import run_recipe
 from hf_interp.utils.run_folder import INTERPOLATED_NAME

@@ -99,7 +99,7 @@ def corpus(model: Path, config: CorpusConfig, **fields: Any) -> Any:
     fields = {"task": "image-classification", "label_names": PLACES, **fields}
     recipe = Recipe(model_name_or_path=str(model), corpora={"general": config}, **fields)
     processor = AutoImageProcessor.from_pretrained(model)
-    dataset = tokenise("general", config, recipe, processor)
+    dataset = tokenise("general", config, recipe, processor).examples
     return ImageCollator(processor)(list(dataset))
 
 

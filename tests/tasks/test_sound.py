@@ -165,7 +165,7 @@ def batch_of(model: Path, path: Path, **fields: Any) -> Any:
     config = CorpusConfig(path=str(path))
     recipe = Recipe(model_name_or_path=str(model), corpora={}, task="audio-classification", label_names=TONES, **fields)
     extractor = AutoFeatureExtractor.from_pretrained(model)
-    return SoundCollator(extractor, recipe.max_seconds)(list(tokenise("general", config, recipe, extractor)))
+    return SoundCollator(extractor, recipe.max_seconds)(list(tokenise("general", config, recipe, extractor).examples))
 
 
 def test_a_long_recording_is_cut(wav2vec2: Path, tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ def test_transcripts_that_do_not_fit_can_be_left_out(
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
     config = CorpusConfig(path=str(path), drop_faulty=True)
     given = Recipe(model_name_or_path=recipe["model_name_or_path"], corpora={}, task=SPEECH)
-    found = tokenise("domain", config, given, AutoProcessor.from_pretrained(ctc))
+    found = tokenise("domain", config, given, AutoProcessor.from_pretrained(ctc)).examples
     assert len(found) == 4
     assert "leaves out 2 of 6 rows, of which the first has a transcript with 'H', which" in caplog.text
 

@@ -153,9 +153,8 @@ def counted(folder: Path, model: Path, rows: list[dict[str, Any]], task: str, gr
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = CorpusConfig(path=str(folder / "rows.jsonl"), **fields.pop("corpus", {}))
     recipe = Recipe(model_name_or_path=str(model), corpora={"law": config}, task=task, **{"max_length": 4, **fields})
-    cut: dict[str, tuple[int, int]] = {}
-    found = tokenise("law", config, recipe, AutoTokenizer.from_pretrained(model), group=group, cut=cut)
-    return cut, found
+    found = tokenise("law", config, recipe, AutoTokenizer.from_pretrained(model), group=group)
+    return {} if found.cut is None else {f"{group}.law": found.cut}, found.examples
 
 
 @pytest.mark.parametrize("task", TASKS)
