@@ -263,12 +263,9 @@ class Anchor(TrainerCallback):
         self.sums.zero_()
         found |= {key: total / count for key, total, count in zip(KEYS, sums[SUM], sums[COUNT], strict=True) if count}
         if self.pulls:
-            found["anchor_loss"] = self.half_square_distance()
+            pairs = self.targets.values()
+            found["anchor_loss"] = 0.5 * sum(square_distance(parameter, target) for _, parameter, target in pairs)
         return found
-
-    def half_square_distance(self) -> float:
-        """Return ½‖θ − θ₀‖² over all that is pulled."""
-        return 0.5 * sum(square_distance(parameter, target) for _, parameter, target in self.targets.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is summed up, and what M₀ is, for a comparison on resume."""

@@ -163,7 +163,8 @@ class InterpolatedDataset(IterableDataset[Any]):
         return {**self.__dict__, "_handed": self.shard}
 
     def __len__(self) -> int:
-        if self._given_process is None and _has_accelerate_processes():
+        is_started = bool(PartialState._shared_state)  # or a look at accelerate's state would start something
+        if self._given_process is None and is_started and PartialState().num_processes > 1:
             raise TypeError(
                 "The length of an `InterpolatedDataset` under several processes of accelerate is another before and "
                 "after `prepare`. Count max_steps · gradient_accumulation_steps micro-batches, or give "
@@ -271,7 +272,7 @@ class InterpolatedDataset(IterableDataset[Any]):
         self._split = split
         if self.slots.has_streams:
             self.slots = SlotDataset(self.plan, self.corpora, shard, self._streams if begin else None)
-        self._num_yielded = self._border(begin)
+        self._num_yielded = begin - begin % shard.batch_size if self.slots.has_streams else begin
         return shard, begin
 
     def _chunks(self, shard: BatchShard, first: int, own: int = 0) -> Iterator[IntArray]:
@@ -312,10 +313,6 @@ class InterpolatedDataset(IterableDataset[Any]):
         self._start_at = self._num_yielded = int(state["num_yielded"])
         self._start_epoch = self._planned
         self._streams, self._split = dict(state.get("streams", {})), state["split"]
-
-    def _border(self, position: int) -> int:
-        """Return where reading begins."""
-        return position - position % self.shard.batch_size if self.slots.has_streams else position
 
     def _note_streams(self, shard: BatchShard) -> None:
         if self.slots.has_streams:
@@ -366,10 +363,6 @@ def find_process() -> tuple[int, int]:
         state = PartialState()
         return state.num_processes, state.process_index
     return 1, 0
-
-
-def _has_accelerate_processes() -> bool:
-    return bool(PartialState._shared_state) and PartialState().num_processes > 1
 
 
 def _sizes_for_accelerate(dataset: Any) -> tuple[int, int] | None:

@@ -97,15 +97,26 @@ def pairs_over_alpha(curve: AlphaCurve) -> list[Chart]:
     """Return for every set of pairs in how many the first text is likelier, over α."""
     charts = []
     for name, places in curve.pairs.items():
-        found = [account["preferred"] for account in places]
+        found = {alpha: account["preferred"] for alpha, account in zip(curve.alphas, places, strict=True)}
         chart = Chart(title=f"Pairs of {name} whose first text is likelier", x_name="α", y_name="share of pairs")
-        series = Series(label="first text likelier, with 95% intervals", points=[], style=other_style(0))
-        series.points = [(alpha, one["value"]) for alpha, one in zip(curve.alphas, found, strict=True)]
-        series.low, series.high = [one["low"] for one in found], [one["high"] for one in found]
-        level = Series(label="no preference", points=[(curve.alphas[0], 0.5), (curve.alphas[-1], 0.5)], style=LEVEL)
-        chart.series, chart.lines = [series, level], [("chosen", curve.alpha, "-")]
+        chart.series = [_estimates("first text likelier", found, 0), _level("no preference", curve.alphas, 0.5)]
+        chart.lines = [("chosen", curve.alpha, "-")]
         charts.append(chart)
     return charts
+
+
+def _estimates(label: str, found: Mapping[float, Mapping[str, Any]], index: int) -> Series:
+    """Return estimates over α with their intervals, if all are known, as the series of that number."""
+    points = [(alpha, one["value"]) for alpha, one in found.items()]
+    series = Series(label=label, points=points, style=other_style(index))
+    if all(one["low"] is not None for one in found.values()):
+        series.label += ", with 95% intervals"
+        series.low, series.high = ([one[end] for one in found.values()] for end in ("low", "high"))
+    return series
+
+
+def _level(label: str, alphas: Sequence[float], height: float) -> Series:
+    return Series(label=label, points=[(alphas[0], height), (alphas[-1], height)], style=LEVEL)
 
 
 def group_table(account: Account, most: int | None = None) -> Rows:
@@ -125,17 +136,13 @@ def gaps_over_alpha(curve: AlphaCurve) -> list[Chart]:
     for name, column, places in _over_alpha(curve):
         chart = Chart(title=f"Gap between groups of {column} ({name})", x_name="α", y_name="difference")
         for index, (key, label) in enumerate(PARITIES.items()):
-            known = {alpha: account for alpha, account in places.items() if account.get(key) is not None}
-            series = Series(
-                label=f"{label} of {_metric(places)}" if key == "gap" else label,
-                points=[(alpha, account[key]) for alpha, account in known.items()],
-                style=other_style(index),
-            )
-            if key == "gap" and all(account["gap_low"] is not None for account in known.values()):
-                series.label += ", with 95% intervals"
-                series.low = [account["gap_low"] for account in known.values()]
-                series.high = [account["gap_high"] for account in known.values()]
-            chart.series.append(series)
+            known = {
+                alpha: {"value": account[key], "low": account.get(f"{key}_low"), "high": account.get(f"{key}_high")}
+                for alpha, account in places.items()
+                if account.get(key) is not None
+            }
+            metric = next(iter(places.values()))["metric"]
+            chart.series.append(_estimates(f"{label} of {metric}" if key == "gap" else label, known, index))
         chart.lines = [("chosen", curve.alpha, "-")]
         charts.append(chart)
     return charts
@@ -146,10 +153,6 @@ def _over_alpha(curve: AlphaCurve | None) -> Iterator[tuple[str, str, dict[float
     for name, found in (curve.groups if curve else {}).items():
         for column in found[0] if found else ():
             yield name, column, dict(zip(curve.alphas, (one[column] for one in found), strict=True)) if curve else {}
-
-
-def _metric(places: Mapping[float, Account]) -> str:
-    return str(next(iter(places.values()))["metric"])
 
 
 def _named(account: Account, group: str | None) -> str:
@@ -220,15 +223,8 @@ def leak_charts(audit: Mapping[str, Any]) -> list[Chart]:
     points = audit["points"]
     over = Chart(title="What M_α tells of its training rows", x_name="α", y_name="AUC of membership inference")
     for index, (attack, words) in enumerate(ATTACKS.items()):
-        found = [(point["alpha"], point[attack]["auc"]) for point in points]
-        series = Series(
-            label=f"by the {words}, with 95% intervals",
-            points=[(alpha, one["value"]) for alpha, one in found],
-            low=[one["low"] for _, one in found],
-            high=[one["high"] for _, one in found],
-            style=other_style(index),
-        )
-        over.series.append(series)
+        found = {point["alpha"]: point[attack]["auc"] for point in points}
+        over.series.append(_estimates(f"by the {words}", found, index))
     against = Chart(title="What it is worth against what it tells", x_name="AUC of the better attack", y_name="")
     against.y_name = f"{audit['set']} {audit['metric']}"
     best = [max(point[attack]["auc"]["value"] for attack in ATTACKS) for point in points]
@@ -244,16 +240,9 @@ def leak_charts(audit: Mapping[str, Any]) -> list[Chart]:
 def _exposure_chart(audit: Mapping[str, Any]) -> Chart:
     """Return the exposure of the canaries over α."""
     chart = Chart(title="Canaries that M_α has learned", x_name="α", y_name="mean exposure, in bits")
-    alphas, found = [point["alpha"] for point in audit["points"]], [point["exposure"] for point in audit["points"]]
-    series = Series(label=f"{audit['canaries']} canaries", points=[], style=other_style(0))
-    series.points = [(alpha, one["bits"]["value"]) for alpha, one in zip(alphas, found, strict=True)]
-    if audit["canaries"] > 1:
-        series.label += ", with 95% intervals"
-        series.low, series.high = ([one["bits"][end] for one in found] for end in ("low", "high"))
-    level = Series(
-        label="never seen, on average", points=[(alphas[0], UNLEARNED), (alphas[-1], UNLEARNED)], style=LEVEL
-    )
-    chart.series = [series, level]
+    found = {point["alpha"]: point["exposure"]["bits"] for point in audit["points"]}
+    level = _level("never seen, on average", [*found], UNLEARNED)
+    chart.series = [_estimates(f"{audit['canaries']} canaries", found, 0), level]
     return chart
 
 

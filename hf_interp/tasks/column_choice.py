@@ -64,8 +64,9 @@ def choose_columns(facts: Facts, given: Given, *, task: str | None = None, famil
         task: settled, if it is.
         family: encoder, decoder or encoder-decoder, or image or audio, if there is a model.
     """
+    has_media = family in TASKS_OF_MEDIA.values() if family else bool(facts.of_kind("image", "audio"))
     for name, choose in CHOICES.items():
-        if (task is None or name in KINDS.get(task, (task,))) and (name == "media") == _has_media(facts, family):
+        if (task is None or name in KINDS.get(task, (task,))) and (name == "media") == has_media:
             choice = choose(facts, given, task, family)
             if choice is not None:
                 return choice
@@ -79,11 +80,6 @@ def choose_columns(facts: Facts, given: Given, *, task: str | None = None, famil
         f"What {facts.config.path!r} {wanted}. It has {shown}{model}. Say --task, and columns such as --text_column, "
         "--label_column, --target_column, --messages_column, --image_column or --audio_column."
     )
-
-
-def _has_media(facts: Facts, family: str | None) -> bool:
-    kinds = [*TASKS_OF_MEDIA.values()]
-    return family in kinds if family else bool(facts.of_kind("image", "audio"))
 
 
 def _media(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:

@@ -109,11 +109,9 @@ def _rows_within(dataset: Any) -> str | None:
     """Return the column of the only row that holds rows: a list of mappings that are no turns of a dialogue."""
     lists = {name: value for name, value in dataset[0].items() if isinstance(value, list) and value}
     rows = {name: value[0] for name, value in lists.items() if isinstance(value[0], Mapping)}
-    return next((name for name, row in rows.items() if len(dataset) == 1 and not _is_turn(row)), None)
-
-
-def _is_turn(row: Mapping[str, Any]) -> bool:
-    return any({speaker, text} <= row.keys() for speaker, text in (("role", "content"), ("from", "value")))
+    turns = ({"role", "content"}, {"from", "value"})
+    is_turn = {name: any(keys <= row.keys() for keys in turns) for name, row in rows.items()}
+    return next((name for name in rows if len(dataset) == 1 and not is_turn[name]), None)
 
 
 def _media(rows: Any, name: str) -> Column | None:

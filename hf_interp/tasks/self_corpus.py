@@ -98,6 +98,11 @@ class Speaker(NamedTuple):
     length: int
     positions: int
 
+    def encode(self, *texts: Any, **options: Any) -> Any:
+        """Return inputs of the model, cut to the longest text and padded."""
+        options = {"truncation": True, "max_length": self.length, "padding": True, "return_tensors": "pt", **options}
+        return self.tokenizer(*texts, **options)
+
 
 class Said(NamedTuple):
     """A text or a row that M₀ has made, its new tokens (`None` where there was no room for it), and their agreement.
@@ -459,7 +464,7 @@ def _fill(job: Job, speaker: Speaker) -> Iterator[Said]:
     model, tokenizer = speaker.model, speaker.tokenizer
     special = torch.tensor(tokenizer.all_special_ids)
     for texts in _batches(job.rows):
-        inputs = tokenizer(list(texts), truncation=True, max_length=speaker.length, padding=True, return_tensors="pt")
+        inputs = speaker.encode(list(texts))
         ids = inputs["input_ids"].clone()
         masked = (torch.rand(ids.shape) < job.recipe.mlm_probability) & ~torch.isin(ids, special)
         inputs["input_ids"][masked] = tokenizer.mask_token_id
@@ -479,8 +484,7 @@ def _write_targets(job: Job, speaker: Speaker) -> Iterator[Said]:
     options = {**PLAIN, "do_sample": False, "max_new_tokens": recipe.max_target_length}
     for texts in _batches(job.rows):
         sources = [recipe.source_prefix + text for text in texts]
-        inputs = tokenizer(sources, truncation=True, max_length=speaker.length, padding=True, return_tensors="pt")
-        found = model.generate(**inputs.to(model.device), **options)[:, 1:].tolist()
+        found = model.generate(**speaker.encode(sources).to(model.device), **options)[:, 1:].tolist()
         for text, source, tokens in zip(texts, sources, found, strict=True):
             made = _up_to(tokens, ends, special) if ends & {*tokens} else None
             target = tokenizer.decode(made or []).strip()
@@ -492,24 +496,17 @@ def _target_agreement(source: str, made: Sequence[int] | None, job: Job, speaker
     """Return the agreement of a target, where it is asked for; see `_agreement`."""
     if job.agreement is None or not made:
         return 1.0
-    inputs = speaker.tokenizer(source, truncation=True, max_length=speaker.length, return_tensors="pt")
     labels = torch.tensor([made], device=speaker.model.device)
-    return _likelihood(speaker.model(**inputs.to(labels.device), labels=labels).logits[0], labels[0])
+    inputs = speaker.encode(source).to(labels.device)
+    return _likelihood(speaker.model(**inputs, labels=labels).logits[0], labels[0])
 
 
 def _classify(job: Job, speaker: Speaker) -> Iterator[Said]:
     """Yield given inputs with the probability of the class that M₀ predicts; of tags the geometric mean."""
-    tokenizer, split = speaker.tokenizer, "tokens" in job.rows[0]
+    split = "tokens" in job.rows[0]
     for rows in _batches(job.rows):
         given = [[row[column] for row in rows] for column in rows[0]]
-        inputs = tokenizer(
-            *given,
-            is_split_into_words=split,
-            truncation=True,
-            max_length=speaker.length,
-            padding=True,
-            return_tensors="pt",
-        ).to(speaker.model.device)
+        inputs = speaker.encode(*given, is_split_into_words=split).to(speaker.model.device)
         best = speaker.model(**inputs).logits.float().log_softmax(-1).max(-1).values
         if split:
             weights = inputs["attention_mask"]

@@ -46,7 +46,8 @@ class WeightAverage(TrainerCallback):
         """Begin with nothing, or with what the checkpoint holds."""
         self.count, self.is_in = 0, False
         self._weights = dict(_averaged(kwargs["model"]))
-        self._means = {name: torch.zeros_like(weight, dtype=_dtype(weight)) for name, weight in self._weights.items()}
+        exact = {name: torch.promote_types(weight.dtype, torch.float32) for name, weight in self._weights.items()}
+        self._means = {name: torch.zeros_like(self._weights[name], dtype=kind) for name, kind in exact.items()}
         if self.checkpoint is not None and state.global_step > self.begin * state.max_steps:
             self._load(self.checkpoint, args.process_index)
 
@@ -121,10 +122,6 @@ def _averaged(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for prefix, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             yield from ((f"{prefix}.{name}", getattr(module, name)) for name in ("running_mean", "running_var"))
-
-
-def _dtype(weight: torch.Tensor) -> torch.dtype:
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -104,13 +104,13 @@ def resolve_alpha(alpha: Alpha, names: Sequence[str], *, extrapolate: bool = Fal
     }
 
 
-def plain_alpha(alpha: Alpha) -> Any:
-    """Return an α as plain values, for JSON."""
+def plain_alpha(alpha: Alpha | Sequence[Alpha]) -> Any:
+    """Return an α, or several, as plain values, for JSON."""
+    if isinstance(alpha, AlphaByDepth):
+        return {key: value for key, value in vars(alpha).items() if value != ()}
     if isinstance(alpha, Mapping):
         return {name: plain_alpha(value) for name, value in alpha.items()}
-    return (
-        {key: value for key, value in vars(alpha).items() if value != ()} if isinstance(alpha, AlphaByDepth) else alpha
-    )
+    return list(map(plain_alpha, alpha)) if isinstance(alpha, (list, tuple)) else alpha
 
 
 def check_alpha(value: Any, *, extrapolate: bool = False) -> None:

@@ -79,7 +79,10 @@ def interpolate_weights(
         keeps_statistics=recalibrate is not None,
     )
     if into is None:
-        places = {name: torch.empty_like(tensor, dtype=_cast(tensor, dtype)) for name, tensor in target.unique.items()}
+        places = {
+            name: torch.empty_like(tensor, dtype=dtype if tensor.is_floating_point() else None)
+            for name, tensor in target.unique.items()
+        }
         result: Any = {name: places[target.first[name]] for name in target.first}
     else:
         places, result = _places(into, target), into
@@ -126,7 +129,3 @@ def _places(into: nn.Module, finetuned: Tensors) -> dict[str, torch.Tensor]:
             )
         places[name] = place
     return places
-
-
-def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype

@@ -126,7 +126,8 @@ def interpolate_checkpoints(
         if dtype is not None:
             raise ValueError("`dtype` must be left out for an adapter, whose types are kept.")
         return interpolate_adapter_checkpoint(base, runs[0], output, alpha, max_shard_size=max_shard_size, **options)
-    public_names = [_public_name(name) for name in (base_dir, *names)]
+    # on the Hub, or that of a folder without the way to it
+    public_names = [Path(name).resolve().name if Path(name).is_dir() else str(name) for name in (base_dir, *names)]
     settings = dtype, max_shard_size, trust_remote_code, public_names, how
     return _merge(_Request(base, runs, output, alpha, options, *settings))
 
@@ -351,8 +352,3 @@ def _merge_in_memory(
         report.notes += copy_small_files(request.runs[0], folder)
         _finish(request, folder, report)
     return report
-
-
-def _public_name(name: Name) -> str:
-    """Return a name on the Hub, or that of a folder without the way to it."""
-    return Path(name).resolve().name if Path(name).is_dir() else str(name)

@@ -88,7 +88,7 @@ class MergeMethod:
     def given(self) -> dict[str, Any]:
         """Return the name and the settings that are given, as plain values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: _plain(value) for name, value in values.items() if value is not None}
+        return {name: plain_alpha(value) for name, value in values.items() if value is not None}
 
     def check(self, num_models: int) -> None:
         """Refuse what can be told without tensors.
@@ -289,7 +289,3 @@ def _spread(name: str, value: Setting | None, num_models: int) -> list[Alpha]:
     if len(values) not in (1, num_models):
         raise ValueError(f"`{name}` must be one for all models or one for each of the {num_models}, got {len(values)}.")
     return values * (num_models // len(values))
-
-
-def _plain(value: Any) -> Any:
-    return [plain_alpha(one) for one in value] if isinstance(value, (list, tuple)) else plain_alpha(value)

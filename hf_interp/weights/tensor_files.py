@@ -10,9 +10,9 @@ import math
 import os
 import pickle
 import struct
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,6 +43,7 @@ DTYPES = {
 """Types by their names in safetensors, in the order in which it puts them into a file, so that each is aligned."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NUM_THREADS = 4
+AHEAD = 256  # jobs that wait for a thread, at the most: a list of all would take more memory than the blocks do
 
 Job = TypeVar("Job")
 
@@ -159,30 +160,15 @@ def run_in_threads(jobs: Iterable[Job], do: Callable[[Job], None]) -> None:
 
     Meanwhile torch divides no operation of its own among threads: these would wait for one another.
     """
-    remaining, lock, stopped = iter(jobs), threading.Lock(), threading.Event()
-
-    def work() -> None:
-        try:
-            while not stopped.is_set():
-                with lock:
-                    job = next(remaining, None)
-                if job is None:
-                    return
-                do(job)
-        finally:
-            stopped.set()
-
+    remaining = iter(jobs)
     num_threads = min(NUM_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else NUM_THREADS)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(num_threads) as pool:
-            futures = [pool.submit(work) for _ in range(num_threads)]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                stopped.set()
+            while ahead := list(islice(remaining, AHEAD)):
+                for _ in pool.map(do, ahead):  # where one fails, those that wait are not begun
+                    pass
     finally:
         torch.set_num_threads(before)
 
