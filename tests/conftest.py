@@ -17,7 +17,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or every process that loader w
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -25,8 +25,10 @@ from command_server import CommandServer
 from documents import reading_environment
 from hub_server import HubServer
 
-from hf_interp.commands.demo import LABEL_NAMES, ToyShift, _write_untrained_model
+if TYPE_CHECKING:  # the process that only gives tests to others is not to wait for torch
+    from hf_interp.commands.demo import ToyShift
 
+gc.disable()  # until `_short_session`: what is imported and collected stays, so that looking through it finds nothing
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 SIZES = {
@@ -43,6 +45,7 @@ SIZES = {
 @pytest.fixture(scope="session", autouse=True)
 def _short_session() -> Iterator[None]:
     """Give the garbage collector back what `_short_collections` has taken from it."""
+    gc.enable()
     yield
     gc.unfreeze()
 
@@ -59,21 +62,25 @@ def _short_collections(_short_session: None) -> None:
 
 
 @pytest.fixture(scope="session")
-def toy_shift() -> ToyShift:
+def toy_shift() -> "ToyShift":
     """A toy language of 52 words."""
+    from hf_interp.commands.demo import ToyShift
+
     return ToyShift(num_neutral=20, num_judging=8, num_turned=4, num_domain=8, num_domain_judging=4, label_noise=0.0)
 
 
 @pytest.fixture(scope="session")
-def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, toy_shift: ToyShift) -> Path:
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, toy_shift: "ToyShift") -> Path:
     """A folder with an untrained BERT classifier of two labels and its word-level tokenizer."""
+    from hf_interp.commands.demo import _write_untrained_model
+
     folder = tmp_path_factory.mktemp("tiny_model")
     _write_untrained_model(folder, toy_shift)
     return folder
 
 
 @pytest.fixture(scope="session")
-def toy_data_dir(tmp_path_factory: pytest.TempPathFactory, toy_shift: ToyShift) -> Path:
+def toy_data_dir(tmp_path_factory: pytest.TempPathFactory, toy_shift: "ToyShift") -> Path:
     """A folder with general_train.jsonl, general_validation.jsonl, general_test.jsonl and the same for domain."""
     folder = tmp_path_factory.mktemp("toy_data")
     for (side, split), count in SIZES.items():
@@ -85,6 +92,7 @@ def toy_data_dir(tmp_path_factory: pytest.TempPathFactory, toy_shift: ToyShift) 
 @pytest.fixture(scope="session")
 def make_recipe(tiny_model_dir: Path, toy_data_dir: Path) -> Callable[[Path], dict[str, Any]]:
     """A function from an `output_dir` to a recipe of four steps of four examples."""
+    from hf_interp.commands.demo import LABEL_NAMES
 
     def corpora(split: str) -> dict[str, Any]:
         return {side: {"path": str(toy_data_dir / f"{side}_{split}.jsonl")} for side in ("general", "domain")}

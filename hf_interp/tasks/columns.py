@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,14 +64,14 @@ def converter(
         null = "leave it out" if kind == "classes" else None
         resolve = LabelResolver(config, names, class_names(feature), null=null)
         resolve.decide(values)
-        return (lambda value: _multi_hot(value, resolve, len(names))) if kind == "classes" else _tagger(resolve, names)
+        return partial(_multi_hot, resolve, len(names)) if kind == "classes" else partial(_tags, resolve, names)
     if kind == "turns":
-        return lambda value: _turns(value, config)
+        return partial(_turns, config=config)
     if kind in FILES:
         folders = _folders(config)
-        return lambda value: read_file(value, kind, folders)
+        return partial(read_file, kind=kind, folders=folders)
     makers = {"text": _text, "any text": _any_text, "prose": _any_text, "words": _words, "number": _number}
-    return {**makers, "tools": _tools}.get(kind, lambda value: value)
+    return {**makers, "tools": _tools}.get(kind, _as_is)
 
 
 def content_reader(kind: Kind, config: CorpusConfig) -> Convert:
@@ -78,7 +79,7 @@ def content_reader(kind: Kind, config: CorpusConfig) -> Convert:
     folders = _folders(config)
     if kind == "turns":
         return plain_turns
-    return (lambda value: file_bytes(value, kind, folders)) if kind in FILES else lambda value: value
+    return partial(file_bytes, kind=kind, folders=folders) if kind in FILES else _as_is
 
 
 def _folders(config: CorpusConfig) -> list[Path]:
@@ -151,6 +152,10 @@ def _expect(what: str, value: Any, fits: bool) -> None:
         raise BadValueError(f"{text if len(text) <= 80 else text[:77] + '...'} where {what} belongs", _OTHER_COLUMN)
 
 
+def _as_is(value: Any) -> Any:
+    return value
+
+
 def _any_text(value: Any) -> str:
     _expect("a text", value, isinstance(value, str))
     return str(value)
@@ -178,34 +183,29 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _multi_hot(value: Any, resolve: Callable[[Any], int | None], count: int) -> list[float]:
+def _multi_hot(resolve: Callable[[Any], int | None], count: int, value: Any) -> list[float]:
     _expect("a list of labels", value, isinstance(value, list))
     chosen = {resolve(label) for label in value}  # labels that are mapped to nothing are left out
     return [float(index in chosen) for index in range(count)]
 
 
-def _tagger(resolve: Callable[[Any], int | None], label_names: list[str]) -> Convert:
-    checks_scheme = is_iob2(label_names)
-
-    def tags(value: Any) -> list[int]:
-        _expect("a list of tags", value, isinstance(value, list))
-        found = [resolve(tag) for tag in value]
-        if None in found:
-            raise BadValueError(
-                f"the tag {value[found.index(None)]!r}, which `label_map` maps to null",
-                "Every word needs a tag: map it to 'O' instead.",
-            )
-        named = [label_names[index] for index in found if index is not None]
-        fault = first_fault(named) if checks_scheme else None
-        if fault is not None:
-            before = named[fault - 1] if fault else "the beginning"
-            raise BadValueError(
-                f"tags that are not IOB2: {named[fault]!r} at place {fault} follows {before!r}",
-                f"Write 'B-{named[fault][2:]}' where an entity begins (IOB1 can be converted so).",
-            )
-        return [index for index in found if index is not None]
-
-    return tags
+def _tags(resolve: Callable[[Any], int | None], label_names: list[str], value: Any) -> list[int]:
+    _expect("a list of tags", value, isinstance(value, list))
+    found = [resolve(tag) for tag in value]
+    if None in found:
+        raise BadValueError(
+            f"the tag {value[found.index(None)]!r}, which `label_map` maps to null",
+            "Every word needs a tag: map it to 'O' instead.",
+        )
+    named = [label_names[index] for index in found if index is not None]
+    fault = first_fault(named) if is_iob2(label_names) else None
+    if fault is not None:
+        before = named[fault - 1] if fault else "the beginning"
+        raise BadValueError(
+            f"tags that are not IOB2: {named[fault]!r} at place {fault} follows {before!r}",
+            f"Write 'B-{named[fault][2:]}' where an entity begins (IOB1 can be converted so).",
+        )
+    return [index for index in found if index is not None]
 
 
 def _tools(value: Any) -> str:

@@ -1,4 +1,8 @@
-"""Loading corpora: from files or the Hub to the columns of a task, every value checked, faults named by row."""
+"""Loading corpora: from files or the Hub to the columns of a task, every value checked, faults named by row.
+
+Functions for `map` and `filter` are a `partial` of one of a module, and no closures: `datasets` hashes a function to
+find the result that it has kept, and the hash of a closure takes longer than the rows of a small corpus.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +14,7 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
+from hf_interp import __version__
 from hf_interp.tasks.columns import CELLS, FILES, Kind, class_names, content_reader, converter, is_wanted
 from hf_interp.tasks.corpus_files import HEAD, has_cells, list_places, load_rows
 from hf_interp.tasks.dialogues import plain_turns
@@ -73,7 +78,7 @@ def load_corpus(
             dataset = _map_labels(name, dataset, config, column, list(label_names or []))
             sources[column] = f"_{column}"
         elif kind == "prose":  # without blank rows
-            dataset = dataset.filter(lambda row, source=sources[column]: str(_reach(row, source)).strip() != "")
+            dataset = dataset.filter(partial(_is_written, source=sources[column]))
     if matter:
         dataset = dataset.map(partial(_join, source=sources["prompt"], matter=matter[0]))
         sources["prompt"] = "_prompt"
@@ -169,31 +174,32 @@ def _apply(
 
 def _reading(column: str, read: Callable[[Any], Any], *, source: str | None = None) -> Callable[[Batch], list[Any]]:
     """Return a function of batches that reads the values of a column, which its faults call as the task does."""
+    return partial(_read_all, column, read, source or column)
 
-    def read_all(batch: Batch) -> list[Any]:
-        found = []
-        for place, value in enumerate(batch[source or column]):
-            try:
-                found.append(read(value))
-            except BadValueError as error:
-                file = file_of(value) if column in FILES else None
-                shown = None if str(file) in error.what else file
-                raise RowError(place, column, error.what, error.remedy, shown) from None
-        return found
 
-    return read_all
+def _read_all(column: str, read: Callable[[Any], Any], source: str, batch: Batch) -> list[Any]:
+    found = []
+    for place, value in enumerate(batch[source]):
+        try:
+            found.append(read(value))
+        except BadValueError as error:
+            file = file_of(value) if column in FILES else None
+            shown = None if str(file) in error.what else file
+            raise RowError(place, column, error.what, error.remedy, shown) from None
+    return found
 
 
 def _naming(name: str, config: CorpusConfig, work: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
     """Return a function of batches whose faults have the names of corpus, column and row."""
+    return partial(_named, name, config, work, __version__)
 
-    def named(batch: Batch) -> Any:
-        try:
-            return work(batch)
-        except RowError as error:
-            raise _refused(name, config, {batch[ROW][error.row]: error}) from None
 
-    return named
+def _named(name: str, config: CorpusConfig, work: Callable[[Batch], Any], version: str, batch: Batch) -> Any:
+    """Do the work on a batch; by the version, what an earlier one has kept is not taken for its result."""
+    try:
+        return work(batch)
+    except RowError as error:
+        raise _refused(name, config, {batch[ROW][error.row]: error}) from None
 
 
 def _find_faults(dataset: Any, work: Callable[[Batch], Any]) -> Iterator[tuple[int, RowError]]:
@@ -236,6 +242,10 @@ def _reach(row: Mapping[str, Any], source: str) -> Any:
     return value
 
 
+def _is_written(row: Mapping[str, Any], source: str) -> bool:
+    return str(_reach(row, source)).strip() != ""
+
+
 def _join(row: Mapping[str, Any], source: str, matter: str) -> dict[str, Any]:
     """Return a prompt with what it is about behind it, which may be blank."""
     prompt, about = _reach(row, source), _reach(row, matter)
@@ -276,12 +286,15 @@ def _convert(
     options: dict[str, Any] = {"remove_columns": column, "batch_size": _rows_at_once(column)}
 
     def step(rows: Any, read: Callable[[Batch], list[Any]]) -> Any:
-        def convert_all(values: list[Any], numbers: list[int]) -> Batch:
-            return {f"_{column}": read({column: values, ROW: numbers})}
-
-        return rows.map(convert_all, batched=True, input_columns=[column, ROW], **options)
+        return rows.map(partial(_convert_all, column, read), batched=True, input_columns=[column, ROW], **options)
 
     return _apply(name, dataset, config, _reading(column, convert), step).rename_column(f"_{column}", column)
+
+
+def _convert_all(
+    column: str, read: Callable[[Batch], list[Any]], values: list[Any], numbers: list[int]
+) -> dict[str, list[Any]]:
+    return {f"_{column}": read({column: values, ROW: numbers})}
 
 
 def _fault(name: str, config: CorpusConfig, error: BadValueError, column: str) -> ValueError:
@@ -292,11 +305,12 @@ def _fault(name: str, config: CorpusConfig, error: BadValueError, column: str) -
 
 def _keep_part(name: str, config: CorpusConfig, column: str, dataset: Any, read: Callable[[Batch], list[Any]]) -> Any:
     """Keep the rows whose input lies in the `part` of a corpus."""
-
-    def content(value: Any, row: int) -> Any:
-        return read({column: [value], ROW: [row]})[0]
-
+    content = partial(_content, column, read)
     return keep_part(name, dataset, config.part or [], [column, ROW], config.content_key, content)
+
+
+def _content(column: str, read: Callable[[Batch], list[Any]], value: Any, row: int) -> Any:
+    return read({column: [value], ROW: [row]})[0]
 
 
 def _rows_at_once(*columns: str) -> int:
@@ -316,15 +330,26 @@ def _map_labels(name: str, dataset: Any, config: CorpusConfig, column: str, labe
     inside = source if source in column_names(dataset) else source.partition(".")[0]
 
     def step(rows: Any, resolve: Callable[[Batch], list[Any]]) -> Any:
-        def has_label(values: list[Any], numbers: list[int]) -> list[bool]:
-            return [index is not None for index in resolve({inside: values, ROW: numbers})]
+        return rows.filter(partial(_have_label, inside, resolve), batched=True, input_columns=[inside, ROW])
 
-        return rows.filter(has_label, batched=True, input_columns=[inside, ROW])
-
-    read = _reading(column, lambda value: of_value(_reach({inside: value}, source)), source=inside)
+    read = _reading(column, partial(_label, of_value, inside, source), source=inside)
     dataset = _apply(name, dataset, config, read, step)
     _check_rows(name, dataset, config)
-    return dataset.map(lambda row: {f"_{column}": of_value(_reach(row, source))})
+    return dataset.map(partial(_add_label, of_value, column, source))
+
+
+def _have_label(
+    inside: str, resolve: Callable[[Batch], list[Any]], values: list[Any], numbers: list[int]
+) -> list[bool]:
+    return [index is not None for index in resolve({inside: values, ROW: numbers})]
+
+
+def _label(of_value: LabelResolver, inside: str, source: str, value: Any) -> int | None:
+    return of_value(_reach({inside: value}, source))
+
+
+def _add_label(of_value: LabelResolver, column: str, source: str, row: Mapping[str, Any]) -> dict[str, int | None]:
+    return {f"_{column}": of_value(_reach(row, source))}
 
 
 def _filter(name: str, dataset: Any, config: CorpusConfig) -> Any:
@@ -335,9 +360,11 @@ def _filter(name: str, dataset: Any, config: CorpusConfig) -> Any:
         for value in values:
             if found and not any(is_wanted(each, value) for each in found):
                 logger.warning(f"Corpus {name!r} ({config.path}) has no row whose {column!r} is {value!r} (`where`).")
-    return dataset.filter(
-        lambda row: all(any(is_wanted(_reach(row, column), value) for value in keep[column]) for column in keep)
-    )
+    return dataset.filter(partial(_is_kept, keep))
+
+
+def _is_kept(keep: Mapping[str, list[Any]], row: Mapping[str, Any]) -> bool:
+    return all(any(is_wanted(_reach(row, column), value) for value in values) for column, values in keep.items())
 
 
 def _distinct(dataset: Any, source: str) -> list[Any]:

@@ -70,6 +70,16 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str, str
     assert load(path, streaming=streaming) == EXPECTED
 
 
+def test_rows_that_were_kept_are_found_again_and_not_those_of_another_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "rows.jsonl")
+    first, again = ([file["filename"] for file in read(path).cache_files] for _ in range(2))
+    assert first == again != []
+    monkeypatch.setattr("hf_interp.tasks.loading.__version__", "0.0.0")
+    assert not {*first} & {file["filename"] for file in read(path).cache_files}
+
+
 @pytest.mark.parametrize("suffix", ["txt", "txt.gz"])
 def test_a_text_file_has_a_row_a_line_and_no_labels(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"rows.{suffix}")
