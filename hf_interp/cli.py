@@ -1,6 +1,7 @@
 """The command `hf-interp`: one function a command, under a table of its arguments."""
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -49,6 +50,11 @@ class Command(NamedTuple):
     arguments: Sequence[Argument]
     examples: Sequence[str]
     note: str
+
+    @property
+    def takes_fields(self) -> bool:
+        """Whether flags that are none of its own set fields of a recipe, or of a corpus."""
+        return self.note.startswith(ANY_FLAG)
 
 
 COMMANDS: dict[str, Command] = {}
@@ -111,9 +117,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(value, str) and value.startswith("~"):  # what a shell leaves of --flag=~/place
             setattr(args, name, os.path.expanduser(value))
     chosen = COMMANDS[args.command]
-    if flags and not chosen.note.startswith(ANY_FLAG):
+    if flags and not chosen.takes_fields:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
-    return run_command(lambda: chosen.run(args, flags), traceback=args.traceback)
+    return run_command(lambda: _run(chosen, args, flags), traceback=args.traceback)
+
+
+def _run(chosen: Command, args: argparse.Namespace, flags: Flags) -> int | None:
+    if chosen.takes_fields and "hf_interp.tasks.build" not in sys.modules:
+        # A million objects are made, none of which is garbage. Looking them through again and again takes a second.
+        gc.disable()
+        import hf_interp.tasks.build  # noqa: F401
+
+        gc.freeze()
+        gc.enable()
+    return chosen.run(args, flags)
 
 
 def _parser() -> argparse.ArgumentParser:

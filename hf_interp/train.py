@@ -60,6 +60,8 @@ def run_recipe(recipe: Mapping[str, Any]) -> RunResults:
     renewed, args.disable_tqdm = sys.stderr.isatty() and not args.disable_tqdm, True  # the bars of transformers
     check_processes(args)
     task = check_recipe(parsed, args)
+    if args.process_index == 0:
+        print("".join(f"{line}\n" for line in format_method(recipe)), end="")
     with args.main_process_first(desc="loading and tokenising the corpora"):
         harness = Harness(parsed)
         data = load_data(parsed, task)
@@ -183,10 +185,7 @@ def format_results(results: RunResults) -> str:
 
 def train_and_report(path: str, flags: Sequence[str] = ()) -> RunResults:
     """Train a recipe from a file with flags laid over it, and print what came of it."""
-    recipe = load_recipe(path, flags)
-    if PartialState().is_main_process:
-        print("".join(f"{line}\n" for line in format_method(recipe)), end="")
-    results = run_recipe(recipe)
+    results = run_recipe(load_recipe(path, flags))
     folder = results.config["output_dir"]
     if PartialState().is_main_process:
         print("\n".join([format_results(results), *format_cut(results.cut), *format_gaps(results)]))

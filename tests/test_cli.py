@@ -75,7 +75,8 @@ def test_misused_commands_show_their_usage(argv: list[str], message: str, capsys
 def loaded_after(argv: list[str]) -> set[str]:
     """Return the names of the modules that a command has loaded in a process of its own."""
     script = (
-        f"import sys, hf_interp.cli\ntry: hf_interp.cli.main({argv})\nfinally: print(*sys.modules, file=sys.stderr)"
+        "import gc, sys, hf_interp.cli\n"
+        f"try: hf_interp.cli.main({argv})\nfinally: print(*sys.modules, file=sys.stderr)\nassert gc.isenabled()"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout
@@ -366,6 +367,21 @@ def test_bad_flags_are_refused_in_one_line(
     assert cli.main([command, str(write_recipe(toy_recipe)), *given]) == 2
     assert message in error_line(capfd)
     assert not Path(toy_recipe["output_dir"]).exists()
+
+
+@pytest.mark.parametrize("command", [name for name, one in cli.COMMANDS.items() if one.takes_fields])
+def test_an_unknown_flag_is_refused_before_anything_is_told(
+    toy_recipe: dict[str, Any], write_recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str], command: str
+) -> None:
+    recipe = str(write_recipe({**toy_recipe, "method": "balanced"}))
+    model, data, out = toy_recipe["model_name_or_path"], toy_recipe["corpora"]["domain"]["path"], f"{recipe}.new"
+    draft = ["--model", model, "--domain", data, "--output", out]
+    others = {"check": [data], "init": draft, "adapt": draft, "merge": [model, model, out, "--recipe", recipe]}
+    assert cli.main([command, *others.get(command, [recipe]), "--text_colum", "a"]) == 2
+    told, refused = capfd.readouterr()
+    assert told == ""
+    assert re.fullmatch(r"hf-interp: error: Unknown field 'text_colum' in .*\n", refused)
+    assert not Path(out).exists()
 
 
 def test_traceback_shows_where_an_error_comes_from(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from hf_interp.tasks.draft import Draft, draft_recipe
 from hf_interp.tasks.file_facts import Column, Facts, look_at, raw_values
 from hf_interp.tasks.labels import BadValueError, by_meaning
 from hf_interp.tasks.media import file_of
-from hf_interp.tasks.parsing import lay_flags
+from hf_interp.tasks.parsing import build_fields, lay_flags
 from hf_interp.tasks.recipe import CorpusConfig
 from hf_interp.tasks.splits import content_key, content_keys
 from hf_interp.utils.console import format_counts, format_table
@@ -119,7 +119,7 @@ def format_draft(draft: Draft, output: str) -> str:
 
 def check_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a file is: its format, columns, task, labels, lengths, and what is wrong with it."""
-    facts = look_at("file", CorpusConfig(path=path, **given))
+    facts = look_at("file", build_fields(CorpusConfig, {"path": path, **given}, "a corpus"))
     found: dict[str, Any] = {"path": path, "format": facts.form, "rows": facts.rows}
     found["reading"] = {
         name: value

@@ -84,7 +84,7 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
         own["objectives"] = _build_each(ObjectiveConfig, "objectives", "objectives", own["objectives"])
     search = own.get("alpha_search")
     if isinstance(search, Mapping):
-        own["alpha_search"] = _build(AlphaSearch, search, "`alpha_search`")
+        own["alpha_search"] = build_fields(AlphaSearch, search, "`alpha_search`")
     elif isinstance(search, bool):
         own["alpha_search"] = AlphaSearch() if search else None
     elif search is not None:
@@ -92,8 +92,8 @@ def parse_recipe(recipe: Mapping[str, Any]) -> tuple[Recipe, InterpolationConfig
     harness = own.get("eval_harness")
     if harness is not None:
         given = harness if isinstance(harness, Mapping) else {"tasks": harness}
-        own["eval_harness"] = _build(HarnessConfig, given, "`eval_harness`")
-    parsed: Recipe = _build(Recipe, own, "the recipe")
+        own["eval_harness"] = build_fields(HarnessConfig, given, "`eval_harness`")
+    parsed: Recipe = build_fields(Recipe, own, "the recipe")
     if not parsed.corpora:
         raise ValueError("`corpora` must name at least one corpus, got none.")
     return parsed, parse_training_arguments(_with_best_metric(training, parsed))
@@ -211,10 +211,11 @@ def _build_each(cls: type, group: str, plural: str, entries: Any) -> dict[str, A
     for name, entry in entries.items():
         if not isinstance(entry, Mapping):
             raise ValueError(f"`{group}.{name}` must be a mapping of fields, got {_kind(entry)}.")
-    return {str(name): _build(cls, entry, f"`{group}.{name}`") for name, entry in entries.items()}
+    return {str(name): build_fields(cls, entry, f"`{group}.{name}`") for name, entry in entries.items()}
 
 
-def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+def build_fields(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    """Build an instance of a class of fields from plain values; refuse what is unknown, missing or of another kind."""
     check_known(values, _field_names(cls), f"in {where}")
     converted = {key: _convert(cls, key, value, where) for key, value in values.items() if value is not None}
     nothing = dataclasses.MISSING
