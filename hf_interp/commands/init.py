@@ -22,6 +22,7 @@ from hf_interp.tasks.recipe import CorpusConfig
 from hf_interp.tasks.splits import content_key, content_keys
 from hf_interp.utils.console import format_counts, format_table
 from hf_interp.utils.files import new_file
+from hf_interp.utils.task_info import TASK_INFOS
 
 TEMPLATES = {
     "sequence-classification": '{"text": "so good", "label": "positive"}; lists of labels, or numbers, too',
@@ -134,7 +135,7 @@ def check_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
     used = _used(facts, columns)
     answer = used.get("tags") or used.get("label")
     labels = dict(answer.counts()) if answer is not None and answer.kind in ("label", "list") else {}
-    wrong = [*_take_whole(used, replace(facts.config, **columns)), *_faults(used, facts), *_tag_faults(used)]
+    wrong = [*_take_whole(used, replace(facts.config, **columns), task), *_faults(used, facts), *_tag_faults(used)]
     wrong += [
         f"labels that differ in case or white space alone: {', '.join(map(repr, spellings))}"
         for spellings in by_meaning(labels).values()
@@ -183,9 +184,11 @@ def _describe(column: Column) -> dict[str, Any]:
     }
 
 
-def _take_whole(used: dict[str, Column], config: CorpusConfig) -> list[str]:
+def _take_whole(used: dict[str, Column], config: CorpusConfig, task: str) -> list[str]:
     """Put hashes for dialogues, images and sound, and return how many of them a run would refuse, and why."""
     kinds: dict[str, Kind] = {"messages": "turns", **{kind: kind for kind in FILES}}
+    if TASK_INFOS[task].converses:
+        kinds |= {"messages": "parts", "image": "images"}
     found = []
     for name in kinds.keys() & used.keys():
         keys, refused = _read_whole(raw_values(used[name], config), converter(kinds[name], config, None))

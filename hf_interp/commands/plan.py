@@ -216,7 +216,7 @@ def sample_texts(corpus: Corpus, tokenizer: Any, recipe: Recipe, count: int) -> 
             texts.append(f"{describe(example)}{answer or _label_text(labels, (), names, tokenizer)}")
             continue
         rows = ids if ids and isinstance(ids[0], list) else [ids]
-        shown = " | ".join(tokenizer.decode(row) for row in rows)
+        shown = example.get("text") or " | ".join(tokenizer.decode(row) for row in rows)
         if "image" in example:
             texts.append(f"{describe(example)}: {shown}")
             continue

@@ -187,7 +187,10 @@ def _check_folder(recipe: Recipe, args: InterpolationConfig) -> None:
 
 def _check_privacy(recipe: Recipe, args: InterpolationConfig) -> None:
     """Refuse privacy of rows that are packed, or that decide what is read."""
-    is_packed = get_task(recipe.task).is_packed and recipe.packing
+    task = get_task(recipe.task)
+    is_packed = task.is_packed and recipe.packing
+    if args.dp_epsilon is not None and task.info.converses:
+        raise ValueError(f"`dp_epsilon` needs batches that fall into rows, which those of {recipe.task} do not.")
     is_balanced = any(corpus.balance_by for corpus in recipe.corpora.values())
     if args.dp_epsilon is not None and (is_packed or is_balanced):
         what = "examples of one row, so `packing: false`" if is_packed else "no `balance_by`, which looks at the rows"

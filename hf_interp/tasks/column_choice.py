@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hf_interp.tasks.dialogues import other_parts
+from hf_interp.tasks.dialogues import other_parts, words_of
 from hf_interp.tasks.file_facts import Column, ColumnKind, Facts
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.task_info import TASK_INFOS
@@ -66,7 +66,8 @@ def choose_columns(facts: Facts, given: Given, *, task: str | None = None, famil
     """
     has_media = family in TASKS_OF_MEDIA.values() if family else bool(facts.of_kind("image", "audio"))
     for name, choose in CHOICES.items():
-        if (task is None or name in KINDS.get(task, (task,))) and (name == "media") == has_media:
+        fits = name == "conversation" or (name == "media") == has_media
+        if fits and (task is None or name in KINDS.get(task, (task,))):
             choice = choose(facts, given, task, family)
             if choice is not None:
                 return choice
@@ -80,6 +81,29 @@ def choose_columns(facts: Facts, given: Given, *, task: str | None = None, famil
         f"What {facts.config.path!r} {wanted}. It has {shown}{model}. Say --task, and columns such as --text_column, "
         "--label_column, --target_column, --messages_column, --image_column or --audio_column."
     )
+
+
+def _conversation(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
+    """Choose what is said, and the column of the images of which it speaks, or none; without a task only dialogues."""
+    images = facts.of_kind("image")
+    if task is None and (family or not images):
+        return None
+    image = _find(facts, given, "image_column", images) if given.get("image_column") != "" else None
+    found = _dialogue(_in_words(facts), given, task, "decoder")
+    if found is None and task is not None:
+        text = _text_of_media(facts, given, task, CAPTIONS) if image else None
+        found = Choice(task, {"text_column": text}, {}) if text else _prose(facts, given, task, "decoder")
+    columns = {"image_column": image or "", **found.columns} if found is not None else {}
+    return Choice("image-text-to-text", columns, {}) if found is not None else None
+
+
+def _in_words(facts: Facts) -> Facts:
+    """Return a corpus with turns whose parts are put together, without the places of images."""
+    found = dict(facts.columns)
+    for name in facts.of_kind("turns"):
+        values = [[{key: words_of(part) for key, part in turn.items()} for turn in row] for row in found[name].values]
+        found[name] = found[name]._replace(values=values)
+    return facts._replace(columns=found)
 
 
 def _media(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
@@ -246,6 +270,7 @@ def _prose(facts: Facts, given: Given, task: str | None, family: str | None) -> 
 
 
 CHOICES = {
+    "conversation": _conversation,
     "media": _media,
     "dialogue": _dialogue,
     "token-classification": _tags,
@@ -258,6 +283,7 @@ KINDS = {
     **dict.fromkeys(("causal-lm", "chat"), ("dialogue", "text")),
     "masked-lm": ("text",),
     **dict.fromkeys(TASKS_OF_MEDIA, ("media",)),
+    "image-text-to-text": ("conversation",),
     **dict.fromkeys(("translation", "summarization"), ("seq2seq",)),
 }
 """By task, of those that are called otherwise."""

@@ -25,8 +25,10 @@ Kind = Literal[
     "number",
     "tags",
     "turns",
+    "parts",
     "tools",
     "image",
+    "images",
     "audio",
     "anything",
 ]
@@ -35,8 +37,9 @@ Kind = Literal[
 - text: a text that is not blank; "any text" may be; of "prose" rows, those that are blank are dropped.
 - words: a list of texts; tags: a label for each of them.
 - class: a label; classes: a list of labels; number.
-- turns: a dialogue, as a list of mappings; tools: what its assistant may call, likewise, or as JSON.
-- image, audio: a file of one, as bytes or a path.
+- turns: a dialogue, as a list of mappings; parts: one with places for images.
+- tools: what its assistant may call, likewise, or as JSON.
+- image, audio: a file of one, as bytes or a path; images: one, or a list of some.
 - anything: whatever the file has.
 """
 
@@ -65,11 +68,12 @@ def converter(
         resolve = LabelResolver(config, names, class_names(feature), null=null)
         resolve.decide(values)
         return partial(_multi_hot, resolve, len(names)) if kind == "classes" else partial(_tags, resolve, names)
-    if kind == "turns":
-        return partial(_turns, config=config)
+    if kind in ("turns", "parts"):
+        return partial(_turns, config=config, takes_images=kind == "parts")
     if kind in FILES:
-        folders = _folders(config)
-        return partial(read_file, kind=kind, folders=folders)
+        return partial(read_file, kind=kind, folders=_folders(config))
+    if kind == "images":
+        return partial(_images, read_file, _folders(config))
     makers = {"text": _text, "any text": _any_text, "prose": _any_text, "words": _words, "number": _number}
     return {**makers, "tools": _tools}.get(kind, _as_is)
 
@@ -77,8 +81,10 @@ def converter(
 def content_reader(kind: Kind, config: CorpusConfig) -> Convert:
     """Return a function from a value as the file has it to what tells it from others: of a file its bytes alone."""
     folders = _folders(config)
-    if kind == "turns":
+    if kind in ("turns", "parts"):
         return plain_turns
+    if kind == "images":
+        return partial(_images, file_bytes, folders)
     return partial(file_bytes, kind=kind, folders=folders) if kind in FILES else _as_is
 
 
@@ -216,8 +222,13 @@ def _tools(value: Any) -> str:
     return json.dumps(found, ensure_ascii=False)
 
 
-def _turns(value: Any, config: CorpusConfig) -> list[Mapping[str, str]]:
+def _images(read: Callable[[Any, str, Sequence[Path]], bytes], folders: Sequence[Path], value: Any) -> list[bytes]:
+    return [read(each, "image", folders) for each in (value if isinstance(value, list) and value else [value])]
+
+
+def _turns(value: Any, config: CorpusConfig, *, takes_images: bool) -> list[Mapping[str, str]]:
+    keys = config.role_key, config.content_key, config.roles or {}
     try:
-        return [pack_turn(turn) for turn in read_turns(value, config.role_key, config.content_key, config.roles or {})]
+        return [pack_turn(turn) for turn in read_turns(value, *keys, takes_images=takes_images)]
     except ValueError as error:
         raise BadValueError(str(error), _OTHER_COLUMN) from None

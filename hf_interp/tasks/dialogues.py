@@ -1,5 +1,6 @@
 """Dialogues: turns, chat templates, and the tokens that the assistant is to learn to say."""
 
+import itertools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from hf_interp.losses.per_example import IGNORE_INDEX
 from hf_interp.utils.errors import did_you_mean, import_extra
@@ -59,10 +61,13 @@ def other_parts(value: Any) -> list[str]:
     ]
 
 
-def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, str]) -> list[Turn]:
+def read_turns(
+    value: Any, role_key: str, content_key: str, roles: Mapping[str, str], *, takes_images: bool = False
+) -> list[Turn]:
     """Return the turns of a dialogue as chat templates want them: mappings with `role`, `content`, and some `CARRIED`.
 
-    `roles` maps speakers to system, user, assistant or tool. A turn that calls tools needs no text.
+    `roles` maps speakers to system, user, assistant or tool. A turn that calls tools needs no text. Where a turn has
+    places of images, which it may have if the model `takes_images`, its content is a list of parts.
 
     Raises:
         ValueError: saying what the value has that is not so; without an assistant turn there is nothing to learn.
@@ -76,9 +81,13 @@ def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, 
         raise ValueError(f"{value!r:.80} where a list of turns belongs")
     turns: list[Turn] = []
     for place, turn in enumerate(value):
-        if isinstance(turn, Mapping) and (others := other_parts(turn.get(content_key))):
-            raise ValueError(f"a part of type {others[0]!r:.40} in turn {place}, where only texts are read")
-        if not isinstance(turn, Mapping) or not _has_words(turn, content_key) or turn.get(role_key) is None:
+        others = other_parts(turn.get(content_key)) if isinstance(turn, Mapping) else []
+        if others and not (takes_images and {*others} == {"image"}):
+            known = "texts and images" if takes_images else "only texts"
+            raise ValueError(f"a part of type {others[0]!r:.40} in turn {place}, where {known} are read")
+        if others:
+            turn = {**turn, content_key: [_part(part, place) for part in turn[content_key]]}
+        elif not isinstance(turn, Mapping) or not _has_words(turn, content_key) or turn.get(role_key) is None:
             raise ValueError(
                 f"{turn!r:.80} as turn {place}, where a mapping with {role_key!r} and {content_key!r} belongs"
             )
@@ -93,6 +102,14 @@ def read_turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, 
     if not any(turn["role"] == "assistant" for turn in turns):
         raise ValueError("a dialogue without an assistant turn")
     return turns
+
+
+def _part(part: Turn, place: int) -> Turn:
+    """Return a text, or the place of an image, without what columnar files give to parts of another type."""
+    kept = without_null(part)
+    if "text" not in kept and kept.keys() != {"type"}:
+        raise ValueError(f"a file of its own in an image of turn {place}, where its place is read (`image_column`)")
+    return {"type": "text", "text": kept["text"]} if "text" in kept else {"type": "image"}
 
 
 def _has_words(turn: Turn, content_key: str) -> bool:
@@ -133,14 +150,44 @@ def without_null(value: Any) -> Any:
 
 def pack_turn(turn: Turn) -> dict[str, str]:
     """Return a turn whose keys are the same as of any other, for a column: what is not in all of them is JSON."""
-    more = {key: value for key, value in turn.items() if key not in ("role", "content")}
-    return {"role": turn["role"], "content": turn["content"], "more": json.dumps(more) if more else ""}
+    has_parts = isinstance(turn["content"], list)
+    more = {key: value for key, value in turn.items() if key != "role" and (has_parts or key != "content")}
+    content = words_of(turn["content"])
+    return {"role": turn["role"], "content": content, "more": json.dumps(more) if more else ""}
 
 
 def unpack_turn(turn: Turn) -> Turn:
     """Return a turn as it was before `pack_turn`."""
     more = json.loads(turn.get("more") or "{}")
     return {"role": turn["role"], "content": turn["content"], **more}
+
+
+def words_of(content: Any) -> Any:
+    """Return a turn's content, of parts the texts put together, whatever images stand between them."""
+    has_images = isinstance(content, list) and {*other_parts(content)} <= {"image"}
+    return "".join(part.get("text") or "" for part in content) if has_images else content
+
+
+def with_places(turns: Sequence[Turn], count: int) -> Sequence[Turn]:
+    """Return turns whose contents are lists of parts, as the templates of models of images and texts want them.
+
+    Where no turn says the place of an image, `count` of them stand before the first words of the user.
+
+    >>> with_places([{"role": "user", "content": "Why?"}], 1)
+    [{'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'Why?'}]}]
+    """
+    found: list[dict[str, Any]] = [{**turn, "content": _as_parts(turn["content"])} for turn in turns]
+    has_places = any(part["type"] == "image" for turn in found for part in turn["content"])
+    first = next((turn for turn in found if turn["role"] == "user"), None)
+    if first is not None and not has_places:
+        first["content"] = [*({"type": "image"} for _ in range(count)), *first["content"]]
+    return found
+
+
+def _as_parts(content: Any) -> list[Turn]:
+    if isinstance(content, list):
+        return content
+    return [{"type": "text", "text": content}] if content else []
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
@@ -218,33 +265,93 @@ def encode_dialogue(
         ValueError: if the template refuses the turns, or changes earlier turns when later ones come, or no assistant's
             token is left.
     """
+    text, spans = render_dialogue(tokenizer, turns, template=template, tools=tools)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    found = _labelled(encoded["input_ids"], encoded["offset_mapping"], spans, max_length)
+    return {**found, "attention_mask": [1] * len(found["input_ids"])}
+
+
+def render_dialogue(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    *,
+    template: str | None = None,
+    tools: Sequence[Any] | None = None,
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of a dialogue, and from where to where the assistant speaks in it; see `encode_dialogue`."""
+    options: dict[str, Any] = {
+        "chat_template": tokenizer.get_chat_template(template, tools or None),
+        "tools": tools or None,
+    }
     try:
-        options = {"chat_template": tokenizer.get_chat_template(template, tools or None), "tools": tools or None}
-        ids, is_said = _tokenize(tokenizer, turns, options)
-    except TemplateError as error:
+        if not has_marks(options["chat_template"]):
+            return _spans(tokenizer, turns, options)
+        texts, spans = render_jinja_template(
+            conversations=[list(turns)], return_assistant_tokens_mask=True, **options, **tokenizer.special_tokens_map
+        )
+        return texts[0], spans[0]
+    except (TemplateError, TypeError) as error:
         raise ValueError(f"turns that the chat template refuses ({error})") from error
-    labels = [token if said else IGNORE_INDEX for token, said in zip(ids, is_said, strict=True)][:max_length]
+
+
+def encode_among_images(
+    processor: Any, text: str, spans: Sequence[tuple[int, int]], images: Sequence[Any], max_length: int
+) -> dict[str, list[int]]:
+    """Encode a text with places of images, with labels on the spans of it that are learnt.
+
+    Args:
+        processor: of transformers, for images and texts; it gives every place the tokens of its image.
+        text: as from `render_dialogue`.
+        spans: of characters.
+        images: of PIL.
+        max_length: in tokens, all images in it.
+
+    Returns:
+        input_ids and labels, each (length,), cut to `max_length`; no token of an image is a label.
+    """
+    places = text.count(processor.image_token)
+    if places != len(images):
+        raise ValueError(f"{places} places for images ({processor.image_token!r}) and {len(images)} images")
+    made = processor(
+        text=[text],
+        images=[images] if images else None,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_text_replacement_offsets=True,
+    )
+    swaps, offsets = [*itertools.chain(*made.get("text_replacement_offsets", []))], made["offset_mapping"][0]
+    grown = [(swap["span"][1], swap["new_span"][1] - swap["span"][1]) for swap in swaps]
+    shown = [swap["new_span"] for swap in swaps]
+    if (needed := sum(begin < shown[-1][1] for begin, _ in offsets) if shown else 0) > max_length:
+        raise ValueError(f"images that end at token {needed}, beyond the {max_length} of `max_length`")
+
+    def moved(place: int) -> int:
+        return place + next((more for end, more in reversed(grown) if end <= place), 0)
+
+    return _labelled(
+        made["input_ids"][0], offsets, [(moved(begin), moved(end)) for begin, end in spans], max_length, shown
+    )
+
+
+def _labelled(
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    spans: Sequence[tuple[int, int]],
+    max_length: int,
+    others: Sequence[tuple[int, int]] = (),
+) -> dict[str, list[int]]:
+    """Return tokens with labels where they are in some spans of the text, and in no others."""
+    # Tokenizers of bytes trim white space off the places of tokens: of " " alone only the end remains.
+    places = [(begin if begin < end else begin - 1, end) for begin, end in offsets]
+    # A token that a tokenizer makes of the end of one turn and the beginning of the next belongs to both.
+    is_said, is_other = (
+        [any(a < end and begin < b for begin, end in each) for a, b in places] for each in (spans, others)
+    )
+    pairs = zip(ids, is_said, is_other, strict=True)
+    labels = [token if said and not other else IGNORE_INDEX for token, said, other in pairs][:max_length]
     if all(label == IGNORE_INDEX for label in labels[1:]):
         raise ValueError(f"no assistant's token within its first {max_length} tokens (`max_length`)")
-    ids = ids[:max_length]
-    return {"input_ids": list(ids), "attention_mask": [1] * len(ids), "labels": labels}
-
-
-def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], options: Mapping[str, Any]
-) -> tuple[list[int], Sequence[bool | int]]:
-    """Return the tokens of a dialogue, and whether the assistant says them."""
-    if has_marks(options["chat_template"]):
-        encoded = tokenizer.apply_chat_template(
-            list(turns), tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **options
-        )
-        return encoded["input_ids"], encoded["assistant_masks"]
-    text, spans = _spans(tokenizer, turns, options)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    # Tokenizers of bytes trim white space off the places of tokens: of " " alone only the end remains.
-    places = [(a if a < b else a - 1, b) for a, b in encoded["offset_mapping"]]
-    # A token that a tokenizer makes of the end of one turn and the beginning of the next belongs to both.
-    return encoded["input_ids"], [any(a < end and begin < b for begin, end in spans) for a, b in places]
+    return {"input_ids": list(ids[:max_length]), "labels": labels}
 
 
 def _spans(
@@ -274,6 +381,6 @@ def _spans(
             )
         said, stripped = after[len(before) :], after.rstrip()
         # White space after the mark that ends a turn is not learnt; where nothing else ends it, it is the mark.
-        is_marked = said.strip() != turn["content"].strip()
+        is_marked = said.strip() != words_of(turn["content"]).strip()
         spans.append((len(before), len(stripped) if is_marked else len(after)))
     return whole, spans

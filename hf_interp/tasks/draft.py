@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -40,7 +40,7 @@ from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe
 from hf_interp.tasks.self_corpus import ROWS
 from hf_interp.tasks.splits import content_keys, count_shared, format_few, in_part
 from hf_interp.tasks.task import check_task, get_task
-from hf_interp.tasks.tokenizers import prepare_tokenizer
+from hf_interp.tasks.tokenizers import prepare_conversations, prepare_tokenizer
 from hf_interp.utils.console import format_counts
 from hf_interp.utils.errors import reading
 from hf_interp.utils.task_info import TASK_INFOS, task_of_class
@@ -50,6 +50,7 @@ SPEECH_MAPPINGS = (
     MODEL_FOR_CTC_MAPPING,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
 )
+TALKS = [name for name, info in TASK_INFOS.items() if info.converses]
 Fields = Mapping[str, Any]
 CORPUS_FIELDS = CorpusConfig.__dataclass_fields__
 GROUPS = {"corpora": "", "validation_corpora": "_validation", "eval_corpora": "_test"}
@@ -72,7 +73,7 @@ ADAPTED_FROM = 300_000_000  # parameters: larger models are trained with LoRA
 class ModelFacts(NamedTuple):
     """What a model is: its family, the task and labels of its head, its longest input, its size, its tokenizer.
 
-    A model of images or sound has that as its family, and no tokenizer.
+    A model of images or sound has that as its family, and no tokenizer; one that converses about images its processor.
     """
 
     family: str
@@ -80,7 +81,7 @@ class ModelFacts(NamedTuple):
     labels: list[str]
     longest: int
     parameters: int
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: Any
 
 
 @dataclass
@@ -107,18 +108,20 @@ class Part(NamedTuple):
     size: int
 
 
-def look_at_model(name: str, **settings: Any) -> ModelFacts:
-    """Look at a model's configuration and tokenizer; its weights are not read."""
+def look_at_model(name: str, wanted: str | None = None, **settings: Any) -> ModelFacts:
+    """Look at a model's configuration and tokenizer, for a task that is wanted; its weights are not read."""
     with reading(f"The model {name!r}"):
         config = AutoConfig.from_pretrained(name, **settings)
-    task = task_of_class((config.architectures or [""])[0])
+    task = wanted if wanted in TALKS else task_of_class((config.architectures or [""])[0])
     has_both = task is not None and TASK_INFOS[task].takes == "image-text"
     family, longest, tokenizer = "image" if has_both else _family(config), 0, None
-    if family not in TASKS_OF_MEDIA.values():
+    if family not in TASKS_OF_MEDIA.values() or task in TALKS:
         with reading(f"The model {name!r}"):
-            tokenizer = AutoTokenizer.from_pretrained(name, **settings)
-        known = [getattr(config, key, None) for key in ("max_position_embeddings", "n_positions")]
-        longest = min([tokenizer.model_max_length, *(length for length in known if isinstance(length, int))])
+            tokenizer = (AutoProcessor if task in TALKS else AutoTokenizer).from_pretrained(name, **settings)
+        text = config.get_text_config()
+        known = [getattr(text, key, None) for key in ("max_position_embeddings", "n_positions")]
+        most = getattr(tokenizer, "tokenizer", tokenizer).model_max_length
+        longest = min([most, *(length for length in known if isinstance(length, int))])
     has_labels = task is not None and TASK_INFOS[task].has_labels
     labels = list(config.id2label.values()) if has_labels else []
     kind = getattr(transformers, TASK_INFOS[task].auto_class if task and has_both else "AutoModel")
@@ -154,7 +157,8 @@ def draft_recipe(model: str, paths: Mapping[str, str], given: Mapping[str, Any])
     of_corpora = {key: value for key, value in given.items() if key in own}
     draft = Draft({key: value for key, value in given.items() if key not in (*own, "corpora")})
     settings = {"revision": given.get("model_revision"), "trust_remote_code": given.get("trust_remote_code")}
-    found = look_at_model(model, **{key: value for key, value in settings.items() if value is not None})
+    settings = {key: value for key, value in settings.items() if value is not None}
+    found = look_at_model(model, given.get("task"), **settings)
     own_fields = given.get("corpora") or {}
     makes, wanted = paths.get("general") == SELF, paths
     if makes and (other := next((name for name in paths if name.startswith("general_")), None)):
@@ -206,7 +210,8 @@ def _entry(facts: Facts, columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(columns: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.removesuffix('_column')} {value!r}" for name, value in columns.items())
+    shown = (f"{name.removesuffix('_column')} {value!r}" for name, value in columns.items() if value)
+    return ", ".join(shown)
 
 
 def _describe(path: str, facts: Facts, columns: Mapping[str, Any]) -> str:
@@ -299,7 +304,7 @@ def _sorted(labels: Iterable[str]) -> list[str]:
 
 def _decide_template(draft: Draft, model: ModelFacts) -> None:
     """Decide on TRL's variant of the model's template, where that marks nothing and TRL is there and has one."""
-    tokenizer = model.tokenizer
+    tokenizer = getattr(model.tokenizer, "tokenizer", model.tokenizer)
     if tokenizer is not None and tokenizer.chat_template and not has_marks(tokenizer.get_chat_template()):
         try:
             training_template(tokenizer, "trl")
@@ -356,7 +361,7 @@ def _decide_data(
     recipe, _ = parse_recipe({**draft.fields, "corpora": entries})
     check_task(recipe)
     if model.tokenizer is not None:
-        prepare_tokenizer(model.tokenizer, recipe)
+        (prepare_conversations if recipe.task in TALKS else prepare_tokenizer)(model.tokenizer, recipe)
     groups = [group for group in GROUPS if group in made or group != "validation_corpora" or "general" in facts]
     divided = {side: _divide(side, entry, facts, recipe, groups, draft.notes) for side, entry in entries.items()}
     for group in divided["domain"]:
@@ -484,12 +489,13 @@ def _decide_lengths(draft: Draft, measured: Sequence[Any], recipe: Recipe, model
     inputs = np.array([len(ids) for found in measured for ids in found["input_ids"]])
     likely = _rounded(np.percentile(inputs, 95))
     limit = LONGEST * (2 if model.family == "decoder" else 1)
-    if any(corpus.is_dialogue for corpus in recipe.corpora.values()):  # which need a token of the assistant each
+    if recipe.task in TALKS or any(corpus.is_dialogue for corpus in recipe.corpora.values()):
+        # each needs a token of the assistant, and so all of its images
         labels = [row for found in measured for row in found["labels"]]
         spoken = [next(place for place, label in enumerate(row) if label != IGNORE_INDEX) for row in labels]
         makes = any(entry["path"] == SELF for entry in draft.fields["corpora"].values())
         likely = max(likely, _rounded(max(spoken) + 2), LONGEST * makes)  # M₀'s dialogues have lengths of their own
-        limit = max(limit, _rounded(max(spoken) + 2))
+        limit = max(limit, _rounded(max(spoken) + (LONGEST if recipe.task in TALKS else 2)))
     length = min(likely, limit, model.longest)
     most = f"95% of inputs have up to {np.percentile(inputs, 95):.0f} tokens"
     if likely == LONGEST > np.percentile(inputs, 95):

@@ -12,8 +12,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hf_interp.losses.per_example import IGNORE_INDEX
-from hf_interp.tasks.dialogues import encode_dialogue, training_template, unpack_turn
+from hf_interp.tasks.dialogues import (
+    encode_among_images,
+    encode_dialogue,
+    render_dialogue,
+    training_template,
+    unpack_turn,
+    with_places,
+)
 from hf_interp.tasks.loading import RowError
+from hf_interp.tasks.media import open_image
 from hf_interp.tasks.recipe import Recipe
 
 Batch = dict[str, list[Any]]
@@ -149,6 +157,49 @@ def encode_causal(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
                 lone[0], "text", what, "Remove such rows from the file, raise `max_length`, or set `packing: true`."
             )
         return {"input_ids": ids, "attention_mask": [[1] * len(tokens) for tokens in ids], "labels": ids}
+
+    return encode
+
+
+def encode_conversations(processor: Any, recipe: Recipe) -> Encode:
+    """text, messages (and tools), or prompt and target; image → text, images, input_ids, labels: (length,).
+
+    Labels are those of `encode_causal`, and none is of an image. The collator makes the tokens of `text` and `images`
+    again. A text that says no place for the images is what an assistant says of them.
+    """
+    tokenizer = processor.tokenizer
+    _check_fast(tokenizer, "Training on images among texts")
+    template = training_template(tokenizer, recipe.chat_template)
+    begins = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
+    ends = (tokenizer.bos_token if begins else "", tokenizer.eos_token or "")
+
+    def render(said: Any, count: int, tools: str) -> tuple[str, list[tuple[int, int]]]:
+        if isinstance(said, str) and (not count or processor.image_token in said):
+            text = said.join(ends)
+            return text, [(0, len(text))]
+        pair = zip(SPEAKERS, ("", said), strict=True)
+        turns = [{"role": role, "content": content} for role, content in pair] if isinstance(said, str) else said
+        turns = with_places(turns, count)
+        text, spans = render_dialogue(tokenizer, turns, template=template, tools=json.loads(tools))
+        if any(str(turn["content"]) in text for turn in turns if turn["content"]):
+            raise ValueError("a chat template that does not read the parts of a turn, as one for images does")
+        return text, spans
+
+    def encode(batch: Batch) -> Batch:
+        column = next(name for name in ("messages", "prompt", "text") if name in batch)
+        rows = batch["text"] if column == "text" else _dialogues(batch)
+        files, tools = (batch.get(name) or [empty] * len(rows) for name, empty in (("image", []), ("tools", "[]")))
+        found = []
+        for row, (said, images, schemas) in enumerate(zip(rows, files, tools, strict=True)):
+            try:
+                text, spans = render(said, len(images), schemas)
+                opened = [open_image(each) for each in images]
+                one = encode_among_images(processor, text, spans, opened, recipe.max_length)
+            except ValueError as error:
+                remedy = "Raise `max_length`, change `chat_template`, or remove such rows."
+                raise RowError(row, column, str(error), remedy) from error
+            found.append({"text": text, "images": images, **one})
+        return {name: [each[name] for each in found] for name in ("text", "images", "input_ids", "labels")}
 
     return encode
 

@@ -118,6 +118,7 @@ def _media(rows: Any, name: str) -> Column | None:
     """Return a column of images or sound, whose files are in the rows, or named by them."""
     values = rows.with_format("arrow")[:][name]
     first = next((value.as_py() for value in values if value.is_valid), None)
+    first = first[0] if isinstance(first, list) and first else first  # of several images in a row
     if isinstance(first, Mapping) and first.keys() == {"bytes", "path"}:
         first = first["bytes"] or first["path"]
     found: list[ColumnKind] = []

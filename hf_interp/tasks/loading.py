@@ -68,6 +68,11 @@ def load_corpus(
     as_text = [sources[column] for column, kind in columns.items() if kind in CELLS]
     dataset = undecoded(load_rows(name, config, [*as_text, *matter, *(config.where or {})]))
     present = column_names(dataset)
+    if columns.get("image") == "images" and config.image_column not in present:
+        raise ValueError(
+            f"Corpus {name!r} has no column {config.image_column!r} of images; it has {present}. Name its "
+            '`image_column`; of texts alone it is `image_column: ""`.'
+        )
     _check_present(name, present, [*sources.values(), *matter, *turns, *(config.where or {})])
     dataset = _numbered(dataset)
     if config.where:

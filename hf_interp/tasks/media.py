@@ -39,6 +39,9 @@ EXTRAS = {
 MOST_ASKED: dict[str, tuple[float, str]] = {"image": (50_000_000, "pixels"), "audio": (60, "seconds")}
 """By the kind, how much of it one question may hold."""
 
+OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""What a processor of images and texts makes for every token."""
+
 Media = dict[str, torch.Tensor]
 
 
@@ -159,6 +162,16 @@ def check_images(recipe: Recipe) -> None:
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= AUGMENTATION[name]:
             raise ValueError(f"`augmentation.{name}` must lie in [0, {AUGMENTATION[name]:g}], got {value!r}.")
+
+
+def check_conversations(recipe: Recipe) -> None:
+    """Refuse to change images of which texts speak, and what is for sound."""
+    check_images(recipe)
+    if recipe.augmentation:
+        raise ValueError(
+            f"`augmentation` would change what texts speak of, got {recipe.augmentation} for {recipe.task}. Leave it "
+            "out."
+        )
 
 
 def check_sound(recipe: Recipe) -> None:
@@ -311,6 +324,39 @@ def check_images_texts(recipe: Recipe) -> None:
             raise ValueError(f"`zero_shot_template` needs `{{}}` where the name of a label belongs, got {template!r}.")
         if template is not None and not own.label_names:
             raise ValueError("`zero_shot_template` needs `label_names`, of the recipe or of every set. List them.")
+
+
+class ConversationCollator:
+    """Makes a batch of texts, each with the images that it speaks of, or none.
+
+    Args:
+        processor: of transformers, for images and texts.
+    """
+
+    columns = ("text", "images")
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Media:
+        """Collate, in training as in evaluation."""
+        images = [[open_image(each) for each in example["images"]] for example in examples]
+        made = self.processor(
+            text=[example["text"] for example in examples],
+            images=images if any(images) else None,
+            padding=True,
+            padding_side="right",
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        labels = labels_of(examples)
+        length = labels["labels"].shape[1]  # the most that `max_length` leaves of a text
+        cut = {name: made[name][:, :length] for name in OF_TOKENS if name in made}
+        return {**made, **cut, **labels}
+
+    def collate(self, examples: Sequence[Mapping[str, Any]], numbers: Sequence[int], seed: int) -> Media:
+        """Collate for training, where nothing is drawn."""
+        return self(examples)
 
 
 class SoundCollator:

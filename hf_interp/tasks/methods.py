@@ -15,7 +15,8 @@ METHODS = {"keep": 0.3, "balanced": 0.5, "domain": 0.7}
 """Name → weight of the domain in the choice of M_α."""
 MEAN: dict[str, Any] = {"lr_scheduler_type": "constant_with_warmup", "average_from": 0.5}
 """The mean of the second half's weights at a constant rate, in place of a rate that decays."""
-LANGUAGE_TASKS = ("causal-lm", "chat", "masked-lm", "translation", "summarization", "seq2seq")
+CAUSAL_TASKS = ("causal-lm", "chat", "image-text-to-text")
+LANGUAGE_TASKS = (*CAUSAL_TASKS, "masked-lm", "translation", "summarization", "seq2seq")
 """Tasks whose pretrained models have a head, so that M₀ can give the targets. The first was measured."""
 LANGUAGE: dict[str, Any] = {"alpha": 0.25, **MEAN}
 OTHERS: dict[str, Any] = {"alpha": 0.5}
@@ -84,7 +85,7 @@ def _search(recipe: Mapping[str, Any], domain_weight: float) -> dict[str, Any] |
     if given is None or given is False or "objective" in own or not _has_both_sides(recipe):
         return None
     # A mean of perplexities would be that of the side that is harder to predict.
-    metric = {"metric": "loss"} if recipe.get("task") in ("causal-lm", "chat", "masked-lm") else {}
+    metric = {"metric": "loss"} if recipe.get("task") in (*CAUSAL_TASKS, "masked-lm") else {}
     return {**metric, **own, "objective": "mean", "domain_weight": domain_weight}
 
 

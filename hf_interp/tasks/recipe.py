@@ -55,7 +55,8 @@ class CorpusConfig:
         text_column: column of the input. A dot reaches into a column of mappings: `translation.en`.
         text_pair_column: column of the second text of a pair; of what a prompt is about, which follows it after a blank
             line, such as Alpaca's `input`. It may be blank.
-        image_column: column of the image, as a file in the row or a path relative to the corpus' file.
+        image_column: column of the image, as a file in the row or a path relative to the corpus' file; for
+            image-text-to-text also of a list of them, and `""` for a corpus of texts alone.
         audio_column: column of the recording, likewise.
         label_column: column of the label, for classification.
         tokens_column: column of the words, for token classification.
@@ -221,8 +222,8 @@ class Recipe:
             recommends, where the recipe does not set them, be it to null; `plan` and `train` print them.
         task: sequence-classification, token-classification, translation, summarization, seq2seq (the last three differ
             in their metrics), causal-lm, chat (causal-lm of dialogues), masked-lm, image-classification, image-text
-            (contrastive, as CLIP), image-to-text (captions), audio-classification, automatic-speech-recognition, or a
-            task of your own.
+            (contrastive, as CLIP), image-to-text (captions), image-text-to-text (chat about images),
+            audio-classification, automatic-speech-recognition, or a task of your own.
         objectives: objectives that corpora may train beside the task, by name; a corpus or evaluation set chooses one
             by its `objective`. A task that needs no settings of its own, such as masked-lm, can be chosen without an
             entry.

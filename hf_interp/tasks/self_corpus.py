@@ -126,6 +126,8 @@ def check_self(recipe: Recipe) -> None:
                 f"{where}.agreement` is for `path: {SELF}` and must lie in [0, 1], got {corpus.agreement} for "
                 f"{corpus.path!r}."
             )
+        if corpus.path == SELF and get_task(recipe.task).info.converses:
+            raise ValueError(f"{where}.path` must be files for {recipe.task}, of which M₀ makes none, got {SELF}.")
         if corpus.path == SELF and corpus.objective not in (None, DISTILL):
             raise ValueError(f"{where}.objective` must be left out with `path: {SELF}`, got {corpus.objective!r}.")
         if corpus.path == SELF and group != "corpora" and get_task(recipe.task).info.has_labels:

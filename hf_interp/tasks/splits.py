@@ -23,6 +23,8 @@ def content_key(value: Any, turn_key: str = "content") -> int:
     >>> content_key([{"content": None}, {"content": "a"}]) == content_key([{"content": ""}, {"content": "b"}])
     True
     """
+    if isinstance(value, list) and value and isinstance(value[0], bytes):
+        value = b"".join(value)  # of several images
     if isinstance(value, bytes):
         return int.from_bytes(blake2b(value, digest_size=8).digest(), "big")
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):

@@ -58,6 +58,7 @@ from hf_interp.tasks.encoding import (
     encode_captions,
     encode_causal,
     encode_classification,
+    encode_conversations,
     encode_files,
     encode_masked,
     encode_pairs,
@@ -65,9 +66,11 @@ from hf_interp.tasks.encoding import (
     split_tokens,
 )
 from hf_interp.tasks.media import (
+    ConversationCollator,
     ImageCollator,
     PairCollator,
     SoundCollator,
+    check_conversations,
     check_images,
     check_images_texts,
     check_sound,
@@ -148,6 +151,15 @@ def _causal_columns(recipe: Recipe, corpus: CorpusConfig) -> Mapping[str, Kind]:
     return {"text": "prose"}
 
 
+def _conversation_columns(recipe: Recipe, corpus: CorpusConfig) -> Mapping[str, Kind]:
+    """Return the columns of what is said, with those of images first: what is said of two may be the same."""
+    said = _causal_columns(recipe, corpus)
+    if not corpus.image_column:
+        return said
+    kinds: dict[Kind, Kind] = {"turns": "parts", "prose": "text"}
+    return {"image": "images", **{column: kinds.get(kind, kind) for column, kind in said.items()}}
+
+
 def _check_problem_type(recipe: Recipe) -> None:
     check_choice("problem_type", _problem_type(recipe), PROBLEM_TYPES)
     if _problem_type(recipe) == "regression" and recipe.label_names:
@@ -195,6 +207,11 @@ def _prepare_captions(processor: Any, model: Any, recipe: Recipe) -> None:
         ):
             if getattr(config, name, None) is None:
                 setattr(config, name, token)
+
+
+def _prepare_conversations(processor: Any, model: Any, recipe: Recipe) -> None:
+    """Leave out of an evaluation what a model tells of images beside its predictions, and what it keeps to go on."""
+    model.config.keys_to_ignore_at_inference = ["cache", "image_outputs", "image_hidden_states"]
 
 
 def _metrics() -> Any:
@@ -297,6 +314,16 @@ TASKS = TaskTable(
             check=check_images,
             prepare=_prepare_captions,
         ),
+        "image-text-to-text": Task(
+            info=TASK_INFOS["image-text-to-text"],
+            columns=_conversation_columns,
+            encode=encode_conversations,
+            collator=lambda processor, recipe: ConversationCollator(processor),
+            metrics=lambda processor, recipe: _metrics().language_model_metrics,
+            preprocess_logits=lambda: _metrics().score_shifted_tokens,
+            check=check_conversations,
+            prepare=_prepare_conversations,
+        ),
         "audio-classification": _classification(
             "audio-classification",
             columns=lambda recipe, corpus: {"audio": "audio", "label": PROBLEM_TYPES[_problem_type(recipe)]},
@@ -361,7 +388,9 @@ def check_task(recipe: Recipe) -> Task:
         twice = [label for label in recipe.label_names if recipe.label_names.count(label) > 1]
         if twice:
             raise ValueError(f"`label_names` must be different labels, got {twice[0]!r} twice.")
-    if not isinstance(recipe.packing, bool) and (recipe.packing != "bfd" or task.info.answer != "continuation"):
+    if not isinstance(recipe.packing, bool) and (
+        recipe.packing != "bfd" or task.info.auto_class != "AutoModelForCausalLM"
+    ):
         raise ValueError(
             f"`packing` must be true or false, or bfd for causal language models, got {recipe.packing!r} for "
             f"{recipe.task}."

@@ -30,6 +30,8 @@ def load_processor(recipe: Recipe) -> Any:
     if takes == "text":
         check_tokenizer(found, recipe)
         prepare_tokenizer(found, recipe)
+    elif TASK_INFOS[recipe.task].converses:
+        prepare_conversations(found, recipe)
     elif both:
         set_language(found, recipe)
         if not is_ctc(recipe):  # whose blank is its padding
@@ -39,6 +41,19 @@ def load_processor(recipe: Recipe) -> Any:
             found = _join_processors(recipe)
         prepare_tokenizer(found.tokenizer, recipe)
     return found
+
+
+def prepare_conversations(processor: Any, recipe: Recipe) -> None:
+    """Set what a recipe wants of a processor of images and texts, whose chat template is its tokenizer's, too."""
+    if not all(hasattr(processor, name) for name in ("tokenizer", "image_processor", "image_token")):
+        raise ValueError(
+            f"The model {recipe.model_name_or_path!r} takes no images among its texts: it brings a "
+            f"{type(processor).__name__} alone. Take a model of images and texts, or `task: chat` for texts alone."
+        )
+    processor.tokenizer.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    set_chat_template(processor.tokenizer, recipe.chat_template)
+    prepare_tokenizer(processor.tokenizer, recipe)
+    processor.chat_template = processor.tokenizer.chat_template
 
 
 def _join_processors(recipe: Recipe) -> Any:

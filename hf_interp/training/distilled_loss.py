@@ -104,12 +104,15 @@ class DistilledLoss:
         self, logits: torch.Tensor, inputs: Mapping[str, Any], labels: torch.Tensor, is_distilled: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return T²·KL of every prediction that is distilled, and the number of its example among those."""
+        has_rows = not {"input_ids", "pixel_values"} <= inputs.keys()  # a text may have none or several images
         chosen = {
             name: value[is_distilled] if isinstance(value, torch.Tensor) and len(value) == len(labels) else value
             for name, value in inputs.items()
+            if has_rows
         }
         autocast = self.trainer.accelerator.autocast()
-        ref_logits = self.anchor.ref_logits(self.trainer.model, chosen, autocast)
+        ref_logits = self.anchor.ref_logits(self.trainer.model, chosen or inputs, autocast)
+        ref_logits = ref_logits if has_rows else ref_logits[is_distilled]
         predicts = has_label_to_predict(labels[is_distilled], shift_labels=self.shifts_labels)
         if logits.shape[:-1] != labels.shape or ref_logits.shape[:-1] != predicts.shape:
             raise ValueError(

@@ -53,6 +53,11 @@ class TaskInfo:
         return self.answer in ("label", "tags")
 
     @property
+    def converses(self) -> bool:
+        """Whether a model goes on from texts with images among them."""
+        return self.takes == "image-text" and self.answer == "continuation"
+
+    @property
     def processor(self) -> str:
         """Name of the transformers auto class of its tokenizer, image processor or feature extractor, or of two."""
         return "AutoProcessor" if self.takes != "text" and self.answer == "text" else PROCESSORS[self.takes]
@@ -67,6 +72,13 @@ SPEECH_ENCODERS = (
     *("Wav2Vec2", "Wav2Vec2Bert", "Wav2Vec2Conformer", "WavLM"),
 )
 """Models whose classifiers of sound are called as those of texts are."""
+
+IMAGE_CHATS = (
+    *("AyaVision", "Cohere2Vision", "Glm4v", "Idefics2", "Idefics3", "InternVL", "Llama4"),
+    *("Llava", "LlavaNext", "LlavaOnevision", "Mistral3", "Ovis2", "PaliGemma"),
+    *("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe", "SmolVLM"),
+)
+"""Models that go on from images among texts, and are called as encoder-decoders are."""
 
 TASK_INFOS: dict[str, TaskInfo] = {
     "sequence-classification": TaskInfo(
@@ -179,6 +191,13 @@ TASK_INFOS: dict[str, TaskInfo] = {
         class_endings=("VisionEncoderDecoderModel",),
         takes="image-text",
         answer="text",
+    ),
+    "image-text-to-text": TaskInfo(
+        auto_class="AutoModelForImageTextToText",
+        pipeline_tag="image-text-to-text",
+        class_endings=tuple(f"{kind}ForConditionalGeneration" for kind in IMAGE_CHATS),
+        takes="image-text",
+        answer="continuation",
     ),
     "audio-classification": TaskInfo(
         auto_class="AutoModelForAudioClassification",

@@ -9,15 +9,32 @@ from typing import Any
 
 import datasets
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
     ASTForAudioClassification,
+    AutoProcessor,
     BertConfig,
     CLIPConfig,
     CLIPModel,
     CLIPProcessor,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
     GPT2Config,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
     SiglipConfig,
     SiglipModel,
     SiglipProcessor,
@@ -42,6 +59,9 @@ from transformers import (
     set_seed,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -164,6 +184,118 @@ def write_toy_captioner(folder: Path, decoder: str = "bert") -> Path:
     VisionEncoderDecoderModel(both).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     ViTImageProcessorPil(size=size).save_pretrained(folder)
+    return folder
+
+
+CHAT_KINDS = ("llava", "qwen", "idefics", "gemma")
+IMAGE_MARKS = {
+    "llava": ["<image>"],
+    "qwen": ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"],
+    "idefics": ["<image>"],
+    "gemma": ["<start_of_image>"],
+}
+"""How the templates of chat models of images write the place of one."""
+OTHER_MARKS = {
+    "idefics": ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"],
+    "gemma": ["<end_of_image>", "<image_soft_token>"],
+}
+
+
+class ToyQwenProcessor(Qwen2VLProcessor):
+    """Qwen2-VL's without the processor of videos, which needs torchvision."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None) -> None:
+        self.image_token = "<|image_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+AutoProcessor.register(Qwen2VLConfig, ToyQwenProcessor, exist_ok=True)
+
+
+def chat_template(kind: str, *, is_marked: bool = False) -> str:
+    """Return a template as those of chat models of images are: contents are lists of parts."""
+    part = (
+        f"{{% if part['type'] == 'image' %}}{''.join(IMAGE_MARKS[kind])}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
+    )
+    said = f"{{% for part in turn['content'] %}}{part}{{% endfor %}}<|im_end|>"
+    if is_marked:
+        marked = f"{{% generation %}}{said}{{% endgeneration %}}"
+        said = f"{{% if turn['role'] == 'assistant' %}}{marked}{{% else %}}{said}{{% endif %}}"
+    turns = f"{{% for turn in messages %}}<|im_start|>{{{{ turn['role'] }}}}\n{said}{{{{ '\\n' }}}}{{% endfor %}}"
+    return turns + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+def write_toy_seer(folder: Path, kind: str = "llava") -> Path:
+    """Write an untrained chat model that sees images, of 8×8 pixels or more, with its processor; tokens are bytes."""
+    set_seed(5)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    parts = Tokenizer(models.BPE(vocab={mark: number for number, mark in enumerate(alphabet)}, merges=[]))
+    parts.pre_tokenizer, parts.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    named = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=parts,
+        eos_token="<|im_end|>",
+        pad_token="<pad>",
+        **({"extra_special_tokens": named} if kind == "gemma" else {}),
+    )
+    marks = ["<|im_start|>", *IMAGE_MARKS[kind], *OTHER_MARKS.get(kind, [])]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    ids = {mark: tokenizer.convert_tokens_to_ids(mark) for mark in marks}
+    text = {"vocab_size": len(tokenizer), "num_key_value_heads": 1, "pad_token_id": tokenizer.pad_token_id}
+    text |= {**SIZES, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    vision, size = {**SIZES, "image_size": 8, "patch_size": 4}, {"height": 8, "width": 8}
+    given = {"tokenizer": tokenizer, "chat_template": chat_template(kind)}
+    if kind == "llava":
+        whole = {"vision_feature_select_strategy": "full"}
+        config: Any = LlavaConfig(
+            vision_config={"model_type": "clip_vision_model", **vision},
+            text_config={"model_type": "llama", **text},
+            image_token_index=ids["<image>"],
+            vision_feature_layer=-1,
+            **whole,
+        )
+        model: Any = LlavaForConditionalGeneration(config)
+        images: Any = CLIPImageProcessorPil(size=size, do_center_crop=False)
+        processor: Any = LlavaProcessor(images, patch_size=4, num_additional_image_tokens=1, **whole, **given)
+    elif kind == "qwen":
+        seen = {"embed_dim": 16, "hidden_size": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 1, "patch_size": 4}
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+        config = Qwen2VLConfig(
+            vision_config=seen,
+            text_config={**text, "rope_parameters": rope, "max_position_embeddings": 256},
+            image_token_id=ids["<|image_pad|>"],
+            vision_start_token_id=ids["<|vision_start|>"],
+            vision_end_token_id=ids["<|vision_end|>"],
+        )
+        model = Qwen2VLForConditionalGeneration(config)
+        images = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=64, max_pixels=256)
+        processor = ToyQwenProcessor(images, **given)
+    elif kind == "idefics":
+        config = Idefics3Config(
+            vision_config=vision,
+            text_config={"model_type": "llama", **text},
+            image_token_id=ids["<image>"],
+            pad_token_id=tokenizer.pad_token_id,
+            scale_factor=1,
+        )
+        model = Idefics3ForConditionalGeneration(config)
+        images = Idefics3ImageProcessorPil(size={"longest_edge": 8}, max_image_size={"longest_edge": 8})
+        processor = Idefics3Processor(images, image_seq_len=4, **given)
+    else:
+        config = Gemma3Config(
+            vision_config=vision,
+            text_config={**text, "head_dim": 8, "sliding_window": 16, "layer_types": ["full_attention"]},
+            mm_tokens_per_image=4,
+            image_token_index=ids["<image_soft_token>"],
+            boi_token_index=ids["<start_of_image>"],
+            eoi_token_index=ids["<end_of_image>"],
+        )
+        model = Gemma3ForConditionalGeneration(config)
+        nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # which is 0
+        processor = Gemma3Processor(Gemma3ImageProcessorPil(size=size), image_seq_length=4, **given)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 

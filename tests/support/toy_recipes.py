@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from toy_media import toy_png, toy_wav, write_toy_ast, write_toy_captioner, write_toy_clip, write_toy_ctc, write_toy_vit
+from toy_media import (
+    toy_png,
+    toy_wav,
+    write_toy_ast,
+    write_toy_captioner,
+    write_toy_clip,
+    write_toy_ctc,
+    write_toy_seer,
+    write_toy_vit,
+)
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -97,11 +106,12 @@ def write_toy_models(folder: Path) -> dict[str, Path]:
         "image-text": write_toy_clip(folder / "image-text"),
         "captioner": write_toy_captioner(folder / "captioner"),
         "ctc": write_toy_ctc(folder / "ctc"),
+        "image-text-to-text": write_toy_seer(folder / "image-text-to-text"),
     }
 
 
 def model_kind(task: str) -> str:
-    if task == "chat":
+    if task in ("chat", "image-text-to-text"):
         return task
     kinds = {"AutoModelForCausalLM": "decoder", "AutoModelForSeq2SeqLM": "encoder-decoder"}
     kinds |= {"AutoModelForImageTextToText": "captioner", "AutoModelForSpeechSeq2Seq": "ctc"}
@@ -130,6 +140,7 @@ def toy_row(recipe: Recipe, corpus: CorpusConfig, number: int, texts: list[str])
         "number": float(number),
         "turns": turns,
         "image": f"{number}.png",
+        "images": f"{number}.png",
         "audio": f"{number}.wav",
     }
     row: dict[str, Any] = {}

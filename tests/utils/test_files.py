@@ -10,7 +10,14 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from hf_interp.utils.files import new_folder, read_json, unfinished_folders, write_json
-from hf_interp.utils.task_info import OTHER_ADAPTERS, TASK_INFOS, adapter_classes, task_of_adapter, task_of_class
+from hf_interp.utils.task_info import (
+    IMAGE_CHATS,
+    OTHER_ADAPTERS,
+    TASK_INFOS,
+    adapter_classes,
+    task_of_adapter,
+    task_of_class,
+)
 from hf_interp.utils.yaml_values import load_yaml, parse_mapping, with_numbers
 
 
@@ -149,6 +156,11 @@ SPEECH_WRITERS = ("moonshine", "moonshine_streaming", "speech-encoder-decoder", 
 
 
 CLASSES = {
+    "image-text-to-text": {
+        kind: name
+        for kind, name in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items()
+        if name.removesuffix("ForConditionalGeneration") in IMAGE_CHATS
+    },
     "automatic-speech-recognition": {
         **modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES,
         **{kind: modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[kind] for kind in SPEECH_WRITERS},
@@ -172,6 +184,7 @@ def test_every_class_of_transformers_is_of_its_task() -> None:
                 tasks.setdefault(name, task)
     assert {name: task_of_class(name) for name in tasks} == tasks
     assert task_of_class("BertModel") is None
+    assert len(CLASSES["image-text-to-text"]) == len(IMAGE_CHATS)
 
 
 @pytest.mark.parametrize("name", TASK_INFOS)
