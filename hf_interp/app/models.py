@@ -103,6 +103,8 @@ class AlphaSlider:
             places = [""] if self.answer_kind == "label" else []
             self._form = Form(ask_file(self.takes, collator, places), self._form.answer)
         self._model = model.to(device).eval().requires_grad_(False)
+        if model.can_generate():
+            model.generation_config.update(max_length=None, max_new_tokens=None)  # as the settings say
         self._live = open_interpolation(base, self._model, finetuned_only=finetuned_only)
         self._lock = threading.Lock()
         self._at: float | None = None  # where the model is; None if that is not known
@@ -222,7 +224,7 @@ def _load_processor(recipe: Recipe, folder: Path, origin: Path) -> Any:
     """Load what makes the inputs of M_θ, which may have been saved with M₀ alone."""
     if TASK_INFOS[recipe.task].takes != "text":
         has_own = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
-        return load_processor(replace(recipe, model_name_or_path=str(folder if has_own else origin)))
+        return load_processor(recipe, folder if has_own else origin)
     tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer(folder) else origin, local_files_only=True)
     prepare_tokenizer(tokenizer, recipe)
     return tokenizer
@@ -240,7 +242,8 @@ def find_task(folder: Path) -> str:
     """Return the task of the model or adapter in a folder, or raise if it cannot be told."""
     adapter = read_json(folder / ADAPTER_CONFIG_NAME)
     if isinstance(adapter, dict):
-        task = task_of_adapter(adapter.get("task_type"))
+        adapted_class = (adapter.get("auto_mapping") or {}).get("base_model_class") or ""
+        task = task_of_adapter(adapter.get("task_type")) or task_of_class(adapted_class)
         if task is None:
             raise ValueError(f"`task` must be given: the adapter in {folder.name!r} does not say what it is for.")
         return task

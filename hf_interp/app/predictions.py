@@ -233,7 +233,10 @@ def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings
     """Return the tokens that are the likeliest one by one, the same at every call."""
     pad = getattr(tokenizer, "tokenizer", tokenizer).pad_token_id  # of a processor
     greedy = {"do_sample": False, "num_beams": 1, "pad_token_id": pad}
-    found: torch.Tensor = model.generate(**question.inputs, max_new_tokens=settings.max_new_tokens, **greedy)
+    most = settings.max_new_tokens
+    # Whisper counts new tokens by either, and warns of `max_new_tokens` at every call
+    limit = {"max_length" if model.config.model_type == "whisper" else "max_new_tokens": most}
+    found: torch.Tensor = model.generate(**question.inputs, **limit, **greedy)
     return found[0]
 
 

@@ -301,11 +301,14 @@ def _named_pair(facts: Facts, pairs: Sequence[tuple[str, str]]) -> tuple[str, st
 
 
 def _distinct_labels(facts: Facts, names: Sequence[str]) -> list[str]:
-    """Return columns of labels, but of those that say the same in other words the one that says it in words."""
+    """Return columns of labels, but of those that say the same the one that says it in words and is called no text."""
+
+    def rank(name: str) -> tuple[bool, bool]:
+        is_numbered = all(text.lstrip("-").isdigit() for text in facts.columns[name].counts())
+        return name.lower() in (*CAPTIONS, *TRANSCRIPTS), is_numbered
+
     kept: list[str] = []
-    for name in sorted(
-        names, key=lambda name: all(text.lstrip("-").isdigit() for text in facts.columns[name].counts())
-    ):
+    for name in sorted(names, key=rank):
         values = facts.columns[name].values
         same = (len({*zip(values, facts.columns[other].values, strict=False)}) for other in kept)
         sizes = (max(len(set(values)), len(set(facts.columns[other].values))) for other in kept)

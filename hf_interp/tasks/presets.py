@@ -6,19 +6,19 @@ In every preset of a classifier the head is trained in full, as is whatever else
 import inspect
 import os
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
+from hf_interp.losses.per_example import is_ctc
 from hf_interp.tasks.adalora import AdaLoraCallback, prepare_adalora
 from hf_interp.tasks.freezing import PARTS, freeze_except, head_names
 from hf_interp.utils.errors import check_choice, check_known, did_you_mean, import_extra
-from hf_interp.weights.adapter_kinds import FACTORS, KEEPING_INITS
+from hf_interp.utils.task_info import TASK_INFOS, task_of_class
+from hf_interp.weights.adapter_kinds import FACTORS, KEEPING_INITS, no_former_names
 
 if TYPE_CHECKING:  # a plan loads no model
     from transformers import PreTrainedModel
@@ -112,8 +112,8 @@ def adapt(
     _fit_to_model(config, model, fields, new_names)
     import peft
 
-    head = set(head_names(model)) if task_type in _HEADED else set()
-    with _no_former_names():
+    head = set(_head_of(model, task_type))
+    with no_former_names():
         adapted = peft.get_peft_model(model, config)
     _check_head(adapted, head, name or config.peft_type.value)
     if config.peft_type.value == "ADALORA":
@@ -121,19 +121,11 @@ def adapt(
     return adapted
 
 
-@contextmanager
-def _no_former_names() -> Iterator[None]:
-    """Keep quiet that peft asks a model by a name that transformers has given up: no user can change it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        yield
-
-
 def load_adapter(model: "PreTrainedModel", folder: str | os.PathLike[str]) -> Any:
     """Load a trained adapter on its model, as `PeftModel.from_pretrained`, whose AdaLoRA cannot take labels."""
     import peft
 
-    with _no_former_names():
+    with no_former_names():
         loaded = peft.PeftModel.from_pretrained(model, folder)
     if loaded.active_peft_config.peft_type.value == "ADALORA":
         loaded.base_model.trainable_adapter_name = loaded.active_adapter  # its penalty is looked up by this
@@ -225,6 +217,8 @@ def _fit_to_model(config: Any, model: "PreTrainedModel", fields: Mapping[str, An
     known = type(config).__dataclass_fields__
     if "fan_in_fan_out" in known and "fan_in_fan_out" not in fields:
         config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
+    if is_ctc(model):
+        _fit_to_ctc(config, model)
     if "modules_to_save" in known and "modules_to_save" not in fields:
         config.modules_to_save = _whole_modules(model, config.task_type, new_names) or None
     if config.is_prompt_learning:  # PEFT knows a few names of these
@@ -235,9 +229,34 @@ def _fit_to_model(config: Any, model: "PreTrainedModel", fields: Mapping[str, An
         _ia3_targets(config, model)
 
 
+def _head_of(model: "PreTrainedModel", task_type: str | None) -> list[str]:
+    """Return the parameters of a classifier's head; PEFT has no name for tasks of images and sound."""
+    task = task_of_class(type(model).__name__)
+    is_labelled = is_ctc(model) or (task is not None and TASK_INFOS[task].has_labels)
+    return head_names(model) if task_type in _HEADED or is_labelled else []
+
+
+def _fit_to_ctc(config: Any, model: "PreTrainedModel") -> None:
+    """Leave CTC's head out of all linear layers, which PEFT would take for a table of words, and fail when it saves.
+
+    So it would if the vocabulary were another than M₀'s configuration says.
+    """
+    origin, size = model.name_or_path, model.config.vocab_size
+    known = type(model.config).from_pretrained(origin).vocab_size if origin else size
+    if known != size:
+        raise ValueError(
+            f"`peft` needs a CTC model whose configuration has the {size} characters of its vocabulary, got {known} in "
+            f"{origin!r}. Save it with such a head first: `AutoModelForCTC.from_pretrained(..., vocab_size={size}, "
+            "ignore_mismatched_sizes=True)`."
+        )
+    if getattr(config, "target_modules", None) == "all-linear":
+        linear = {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+        config.target_modules = linear - {"lm_head"}
+
+
 def _whole_modules(model: "PreTrainedModel", task_type: str | None, new_names: Sequence[str]) -> list[str]:
     """Return the modules trained in full, none inside another: a classifier's head, and what the checkpoint lacks."""
-    paths = [name.partition(".")[0] for name in (head_names(model) if task_type in _HEADED else [])]
+    paths = [name.partition(".")[0] for name in _head_of(model, task_type)]
     paths += [name.rpartition(".")[0] for name in new_names]
     found = [path for path in dict.fromkeys(paths) if _is_apart(model, path)]
     return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]

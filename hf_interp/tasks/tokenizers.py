@@ -16,9 +16,9 @@ from hf_interp.utils.errors import import_extra, reading
 from hf_interp.utils.task_info import TASK_INFOS
 
 
-def load_processor(recipe: Recipe) -> Any:
-    """Load what makes the inputs of a recipe's model; a tokenizer is checked and prepared."""
-    name, kind = recipe.model_name_or_path, TASK_INFOS[recipe.task].processor
+def load_processor(recipe: Recipe, folder: str | os.PathLike[str] | None = None) -> Any:
+    """Load what makes the inputs of a recipe's model, which may lie in another folder; a tokenizer is prepared."""
+    name, kind = str(folder or recipe.model_name_or_path), TASK_INFOS[recipe.task].processor
     if (takes := TASK_INFOS[recipe.task].takes) != "text":
         import_extra(*EXTRAS[takes])  # now, with the reason, and not by a processor that lacks it
     missing = "" if os.path.isdir(name) else " (there is no such folder)"

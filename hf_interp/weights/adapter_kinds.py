@@ -4,6 +4,9 @@ PEFT has more kinds of adapters than are known here, and more with every version
 is taken for granted.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -34,6 +37,14 @@ LINEAR_VARIANTS = ("VeloraLinearVariant", "MiCALinearVariant", "MiCAEmbeddingVar
 
 KEEPS_BASE = ("BOFT", "OFT")
 """Kinds that cannot be scaled and leave the base weights as they are, so that M₀ is in the model."""
+
+
+@contextmanager
+def no_former_names() -> Iterator[None]:
+    """Keep quiet that peft asks a model by a name that transformers has given up: no user can change it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 class AdapterCapabilities(NamedTuple):

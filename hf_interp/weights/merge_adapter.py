@@ -13,8 +13,8 @@ from torch import nn
 
 from hf_interp.utils.files import new_folder, read_json
 from hf_interp.utils.run_folder import ADAPTER_CONFIG_NAME
-from hf_interp.utils.task_info import TASK_INFOS, adapter_classes, task_of_adapter
-from hf_interp.weights.adapter_kinds import AdapterCapabilities, adapter_capabilities, refuse_prompts
+from hf_interp.utils.task_info import TASK_INFOS, adapter_classes, task_of_adapter, task_of_class
+from hf_interp.weights.adapter_kinds import AdapterCapabilities, adapter_capabilities, no_former_names, refuse_prompts
 from hf_interp.weights.adapters import interpolate_adapter, merge_adapter, scaled_parameters
 from hf_interp.weights.alpha_spec import Alpha, AlphaByDepth, check_alpha
 from hf_interp.weights.checkpoint_names import check_loads, empty_model
@@ -27,7 +27,8 @@ Tensors = Mapping[str, torch.Tensor]
 _ROWS = {"weight": 0, "base_layer.weight": 0, "lora_embedding_A": 1, "lora_B.weight": 0}
 """Tensors of an adapter on a table of words → the axis that has a place for each word."""
 
-_HEAD = re.compile(r"(^|\.)(classifier|score|classification_head)(\.out_proj)?\.weight$")
+_HEAD = re.compile(r"(^|\.)(classifier|score|classification_head)(\.(dense|out_proj|\d+))?\.weight$")
+"""Of the layers of a head, the last in the order of their names has a row for each label."""
 
 
 def interpolate_adapter_checkpoint(
@@ -137,7 +138,8 @@ def open_adapter(origin: Path, source: Path) -> OpenedAdapter:
     plain, new = _load_base(config, weights, origin, source)
     has_own_table = _fit_table(plain, config, weights)
     try:
-        model = peft.PeftModel.from_pretrained(plain, str(source))
+        with no_former_names():
+            model = peft.PeftModel.from_pretrained(plain, str(source))
     except RuntimeError as error:
         fault = " ".join(str(error).split())[:300]
         raise ValueError(f"`base` must be the model that the adapter in {source.name!r} is for: {fault}") from error
@@ -172,10 +174,10 @@ def _load_base(config: Any, weights: Tensors, origin: Path, source: Path) -> tup
             f"`base` must have plain weights, got {origin.name!r}, which is quantised ({kind}). Give the model that it "
             "was made from."
         )
-    task = task_of_adapter(config.task_type)
-    heads = [tensor for name, tensor in weights.items() if _HEAD.search(name)]
+    task = task_of_adapter(config.task_type) or task_of_class(name)
+    heads = [weights[key] for key in sorted(weights) if _HEAD.search(key)]
     # the adapter's configuration does not say how many labels its head has
-    options = {"num_labels": len(heads[0])} if heads and task is not None and TASK_INFOS[task].has_labels else {}
+    options = {"num_labels": len(heads[-1])} if heads and task is not None and TASK_INFOS[task].has_labels else {}
     model, loaded = getattr(transformers, name).from_pretrained(
         origin, local_files_only=True, output_loading_info=True, **options
     )

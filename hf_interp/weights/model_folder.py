@@ -28,7 +28,7 @@ from hf_interp.utils.run_folder import INTERPOLATION_NAME
 from hf_interp.weights.adapter_kinds import is_peft_model
 from hf_interp.weights.alpha_spec import Alpha, plain_alpha
 from hf_interp.weights.checkpoint_names import find_checkpoint_keys
-from hf_interp.weights.matching import InterpolationReport, match_names
+from hf_interp.weights.matching import InterpolationReport
 from hf_interp.weights.tensor_files import find_tensors
 
 HUB_WEIGHTS = (("model*.safetensors", "adapter_model.safetensors"), ("pytorch_model*.bin",))
@@ -157,9 +157,11 @@ def find_lacking(
     name: str | os.PathLike[str], model: Any, names: Sequence[str], *, revision: str | None = None
 ) -> list[str]:
     """Return those of the weights of a `PeftModel`'s base model that M₀'s checkpoint lacks, such as a new head."""
-    stored = find_tensors(find_folder(name, "base_model", revision=revision), "base_model")
-    places = find_checkpoint_keys(model.get_base_model(), stored).values()
-    known = match_names([*stored, *{place.target for place in places if place.name != place.target}], names)
+    inner = model.get_base_model()
+    with torch.device("meta"):
+        plain = type(inner)(inner.config)  # whose names are those of before the adapter
+    places = find_checkpoint_keys(plain, find_tensors(find_folder(name, "base_model", revision=revision), "base_model"))
+    known = {part for place in places.values() for part in place}
     return [name for name in names if name not in known]
 
 

@@ -35,9 +35,13 @@ from hf_interp.app.models import NUM_KEPT, AlphaSlider, describe_pair, find_task
 from hf_interp.app.page import build_page
 from hf_interp.app.predictions import Outcome, best_choices, settings_of, split_words
 from hf_interp.tasks.media import MOST_ASKED, resample
+from hf_interp.tasks.presets import adapt
 from hf_interp.tasks.task import TASKS
 from hf_interp.utils.task_info import MASK, TASK_INFOS
+from hf_interp.weights.adapters import scaled_parameters
 from hf_interp.weights.merge import interpolate_checkpoints
+from hf_interp.weights.merge_adapter import interpolate_adapter_checkpoint
+from hf_interp.weights.model_folder import find_lacking
 
 TEXT = "w4 w9 w17 w5"
 TASK_MODELS = {
@@ -197,6 +201,45 @@ def test_files_are_answered_as_the_models_answer_them(kind: str, tmp_path: Path)
         np.testing.assert_allclose(found.probabilities, wanted.probabilities, rtol=1e-4, atol=1e-6)
         assert found.text == wanted.text
     assert not same(answers.base, answers.finetuned)
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_new_head"), [*((kind, False) for kind in FILE_MODELS), ("vit", True), ("ast", True), ("ctc", True)]
+)
+def test_adapters_on_models_of_files_are_answered_as_their_merge(kind: str, has_new_head: bool, tmp_path: Path) -> None:
+    """Also where M₀'s checkpoint has other names than the model (ViT), or no head, so that M_θ's is read."""
+    pytest.importorskip("soundfile", reason="soundfile is not installed")
+    peft = pytest.importorskip("peft")
+    write, auto_class, make = FILE_MODELS[kind]
+    base, finetuned = write(tmp_path / "base"), tmp_path / "finetuned"
+    whole = getattr(transformers, auto_class).from_pretrained(base)
+    new_names: list[str] = []
+    if has_new_head:  # of another size than the configuration of M₀ says
+        whole.base_model.save_pretrained(base)
+        config = json.loads((base / "config.json").read_text("utf-8"))
+        config |= {"id2label": dict.fromkeys(range(5), "?"), "label2id": {"?": 0}}
+        (base / "config.json").write_text(json.dumps(config), "utf-8")
+        new_names = [name for name in whole.state_dict() if not name.startswith(whole.base_model_prefix)]
+    adapted: Any = adapt(whole, "lora", task_type=None, max_steps=1, new_names=new_names)
+    assert isinstance(adapted, peft.PeftModel)
+    move(adapted).save_pretrained(finetuned)
+    assert set(find_lacking(base, adapted, [pair.name for pair in scaled_parameters(adapted)])) == set(new_names)
+    for alpha, name in ((0.0, "start"), (0.5, "merged"), (1.0, "end")):
+        interpolate_adapter_checkpoint(None, finetuned, tmp_path / name, alpha, merge=True)
+    answers = opened((str(base), str(finetuned))).compare(make(3), 0.5)
+    for name, found in zip(("start", "merged", "end"), answers[1:], strict=True):
+        wanted = said_of_file(tmp_path / name, kind)
+        np.testing.assert_allclose(found.probabilities, wanted.probabilities, rtol=1e-4, atol=1e-6)
+        assert found.text == wanted.text
+    assert not same(answers.base, answers.finetuned)
+
+
+def test_an_adapter_of_ctc_for_another_vocabulary_than_the_configuration_says_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    options = {"vocab_size": 9, "ignore_mismatched_sizes": True}
+    model = transformers.AutoModelForCTC.from_pretrained(write_toy_ctc(tmp_path), **options)
+    with pytest.raises(ValueError, match="whose configuration has the 9 characters of its vocabulary, got 16 in"):
+        adapt(model, "lora", task_type=None, max_steps=1)
 
 
 def test_files_that_cannot_be_answered_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

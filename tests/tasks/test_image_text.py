@@ -353,6 +353,16 @@ def test_a_recipe_is_drafted_for_images_with_texts(kind: str, models: dict[str, 
     assert choose_columns(facts, {"text_column": "caption"}, task=kind) == (kind, columns, {})
 
 
+def test_a_text_for_each_label_is_not_taken_for_the_label(tmp_path: Path) -> None:
+    """A classifier whose head calls them by number would have them in another order."""
+    rows = [json.loads(line) for line in write_toy_pairs(tmp_path / "rows.jsonl", range(20)).read_text().splitlines()]
+    lines = [{**row, "label": str(place % 2), "text": ["no", "yes"][place % 2]} for place, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    facts = look_at("file", CorpusConfig(path=str(tmp_path / "rows.jsonl")))
+    found = choose_columns(facts, {}, family="image")
+    assert found == ("image-classification", {"image_column": "image", "label_column": "label"}, {})
+
+
 # Refusals.
 
 
