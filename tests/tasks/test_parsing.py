@@ -377,6 +377,7 @@ def test_values_have_bounds(field: str, value: Any, fits: bool) -> None:
             r"`alpha_schedule_kwargs` must be a mapping such as \{rate: 3\.0\}, got 'rate'",
         ),
         ({"alpha_schedule_kwargs": "{rate"}, "`alpha_schedule_kwargs` must be a mapping"),
+        ({"lr_scheduler_kwargs": "9"}, r"^`lr_scheduler_kwargs` must be a mapping, got '9'\.$"),
         ({"alpha_schedule_kwargs": {"start": 0.5}}, "must not hold 'start'; set `alpha_start` instead"),
         ({"alpha_schedule_kwargs": {"max_steps": 5}}, "must not hold 'max_steps'; set `max_steps` instead"),
         ({"alpha_initial_steps": -1}, "`initial_steps` must be a whole number of steps or a share below 1, got -1"),

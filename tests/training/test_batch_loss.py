@@ -530,7 +530,6 @@ def test_a_delta_above_one_over_the_rows_is_told(tmp_path: Path, delta: float, i
     ("settings", "message"),
     [
         ({"dp_delta": None}, "`dp_epsilon` and `dp_delta` go together"),
-        ({"lr_scheduler_kwargs": "9"}, "`lr_scheduler_kwargs` must be a mapping, got "),
         ({"dp_epsilon": 0.0}, "`dp_epsilon` must be a finite number above 0, got 0.0"),
         ({"dp_delta": 1.0}, r"`dp_delta` must lie in \(0, 1\), got 1.0"),
         ({"dp_max_grad_norm": 0.0}, "`dp_max_grad_norm` must be a finite number above 0, got 0.0"),
