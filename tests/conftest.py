@@ -44,9 +44,17 @@ SIZES = {
 
 @pytest.fixture(scope="session", autouse=True)
 def _short_session() -> Iterator[None]:
-    """Give the garbage collector back what `_short_collections` has taken from it."""
+    """Wait shortly, and give the garbage collector back what `_short_collections` has taken from it.
+
+    A loader that failed is garbage when it ends its workers. Its queues end before it, so that none hears of it, and
+    torch kills them after 5 s.
+    """
+    from torch.utils.data import _utils
+
     gc.enable()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
+        yield
     gc.unfreeze()
 
 

@@ -185,7 +185,7 @@ def test_no_two_readers_count_the_same_example_of_a_stream() -> None:
     assert len(hashes) == 3
 
 
-@pytest.mark.parametrize("workers", [0, 1])  # torch waits 5 s for every worker of a loader that failed
+@pytest.mark.parametrize("workers", [0, 1])  # torch waits for every worker of a loader that failed
 def test_a_stream_that_breaks_stops_the_loader(workers: int) -> None:
     with pytest.raises(
         RuntimeError, match=r"stream of corpus 'general' failed after \d examples of pass 1 \(reader 1 of"
@@ -193,7 +193,7 @@ def test_a_stream_that_breaks_stops_the_loader(workers: int) -> None:
         read_by_loaders(Failing(), workers, 1)
 
 
-@pytest.mark.parametrize("workers", [0, 1])  # torch waits 5 s for every worker of a loader that failed
+@pytest.mark.parametrize("workers", [0, 1])  # torch waits for every worker of a loader that failed
 def test_a_corpus_that_cannot_be_read_stops_the_loader(workers: int) -> None:
     class Broken:
         def __len__(self) -> int:

@@ -71,11 +71,13 @@ class CommandServer:
 
 def serve(address: str, *imports: str) -> None:
     """Run what comes to a socket, each command in a fork, until this process is ended."""
+    gc.disable()  # what is imported is no garbage
     for name in imports:
         importlib.import_module(name)
     given = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     sys.path[:] = [place for place in sys.path[1:] if place not in given]
-    gc.freeze()  # accelerate collects after every training; what is imported here is no garbage
+    gc.freeze()  # accelerate collects after every training
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who look after commands are not waited for
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
