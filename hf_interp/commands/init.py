@@ -192,23 +192,24 @@ def _take_whole(used: dict[str, Column], config: CorpusConfig, task: str) -> lis
     found = []
     for name in kinds.keys() & used.keys():
         keys, refused = _read_whole(raw_values(used[name], config), converter(kinds[name], config, None))
-        used[name] = used[name]._replace(values=keys)
+        used[name] = used[name]._replace(values=[*keys.values()], rows=sorted({*keys, *refused}))
         if refused:
             (row, (file, what)), *others = refused.items()
             more = f"; others: {list_places(config, [*refused][1:])}" if others else ""
-            where = file or list_places(config, [row])
+            place = list_places(config, [row])
+            where = f"{file} ({place})" if file and place.startswith("line") else file or place
             found.append(f"{len(refused):,} rows cannot be read, such as {where}: {what}{more}")
     return found
 
 
 def _read_whole(
     values: Iterable[tuple[int, Any]], read: Callable[[Any], Any]
-) -> tuple[list[int], dict[int, tuple[str | None, str]]]:
-    """Return hashes of values, and by the row of those that cannot be read the name of their file and why."""
-    keys, refused = [], {}
+) -> tuple[dict[int, int], dict[int, tuple[str | None, str]]]:
+    """Return by their rows hashes of values, and of those that cannot be read the name of their file and why."""
+    keys, refused = {}, {}
     for row, value in values:
         try:
-            keys.append(content_key(read(value)))
+            keys[row] = content_key(read(value))
         except BadValueError as error:
             refused[row] = file_of(value), error.what
     return keys, refused

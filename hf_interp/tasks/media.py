@@ -98,9 +98,11 @@ def _read_path(path: str, kind: str, folders: Sequence[Path]) -> bytes:
 
 
 def open_image(data: bytes) -> Any:
-    """Return an image as PIL has it, in three colours."""
+    """Return an image as PIL has it, upright as its EXIF data say, in three colours of eight bits."""
     with import_extra(*EXTRAS["image"]).open(io.BytesIO(data)) as opened:
-        return opened.convert("RGB")
+        if opened.mode.startswith(("I", "F")):  # all above 255 would be white, silently
+            raise ValueError(f"its pixels have more than 8 bits, mode {opened.mode}; save it with 8")
+        return import_extra("PIL.ImageOps", *EXTRAS["image"][1:]).exif_transpose(opened).convert("RGB")
 
 
 def open_sound(data: bytes) -> tuple[npt.NDArray[np.float32], int]:

@@ -94,7 +94,7 @@ def test_check_opens_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         broken, first, copy = (next(tmp_path.rglob(f"*{number}.png")) for number in (5, 0, 6))
         broken.write_bytes(b"no image!!")
         copy.write_bytes(first.read_bytes())
-        name = str(broken) if write == write_folder else f"images/{broken.name}"
+        name = str(broken) if write == write_folder else f"images/{broken.name} (line 6)"
     assert cli.main(["check", str(path)]) == 1
     wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong")]
     what = "an image of 10 bytes that cannot be decoded (cannot identify image file)"
@@ -104,13 +104,24 @@ def test_check_opens_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     ]
 
 
+def test_check_names_the_lines_without_an_image(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "rows.jsonl", range(8))
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    lines[2]["image"], lines[6]["image"] = None, "images/none.png"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    assert check_file(str(path), {})["wrong"] == [
+        "1 rows cannot be read, such as images/none.png (line 7): the image 'images/none.png', which is not there",
+        "1 rows have no image ('image'): line 3",
+    ]
+
+
 def test_check_finds_sound_that_is_no_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
     path = write_sounds(tmp_path / "rows.jsonl", range(8))
     soundfile.write(tmp_path / "sounds" / "8000_3.wav", np.array([0.1, np.nan]), 8000, subtype="FLOAT")
     assert cli.main(["check", str(path)]) == 1
     what = "cannot be decoded (1 of its samples are NaN or infinite)"
-    assert f"wrong: 1 rows cannot be read, such as sounds/8000_3.wav: an audio of 88 bytes that {what}" in (
+    assert f"wrong: 1 rows cannot be read, such as sounds/8000_3.wav (line 4): an audio of 88 bytes that {what}" in (
         capsys.readouterr().out
     )
 

@@ -1,5 +1,6 @@
 """Images: every form of a corpus becomes the same pixels, and what is drawn depends on the place in the run alone."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from toy_media import (
     PLACES,
     TONES,
@@ -37,7 +38,7 @@ from hf_interp.tasks.column_choice import choose_columns
 from hf_interp.tasks.draft import draft_recipe, look_at_model
 from hf_interp.tasks.file_facts import look_at
 from hf_interp.tasks.loading import load_corpus
-from hf_interp.tasks.media import ImageCollator, augment
+from hf_interp.tasks.media import ImageCollator, augment, open_image
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.train import run_recipe
@@ -285,6 +286,18 @@ def refused(recipe: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_stands_as_its_camera_was_held(orientation: int) -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)).save(file, format="PNG", exif=exif)
+    data = file.getvalue()
+    found = open_image(data)
+    assert found.size == ((3, 2) if orientation < 5 else (2, 3))
+    expected = datasets.Image().decode_example({"bytes": data, "path": None})
+    assert np.asarray(found).tolist() == np.asarray(expected).tolist()
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -292,6 +305,10 @@ def refused(recipe: dict[str, Any]) -> str:
         (
             {"image": "broken.png"},
             "has an image of 9 bytes that cannot be decoded (cannot identify image file): column",
+        ),
+        (
+            {"image": "deep.png"},
+            "(its pixels have more than 8 bits, mode I;16; save it with 8): column 'image', line 2",
         ),
         ({"image": "empty.png"}, "'empty.png' where the file of an image belongs"),
         ({"image": ""}, "'' where the file of an image belongs"),
@@ -304,6 +321,7 @@ def test_an_image_that_cannot_be_read_is_named(
 ) -> None:
     write_table(tmp_path / "rows.jsonl", range(1))
     (tmp_path / "broken.png").write_bytes(b"no image!")
+    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
     (tmp_path / "empty.png").write_bytes(b"")
     lines = [{"image": "images/general_0.png", "label": "left"}, {**row, "label": "left"}]
     lines = lines[1:] if "picture" in row else lines
