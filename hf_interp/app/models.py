@@ -40,6 +40,7 @@ from hf_interp.weights.adapters import merge_adapter
 from hf_interp.weights.alpha_spec import check_alpha
 from hf_interp.weights.checkpoint_names import check_common_tokens, has_tokenizer
 from hf_interp.weights.interpolate import open_interpolation
+from hf_interp.weights.live import batch_norms
 from hf_interp.weights.matching import some_of
 from hf_interp.weights.merge_adapter import find_base, open_adapter
 from hf_interp.weights.model_folder import find_folder, open_base
@@ -208,6 +209,10 @@ def open_slider(
             )
         new = set()
         base = open_base(origin, model)
+    if not is_adapter and batch_norms(model):
+        raise ValueError(
+            "The page has no data on which to measure the statistics of batch norms at every α. See `hf-interp curve`."
+        )
     tokenizer, inner = _load_processor(recipe, folder, origin), unwrap_peft(model)
     has_words = TASK_INFOS[recipe.task].takes == "text"
     if has_words and getattr(inner.config, "pad_token_id", None) is None:

@@ -1,6 +1,6 @@
 """`hf-interp audit`: what a run tells of the rows that it was trained on, over α."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ def audit_run(
     planted = encode_canaries(name, recipe.corpora[name], recipe, data.tokenizer) if count else []
     scorer = TrainerScorer(trainer, {}, None, search.metric, search.seed)
     held = held_out(recipe, name)
-    points = _over_alpha(scorer, recipe, held, members, planted)
+    alphas = over_alpha(trainer, recipe, data)
+    points = _measure(scorer, recipe, alphas, held, members, planted)
     audit: dict[str, Any] = {"corpus": name, "set": held, "metric": scorer.metric or "loss", "num_examples": sizes}
     if count:
         texts = canary_texts(name, recipe.corpora[name])[0]
@@ -62,14 +63,19 @@ def audit_run(
     return results.audit, folder
 
 
-def _over_alpha(
-    scorer: TrainerScorer, recipe: Recipe, held: str, members: Members, planted: Sequence[Any]
+def _measure(
+    scorer: TrainerScorer,
+    recipe: Recipe,
+    alphas: Iterable[float],
+    held: str,
+    members: Members,
+    planted: Sequence[Any],
 ) -> list[dict[str, Any]]:
     """Return for every α the metric on the other rows, how well both attacks find the members, and the exposure."""
     trainer, seed = scorer.trainer, (recipe.alpha_search or AlphaSearch()).seed
     points: list[dict[str, Any]] = []
     base: Sequence[Units] = []
-    for alpha in over_alpha(trainer, recipe):  # M₀ comes first: it is the reference
+    for alpha in alphas:  # M₀ comes first: it is the reference
         with evaluating(trainer, held):
             found = [predict(trainer, rows) for rows in members]
             units = scorer.scores(found[1], np.arange(len(members.others)))

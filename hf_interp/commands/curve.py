@@ -42,7 +42,7 @@ def curve_run(
         raise ValueError("Say which tasks of lm-eval: --eval_harness hellaswag, or `eval_harness` in the recipe.")
     harness, results = Harness(recipe), load_run_results(folder / RESULTS_NAME) if with_harness else None
     trainer, data = open_run(recipe, args, folder)
-    for alpha in over_alpha(trainer, recipe) if with_harness else ():
+    for alpha in over_alpha(trainer, recipe, data) if with_harness else ():
         harness.measure(trainer, alpha)
     limits_leakage = recipe.alpha_search is not None and recipe.alpha_search.max_leakage is not None
     plan = load_order(folder).plan if limits_leakage else None

@@ -52,10 +52,12 @@ from hf_interp.utils.run_folder import (
 from hf_interp.weights.adapter_kinds import is_peft_model
 from hf_interp.weights.adapters import scaled_parameters
 from hf_interp.weights.interpolate import open_interpolation
+from hf_interp.weights.live import batch_norms
 from hf_interp.weights.model_folder import find_lacking, open_base
 
 FEW_EXAMPLES = 16
 MIN_ROWS = 10
+STATISTICS_ROWS = 256
 """Rows of each kind without which a bootstrap of them says nothing."""
 READ_IN_EVALUATION = (
     *("output_dir", "seed", "full_determinism", "disable_tqdm", "log_level", "remove_unused_columns"),
@@ -89,6 +91,7 @@ def search_run(
         pairs=data.pairs,
         members=None if search.max_leakage is None or plan is None else find_members(recipe, data.tokenizer, plan)[0],
         finetuned_only=new_names,
+        recalibrate=statistics_batches(trainer, data),
         apply=apply,
         **asdict(search),
     )
@@ -147,12 +150,28 @@ def rows_read(plan: MixturePlan, name: str) -> npt.NDArray[np.int64]:
     return np.array(sorted(found), dtype=np.int64)
 
 
-def over_alpha(trainer: Trainer, recipe: Recipe) -> Iterator[float]:
+def statistics_batches(trainer: Trainer, data: RecipeData) -> list[Any] | None:
+    """Return inputs on which the statistics of batch norms are measured at every α; `None` for a model without.
+
+    They are of the sets by which α is chosen, whose labels say nothing to them.
+    """
+    if is_peft_model(trainer.model) or not batch_norms(trainer.model):
+        return None
+    size, found = trainer.args.per_device_eval_batch_size, []
+    for rows in scored_sets(data).values():
+        some = list(trainer._remove_unused_columns(first_rows(rows, STATISTICS_ROWS), "evaluation"))
+        found += [trainer.data_collator(some[first : first + size]) for first in range(0, len(some), size)]
+    return found
+
+
+def over_alpha(trainer: Trainer, recipe: Recipe, data: RecipeData) -> Iterator[float]:
     """Bring a trainer's model to M_α for one α after the other: M₀, those of the search, M_θ; at the end it is M_θ."""
     search, (base, new_names) = recipe.alpha_search or AlphaSearch(), find_base(trainer, recipe)
-    with open_interpolation(
-        base, trainer.model, finetuned_only=new_names, extrapolate=search.extrapolate
-    ) as interpolation:
+    options: dict[str, Any] = {
+        "extrapolate": search.extrapolate,
+        "recalibrate": statistics_batches(trainer, data),
+    }
+    with open_interpolation(base, trainer.model, finetuned_only=new_names, **options) as interpolation:
         for alpha in dict.fromkeys((0.0, *search.grid(), 1.0)):
             interpolation.set_alpha(alpha)
             yield alpha

@@ -45,16 +45,20 @@ class AlphaByDepth:
 Alpha = float | AlphaByDepth | Mapping[str, float | AlphaByDepth]
 """One α for all tensors, α by depth, or either by name pattern (the first that matches wins)."""
 
-_LAYER = re.compile(r"^(?P<stack>(?:.*?\.)?(?:layers?|h|blocks?))\.(?P<index>\d+)\.")
+_LAYER = re.compile(r"^(?P<stack>(?:.*?\.)?(?:stages?|layers?|h|blocks?))\.(?P<index>\d+)\.")
 
 
 def find_layer(name: str) -> tuple[str, int] | None:
     """Return the stack of layers in which a tensor lies, and the index of its layer; `None` outside the layers.
 
+    Of layers within stages or blocks the outer ones count.
+
     >>> find_layer("bert.encoder.layer.11.attention.self.query.weight")
     ('bert.encoder.layer', 11)
     >>> find_layer("decoder.block.0.layer.1.EncDecAttention.q.weight")
     ('decoder.block', 0)
+    >>> find_layer("convnext.encoder.stages.2.layers.8.pwconv1.weight")
+    ('convnext.encoder.stages', 2)
     >>> find_layer("bert.embeddings.word_embeddings.weight")
     """
     found = _LAYER.match(name)

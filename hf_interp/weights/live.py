@@ -126,7 +126,7 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> str:
         model: left in the modes it was in.
         batches: mappings of the model's inputs, or what it takes as its one input; moved to the model's device.
     """
-    batches, norms = check_batches(model, batches), _batch_norms(model)
+    batches, norms = check_batches(model, batches), batch_norms(model)
     device = next(model.parameters()).device
     with _measuring(model, norms), torch.no_grad():
         for norm in norms:
@@ -141,7 +141,7 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> str:
 
 def check_batches(model: nn.Module, batches: Iterable[Any]) -> list[Any]:
     """Batches, so that they can be read again; an error if there are none, or no batch norms."""
-    if not _batch_norms(model):
+    if not batch_norms(model):
         raise ValueError("`recalibrate` needs a model with batch norms, got one without. Leave it out.")
     found = list(batches)
     if not found:
@@ -149,8 +149,8 @@ def check_batches(model: nn.Module, batches: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _batch_norms(model: nn.Module) -> list[Any]:
-    """Batch norms that keep statistics."""
+def batch_norms(model: nn.Module) -> list[Any]:
+    """Return the batch norms that keep statistics."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     return [norm for norm in norms if norm.track_running_stats]
 

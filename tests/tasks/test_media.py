@@ -23,8 +23,15 @@ from toy_media import (
     write_toy_ast,
     write_toy_vit,
 )
-from toys import SHORT
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from toys import SHORT, same_weights
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    pipeline,
+    set_seed,
+)
 
 from hf_interp.app.examples import find_source
 from hf_interp.app.models import open_slider
@@ -41,6 +48,7 @@ from hf_interp.tasks.loading import load_corpus
 from hf_interp.tasks.media import ImageCollator, augment, open_image
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
+from hf_interp.tasks.runs import load_run_recipe, open_run, over_alpha, parse_run
 from hf_interp.train import run_recipe
 from hf_interp.utils.run_folder import INTERPOLATED_NAME
 from hf_interp.weights.merge import interpolate_checkpoints
@@ -254,6 +262,43 @@ def test_the_curve_the_merge_and_the_card(run: Path, model: Path, tmp_path: Path
     assert card.data.pipeline_tag == "image-classification"
     assert "classify = pipeline('image-classification', model=" in card.text
     assert "print(classify('an image.png', top_k=None))" in card.text
+
+
+def floats(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of a model's weights and statistics, but for counts."""
+    return {name: value.clone() for name, value in model.state_dict().items() if value.is_floating_point()}
+
+
+def test_a_run_measures_the_statistics_of_batch_norms_anew(files: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    """At α = 0.5 they are those of float64 weights on the validation images, the mean over two batches."""
+    names = {"id2label": dict(enumerate(PLACES)), "label2id": {name: place for place, name in enumerate(PLACES)}}
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    set_seed(0)
+    ResNetForImageClassification(ResNetConfig(**sizes, **names)).save_pretrained(tmp_path / "model")
+    AutoImageProcessor.from_pretrained(write_toy_vit(tmp_path / "vit", PLACES, 32)).save_pretrained(tmp_path / "model")
+    fields = {"alpha_search": {"alphas": 3}, "learning_rate": 0.01, "per_device_eval_batch_size": 16}
+    recipe = recipe_of(tmp_path / "model", files, tmp_path / "out", **fields)
+    run_recipe(recipe)
+    trainer, data = open_run(*parse_run(load_run_recipe(tmp_path / "out")), tmp_path / "out")
+    parsed, _ = parse_run(load_run_recipe(tmp_path / "out"))
+    states = {alpha: floats(trainer.model) for alpha in over_alpha(trainer, parsed, data)}
+    ends = [AutoModelForImageClassification.from_pretrained(place) for place in (tmp_path / "model", tmp_path / "out")]
+    assert same_weights(states[0.0], floats(ends[0]))
+    assert same_weights(states[1.0], floats(ends[1]))
+    model = ends[0].double().train()
+    for parameter, other in zip(model.parameters(), ends[1].parameters(), strict=True):
+        parameter.data.lerp_(other.double(), 0.5)
+    found = []
+    for rows in data.validation_sets.values():
+        for norm in (part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)):
+            norm.momentum = 1.0  # the statistics of the last batch
+        model(ImageCollator(data.tokenizer)(list(rows))["pixel_values"].double())
+        found.append(floats(model))
+    for name, value in states[0.5].items():
+        wanted = (found[0][name] + found[1][name]) / 2
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-4, atol=1e-5, msg=name)
+    with pytest.raises(ValueError, match="The page has no data on which to measure the statistics of batch norms"):
+        open_slider(parsed, tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -218,6 +218,8 @@ SPEECH = {"vocab_size": 40, "d_model": 16, "num_mel_bins": 8, "max_source_positi
 SPEECH |= {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in (("layers", 1), ("ffn_dim", 16))}
 SPEECH |= {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
 SPEECH |= {"suppress_tokens": None, "begin_suppress_tokens": None, "pad_token_id": 0, "bos_token_id": 1}
+WINDOWS = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 2], "num_heads": [2, 2], "window_size": 4}
+STAGES = {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 2]}
 SEGMENTS = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 8]}
 SEGMENTS |= {"patch_sizes": [3, 3], "strides": [2, 2], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2]}
 
@@ -247,12 +249,17 @@ KINDS: dict[str, Callable[[], Any]] = {
     "segments": lambda: model_of(
         "SegformerForSemanticSegmentation", "SegformerConfig", **SEGMENTS, decoder_hidden_size=8
     ),
+    "images by window": lambda: model_of("SwinForImageClassification", "SwinConfig", **WINDOWS),
+    "images by stage": lambda: model_of("ConvNextForImageClassification", "ConvNextConfig", **STAGES),
     "sound": lambda: model_of("Wav2Vec2ForCTC", "Wav2Vec2Config", **SOUND),
     "spectra": lambda: model_of(
         "ASTForAudioClassification", "ASTConfig", **SIZES, patch_size=4, num_mel_bins=8, max_length=8
     ),
     "speech": lambda: model_of("WhisperForConditionalGeneration", "WhisperConfig", **SPEECH, decoder_start_token_id=1),
     "images and texts": lambda: model_of("CLIPModel", "CLIPConfig", text_config=TEXT, vision_config=IMAGE),
+    "sigmoid of images and texts": lambda: model_of(
+        "SiglipModel", "SiglipConfig", text_config=TEXT, vision_config=IMAGE
+    ),
     "captions": captions,
     "chat about images": chat_about_images,
 }
@@ -277,14 +284,14 @@ def test_every_modality_is_merged(kind: str, tmp_path: Path) -> None:
         assert torch.equal(tensor, expected), name
 
 
-@pytest.mark.parametrize("kind", ["sound", "spectra", "speech"])
-def test_models_of_sound_have_their_weights_by_depth_and_in_a_soup(kind: str, tmp_path: Path) -> None:
-    """wav2vec2's weight norm, AST, Whisper's ties: against float64, for names that a model has and saves otherwise."""
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("segments", "captions", "chat about images")])
+def test_models_of_images_and_sound_have_their_weights_by_depth_and_in_a_soup(kind: str, tmp_path: Path) -> None:
+    """wav2vec2's weight norm, Whisper's ties, ViT's old names, stages: against float64, by the names of the model."""
     set_seed(0)
     base = KINDS[kind]()
     folders = save_pair(tmp_path, base, tuned := copy.deepcopy(base))
     first, second = base.state_dict(), tuned.state_dict()
-    places = {name: re.search(r"^(.*?\blayers?)\.(\d+)\.", name) for name in first}
+    places = {name: re.search(r"^(.*?\b(?:layers?|stages))\.(\d+)\.", name) for name in first}
     last = {each[1]: max(int(other[2]) for other in places.values() if other and other[1] == each[1])
             for each in places.values() if each}  # fmt: skip
     alphas = {name: 0.2 if each is None else 0.2 + 0.6 * (int(each[2]) / last[each[1]] if last[each[1]] else 1)
