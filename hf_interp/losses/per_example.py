@@ -36,11 +36,12 @@ def per_example_loss(outputs: Any, labels: torch.Tensor, *, shift_labels: bool) 
     >>> per_example_loss(SimpleNamespace(logits=logits), torch.tensor([1, 0]), shift_labels=False)
     tensor([0.6931, 0.3133])
     """
-    logits, log_probs, mask = (_found(outputs, name) for name in ("logits", "log_probs", "label_mask"))
-    if log_probs is not None and mask is not None:
-        return -log_probs.detach().float().sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # 0 where there is no label
+    logits = _found(outputs, "logits")
     if logits is None:
-        return None
+        log_probs, mask = _found(outputs, "log_probs"), _found(outputs, "label_mask")
+        if log_probs is None or mask is None:
+            return None
+        return -log_probs.detach().float().sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # 0 where there is no label
     logits = logits.detach().float()
     if labels.is_floating_point():
         return _float_label_loss(logits, labels.float())

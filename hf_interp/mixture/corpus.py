@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 from typing import Any
 
@@ -58,8 +59,12 @@ class Corpus:
             share=self.share,
             max_passes=self.max_passes,
             mean_tokens=length,
-            content=content_fingerprint(self.dataset),
+            content=self._content,
         )
+
+    @cached_property
+    def _content(self) -> str | None:
+        return content_fingerprint(self.dataset)
 
 
 def content_fingerprint(dataset: Any) -> str | None:

@@ -110,10 +110,10 @@ class BatchLoss:
 
     def with_decoder_inputs(self, inputs: Any) -> Any:
         """Return inputs with those of a decoder, where smoothing keeps or distilling masks the labels they come of."""
-        model, distills = unwrap_peft(self.trainer.model), self.distilled is not None and self.corpus is not None
-        lacks = self.trainer.label_smoother is not None or distills
+        lacks = self.trainer.label_smoother is not None or (self.distilled is not None and self.corpus is not None)
         if not lacks or not isinstance(inputs, Mapping) or "labels" not in inputs or "decoder_input_ids" in inputs:
             return inputs
+        model = unwrap_peft(self.trainer.model)
         prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         if prepare is not None:
             return {**inputs, "decoder_input_ids": prepare(labels=inputs["labels"])}

@@ -73,7 +73,9 @@ def counted_labels(inputs: Mapping[str, Any], *, shift_labels: bool) -> torch.Te
 def zero_without_labels(loss: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return `part_of_batch` of a micro-batch that is the whole global batch, in fewer operations: the factor is 1."""
     wide = loss.to(torch.promote_types(loss.dtype, torch.get_default_dtype()))
-    return wide if targets.is_floating_point() else wide.masked_fill(targets.eq(IGNORE_INDEX).all(), 0)
+    if targets.is_floating_point() or (targets.is_cpu and targets.ne(IGNORE_INDEX).any()):  # a GPU would be waited for
+        return wide
+    return wide.masked_fill(targets.eq(IGNORE_INDEX).all(), 0)
 
 
 def mean_over_examples(inputs: Mapping[str, Any], outputs: Any, model: nn.Module) -> torch.Tensor | None:
