@@ -82,7 +82,7 @@ def check_inputs(
     """
     inner = unwrap_peft(model)
     size = inner.get_input_embeddings().weight.shape[0]
-    encoder, decoder = _positions(inner, "encoder"), _positions(inner, "decoder")
+    encoder, decoder = num_positions(inner, "encoder"), num_positions(inner, "decoder")
     config = getattr(model, "active_peft_config", None)
     added = config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= size:
@@ -111,7 +111,7 @@ def check_inputs(
                 )
 
 
-def _positions(model: nn.Module, side: str) -> float:
+def num_positions(model: nn.Module, side: str) -> float:
     """Return how many positions a model has a table for, in its decoder or elsewhere; without a table no limit."""
     found = [float("inf")]
     for path, parent in model.named_modules():

@@ -65,6 +65,7 @@ from hf_interp.tasks.encoding import (
     encode_tokens,
     split_tokens,
 )
+from hf_interp.tasks.fitness import num_positions
 from hf_interp.tasks.media import (
     ConversationCollator,
     ImageCollator,
@@ -191,6 +192,11 @@ def _prepare_captions(processor: Any, model: Any, recipe: Recipe) -> None:
 
     GPT-2 has no token that begins a text but the one that ends it.
     """
+    if (most := num_positions(model, "decoder")) < recipe.max_target_length:
+        raise ValueError(
+            f"`max_target_length` ({recipe.max_target_length}) is more than the {most:g} positions of the model's "
+            "decoder. Lower it."
+        )
     known = processor.tokenizer
     begin, end = (
         next(each for each in pair if each is not None)

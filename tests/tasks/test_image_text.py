@@ -353,6 +353,12 @@ def test_a_recipe_is_drafted_for_images_with_texts(kind: str, models: dict[str, 
     assert choose_columns(facts, {"text_column": "caption"}, task=kind) == (kind, columns, {})
 
 
+def test_captions_longer_than_the_decoder_are_refused(files: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    model = write_toy_captioner(tmp_path / "model")
+    recipe = captions_of(model, files, tmp_path / "out", max_target_length=500)
+    assert "`max_target_length` (500) is more than the " in refused(recipe)
+
+
 def test_a_text_for_each_label_is_not_taken_for_the_label(tmp_path: Path) -> None:
     """A classifier whose head calls them by number would have them in another order."""
     rows = [json.loads(line) for line in write_toy_pairs(tmp_path / "rows.jsonl", range(20)).read_text().splitlines()]
