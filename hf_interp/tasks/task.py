@@ -217,7 +217,8 @@ def _prepare_captions(processor: Any, model: Any, recipe: Recipe) -> None:
 
 def _prepare_conversations(processor: Any, model: Any, recipe: Recipe) -> None:
     """Leave out of an evaluation what a model tells of images beside its predictions, and what it keeps to go on."""
-    model.config.keys_to_ignore_at_inference = ["cache", "image_outputs", "image_hidden_states"]
+    of_images, kept = ["image_outputs", "image_hidden_states"], ["cache", "past_key_values", "rope_deltas"]
+    model.config.keys_to_ignore_at_inference = [*of_images, *kept]  # by what versions of transformers call them
 
 
 def _metrics() -> Any:

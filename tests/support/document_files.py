@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from toy_media import toy_wav, write_parquet
+from toy_media import toy_wav, write_parquet, write_toy_seer
 from toy_recipes import ENGLISH, FRENCH, LENGTH, toy_sizes, write_toy_corpora, write_toy_models
 
 from hf_interp.commands.demo import ToyShift, _write_untrained_model
@@ -70,6 +70,25 @@ def lay_two_chats(folder: Path) -> None:
         draw, roles = random.Random(name), ("user", "assistant") * 2
         said = [[{"role": role, "content": _words(draw)} for role in roles] for _ in range(40)]
         write_lines(folder / f"{name}.jsonl", [{"messages": turns} for turns in said])
+
+
+def lay_two_sights(folder: Path) -> None:
+    """photos.jsonl, drawn images with questions, chat.jsonl, dialogues without any, and `toy-models/seer`, an M₀."""
+    from PIL import Image, ImageDraw
+
+    write_toy_seer(folder / "toy-models" / "seer")
+    draw, rows = random.Random(0), []
+    for number in range(60):
+        colour, shape = draw.choice(["red", "green", "blue"]), draw.choice(["ellipse", "rectangle"])
+        image, left = Image.new("RGB", (draw.choice([32, 48]), 32), "white"), draw.randrange(12)
+        getattr(ImageDraw.Draw(image), shape)((left, 4, left + 16, 4 + draw.randrange(8, 24)), fill=colour)
+        (folder / "photos").mkdir(exist_ok=True)
+        image.save(folder / "photos" / f"{number}.png")
+        rows.append({"image": f"photos/{number}.png", "question": "What is it?", "answer": f"A {colour} {shape}."})
+    write_lines(folder / "photos.jsonl", rows)
+    turns = [[("user", f"{a} and {b}?"), ("assistant", f"{a + b}.")] for a in range(8) for b in range(8)]
+    chat = [{"messages": [{"role": role, "content": said} for role, said in pair]} for pair in turns]
+    write_lines(folder / "chat.jsonl", chat)
 
 
 def lay_run(folder: Path) -> None:
@@ -213,6 +232,7 @@ DATA_ROWS: dict[str, Callable[[random.Random, int], dict[str, Any]]] = {
 LAYS: dict[str, Callable[[Path], None]] = {
     "two files": lay_two_files,
     "two chats": lay_two_chats,
+    "two sights": lay_two_sights,
     "a run": lay_run,
     "programs": lay_programs,
     "toy recipes": lay_toy_recipes,
