@@ -320,6 +320,8 @@ def encode_among_images(
         return_text_replacement_offsets=True,
     )
     swaps, offsets = [*itertools.chain(*made.get("text_replacement_offsets", []))], made["offset_mapping"][0]
+    if len(swaps) != len(images):
+        raise ValueError(f"images of which a {type(processor).__name__} does not tell the places")
     grown = [(swap["span"][1], swap["new_span"][1] - swap["span"][1]) for swap in swaps]
     shown = [swap["new_span"] for swap in swaps]
     if (needed := sum(begin < shown[-1][1] for begin, _ in offsets) if shown else 0) > max_length:

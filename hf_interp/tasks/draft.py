@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CTC_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
 )
@@ -108,11 +109,17 @@ class Part(NamedTuple):
     size: int
 
 
-def look_at_model(name: str, wanted: str | None = None, **settings: Any) -> ModelFacts:
-    """Look at a model's configuration and tokenizer, for a task that is wanted; its weights are not read."""
+def look_at_model(name: str, *, sees: bool = False, **settings: Any) -> ModelFacts:
+    """Look at a model's configuration and tokenizer; its weights are not read.
+
+    It `sees` if it is to read images, which some models of texts can.
+    """
     with reading(f"The model {name!r}"):
         config = AutoConfig.from_pretrained(name, **settings)
-    task = wanted if wanted in TALKS else task_of_class((config.architectures or [""])[0])
+    task = task_of_class((config.architectures or [""])[0])
+    reads_texts = task is not None and TASK_INFOS[task].takes == "text"
+    if sees and reads_texts and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        task = TALKS[0]
     has_both = task is not None and TASK_INFOS[task].takes == "image-text"
     family, longest, tokenizer = "image" if has_both else _family(config), 0, None
     if family not in TASKS_OF_MEDIA.values() or task in TALKS:
@@ -157,8 +164,6 @@ def draft_recipe(model: str, paths: Mapping[str, str], given: Mapping[str, Any])
     of_corpora = {key: value for key, value in given.items() if key in own}
     draft = Draft({key: value for key, value in given.items() if key not in (*own, "corpora")})
     settings = {"revision": given.get("model_revision"), "trust_remote_code": given.get("trust_remote_code")}
-    settings = {key: value for key, value in settings.items() if value is not None}
-    found = look_at_model(model, given.get("task"), **settings)
     own_fields = given.get("corpora") or {}
     makes, wanted = paths.get("general") == SELF, paths
     if makes and (other := next((name for name in paths if name.startswith("general_")), None)):
@@ -167,6 +172,8 @@ def draft_recipe(model: str, paths: Mapping[str, str], given: Mapping[str, Any])
     settled: dict[str, Fields] = {side: {**of_corpora, **own_fields.get(side, {})} for side in SIDES if side in paths}
     facts = {name: look_at(name, CorpusConfig(path=path, **settled[_side(name)])) for name, path in paths.items()}
     settled = {side: _present(side, fields, of_corpora, facts) for side, fields in settled.items()}
+    sees = given.get("task", TALKS[0]) in TALKS and bool(facts["domain"].of_kind("image"))
+    found = look_at_model(model, sees=sees, **{key: value for key, value in settings.items() if value is not None})
     is_of_files = found.task is not None and TASK_INFOS[found.task].takes != "text"
     task = draft.fields.get("task") or (found.task if found.labels or is_of_files else None)
     task, columns, answers = choose_columns(facts["domain"], settled["domain"], task=task, family=found.family)

@@ -167,41 +167,46 @@ def encode_conversations(processor: Any, recipe: Recipe) -> Encode:
     Labels are those of `encode_causal`, and none is of an image. The collator makes the tokens of `text` and `images`
     again. A text that says no place for the images is what an assistant says of them.
     """
-    tokenizer = processor.tokenizer
-    _check_fast(tokenizer, "Training on images among texts")
-    template = training_template(tokenizer, recipe.chat_template)
-    begins = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
-    ends = (tokenizer.bos_token if begins else "", tokenizer.eos_token or "")
-
-    def render(said: Any, count: int, tools: str) -> tuple[str, list[tuple[int, int]]]:
-        if isinstance(said, str) and (not count or processor.image_token in said):
-            text = said.join(ends)
-            return text, [(0, len(text))]
-        pair = zip(SPEAKERS, ("", said), strict=True)
-        turns = [{"role": role, "content": content} for role, content in pair] if isinstance(said, str) else said
-        turns = with_places(turns, count)
-        text, spans = render_dialogue(tokenizer, turns, template=template, tools=json.loads(tools))
-        if any(str(turn["content"]) in text for turn in turns if turn["content"]):
-            raise ValueError("a chat template that does not read the parts of a turn, as one for images does")
-        return text, spans
+    _check_fast(processor.tokenizer, "Training on images among texts")
+    template = training_template(processor.tokenizer, recipe.chat_template)
 
     def encode(batch: Batch) -> Batch:
-        column = next(name for name in ("messages", "prompt", "text") if name in batch)
+        column = _column_of(batch)
         rows = batch["text"] if column == "text" else _dialogues(batch)
-        files, tools = (batch.get(name) or [empty] * len(rows) for name, empty in (("image", []), ("tools", "[]")))
-        found = []
-        for row, (said, images, schemas) in enumerate(zip(rows, files, tools, strict=True)):
-            try:
-                text, spans = render(said, len(images), schemas)
-                opened = [open_image(each) for each in images]
-                one = encode_among_images(processor, text, spans, opened, recipe.max_length)
-            except ValueError as error:
-                remedy = "Raise `max_length`, change `chat_template`, or remove such rows."
-                raise RowError(row, column, str(error), remedy) from error
-            found.append({"text": text, "images": images, **one})
-        return {name: [each[name] for each in found] for name in ("text", "images", "input_ids", "labels")}
+        images, tools = batch.get("image") or [[]] * len(rows), _tools(batch, column)
+
+        def make(row: int) -> dict[str, Any]:
+            text, spans = _render(processor, rows[row], len(images[row]), template, tools[row])
+            opened = [open_image(each) for each in images[row]]
+            found = encode_among_images(processor, text, spans, opened, recipe.max_length)
+            return {"text": text, "images": images[row], **found}
+
+        return _row_by_row(batch, column, make)
 
     return encode
+
+
+def _render(
+    processor: Any, said: Any, count: int, template: str | None, tools: Sequence[Any]
+) -> tuple[str, Sequence[tuple[int, int]]]:
+    """Return a text or a dialogue as a text with places for images, and from where to where it is learnt."""
+    tokenizer = processor.tokenizer
+    if isinstance(said, str) and (not count or processor.image_token in said):
+        begin, end = _ends(tokenizer)
+        text = begin + said.removeprefix(begin).removesuffix(end) + end
+        return text, [(0, len(text))]
+    turns = _turns(("", said)) if isinstance(said, str) else said
+    turns = with_places(turns, count)
+    text, spans = render_dialogue(tokenizer, turns, template=template, tools=tools)
+    if any(str(turn["content"]) in text for turn in turns if turn["content"]):
+        raise ValueError("a chat template that does not read the parts of a turn, as one for images does")
+    return text, spans
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return what a text begins with, where its tokenizer puts that, and what it ends with."""
+    begins = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
+    return str(tokenizer.bos_token) if begins else "", tokenizer.eos_token or ""
 
 
 def encode_masked(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
@@ -230,27 +235,47 @@ def encode_masked(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encode:
 
 def _encode_dialogues(tokenizer: PreTrainedTokenizerBase, batch: Batch, recipe: Recipe) -> Batch:
     _check_fast(tokenizer, "Training on dialogues")
-    column, encoded = "messages" if "messages" in batch else "prompt", []
     template = training_template(tokenizer, recipe.chat_template)
-    tools = batch.get("tools") or ["[]"] * len(batch[column])
-    for row, (turns, schemas) in enumerate(zip(_dialogues(batch), tools, strict=True)):
+    turns, tools = _dialogues(batch), _tools(batch, column := _column_of(batch))
+
+    def make(row: int) -> dict[str, Any]:
+        return encode_dialogue(tokenizer, turns[row], recipe.max_length, template=template, tools=tools[row])
+
+    return _row_by_row(batch, column, make)
+
+
+def _column_of(batch: Batch) -> str:
+    """Return the column of what is said."""
+    return next(name for name in ("messages", "prompt", "text") if name in batch)
+
+
+def _row_by_row(batch: Batch, column: str, make: Callable[[int], dict[str, Any]]) -> Batch:
+    """Return what is made of every row of what is said, by its number."""
+    found = []
+    for row in range(len(batch[column])):
         try:
-            encoded.append(
-                encode_dialogue(tokenizer, turns, recipe.max_length, template=template, tools=json.loads(schemas))
-            )
+            found.append(make(row))
         except ValueError as error:
-            raise RowError(
-                row, column, str(error), "Raise `max_length`, change `chat_template`, or remove such rows."
-            ) from error
-    return {name: [one[name] for one in encoded] for name in ("input_ids", "attention_mask", "labels")}
+            remedy = "Raise `max_length`, change `chat_template`, or remove such rows."
+            raise RowError(row, column, str(error), remedy) from error
+    return {name: [one[name] for one in found] for name in found[0]}
 
 
 def _dialogues(batch: Batch) -> list[Any]:
     """Return the turns of every row of a batch."""
     if "messages" in batch:
         return [[unpack_turn(turn) for turn in turns] for turns in batch["messages"]]
-    pairs = zip(batch["prompt"], batch["target"], strict=True)
-    return [[{"role": role, "content": text} for role, text in zip(SPEAKERS, pair, strict=True)] for pair in pairs]
+    return [_turns(pair) for pair in zip(batch["prompt"], batch["target"], strict=True)]
+
+
+def _turns(pair: Sequence[str]) -> list[dict[str, str]]:
+    """Return what a user and an assistant say, as a dialogue."""
+    return [{"role": role, "content": text} for role, text in zip(SPEAKERS, pair, strict=True)]
+
+
+def _tools(batch: Batch, column: str) -> list[Any]:
+    """Return the tools of every row of a batch."""
+    return [json.loads(schemas) for schemas in batch.get("tools") or ["[]"] * len(batch[column])]
 
 
 def _check_fast(tokenizer: PreTrainedTokenizerBase, what: str) -> None:

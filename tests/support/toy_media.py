@@ -213,16 +213,13 @@ class ToyQwenProcessor(Qwen2VLProcessor):
 AutoProcessor.register(Qwen2VLConfig, ToyQwenProcessor, exist_ok=True)
 
 
-def chat_template(kind: str, *, is_marked: bool = False) -> str:
+def chat_template(kind: str) -> str:
     """Return a template as those of chat models of images are: contents are lists of parts."""
     part = (
         f"{{% if part['type'] == 'image' %}}{''.join(IMAGE_MARKS[kind])}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
     )
     said = f"{{% for part in turn['content'] %}}{part}{{% endfor %}}<|im_end|>"
-    if is_marked:
-        marked = f"{{% generation %}}{said}{{% endgeneration %}}"
-        said = f"{{% if turn['role'] == 'assistant' %}}{marked}{{% else %}}{said}{{% endif %}}"
-    turns = f"{{% for turn in messages %}}<|im_start|>{{{{ turn['role'] }}}}\n{said}{{{{ '\\n' }}}}{{% endfor %}}"
+    turns = f"{{% for turn in messages %}}<|im_start|>{{{{ turn['role'] }}}}\n{said}\n{{% endfor %}}"
     return turns + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from toy_media import CHAT_KINDS, chat_template, toy_png, write_toy_seer, write_toy_vit
+from toy_media import CHAT_KINDS, toy_png, write_toy_seer, write_toy_vit
 from toy_recipes import toy_decoder, toy_tokenizer
 from toys import SHORT
 from transformers import AutoModelForImageTextToText
@@ -114,30 +114,48 @@ def test_labels_are_what_is_said_and_no_token_of_an_image(kind: str, encode: Cal
         assert batch["attention_mask"][number].tolist() == len(ids) * [1] + blank * [0]
 
 
-@pytest.mark.parametrize("kind", ["llava", "qwen"])
-def test_a_batch_is_that_of_trls_collator(kind: str, encode: Callable[..., Any]) -> None:
-    sft = pytest.importorskip("trl.trainer.sft_trainer", reason="trl is not installed: pip install hf_interp[trl]")
-    images = [toy_png(0), toy_png(1, "domain")]
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("llava", "llava_next"),
+        ("qwen", "qwen2_5_vl"),
+        ("qwen", "qwen3_vl"),
+        ("idefics", "smolvlm"),
+        ("gemma", "gemma3"),
+    ],
+)
+def test_a_batch_by_the_template_of_a_real_model_is_that_of_trls_collator(
+    kind: str, name: str, models: dict[str, Path], encode: Callable[..., Any]
+) -> None:
+    trl = pytest.importorskip("trl", reason="trl is not installed: pip install hf_interp[trl]")
+    sft = pytest.importorskip("trl.trainer.sft_trainer")
+    folder = Path(trl.__file__).parent / "chat_templates"
     dialogues = [[("user", "What?"), ("assistant", "A square."), ("user", "Where?"), ("assistant", "Left.")]]
     dialogues += [[("user", "And here?"), ("assistant", "Another.")]]
-    batch: dict[str, list[Any]] = {
-        "image": [[one] for one in images],
-        "messages": [turns_of(*each) for each in dialogues],
-    }
-    processor, rows = encode(kind, batch)
-    processor.chat_template = processor.tokenizer.chat_template = chat_template(kind, is_marked=True)
-    recipe = Recipe(model_name_or_path="", corpora={}, task="image-text-to-text")
-    found = encode_conversations(processor, recipe)(batch)
-    assert found["labels"] == [row["labels"] for row in rows]  # marks say what was seen without them
-    ours = ConversationCollator(processor)(rows)
+    images, messages = [toy_png(0), toy_png(1, "domain")], [turns_of(*each) for each in dialogues]
+    processor, _ = encode(kind, {"text": ["a"]})
+    said, labels = [], []
+    for template in (None, "trl"):
+        processor.chat_template = processor.tokenizer.chat_template = (folder / f"{name}.jinja").read_text("utf-8")
+        processor.tokenizer.bos_token = "<pad>"  # some templates begin with one
+        fields: dict[str, Any] = {"task": "image-text-to-text", "max_length": 512, "chat_template": template}
+        recipe = Recipe(model_name_or_path="", corpora={}, **fields)
+        found = encode_conversations(processor, recipe)({"image": [[one] for one in images], "messages": messages})
+        rows = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+        labels.append([[label for label in row["labels"] if label != -100] for row in rows])
+        said.append(["".join(processor.tokenizer.decode(each).split()) for each in labels[-1]])
+    assert said[0] == said[1]  # but for white space, comparing turns tells what TRL's marks tell
+    assert ["Another." in said[0][1], "A square." in processor.tokenizer.decode(labels[0][0])] == [True, True]
+    processor.chat_template = (folder / f"{name}_training.jinja").read_text("utf-8")
     examples = [
         {"image": open_image(image), "messages": [{"role": role, "content": text} for role, text in each]}
         for image, each in zip(images, dialogues, strict=True)
     ]
     theirs = sft.DataCollatorForVisionLanguageModeling(processor, assistant_only_loss=True)(examples)
+    ours = ConversationCollator(processor)(rows)
     assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert torch.equal(ours[name], tensor), name
+    for part, tensor in theirs.items():
+        assert torch.equal(ours[part], tensor), part
 
 
 def test_a_text_may_say_where_its_images_are_and_is_cut_behind_them(encode: Callable[..., Any]) -> None:
@@ -305,20 +323,21 @@ def test_weights_in_between_are_those_of_float64(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llava", "gemma"])
 def test_a_recipe_is_drafted_and_planned(
-    models: dict[str, Path], files: dict[str, str], tmp_path: Path, write_recipe: Any
+    kind: str, models: dict[str, Path], files: dict[str, str], tmp_path: Path, write_recipe: Any
 ) -> None:
-    draft = draft_recipe(str(models["llava"]), {side: files[side] for side in ("domain", "general")}, {})
+    draft = draft_recipe(str(models[kind]), {side: files[side] for side in ("domain", "general")}, {})
     domain = {"prompt_column": "question", "target_column": "answer"}
     general = {"image_column": "", "messages_column": "messages"}
     assert draft.fields["task"] == "image-text-to-text"
     for side, columns in (("domain", domain), ("general", general)):
         assert draft.fields["corpora"][side] == {"path": files[side], "part": [0.0, 0.6], **columns}
-    longest = len(f"{USER}{SHOWN['llava']}Where?{END}\n{ASSISTANT}Right.{END}\n")
-    assert draft.fields["max_length"] < longest  # which counts marks as characters
+    assert 40 <= draft.fields["max_length"] <= 64
     recipe = {**yaml.safe_load(format_recipe(draft)), **SHORT, "output_dir": str(tmp_path / "out")}
     summary = plan_recipe(str(write_recipe(recipe)), num_samples=1).summary
-    assert f"{USER}<image>Where?{END}" in summary["samples"]["domain"][0]
+    place = {"llava": "<image>", "gemma": "<start_of_image>"}[kind]
+    assert f"{USER}{place}Where?{END}" in summary["samples"]["domain"][0]
     assert check_file(files["domain"], {})["task"] == "image-text-to-text"
 
 
