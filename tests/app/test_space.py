@@ -1,6 +1,7 @@
 """Spaces that are written are whole, say what they need, tell nothing of this machine, and read back as they were."""
 
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.tasks.recipe import CorpusConfig
 from hf_interp.utils.task_info import TASK_INFOS
 
-pytest.importorskip("gradio", reason="gradio is not installed")
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")
 
 
 def source(base: Path | str, finetuned: Path | str, **fields: Any) -> Source:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,16 +150,25 @@ def streamed(batches: list[dict[str, Any]]) -> list[int]:
     return [number for batch in batches for number in batch["numbers"].tolist() if number < DOMAIN_FIRST]
 
 
-@pytest.mark.parametrize(("workers", "processes"), [(0, 1), (2, 1), (3, 1), (0, 2), (2, 2)])
-@pytest.mark.parametrize("kind", [kind for kind in STREAMS if kind != "short"])
+def few_with_workers(kinds: Iterable[str], splits: Sequence[tuple[int, ...]]) -> list[Any]:
+    """Every kind of stream with every split; of those with workers, which take long to begin, three kinds suffice."""
+    slow = {kind: pytest.mark.slow for kind in STREAMS if kind not in ("torch", "7 shards", "short")}
+    return [
+        pytest.param(kind, *split, marks=slow.get(kind, ()) if split[0] else ()) for kind in kinds for split in splits
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "processes"),
+    few_with_workers([kind for kind in STREAMS if kind != "short"], [(0, 1), (2, 1), (3, 1), (0, 2), (2, 2)]),
+)
 def test_workers_and_processes_read_a_stream_once_between_them(kind: str, workers: int, processes: int) -> None:
     found = read_by_loaders(STREAMS[kind](), workers, processes)
     numbers = [number for part in found for number in streamed(part)]
     assert len(numbers) == len(set(numbers)) == 48
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize(("kind", "workers"), few_with_workers(STREAMS, [(0,), (2,)]))
 def test_loaders_go_on_with_their_streams_at_any_batch(kind: str, workers: int) -> None:
     (whole,) = read_by_loaders(STREAMS[kind](), workers, 1, max_steps=7)
     expected = [batch["numbers"].tolist() for batch in whole]

@@ -271,7 +271,12 @@ class Failing(IterableDataset[int]):
 
 def rows(count: int, num_shards: int = 1) -> datasets.IterableDataset:
     """Row i of a stream has the number i."""
-    return datasets.Dataset.from_dict({"a": list(range(count))}).to_iterable_dataset(num_shards=num_shards)
+    return _numbered(count).to_iterable_dataset(num_shards=num_shards)
+
+
+@cache
+def _numbered(count: int) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"a": list(range(count))})
 
 
 def number_of(example: Any) -> int:
