@@ -264,6 +264,26 @@ def test_the_curve_the_merge_and_the_card(run: Path, model: Path, tmp_path: Path
     assert "print(classify('an image.png', top_k=None))" in card.text
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_run_gives_the_same_logits_in_onnx(run: Path, tmp_path: Path) -> None:
+    """As docs/training.md says, for a batch of another size."""
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    model = AutoModelForImageClassification.from_pretrained(run / INTERPOLATED_NAME).eval()
+    processor = AutoImageProcessor.from_pretrained(run / INTERPOLATED_NAME)
+    images = [Image.fromarray(toy_pixels(number)).convert("RGB") for number in range(5)]
+    few, many = (dict(processor(some, return_tensors="pt")) for some in (images[:2], images))
+    shapes = {"pixel_values": {0: torch.export.Dim("batch")}}
+    options = {"input_names": list(few), "output_names": ["logits"], "dynamic_shapes": shapes}
+    torch.onnx.export(model, kwargs=few, dynamo=True, **options).save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {name: value.numpy() for name, value in many.items()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(**many).logits.numpy(), atol=1e-4)
+
+
 def floats(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of a model's weights and statistics, but for counts."""
     return {name: value.clone() for name, value in model.state_dict().items() if value.is_floating_point()}
