@@ -113,12 +113,24 @@ def test_a_folder_imports_nothing_by_itself(folder: str) -> None:
     assert not list(imports(text)), "a folder that imports its modules makes all of them as heavy as one"
 
 
-def test_plans_and_results_need_neither_torch_nor_transformers() -> None:
+def loaded_by(script: str) -> set[str]:
+    """Return what a script in a process of its own prints, word by word; it may warn of nothing."""
+    found = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    assert (found.stderr, found.returncode) == ("", 0)
+    return set(found.stdout.split())
+
+
+def test_plans_and_results_wait_for_no_large_library() -> None:
     light = ["mixture.plan", "mixture.schedules", "selection.choice", "utils.console"]
     light += [module for module in MODULES if module.startswith("reporting.")]
-    check = (
-        f"import sys, {', '.join(f'hf_interp.{module}' for module in light)}; "
-        "print(*[name for name in ('torch', 'transformers') if name in sys.modules])"
+    loaded = loaded_by(f"import sys, {', '.join(f'hf_interp.{module}' for module in light)}; print(*sys.modules)")
+    assert not {"torch", "transformers", "datasets", "matplotlib"} & loaded
+
+
+@pytest.mark.slow
+def test_our_trainer_waits_for_no_library_that_its_host_does_without() -> None:
+    loaded = loaded_by(
+        "import sys, datasets; from transformers import Trainer; given = {*sys.modules}; "
+        "import hf_interp.training.trainer; print(*{name.partition('.')[0] for name in {*sys.modules} - given})"
     )
-    found = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, check=False)
-    assert (found.stdout, found.stderr, found.returncode) == ("\n", "", 0)
+    assert {"hf_interp"} <= loaded <= {"hf_interp", "transformers", "datasets"}

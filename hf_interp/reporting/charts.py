@@ -7,16 +7,16 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
 
 from hf_interp.reporting.colours import NEUTRAL
 from hf_interp.utils.files import new_file
+
+if TYPE_CHECKING:  # who writes or reads results without drawing them does not wait for Matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANEL_SIZE = (5.2, 4.4)
 """Of a chart in a picture, in inches."""
@@ -104,8 +104,10 @@ def spread_over(count: int, most: int) -> list[int]:
     return sorted({round(place * (count - 1) / max(kept - 1, 1)) for place in range(kept)})
 
 
-def draw_panels(charts: Sequence[Chart]) -> Figure:
+def draw_panels(charts: Sequence[Chart]) -> "Figure":
     """Draw those charts that show something side by side, with titles and legends."""
+    from matplotlib.figure import Figure
+
     shown = [chart for chart in charts if not chart.is_empty()]
     width, height = PANEL_SIZE
     figure = Figure(figsize=(width * max(len(shown), 1), height), layout="constrained")
@@ -118,7 +120,7 @@ def draw_panels(charts: Sequence[Chart]) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Write a picture, whole or not at all, in the format that its name's ending tells; without one, as PNG."""
     path = Path(path)
     with new_file(path, "wb") as file:
@@ -130,6 +132,9 @@ def draw_svg(chart: Chart, key: str) -> str:
 
     Names of its parts hold the `key`, and texts have no colour, so that they take that of the page.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9.5}
     with mpl.rc_context(settings), warnings.catch_warnings():
         # the browser, not the font that is measured here, shows names in other scripts
@@ -144,7 +149,7 @@ def draw_svg(chart: Chart, key: str) -> str:
     return re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
 
 
-def _draw(axes: Axes, chart: Chart) -> None:
+def _draw(axes: "Axes", chart: Chart) -> None:
     shown = [series for series in chart.series if series.points]
     axes.set(xscale="log" if chart.logarithmic[0] else "linear", yscale="log" if chart.logarithmic[1] else "linear")
     for series in shown:
@@ -176,7 +181,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
     _write_notes(axes, chart)
 
 
-def _draw_line(axes: Axes, series: Series) -> None:
+def _draw_line(axes: "Axes", series: Series) -> None:
     style: dict[str, Any] = {"linestyle": "", "linewidth": 1.6, "markersize": 5, "markeredgewidth": 0} | series.style
     if series.is_joined and len(series.points) > FEW:
         style["marker"] = ""
@@ -186,7 +191,7 @@ def _draw_line(axes: Axes, series: Series) -> None:
         axes.fill_between(x, series.low, series.high, alpha=0.18, linewidth=0, color=style["color"], label="_")
 
 
-def _draw_bars(axes: Axes, series: Series) -> None:
+def _draw_bars(axes: "Axes", series: Series) -> None:
     x, y = zip(*series.points, strict=True)
     look: dict[str, Any] = {"color": series.style["color"], "linewidth": 1.2, "label": "_"}
     if not series.is_joined and series.low is not None and series.high is not None:
@@ -196,8 +201,10 @@ def _draw_bars(axes: Axes, series: Series) -> None:
         axes.hlines(y, x - errors, x + errors, **look)
 
 
-def _set_ticks(axes: Axes, chart: Chart) -> None:
+def _set_ticks(axes: "Axes", chart: Chart) -> None:
     """Give the axes plain numbers that keep apart."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
     for axis, is_logarithmic in zip((axes.xaxis, axes.yaxis), chart.logarithmic, strict=True):
         axis.set_major_locator(
             LogLocator(subs=(1.0, 2.0, 5.0)) if is_logarithmic else MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
@@ -208,7 +215,7 @@ def _set_ticks(axes: Axes, chart: Chart) -> None:
         axes.set_xticks(list(chart.x_ticks), list(chart.x_ticks.values()))
 
 
-def _write_notes(axes: Axes, chart: Chart) -> None:
+def _write_notes(axes: "Axes", chart: Chart) -> None:
     """Write the notes, and the spare ones that are a tenth of the chart from all before."""
     shown: list[Any] = []
     for index, (point, text) in enumerate([*chart.notes, *chart.spare_notes]):

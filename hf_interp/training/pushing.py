@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, ModelCard
 from hf_interp.losses.ref_model import unwrap_peft
 from hf_interp.reporting.card import CARD_NAME, TAGS, CardMetadata, save_card
 from hf_interp.reporting.hub import push_run, render_card
+from hf_interp.reporting.plots import plot_run
 from hf_interp.training.integrations import traits_of
 from hf_interp.utils.run_folder import RUN_PLOT_NAME
 
@@ -72,8 +73,6 @@ def push_trained_run(
         token, revision, private: those of the trainer's settings by default.
         metadata: arguments of `create_model_card`.
     """
-    from hf_interp.reporting.plots import plot_run  # matplotlib takes a while
-
     args = trainer.args
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     trainer.save_model(_internal_call=True)
