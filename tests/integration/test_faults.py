@@ -177,13 +177,15 @@ def fail_to_write(trainer: NotingTrainer) -> str:
     return text
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("size", "left"),
+    ("size", "left", "workers"),
     [
-        (100, []),
-        (40_000, ["mixture_state_0.json"]),
-        (200_000, ["mixture_state_0.json", "model.safetensors"]),
+        (100, [], 0),
+        (40_000, ["mixture_state_0.json"], 0),
+        (200_000, ["mixture_state_0.json", "model.safetensors"], 0),
+        pytest.param(100, [], 2, marks=pytest.mark.slow),
+        pytest.param(40_000, ["mixture_state_0.json"], 2, marks=pytest.mark.slow),
+        (200_000, ["mixture_state_0.json", "model.safetensors"], 2),
     ],
 )
 def test_a_checkpoint_that_cannot_be_written_is_named_with_the_last_whole_one(

@@ -323,6 +323,7 @@ def batch_read_by(trainer: InterpolationTrainer, data: dict[str, Any]) -> dict[s
     return {key: torch.tensor([row[key] for row in seen]) for key in seen[0]}
 
 
+@cache
 def token_corpus(first: int, count: int) -> datasets.Dataset:
     """Five tokens an example, of which the first one to four have a label."""
     rows = range(first, first + count)

@@ -231,7 +231,7 @@ def test_alpha_of_a_step_is_the_schedule_at_that_very_step(tmp_path: Path) -> No
         assert abs(realised - drawn) <= 0.5 + 1e-6
 
 
-@pytest.mark.parametrize("workers", [0, 2, 4])
+@pytest.mark.parametrize("workers", [0, 2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_order_does_not_depend_on_workers_or_accumulation(tmp_path: Path, workers: int, accumulation: int) -> None:
     trainer = run(
@@ -355,8 +355,7 @@ def test_several_corpora_a_side_with_shares(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("accumulation", [1, 4])
-@pytest.mark.parametrize("step", [1, 5, 7])
-def test_resume_equals_no_interruption(tmp_path: Path, workers: int, accumulation: int, step: int) -> None:
+def test_resume_equals_no_interruption(tmp_path: Path, workers: int, accumulation: int) -> None:
     settings = {
         "dropout": 0.3,
         "save_strategy": "steps",
@@ -365,16 +364,18 @@ def test_resume_equals_no_interruption(tmp_path: Path, workers: int, accumulatio
         "gradient_accumulation_steps": accumulation,
     }
     whole = run(tmp_path, **settings)
-    resumed = run(tmp_path, resume=str(tmp_path / f"checkpoint-{step}"), **settings)
-    assert resumed.seen == {late: whole.seen[late] for late in range(step, 8)}
-    assert same_weights(weights(resumed), weights(whole))
     keys = ("alpha", "share_domain", "passes_domain", "loss", "loss_general", "epoch", "step")
-    logged = [
-        [[entry.get(key) for key in keys] for entry in trainer.state.log_history[:8]] for trainer in (whole, resumed)
-    ]
-    assert logged[0] == logged[1]
-    # of 12 domain examples 16 were read, or 64, the 60th of them in the last step
-    assert resumed.state.epoch == whole.state.epoch == {1: 16 / 12, 4: 5.0}[accumulation]
+    for step in (7, 5, 1):  # a resumed run writes later checkpoints anew
+        resumed = run(tmp_path, resume=str(tmp_path / f"checkpoint-{step}"), **settings)
+        assert resumed.seen == {late: whole.seen[late] for late in range(step, 8)}
+        assert same_weights(weights(resumed), weights(whole))
+        logged = [
+            [[entry.get(key) for key in keys] for entry in trainer.state.log_history[:8]]
+            for trainer in (whole, resumed)
+        ]
+        assert logged[0] == logged[1]
+        # of 12 domain examples 16 were read, or 64, the 60th of them in the last step
+        assert resumed.state.epoch == whole.state.epoch == {1: 16 / 12, 4: 5.0}[accumulation]
 
 
 def test_resume_reads_nothing_again(tmp_path: Path) -> None:
