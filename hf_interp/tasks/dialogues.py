@@ -87,7 +87,8 @@ def read_turns(
             raise ValueError(f"a part of type {others[0]!r:.40} in turn {place}, where {known} are read")
         if others:
             turn = {**turn, content_key: [_part(part, place) for part in turn[content_key]]}
-        elif not isinstance(turn, Mapping) or not _has_words(turn, content_key) or turn.get(role_key) is None:
+        has_words = isinstance(turn, Mapping) and (bool(others) or _has_words(turn, content_key))
+        if not has_words or turn.get(role_key) is None:
             raise ValueError(
                 f"{turn!r:.80} as turn {place}, where a mapping with {role_key!r} and {content_key!r} belongs"
             )

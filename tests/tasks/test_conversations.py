@@ -247,7 +247,7 @@ def state_of(place: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize("kind", [pytest.param("llava", marks=pytest.mark.slow), "qwen"])
+@pytest.mark.parametrize("kind", ["qwen", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llava", "gemma"))])
 def test_shares_are_exact_and_a_resumed_run_is_one_that_was_not_interrupted(
     kind: str, models: dict[str, Path], files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +412,11 @@ OWN = [{"role": "user", "content": [{**PLACE, "path": "0.png"}]}, {"role": "assi
             {"image": "0.png", "messages": OWN},
             {"messages_column": "messages"},
             "a file of its own in an image of turn 0",
+        ),
+        (
+            {"image": "0.png", "messages": [PARTS[0] | {"role": None}]},
+            {"messages_column": "messages"},
+            "as turn 0, where",
         ),
         ({"text": "see <image>"}, {"image_column": ""}, "1 places for images ('<image>') and 0 images"),
         (
