@@ -187,7 +187,7 @@ def _describe(column: Column) -> dict[str, Any]:
 def _take_whole(used: dict[str, Column], config: CorpusConfig, task: str) -> list[str]:
     """Put hashes for dialogues, images and sound, and return how many of them a run would refuse, and why."""
     kinds: dict[str, Kind] = {"messages": "turns", **{kind: kind for kind in FILES}}
-    if TASK_INFOS[task].converses:
+    if (info := TASK_INFOS.get(task)) and info.converses:  # a file of texts may be of more than one task
         kinds |= {"messages": "parts", "image": "images"}
     found = []
     for name in kinds.keys() & used.keys():

@@ -122,6 +122,8 @@ def plan_recipe(
     if distance_examples is not None:
         from hf_interp.commands import distance
 
+        if task.info.takes != "text":
+            raise ValueError(f"A distance is one of texts, got the task {recipe.task}. Leave out --distance.")
         distance.check_both_sides([corpus.side or "" for corpus in recipe.corpora.values()])
     saved = None if resume is None else _read_checkpoint(resume)
     data = load_data(recipe, task, makes=False)

@@ -296,6 +296,9 @@ def _hook(model: nn.Module, add: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         embeddings = _embeddings(bare)
         assert embeddings is not None
         return embeddings.register_forward_hook(lambda _module, _args, value: add(value))
+    first = next((part.conv_layers[0] for part in bare.modules() if hasattr(part, "conv_layers")), None)
+    if name == "input_values" and first is not None:  # wav2vec2 asks for gradients of the sound, a leaf until then
+        return first.register_forward_pre_hook(lambda _module, args: (add(args[0]), *args[1:]))
     return model.register_forward_pre_hook(
         lambda _module, args, kwargs: (args, {**kwargs, name: add(kwargs[name])} if name in kwargs else kwargs),
         with_kwargs=True,

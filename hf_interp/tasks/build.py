@@ -1,6 +1,5 @@
 """From a recipe to its data, its model and its trainer."""
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -35,17 +34,19 @@ from hf_interp.tasks.fitness import UNLIMITED, check_inputs, count_cut
 from hf_interp.tasks.harness import check_harness
 from hf_interp.tasks.loading import encode_corpus, load_corpus, without_faulty
 from hf_interp.tasks.media import check_media
-from hf_interp.tasks.models import label_names_of, load_model
+from hf_interp.tasks.models import check_model_name, label_names_of, load_model
 from hf_interp.tasks.presets import adapt, adapter_callbacks, check_adapter
 from hf_interp.tasks.probes import check_probes, load_pairs, plant
 from hf_interp.tasks.recipe import GROUP, SELF, CorpusConfig, Recipe
 from hf_interp.tasks.self_corpus import Made, check_self, place_self, promised
+from hf_interp.tasks.speech import is_ctc
 from hf_interp.tasks.splits import Keys, content_keys, count_shared
 from hf_interp.tasks.task import TASKS, Task, check_task, get_task
 from hf_interp.tasks.tokenizers import load_processor
 from hf_interp.training.checkpoints import PREFIX_CHECKPOINT_DIR
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.mixture_run import plan_mixture
+from hf_interp.training.private import unfit_settings
 from hf_interp.utils.errors import check_choice, check_known, did_you_mean
 from hf_interp.utils.files import check_output
 from hf_interp.utils.model_files import WEIGHT_FILES, matches
@@ -143,12 +144,12 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
         check_harness(recipe)
     check_search(recipe)
     _check_privacy(recipe, args)
+    _check_ctc(recipe, args)
+    if args.mixture_unit == "tokens" and task.info.takes != "text":
+        raise ValueError(f"`mixture_unit: tokens` is for texts, got the task {recipe.task}. Leave it out.")
     _check_columns(recipe)
     _check_controller(recipe, args)
-    if recipe.model_name_or_path.startswith((".", "/", "~")) and not os.path.isdir(recipe.model_name_or_path):
-        raise FileNotFoundError(
-            f"There is no folder {recipe.model_name_or_path!r} (`model_name_or_path`). Check the path."
-        )
+    check_model_name(recipe.model_name_or_path)
     return task
 
 
@@ -186,15 +187,31 @@ def _check_folder(recipe: Recipe, args: InterpolationConfig) -> None:
 
 
 def _check_privacy(recipe: Recipe, args: InterpolationConfig) -> None:
-    """Refuse privacy of rows that are packed, or that decide what is read."""
-    task = get_task(recipe.task)
-    is_packed = task.is_packed and recipe.packing
-    if args.dp_epsilon is not None and task.info.converses:
-        raise ValueError(f"`dp_epsilon` needs batches that fall into rows, which those of {recipe.task} do not.")
-    is_balanced = any(corpus.balance_by for corpus in recipe.corpora.values())
-    if args.dp_epsilon is not None and (is_packed or is_balanced):
-        what = "examples of one row, so `packing: false`" if is_packed else "no `balance_by`, which looks at the rows"
-        raise ValueError(f"`dp_epsilon` needs {what}.")
+    """Refuse privacy of rows that are packed, or that decide what is read, and settings that look at them."""
+    if args.dp_epsilon is None:
+        return
+    task, corpora = get_task(recipe.task), recipe.corpora.values()
+    reasons = {
+        f"batches that fall into rows, which those of {recipe.task} do not": task.info.converses,
+        "examples of one row, so `packing: false`": task.is_packed and bool(recipe.packing),
+        "no `balance_by`, which looks at the rows": any(corpus.balance_by for corpus in corpora),
+        **unfit_settings(args),
+    }
+    if reason := next((words for words, is_broken in reasons.items() if is_broken), None):
+        raise ValueError(f"`dp_epsilon` needs {reason}.")
+
+
+def _check_ctc(recipe: Recipe, args: InterpolationConfig) -> None:
+    """Refuse what needs a prediction for each label, which CTC does not make."""
+    distills = DISTILL in (args.anchor, *(corpus.objective for corpus in recipe.corpora.values()))
+    asked = {"distill": distills, "log_loss_gap": args.log_loss_gap, "adversarial: r3f": args.adversarial == "r3f"}
+    what = next((text for text, is_so in asked.items() if is_so), None)
+    info = get_task(recipe.task).info
+    if what is not None and (info.takes, info.answer) == ("audio", "text") and is_ctc(recipe):
+        raise ValueError(
+            f"`{what}` needs one prediction for each label, which CTC does not make. Use `anchor: l2sp`, or "
+            "`adversarial: fgm`."
+        )
 
 
 def _check_columns(recipe: Recipe) -> None:

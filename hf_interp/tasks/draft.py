@@ -35,7 +35,7 @@ from hf_interp.tasks.fitness import UNLIMITED
 from hf_interp.tasks.labels import by_meaning
 from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.methods import LANGUAGE_TASKS, lay_method
-from hf_interp.tasks.models import label_names_of
+from hf_interp.tasks.models import check_model_name, label_names_of
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe
 from hf_interp.tasks.self_corpus import ROWS
@@ -114,6 +114,7 @@ def look_at_model(name: str, *, sees: bool = False, **settings: Any) -> ModelFac
 
     It `sees` if it is to read images, which some models of texts can.
     """
+    check_model_name(name)
     with reading(f"The model {name!r}"):
         config = AutoConfig.from_pretrained(name, **settings)
     task = task_of_class((config.architectures or [""])[0])

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import mimetypes
 import os
 import re
 from collections import Counter
@@ -172,8 +173,10 @@ def _completed(config: CorpusConfig) -> tuple[CorpusConfig, Sequence[str]]:
     """Return a corpus with what its first lines show of how it is to be read, and the columns of a table."""
     path = os.path.expanduser(str(config.path))
     if os.path.isdir(path):
-        has_texts = any(Path(path).rglob("*.txt"))  # of which each is a document
-        return replace(config, path=f"{config.path}/**/*.txt", document="file") if has_texts else config, []
+        kinds = Counter((mimetypes.guess_type(file)[0] or "").split("/")[0] for file in Path(path).rglob("*.*"))
+        texts = sum(1 for _ in Path(path).rglob("*.txt"))  # each is a document, unless one tells of images or sound
+        is_of_texts = texts > max(kinds["image"], kinds["audio"])
+        return replace(config, path=f"{config.path}/**/*.txt", document="file") if is_of_texts else config, []
     if not os.path.isfile(path) and (not is_url(path) or "*" in path):
         return config, []
     if (form := config.format or file_format(path)) in ("parquet", "arrow"):

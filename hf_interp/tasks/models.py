@@ -1,5 +1,6 @@
 """Pretrained models with the head of a task."""
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,12 @@ class Loaded(NamedTuple):
 
     model: "PreTrainedModel"
     new_names: list[str]
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a path at which there is no folder; a name on the Hub may be any other."""
+    if name.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(name)):
+        raise FileNotFoundError(f"There is no folder {name!r} (`model_name_or_path`). Check the path.")
 
 
 def load_model(recipe: Recipe, folder: str | None = None, **kwargs: Any) -> Loaded:

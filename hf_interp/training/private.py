@@ -210,6 +210,18 @@ def prepare_private(
     return PrivateGradients(plan, sigma, args.dp_max_grad_norm, key)
 
 
+def unfit_settings(args: Any) -> dict[str, bool]:
+    """Return what `dp_epsilon` needs of an `InterpolationConfig`, in words, and whether it is not so."""
+    return {
+        "`fp16: false`, whose scale of the loss depends on the data": args.fp16,
+        "no controller of α, which looks at the data": args.alpha_controller is not None,
+        "`auto_find_batch_size: false`, which would read rows once more": args.auto_find_batch_size,
+        "no `group_by_length`, since lengths are the data's": args.train_sampling_strategy == "group_by_length",
+        "no `anchor: distill` and no `log_loss_gap`": args.anchor == "distill" or args.log_loss_gap,
+        "`adversarial` to be left out": args.adversarial is not None,
+    }
+
+
 def _check_run(trainer: "Trainer", plan: MixturePlan, corpora: Sequence[Corpus], *, is_own: bool) -> None:
     """Refuse a run whose domain rows are mixed with others, or decide what is read."""
     from hf_interp.losses.anchor import check_strategy  # which brings a trainer
@@ -219,13 +231,9 @@ def _check_run(trainer: "Trainer", plan: MixturePlan, corpora: Sequence[Corpus],
     mixed = next((name for name, part in trainer.model.named_modules() if isinstance(part, NORMS)), None)
     domain = [corpus for corpus in corpora if corpus.side == "domain"]
     reasons = {
-        "`fp16: false`, whose scale of the loss depends on the data": args.fp16,
-        "no controller of α, which looks at the data": args.alpha_controller is not None or plan.is_adaptive,
-        "`auto_find_batch_size: false`, which would read rows once more": args.auto_find_batch_size,
+        **unfit_settings(args),
+        "an α that does not depend on the data": plan.is_adaptive,
         "`mixture_unit: examples`, since lengths are the data's": plan.unit != "examples",
-        "no `group_by_length`, since lengths are the data's": args.train_sampling_strategy == "group_by_length",
-        "no `anchor: distill` and no `log_loss_gap`": args.anchor == "distill" or args.log_loss_gap,
-        "no `adversarial`": args.adversarial is not None,
         "corpora that train the task itself": any(corpus.objective is not None for corpus in corpora),
         "domain corpora that are no streams": any(corpus.is_stream for corpus in domain),
         "examples of one row, so `packing: false`": isinstance(trainer.data_collator, PackedCollator),

@@ -104,6 +104,17 @@ def test_check_opens_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     ]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "."])
+def test_check_takes_texts_of_which_more_than_one_task_can_be_made(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"The {number}. sentence says that all is as it was before." for number in range(9)]
+    lines = [json.dumps({"text": text}) if name == "a.jsonl" else text for text in texts]
+    (tmp_path / name.replace(".", "a.txt", name == ".")).write_text("\n".join(lines) + "\n", "utf-8")
+    assert cli.main(["check", str(tmp_path / name)]) == 0
+    assert "task: causal-lm or masked-lm (text 'text')" in capsys.readouterr().out
+
+
 def test_check_names_the_lines_without_an_image(tmp_path: Path) -> None:
     path = write_table(tmp_path / "rows.jsonl", range(8))
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]

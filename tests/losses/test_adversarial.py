@@ -11,6 +11,7 @@ import processes
 import pytest
 import torch
 from torch import nn
+from toy_media import write_toy_wav2vec2
 from toy_recipes import toy_decoder
 from toys import (
     DOMAIN_FIRST,
@@ -32,6 +33,7 @@ from toys import (
     weights,
 )
 from transformers import (
+    AutoModelForAudioClassification,
     BertConfig,
     BertForSequenceClassification,
     DataCollatorWithPadding,
@@ -222,6 +224,20 @@ def test_padding_is_left_alone_and_noise_belongs_to_the_place() -> None:
     assert many.abs().max() <= 1
     assert many.mean() == pytest.approx(0, abs=0.02)
     assert many.var() == pytest.approx(1 / 3, rel=0.05)
+
+
+def test_sound_is_perturbed_where_the_model_asks_for_its_gradients(tmp_path: Path) -> None:
+    model = AutoModelForAudioClassification.from_pretrained(write_toy_wav2vec2(tmp_path / "ear", ["low", "high"]))
+    sound, labels = torch.randn(2, 400, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1])
+    given = sound.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(model.eval()(input_values=given, labels=labels).loss, given)  # it asks for none
+    inputs = Perturbation(model.train(), [Rows({}, [0, 1])])
+    with inputs.applied(lambda _call, value: torch.zeros_like(value)):
+        (found,) = torch.autograd.grad(model(input_values=sound, labels=labels).loss, inputs.added)
+    torch.testing.assert_close(found.reshape(2, 400), expected)
+    with inputs.applied(lambda _call, value: torch.full_like(value, 0.5)):
+        moved = model(input_values=sound, labels=labels).loss
+    torch.testing.assert_close(moved, model(input_values=sound + 0.5, labels=labels).loss)
 
 
 # Every kind of model, and of what is trained.

@@ -13,7 +13,7 @@ from toy_recipes import ENGLISH, write_toy_models
 
 from hf_interp.commands.init import format_recipe, write_recipe
 from hf_interp.tasks.build import check_recipe, load_data
-from hf_interp.tasks.draft import draft_recipe, match_labels
+from hf_interp.tasks.draft import draft_recipe, look_at_model, match_labels
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 
 NAMES = ("negative", "positive")
@@ -41,6 +41,11 @@ def reading(path: Path, text: str) -> Any:
     path.write_text(text, "utf-8")
     recipe, args = parse_recipe(load_recipe(path, ["--output_dir", str(path.parent / "run"), "--use_cpu", "true"]))
     return recipe, args, load_data(recipe, check_recipe(recipe, args))
+
+
+def test_a_model_that_is_not_there_is_named_by_its_folder() -> None:
+    with pytest.raises(FileNotFoundError, match=r"There is no folder '\.\./nosuch' \(`model_name_or_path`\)"):
+        look_at_model("../nosuch")
 
 
 def test_a_recipe_is_of_few_lines_and_reads_what_it_says(models: dict[str, Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_media import write_folder
 
 from hf_interp.tasks.column_choice import choose_columns
 from hf_interp.tasks.file_facts import Facts, look_at
@@ -90,6 +91,13 @@ def test_a_folder_of_texts_has_a_document_a_file(tmp_path: Path) -> None:
         (tmp_path / name).write_text("a text\n\nof two paragraphs\n", "utf-8")
     found = look_at("file", CorpusConfig(path=str(tmp_path)))
     assert (found.rows, found.config.document, found.config.path) == (2, "file", f"{tmp_path}/**/*.txt")
+
+
+def test_a_folder_of_images_may_hold_a_text_about_them(tmp_path: Path) -> None:
+    write_folder(tmp_path, range(4))
+    (tmp_path / "readme.txt").write_text("where they are from\n", "utf-8")
+    found = look_at("file", CorpusConfig(path=str(tmp_path)))
+    assert {name: column.kind for name, column in found.columns.items()} == {"image": "image", "label": "label"}
 
 
 def test_columns_are_told_by_their_values(tmp_path: Path) -> None:

@@ -431,6 +431,15 @@ def plan_recipe_of(recipe: dict[str, Any], folder: Path) -> None:
         ("ctc", {"max_seconds": 1}, "`max_seconds` would cut recordings and not their transcripts"),
         ("ctc", {"target_lang": "french"}, "knows no languages, got `target_lang`: 'french'"),
         ("whisper", {"max_target_length": 30}, "`max_target_length` (30) is more than the model's 24 positions"),
+        ("ctc", {"adversarial": "r3f"}, "`adversarial: r3f` needs one prediction for each label"),
+        ("ctc", {"anchor": "distill"}, "`distill` needs one prediction for each label"),
+        ("ctc", {"log_loss_gap": True}, "`log_loss_gap` needs one prediction for each label"),
+        ("ctc", {"mixture_unit": "tokens"}, "`mixture_unit: tokens` is for texts, got the task automatic-speech"),
+        (
+            "ctc",
+            {"dp_epsilon": 8, "dp_delta": 1e-5, "adversarial": "fgm"},
+            "`dp_epsilon` needs `adversarial` to be left",
+        ),
         ("wav2vec2", {}, "The feature extractor and the tokenizer of the model "),
     ],
 )
@@ -467,7 +476,7 @@ def test_a_recipe_is_drafted_for_transcripts(ctc: Path, whisper: Path, tmp_path:
 def test_predictions_of_ctc_are_not_distilled(ctc: Path, tmp_path: Path) -> None:
     recipe = recipe_of(ctc, tmp_path, task=SPEECH)
     recipe["corpora"]["general"]["objective"] = "distill"
-    with pytest.raises(ValueError, match="compare a prediction for each label, which CTC has not"):
+    with pytest.raises(ValueError, match="needs one prediction for each label, which CTC does not make"):
         run_recipe(recipe)
 
 

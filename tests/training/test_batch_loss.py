@@ -535,7 +535,7 @@ def test_a_delta_above_one_over_the_rows_is_told(tmp_path: Path, delta: float, i
         ({"dp_max_grad_norm": 0.0}, "`dp_max_grad_norm` must be a finite number above 0, got 0.0"),
         ({"alpha_controller": "guard", "eval_strategy": "steps"}, "`dp_epsilon` needs no controller of α"),
         ({"anchor": "distill"}, "`dp_epsilon` needs no `anchor: distill`"),
-        ({"adversarial": "fgm"}, "`dp_epsilon` needs no `adversarial`"),
+        ({"adversarial": "fgm"}, "`dp_epsilon` needs `adversarial` to be left out"),
         ({"train_sampling_strategy": "group_by_length"}, "`dp_epsilon` needs no `group_by_length`"),
         ({"mixture_unit": "tokens"}, "`dp_epsilon` needs `mixture_unit: examples`"),
     ],
