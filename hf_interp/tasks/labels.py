@@ -36,8 +36,9 @@ def by_meaning(labels: Iterable[str]) -> dict[str, list[str]]:
 class LabelResolver:
     """A function from a label of a file to its index in `label_names`; `None` if its rows are to be dropped.
 
-    A label that `label_map` does not mention is a name or, where there is no map, an id. `decide` settles which of the
-    two all labels of a corpus are; before that every label is taken by itself.
+    Keys of `label_map` are labels as the file has them; of a file with ids and names, names before ids. A label that it
+    does not mention is a name or, where there is no map, an id. `decide` settles which of the two all labels of a
+    corpus are; before that every label is taken by itself.
 
     Args:
         config: the corpus.
@@ -107,8 +108,8 @@ class LabelResolver:
 
     def _map_key(self, value: Any) -> str | None:
         keys = [
-            *_spellings(value),
             *_spellings(self._named(value)),
+            *(key for key in _spellings(value) if key not in (self._names or ())),  # a number that is a name is no id
             *([NULL] if self._is_cells and value == "" else []),
         ]
         return next((key for key in keys if key in self._map), None)

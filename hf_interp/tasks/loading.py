@@ -5,16 +5,17 @@ find the result that it has kept, and the hash of a closure takes longer than th
 """
 
 import logging
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow.compute as pc
 
-from hf_interp import __version__
 from hf_interp.tasks.columns import CELLS, FILES, Kind, class_names, content_reader, converter, is_wanted
 from hf_interp.tasks.corpus_files import HEAD, has_cells, list_places, load_rows
 from hf_interp.tasks.dialogues import plain_turns
@@ -26,8 +27,10 @@ from hf_interp.utils.errors import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-ROW = "row of the corpus"
-"""The column that numbers the rows as they are read, before any is dropped."""
+_SOURCES = sorted(Path(__file__).parent.rglob("*.py"))
+ROW = f"row of the corpus {zlib.crc32(b''.join(path.read_bytes() for path in _SOURCES)):08x}"
+"""The column that numbers the rows as they are read, before any is dropped. Its name has a checksum of what makes
+inputs of rows, so that `datasets`, which keeps results by the names of functions, takes none that other code made."""
 
 Batch = dict[str, list[Any]]
 
@@ -196,11 +199,10 @@ def _read_all(column: str, read: Callable[[Any], Any], source: str, batch: Batch
 
 def _naming(name: str, config: CorpusConfig, work: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
     """Return a function of batches whose faults have the names of corpus, column and row."""
-    return partial(_named, name, config, work, __version__)
+    return partial(_named, name, config, work)
 
 
-def _named(name: str, config: CorpusConfig, work: Callable[[Batch], Any], version: str, batch: Batch) -> Any:
-    """Do the work on a batch; by the version, what an earlier one has kept is not taken for its result."""
+def _named(name: str, config: CorpusConfig, work: Callable[[Batch], Any], batch: Batch) -> Any:
     try:
         return work(batch)
     except RowError as error:

@@ -4,6 +4,10 @@ import csv
 import datetime
 import gzip
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 import datasets
 import pytest
 
+import hf_interp
 from hf_interp.tasks.column_choice import choose_columns
 from hf_interp.tasks.columns import Kind
 from hf_interp.tasks.file_facts import look_at
@@ -70,13 +75,13 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str, str
     assert load(path, streaming=streaming) == EXPECTED
 
 
-def test_rows_that_were_kept_are_found_again_and_not_those_of_another_version(
+def test_rows_that_were_kept_are_found_again_and_not_those_of_other_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "rows.jsonl")
     first, again = ([file["filename"] for file in read(path).cache_files] for _ in range(2))
     assert first == again != []
-    monkeypatch.setattr("hf_interp.tasks.loading.__version__", "0.0.0")
+    monkeypatch.setattr("hf_interp.tasks.loading.ROW", "row of the corpus, by other code")
     assert not {*first} & {file["filename"] for file in read(path).cache_files}
 
 
@@ -254,6 +259,21 @@ def test_class_labels_go_by_their_names(tmp_path: Path, label_map: Any, expected
     assert [row["label"] for row in load(str(tmp_path / "rows.parquet"), label_map=label_map)] == expected
     other = load(str(tmp_path / "rows.parquet"), ["good", "bad"])
     assert [row["label"] for row in other] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "label_map",
+    [None, {"1": "one", "2": "two", "3": "three"}, {1: "one", 2: "two", 3: "three"}],
+    ids=["", "text", "int"],
+)
+def test_names_of_class_labels_that_are_numbers_are_no_ids(tmp_path: Path, label_map: Any) -> None:
+    names = ["1", "2", "3"] if label_map is None else ["one", "two", "three"]
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["3", "1", "2"])}
+    )
+    dataset = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 2]}, features=features)
+    dataset.to_parquet(tmp_path / "rows.parquet")
+    assert [row["label"] for row in load(str(tmp_path / "rows.parquet"), names, label_map=label_map)] == [2, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -585,3 +605,24 @@ def test_a_text_may_be_called_label(tmp_path: Path, streaming: bool) -> None:
     wanted: dict[str, Kind] = {"text": "text", "label": "class"}
     found = kinds(tmp_path, [{"label": "one", "verdict": "good"}], wanted, names=LABELS, **fields)
     assert list(found) == [{"text": "one", "label": 1}]
+
+
+@pytest.mark.slow
+def test_what_other_code_has_kept_is_not_read(tmp_path: Path) -> None:
+    """`datasets` keeps the results of a function by its name, whatever it did then."""
+    write(tmp_path / "rows.jsonl", [{"text": "a", "label": "bad"}, {"text": "b", "label": "good"}])
+    shutil.copytree(Path(hf_interp.__file__).parent, tmp_path / "other" / "hf_interp")
+    changed = tmp_path / "other" / "hf_interp" / "tasks" / "labels.py"
+    found = changed.read_text("utf-8").replace("return next(iter(readings.values()))", "return 0")
+    changed.write_text(found, "utf-8")
+    code = (
+        "from hf_interp.tasks.loading import load_corpus; from hf_interp.tasks.recipe import CorpusConfig;"
+        "rows = load_corpus('a', CorpusConfig(path='rows.jsonl'), {'text': 'text', 'label': 'class'}, ['bad', 'good']);"
+        "print(rows['label'][:])"
+    )
+    printed = []
+    for home in (tmp_path / "other", Path(hf_interp.__file__).parents[1]):
+        own = {**os.environ, "PYTHONPATH": str(home), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+        command = [sys.executable, "-c", code]
+        printed.append(subprocess.run(command, env=own, cwd=tmp_path, stdout=-1, text=True, check=True).stdout.strip())
+    assert printed == ["[0, 0]", "[0, 1]"]
