@@ -258,7 +258,7 @@ def audited_corpus(recipe: Recipe, corpus: str | None = None) -> str:
     if corpus not in (None, *fitting):
         raise ValueError(
             "`corpus` must be a training corpus of the task, no stream, without `balance_by` "
-            f"({', '.join(fitting) or 'there is none'}), got {corpus!r}." + did_you_mean(str(corpus), recipe.corpora)
+            f"({', '.join(fitting) or 'there is none'}), got {corpus!r}." + did_you_mean(str(corpus), fitting)
         )
     return corpus or next((name for name in fitting if recipe.corpora[name].canaries), fitting[0])
 

@@ -237,7 +237,7 @@ def _check_run(trainer: "Trainer", plan: MixturePlan, corpora: Sequence[Corpus],
         "corpora that train the task itself": any(corpus.objective is not None for corpus in corpora),
         "domain corpora that are no streams": any(corpus.is_stream for corpus in domain),
         "examples of one row, so `packing: false`": isinstance(trainer.data_collator, PackedCollator),
-        "a loss that `Trainer` computes": not is_own or trainer.compute_loss_func is not None,
+        "a loss of each row by itself, which `Trainer` computes": not is_own or trainer.compute_loss_func is not None,
         "a model that looks at examples one by one, and so no batch norm"
         + (f" (it has {mixed!r})" if mixed else ""): mixed is not None,
     }

@@ -273,7 +273,9 @@ def _vocabulary_sizes(
 def _with_alphas(decisions: Sequence[TensorDecision], alpha: Alpha, extrapolate: bool) -> list[TensorDecision]:
     names = [decision.name for decision in decisions if decision.action == "interpolated"]
     if not names:
-        raise ValueError("Nothing is left to interpolate: all tensors are copied or from M_θ alone.")
+        raise ValueError(
+            "Nothing is left to interpolate: all tensors are copied or from M_θ alone. Are both of one class?"
+        )
     alphas = resolve_alpha(alpha, names, extrapolate=extrapolate)
     return [replace(decision, alpha=alphas.get(decision.name)) for decision in decisions]
 
