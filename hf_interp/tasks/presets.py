@@ -57,6 +57,7 @@ IA3_TARGETS = (
     ("k_lin", "v_lin", "lin2"),
     ("k_proj", "v_proj", "down_proj"),
     ("k_proj", "v_proj", "fc2"),
+    ("k_proj", "v_proj", "output_dense"),
     ("k", "v", "wo"),
     ("Wqkv", "Wqkv", "mlp.Wo"),
 )

@@ -204,7 +204,8 @@ def test_files_are_answered_as_the_models_answer_them(kind: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("kind", "has_new_head"), [*((kind, False) for kind in FILE_MODELS), ("vit", True), ("ast", True), ("ctc", True)]
+    ("kind", "has_new_head"),
+    [("vit", False), ("vit", True), ("ast", True), ("ctc", False), ("ctc", True), ("whisper", False)],
 )
 def test_adapters_on_models_of_files_are_answered_as_their_merge(kind: str, has_new_head: bool, tmp_path: Path) -> None:
     """Also where M₀'s checkpoint has other names than the model (ViT), or no head, so that M_θ's is read."""
@@ -232,6 +233,15 @@ def test_adapters_on_models_of_files_are_answered_as_their_merge(kind: str, has_
         np.testing.assert_allclose(found.probabilities, wanted.probabilities, rtol=1e-4, atol=1e-6)
         assert found.text == wanted.text
     assert not same(answers.base, answers.finetuned)
+
+
+def test_the_factors_of_ia3_have_targets_in_a_model_of_sound(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    adapted: Any = adapt(
+        transformers.AutoModelForCTC.from_pretrained(write_toy_ctc(tmp_path)), "ia3", task_type=None, max_steps=1
+    )
+    factors = {name.split(".")[-3] for name, value in adapted.named_parameters() if "ia3_l" in name}
+    assert factors == {"k_proj", "v_proj", "output_dense"}
 
 
 def test_an_adapter_of_ctc_for_another_vocabulary_than_the_configuration_says_is_refused(tmp_path: Path) -> None:
