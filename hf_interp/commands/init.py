@@ -218,7 +218,8 @@ def _read_whole(
 def _faults(used: Mapping[str, Column], facts: Facts) -> list[str]:
     """Return what is wrong with the columns of a task."""
     rows = facts.rows
-    needed = {name: column for name, column in used.items() if column.blank and name != "text_pair"}
+    may_lack = {"text_pair"} | {name for name, column in used.items() if (name, column.kind) == ("label", "list")}
+    needed = {name: column for name, column in used.items() if column.blank and name not in may_lack}
     found = [
         f"{column.blank:,} rows have no {name} ({column.name!r}){_blank_places(column, facts.config)}"
         for name, column in needed.items()

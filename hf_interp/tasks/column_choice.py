@@ -219,7 +219,8 @@ def _tags(facts: Facts, given: Given, task: str | None, family: str | None) -> C
 
 def _outputs(facts: Facts, given: Given, task: str | None, family: str | None) -> Choice | None:
     texts = facts.of_kind("text")
-    pair = _named_pair(facts, SOURCES) or (tuple(texts) if len(texts) == 2 and (task or family) else None)
+    is_one = len({text.rpartition(".")[0] or text for text in texts}) == 1  # as translation.en and translation.fr
+    pair = _named_pair(facts, SOURCES) or (tuple(texts) if len(texts) == 2 and (task or family or is_one) else None)
     named = (given.get("text_column"), given.get("target_column"))
     if family not in ("encoder-decoder", None) or (pair is None and None in named):
         return None

@@ -272,7 +272,8 @@ def _decide_labels(draft: Draft, facts: Mapping[str, Facts], entries: dict[str, 
             if label != name and name in labels[side]
         ]
         label_map: dict[Any, Any] = {label: name for label, name in matched.items() if label != name or is_shifted}
-        if facts[side].columns[CorpusConfig(**entry).source(column.removesuffix("_column"))].blank:
+        source = facts[side].columns[CorpusConfig(**entry).source(column.removesuffix("_column"))]
+        if source.blank and source.kind != "list":  # a row may have none of several labels
             label_map[None] = None
             draft.notes.append(f"{entry['path']}: rows without a label are dropped")
         if label_map or mapped[side]:

@@ -1,5 +1,6 @@
 """Facts about a corpus before there is a recipe: how its files are to be read, its columns, and what they hold."""
 
+import codecs
 import csv
 import itertools
 import mimetypes
@@ -198,6 +199,8 @@ def _completed(config: CorpusConfig) -> tuple[CorpusConfig, Sequence[str]]:
 
 def _encoding(head: bytes) -> str:
     """Return an encoding in which the head of a file is a text; its last character may be cut off."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
     for encoding in ("utf-8", "cp1252"):
         for end in (len(head), len(head) - 1, len(head) - 2, len(head) - 3):
             try:

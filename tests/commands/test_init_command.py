@@ -115,6 +115,19 @@ def test_check_takes_texts_of_which_more_than_one_task_can_be_made(
     assert "task: causal-lm or masked-lm (text 'text')" in capsys.readouterr().out
 
 
+def test_check_takes_rows_without_one_of_several_labels_and_pairs_within_an_object(tmp_path: Path) -> None:
+    labels = [["a"], [], ["a", "b"], ["b"], ["a"], []]
+    rows = [{"text": f"the text of row {number} is here", "labels": each} for number, each in enumerate(labels)]
+    (tmp_path / "a.json").write_text(json.dumps(rows), "utf-8")
+    assert check_file(str(tmp_path / "a.json"), {})["wrong"] == []
+    pairs = [
+        {"translation": {"en": f"row {number} is a text", "fr": f"le texte du rang {number}"}} for number in range(6)
+    ]
+    (tmp_path / "b.json").write_text(json.dumps(pairs), "utf-8")
+    found = check_file(str(tmp_path / "b.json"), {})
+    assert (found["task"], found["wrong"]) == ("seq2seq", [])
+
+
 def test_check_names_the_lines_without_an_image(tmp_path: Path) -> None:
     path = write_table(tmp_path / "rows.jsonl", range(8))
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]

@@ -85,6 +85,14 @@ def test_texts_are_told_from_tags_and_lines(tmp_path: Path, name: str, text: str
     assert {key: getattr(found.config, key) for key in expected} == expected
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_of_16_bits_a_character_is_told_by_its_mark(tmp_path: Path, encoding: str) -> None:
+    text = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in TABLE)
+    found = look(tmp_path / "a.tsv", ("\ufeff" * encoding.startswith("utf-16-") + text).encode(encoding))
+    assert found.config.encoding == "utf-16"
+    assert found.columns["label"].values == [label for _, label in TABLE]
+
+
 def test_a_folder_of_texts_has_a_document_a_file(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in ("a.txt", "deep/b.txt"):
