@@ -98,9 +98,11 @@ GROWN = {
 
 
 def grown() -> list[Any]:
-    """Cases that leave every row of M_θ in the adapter."""
+    """Cases that leave every row of M_θ in the adapter; of a model with fewer rows, one is quick."""
     cases = [(case, tied, rows) for case in GROWN for tied in (False, True) for rows in (63, 52)]
-    return [case for case in cases if case not in (("rows", False, 52), ("rows", True, 52), ("factors", False, 63))]
+    left = ("rows", False, 52), ("rows", True, 52), ("factors", False, 63)
+    slow = {case: pytest.mark.slow for case in cases if case[0] != "copied" and case[2] == 52}
+    return [pytest.param(*case, marks=slow.get(case, ())) for case in cases if case not in left]
 
 
 def merged(tmp_path: Path, base: Any, model: Any, alpha: float, *, within: float) -> tuple[Any, InterpolationReport]:
