@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def model_card(
         "pairs": audits.pair_table(results, curve),
     }
     data = _card_data(facts, curve, metadata, name=name, interpolated=interpolated)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_render(context, facts)}")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_render(context)}")
 
 
 def save_card(card: ModelCard | str, place: str | Path) -> Path:
@@ -248,23 +249,36 @@ def is_hub_id(text: str) -> bool:
     return re.fullmatch(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}", text, flags=re.ASCII) is not None and not is_local(text)
 
 
-def _render(context: Mapping[str, Any], facts: _Facts) -> str:
+def _render(context: Mapping[str, Any]) -> str:
     """Fill in the template; whatever is put in is escaped, but for what is `Markdown`."""
+    return re.sub(r"\n{3,}", "\n\n", _template().render(context)).strip() + "\n"
 
-    def table(rows: Sequence[Sequence[Any]]) -> Markdown:
-        header, *cells = [[*map(facts.say, row)] for row in rows]
-        return Markdown(format_table(header, cells))
 
-    def literal(value: Any) -> Markdown:
-        return Markdown(repr(facts.plain(value)))
-
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, finalize=facts.say, trim_blocks=True)
-    functions = (table, curve_table, count_examples)
-    environment.globals |= {"audits": audits, **{function.__name__: function for function in functions}}
-    environment.filters |= {"literal": literal, "number": number, "short_alpha": short_alpha}
+@cache
+def _template() -> jinja2.Template:
+    """Return the template of all cards, which takes longer to compile than to fill in."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, finalize=_say, trim_blocks=True)
+    functions = {"table": _table, "curve_table": curve_table, "count_examples": count_examples}
+    environment.globals |= {"audits": audits, **functions}
+    environment.filters |= {"literal": _literal, "number": number, "short_alpha": short_alpha}
     text = resources.files("hf_interp.reporting").joinpath("model_card.md").read_text(encoding="utf-8")
-    body = environment.from_string(text).render(context)
-    return re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+    return environment.from_string(text)
+
+
+@jinja2.pass_context
+def _say(context: jinja2.runtime.Context, value: Any) -> str:
+    return str(context["facts"].say(value))
+
+
+@jinja2.pass_context
+def _table(context: jinja2.runtime.Context, rows: Sequence[Sequence[Any]]) -> Markdown:
+    header, *cells = [[_say(context, value) for value in row] for row in rows]
+    return Markdown(format_table(header, cells))
+
+
+@jinja2.pass_context
+def _literal(context: jinja2.runtime.Context, value: Any) -> Markdown:
+    return Markdown(repr(context["facts"].plain(value)))
 
 
 def _label_arguments(facts: _Facts) -> str:
