@@ -32,7 +32,7 @@ from hf_interp.tasks.column_choice import TASKS_OF_MEDIA, choose_columns
 from hf_interp.tasks.dialogues import has_marks, training_template
 from hf_interp.tasks.file_facts import Facts, look_at
 from hf_interp.tasks.fitness import UNLIMITED
-from hf_interp.tasks.labels import by_meaning
+from hf_interp.tasks.labels import by_meaning, tell_renamed
 from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.methods import LANGUAGE_TASKS, lay_method
 from hf_interp.tasks.models import check_model_name, label_names_of
@@ -262,6 +262,7 @@ def _decide_labels(draft: Draft, facts: Mapping[str, Facts], entries: dict[str, 
     labels = {side: [label for label, _ in counts[side].most_common() if label not in mapped[side]] for side in entries}
     names = _choose_names(draft.fields.get("label_names"), labels, model)
     draft.decide("label_names", names, "in the order of their ids")
+    draft.notes += filter(None, [tell_renamed(model.labels, names)])
     draft.notes += [f"labels of {side}: {format_counts(found)}" for side, found in counts.items()]
     is_shifted = any(name.isdigit() and names[int(name) : int(name) + 1] != [name] for name in names)
     for side, entry in entries.items():

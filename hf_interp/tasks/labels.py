@@ -33,6 +33,22 @@ def by_meaning(labels: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
+def tell_renamed(trained: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return what to say of a head that was trained for labels of other names than those it is read by, in their order.
+
+    >>> tell_renamed(["NEGATIVE", "POSITIVE"], ["negative", "positive"])
+    >>> tell_renamed(["negative", "positive"], ["good", "poor"])[:64]
+    "M₀'s head was trained for negative, positive, and is read as goo"
+    """
+    is_named = not all(re.fullmatch(r"(LABEL_)?\d+", label) for label in trained)
+    if not is_named or len(trained) != len(names) or [*by_meaning(trained)] == [*by_meaning(names)]:
+        return None
+    return (
+        f"M₀'s head was trained for {', '.join(trained)}, and is read as {', '.join(names)}, in this order. If another "
+        "is right, change `label_names`, or map the labels (`label_map`)."
+    )
+
+
 class LabelResolver:
     """A function from a label of a file to its index in `label_names`; `None` if its rows are to be dropped.
 

@@ -1,5 +1,6 @@
 """Pretrained models with the head of a task."""
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,6 +9,7 @@ import transformers
 from transformers import AutoConfig
 
 from hf_interp.tasks.fitness import check_weights
+from hf_interp.tasks.labels import tell_renamed
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.speech import is_ctc
 from hf_interp.tasks.task import get_task
@@ -15,6 +17,9 @@ from hf_interp.utils.errors import reading
 
 if TYPE_CHECKING:  # a plan loads no model
     from transformers import PreTrainedModel
+
+
+logger = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
@@ -51,6 +56,8 @@ def load_model(recipe: Recipe, folder: str | None = None, **kwargs: Any) -> Load
                 f"`label_names` must have the order in which {name_or_path!r} was trained, {trained}, got "
                 f"{list(label_names)}."
             )
+        if folder is None and (told := tell_renamed(trained, label_names)):
+            logger.warning(told)
         kwargs |= {
             "id2label": dict(enumerate(label_names)),
             "label2id": {label: index for index, label in enumerate(label_names)},

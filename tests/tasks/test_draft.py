@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import yaml
 from toy_recipes import ENGLISH, write_toy_models
+from transformers import BertConfig, BertForSequenceClassification
 
 from hf_interp.commands.init import format_recipe, write_recipe
 from hf_interp.tasks.build import check_recipe, load_data
 from hf_interp.tasks.draft import draft_recipe, look_at_model, match_labels
+from hf_interp.tasks.models import load_model
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 
 NAMES = ("negative", "positive")
@@ -206,3 +209,17 @@ def test_a_recipe_is_not_written_over(tmp_path: Path, models: dict[str, Path]) -
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text("utf-8"))["eval_corpora"]["domain"]["part"] == [0.8, 1.0]
     with pytest.raises(ValueError, match=r"exists\. Say another --output"):
         write_recipe(draft, tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(("names", "is_told"), [(["NEGATIVE", "positive"], False), (["good", "poor"], True)])
+def test_labels_that_a_trained_head_does_not_know_are_told(
+    models: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, names: list[str], is_told: bool
+) -> None:
+    config = BertConfig.from_pretrained(models["encoder"], id2label={0: "negative", 1: "positive"})
+    BertForSequenceClassification(config).save_pretrained(shutil.copytree(models["encoder"], tmp_path / "m"))
+    paths = {"domain": write(tmp_path / "a.jsonl", 90, names=names)}
+    draft = draft_recipe(str(tmp_path / "m"), paths, {})
+    assert any("trained for negative, positive, and is read as good, poor" in note for note in draft.notes) == is_told
+    recipe, _, _ = reading(tmp_path / "recipe.yaml", format_recipe(draft))
+    load_model(recipe)
+    assert ("M₀'s head was trained for negative, positive" in caplog.text) == is_told
