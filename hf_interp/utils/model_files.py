@@ -10,6 +10,7 @@ from hf_interp.utils.files import read_json
 from hf_interp.utils.run_folder import (
     ADAPTER_CONFIG_NAME,
     CELL_NAME,
+    CURVE_NAME,
     INTERPOLATED_NAME,
     INTERPOLATION_NAME,
     PROGRESS_NAME,
@@ -38,7 +39,9 @@ LEFT_BEHIND = (
     "*_results.json",
     "mixture_state_*.json",
     ADAPTER_CONFIG_NAME,
+    "checksums.json",
     RESULTS_NAME,
+    CURVE_NAME,
     INTERPOLATION_NAME,
     PROGRESS_NAME,
     CELL_NAME,

@@ -214,7 +214,16 @@ def test_what_goes_with_the_weights_is_copied(tmp_path: Path, classifiers: tuple
         "LICENSE",
         "additional_chat_templates/a.jinja",
     ]
-    left = ["training_args.bin", "optimizer.pt", "rng_state.pth", "results.json", "trainer_state.json", "README.md"]
+    left = [
+        "training_args.bin",
+        "optimizer.pt",
+        "rng_state.pth",
+        "results.json",
+        "curve.json",
+        "checksums.json",
+        "trainer_state.json",
+        "README.md",
+    ]
     left += ["eval_results.json", "mixture_state_0.json", "checkpoint-2/config.json", "runs/events", "old.safetensors"]
     for name in [*kept, *left]:
         (tuned / name).parent.mkdir(exist_ok=True)
