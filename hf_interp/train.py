@@ -24,12 +24,12 @@ from hf_interp.selection.groups import check_gap, measure_groups
 from hf_interp.selection.leaks import compare_pairs
 from hf_interp.selection.scoring import check_whole_weights
 from hf_interp.tasks.build import build_trainer, check_recipe, evaluate_at_end, format_cut, load_data, plan_data
+from hf_interp.tasks.corpora.splits import format_few, format_shared
 from hf_interp.tasks.harness import Harness
 from hf_interp.tasks.methods import describe_method, format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.runs import check_metric, find_members, save_curve, scored_groups, scored_sets, search_run
 from hf_interp.tasks.self_corpus import format_made
-from hf_interp.tasks.splits import format_few, format_shared
 from hf_interp.training.config import InterpolationConfig
 from hf_interp.training.model_info import count_parameters
 from hf_interp.training.progress import ProgressLine, show_by

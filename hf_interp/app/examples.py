@@ -16,8 +16,8 @@ from hf_interp.app.models import check_task_name, describe_pair
 from hf_interp.app.predictions import split_words
 from hf_interp.reporting.curve import AlphaCurve, load_curve
 from hf_interp.selection.choice import AlphaSearch
-from hf_interp.tasks.loading import load_corpus
-from hf_interp.tasks.media import file_suffix
+from hf_interp.tasks.corpora.loading import load_corpus
+from hf_interp.tasks.corpora.media import file_suffix
 from hf_interp.tasks.models import label_names_of
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe

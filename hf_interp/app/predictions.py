@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from hf_interp.tasks.corpora.media import check_asked
 from hf_interp.tasks.fitness import UNLIMITED
-from hf_interp.tasks.media import check_asked
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.speech import transcribe
 from hf_interp.utils.task_info import MASK, TASK_INFOS, AnswerKind

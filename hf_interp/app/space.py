@@ -11,7 +11,7 @@ from jinja2 import Template
 
 from hf_interp.app.examples import Source
 from hf_interp.reporting.card import is_hub_id
-from hf_interp.tasks.media import EXTRAS
+from hf_interp.tasks.corpora.media import EXTRAS
 from hf_interp.utils.files import new_folder, write_json
 from hf_interp.utils.redaction import redact_paths
 from hf_interp.utils.run_folder import CURVE_NAME

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hf_interp.tasks.column_choice import ANSWERS_IN_TEXTS, LABELS, TASKS_OF_MEDIA, choose_columns
-from hf_interp.tasks.columns import FILES, Kind, converter, first_fault, is_iob2
-from hf_interp.tasks.corpus_files import list_places
-from hf_interp.tasks.draft import Draft, draft_recipe
-from hf_interp.tasks.file_facts import Column, Facts, look_at, raw_values
-from hf_interp.tasks.labels import BadValueError, by_meaning
-from hf_interp.tasks.media import file_of
+from hf_interp.commands.column_choice import ANSWERS_IN_TEXTS, LABELS, TASKS_OF_MEDIA, choose_columns
+from hf_interp.commands.draft import Draft, draft_recipe
+from hf_interp.commands.file_facts import Column, Facts, look_at, raw_values
+from hf_interp.tasks.corpora.columns import FILES, Kind, converter, first_fault, is_iob2
+from hf_interp.tasks.corpora.corpus_files import list_places
+from hf_interp.tasks.corpora.labels import BadValueError, by_meaning
+from hf_interp.tasks.corpora.media import file_of
+from hf_interp.tasks.corpora.splits import content_key, content_keys
 from hf_interp.tasks.parsing import build_fields, lay_flags
 from hf_interp.tasks.recipe import CorpusConfig
-from hf_interp.tasks.splits import content_key, content_keys
 from hf_interp.utils.console import format_counts, format_table
 from hf_interp.utils.files import new_file
 from hf_interp.utils.task_info import TASK_INFOS

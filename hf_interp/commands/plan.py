@@ -21,14 +21,14 @@ from hf_interp.mixture.epochs import Epochs
 from hf_interp.mixture.packing import mean_tokens, token_lengths
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.tasks.build import RecipeData, check_recipe, format_cut, load_data, plan_data
-from hf_interp.tasks.media import describe
+from hf_interp.tasks.corpora.media import describe
+from hf_interp.tasks.corpora.splits import format_few, format_shared
 from hf_interp.tasks.methods import format_method
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.probes import format_canaries
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.self_corpus import format_made
 from hf_interp.tasks.speech import is_ctc, transcribe
-from hf_interp.tasks.splits import format_few, format_shared
 from hf_interp.tasks.task import get_task
 from hf_interp.training.checkpoints import STATE_NAME, find_checkpoint, find_fault, read_mixture
 from hf_interp.training.config import InterpolationConfig

@@ -28,19 +28,19 @@ from hf_interp.mixture.streams import check_stream_ends
 from hf_interp.reporting.results import greater_is_better
 from hf_interp.selection.choice import AlphaSearch
 from hf_interp.tasks.balance import balance, check_balance
-from hf_interp.tasks.columns import Kind
-from hf_interp.tasks.corpus_files import quiet_bars
+from hf_interp.tasks.corpora.columns import Kind
+from hf_interp.tasks.corpora.corpus_files import quiet_bars
+from hf_interp.tasks.corpora.loading import encode_corpus, load_corpus, without_faulty
+from hf_interp.tasks.corpora.media import check_media
+from hf_interp.tasks.corpora.splits import Keys, content_keys, count_shared
 from hf_interp.tasks.fitness import UNLIMITED, check_inputs, count_cut
 from hf_interp.tasks.harness import check_harness
-from hf_interp.tasks.loading import encode_corpus, load_corpus, without_faulty
-from hf_interp.tasks.media import check_media
 from hf_interp.tasks.models import check_model_name, label_names_of, load_model
 from hf_interp.tasks.presets import adapt, adapter_callbacks, check_adapter
 from hf_interp.tasks.probes import check_probes, load_pairs, plant
 from hf_interp.tasks.recipe import GROUP, SELF, CorpusConfig, Recipe
 from hf_interp.tasks.self_corpus import Made, check_self, place_self, promised
 from hf_interp.tasks.speech import is_ctc
-from hf_interp.tasks.splits import Keys, content_keys, count_shared
 from hf_interp.tasks.task import TASKS, Task, check_task, get_task
 from hf_interp.tasks.tokenizers import load_processor
 from hf_interp.training.checkpoints import PREFIX_CHECKPOINT_DIR

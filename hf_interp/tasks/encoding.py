@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hf_interp.losses.per_example import IGNORE_INDEX
-from hf_interp.tasks.dialogues import (
+from hf_interp.tasks.corpora.dialogues import (
     encode_among_images,
     encode_dialogue,
     render_dialogue,
@@ -20,8 +20,8 @@ from hf_interp.tasks.dialogues import (
     unpack_turn,
     with_places,
 )
-from hf_interp.tasks.loading import RowError
-from hf_interp.tasks.media import open_image
+from hf_interp.tasks.corpora.loading import RowError
+from hf_interp.tasks.corpora.media import open_image
 from hf_interp.tasks.recipe import Recipe
 
 Batch = dict[str, list[Any]]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import transformers
 from transformers import AutoConfig
 
+from hf_interp.tasks.corpora.labels import tell_renamed
 from hf_interp.tasks.fitness import check_weights
-from hf_interp.tasks.labels import tell_renamed
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.speech import is_ctc
 from hf_interp.tasks.task import get_task

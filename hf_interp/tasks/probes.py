@@ -8,8 +8,8 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
-from hf_interp.tasks.dialogues import pack_turn
-from hf_interp.tasks.loading import ROW, encode_corpus, load_corpus
+from hf_interp.tasks.corpora.dialogues import pack_turn
+from hf_interp.tasks.corpora.loading import ROW, encode_corpus, load_corpus
 from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe
 from hf_interp.tasks.task import get_task
 

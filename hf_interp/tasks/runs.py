@@ -29,7 +29,7 @@ from hf_interp.tasks.build import (
     tokenise,
     trainer_class,
 )
-from hf_interp.tasks.loading import first_rows
+from hf_interp.tasks.corpora.loading import first_rows
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.parsing import lay_flags, load_recipe, parse_recipe
 from hf_interp.tasks.presets import load_adapter

@@ -25,9 +25,9 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_interp.mixture.collators import DISTILL
-from hf_interp.tasks.corpus_files import load_rows
-from hf_interp.tasks.dialogues import Turn, encode_dialogue
-from hf_interp.tasks.loading import column_names, first_rows, load_corpus
+from hf_interp.tasks.corpora.corpus_files import load_rows
+from hf_interp.tasks.corpora.dialogues import Turn, encode_dialogue
+from hf_interp.tasks.corpora.loading import column_names, first_rows, load_corpus
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.recipe import GROUPS, SELF, CorpusConfig, Recipe
 from hf_interp.tasks.task import get_task

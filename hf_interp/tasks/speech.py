@@ -14,9 +14,9 @@ import datasets
 import torch
 from transformers import AutoConfig
 
+from hf_interp.tasks.corpora.loading import RowError
+from hf_interp.tasks.corpora.media import EXTRAS
 from hf_interp.tasks.encoding import Batch, Encode, encode_targets
-from hf_interp.tasks.loading import RowError
-from hf_interp.tasks.media import EXTRAS
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.utils.errors import import_extra, reading
 

@@ -52,7 +52,19 @@ from transformers import (
 
 from hf_interp.losses.per_example import ContrastiveLoss
 from hf_interp.mixture.collators import MaskingCollator, PackedCollator
-from hf_interp.tasks.columns import Kind, check_tag_set
+from hf_interp.tasks.corpora.columns import Kind, check_tag_set
+from hf_interp.tasks.corpora.media import (
+    ConversationCollator,
+    ImageCollator,
+    PairCollator,
+    SoundCollator,
+    check_conversations,
+    check_images,
+    check_images_texts,
+    check_sound,
+    encode_images_texts,
+    is_sigmoid,
+)
 from hf_interp.tasks.encoding import (
     Encode,
     encode_captions,
@@ -66,18 +78,6 @@ from hf_interp.tasks.encoding import (
     split_tokens,
 )
 from hf_interp.tasks.fitness import num_positions
-from hf_interp.tasks.media import (
-    ConversationCollator,
-    ImageCollator,
-    PairCollator,
-    SoundCollator,
-    check_conversations,
-    check_images,
-    check_images_texts,
-    check_sound,
-    encode_images_texts,
-    is_sigmoid,
-)
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.speech import check_speech, check_transcripts, encode_speech, is_ctc, prepare_speech
 from hf_interp.tasks.tokenizers import language_token
@@ -100,7 +100,7 @@ class Task:
 
     Args:
         info: the model class, and what cards, adapters and the page must know of the task.
-        columns: (recipe, corpus) → the kinds of the columns that the corpus must have (see `hf_interp.tasks.columns`).
+        columns: (recipe, corpus) → the kinds of the columns that a corpus must have (`tasks.corpora.columns`).
             What the file calls them is in the recipe: `text_column: review`, or `columns: {question: stem}`.
         encode: (tokenizer, recipe) → a function from a batch of columns to model inputs, for `Dataset.map`. Here and
             below the tokenizer is an image processor where `info` says that the task takes images, and so on.

@@ -7,9 +7,9 @@ import transformers
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from hf_interp.tasks.dialogues import set_chat_template
+from hf_interp.tasks.corpora.dialogues import set_chat_template
+from hf_interp.tasks.corpora.media import EXTRAS
 from hf_interp.tasks.fitness import check_tokenizer
-from hf_interp.tasks.media import EXTRAS
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.speech import is_ctc, set_language
 from hf_interp.utils.errors import import_extra, reading

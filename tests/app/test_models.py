@@ -34,7 +34,7 @@ from hf_interp.app.examples import Source
 from hf_interp.app.models import NUM_KEPT, AlphaSlider, describe_pair, find_task, open_slider
 from hf_interp.app.page import build_page
 from hf_interp.app.predictions import Outcome, best_choices, settings_of, split_words
-from hf_interp.tasks.media import MOST_ASKED, resample
+from hf_interp.tasks.corpora.media import MOST_ASKED, resample
 from hf_interp.tasks.presets import adapt
 from hf_interp.tasks.task import TASKS
 from hf_interp.utils.task_info import MASK, TASK_INFOS

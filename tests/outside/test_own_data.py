@@ -22,7 +22,7 @@ from toy_media import TONES, write_sounds, write_table, write_toy_ast, write_toy
 from toy_recipes import ENGLISH, write_toy_models
 from transformers import AutoTokenizer
 
-from hf_interp.tasks.dialogues import CHATML
+from hf_interp.tasks.corpora.dialogues import CHATML
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from hf_interp.commands.plan import plan_recipe
 from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.results import RunResults
 from hf_interp.tasks.build import check_recipe
-from hf_interp.tasks.labels import LabelResolver
+from hf_interp.tasks.corpora.labels import LabelResolver
 from hf_interp.tasks.methods import LANGUAGE_TASKS, METHODS
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.task import TASKS

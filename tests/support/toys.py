@@ -28,7 +28,7 @@ from transformers import (
 
 from hf_interp import InterpolationConfig, InterpolationTrainer
 from hf_interp.reporting.curve import AlphaCurve
-from hf_interp.tasks.dialogues import CHATML
+from hf_interp.tasks.corpora.dialogues import CHATML
 
 DOMAIN_FIRST = 1000  # ids from here on belong to the domain
 

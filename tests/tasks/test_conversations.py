@@ -15,13 +15,13 @@ from toy_recipes import toy_decoder, toy_tokenizer
 from toys import SHORT
 from transformers import AutoModelForImageTextToText
 
+from hf_interp.commands.draft import draft_recipe
 from hf_interp.commands.init import check_file, format_recipe
 from hf_interp.commands.plan import plan_recipe
 from hf_interp.reporting.hub import render_card
 from hf_interp.tasks.build import build_trainer, check_recipe, load_data
-from hf_interp.tasks.draft import draft_recipe
+from hf_interp.tasks.corpora.media import ConversationCollator, open_image
 from hf_interp.tasks.encoding import encode_conversations
-from hf_interp.tasks.media import ConversationCollator, open_image
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.tasks.tokenizers import load_processor

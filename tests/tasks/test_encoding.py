@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from hf_interp.tasks.dialogues import CHATML
+from hf_interp.tasks.corpora.dialogues import CHATML
+from hf_interp.tasks.corpora.loading import RowError
 from hf_interp.tasks.encoding import (
     encode_causal,
     encode_classification,
@@ -15,7 +16,6 @@ from hf_interp.tasks.encoding import (
     encode_tokens,
     split_tokens,
 )
-from hf_interp.tasks.loading import RowError
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "three", "four", "##teen", "##ty", "sum", ":"]

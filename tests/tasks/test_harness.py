@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from hf_interp import cli
 from hf_interp.commands.curve import curve_run
 from hf_interp.reporting.results import load_run_results
-from hf_interp.tasks.dialogues import CHATML
+from hf_interp.tasks.corpora.dialogues import CHATML
 from hf_interp.tasks.harness import Harness, check_harness
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.train import run_recipe

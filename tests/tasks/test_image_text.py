@@ -23,16 +23,16 @@ from toy_media import (
 from toys import SHORT
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, EvalPrediction, pipeline
 
+from hf_interp.commands.column_choice import choose_columns
 from hf_interp.commands.curve import curve_run
+from hf_interp.commands.draft import draft_recipe, look_at_model
+from hf_interp.commands.file_facts import look_at
 from hf_interp.commands.init import format_recipe
 from hf_interp.commands.plan import format_plan, plan_recipe
 from hf_interp.losses.per_example import ContrastiveLoss, have_same, pair_label
 from hf_interp.reporting.hub import render_card
 from hf_interp.tasks.build import build_trainer, check_recipe, load_data
-from hf_interp.tasks.column_choice import choose_columns
-from hf_interp.tasks.draft import draft_recipe, look_at_model
-from hf_interp.tasks.file_facts import look_at
-from hf_interp.tasks.media import PairCollator, encode_images_texts
+from hf_interp.tasks.corpora.media import PairCollator, encode_images_texts
 from hf_interp.tasks.metrics import image_text_metrics
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import CorpusConfig, Recipe

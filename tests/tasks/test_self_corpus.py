@@ -21,11 +21,11 @@ from transformers import (
     set_seed,
 )
 
+from hf_interp.commands.draft import draft_recipe
 from hf_interp.commands.init import write_recipe
 from hf_interp.commands.plan import format_plan, plan_recipe
 from hf_interp.mixture.plan import MANY_PASSES
 from hf_interp.tasks.build import RecipeData, check_recipe, load_data
-from hf_interp.tasks.draft import draft_recipe
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 from hf_interp.tasks.self_corpus import GROUPS, MOST_TRIES
 from hf_interp.train import run_recipe

@@ -36,15 +36,15 @@ from transformers import (
     pipeline,
 )
 
+from hf_interp.commands.column_choice import choose_columns
 from hf_interp.commands.curve import curve_run
+from hf_interp.commands.draft import draft_recipe
+from hf_interp.commands.file_facts import look_at
 from hf_interp.commands.plan import format_plan, plan_recipe
 from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.hub import render_card
 from hf_interp.tasks.build import tokenise
-from hf_interp.tasks.column_choice import choose_columns
-from hf_interp.tasks.draft import draft_recipe
-from hf_interp.tasks.file_facts import look_at
-from hf_interp.tasks.media import SoundCollator, open_sound, resample
+from hf_interp.tasks.corpora.media import SoundCollator, open_sound, resample
 from hf_interp.tasks.metrics import transcription_metrics
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import CorpusConfig, Recipe

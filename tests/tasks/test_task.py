@@ -33,7 +33,7 @@ from hf_interp.reporting.hub import render_card
 from hf_interp.reporting.results import RunResults, load_run_results
 from hf_interp.tasks import task as tasks
 from hf_interp.tasks.build import check_recipe
-from hf_interp.tasks.dialogues import CHATML
+from hf_interp.tasks.corpora.dialogues import CHATML
 from hf_interp.tasks.encoding import encode_pairs
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.recipe import CorpusConfig, Recipe

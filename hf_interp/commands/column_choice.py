@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hf_interp.tasks.dialogues import other_parts, words_of
-from hf_interp.tasks.file_facts import Column, ColumnKind, Facts
+from hf_interp.commands.file_facts import Column, ColumnKind, Facts
+from hf_interp.tasks.corpora.dialogues import other_parts, words_of
 from hf_interp.utils.errors import did_you_mean
 from hf_interp.utils.task_info import TASK_INFOS
 

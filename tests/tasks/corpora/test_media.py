@@ -35,17 +35,17 @@ from transformers import (
 
 from hf_interp.app.examples import find_source
 from hf_interp.app.models import open_slider
+from hf_interp.commands.column_choice import choose_columns
 from hf_interp.commands.curve import curve_run
+from hf_interp.commands.draft import draft_recipe, look_at_model
+from hf_interp.commands.file_facts import look_at
 from hf_interp.commands.plan import format_plan, plan_recipe
 from hf_interp.mixture.collators import collate
 from hf_interp.reporting.curve import load_curve
 from hf_interp.reporting.hub import render_card
 from hf_interp.tasks.build import check_recipe, load_data, tokenise
-from hf_interp.tasks.column_choice import choose_columns
-from hf_interp.tasks.draft import draft_recipe, look_at_model
-from hf_interp.tasks.file_facts import look_at
-from hf_interp.tasks.loading import load_corpus
-from hf_interp.tasks.media import ImageCollator, augment, open_image
+from hf_interp.tasks.corpora.loading import load_corpus
+from hf_interp.tasks.corpora.media import ImageCollator, augment, open_image
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 from hf_interp.tasks.runs import load_run_recipe, open_run, over_alpha, parse_run

@@ -8,9 +8,9 @@ from typing import Any
 import datasets
 import pytest
 
-from hf_interp.tasks.columns import check_tag_set, class_names, converter, first_fault, is_iob2
-from hf_interp.tasks.labels import BadValueError, LabelResolver
-from hf_interp.tasks.loading import load_corpus
+from hf_interp.tasks.corpora.columns import check_tag_set, class_names, converter, first_fault, is_iob2
+from hf_interp.tasks.corpora.labels import BadValueError, LabelResolver
+from hf_interp.tasks.corpora.loading import load_corpus
 from hf_interp.tasks.recipe import CorpusConfig
 
 TAGS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG"]

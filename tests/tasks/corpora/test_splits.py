@@ -13,10 +13,10 @@ from toy_recipes import ENGLISH, toy_tokenizer
 from transformers import AutoTokenizer
 
 from hf_interp.tasks.build import load_data, tokenise
-from hf_interp.tasks.loading import load_corpus
+from hf_interp.tasks.corpora.loading import load_corpus
+from hf_interp.tasks.corpora.splits import format_shared
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
-from hf_interp.tasks.splits import format_shared
 from hf_interp.tasks.task import get_task
 
 TEXTS = [" ".join(random.Random(number).choices(ENGLISH, k=6)) for number in range(60)]

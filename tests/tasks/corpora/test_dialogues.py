@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from toys import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from hf_interp.tasks.dialogues import (
+from hf_interp.tasks.corpora.dialogues import (
     CHATML,
     encode_dialogue,
     pack_turn,

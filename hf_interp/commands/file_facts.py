@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from hf_interp.tasks.columns import class_names
-from hf_interp.tasks.corpus_files import file_format, is_url, load_rows, open_file, quiet_bars
-from hf_interp.tasks.dialogues import plain_turns
-from hf_interp.tasks.loading import first_rows, undecoded
+from hf_interp.tasks.corpora.columns import class_names
+from hf_interp.tasks.corpora.corpus_files import file_format, is_url, load_rows, open_file, quiet_bars
+from hf_interp.tasks.corpora.dialogues import plain_turns
+from hf_interp.tasks.corpora.loading import first_rows, undecoded
 from hf_interp.tasks.recipe import CorpusConfig
 
 ColumnKind = Literal["text", "label", "number", "date", "id", "list", "turns", "image", "audio", "empty"]

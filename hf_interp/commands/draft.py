@@ -25,21 +25,21 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
 )
 
+from hf_interp.commands.column_choice import TASKS_OF_MEDIA, choose_columns
+from hf_interp.commands.file_facts import Facts, look_at
 from hf_interp.losses.per_example import IGNORE_INDEX
 from hf_interp.mixture.apportionment import SIDES
 from hf_interp.mixture.plan import MANY_PASSES
-from hf_interp.tasks.column_choice import TASKS_OF_MEDIA, choose_columns
-from hf_interp.tasks.dialogues import has_marks, training_template
-from hf_interp.tasks.file_facts import Facts, look_at
+from hf_interp.tasks.corpora.dialogues import has_marks, training_template
+from hf_interp.tasks.corpora.labels import by_meaning, tell_renamed
+from hf_interp.tasks.corpora.loading import encode_corpus, load_corpus
+from hf_interp.tasks.corpora.splits import content_keys, count_shared, format_few, in_part
 from hf_interp.tasks.fitness import UNLIMITED
-from hf_interp.tasks.labels import by_meaning, tell_renamed
-from hf_interp.tasks.loading import encode_corpus, load_corpus
 from hf_interp.tasks.methods import LANGUAGE_TASKS, lay_method
 from hf_interp.tasks.models import check_model_name, label_names_of
 from hf_interp.tasks.parsing import parse_recipe
 from hf_interp.tasks.recipe import SELF, CorpusConfig, Recipe
 from hf_interp.tasks.self_corpus import ROWS
-from hf_interp.tasks.splits import content_keys, count_shared, format_few, in_part
 from hf_interp.tasks.task import check_task, get_task
 from hf_interp.tasks.tokenizers import prepare_conversations, prepare_tokenizer
 from hf_interp.utils.console import format_counts

@@ -13,9 +13,9 @@ import yaml
 from toy_recipes import ENGLISH, write_toy_models
 from transformers import BertConfig, BertForSequenceClassification
 
+from hf_interp.commands.draft import draft_recipe, look_at_model, match_labels
 from hf_interp.commands.init import format_recipe, write_recipe
 from hf_interp.tasks.build import check_recipe, load_data
-from hf_interp.tasks.draft import draft_recipe, look_at_model, match_labels
 from hf_interp.tasks.models import load_model
 from hf_interp.tasks.parsing import load_recipe, parse_recipe
 

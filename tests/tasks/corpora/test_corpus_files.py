@@ -19,8 +19,8 @@ import pytest
 from toy_recipes import toy_tokenizer
 
 from hf_interp.tasks.build import tokenise
-from hf_interp.tasks.columns import Kind
-from hf_interp.tasks.loading import encode_corpus, load_corpus
+from hf_interp.tasks.corpora.columns import Kind
+from hf_interp.tasks.corpora.loading import encode_corpus, load_corpus
 from hf_interp.tasks.recipe import CorpusConfig, Recipe
 
 ROWS = [('"good" film', 1), ('"bad', 0), ("null", 1), ("so, so", 0), ("NA", 1), ('"a b', 0)]

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from hf_interp.losses.per_example import IGNORE_INDEX, pair_label
-from hf_interp.tasks.labels import BadValueError
+from hf_interp.tasks.corpora.labels import BadValueError
 from hf_interp.tasks.recipe import Recipe
 from hf_interp.utils.errors import check_known, import_extra
 

@@ -17,12 +17,12 @@ import datasets
 import pytest
 
 import hf_interp
-from hf_interp.tasks.column_choice import choose_columns
-from hf_interp.tasks.columns import Kind
-from hf_interp.tasks.file_facts import look_at
-from hf_interp.tasks.loading import RowError, encode_corpus, load_corpus
+from hf_interp.commands.column_choice import choose_columns
+from hf_interp.commands.file_facts import look_at
+from hf_interp.tasks.corpora.columns import Kind
+from hf_interp.tasks.corpora.loading import RowError, encode_corpus, load_corpus
+from hf_interp.tasks.corpora.splits import content_keys, in_part
 from hf_interp.tasks.recipe import CorpusConfig
-from hf_interp.tasks.splits import content_keys, in_part
 
 LABELS = ["bad", "good"]
 ROWS = [{"text": f"text {number}", "label": LABELS[number % 2], "kind": "abc"[number % 3]} for number in range(6)]
@@ -81,7 +81,7 @@ def test_rows_that_were_kept_are_found_again_and_not_those_of_other_code(
     path = write(tmp_path / "rows.jsonl")
     first, again = ([file["filename"] for file in read(path).cache_files] for _ in range(2))
     assert first == again != []
-    monkeypatch.setattr("hf_interp.tasks.loading.ROW", "row of the corpus, by other code")
+    monkeypatch.setattr("hf_interp.tasks.corpora.loading.ROW", "row of the corpus, by other code")
     assert not {*first} & {file["filename"] for file in read(path).cache_files}
 
 
@@ -616,7 +616,7 @@ def test_what_other_code_has_kept_is_not_read(tmp_path: Path) -> None:
     found = changed.read_text("utf-8").replace("return next(iter(readings.values()))", "return 0")
     changed.write_text(found, "utf-8")
     code = (
-        "from hf_interp.tasks.loading import load_corpus; from hf_interp.tasks.recipe import CorpusConfig;"
+        "from hf_interp.tasks.corpora.loading import load_corpus; from hf_interp.tasks.recipe import CorpusConfig;"
         "rows = load_corpus('a', CorpusConfig(path='rows.jsonl'), {'text': 'text', 'label': 'class'}, ['bad', 'good']);"
         "print(rows['label'][:])"
     )

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from toy_media import write_folder
 
-from hf_interp.tasks.column_choice import choose_columns
-from hf_interp.tasks.file_facts import Facts, look_at
+from hf_interp.commands.column_choice import choose_columns
+from hf_interp.commands.file_facts import Facts, look_at
 from hf_interp.tasks.recipe import CorpusConfig
 
 TABLE = [("so good, so far", "pos"), ("bad café", "neg"), ("not so bad", "pos"), ("meh, at best", "neg")]

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import datasets
 
-from hf_interp.tasks.dialogues import pack_turn, plain_turns, read_json, read_turns, without_null
-from hf_interp.tasks.labels import BadValueError, LabelResolver
-from hf_interp.tasks.media import file_bytes, read_file
+from hf_interp.tasks.corpora.dialogues import pack_turn, plain_turns, read_json, read_turns, without_null
+from hf_interp.tasks.corpora.labels import BadValueError, LabelResolver
+from hf_interp.tasks.corpora.media import file_bytes, read_file
 from hf_interp.tasks.recipe import CorpusConfig
 
 Kind = Literal[
@@ -60,7 +60,7 @@ def converter(
     """Return a function from a value as the file has it to one of this kind; the function raises `BadValueError`.
 
     `feature` is what `datasets` knows of the column, `values` are its labels, if they are known. The kind "class" is
-    left to `hf_interp.tasks.loading`.
+    left to `hf_interp.tasks.corpora.loading`.
     """
     if kind in ("classes", "tags"):
         names = list(label_names or [])

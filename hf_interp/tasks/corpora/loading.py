@@ -16,18 +16,18 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
-from hf_interp.tasks.columns import CELLS, FILES, Kind, class_names, content_reader, converter, is_wanted
-from hf_interp.tasks.corpus_files import HEAD, has_cells, list_places, load_rows
-from hf_interp.tasks.dialogues import plain_turns
-from hf_interp.tasks.labels import BadValueError, LabelResolver
-from hf_interp.tasks.media import file_of
+from hf_interp.tasks.corpora.columns import CELLS, FILES, Kind, class_names, content_reader, converter, is_wanted
+from hf_interp.tasks.corpora.corpus_files import HEAD, has_cells, list_places, load_rows
+from hf_interp.tasks.corpora.dialogues import plain_turns
+from hf_interp.tasks.corpora.labels import BadValueError, LabelResolver
+from hf_interp.tasks.corpora.media import file_of
+from hf_interp.tasks.corpora.splits import keep_part
 from hf_interp.tasks.recipe import CorpusConfig
-from hf_interp.tasks.splits import keep_part
 from hf_interp.utils.errors import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = sorted(Path(__file__).parent.rglob("*.py"))
+_SOURCES = sorted(Path(__file__).parents[1].rglob("*.py"))
 ROW = f"row of the corpus {zlib.crc32(b''.join(path.read_bytes() for path in _SOURCES)):08x}"
 """The column that numbers the rows as they are read, before any is dropped. Its name has a checksum of what makes
 inputs of rows, so that `datasets`, which keeps results by the names of functions, takes none that other code made."""
