@@ -1,6 +1,7 @@
 """The chart engine: what a chart shows, drawn by Matplotlib as a picture or as a part of a page. No torch."""
 
 import io
+import math
 import os
 import re
 import warnings
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # who writes or reads results without drawing them does not w
 
 PANEL_SIZE = (5.2, 4.4)
 """Of a chart in a picture, in inches."""
+IN_A_ROW = 4
+"""Of a picture's charts, so that they can be read in a card."""
 PAGE_SIZE = (4.3, 2.9)
 """Of a chart in a page: small, so that letters are not when a telephone shows it."""
 FEW = 30  # points that are told apart by markers
@@ -105,13 +108,18 @@ def spread_over(count: int, most: int) -> list[int]:
 
 
 def draw_panels(charts: Sequence[Chart]) -> "Figure":
-    """Draw those charts that show something side by side, with titles and legends."""
+    """Draw those charts that show something, at most `IN_A_ROW` side by side, with titles and legends."""
     from matplotlib.figure import Figure
 
     shown = [chart for chart in charts if not chart.is_empty()]
     width, height = PANEL_SIZE
-    figure = Figure(figsize=(width * max(len(shown), 1), height), layout="constrained")
-    for axes, chart in zip(figure.subplots(1, max(len(shown), 1), squeeze=False)[0], shown, strict=False):
+    rows = math.ceil(max(len(shown), 1) / IN_A_ROW)
+    columns = math.ceil(max(len(shown), 1) / rows)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels[max(len(shown), 1) :]:
+        axes.remove()
+    for axes, chart in zip(panels, shown, strict=False):
         _draw(axes, chart)
         axes.set_title(chart.title, parse_math=False)
         if axes.get_legend_handles_labels()[0]:

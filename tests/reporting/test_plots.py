@@ -13,6 +13,7 @@ from hf_interp.mixture.apportionment import CorpusSpec
 from hf_interp.mixture.plan import MixturePlan
 from hf_interp.mixture.schedules import AlphaSchedule, constant, linear
 from hf_interp.reporting import plots
+from hf_interp.reporting.charts import PANEL_SIZE, Chart, Series, draw_panels
 from hf_interp.reporting.colours import ALPHA, DOMAIN, GENERAL, NEUTRAL, OTHERS
 from hf_interp.reporting.curve import AlphaCurve
 from hf_interp.reporting.plots import plot_comparison, plot_curve, plot_plan, plot_run, plot_tuning
@@ -371,3 +372,15 @@ def test_a_search_on_one_side_has_one_panel(monkeypatch: pytest.MonkeyPatch, tmp
     trials = tuning_trials()
     plot_tuning(trials, tmp_path / "tuning.png", best=trials[2], base=[0.5, 0.9], metric="accuracy")
     assert (tmp_path / "tuning.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "columns"), [(0, 1, 1), (1, 1, 1), (4, 1, 4), (5, 2, 3), (8, 2, 4), (9, 3, 3)]
+)
+def test_charts_stand_in_rows_of_four_at_the_most(count: int, rows: int, columns: int) -> None:
+    series = [Series(label="a", points=[(0.0, 1.0), (1.0, 2.0)], style={"color": ALPHA, "linestyle": "-"})]
+    figure = draw_panels([Chart(title=f"chart {n}", x_name="x", y_name="y", series=series) for n in range(count)])
+    width, height = PANEL_SIZE
+    assert tuple(figure.get_size_inches()) == pytest.approx((width * columns, height * rows))
+    assert [axes.get_title() for axes in figure.axes if axes.lines] == [f"chart {n}" for n in range(count)]
+    assert len(figure.axes) == max(count, 1)
