@@ -428,8 +428,9 @@ def _divide(
     for group, part in _parts(missing, len(keys["corpora"])).items():
         inside = np.flatnonzero(in_part(keys["corpora"], part))
         if not len(inside):
+            count = f"{len(keys['corpora']):,}, {len(np.unique(keys['corpora'])):,} of them different"
             raise ValueError(
-                f"{entry['path']!r} has too few rows ({len(keys['corpora'])}) to keep a part for `{group}`. Give one "
+                f"{entry['path']!r} has too few rows ({count}) to keep a part for `{group}`. Give one "
                 f"for that, by --{flags[group] if group != 'corpora' else flags['eval_corpora']}."
             )
         sets[group], whole = {**entry, "part": part}, rows["corpora"] if group != "corpora" else rows.pop("corpora")
