@@ -16,6 +16,7 @@ import pytest
 
 from hf_interp import cli
 from hf_interp.commands.plan import plan_recipe
+from hf_interp.tasks.build import check_recipe
 from hf_interp.tasks.parsing import parse_recipe
 
 COMMANDS = ("demo", "train", "plan", "compare", "tune", "curve", "merge", "app", "card", "push", "report")
@@ -97,6 +98,17 @@ def test_a_plan_waits_for_no_trainer(toy_recipe: dict[str, Any], write_recipe: C
 
 
 # plan
+
+
+@pytest.mark.parametrize("change", [{}, {"where": {"label": "a"}}, {"objective": "distill"}])
+def test_the_same_rows_on_both_sides_are_told(
+    toy_recipe: dict[str, Any], caplog: pytest.LogCaptureFixture, change: dict[str, Any]
+) -> None:
+    corpora = toy_recipe["corpora"]
+    corpora["domain"] = {**corpora["general"], "side": "domain", **change}
+    check_recipe(*parse_recipe(toy_recipe))
+    told = f"`corpora.general` and `corpora.domain` read the same rows: {corpora['general']['path']}. Is that meant?"
+    assert (told in caplog.text) == (not change)
 
 
 def test_plan_as_text(

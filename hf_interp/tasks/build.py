@@ -1,5 +1,6 @@
 """From a recipe to its data, its model and its trainer."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,8 @@ if TYPE_CHECKING:  # data is loaded and planned without waiting for the trainer
     from hf_interp.selection.groups import Groups
     from hf_interp.training.heads import Objective
     from hf_interp.training.mixin import InterpolationMixin
+
+logger = logging.getLogger(__name__)
 
 
 def check_search(recipe: Recipe) -> None:
@@ -149,8 +152,18 @@ def check_recipe(recipe: Recipe, args: InterpolationConfig, *, trains: bool = Tr
         raise ValueError(f"`mixture_unit: tokens` is for texts, got the task {recipe.task}. Leave it out.")
     _check_columns(recipe)
     _check_controller(recipe, args)
+    _warn_of_same(recipe)
     check_model_name(recipe.model_name_or_path)
     return task
+
+
+def _warn_of_same(recipe: Recipe) -> None:
+    """Warn of corpora that read the same rows for the same objective, which is a mixture of one."""
+    names: dict[str, str] = {}
+    for name, corpus in recipe.corpora.items():
+        read = replace(corpus, side=None, share=None, max_passes=None, mean_tokens=None, license=None)
+        if (first := names.setdefault(repr(read), name)) != name:
+            logger.warning(f"`corpora.{first}` and `corpora.{name}` read the same rows: {corpus.path}. Is that meant?")
 
 
 def _check_compiler(args: InterpolationConfig) -> None:
