@@ -612,7 +612,7 @@ def test_what_other_code_has_kept_is_not_read(tmp_path: Path) -> None:
     """`datasets` keeps the results of a function by its name, whatever it did then."""
     write(tmp_path / "rows.jsonl", [{"text": "a", "label": "bad"}, {"text": "b", "label": "good"}])
     shutil.copytree(Path(hf_interp.__file__).parent, tmp_path / "other" / "hf_interp")
-    changed = tmp_path / "other" / "hf_interp" / "tasks" / "labels.py"
+    changed = tmp_path / "other" / "hf_interp" / "tasks" / "corpora" / "labels.py"
     found = changed.read_text("utf-8").replace("return next(iter(readings.values()))", "return 0")
     changed.write_text(found, "utf-8")
     code = (
