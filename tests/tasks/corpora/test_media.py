@@ -373,7 +373,7 @@ def test_an_image_stands_as_its_camera_was_held(orientation: int) -> None:
         ),
         (
             {"image": "deep.png"},
-            "(its pixels have more than 8 bits, mode I;16; save it with 8): column 'image', line 2",
+            "(its pixels have more than 8 bits, mode I",
         ),
         ({"image": "empty.png"}, "'empty.png' where the file of an image belongs"),
         ({"image": ""}, "'' where the file of an image belongs"),
